@@ -1,0 +1,1 @@
+"""What we believe after data: engines that condition a prior on observations."""

@@ -1,0 +1,1 @@
+"""Inference methods for `bayes.BayesianNetwork`, one per file."""

@@ -1,0 +1,1 @@
+"""Amortised inference: prior-data fitted networks."""

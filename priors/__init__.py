@@ -1,0 +1,1 @@
+"""What we believe before data: infinite-width kernels, priors over functions, task priors."""

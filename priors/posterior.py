@@ -1,0 +1,348 @@
+"""What every posterior of this package answers, whichever engine made it.
+
+A `PredictivePosterior` is a BoTorch `Posterior` that also knows the density of its own
+marginals. Shapes: `n` points, `m` outputs, any batch dimensions before them; "marginal" means
+per point and per output. Densities are in nats and in the units of the user's Y: transforms of
+the outcome are undone with their Jacobian by `TransformedPosterior`.
+
+Sampling goes through standard normal base samples (`rsample_from_base_samples`), so that
+BoTorch's sample average approximation works: the same base samples give the same function of X.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from botorch.posteriors import GPyTorchPosterior, Posterior
+from botorch.sampling.get_sampler import GetSampler
+from botorch.sampling.normal import SobolQMCNormalSampler
+from torch import Tensor
+from torch.distributions import Normal
+from torch.distributions.transforms import AffineTransform, Transform
+
+__all__ = [
+    "GaussianPosterior",
+    "PredictivePosterior",
+    "Scores",
+    "TransformedPosterior",
+    "score",
+]
+
+
+class PredictivePosterior(Posterior, ABC):
+    """A predictive distribution with exact marginals.
+
+    Subclasses give the abstract members below; `device`, `dtype` and the sampling shapes follow
+    from `mean`. An infinite variance is `inf`; what is undefined raises.
+    """
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """Marginal means, `[..., n, m]`."""
+
+    @property
+    @abstractmethod
+    def variance(self) -> Tensor:
+        """Marginal variances, `[..., n, m]`."""
+
+    @abstractmethod
+    def log_prob(self, Y: Tensor) -> Tensor:
+        """Marginal log densities at `Y` `[..., n, m]`, in nats, `[..., n, m]`."""
+
+    @abstractmethod
+    def cdf(self, Y: Tensor) -> Tensor:
+        """Marginal probabilities of a value at most `Y` `[..., n, m]`, `[..., n, m]`."""
+
+    @abstractmethod
+    def quantile(self, value: Tensor) -> Tensor:
+        """Marginal quantiles.
+
+        Args:
+            value: Probabilities in (0, 1), any shape `[*p]`.
+
+        Returns:
+            `[*p, ..., n, m]`.
+        """
+
+    @abstractmethod
+    def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
+        """Samples as a differentiable function of standard normals.
+
+        Args:
+            sample_shape: Shape of the sample dimensions.
+            base_samples: Standard normals `[*sample_shape, *base_sample_shape]`; the batch
+                dimensions may be 1 and broadcast.
+
+        Returns:
+            `[*sample_shape, ..., n, m]`, joint over points where the engine has a joint.
+        """
+
+    def joint_log_prob(self, Y: Tensor) -> Tensor:
+        """Log density of all `n` points and `m` outputs together, `[...]`, in nats.
+
+        Raises:
+            NotImplementedError: this posterior has no joint density.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has marginal densities only; use log_prob(Y) for them."
+        )
+
+    def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
+        """Log of the marginal expected improvement over `best_f`, `[..., n, m]`.
+
+        E[max(y - best_f, 0)], or E[max(best_f - y, 0)] when minimising, under the true marginal.
+
+        Raises:
+            NotImplementedError: no closed form; use a BoTorch Monte Carlo acquisition.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no closed-form expected improvement; use "
+            "botorch.acquisition.qLogExpectedImprovement, which samples it."
+        )
+
+    def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
+        """Draw samples with gradients, `[*sample_shape, ..., n, m]`."""
+        shape = torch.Size() if sample_shape is None else torch.Size(sample_shape)
+        base = torch.randn(
+            shape + self.base_sample_shape, dtype=self.dtype, device=self.device
+        )
+        return self.rsample_from_base_samples(shape, base)
+
+    def density(self, value: Tensor) -> Tensor:
+        """Marginal densities at `value`, `[..., n, m]`."""
+        return self.log_prob(value).exp()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the distribution."""
+        return self.mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the distribution."""
+        return self.mean.dtype
+
+    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
+        return torch.Size(sample_shape) + self.mean.shape
+
+    @property
+    def base_sample_shape(self) -> torch.Size:
+        """Shape of the standard normals that one sample needs."""
+        return self.mean.shape
+
+    @property
+    def batch_range(self) -> tuple[int, int]:
+        """The dimensions of `base_sample_shape` over which base samples are shared."""
+        return (0, -2)
+
+
+@GetSampler.register(PredictivePosterior)
+def _sampler(
+    posterior: PredictivePosterior, sample_shape: torch.Size, *, seed: int | None = None
+) -> SobolQMCNormalSampler:
+    return SobolQMCNormalSampler(sample_shape=sample_shape, seed=seed)
+
+
+class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
+    """A GPyTorch multivariate normal posterior that answers the whole protocol."""
+
+    def log_prob(self, Y: Tensor) -> Tensor:  # noqa: D102
+        return self._marginals.log_prob(Y)
+
+    def cdf(self, Y: Tensor) -> Tensor:  # noqa: D102
+        return self._marginals.cdf(Y)
+
+    def quantile(self, value: Tensor) -> Tensor:  # noqa: D102
+        return self._marginals.icdf(_leading(value, self.mean))
+
+    def density(self, value: Tensor) -> Tensor:  # noqa: D102
+        return self.log_prob(value).exp()
+
+    def joint_log_prob(self, Y: Tensor) -> Tensor:  # noqa: D102
+        return self.distribution.log_prob(Y if self._is_mt else Y.squeeze(-1))
+
+    def log_expected_improvement(  # noqa: D102
+        self, best_f: Tensor | float, maximize: bool = True
+    ) -> Tensor:
+        sign = 1.0 if maximize else -1.0
+        return gaussian_log_expected_improvement(
+            sign * self.mean, self.variance, sign * torch.as_tensor(best_f).to(self.mean)
+        )
+
+    @property
+    def _marginals(self) -> Normal:
+        return Normal(self.mean, self.variance.sqrt(), validate_args=False)
+
+
+class TransformedPosterior(PredictivePosterior):
+    """A posterior of z seen as a posterior of y = T(z), T monotone and elementwise.
+
+    Args:
+        base: Posterior of z, `[..., n, m]`.
+        transform: A `torch.distributions` transform from z to y with event dimension 0 whose
+            parameters broadcast with `[..., n, m]`; `AffineTransform` undoes a standardisation.
+
+    Moments and expected improvement are closed for an affine map; other maps take the moments
+    by Gauss-Legendre quadrature of the quantile function (64 nodes) and have no closed expected
+    improvement.
+    """
+
+    _nodes = 64
+
+    def __init__(self, base: PredictivePosterior, transform: Transform) -> None:
+        if not transform.bijective or transform.domain.event_dim != 0:
+            raise ValueError(
+                f"TransformedPosterior needs an elementwise monotone transform, got {transform}."
+            )
+        self.base = base
+        self.transform = transform
+
+    @property
+    def _affine(self) -> AffineTransform | None:
+        return self.transform if isinstance(self.transform, AffineTransform) else None
+
+    def _sign(self) -> Tensor:
+        return torch.as_tensor(self.transform.sign).to(self.base.mean)
+
+    def _moment(self, power: int) -> Tensor:
+        nodes, weights = _gauss_legendre(self._nodes, self.base.mean)
+        return torch.tensordot(weights, self.quantile(nodes) ** power, dims=1)
+
+    @property
+    def mean(self) -> Tensor:  # noqa: D102
+        if self._affine is not None:
+            return self.transform(self.base.mean)
+        return self._moment(1)
+
+    @property
+    def variance(self) -> Tensor:  # noqa: D102
+        if self._affine is not None:
+            scale = torch.as_tensor(self._affine.scale).to(self.base.mean)
+            return self.base.variance * scale**2
+        return (self._moment(2) - self._moment(1) ** 2).clamp_min(0)
+
+    def _jacobian(self, z: Tensor, y: Tensor) -> Tensor:
+        return self.transform.log_abs_det_jacobian(z, y)
+
+    def log_prob(self, Y: Tensor) -> Tensor:  # noqa: D102
+        z = self.transform.inv(Y)
+        return self.base.log_prob(z) - self._jacobian(z, Y)
+
+    def cdf(self, Y: Tensor) -> Tensor:  # noqa: D102
+        p = self.base.cdf(self.transform.inv(Y))
+        return torch.where(self._sign() > 0, p, 1 - p)
+
+    def quantile(self, value: Tensor) -> Tensor:  # noqa: D102
+        value = torch.as_tensor(value).to(self.base.mean)
+        if bool((self._sign() > 0).all()):
+            return self.transform(self.base.quantile(value))
+        if bool((self._sign() < 0).all()):
+            return self.transform(self.base.quantile(1 - value))
+        raise NotImplementedError("quantile needs a transform of one sign for all outputs.")
+
+    def joint_log_prob(self, Y: Tensor) -> Tensor:  # noqa: D102
+        z = self.transform.inv(Y)
+        jacobian = self._jacobian(z, Y).expand(Y.shape)
+        return self.base.joint_log_prob(z) - jacobian.sum(dim=(-2, -1))
+
+    def log_expected_improvement(  # noqa: D102
+        self, best_f: Tensor | float, maximize: bool = True
+    ) -> Tensor:
+        if self._affine is None:
+            return super().log_expected_improvement(best_f, maximize)
+        scale = torch.as_tensor(self._affine.scale).to(self.base.mean)
+        if bool((scale <= 0).any()):
+            raise NotImplementedError("Expected improvement needs a positive affine scale.")
+        best = self.transform.inv(torch.as_tensor(best_f).to(self.base.mean))
+        return self.base.log_expected_improvement(best, maximize) + scale.log()
+
+    def rsample_from_base_samples(  # noqa: D102
+        self, sample_shape: torch.Size, base_samples: Tensor
+    ) -> Tensor:
+        return self.transform(self.base.rsample_from_base_samples(sample_shape, base_samples))
+
+    @property
+    def base_sample_shape(self) -> torch.Size:  # noqa: D102
+        return self.base.base_sample_shape
+
+    @property
+    def batch_range(self) -> tuple[int, int]:  # noqa: D102
+        return self.base.batch_range
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a predictive distribution on held-out targets, averaged over points and outputs.
+
+    Attributes:
+        rmse: Root mean squared error of the mean, units of Y.
+        nlpd: Negative mean marginal log predictive density, nats.
+        coverage: Share of targets inside the central interval.
+        level: Nominal probability of that interval.
+    """
+
+    rmse: float
+    nlpd: float
+    coverage: float
+    level: float
+
+
+def score(posterior: PredictivePosterior, Y: Tensor, *, level: float = 0.9) -> Scores:
+    """Score a predictive posterior of y on held-out targets.
+
+    Args:
+        posterior: `model.posterior(X, observation_noise=True)`, `[..., n, m]`.
+        Y: Targets, `[..., n, m]`.
+        level: Probability of the central interval whose coverage is counted.
+
+    Raises:
+        ValueError: `Y` has another shape than the posterior, or level is outside (0, 1).
+    """
+    if Y.shape != posterior.mean.shape:
+        raise ValueError(
+            f"score got Y of shape {tuple(Y.shape)} for a posterior of shape "
+            f"{tuple(posterior.mean.shape)}; they must agree."
+        )
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level}.")
+    with torch.no_grad():
+        tail = (1 - level) / 2
+        lower, upper = posterior.quantile(torch.tensor([tail, 1 - tail]).to(Y))
+        inside = (lower <= Y) & (upper >= Y)
+        return Scores(
+            rmse=float((posterior.mean - Y).square().mean().sqrt()),
+            nlpd=float(-posterior.log_prob(Y).mean()),
+            coverage=float(inside.to(Y.dtype).mean()),
+            level=level,
+        )
+
+
+def gaussian_log_expected_improvement(mean: Tensor, variance: Tensor, best_f: Tensor) -> Tensor:
+    """Log E[max(y - best_f, 0)] for y ~ N(mean, variance), stable far below `best_f`.
+
+    Uses BoTorch's `_log_ei_helper`, Ament et al. 2023 (2310.20708), eq. 9.
+    """
+    from botorch.acquisition.analytic import _log_ei_helper
+
+    std = variance.clamp_min(torch.finfo(variance.dtype).tiny ** 0.5).sqrt()
+    return _log_ei_helper((mean - best_f) / std) + std.log()
+
+
+def _leading(value: Tensor, like: Tensor) -> Tensor:
+    """`value` [*p] reshaped to `[*p, 1, ..., 1]` to broadcast over the shape of `like`."""
+    value = torch.as_tensor(value).to(like)
+    return value.reshape(value.shape + (1,) * like.dim())
+
+
+def _gauss_legendre(num: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of Gauss-Legendre quadrature on (0, 1)."""
+    index = torch.arange(1, num, dtype=torch.float64)
+    off = index / (4 * index**2 - 1).sqrt()
+    nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+    weights = 2 * vectors[0] ** 2
+    assert math.isclose(float(weights.sum()), 2.0, rel_tol=1e-9)
+    return ((nodes + 1) / 2).to(like), (weights / 2).to(like)
