@@ -1,0 +1,122 @@
+"""Model files: tensors in safetensors, their description as JSON in its header, never pickle.
+
+A file holds named tensors and one JSON object that says what they are (`kind`, format version,
+package version, and what the writer adds). Writing is atomic: a reader sees the old file or the
+new one, and a crash leaves the old one in place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+__all__ = ["FORMAT", "read_safetensors", "write_safetensors_atomically"]
+
+#: Version of the layout of the JSON description; a reader refuses a newer one.
+FORMAT = 1
+_KEY = "wideprior"
+
+
+def write_safetensors_atomically(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    *,
+    kind: str,
+    description: Mapping[str, Any],
+) -> None:
+    """Write tensors and their description to one file, replacing it in a single step.
+
+    Args:
+        path: Target file; its folder must exist.
+        tensors: Named tensors on any device; tensors sharing memory are stored separately.
+        kind: What the file holds, checked by the reader: "PFN", "GaussianProcess".
+        description: JSON-serialisable facts that the reader needs. NaN and infinities are refused.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        TypeError: the description is not JSON.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"Cannot write {path}: the folder {path.parent} does not exist.")
+    header = {"kind": kind, "format": FORMAT, "version": _package_version(), **description}
+    text = json.dumps(header, allow_nan=False)
+    content = save(
+        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
+        metadata={_KEY: text},
+    )
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with open(partial, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_safetensors(
+    path: str | os.PathLike[str],
+    *,
+    kind: str | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_safetensors_atomically` wrote.
+
+    Args:
+        path: The file.
+        kind: The kind that the caller expects; None accepts any.
+        device: Where the tensors go.
+
+    Returns:
+        The tensors by name, and the description with "kind", "format" and "version" added.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, was not written by this package, is of another kind, or
+            was written by a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            text = (file.metadata() or {}).get(_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a readable safetensors file (damaged, cut off or another format): "
+            f"{error}"
+        ) from error
+    if text is None:
+        raise ValueError(f"{path} is a safetensors file, but was not written by this package.")
+    try:
+        description = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"The description in {path} is not valid JSON: {error}") from error
+    if description["format"] > FORMAT:
+        raise ValueError(
+            f"{path} has format {description['format']}, this version reads up to {FORMAT}; "
+            f"it was written by version {description['version']} of the package: upgrade."
+        )
+    if kind is not None and description["kind"] != kind:
+        raise ValueError(f"{path} holds a {description['kind']}, expected a {kind}.")
+    return tensors, description
+
+
+def _package_version() -> str:
+    try:
+        return version("wideprior")
+    except PackageNotFoundError:  # imported from a source tree that is not installed
+        return "unknown"

@@ -1,0 +1,120 @@
+"""Scaling inputs and outcomes, the same way in every engine.
+
+All engines take `input_transform` and `outcome_transform`. `DEFAULT` standardises by the training
+rows, `None` leaves the data alone, and anything else is used as given: a BoTorch `InputTransform`
+for inputs, an elementwise monotone `torch.distributions` transform from the model's scale z to
+the user's y for outcomes. Statistics are those of the training rows and never change afterwards.
+
+A column that is constant up to rounding has scale 1: it becomes 0 and no NaN arises.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from botorch.models.transforms.input import AffineInputTransform, InputTransform
+from botorch.utils.types import DEFAULT
+from torch import Tensor
+from torch.distributions.transforms import AffineTransform, Transform
+
+__all__ = ["DEFAULT", "location_scale", "make_input_transform", "make_outcome_transform"]
+
+
+def location_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column, constant columns with deviation 1.
+
+    Args:
+        rows: `[..., n, d]`, n >= 1.
+
+    Returns:
+        Location and scale (n - 1 in the denominator), each `[..., 1, d]`, scale > 0.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if rows.dim() < 2 or rows.shape[-2] == 0:
+        raise ValueError(
+            f"Standardising needs rows [..., n, d] with n >= 1, got shape {tuple(rows.shape)}."
+        )
+    location = rows.mean(dim=-2, keepdim=True)
+    deviation = rows - location
+    largest = deviation.abs().amax(dim=-2, keepdim=True)
+    unit = torch.where(largest > 0, largest, 1)  # squares of the ratio cannot overflow
+    # n = 1 has no standard deviation; its deviation is 0 and it counts as constant below.
+    mean_square = (deviation / unit).square().sum(-2, keepdim=True) / max(rows.shape[-2] - 1, 1)
+    scale = unit * mean_square.sqrt()
+    # The mean of n equal numbers is off by rounding: such a deviation is not a scale.
+    size = rows.abs().amax(dim=-2, keepdim=True)
+    rounding = 16 * torch.finfo(rows.dtype).eps * size
+    constant = scale <= rounding
+    location = torch.where(constant, rows[..., :1, :], location)
+    return location, torch.where(constant, torch.ones_like(scale), scale)
+
+
+def make_input_transform(input_transform: Any, train_X: Tensor) -> InputTransform | None:
+    """The input transform that a model applies to its rows.
+
+    Args:
+        input_transform: `DEFAULT` (standardise by the training rows), None (off) or a BoTorch
+            `InputTransform`, used as given.
+        train_X: Training inputs, `[..., n, d]`.
+
+    Raises:
+        TypeError: `input_transform` is something else.
+    """
+    if input_transform is None:
+        return None
+    if input_transform is DEFAULT:
+        location, scale = location_scale(train_X)
+        return AffineInputTransform(
+            d=train_X.shape[-1],
+            coefficient=scale,
+            offset=location,
+            batch_shape=train_X.shape[:-2],
+        )
+    if not isinstance(input_transform, InputTransform):
+        raise TypeError(
+            "input_transform must be DEFAULT, None or a botorch InputTransform, got "
+            f"{type(input_transform).__name__}."
+        )
+    return input_transform
+
+
+def make_outcome_transform(outcome_transform: Any, train_Y: Tensor) -> Transform | None:
+    """The map from the model's outcome scale z to the user's y.
+
+    The model is trained on `transform.inv(train_Y)`, and `TransformedPosterior(base, transform)`
+    of `priors.posterior` brings its posterior back.
+
+    Args:
+        outcome_transform: `DEFAULT` (an `AffineTransform` that undoes standardisation by the
+            training rows, column by column), None (off) or an elementwise monotone
+            `torch.distributions` transform from z to y, used as given: `ExpTransform()` models
+            the logarithm of Y.
+        train_Y: Training outcomes, `[..., n, m]`.
+
+    Raises:
+        TypeError: `outcome_transform` is something else.
+        ValueError: the transform is not elementwise and monotone, or `train_Y` is outside its
+            range.
+    """
+    if outcome_transform is None:
+        return None
+    if outcome_transform is DEFAULT:
+        return AffineTransform(*location_scale(train_Y))
+    if not isinstance(outcome_transform, Transform):
+        raise TypeError(
+            "outcome_transform must be DEFAULT, None or a torch.distributions transform from the "
+            f"model's scale to Y's (ExpTransform() models log Y), got "
+            f"{type(outcome_transform).__name__}."
+        )
+    if not outcome_transform.bijective or outcome_transform.domain.event_dim != 0:
+        raise ValueError(
+            f"outcome_transform must act elementwise and be monotone, got {outcome_transform}."
+        )
+    if not bool(outcome_transform.codomain.check(train_Y).all()):
+        raise ValueError(
+            f"train_Y has values outside the range of outcome_transform {outcome_transform}."
+        )
+    return outcome_transform
