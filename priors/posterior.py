@@ -19,6 +19,7 @@ import torch
 from botorch.posteriors import GPyTorchPosterior, Posterior
 from botorch.sampling.get_sampler import GetSampler
 from botorch.sampling.normal import SobolQMCNormalSampler
+from gpytorch.distributions import MultivariateNormal
 from torch import Tensor
 from torch.distributions import Normal
 from torch.distributions.transforms import AffineTransform, Transform
@@ -105,11 +106,9 @@ class PredictivePosterior(Posterior, ABC):
         )
 
     def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
-        """Draw samples with gradients, `[*sample_shape, ..., n, m]`."""
-        shape = torch.Size() if sample_shape is None else torch.Size(sample_shape)
-        base = torch.randn(
-            shape + self.base_sample_shape, dtype=self.dtype, device=self.device
-        )
+        """Draw samples with gradients, `[*sample_shape, ..., n, m]`; one, `[1, ...]`, without."""
+        shape = torch.Size([1]) if sample_shape is None else torch.Size(sample_shape)
+        base = torch.randn(shape + self.base_sample_shape, dtype=self.dtype, device=self.device)
         return self.rsample_from_base_samples(shape, base)
 
     def density(self, value: Tensor) -> Tensor:
@@ -150,24 +149,24 @@ def _sampler(
 class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
     """A GPyTorch multivariate normal posterior that answers the whole protocol."""
 
-    def log_prob(self, Y: Tensor) -> Tensor:  # noqa: D102
+    def log_prob(self, Y: Tensor) -> Tensor:
         return self._marginals.log_prob(Y)
 
-    def cdf(self, Y: Tensor) -> Tensor:  # noqa: D102
+    def cdf(self, Y: Tensor) -> Tensor:
         return self._marginals.cdf(Y)
 
-    def quantile(self, value: Tensor) -> Tensor:  # noqa: D102
+    def quantile(self, value: Tensor) -> Tensor:
         return self._marginals.icdf(_leading(value, self.mean))
 
-    def density(self, value: Tensor) -> Tensor:  # noqa: D102
+    def density(self, value: Tensor) -> Tensor:
         return self.log_prob(value).exp()
 
-    def joint_log_prob(self, Y: Tensor) -> Tensor:  # noqa: D102
-        return self.distribution.log_prob(Y if self._is_mt else Y.squeeze(-1))
+    def joint_log_prob(self, Y: Tensor) -> Tensor:
+        # GPyTorch's multitask log_prob scrambles values of a distribution that is not interleaved.
+        ordered = Y if not self._is_mt or self.distribution._interleaved else Y.mT
+        return MultivariateNormal.log_prob(self.distribution, ordered.flatten(-2))
 
-    def log_expected_improvement(  # noqa: D102
-        self, best_f: Tensor | float, maximize: bool = True
-    ) -> Tensor:
+    def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
         sign = 1.0 if maximize else -1.0
         return gaussian_log_expected_improvement(
             sign * self.mean, self.variance, sign * torch.as_tensor(best_f).to(self.mean)
@@ -213,13 +212,13 @@ class TransformedPosterior(PredictivePosterior):
         return torch.tensordot(weights, self.quantile(nodes) ** power, dims=1)
 
     @property
-    def mean(self) -> Tensor:  # noqa: D102
+    def mean(self) -> Tensor:
         if self._affine is not None:
             return self.transform(self.base.mean)
         return self._moment(1)
 
     @property
-    def variance(self) -> Tensor:  # noqa: D102
+    def variance(self) -> Tensor:
         if self._affine is not None:
             scale = torch.as_tensor(self._affine.scale).to(self.base.mean)
             return self.base.variance * scale**2
@@ -228,15 +227,15 @@ class TransformedPosterior(PredictivePosterior):
     def _jacobian(self, z: Tensor, y: Tensor) -> Tensor:
         return self.transform.log_abs_det_jacobian(z, y)
 
-    def log_prob(self, Y: Tensor) -> Tensor:  # noqa: D102
+    def log_prob(self, Y: Tensor) -> Tensor:
         z = self.transform.inv(Y)
         return self.base.log_prob(z) - self._jacobian(z, Y)
 
-    def cdf(self, Y: Tensor) -> Tensor:  # noqa: D102
+    def cdf(self, Y: Tensor) -> Tensor:
         p = self.base.cdf(self.transform.inv(Y))
         return torch.where(self._sign() > 0, p, 1 - p)
 
-    def quantile(self, value: Tensor) -> Tensor:  # noqa: D102
+    def quantile(self, value: Tensor) -> Tensor:
         value = torch.as_tensor(value).to(self.base.mean)
         if bool((self._sign() > 0).all()):
             return self.transform(self.base.quantile(value))
@@ -244,14 +243,12 @@ class TransformedPosterior(PredictivePosterior):
             return self.transform(self.base.quantile(1 - value))
         raise NotImplementedError("quantile needs a transform of one sign for all outputs.")
 
-    def joint_log_prob(self, Y: Tensor) -> Tensor:  # noqa: D102
+    def joint_log_prob(self, Y: Tensor) -> Tensor:
         z = self.transform.inv(Y)
         jacobian = self._jacobian(z, Y).expand(Y.shape)
         return self.base.joint_log_prob(z) - jacobian.sum(dim=(-2, -1))
 
-    def log_expected_improvement(  # noqa: D102
-        self, best_f: Tensor | float, maximize: bool = True
-    ) -> Tensor:
+    def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
         if self._affine is None:
             return super().log_expected_improvement(best_f, maximize)
         scale = torch.as_tensor(self._affine.scale).to(self.base.mean)
@@ -260,17 +257,15 @@ class TransformedPosterior(PredictivePosterior):
         best = self.transform.inv(torch.as_tensor(best_f).to(self.base.mean))
         return self.base.log_expected_improvement(best, maximize) + scale.log()
 
-    def rsample_from_base_samples(  # noqa: D102
-        self, sample_shape: torch.Size, base_samples: Tensor
-    ) -> Tensor:
+    def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         return self.transform(self.base.rsample_from_base_samples(sample_shape, base_samples))
 
     @property
-    def base_sample_shape(self) -> torch.Size:  # noqa: D102
+    def base_sample_shape(self) -> torch.Size:
         return self.base.base_sample_shape
 
     @property
-    def batch_range(self) -> tuple[int, int]:  # noqa: D102
+    def batch_range(self) -> tuple[int, int]:
         return self.base.batch_range
 
 

@@ -1,0 +1,279 @@
+"""The multivariate Student t distribution as a posterior, with exact marginals and tails.
+
+y = mean + scale^(1/2) e sqrt(df / c), e standard normal, c chi-square with df degrees of freedom
+shared by all points and outputs: that shared c is what makes the points dependent even where the
+scale matrix is diagonal. Torch has no t distribution function; SciPy's is wrapped with its
+analytic derivative, so that acquisition functions can be optimised through it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from scipy.special import gammainccinv, gammaincinv, ndtr, stdtr, stdtrit
+from torch import Tensor
+
+from priors.posterior import GaussianPosterior, PredictivePosterior
+
+__all__ = ["StudentTPosterior", "log_expected_excess", "t_cdf", "t_log_density", "t_quantile"]
+
+# Below this many standardised units the expected excess is taken from its continued fraction.
+_TAIL = -3.0
+_FRACTION_TERMS = 60
+
+
+class StudentTPosterior(PredictivePosterior):
+    """A multivariate t posterior, jointly over points and outputs.
+
+    Args:
+        distribution: Gaussian with the t's location as mean and its scale matrix as covariance,
+            `[..., n]` or multitask `[..., n, m]`.
+        df: Degrees of freedom, > 0.
+
+    Base samples are `[..., n * m + 1]`: the last one drives the shared chi-square.
+
+    Raises:
+        ValueError: df is not positive and finite.
+    """
+
+    def __init__(self, distribution: MultivariateNormal, df: float) -> None:
+        if not (math.isfinite(df) and df > 0):
+            raise ValueError(f"StudentTPosterior needs 0 < df < inf, got {df}.")
+        self.df = float(df)
+        self._gaussian = GaussianPosterior(distribution)
+
+    @property
+    def location(self) -> Tensor:
+        """Centres of symmetry, which are the medians, `[..., n, m]`."""
+        return self._gaussian.mean
+
+    @property
+    def scale(self) -> Tensor:
+        """Marginal scales (not standard deviations), `[..., n, m]`."""
+        return self._gaussian.variance.sqrt()
+
+    @property
+    def mean(self) -> Tensor:
+        """Marginal means, `[..., n, m]`.
+
+        Raises:
+            ValueError: df <= 1, where no mean exists.
+        """
+        self._require_mean("mean")
+        return self.location
+
+    @property
+    def variance(self) -> Tensor:
+        """Marginal variances, `[..., n, m]`, infinite for df <= 2.
+
+        Raises:
+            ValueError: df <= 1, where no variance is defined.
+        """
+        self._require_mean("variance")
+        factor = self.df / (self.df - 2) if self.df > 2 else math.inf
+        return self._gaussian.variance * factor
+
+    def _require_mean(self, what: str) -> None:
+        if self.df <= 1:
+            raise ValueError(
+                f"A Student t with {self.df} degrees of freedom has no {what}; use its location, "
+                "scale or quantiles."
+            )
+
+    def _standardised(self, Y: Tensor) -> Tensor:
+        return (Y - self.location) / self.scale
+
+    def log_prob(self, Y: Tensor) -> Tensor:
+        return t_log_density(self._standardised(Y), self.df) - self.scale.log()
+
+    def cdf(self, Y: Tensor) -> Tensor:
+        return t_cdf(self._standardised(Y), self.df)
+
+    def quantile(self, value: Tensor) -> Tensor:
+        value = torch.as_tensor(value).to(self.location)
+        value = value.reshape(value.shape + (1,) * self.location.dim())
+        return self.location + self.scale * t_quantile(value, self.df)
+
+    def joint_log_prob(self, Y: Tensor) -> Tensor:
+        distribution = self._gaussian.distribution
+        difference = Y - self.location
+        size = difference.shape[-2] * difference.shape[-1]
+        if isinstance(distribution, MultitaskMultivariateNormal) and not distribution._interleaved:
+            difference = difference.transpose(-1, -2)
+        quadratic, log_det = distribution.lazy_covariance_matrix.inv_quad_logdet(
+            difference.reshape(*difference.shape[:-2], size, 1), logdet=True
+        )
+        return (
+            math.lgamma((self.df + size) / 2)
+            - math.lgamma(self.df / 2)
+            - 0.5 * size * math.log(math.pi * self.df)
+            - 0.5 * log_det
+            - 0.5 * (self.df + size) * torch.log1p(quadratic / self.df)
+        )
+
+    def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
+        """Log of the marginal expected improvement over `best_f`, `[..., n, m]`, exact.
+
+        Args:
+            best_f: Value to improve on, broadcasting with `[..., n, m]`.
+            maximize: Whether larger is better.
+
+        Raises:
+            ValueError: df <= 1, where the expectation is infinite.
+        """
+        self._require_mean("expected improvement")
+        best_f = torch.as_tensor(best_f).to(self.location)
+        excess = self._standardised(best_f)
+        return log_expected_excess(-excess if maximize else excess, self.df) + self.scale.log()
+
+    def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
+        shape = torch.Size(sample_shape)
+        if base_samples.shape[: len(shape)] != shape:
+            raise ValueError(
+                f"base_samples of shape {tuple(base_samples.shape)} do not start with the "
+                f"sample_shape {tuple(shape)}."
+            )
+        normal, chi = base_samples[..., :-1], base_samples[..., -1]
+        normal = normal.expand(shape + self.base_sample_shape[:-1] + normal.shape[-1:])
+        normal = normal.reshape(shape + self._gaussian.base_sample_shape)
+        centred = self._gaussian.rsample_from_base_samples(shape, normal) - self.location
+        factor = (self.df / _chi_square(chi, self.df)).sqrt()
+        return self.location + factor[..., None, None] * centred
+
+    @property
+    def base_sample_shape(self) -> torch.Size:
+        *batch, n, m = self.location.shape
+        return torch.Size([*batch, n * m + 1])
+
+    @property
+    def batch_range(self) -> tuple[int, int]:
+        return (0, -1)
+
+    @property
+    def device(self) -> torch.device:
+        return self.location.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.location.dtype
+
+    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
+        return torch.Size(sample_shape) + self.location.shape
+
+
+def t_log_density(t: Tensor, df: float) -> Tensor:
+    """Log density of the standard Student t, in nats.
+
+    Args:
+        t: Where, any shape.
+        df: Degrees of freedom.
+    """
+    constant = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(math.pi * df)
+    return constant - 0.5 * (df + 1) * torch.log1p(t.square() / df)
+
+
+class _Cdf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, df: float) -> Tensor:
+        ctx.save_for_backward(t)
+        ctx.df = df
+        return torch.as_tensor(stdtr(df, _numpy(t))).to(t)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (t,) = ctx.saved_tensors
+        return grads[0] * t_log_density(t, ctx.df).exp(), None
+
+
+class _Quantile(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, df: float) -> Tensor:
+        probability = _numpy(p)
+        # SciPy's inverse is precise in the lower tail; the upper one is its mirror image.
+        lower = stdtrit(df, probability.clip(max=0.5))
+        upper = -stdtrit(df, (1 - probability).clip(max=0.5))
+        t = torch.as_tensor(lower).to(p)
+        t = torch.where(p > 0.5, torch.as_tensor(upper).to(p), t)
+        ctx.save_for_backward(t)
+        ctx.df = df
+        return t
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (t,) = ctx.saved_tensors
+        return grads[0] * (-t_log_density(t, ctx.df)).exp(), None
+
+
+def t_cdf(t: Tensor, df: float) -> Tensor:
+    """Distribution function of the standard Student t, differentiable in `t`.
+
+    Args:
+        t: Where, any shape.
+        df: Degrees of freedom.
+    """
+    return _Cdf.apply(t, df)
+
+
+def t_quantile(p: Tensor, df: float) -> Tensor:
+    """Quantile function of the standard Student t, differentiable in `p`.
+
+    Args:
+        p: Probabilities in (0, 1), any shape.
+        df: Degrees of freedom.
+    """
+    return _Quantile.apply(p, df)
+
+
+def log_expected_excess(u: Tensor, df: float) -> Tensor:
+    """Log E[max(T + u, 0)] of a standard Student t, accurate however small it is.
+
+    With density f and distribution function F it is u F(u) + f(u) (df + u^2) / (df - 1). Below
+    u = -3 the two terms cancel and underflow; there the same quantity is
+    f(u) 2F1((df - 1)/2, 1; df/2 + 1; z) / ((df - 1) z), z = df / (df + u^2), by termwise
+    integration of the tail, and Gauss's continued fraction gives 2F1.
+
+    Args:
+        u: Mean minus threshold in units of the scale, any shape.
+        df: Degrees of freedom, > 1.
+
+    Returns:
+        Nats, the shape of `u`; computed in float64.
+    """
+    wide = u.double()
+    near = wide.clamp_min(_TAIL)
+    density = t_log_density(near, df).exp()
+    direct = (near * t_cdf(near, df) + density * (df + near.square()) / (df - 1)).log()
+    far = wide.clamp_max(_TAIL)
+    z = df / (df + far.square())
+    ratio = _hypergeometric(z, (df - 1) / 2, df / 2 + 1)
+    tail = t_log_density(far, df) + ratio.log() - (z * (df - 1)).log()
+    return torch.where(wide > _TAIL, direct, tail).to(u)
+
+
+def _hypergeometric(z: Tensor, a: float, c: float) -> Tensor:
+    """2F1(a, 1; c; z) by Gauss's continued fraction (DLMF 15.7.5 with b = 1), 0 <= z < 1."""
+    value = torch.ones_like(z)
+    for j in range(_FRACTION_TERMS, 0, -1):
+        n = j // 2
+        if j % 2:
+            coefficient = (a + n) * (c - 1 + n) / ((c - 1 + 2 * n) * (c + 2 * n))
+        else:
+            coefficient = n * (c - 1 - a + n) / ((c + 2 * n - 2) * (c + 2 * n - 1))
+        value = 1 - coefficient * z / value
+    return 1 / value
+
+
+def _chi_square(normal: Tensor, df: float) -> Tensor:
+    """Chi-square variates as an increasing function of standard normals."""
+    x = _numpy(normal)
+    lower = gammaincinv(df / 2, ndtr(x.clip(max=0)))
+    upper = gammainccinv(df / 2, ndtr(-x.clip(min=0)))
+    value = torch.as_tensor(2 * lower).to(normal)
+    return torch.where(normal > 0, torch.as_tensor(2 * upper).to(normal), value)
+
+
+def _numpy(value: Tensor) -> Any:
+    return value.detach().double().cpu().numpy()

@@ -1,0 +1,164 @@
+"""Contract tests for posteriors and models, ours and those of others.
+
+Subclass in a test module and give the object; pytest (the `dev` extra) collects the rest:
+
+    class TestMyPosterior(PosteriorContract):
+        def make_posterior(self, dtype):
+            return MyPosterior(...)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from priors.posterior import PredictivePosterior
+
+__all__ = ["ModelContract", "PosteriorContract"]
+
+both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+class PosteriorContract(ABC):
+    """What every posterior with a density must satisfy.
+
+    Attributes:
+        has_density: Whether `log_prob` exists; a set of draws has none.
+    """
+
+    has_density = True
+
+    @abstractmethod
+    def make_posterior(self, dtype: torch.dtype) -> PredictivePosterior:
+        """A posterior `[..., n, m]` of that dtype, the same at every call."""
+
+    def probabilities(self, dtype: torch.dtype) -> Tensor:
+        """Probabilities at which quantiles are tested."""
+        return torch.tensor([0.001, 0.05, 0.31, 0.5, 0.77, 0.999], dtype=dtype)
+
+    @both_dtypes
+    def test_shapes_and_dtypes(self, dtype: torch.dtype) -> None:
+        """Moments, quantiles, densities and samples have the documented shapes."""
+        posterior = self.make_posterior(dtype)
+        shape = posterior._extended_shape()
+        quantiles = posterior.quantile(self.probabilities(dtype).reshape(2, 3))
+        values = [posterior.mean, posterior.variance, posterior.cdf(quantiles[0, 0])]
+        if self.has_density:
+            values.append(posterior.log_prob(quantiles[0, 0]))
+        for value in values:
+            assert value.shape == shape
+            assert value.dtype == dtype
+        assert quantiles.shape == (2, 3, *shape)
+        assert posterior.rsample(torch.Size([4, 2])).shape == (4, 2, *shape)
+        assert posterior.rsample().shape == (1, *shape)
+
+    @both_dtypes
+    def test_quantile_inverts_cdf(self, dtype: torch.dtype) -> None:
+        """cdf(quantile(p)) = p."""
+        posterior = self.make_posterior(dtype)
+        tolerance = 200 * torch.finfo(dtype).eps
+        for p in self.probabilities(dtype):
+            assert torch.allclose(
+                posterior.cdf(posterior.quantile(p)), p, rtol=tolerance, atol=tolerance
+            )
+
+    def test_density_integrates_to_one_and_is_the_derivative_of_the_cdf(self) -> None:
+        """Trapezia of exp(log_prob) are the increments of cdf and fill the unit."""
+        if not self.has_density:
+            pytest.skip("no density")
+        posterior = self.make_posterior(torch.float64)
+        # Fine where the probability is: twenty steps between any two of 101 quantiles.
+        p = torch.special.ndtr(torch.linspace(-3.7, 3.7, 101, dtype=torch.float64))
+        knots = posterior.quantile(p)
+        fractions = torch.arange(20, dtype=torch.float64).reshape(-1, *[1] * (knots.dim() - 1)) / 20
+        grid = (knots[:-1, None] + fractions * (knots[1:] - knots[:-1])[:, None]).flatten(0, 1)
+        density = torch.stack([posterior.log_prob(y).exp() for y in grid])
+        cdf = torch.stack([posterior.cdf(y) for y in grid])
+        area = ((density[1:] + density[:-1]) / 2 * grid.diff(dim=0)).cumsum(0)
+        assert torch.allclose(area, cdf[1:] - cdf[0], atol=5e-5)
+        assert torch.allclose(area[-1], area.new_tensor(1.0), atol=4e-4)  # the tails beyond 3.7
+
+    def test_samples_follow_the_marginals(self) -> None:
+        """The cdf of samples is uniform: mean and variance within 5 standard errors."""
+        posterior = self.make_posterior(torch.float64)
+        size = 4_000
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            samples = posterior.rsample(torch.Size([size]))
+        u = torch.stack([posterior.cdf(y) for y in samples])
+        slack = 0.0 if self.has_density else 0.05  # a step function is uniform up to its steps
+        assert ((u.mean(0) - 0.5).abs() < 5 * (1 / 12 / size) ** 0.5 + slack).all()
+        assert ((u.var(0) - 1 / 12).abs() < 5 * (1 / 180 / size) ** 0.5 + slack).all()
+
+    def test_base_samples_determine_the_samples(self) -> None:
+        """Sample average approximation: same base samples, same samples, batch by batch."""
+        posterior = self.make_posterior(torch.float64)
+        shape = torch.Size([3])
+        base = torch.randn(shape + posterior.base_sample_shape, dtype=torch.float64)
+        first = posterior.rsample_from_base_samples(shape, base)
+        assert torch.equal(first, posterior.rsample_from_base_samples(shape, base))
+        assert first.shape == posterior._extended_shape(shape)
+
+
+class ModelContract(ABC):
+    """What every model of this package must satisfy as a BoTorch model.
+
+    Attributes:
+        tolerance: Relative tolerance of float64 against itself in another batch shape.
+    """
+
+    tolerance = 1e-6
+
+    @abstractmethod
+    def make_model(self, dtype: torch.dtype) -> Any:
+        """A model ready for `posterior`, trained on `[n, d]` rows, the same at every call."""
+
+    @abstractmethod
+    def make_X(self, dtype: torch.dtype) -> Tensor:
+        """Queries `[b, q, d]` with b, q >= 2."""
+
+    @both_dtypes
+    def test_shape_and_dtype_follow_the_query(self, dtype: torch.dtype) -> None:
+        """`[b, q, d]` gives `[b, q, m]` in the dtype of the data."""
+        model, X = self.make_model(dtype), self.make_X(dtype)
+        posterior = model.posterior(X, observation_noise=True)
+        assert posterior.mean.shape == (*X.shape[:-1], model.num_outputs)
+        assert posterior.mean.dtype == dtype
+        assert posterior.device == X.device
+        assert posterior.log_prob(posterior.mean).isfinite().all()
+
+    def test_t_batch_equals_loop(self) -> None:
+        """Batch elements do not see each other."""
+        model, X = self.make_model(torch.float64), self.make_X(torch.float64)
+        together = model.posterior(X)
+        for k, rows in enumerate(X):
+            alone = model.posterior(rows)
+            assert torch.allclose(together.mean[k], alone.mean, rtol=self.tolerance)
+            assert torch.allclose(together.variance[k], alone.variance, rtol=self.tolerance)
+
+    def test_noise_widens(self) -> None:
+        """Observations vary more than the function."""
+        model, X = self.make_model(torch.float64), self.make_X(torch.float64)
+        noisy = model.posterior(X, observation_noise=True).variance
+        assert (noisy > model.posterior(X).variance).all()
+
+    def test_gradient_in_the_query_is_finite(self) -> None:
+        """Acquisition functions need it."""
+        model, X = self.make_model(torch.float64), self.make_X(torch.float64)
+        X = X.requires_grad_()
+        posterior = model.posterior(X)
+        (posterior.mean.sum() + posterior.variance.sum()).backward()
+        assert X.grad is not None
+        assert X.grad.isfinite().all()
+        assert (X.grad != 0).any()
+
+    def test_global_state_is_left_alone(self) -> None:
+        """Building and querying moves neither the global generator nor the default dtype."""
+        before = torch.random.get_rng_state(), torch.get_default_dtype()
+        self.make_model(torch.float64).posterior(self.make_X(torch.float64)).mean.sum()
+        assert torch.equal(before[0], torch.random.get_rng_state())
+        assert before[1] == torch.get_default_dtype()
