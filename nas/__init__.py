@@ -1,1 +1,20 @@
-"""Deciding what to try next: Bayesian search over architectures and hyperparameters."""
+"""Deciding what to try next: Bayesian search over architectures and hyperparameters.
+
+A space of architectures, a surrogate over graphs and hyperparameters together, BoTorch's
+acquisition functions, and Optuna for everything around a study.
+"""
+
+from nas import spaces
+from nas.architecture import Architecture, Node
+from nas.sampler import BayesianSampler
+from nas.trials import architecture_of, enqueue, suggest
+
+__all__ = [
+    "Architecture",
+    "BayesianSampler",
+    "Node",
+    "architecture_of",
+    "enqueue",
+    "spaces",
+    "suggest",
+]

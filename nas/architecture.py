@@ -1,0 +1,248 @@
+"""An architecture as data: a graph of labelled operations that can be stored, compared, built.
+
+A graph is a tuple of nodes in topological order; each names its operation, the earlier nodes it
+reads and its arguments. The first node is the input, the last one the output. A node labelled
+`repeat` holds a whole graph as its body and stands for `count` copies of it in a row, each with
+weights of its own; that is how a cell stays one small graph in a deep network.
+
+Two architectures are equal if and only if their canonical JSON is, and they hash alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nas.operations import OPERATIONS, Shape, build_operation
+
+__all__ = ["Architecture", "GraphNetwork", "Node"]
+
+Value = int | float | str | bool
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation in a graph.
+
+    Attributes:
+        operation: `input`, `repeat` or a label of `nas.operations.OPERATIONS`.
+        inputs: Indices of the earlier nodes it reads, in order.
+        arguments: Name and value pairs, sorted by name.
+        body: The graph that a `repeat` node repeats.
+    """
+
+    operation: str
+    inputs: tuple[int, ...] = ()
+    arguments: tuple[tuple[str, Value], ...] = ()
+    body: Architecture | None = None
+
+    @classmethod
+    def of(
+        cls, operation: str, *inputs: int, body: Architecture | None = None, **arguments: Value
+    ) -> Node:
+        """A node from plain arguments, which are put in canonical order."""
+        return cls(operation, inputs, tuple(sorted(arguments.items())), body)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A graph of labelled operations.
+
+    Args:
+        nodes: In topological order. The first is `Node.of("input", shape...)`, made by
+            `Architecture.input`; the last is the output.
+
+    Raises:
+        ValueError: an unknown operation, or a node that reads itself or a later one.
+    """
+
+    nodes: tuple[Node, ...]
+
+    def __post_init__(self) -> None:
+        if not self.nodes or self.nodes[0].operation != "input":
+            raise ValueError("The first node of an architecture must be its input.")
+        for index, node in enumerate(self.nodes):
+            self._check(index, node)
+
+    def _check(self, index: int, node: Node) -> None:
+        if (node.operation == "input") != (index == 0):
+            raise ValueError("An architecture has one input, its first node.")
+        if node.operation not in ("input", "repeat") and node.operation not in OPERATIONS:
+            raise ValueError(
+                f"Node {index} has the unknown operation {node.operation!r}; known are "
+                f"{', '.join(sorted(OPERATIONS))} and repeat."
+            )
+        if index and not node.inputs:
+            raise ValueError(f"Node {index} ({node.operation}) reads no node.")
+        if any(not 0 <= source < index for source in node.inputs):
+            raise ValueError(
+                f"Node {index} ({node.operation}) reads nodes {node.inputs}; it can only read "
+                f"nodes 0 to {index - 1}."
+            )
+        if (node.operation == "repeat") != (node.body is not None):
+            raise ValueError(f"Node {index} ({node.operation}): repeat, and only it, has a body.")
+
+    @staticmethod
+    def input(shape: Iterable[int]) -> Node:
+        """The input node for inputs of this shape, without the batch dimension."""
+        return Node.of("input", shape="x".join(str(int(size)) for size in shape))
+
+    @property
+    def input_shape(self) -> Shape:
+        """Shape of one input; a body has none of its own and raises."""
+        shape = dict(self.nodes[0].arguments).get("shape")
+        if not shape:
+            raise ValueError("This graph is the body of another one; it has no input shape.")
+        return tuple(int(size) for size in str(shape).split("x"))
+
+    def to_json(self) -> str:
+        """Canonical JSON, the same text for equal architectures."""
+        return json.dumps(self._to_data(), separators=(",", ":"))
+
+    def _to_data(self) -> list[list[Any]]:
+        rows = []
+        for node in self.nodes:
+            row: list[Any] = [node.operation, list(node.inputs), dict(node.arguments)]
+            rows.append(row if node.body is None else [*row, node.body._to_data()])
+        return rows
+
+    @classmethod
+    def from_json(cls, text: str) -> Architecture:
+        """The architecture of `to_json`.
+
+        Raises:
+            ValueError: not the JSON of an architecture.
+        """
+        try:
+            return cls._from_data(json.loads(text))
+        except (AttributeError, TypeError, IndexError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"Not the JSON of an architecture ({error}): {str(text)[:80]!r}"
+            ) from error
+
+    @classmethod
+    def _from_data(cls, rows: list[list[Any]]) -> Architecture:
+        nodes = []
+        for operation, inputs, arguments, *rest in rows:
+            if not isinstance(arguments, Mapping):
+                raise TypeError(f"arguments of {operation!r} must be an object")
+            body = cls._from_data(rest[0]) if rest else None
+            nodes.append(Node.of(operation, *inputs, body=body, **arguments))
+        return cls(tuple(nodes))
+
+    def build(self) -> nn.Module:
+        """A freshly initialised network of this architecture.
+
+        Weights follow torch's own initialisation and so its global random state:
+        `torch.manual_seed` before the call fixes them. The network is traceable by `torch.fx`.
+
+        Raises:
+            ValueError: an operation does not fit the shape that reaches it.
+        """
+        return GraphNetwork(self, self.input_shape)
+
+    @property
+    def depth(self) -> int:
+        """Weight layers on the longest path from input to output."""
+        depths: list[int] = []
+        for node in self.nodes:
+            before = max((depths[source] for source in node.inputs), default=0)
+            depths.append(before + _weight_layers(node))
+        return depths[-1]
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Trainable parameters of the built network."""
+        with torch.device("meta"):
+            network = self.build()
+        return sum(parameter.numel() for parameter in network.parameters())
+
+    @cached_property
+    def flops(self) -> int:
+        """Floating-point operations of matrix products and convolutions for one input.
+
+        A multiplication and an addition count as two.
+        """
+        with torch.device("meta"):
+            network = self.build().eval()
+            x = torch.empty(1, *self.input_shape)
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            network(x)
+        return int(counter.get_total_flops())
+
+    def descriptors(self) -> dict[str, int]:
+        """Numbers that describe it: `num_parameters`, `depth`, `flops`."""
+        return {
+            "num_parameters": self.num_parameters,
+            "depth": self.depth,
+            "flops": self.flops,
+        }
+
+    def __str__(self) -> str:
+        lines = []
+        for index, node in enumerate(self.nodes):
+            arguments = ", ".join(f"{name}={value}" for name, value in node.arguments)
+            sources = ", ".join(f"%{source}" for source in node.inputs)
+            lines.append(
+                f"%{index} = {node.operation}({', '.join(filter(None, [sources, arguments]))})"
+            )
+            if node.body is not None:
+                lines += [f"    {line}" for line in str(node.body).splitlines()]
+        return "\n".join(lines)
+
+
+class GraphNetwork(nn.Module):
+    """The network of an architecture: its nodes evaluated in order.
+
+    Args:
+        architecture: The graph.
+        shape: Shape of one input, without the batch dimension.
+    """
+
+    def __init__(self, architecture: Architecture, shape: Shape) -> None:
+        super().__init__()
+        self.sources = [node.inputs for node in architecture.nodes[1:]]
+        self.layers = nn.ModuleList()
+        shapes = [tuple(shape)]
+        for node in architecture.nodes[1:]:
+            reads = tuple(shapes[source] for source in node.inputs)
+            module, output = _build_node(node, reads)
+            self.layers.append(module)
+            shapes.append(output)
+        self.output_shape = shapes[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[b, *input_shape]` to `[b, *output_shape]`."""
+        values = [x]
+        for layer, sources in zip(self.layers, self.sources, strict=True):
+            values.append(layer(*(values[source] for source in sources)))
+        return values[-1]
+
+
+def _build_node(node: Node, shapes: tuple[Shape, ...]) -> tuple[nn.Module, Shape]:
+    arguments = dict(node.arguments)
+    if node.body is None:
+        return build_operation(node.operation, shapes, arguments)
+    copies = []
+    shape = shapes[0]
+    for _ in range(int(arguments["count"])):
+        copy = GraphNetwork(node.body, shape)
+        shape = copy.output_shape
+        copies.append(copy)
+    return nn.Sequential(*copies), shape
+
+
+def _weight_layers(node: Node) -> int:
+    if node.operation == "input":
+        return 0
+    if node.body is not None:
+        return int(dict(node.arguments)["count"]) * node.body.depth
+    return OPERATIONS[node.operation].weight_layers

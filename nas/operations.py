@@ -1,0 +1,199 @@
+"""The vocabulary of architectures: what each operation label means as a torch module.
+
+An operation takes the shapes of its inputs (without the batch dimension) and its arguments and
+gives a module and the shape of its output, so that a graph of labels needs no layer sizes
+beyond the ones that were chosen. The convolutional ones are those of NAS-Bench-201
+(Dong & Yang 2020, 2001.00326): ReLU, convolution, batch normalisation, in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["ACTIVATIONS", "OPERATIONS", "Operation", "Shape"]
+
+Shape = tuple[int, ...]
+Built = tuple[nn.Module, Shape]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One label of the vocabulary.
+
+    Attributes:
+        build: `(input shapes, **arguments) -> (module, output shape)`.
+        weight_layers: Matrices or filters on the longest path through it; depth counts these.
+    """
+
+    build: Callable[..., Built]
+    weight_layers: int = 0
+
+
+class Sum(nn.Module):
+    """Sum of any number of inputs of one shape."""
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        """The sum, of the shape of each input."""
+        total = first
+        for other in others:
+            total = total + other
+        return total
+
+
+class Zero(nn.Module):
+    """Zeros of the shape of the input: an edge that carries nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros like `x`."""
+        return 0.0 * x
+
+
+class ReLUConvBN(nn.Sequential):
+    """ReLU, convolution without bias, batch normalisation."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+
+
+class Reduction(nn.Module):
+    """The residual block between the stages of NAS-Bench-201: half the size, more channels."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            ReLUConvBN(in_channels, out_channels, 3, stride=2),
+            ReLUConvBN(out_channels, out_channels, 3),
+        )
+        self.shortcut = nn.Sequential(
+            nn.AvgPool2d(2), nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[b, in, h, w]` to `[b, out, h / 2, w / 2]`."""
+        return self.shortcut(x) + self.block(x)
+
+
+def _one(shapes: tuple[Shape, ...]) -> Shape:
+    if len(shapes) != 1:
+        raise ValueError(f"expected one input, got {len(shapes)}.")
+    return shapes[0]
+
+
+def _image(shapes: tuple[Shape, ...]) -> Shape:
+    shape = _one(shapes)
+    if len(shape) != 3:
+        raise ValueError(f"expected an input (channels, height, width), got shape {shape}.")
+    return shape
+
+
+def _linear(shapes: tuple[Shape, ...], out_features: int) -> Built:
+    *front, last = _one(shapes)
+    return nn.Linear(last, out_features), (*front, out_features)
+
+
+def _projection(shapes: tuple[Shape, ...], out_features: int) -> Built:
+    *front, last = _one(shapes)
+    return nn.Linear(last, out_features, bias=False), (*front, out_features)
+
+
+def _layer_norm(shapes: tuple[Shape, ...]) -> Built:
+    shape = _one(shapes)
+    return nn.LayerNorm(shape[-1]), shape
+
+
+def _sum(shapes: tuple[Shape, ...]) -> Built:
+    if len(set(shapes)) != 1:
+        raise ValueError(f"a sum needs inputs of one shape, got {list(shapes)}.")
+    return Sum(), shapes[0]
+
+
+def _same(module: Callable[[], nn.Module]) -> Callable[[tuple[Shape, ...]], Built]:
+    return lambda shapes: (module(), _one(shapes))
+
+
+def _nor_conv(kernel: int) -> Callable[[tuple[Shape, ...]], Built]:
+    def build(shapes: tuple[Shape, ...]) -> Built:
+        shape = _image(shapes)
+        return ReLUConvBN(shape[0], shape[0], kernel), shape
+
+    return build
+
+
+def _stem(shapes: tuple[Shape, ...], channels: int) -> Built:
+    in_channels, height, width = _image(shapes)
+    convolution = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    module = nn.Sequential(convolution, nn.BatchNorm2d(channels))
+    return module, (channels, height, width)
+
+
+def _reduction(shapes: tuple[Shape, ...], channels: int) -> Built:
+    in_channels, height, width = _image(shapes)
+    if height % 2 or width % 2:
+        raise ValueError(f"a reduction halves height and width, got {height} x {width}.")
+    return Reduction(in_channels, channels), (channels, height // 2, width // 2)
+
+
+def _pool(shapes: tuple[Shape, ...]) -> Built:
+    channels = _image(shapes)[0]
+    module = nn.Sequential(
+        nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    return module, (channels,)
+
+
+def _avg_pool_3x3() -> nn.Module:
+    return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "linear": Operation(_linear, weight_layers=1),
+    "projection": Operation(_projection, weight_layers=1),
+    "layer_norm": Operation(_layer_norm),
+    "sum": Operation(_sum),
+    "none": Operation(_same(Zero)),
+    "skip_connect": Operation(_same(nn.Identity)),
+    "nor_conv_1x1": Operation(_nor_conv(1), weight_layers=1),
+    "nor_conv_3x3": Operation(_nor_conv(3), weight_layers=1),
+    "avg_pool_3x3": Operation(_same(_avg_pool_3x3)),
+    "stem": Operation(_stem, weight_layers=1),
+    "reduction": Operation(_reduction, weight_layers=2),
+    "pool": Operation(_pool),
+    **{name: Operation(_same(activation)) for name, activation in ACTIVATIONS.items()},
+}
+
+
+def build_operation(name: str, shapes: tuple[Shape, ...], arguments: dict[str, Any]) -> Built:
+    """The module of one operation and the shape of its output.
+
+    Args:
+        name: Label in `OPERATIONS`.
+        shapes: Shapes of its inputs, without the batch dimension.
+        arguments: What was chosen for it.
+
+    Raises:
+        ValueError: the inputs or arguments do not fit the operation.
+    """
+    try:
+        return OPERATIONS[name].build(shapes, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Operation {name!r} with arguments {arguments} on inputs of shape "
+            f"{[tuple(shape) for shape in shapes]}: {error}"
+        ) from error

@@ -1,0 +1,48 @@
+"""Objective values as targets that one bad candidate cannot spoil.
+
+A diverged network has a loss tens of standard deviations above the others, or none. The warp
+keeps the better half of the values as they are and puts the worse half at the normal quantiles
+of their ranks, scaled by the spread of the better half: the half-rank warper of Google Vizier
+(Song et al. 2024, 2408.11527, section 3.2). Infinite and failed values rank last, together.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["half_rank"]
+
+
+def half_rank(values: Tensor) -> Tensor:
+    """Standardised targets of a maximisation.
+
+    Args:
+        values: `[n]`, larger is better; `-inf` is as bad as can be, NaN counts as `-inf`, and
+            `+inf` as the best finite value.
+
+    Returns:
+        `[n]` finite, mean 0, variance 1 (all zero where all values are equal); the order of the
+        values is kept.
+    """
+    values = values.to(torch.float64)
+    values = torch.where(values.isnan(), -torch.inf, values)
+    finite = values[values.isfinite()]
+    if finite.numel() == 0:
+        return torch.zeros_like(values)
+    values = values.clamp_max(finite.max())
+    median = finite.median()
+    good = values >= median
+    spread = (values[good] - median).square().mean().sqrt()
+    if spread == 0:
+        spread = torch.ones_like(spread)
+    # Share of values not above each, ties at their middle, so that a rank is a probability.
+    below = (values[:, None] > values).to(values).mean(dim=1)
+    equal = (values[:, None] == values).to(values).mean(dim=1)
+    probability = (below + 0.5 * equal) / (2 * (~good).to(values).mean().clamp_min(1e-9))
+    rank = median + spread * torch.special.ndtri(probability.clamp(1e-9, 0.5))
+    warped = torch.where(good, values, rank)
+    scale = warped.std(correction=0)
+    if scale == 0:
+        return torch.zeros_like(values)
+    return (warped - warped.mean()) / scale

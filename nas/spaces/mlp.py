@@ -1,0 +1,195 @@
+"""Multilayer perceptrons: depth, a width for each layer, activation, residual, layer norm.
+
+Hidden layer l computes h_l = phi(norm(W_l h_{l-1} + b_l)), plus h_{l-1} from the second layer on
+when residual, through a bias-free projection where the widths differ. The first hidden layer
+maps the inputs to the stream and has no shortcut, so "residual" says nothing about a network of
+one hidden layer and is dropped there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from torch import Tensor
+
+from nas.architecture import Architecture, Node
+from nas.operations import ACTIVATIONS
+from nas.spaces.space import FlatSpace
+
+__all__ = ["MLPSpace"]
+
+
+class MLPSpace(FlatSpace):
+    """Multilayer perceptrons from flat inputs to flat outputs.
+
+    Args:
+        in_features: Length of an input.
+        out_features: Length of an output.
+        depth: Least and largest number of hidden layers.
+        widths: Choices for the width of each hidden layer.
+        activations: Choices, names in `nas.operations.ACTIVATIONS`.
+        residual: Choices, or one fixed value.
+        layer_norm: Choices, or one fixed value.
+
+    Raises:
+        ValueError: an empty or impossible set of choices.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        depth: tuple[int, int] = (1, 4),
+        widths: Sequence[int] = (16, 32, 64, 128, 256),
+        activations: Sequence[str] = ("relu", "gelu", "tanh"),
+        residual: bool | Sequence[bool] = (False, True),
+        layer_norm: bool | Sequence[bool] = False,
+    ) -> None:
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}.")
+        if len(depth) != 2 or not 1 <= depth[0] <= depth[1]:
+            raise ValueError(f"depth must be (least, largest) with 1 <= least, got {depth}.")
+        if not widths or min(widths) < 1:
+            raise ValueError(f"widths must be positive and at least one, got {tuple(widths)}.")
+        unknown = set(activations) - set(ACTIVATIONS)
+        if unknown or not activations:
+            raise ValueError(
+                f"activations must be some of {sorted(ACTIVATIONS)}, got {tuple(activations)}."
+            )
+        self.in_features = in_features
+        self.out_features = out_features
+        self.depth = (int(depth[0]), int(depth[1]))
+        self.widths = tuple(sorted({int(width) for width in widths}))
+        self.activations = tuple(dict.fromkeys(activations))
+        self.residual = _choices("residual", residual)
+        self.layer_norm = _choices("layer_norm", layer_norm)
+
+    def parameters(self) -> dict[str, BaseDistribution]:
+        """`depth`, `width_1` to the largest depth, `activation`, `residual`, `layer_norm`."""
+        least, largest = self.depth
+        widths = {f"width_{layer}": self.widths for layer in range(1, largest + 1)}
+        choices: dict[str, tuple[Any, ...]] = {
+            "depth": tuple(range(least, largest + 1)),
+            **widths,
+            "activation": self.activations,
+            "residual": self.residual,
+            "layer_norm": self.layer_norm,
+        }
+        return {name: CategoricalDistribution(values) for name, values in choices.items()}
+
+    def from_parameters(self, values: Mapping[str, Any]) -> Architecture:
+        """The network of these parameters; widths beyond its depth are not looked at.
+
+        Raises:
+            ValueError: a parameter is missing or outside its choices.
+        """
+        chosen = self._checked(values)
+        return self.network(
+            [chosen[f"width_{layer}"] for layer in range(1, chosen["depth"] + 1)],
+            chosen["activation"],
+            residual=chosen["residual"],
+            layer_norm=chosen["layer_norm"],
+        )
+
+    def network(
+        self,
+        widths: Sequence[int],
+        activation: str,
+        *,
+        residual: bool = False,
+        layer_norm: bool = False,
+    ) -> Architecture:
+        """The multilayer perceptron with these hidden widths.
+
+        Args:
+            widths: Widths of the hidden layers, first to last.
+            activation: Name in `nas.operations.ACTIVATIONS`.
+            residual: Whether hidden layers after the first add their input.
+            layer_norm: Whether a layer norm comes before each activation.
+        """
+        nodes = [Architecture.input((self.in_features,))]
+        for layer, width in enumerate(widths):
+            stream = len(nodes) - 1
+            nodes.append(Node.of("linear", stream, out_features=int(width)))
+            if layer_norm:
+                nodes.append(Node.of("layer_norm", len(nodes) - 1))
+            nodes.append(Node.of(activation, len(nodes) - 1))
+            if residual and layer:
+                branch = len(nodes) - 1
+                if width != widths[layer - 1]:
+                    nodes.append(Node.of("projection", stream, out_features=int(width)))
+                    stream = len(nodes) - 1
+                nodes.append(Node.of("sum", stream, branch))
+        nodes.append(Node.of("linear", len(nodes) - 1, out_features=self.out_features))
+        return Architecture(tuple(nodes))
+
+    def to_parameters(self, architecture: Architecture) -> dict[str, Any]:
+        """Its parameters; layers that are not there take the middle width.
+
+        Raises:
+            ValueError: the architecture is not in this space.
+        """
+        operations = [node.operation for node in architecture.nodes]
+        linear = [dict(n.arguments) for n in architecture.nodes if n.operation == "linear"]
+        widths = [int(arguments.get("out_features", 0)) for arguments in linear[:-1]]
+        activation = next((name for name in operations if name in ACTIVATIONS), "")
+        residual, layer_norm = "sum" in operations, "layer_norm" in operations
+        if (
+            not self.depth[0] <= len(widths) <= self.depth[1]
+            or self.network(widths, activation, residual=residual, layer_norm=layer_norm)
+            != architecture
+        ):
+            raise ValueError(
+                "The architecture is not a multilayer perceptron of this space "
+                f"({self.in_features} inputs, {self.out_features} outputs):\n{architecture}"
+            )
+        if len(widths) == 1:
+            residual = self.residual[0]  # means nothing here
+        middle = self.widths[len(self.widths) // 2]
+        padded = widths + [middle] * (self.depth[1] - len(widths))
+        return self._checked(
+            {
+                "depth": len(widths),
+                **{f"width_{layer}": width for layer, width in enumerate(padded, start=1)},
+                "activation": activation,
+                "residual": residual,
+                "layer_norm": layer_norm,
+            }
+        )
+
+    def encode(self, architecture: Architecture) -> Tensor:
+        """Depth, log widths, residual, layer norm and one-hot activation, `[d]`.
+
+        Each ordered quantity fills [0, 1]; a width that is not there is at 0.5, and so is
+        "residual" in a network of one hidden layer.
+        """
+        values = self.to_parameters(architecture)
+        least, largest = self.depth
+        depth = values["depth"]
+        row = [_unit(depth, least, largest)]
+        for layer in range(1, largest + 1):
+            present = layer <= depth
+            width = math.log(values[f"width_{layer}"])
+            bounds = math.log(self.widths[0]), math.log(self.widths[-1])
+            row.append(_unit(width, *bounds) if present else 0.5)
+        row.append(float(values["residual"]) if depth > 1 else 0.5)
+        row.append(float(values["layer_norm"]))
+        row += [float(values["activation"] == name) for name in self.activations]
+        return torch.tensor(row, dtype=torch.float64)
+
+
+def _choices(name: str, value: bool | Sequence[bool]) -> tuple[bool, ...]:
+    choices = (value,) if isinstance(value, bool) else tuple(dict.fromkeys(value))
+    if not choices or not all(isinstance(choice, bool) for choice in choices):
+        raise ValueError(f"{name} must be True, False or a sequence of them, got {value!r}.")
+    return choices
+
+
+def _unit(value: float, low: float, high: float) -> float:
+    return 0.5 if high == low else (value - low) / (high - low)

@@ -1,0 +1,135 @@
+"""What a search space must answer, whoever searches it.
+
+`Space` is any set of architectures that can be drawn from, walked through and encoded for a
+Gaussian process. `FlatSpace` is one whose members are choices of a fixed list of parameters, so
+that Optuna's own samplers can search it too; it needs only the map to and from them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from torch import Generator, Tensor
+
+from nas.architecture import Architecture
+
+__all__ = ["FlatSpace", "Space"]
+
+
+class Space(ABC):
+    """A set of architectures."""
+
+    @abstractmethod
+    def random(self, generator: Generator) -> Architecture:
+        """Draw a member."""
+
+    @abstractmethod
+    def neighbours(self, architecture: Architecture) -> list[Architecture]:
+        """The members one edit away, without the architecture itself and without repeats."""
+
+    @abstractmethod
+    def encode(self, architecture: Architecture) -> Tensor:
+        """A point of the unit cube, `[d]` in float64, the same for equal architectures."""
+
+    @abstractmethod
+    def __contains__(self, architecture: object) -> bool:
+        """Whether it is a member."""
+
+    def mutate(self, architecture: Architecture, generator: Generator) -> Architecture:
+        """A random neighbour, or the architecture itself where it has none."""
+        neighbours = self.neighbours(architecture)
+        if not neighbours:
+            return architecture
+        return neighbours[_below(len(neighbours), generator)]
+
+
+class FlatSpace(Space):
+    """A space whose members are choices of a fixed list of categorical parameters.
+
+    Different choices may mean the same architecture (the width of a layer that is not there).
+    """
+
+    @abstractmethod
+    def parameters(self) -> dict[str, BaseDistribution]:
+        """The parameters as Optuna distributions."""
+
+    @abstractmethod
+    def from_parameters(self, values: Mapping[str, Any]) -> Architecture:
+        """The architecture of a choice of parameters.
+
+        Raises:
+            ValueError: a parameter is missing or outside its distribution.
+        """
+
+    @abstractmethod
+    def to_parameters(self, architecture: Architecture) -> dict[str, Any]:
+        """A choice of parameters that gives the architecture.
+
+        Raises:
+            ValueError: the architecture is not in the space.
+        """
+
+    def random(self, generator: Generator) -> Architecture:
+        """Draw every parameter uniformly, as Optuna's `RandomSampler` does."""
+        values = {}
+        for name, distribution in self.parameters().items():
+            choices = choices_of(name, distribution)
+            values[name] = choices[_below(len(choices), generator)]
+        return self.from_parameters(values)
+
+    def neighbours(self, architecture: Architecture) -> list[Architecture]:
+        """The members that differ in one parameter."""
+        values = self.to_parameters(architecture)
+        found = {architecture: None}
+        for name, distribution in self.parameters().items():
+            for choice in choices_of(name, distribution):
+                found[self.from_parameters({**values, name: choice})] = None
+        return list(found)[1:]
+
+    def __contains__(self, architecture: object) -> bool:
+        if not isinstance(architecture, Architecture):
+            return False
+        try:
+            return self.from_parameters(self.to_parameters(architecture)) == architecture
+        except ValueError:
+            return False
+
+    def _checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of this space's parameters, each inside its distribution."""
+        checked = {}
+        for name, distribution in self.parameters().items():
+            if name not in values:
+                raise ValueError(f"The parameter {name!r} of {type(self).__name__} is missing.")
+            choices = choices_of(name, distribution)
+            if values[name] not in choices:
+                raise ValueError(
+                    f"The parameter {name!r} must be one of {list(choices)}, got {values[name]!r}."
+                )
+            checked[name] = values[name]
+        return checked
+
+
+def choices_of(name: str, distribution: BaseDistribution) -> tuple[Any, ...]:
+    """All values of a categorical distribution.
+
+    Args:
+        name: Parameter name, for the message.
+        distribution: Its distribution.
+
+    Raises:
+        TypeError: it is not categorical.
+    """
+    if not isinstance(distribution, CategoricalDistribution):
+        raise TypeError(
+            f"Parameters of a FlatSpace are categorical; {name!r} is {distribution}. Override "
+            "random and neighbours for others."
+        )
+    return tuple(distribution.choices)
+
+
+def _below(bound: int, generator: Generator) -> int:
+    return int(torch.randint(bound, (), generator=generator))
