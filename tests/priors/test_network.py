@@ -1,0 +1,195 @@
+"""The limits against wide finite networks, and `NetworkPrior`.
+
+Monte Carlo estimates carry their standard error; a finite width n adds a bias of order 1/n to
+the NTK, allowed for as `bias / width` with a constant fixed beforehand.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+from priors import InfiniteNetwork, NetworkPrior
+
+WIDTH = 256
+
+
+class Recurrent(nn.Module):
+    """A recurrent network over a constant input: every step uses the same weights."""
+
+    def __init__(self, width=WIDTH, steps=3):
+        super().__init__()
+        self.u, self.w = nn.Linear(3, width), nn.Linear(width, width, bias=False)
+        self.readout, self.steps = nn.Linear(width, 1), steps
+
+    def forward(self, x):
+        h = torch.relu(self.u(x))
+        for _ in range(self.steps):
+            h = torch.relu(self.w(h) + self.u(x))
+        return self.readout(h)
+
+
+class Branches(nn.Module):
+    """Correlated branches of different nonlinearities that meet again, twice."""
+
+    def __init__(self, width=WIDTH):
+        super().__init__()
+        self.first, self.hidden, self.readout = (
+            nn.Linear(3, width),
+            nn.Linear(width, width),
+            nn.Linear(width, 1),
+        )
+
+    def forward(self, x):
+        h = self.first(x)
+        a = 1.5 * h + torch.tanh(h) - 0.5 * torch.relu(h)
+        b = self.hidden(a)
+        return self.readout(torch.relu(b + h) + torch.erf(h - b) + b)
+
+
+class TwoPaths(nn.Module):
+    """x + x through two paths: the sum is 2x, not a sum of independent copies."""
+
+    def __init__(self, width=WIDTH):
+        super().__init__()
+        self.first, self.readout = nn.Linear(3, width), nn.Linear(width, 1)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        return self.readout(h + nn.functional.dropout(h, 0.5, training=False))
+
+
+class SharedReadout(nn.Module):
+    """One readout applied to two depths and averaged."""
+
+    def __init__(self, width=WIDTH):
+        super().__init__()
+        self.first, self.hidden, self.readout = (
+            nn.Linear(3, width),
+            nn.Linear(width, width),
+            nn.Linear(width, 1),
+        )
+
+    def forward(self, x):
+        h1 = torch.tanh(self.first(x))
+        h2 = torch.tanh(self.hidden(h1))
+        return (self.readout(h1) + self.readout(h2)) / 2
+
+
+def plain():
+    layers = [
+        nn.Linear(3, WIDTH),
+        nn.GELU(),
+        nn.Linear(WIDTH, WIDTH),
+        nn.ReLU(),
+        nn.Linear(WIDTH, 1),
+    ]
+    return nn.Sequential(*layers)
+
+
+NETWORKS = [Recurrent, Branches, TwoPaths, SharedReadout, plain]
+
+
+@pytest.fixture
+def x():
+    return torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+def test_nngp_is_the_covariance_of_wide_networks(make, x):
+    prior = NetworkPrior(make(), weight_var=1.5, bias_var=0.1)
+    with torch.no_grad():
+        exact = InfiniteNetwork(prior).nngp(x)
+        f = prior.sample(x, torch.Size([4000]), generator=torch.Generator().manual_seed(0))[..., 0]
+        assert f.shape == (4000, 4)
+        products = f[:, :, None] * f[:, None, :]
+    error = products.std(0) / 4000**0.5
+    assert ((products.mean(0) - exact).abs() < 4 * error + 4 / WIDTH * exact.abs()).all()
+    # what a system that takes the branches for independent would give is far outside
+    assert (4 * error + 4 / WIDTH * exact.abs() < 0.3 * exact.diagonal().max()).all()
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+def test_ntk_is_the_gradient_kernel_of_wide_networks(make, x):
+    prior = NetworkPrior(make(), weight_var=1.5, bias_var=0.1)
+    generator = torch.Generator().manual_seed(1)
+    std = {name: s.detach().to(x) for name, s in prior.parameter_std().items()}
+    estimates = []
+    for _ in range(60):
+        draw = {name: p.detach().to(x) for name, p in prior.draw(generator=generator).items()}
+        jacobian = torch.func.jacrev(lambda p: prior.apply_parameters(p, x)[:, 0])(draw)
+        # with respect to the standard normal weights of the NTK parametrisation
+        rows = torch.cat([(jacobian[n] * std[n]).flatten(1) for n in jacobian], dim=1)
+        estimates.append(rows @ rows.mT)
+    estimate = torch.stack(estimates)
+    exact = InfiniteNetwork(prior).ntk(x).detach()
+    error = estimate.std(0) / len(estimates) ** 0.5
+    assert ((estimate.mean(0) - exact).abs() < 4 * error + 8 / WIDTH * exact.abs()).all()
+    assert (4 * error < 0.15 * exact.diagonal().max()).all()
+
+
+def test_two_paths_give_four_times_the_kernel(x):
+    single = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1, bias=False))
+    doubled = InfiniteNetwork(TwoPaths(), weight_var=1.5, bias_var={"first": 0.1})
+    once = InfiniteNetwork(single, weight_var=1.5, bias_var={"0": 0.1})
+    for a, b in zip(doubled.kernels(x), once.kernels(x), strict=True):
+        torch.testing.assert_close(a, 4 * b)
+
+
+def test_tying_matters_where_several_steps_are_read(x):
+    class Steps(nn.Module):
+        def __init__(self, tied):
+            super().__init__()
+            self.u, self.w = nn.Linear(3, 8), nn.Linear(8, 8)
+            self.v = self.w if tied else nn.Linear(8, 8)
+            self.readout = nn.Linear(8, 1)
+
+        def forward(self, x):
+            h = torch.relu(self.u(x))
+            first = torch.relu(self.w(h))
+            return self.readout(first) + self.readout(torch.relu(self.v(first)))
+
+    tied = InfiniteNetwork(Steps(True), weight_var=1.5, bias_var=0.1)
+    untied = InfiniteNetwork(Steps(False), weight_var=1.5, bias_var=0.1)
+    for a, b in zip(tied.kernels(x), untied.kernels(x), strict=True):
+        assert ((a - b).abs() > 0.02 * b.abs()).all()
+
+
+class TestNetworkPrior:
+    def test_shapes_and_reproducibility(self):
+        prior = NetworkPrior(
+            nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)), bias_var=0.1
+        )
+        X = torch.randn(5, 4, 3)
+        first = prior.sample(X, torch.Size([6, 7]), generator=torch.Generator().manual_seed(0))
+        again = prior.sample(X, torch.Size([6, 7]), generator=torch.Generator().manual_seed(0))
+        assert first.shape == (6, 7, 5, 4, 2)
+        assert first.dtype == X.dtype
+        assert torch.equal(first, again)
+        assert prior.sample(X).shape == (5, 4, 2)
+
+    def test_apply_parameters_equals_the_module(self):
+        module = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+        prior = NetworkPrior(module)
+        X = torch.randn(4, 3)
+        torch.testing.assert_close(
+            prior.apply_parameters(dict(module.named_parameters()), X), module(X)
+        )
+
+    def test_standard_deviations_follow_the_variances(self):
+        module = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+        prior = NetworkPrior(module, weight_var={"0": 3.0, "2": 2.0}, bias_var={"2": 0.25})
+        std = {name: s.item() for name, s in prior.parameter_std().items()}
+        assert std == pytest.approx(
+            {"0.weight": 1.0, "2.weight": 0.5, "0.bias": 0.0, "2.bias": 0.5}
+        )
+        std = prior.parameter_std()["0.weight"]
+        std.backward()
+        assert prior.variances.raw_weight_var_0.grad.item() == pytest.approx(0.5)
+
+    def test_open_widths_and_unused_parameters_are_refused(self):
+        with pytest.raises(ValueError, match="lazy"):
+            NetworkPrior(nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 1)))
+        module = nn.Sequential(nn.Linear(3, 1))
+        module.extra = nn.Parameter(torch.zeros(2))
+        with pytest.raises(ValueError, match="'extra' belongs to no layer"):
+            NetworkPrior(module)
