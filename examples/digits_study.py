@@ -100,8 +100,10 @@ def log_loss(network: nn.Module, rows: str) -> float:
         return float(nn.functional.cross_entropy(network(data.X), data.y))
 
 
-def mean_loss(trial: optuna.trial.FrozenTrial | optuna.Trial, rows: str, first_seed: int) -> float:
-    """Log loss of the candidate of a trial on the named rows, averaged over `NUM_REPEATS` trainings.
+def mean_loss(
+    trial: optuna.Trial | optuna.trial.FrozenTrial, rows: str, *, first_seed: int
+) -> float:
+    """Log loss of the candidate of a trial, averaged over `NUM_REPEATS` trainings, in nats.
 
     Args:
         trial: It must have its architecture and hyperparameters.

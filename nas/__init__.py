@@ -6,15 +6,21 @@ acquisition functions, and Optuna for everything around a study.
 
 from nas import spaces
 from nas.architecture import Architecture, Node
+from nas.report import Section, write_report
 from nas.sampler import BayesianSampler
+from nas.search import StorageError, search
 from nas.trials import architecture_of, enqueue, suggest
 
 __all__ = [
     "Architecture",
     "BayesianSampler",
     "Node",
+    "Section",
+    "StorageError",
     "architecture_of",
     "enqueue",
+    "search",
     "spaces",
     "suggest",
+    "write_report",
 ]

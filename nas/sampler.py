@@ -50,7 +50,8 @@ from priors.posterior import PredictivePosterior
 __all__ = ["Acquisition", "BayesianSampler"]
 
 Acquisition = Callable[[Model, Tensor, Tensor | None, int], AcquisitionFunction]
-"""`(model, observed X [n, d], pending X [p, d] or None, seed) -> acquisition`, of a maximisation."""
+"""`(model, observed X [n, d], pending X [p, d] or None, seed)` to an acquisition function of a
+maximisation."""
 
 NUM_ELITES = 5
 NUM_SAMPLES = 128

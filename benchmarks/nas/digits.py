@@ -48,7 +48,8 @@ def load_study() -> ModuleType:
     """The example script as a module."""
     if STUDY.stem not in sys.modules:
         spec = importlib.util.spec_from_file_location(STUDY.stem, STUDY)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         sys.modules[STUDY.stem] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[STUDY.stem])
     return sys.modules[STUDY.stem]
