@@ -1,0 +1,1 @@
+"""Shipped networks, each beside the module that trained it."""

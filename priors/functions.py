@@ -1,0 +1,131 @@
+"""Priors over functions: anything that draws noise-free functions at given inputs."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from gpytorch.distributions import MultivariateNormal
+from gpytorch.kernels import Kernel
+from gpytorch.means import Mean, ZeroMean
+from linear_operator.utils.cholesky import psd_safe_cholesky
+from torch import Tensor
+from torch.distributions import Distribution
+
+__all__ = [
+    "FunctionPrior",
+    "GaussianProcessPrior",
+    "ScaleMixturePrior",
+    "draw",
+]
+
+
+@runtime_checkable
+class FunctionPrior(Protocol):
+    """A distribution over functions."""
+
+    def sample(
+        self,
+        X: Tensor,
+        size: torch.Size = torch.Size(),  # noqa: B008
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw functions at `X` `[*batch, n, d]`, `[*size, *batch, n, m]`, without noise."""
+        ...
+
+
+class GaussianProcessPrior:
+    """A Gaussian process; with a `NNGPKernel` the limit of a network.
+
+    Args:
+        kernel: Covariance of one output.
+        mean: GPyTorch mean; zero where None.
+    """
+
+    def __init__(self, kernel: Kernel, mean: Mean | None = None) -> None:
+        self.kernel = kernel
+        self.mean = ZeroMean() if mean is None else mean
+
+    def distribution(self, X: Tensor) -> MultivariateNormal:
+        """Joint distribution of the function's values at `X` `[*batch, n, d]`."""
+        return MultivariateNormal(self.mean(X), self.kernel(X))
+
+    def sample(
+        self,
+        X: Tensor,
+        size: torch.Size = torch.Size(),  # noqa: B008
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw functions at `X` `[*batch, n, d]`, `[*size, *batch, n, 1]`.
+
+        The batch of the kernel broadcasts with that of X. Jitter is added only to a covariance
+        that is not positive definite in its dtype.
+        """
+        _check_inputs(X)
+        covariance = self.kernel(X).to_dense()
+        root = psd_safe_cholesky(covariance)
+        noise = torch.randn(
+            *size, *root.shape[:-1], 1, generator=generator, dtype=root.dtype, device=root.device
+        )
+        return root @ noise + self.mean(X)[..., None]
+
+
+class ScaleMixturePrior:
+    """A Gaussian process whose variance is itself random: f = sigma g, sigma^2 ~ `scale`.
+
+    Args:
+        kernel: Covariance of g.
+        scale: Distribution of sigma^2 on the positive reals; an inverse gamma gives a Student-t
+            process.
+    """
+
+    def __init__(self, kernel: Kernel, scale: Distribution) -> None:
+        if scale.event_shape or scale.batch_shape:
+            raise ValueError(f"scale must be a distribution of one number, got {scale}.")
+        self.kernel = kernel
+        self.scale = scale
+
+    def sample_with_scale(
+        self,
+        X: Tensor,
+        size: torch.Size = torch.Size(),  # noqa: B008
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Functions `[*size, *batch, n, 1]` and their sigma^2 `[*size, *batch]`."""
+        g = GaussianProcessPrior(self.kernel).sample(X, size, generator=generator)
+        variance = draw(self.scale, g.shape[:-2], generator=generator).to(g)
+        return g * variance.sqrt()[..., None, None], variance
+
+    def sample(
+        self,
+        X: Tensor,
+        size: torch.Size = torch.Size(),  # noqa: B008
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw functions at `X` `[*batch, n, d]`, each with a variance of its own."""
+        return self.sample_with_scale(X, size, generator=generator)[0]
+
+
+def draw(
+    distribution: Distribution, shape: torch.Size, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw from a torch distribution with an explicit generator, which torch does not offer.
+
+    The generator seeds the draw; the global random state is left as it was.
+    """
+    if generator is None:
+        return distribution.sample(shape)
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        return distribution.sample(shape)
+
+
+def _check_inputs(X: Tensor) -> None:
+    if X.dim() < 2:
+        raise ValueError(f"X must have shape [..., n, d], got {tuple(X.shape)}.")
