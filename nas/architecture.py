@@ -122,7 +122,7 @@ class Architecture:
         """
         try:
             return cls._from_data(json.loads(text))
-        except (AttributeError, TypeError, IndexError, json.JSONDecodeError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"Not the JSON of an architecture ({error}): {str(text)[:80]!r}"
             ) from error

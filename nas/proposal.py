@@ -54,6 +54,8 @@ class Candidate:
 class Encoder:
     """Candidates as points of one unit cube: architecture first, then hyperparameters.
 
+    It remembers the codes and neighbours of the graphs it has met: make one for each proposal.
+
     Args:
         space: Encodes the architectures.
         cube: Encodes the hyperparameters.
@@ -62,17 +64,24 @@ class Encoder:
     def __init__(self, space: Space, cube: HyperparameterCube) -> None:
         self.space = space
         self.cube = cube
+        self._codes: dict[Architecture, Tensor] = {}
+        self._neighbours: dict[Architecture, list[Architecture]] = {}
 
     def __call__(self, candidates: Sequence[Candidate]) -> Tensor:
         """`[n, d]` in float64."""
-        codes: dict[Architecture, Tensor] = {}
         rows = []
         for candidate in candidates:
             graph = candidate.architecture
-            if graph not in codes:
-                codes[graph] = self.space.encode(graph)
-            rows.append(torch.cat([codes[graph], self.cube.encode(candidate.values)]))
+            if graph not in self._codes:
+                self._codes[graph] = self.space.encode(graph)
+            rows.append(torch.cat([self._codes[graph], self.cube.encode(candidate.values)]))
         return torch.stack(rows)
+
+    def neighbours(self, architecture: Architecture) -> list[Architecture]:
+        """The neighbours of an architecture in the space."""
+        if architecture not in self._neighbours:
+            self._neighbours[architecture] = self.space.neighbours(architecture)
+        return self._neighbours[architecture]
 
 
 def maximise(
@@ -136,7 +145,9 @@ def _mutation(encoder: Encoder, parent: Candidate, generator: Generator) -> Cand
     graph = parent.architecture
     edits = (0, 1, 1, 2)[int(torch.randint(4, (), generator=generator))]
     for _ in range(edits):
-        graph = encoder.space.mutate(graph, generator)
+        neighbours = encoder.neighbours(graph)
+        if neighbours:
+            graph = neighbours[int(torch.randint(len(neighbours), (), generator=generator))]
     scale = SCALES[int(torch.randint(len(SCALES), (), generator=generator))]
     return Candidate.of(graph, encoder.cube.perturb(parent.values, scale, generator))
 
@@ -144,7 +155,7 @@ def _mutation(encoder: Encoder, parent: Candidate, generator: Generator) -> Cand
 def _graph_steps(
     encoder: Encoder, candidate: Candidate, scale: float, generator: Generator
 ) -> list[Candidate]:
-    neighbours = encoder.space.neighbours(candidate.architecture)
+    neighbours = encoder.neighbours(candidate.architecture)
     order = torch.randperm(len(neighbours), generator=generator)[:NUM_STEPS].tolist()
     return [Candidate(neighbours[index], candidate.hyperparameters) for index in order]
 

@@ -69,19 +69,20 @@ class MLPSpace(FlatSpace):
         self.activations = tuple(dict.fromkeys(activations))
         self.residual = _choices("residual", residual)
         self.layer_norm = _choices("layer_norm", layer_norm)
-
-    def parameters(self) -> dict[str, BaseDistribution]:
-        """`depth`, `width_1` to the largest depth, `activation`, `residual`, `layer_norm`."""
-        least, largest = self.depth
-        widths = {f"width_{layer}": self.widths for layer in range(1, largest + 1)}
         choices: dict[str, tuple[Any, ...]] = {
-            "depth": tuple(range(least, largest + 1)),
-            **widths,
+            "depth": tuple(range(self.depth[0], self.depth[1] + 1)),
+            **{f"width_{layer}": self.widths for layer in range(1, self.depth[1] + 1)},
             "activation": self.activations,
             "residual": self.residual,
             "layer_norm": self.layer_norm,
         }
-        return {name: CategoricalDistribution(values) for name, values in choices.items()}
+        self._distributions: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(values) for name, values in choices.items()
+        }
+
+    def parameters(self) -> dict[str, BaseDistribution]:
+        """`depth`, `width_1` to the largest depth, `activation`, `residual`, `layer_norm`."""
+        return dict(self._distributions)
 
     def from_parameters(self, values: Mapping[str, Any]) -> Architecture:
         """The network of these parameters; widths beyond its depth are not looked at.

@@ -39,13 +39,6 @@ class Space(ABC):
     def __contains__(self, architecture: object) -> bool:
         """Whether it is a member."""
 
-    def mutate(self, architecture: Architecture, generator: Generator) -> Architecture:
-        """A random neighbour, or the architecture itself where it has none."""
-        neighbours = self.neighbours(architecture)
-        if not neighbours:
-            return architecture
-        return neighbours[_below(len(neighbours), generator)]
-
 
 class FlatSpace(Space):
     """A space whose members are choices of a fixed list of categorical parameters.
@@ -78,7 +71,7 @@ class FlatSpace(Space):
         values = {}
         for name, distribution in self.parameters().items():
             choices = choices_of(name, distribution)
-            values[name] = choices[_below(len(choices), generator)]
+            values[name] = choices[int(torch.randint(len(choices), (), generator=generator))]
         return self.from_parameters(values)
 
     def neighbours(self, architecture: Architecture) -> list[Architecture]:
@@ -129,7 +122,3 @@ def choices_of(name: str, distribution: BaseDistribution) -> tuple[Any, ...]:
             "random and neighbours for others."
         )
     return tuple(distribution.choices)
-
-
-def _below(bound: int, generator: Generator) -> int:
-    return int(torch.randint(bound, (), generator=generator))
