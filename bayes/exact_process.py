@@ -26,7 +26,6 @@ from botorch.acquisition.objective import PosteriorTransform
 from botorch.exceptions import InputDataWarning
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
-from botorch.models.transforms.outcome import OutcomeTransform
 from botorch.models.utils import add_output_dim, gpt_posterior_settings
 from botorch.optim.closures import get_loss_closure_with_grads
 from botorch.optim.utils import get_parameters
@@ -38,9 +37,11 @@ from gpytorch.likelihoods import Likelihood
 from gpytorch.means import ZeroMean
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
-from torch.distributions.transforms import AffineTransform, Transform
+from torch.distributions.transforms import AffineTransform
 
 from bayes.checks import check_query, check_training_data
+from bayes.description import describe_module, describe_transform, same_values
+from bayes.outcome import ElementwiseOutcome
 from priors.files import read_safetensors, write_safetensors_atomically
 from priors.posterior import PredictivePosterior, TransformedPosterior
 from priors.transforms import DEFAULT, make_input_transform, make_outcome_transform
@@ -68,47 +69,6 @@ def exact_solves() -> Iterator[None]:
         ):
             stack.enter_context(setting)
         yield
-
-
-class _OutcomeTransform(OutcomeTransform):
-    """Our outcome transform where BoTorch's own methods (conditioning, loading) look for one."""
-
-    def __init__(self, transform: Transform) -> None:
-        super().__init__()
-        self.affine = False
-        if isinstance(transform, AffineTransform):  # buffers, so that they move with the model
-            self.affine = True
-            self.register_buffer("loc", torch.as_tensor(transform.loc))
-            self.register_buffer("scale", torch.as_tensor(transform.scale))
-        else:
-            self._transform = transform
-
-    @property
-    def transform(self) -> Transform:
-        """The map from the model's scale to Y's."""
-        return AffineTransform(self.loc, self.scale) if self.affine else self._transform
-
-    def forward(
-        self, Y: Tensor, Yvar: Tensor | None = None, X: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        if Yvar is not None:
-            Yvar = Yvar / self._squared_scale()
-        return self.transform.inv(Y), Yvar
-
-    def untransform(
-        self, Y: Tensor, Yvar: Tensor | None = None, X: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        if Yvar is not None:
-            Yvar = Yvar * self._squared_scale()
-        return self.transform(Y), Yvar
-
-    def _squared_scale(self) -> Tensor:
-        if not self.affine:
-            raise ValueError(
-                f"train_Yvar has no meaning under the outcome transform {self.transform}: only "
-                "affine ones carry a variance over. Transform Y and its variances yourself."
-            )
-        return self.scale**2
 
 
 class JointMarginalLogLikelihood(ExactMarginalLogLikelihood):
@@ -192,7 +152,7 @@ class ExactProcess(SingleTaskGP, ABC):
             likelihood=copy.deepcopy(likelihood),
             covar_module=copy.deepcopy(kernel),
             mean_module=ZeroMean(),
-            outcome_transform=None if outcome is None else _OutcomeTransform(outcome),
+            outcome_transform=None if outcome is None else ElementwiseOutcome(outcome),
             input_transform=make_input_transform(input_transform, train_X),
         )
         self.eval()
@@ -202,8 +162,8 @@ class ExactProcess(SingleTaskGP, ABC):
         self.register_buffer("train_Yvar", train_Yvar, persistent=False)
         self._given = {
             "likelihood": likelihood is not None,
-            "input_transform": _is_given(input_transform),
-            "outcome_transform": _is_given(outcome_transform),
+            "input_transform": describe_transform(input_transform),
+            "outcome_transform": describe_transform(outcome_transform),
         }
 
     @abstractmethod
@@ -271,7 +231,7 @@ class ExactProcess(SingleTaskGP, ABC):
                 joint = MultitaskMultivariateNormal.from_independent_mvns(gaussians)
             posterior = self._process_posterior(joint)
         if outcome is not None and not outcome.affine:
-            posterior = TransformedPosterior(posterior, outcome.transform)
+            posterior = TransformedPosterior(posterior, outcome.of_outputs(outputs))
         if posterior_transform is not None:
             return posterior_transform(posterior=posterior, X=X)
         return posterior
@@ -327,7 +287,7 @@ class ExactProcess(SingleTaskGP, ABC):
             description={
                 "construction": self._construction(),
                 "given": self._given,
-                "kernel": _structure(self.covar_module),
+                "kernel": describe_module(self.covar_module),
             },
         )
 
@@ -359,8 +319,8 @@ class ExactProcess(SingleTaskGP, ABC):
         tensors, description = read_safetensors(path, kind=cls.__name__)
         passed = {
             "likelihood": likelihood is not None,
-            "input_transform": _is_given(input_transform),
-            "outcome_transform": _is_given(outcome_transform),
+            "input_transform": describe_transform(input_transform),
+            "outcome_transform": describe_transform(outcome_transform),
         }
         for name, value in passed.items():
             if value != description["given"][name]:
@@ -368,10 +328,10 @@ class ExactProcess(SingleTaskGP, ABC):
                     f"{path} was saved with {name} {description['given'][name]}, load got "
                     f"{value}; pass the same as at construction (True: one of your own)."
                 )
-        if _structure(kernel) != description["kernel"]:
+        if describe_module(kernel) != description["kernel"]:
             raise ValueError(
                 f"{path} was saved with another kernel: {description['kernel']}, load got "
-                f"{_structure(kernel)}."
+                f"{describe_module(kernel)}."
             )
         model = cls(
             tensors["train_X"],
@@ -390,10 +350,7 @@ class ExactProcess(SingleTaskGP, ABC):
         }
         model.load_state_dict(state, keep_transforms=False)
         model.eval()
-        fingerprint = model._fingerprint()
-        tolerance = 100 * torch.finfo(fingerprint.dtype).eps ** 0.75
-        size = tensors["fingerprint"].abs().max()
-        if not bool(((fingerprint - tensors["fingerprint"]).abs() <= tolerance * size).all()):
+        if not same_values(model._fingerprint(), tensors["fingerprint"]):
             raise ValueError(
                 f"The kernel passed to load has the parameters of the one in {path}, but other "
                 "values: pass the same architecture, activations and transforms."
@@ -412,33 +369,13 @@ class ExactProcess(SingleTaskGP, ABC):
 
 
 def _rescaled(
-    gaussian: MultivariateNormal, outcome: _OutcomeTransform | None, output: int
+    gaussian: MultivariateNormal, outcome: ElementwiseOutcome | None, output: int
 ) -> MultivariateNormal:
     """The Gaussian in units of Y, where the outcome transform is affine."""
     if outcome is None or not outcome.affine:
         return gaussian
-    loc, scale = (_column(value, output, gaussian.mean) for value in (outcome.loc, outcome.scale))
+    transform = outcome.of_outputs([output])
+    assert isinstance(transform, AffineTransform)
+    loc, scale = (torch.as_tensor(v).squeeze(-1) for v in (transform.loc, transform.scale))
     covariance = gaussian.lazy_covariance_matrix * scale.square().unsqueeze(-1)
     return MultivariateNormal(loc + scale * gaussian.mean, covariance)
-
-
-def _column(value: Tensor, output: int, like: Tensor) -> Tensor:
-    """Entry of an affine transform's parameter for one output, `[..., 1]`."""
-    value = value.to(like)
-    if value.dim() == 0:
-        return value.unsqueeze(-1)
-    return value[..., output if value.shape[-1] > 1 else 0].reshape(*value.shape[:-2], 1)
-
-
-def _is_given(transform: Any) -> str:
-    if transform is DEFAULT:
-        return "default"
-    return "off" if transform is None else "own"
-
-
-def _structure(module: torch.nn.Module) -> dict[str, Any]:
-    """Class and shapes that a kernel must share with a saved one."""
-    return {
-        "classes": [[name, type(part).__name__] for name, part in module.named_modules()],
-        "shapes": {name: list(value.shape) for name, value in module.state_dict().items()},
-    }

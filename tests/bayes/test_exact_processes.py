@@ -357,7 +357,7 @@ def test_inputs_are_checked(process):
     model = process(X, Y, kernel())
     with pytest.raises(ValueError, match="2 input columns"):
         model.posterior(X[:, :1])
-    with pytest.raises(TypeError, match=r"X\.to\(train_X\)"):
+    with pytest.raises(TypeError, match=r"X\.to"):
         model.posterior(X.float())
 
 

@@ -1,0 +1,438 @@
+"""A neural network with a prior on its weights, conditioned by sampling them.
+
+    eps ~ N(0, 1) per weight, weight = prior std * eps
+    log noise variance ~ N(mean, std), per output
+    y = network(x; weights) + noise
+
+Weights are sampled whitened (as eps): the posterior's geometry does not depend on the layers'
+scales, and the prior of every coordinate is the same. The layer variances stay those of the given
+`NetworkPrior`; `bayes.match_functional_prior` chooses them to suit a prior over functions.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any, Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from botorch.acquisition.objective import PosteriorTransform
+from botorch.models.model import Model
+from botorch.posteriors import Posterior
+from torch import Tensor
+
+from bayes.checks import check_query, check_training_data
+from bayes.description import describe_module, describe_transform, same_values
+from bayes.inference import Draws, InferenceMethod, MeanField
+from bayes.mixture import EmpiricalPosterior, GaussianMixturePosterior
+from bayes.outcome import ElementwiseOutcome
+from priors.files import read_safetensors, write_safetensors_atomically
+from priors.network import NetworkPrior
+from priors.posterior import PredictivePosterior, TransformedPosterior
+from priors.transforms import DEFAULT, make_input_transform, make_outcome_transform
+
+__all__ = ["BayesianNetwork"]
+
+_FINGERPRINT_ROWS = 8
+
+
+class BayesianNetwork(Model):
+    """A finite network conditioned on data, as a Pyro model and a BoTorch model.
+
+    Args:
+        train_X: Inputs, `[n, d]`.
+        train_Y: Outcomes, `[n, m]`, m the network's number of outputs.
+        prior: Network and layer variances; copied. Its `module` must have finite widths; dropout
+            is off.
+        likelihood: "gaussian", noise of unknown variance per output.
+        train_Yvar: Known noise variances, `[n, m]`, units of Y squared; queries get their mean.
+        log_noise_var_prior: Mean and standard deviation of the normal prior of the logarithm of
+            the noise variance, on the model's (standardised) scale. The default puts 95% between
+            0.7% and 2.6 of the outcome's variance.
+        input_transform: `DEFAULT` standardises by the training rows, None is off, or a BoTorch
+            `InputTransform`.
+        outcome_transform: `DEFAULT` standardises by the training rows, None is off, or an
+            elementwise `torch.distributions` transform from the model's scale to Y's.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: shapes disagree, also with the network, or values are not finite.
+        NotImplementedError: another likelihood.
+    """
+
+    def __init__(
+        self,
+        train_X: Tensor,
+        train_Y: Tensor,
+        prior: NetworkPrior,
+        *,
+        likelihood: str = "gaussian",
+        train_Yvar: Tensor | None = None,
+        log_noise_var_prior: tuple[float, float] = (-2.0, 1.5),
+        input_transform: Any = DEFAULT,
+        outcome_transform: Any = DEFAULT,
+    ) -> None:
+        super().__init__()
+        check_training_data("BayesianNetwork", train_X, train_Y, train_Yvar)
+        if train_X.dim() != 2:
+            raise ValueError(
+                "BayesianNetwork takes one data set [n, d], got train_X of shape "
+                f"{tuple(train_X.shape)}."
+            )
+        if not isinstance(prior, NetworkPrior):
+            raise TypeError(
+                f"BayesianNetwork needs a NetworkPrior, got {type(prior).__name__}; "
+                "priors.NetworkPrior(module) makes one of a torch module."
+            )
+        if likelihood != "gaussian":
+            raise NotImplementedError(
+                f'BayesianNetwork has likelihood="gaussian" only, got {likelihood!r}.'
+            )
+        mean, std = log_noise_var_prior
+        if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+            raise ValueError(
+                f"log_noise_var_prior must be (mean, std) with std > 0, got {log_noise_var_prior}."
+            )
+        self.log_noise_var_prior = (float(mean), float(std))
+        self.prior = copy.deepcopy(prior).to(train_X).requires_grad_(False)
+        self.prior.module.to(train_X).eval()
+        self.register_buffer("train_X", train_X)
+        self.register_buffer("train_Y", train_Y)
+        self.register_buffer("train_Yvar", train_Yvar)
+        self.input_transform = make_input_transform(input_transform, train_X)
+        outcome = make_outcome_transform(outcome_transform, train_Y)
+        self.outcome_transform = (
+            None if outcome is None else ElementwiseOutcome(outcome).to(train_X).eval()
+        )
+        self.draws: Draws | None = None
+        self._given = {
+            "input_transform": describe_transform(input_transform),
+            "outcome_transform": describe_transform(outcome_transform),
+        }
+        if self.input_transform is not None:
+            self.input_transform.eval()
+        with torch.no_grad():
+            inputs = self._inputs(train_X)
+            outputs = self.prior.apply_parameters(self._unwhiten(self._zeros()), inputs)
+        if outputs.shape != train_Y.shape:
+            raise ValueError(
+                f"The network gives outputs of shape {tuple(outputs.shape)} for train_Y of shape "
+                f"{tuple(train_Y.shape)}; its last layer must have {train_Y.shape[-1]} outputs."
+            )
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs."""
+        return self.train_Y.shape[-1]
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Empty: one data set."""
+        return torch.Size()
+
+    def pyro_model(self) -> None:
+        """The joint density as a Pyro model, with sites `eps`, `log_noise_var` and `y`.
+
+        `eps` are all whitened weights in one vector; `y` is on the model's scale.
+        """
+        zeros = self._zeros()
+        eps = pyro.sample("eps", dist.Normal(zeros, torch.ones_like(zeros)).to_event(1))
+        targets, known = self._targets()
+        if known is None:
+            mean, std = (
+                self.train_Y.new_full((self.num_outputs,), v) for v in self.log_noise_var_prior
+            )
+            log_noise = pyro.sample("log_noise_var", dist.Normal(mean, std).to_event(1))
+            noise_std = (0.5 * log_noise).exp().unsqueeze(-2)
+        else:
+            noise_std = known.sqrt()
+        f = self.prior.apply_parameters(self._unwhiten(eps), self._inputs(self.train_X))
+        pyro.sample("y", dist.Normal(f, noise_std).to_event(2), obs=targets)
+
+    def fit(self, method: InferenceMethod | None = None) -> Self:
+        """Draw from the posterior of weights and noise.
+
+        Args:
+            method: `NUTS(...)`, `MeanField(...)` or another `InferenceMethod`; `MeanField()`
+                without.
+
+        Returns:
+            The model itself.
+        """
+        method = MeanField() if method is None else method
+        self.draws = method.run(self.pyro_model, self.train_X)
+        return self
+
+    def parameters_of_draws(self) -> dict[str, Tensor]:
+        """The network's parameters by name, `[chains * draws, *shape]`.
+
+        Raises:
+            RuntimeError: the model is not fitted.
+        """
+        return self._unwhiten(self._fitted().samples["eps"].flatten(0, 1))
+
+    def noise_var_of_draws(self) -> Tensor:
+        """Noise variances on the model's scale, `[chains * draws, m]`.
+
+        Raises:
+            RuntimeError: the model is not fitted.
+        """
+        draws = self._fitted()
+        _, known = self._targets()
+        if known is None:
+            return draws.samples["log_noise_var"].flatten(0, 1).exp()
+        size = draws.samples["eps"].shape[:2].numel()
+        return known.mean(0).expand(size, self.num_outputs)
+
+    def posterior(
+        self,
+        X: Tensor,
+        output_indices: Sequence[int] | None = None,
+        observation_noise: bool | Tensor = False,
+        posterior_transform: PosteriorTransform | None = None,
+    ) -> PredictivePosterior | Posterior:
+        """Posterior at `X`: the average over drawn networks.
+
+        Args:
+            X: Queries, `[..., q, d]`.
+            output_indices: Outputs to return; all without it.
+            observation_noise: Whether of y, a Gaussian mixture with a density, rather than of f,
+                the drawn functions themselves. A tensor `[..., q, m]` gives the noise variances,
+                on the model's scale as in BoTorch.
+            posterior_transform: Applied last; its result is returned as it is.
+
+        Returns:
+            A posterior `[..., q, m]` in units of Y.
+
+        Raises:
+            RuntimeError: the model is not fitted.
+        """
+        check_query("BayesianNetwork", X, self.train_X)
+        outputs = list(range(self.num_outputs) if output_indices is None else output_indices)
+        if not outputs or not all(-self.num_outputs <= k < self.num_outputs for k in outputs):
+            raise ValueError(
+                f"BayesianNetwork has {self.num_outputs} outputs, got indices {outputs}."
+            )
+        f = self.prior.apply_parameters(self.parameters_of_draws(), self._inputs(X))
+        f = f[..., outputs]
+        posterior: PredictivePosterior
+        if isinstance(observation_noise, Tensor):
+            posterior = GaussianMixturePosterior(f, observation_noise[..., outputs])
+        elif observation_noise:
+            noise = self.noise_var_of_draws()[:, outputs]
+            noise = noise.reshape(len(noise), *[1] * (f.dim() - 2), len(outputs))
+            posterior = GaussianMixturePosterior(f, noise)
+        else:
+            posterior = EmpiricalPosterior(f)
+        if self.outcome_transform is not None:
+            transform = self.outcome_transform.of_outputs(outputs)
+            posterior = TransformedPosterior(posterior, transform)
+        if posterior_transform is not None:
+            return posterior_transform(posterior=posterior, X=X)
+        return posterior
+
+    def to_arviz(self, *, seed: int = 0) -> Any:
+        """The draws as an `arviz.InferenceData`, for diagnostics and model comparison.
+
+        Groups: posterior (the network's parameters by name, and `noise_var` on the model's
+        scale), log_likelihood (pointwise, in units of Y), posterior_predictive, observed_data, and
+        with NUTS sample_stats. Rows and outputs of `y` are the dimensions `row` and `output`.
+
+        Args:
+            seed: Of the noise in posterior_predictive.
+
+        Raises:
+            RuntimeError: the model is not fitted.
+        """
+        with warnings.catch_warnings():
+            # It announces version 1, which this package does not use, on every import.
+            warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+            import arviz
+
+        draws = self._fitted()
+        chains = draws.samples["eps"].shape[:2]
+        noise_var = self.noise_var_of_draws()
+        with torch.no_grad():
+            inputs = self._inputs(self.train_X)
+            f = self.prior.apply_parameters(self.parameters_of_draws(), inputs)
+            targets, known = self._targets()
+            std = (noise_var.unsqueeze(-2) if known is None else known).sqrt().expand_as(f)
+            log_likelihood = torch.distributions.Normal(f, std).log_prob(targets)
+            generator = torch.Generator(f.device).manual_seed(seed)
+            y = f + std * torch.randn(f.shape, generator=generator, dtype=f.dtype, device=f.device)
+            if self.outcome_transform is not None:
+                transform = self.outcome_transform.transform
+                log_likelihood -= transform.log_abs_det_jacobian(targets, self.train_Y)
+                y = transform(y)
+
+        def by_chain(value: Tensor) -> Any:
+            return value.unflatten(0, chains).cpu().numpy()
+
+        groups = {
+            "posterior": {
+                **{name: by_chain(value) for name, value in self.parameters_of_draws().items()},
+                "noise_var": by_chain(noise_var),
+            },
+            "log_likelihood": {"y": by_chain(log_likelihood)},
+            "posterior_predictive": {"y": by_chain(y)},
+            "observed_data": {"y": self.train_Y.cpu().numpy()},
+        }
+        if draws.stats:
+            stats = {name: value.cpu().numpy() for name, value in draws.stats.items()}
+            groups["sample_stats"] = stats | {"diverging": stats["diverging"].astype(bool)}
+        return arviz.from_dict(**groups, dims={"y": ["row", "output"], "noise_var": ["output"]})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write data, draws and what identifies the network to one safetensors file.
+
+        Args:
+            path: Target file; replaced in one step.
+
+        Raises:
+            RuntimeError: the model is not fitted.
+        """
+        draws = self._fitted()
+        tensors = {f"state.{name}": value for name, value in self.state_dict().items()}
+        tensors.update({f"sample.{name}": value for name, value in draws.samples.items()})
+        tensors.update({f"stat.{name}": value for name, value in draws.stats.items()})
+        if draws.history is not None:
+            tensors["history"] = draws.history
+        tensors["fingerprint"] = self._fingerprint()
+        write_safetensors_atomically(
+            path,
+            tensors,
+            kind="BayesianNetwork",
+            description={
+                "log_noise_var_prior": list(self.log_noise_var_prior),
+                "given": self._given,
+                "network": describe_module(self.prior.module),
+            },
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        prior: NetworkPrior,
+        *,
+        input_transform: Any = DEFAULT,
+        outcome_transform: Any = DEFAULT,
+    ) -> Self:
+        """Read what `save` wrote.
+
+        The file holds no code: pass a prior of the same module (and the transforms, if the model
+        was given its own); layer variances and draws come from the file.
+
+        Args:
+            path: The file.
+            prior: As at construction, with the same layers learnable; any variances.
+            input_transform: As at construction.
+            outcome_transform: As at construction.
+
+        Raises:
+            ValueError: the file is damaged or of another kind, or what was passed does not fit it.
+        """
+        tensors, description = read_safetensors(path, kind="BayesianNetwork")
+        given = {
+            "input_transform": describe_transform(input_transform),
+            "outcome_transform": describe_transform(outcome_transform),
+        }
+        if given != description["given"]:
+            raise ValueError(
+                f"{path} was saved with transforms {description['given']}, load got {given}; pass "
+                "the same as at construction."
+            )
+        if describe_module(prior.module) != description["network"]:
+            raise ValueError(
+                f"{path} was saved with another network: {description['network']}, load got "
+                f"{describe_module(prior.module)}."
+            )
+        parts: dict[str, dict[str, Tensor]] = {"state": {}, "sample": {}, "stat": {}}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind in parts:
+                parts[kind][rest] = value
+        state = parts["state"]
+        model = cls(
+            state["train_X"],
+            state["train_Y"],
+            prior,
+            train_Yvar=state.get("train_Yvar"),
+            log_noise_var_prior=description["log_noise_var_prior"],
+            input_transform=input_transform,
+            outcome_transform=outcome_transform,
+        )
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"The prior passed to load does not fit {path}: {error}") from error
+        model.draws = Draws(parts["sample"], parts["stat"], tensors.get("history"))
+        if not same_values(model._fingerprint(), tensors["fingerprint"]):
+            raise ValueError(
+                f"The network passed to load has the parameters of the one in {path}, but other "
+                "values: pass the same architecture, activations and transforms."
+            )
+        return model
+
+    def _fingerprint(self) -> Tensor:
+        """Outputs of the last drawn network at the first rows."""
+        with torch.no_grad():
+            last = {name: value[-1] for name, value in self.parameters_of_draws().items()}
+            inputs = self._inputs(self.train_X[:_FINGERPRINT_ROWS])
+            return self.prior.apply_parameters(last, inputs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # What is no buffer must follow .to() and .cuda() too: the draws and the module's buffers.
+        super()._apply(fn, recurse)
+        self.prior.module._apply(fn)
+        draws = self.draws
+        if draws is not None:
+            self.draws = Draws(
+                {name: fn(value) for name, value in draws.samples.items()},
+                {name: fn(value) for name, value in draws.stats.items()},
+                None if draws.history is None else fn(draws.history),
+            )
+        return self
+
+    def _fitted(self) -> Draws:
+        if self.draws is None:
+            raise RuntimeError("This BayesianNetwork has no posterior yet; call fit() first.")
+        return self.draws
+
+    def _inputs(self, X: Tensor) -> Tensor:
+        return X if self.input_transform is None else self.input_transform(X)
+
+    def _targets(self) -> tuple[Tensor, Tensor | None]:
+        """Outcomes and known noise variances on the model's scale."""
+        if self.outcome_transform is None:
+            return self.train_Y, self.train_Yvar
+        return self.outcome_transform(self.train_Y, self.train_Yvar)
+
+    def _standard_deviations(self) -> dict[str, Tensor]:
+        """Prior deviations of the parameters that are not fixed at zero."""
+        return {name: std for name, std in self.prior.parameter_std().items() if std > 0}
+
+    def _zeros(self) -> Tensor:
+        """The whitened weights at their prior mean, `[D]`."""
+        shapes = dict(self.prior.module.named_parameters())
+        size = sum(shapes[name].numel() for name in self._standard_deviations())
+        return self.train_X.new_zeros(size)
+
+    def _unwhiten(self, eps: Tensor) -> dict[str, Tensor]:
+        """The network's parameters `[..., *shape]` from whitened ones `[..., D]`."""
+        stds = self._standard_deviations()
+        values: dict[str, Tensor] = {}
+        start = 0
+        for name, parameter in self.prior.module.named_parameters():
+            if name in stds:
+                part = eps[..., start : start + parameter.numel()]
+                values[name] = stds[name] * part.unflatten(-1, parameter.shape)
+                start += parameter.numel()
+            else:
+                values[name] = eps.new_zeros(*eps.shape[:-1], *parameter.shape)
+        return values

@@ -1,0 +1,40 @@
+"""What identifies a module in a model file that holds no code.
+
+A file stores values; the kernel or network they belong to is passed again when loading. Class
+names and shapes catch the wrong module early, values computed with it (a fingerprint) catch the
+rest: another activation or smoothness has the same parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from priors.transforms import DEFAULT
+
+__all__ = ["describe_module", "describe_transform", "same_values"]
+
+
+def describe_module(module: torch.nn.Module) -> dict[str, Any]:
+    """Class names and shapes of a module's parts, as JSON values."""
+    return {
+        "classes": [[name, type(part).__name__] for name, part in module.named_modules()],
+        "shapes": {name: list(value.shape) for name, value in module.state_dict().items()},
+    }
+
+
+def describe_transform(transform: Any) -> str:
+    """Whether a transform is the default one, off, or the user's own."""
+    if transform is DEFAULT:
+        return "default"
+    return "off" if transform is None else "own"
+
+
+def same_values(found: Tensor, saved: Tensor) -> bool:
+    """Whether two fingerprints agree up to what other hardware and versions may round."""
+    if found.shape != saved.shape:
+        return False
+    tolerance = 100 * torch.finfo(found.dtype).eps ** 0.75
+    return bool(((found - saved).abs() <= tolerance * saved.abs().max()).all())

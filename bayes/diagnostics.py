@@ -1,0 +1,407 @@
+"""Is a model calibrated, and which of several is better on the same splits?
+
+All numbers come from the true predictive (`log_prob`, `cdf`, `quantile`) of y, so that a Gaussian
+process, a t process, a sampled network and a PFN are compared by what they claim. Plain BoTorch
+models take part: their Gaussian posterior is given the same answers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from botorch.models.model import Model
+from botorch.posteriors import GPyTorchPosterior, Posterior
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from priors.posterior import GaussianPosterior, PredictivePosterior, score
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "Calibration",
+    "Comparison",
+    "as_predictive",
+    "calibration",
+    "compare",
+    "plot_posterior",
+    "plot_predictions",
+]
+
+Factory = Callable[[Tensor, Tensor], Any]
+Split = tuple[Tensor, Tensor, Tensor, Tensor]
+
+_METRICS = ("rmse", "nlpd", "coverage", "seconds")
+
+
+def as_predictive(posterior: Posterior) -> PredictivePosterior:
+    """A posterior that answers for its densities.
+
+    Args:
+        posterior: One of this package's, or BoTorch's Gaussian one.
+
+    Raises:
+        TypeError: any other kind, whose density is not known.
+    """
+    if isinstance(posterior, PredictivePosterior):
+        return posterior
+    if isinstance(posterior, GPyTorchPosterior):
+        return GaussianPosterior(posterior.distribution)
+    raise TypeError(
+        f"A {type(posterior).__name__} has no exact marginal density. BoTorch's outcome "
+        "transforms other than Standardize lose it: give the outcome transform to a model of "
+        "this package."
+    )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Probability integral transforms of held-out targets and interval coverage.
+
+    Attributes:
+        pit: Predictive probability of a value at most the target, `[N]` over points and outputs;
+            uniform on (0, 1) for a calibrated predictive.
+        nominal: Probabilities of central intervals, `[L]`.
+        empirical: Share of targets inside them, `[L]`.
+    """
+
+    pit: Tensor
+    nominal: Tensor
+    empirical: Tensor
+
+    @property
+    def error(self) -> float:
+        """Mean absolute difference of empirical and nominal coverage."""
+        return float((self.empirical - self.nominal).abs().mean())
+
+    def plot(self, ax: Axes | None = None, *, label: str | None = None) -> Axes:
+        """Draw empirical against nominal coverage.
+
+        Args:
+            ax: Where; a new figure without.
+            label: Legend entry.
+
+        Returns:
+            The axes. The grey band holds 95% of calibrated predictives, for independent targets,
+            at each level.
+        """
+        ax = _axes(ax)
+        nominal = self.nominal.numpy()
+        width = 1.96 * (self.nominal * (1 - self.nominal) / len(self.pit)).sqrt().numpy()
+        ax.fill_between(nominal, nominal - width, nominal + width, color="0.9")
+        ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+        ax.plot(nominal, self.empirical.numpy(), label=label)
+        ax.set_xlabel("nominal coverage")
+        ax.set_ylabel("empirical coverage")
+        if label is not None:
+            ax.legend()
+        return ax
+
+
+def calibration(posterior: Posterior, Y: Tensor, *, num_levels: int = 19) -> Calibration:
+    """Coverage of the central intervals of a predictive posterior.
+
+    Args:
+        posterior: `model.posterior(X, observation_noise=True)`, `[..., n, m]`.
+        Y: Held-out targets, `[..., n, m]`.
+        num_levels: Levels, equally spaced inside (0, 1).
+
+    Raises:
+        ValueError: `Y` has another shape than the posterior.
+    """
+    predictive = as_predictive(posterior)
+    _check_targets(predictive, Y)
+    with torch.no_grad():
+        pit = predictive.cdf(Y).flatten().cpu()
+    nominal = torch.arange(1, num_levels + 1, dtype=pit.dtype) / (num_levels + 1)
+    # Inside the central interval of probability p is |pit - 1/2| <= p/2.
+    inside = (2 * (pit - 0.5).abs()).unsqueeze(-1) <= nominal
+    return Calibration(pit, nominal, inside.to(pit.dtype).mean(0))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of several models on the same splits.
+
+    Attributes:
+        scores: By model, then "rmse" (units of Y), "nlpd" (nats per value), "coverage" and
+            "seconds" (fit and prediction), each `[splits]`.
+        level: Nominal probability behind "coverage".
+    """
+
+    scores: dict[str, dict[str, Tensor]]
+    level: float
+
+    def records(self) -> list[dict[str, Any]]:
+        """One row per model: mean and standard error of every score over the splits.
+
+        The standard error is NaN with a single split.
+        """
+        rows = []
+        for name, values in self.scores.items():
+            row: dict[str, Any] = {"model": name, "splits": len(values["rmse"])}
+            for metric in _METRICS:
+                row[metric] = float(values[metric].mean())
+                error = values[metric].std() / math.sqrt(len(values[metric]))
+                row[f"{metric}_error"] = float(error) if len(values[metric]) > 1 else math.nan
+            rows.append(row)
+        return rows
+
+    def difference(self, first: str, second: str, metric: str = "nlpd") -> tuple[float, float]:
+        """Mean of first minus second, paired by split, and its standard error.
+
+        Args:
+            first: A model's name.
+            second: Another's.
+            metric: "rmse", "nlpd", "coverage" or "seconds".
+        """
+        paired = self.scores[first][metric] - self.scores[second][metric]
+        error = float(paired.std() / math.sqrt(len(paired))) if len(paired) > 1 else math.nan
+        return float(paired.mean()), error
+
+    def to_pandas(self) -> Any:
+        """The records as a `pandas.DataFrame`."""
+        import pandas  # type: ignore[import-untyped]
+
+        return pandas.DataFrame(self.records()).set_index("model")
+
+    def __str__(self) -> str:
+        heads = ["model", "RMSE", "NLPD", f"{self.level:.0%} coverage", "seconds"]
+        cells = [
+            [row["model"], *(_with_error(row[m], row[f"{m}_error"]) for m in _METRICS)]
+            for row in self.records()
+        ]
+        widths = [max(len(line[k]) for line in [heads, *cells]) for k in range(len(heads))]
+
+        def line(values: Sequence[str]) -> str:
+            first = values[0].ljust(widths[0])
+            rest = [value.rjust(width) for value, width in zip(values, widths, strict=True)]
+            return "  ".join([first, *rest[1:]]).rstrip()
+
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        return "\n".join([line(heads), rule, *(line(row) for row in cells)])
+
+
+def compare(
+    models: Mapping[str, Factory | Model],
+    splits: Iterable[Split],
+    *,
+    level: float = 0.9,
+    progress: bool = True,
+) -> Comparison:
+    """Score models on the same splits.
+
+    Args:
+        models: By name, a factory `(train_X, train_Y) -> model`, called on the training rows of
+            every split, or a fitted model, used as it is. A model needs
+            `posterior(X, observation_noise=True)`.
+        splits: `(train_X, train_Y, test_X, test_Y)`, rows `[n, d]` and `[n, m]`.
+        level: Probability of the interval whose coverage is counted.
+        progress: Whether to show a bar.
+
+    Returns:
+        The scores; printing it gives an aligned table.
+
+    Raises:
+        ValueError: there are no models or no splits.
+        TypeError: a model is neither, or its posterior has no density.
+    """
+    splits = list(splits)
+    if not models or not splits:
+        raise ValueError(f"compare got {len(models)} models and {len(splits)} splits; needs both.")
+    found: dict[str, dict[str, list[float]]] = {
+        name: {metric: [] for metric in _METRICS} for name in models
+    }
+    with tqdm(total=len(models) * len(splits), disable=not progress) as bar:
+        for train_X, train_Y, test_X, test_Y in splits:
+            for name, given in models.items():
+                bar.set_description_str(name)
+                _synchronise(test_X)
+                start = time.perf_counter()
+                model = _made(name, given, train_X, train_Y)
+                with torch.no_grad():
+                    predictive = as_predictive(model.posterior(test_X, observation_noise=True))
+                    scores = score(predictive, test_Y, level=level)
+                _synchronise(test_X)
+                values = found[name]
+                values["seconds"].append(time.perf_counter() - start)
+                for metric in ("rmse", "nlpd", "coverage"):
+                    values[metric].append(getattr(scores, metric))
+                bar.update()
+    return Comparison(
+        {
+            name: {m: torch.tensor(v, dtype=torch.float64) for m, v in values.items()}
+            for name, values in found.items()
+        },
+        level,
+    )
+
+
+def plot_posterior(
+    model: Any,
+    X: Tensor | None = None,
+    *,
+    ax: Axes | None = None,
+    levels: Sequence[float] = (0.5, 0.9),
+    observation_noise: bool = True,
+    output: int = 0,
+    num_samples: int = 0,
+    seed: int = 0,
+) -> Axes:
+    """Draw the posterior of a model with one input: median, central intervals, data.
+
+    Args:
+        model: A fitted model with one input column.
+        X: Where, `[n, 1]`, in increasing order; without, the range of the model's training
+            inputs and a tenth more.
+        ax: Where to draw; a new figure without.
+        levels: Probabilities of the shaded intervals.
+        observation_noise: Whether the intervals are of y or of f.
+        output: Which output.
+        num_samples: Sampled functions to add.
+        seed: Of these samples.
+
+    Raises:
+        ValueError: the model has several inputs, or X is needed and missing.
+    """
+    data = _training_rows(model)
+    if X is None:
+        if data is None:
+            raise ValueError("plot_posterior needs X: this model does not show its training rows.")
+        low, high = data[0].min(), data[0].max()
+        margin = (high - low) / 10
+        X = torch.linspace(0, 1, 200).to(low) * (high - low + 2 * margin) + low - margin
+        X = X.unsqueeze(-1)
+    if X.dim() != 2 or X.shape[-1] != 1:
+        raise ValueError(
+            f"plot_posterior draws one input, X has shape {tuple(X.shape)}; plot_predictions shows "
+            "models with several."
+        )
+    ax = _axes(ax)
+    x = X[:, 0].cpu().numpy()
+    with torch.no_grad():
+        posterior = as_predictive(model.posterior(X, observation_noise=observation_noise))
+        for level in sorted(levels, reverse=True):
+            tails = torch.tensor([(1 - level) / 2, (1 + level) / 2]).to(X)
+            lower, upper = posterior.quantile(tails)[..., output].cpu().numpy()
+            ax.fill_between(x, lower, upper, color="C0", alpha=0.2, label=f"{level:.0%}")
+        median = posterior.quantile(torch.tensor(0.5).to(X))[..., output]
+        ax.plot(x, median.cpu().numpy(), color="C0", label="median")
+        if num_samples:
+            functions = as_predictive(model.posterior(X))
+            generator = torch.Generator().manual_seed(seed)
+            shape = torch.Size([num_samples])
+            base = torch.randn(shape + functions.base_sample_shape, generator=generator).to(X)
+            samples = functions.rsample_from_base_samples(shape, base)[..., output]
+            ax.plot(x, samples.T.cpu().numpy(), color="C0", linewidth=0.6, alpha=0.6)
+    if data is not None and data[0].shape[-1] == 1:
+        ax.plot(data[0][:, 0].cpu(), data[1][:, output].cpu(), "k.", markersize=4, label="data")
+    ax.legend()
+    return ax
+
+
+def plot_predictions(
+    posterior: Posterior,
+    Y: Tensor,
+    *,
+    ax: Axes | None = None,
+    level: float = 0.9,
+    output: int = 0,
+    against: str = "rank",
+) -> Axes:
+    """Draw predictive intervals and held-out targets, whatever the number of inputs.
+
+    Args:
+        posterior: `model.posterior(X, observation_noise=True)`, `[n, m]`.
+        Y: Targets, `[n, m]`.
+        ax: Where; a new figure without.
+        level: Probability of the intervals.
+        output: Which output.
+        against: "rank" sorts the points by predicted median; "target" puts the target on the
+            horizontal axis, where a perfect prediction lies on the diagonal.
+
+    Raises:
+        ValueError: `Y` has another shape than the posterior, or `against` is neither.
+    """
+    if against not in ("rank", "target"):
+        raise ValueError(f'against must be "rank" or "target", got {against!r}.')
+    predictive = as_predictive(posterior)
+    _check_targets(predictive, Y)
+    with torch.no_grad():
+        tails = torch.tensor([(1 - level) / 2, 0.5, (1 + level) / 2]).to(Y)
+        lower, median, upper = predictive.quantile(tails)[..., output].cpu()
+    target = Y[:, output].cpu()
+    ax = _axes(ax)
+    if against == "rank":
+        order = median.argsort()
+        place = torch.arange(len(order))
+        ax.set_xlabel("held-out points by prediction")
+        ax.set_ylabel("y")
+    else:
+        order = target.argsort()
+        place = target[order]
+        ends = [float(target.min()), float(target.max())]
+        ax.plot(ends, ends, color="0.6", linewidth=0.8)
+        ax.set_xlabel("target")
+        ax.set_ylabel("prediction")
+    lower, median, upper, target = lower[order], median[order], upper[order], target[order]
+    inside = (lower <= target) & (target <= upper)
+    ax.vlines(place, lower, upper, color="C0", alpha=0.3, label=f"{level:.0%} interval")
+    ax.plot(place, median, ".", color="C0", markersize=4, label="median")
+    if against == "rank":
+        ax.plot(place[inside], target[inside], "k.", markersize=3, label="target")
+        ax.plot(place[~inside], target[~inside], "x", color="C3", markersize=4, label="outside")
+    ax.legend()
+    return ax
+
+
+def _made(name: str, given: Any, train_X: Tensor, train_Y: Tensor) -> Any:
+    # BoTorch models are callable modules: a model is told by its posterior.
+    model = given if hasattr(given, "posterior") and not isinstance(given, type) else None
+    if model is None and callable(given):
+        model = given(train_X, train_Y)
+    if not hasattr(model, "posterior"):
+        raise TypeError(
+            f"compare got {name!r} as {type(given).__name__}: needs a fitted model or a factory "
+            "(train_X, train_Y) -> model, the model with posterior(X, observation_noise=True)."
+        )
+    return model
+
+
+def _synchronise(like: Tensor) -> None:
+    if like.device.type == "cuda":
+        torch.cuda.synchronize(like.device)
+
+
+def _with_error(value: float, error: float) -> str:
+    if math.isnan(error):
+        return f"{value:.4g}"
+    digits = 0 if error == 0 else max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{min(digits, 6)}f} ± {error:.{min(digits, 6)}f}"
+
+
+def _check_targets(posterior: PredictivePosterior, Y: Tensor) -> None:
+    shape = posterior._extended_shape()
+    if Y.shape != shape:
+        raise ValueError(
+            f"Targets have shape {tuple(Y.shape)}, the posterior {tuple(shape)}; they must agree."
+        )
+
+
+def _training_rows(model: Any) -> tuple[Tensor, Tensor] | None:
+    X, Y = getattr(model, "train_X", None), getattr(model, "train_Y", None)
+    return (X, Y) if isinstance(X, Tensor) and isinstance(Y, Tensor) else None
+
+
+def _axes(ax: Axes | None) -> Axes:
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(layout="constrained")[1]

@@ -1,0 +1,54 @@
+"""What every inference method returns and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyro
+import torch
+from torch import Tensor
+
+__all__ = ["Draws", "InferenceMethod", "isolated"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws from the posterior of a Pyro model.
+
+    Attributes:
+        samples: By site, `[chains, draws, *event]`.
+        stats: By ArviZ name, one number per draw, `[chains, draws]`; empty for independent draws.
+        history: Objective at every step of an optimisation, `[steps]`, or None.
+    """
+
+    samples: dict[str, Tensor]
+    stats: dict[str, Tensor]
+    history: Tensor | None = None
+
+
+class InferenceMethod(Protocol):
+    """A way to draw from the posterior of a Pyro model whose latent sites are real-valued."""
+
+    def run(self, model: Callable[[], object], like: Tensor) -> Draws:
+        """Draw from the posterior of `model`, in the dtype and on the device of `like`."""
+
+
+@contextmanager
+def isolated(seed: int, like: Tensor) -> Iterator[None]:
+    """Run Pyro with its own random numbers and parameters; leave the global ones untouched.
+
+    Args:
+        seed: Of the random numbers inside.
+        like: Its device's generator is seeded and restored too.
+    """
+    devices = [like.device] if like.device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=devices),
+        pyro.get_param_store().scope(),
+        pyro.validation_enabled(False),
+    ):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,130 @@
+import math
+
+import pytest
+import torch
+from botorch.acquisition import qLogExpectedImprovement
+from botorch.optim import optimize_acqf
+from gpytorch.kernels import RBFKernel
+from gpytorch.likelihoods import GaussianLikelihood
+
+from bayes.bayesian_network import BayesianNetwork
+from bayes.gaussian_process import GaussianProcess
+from bayes.inference import MeanField
+from bayes.scale_mixture import StudentTProcess
+from priors.acquisition import ExpectedImprovement, GaussianApproximation, LogExpectedImprovement
+from priors.network import NetworkPrior
+
+
+def data():
+    X = torch.linspace(0, 1, 7, dtype=torch.float64).unsqueeze(-1)
+    return X, torch.sin(6 * X) + 0.3 * X
+
+
+def process(kind):
+    kernel = RBFKernel()
+    kernel.lengthscale = 0.6
+    likelihood = GaussianLikelihood()
+    likelihood.noise = 1e-3
+    return kind(*data(), kernel, likelihood=likelihood)
+
+
+def network():
+    module = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    prior = NetworkPrior(module, weight_var={"0": 4.0, "2": 1.0}, bias_var=1.0)
+    model = BayesianNetwork(*data(), prior)
+    return model.fit(MeanField(num_steps=300, num_draws=64, learning_rate=0.05, progress=False))
+
+
+MODELS = {
+    "gp": lambda: process(GaussianProcess),
+    "t": lambda: process(StudentTProcess),
+    "network": network,
+}
+BOUNDS = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_optimize_acqf_finds_the_maximum_of_the_exact_expected_improvement(name):
+    model = MODELS[name]()
+    best = data()[1].max() + 0.05
+    acquisition = LogExpectedImprovement(model, best)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        candidate, value = optimize_acqf(acquisition, BOUNDS, q=1, num_restarts=4, raw_samples=32)
+    grid = torch.linspace(0, 1, 501, dtype=torch.float64).reshape(-1, 1, 1)
+    with torch.no_grad():
+        values = acquisition(grid)
+        assert value >= values.max() - 1e-4
+        assert torch.allclose(acquisition(candidate.unsqueeze(0)), value)
+        linear = ExpectedImprovement(model, best)(grid)
+    assert torch.allclose(linear, values.exp())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_monte_carlo_acquisition_agrees_with_the_exact_one(name):
+    model = MODELS[name]()
+    best = data()[1].max() - 0.1
+    X = torch.tensor([[[0.2]], [[0.33]], [[0.45]]], dtype=torch.float64)
+    posterior = model.posterior(X)
+    size = 2**14
+    generator = torch.Generator().manual_seed(0)
+    shape = torch.Size([size])
+    base = torch.randn(shape + posterior.base_sample_shape, generator=generator).double()
+    with torch.no_grad():
+        gain = (posterior.rsample_from_base_samples(shape, base) - best).clamp_min(0)[..., 0, 0]
+        exact = ExpectedImprovement(model, best)(X)
+    error = gain.std(0) / math.sqrt(size)
+    assert ((gain.mean(0) - exact).abs() < 5 * error + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_botorch_monte_carlo_acquisition_optimises_jointly(name):
+    model = MODELS[name]()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        acquisition = qLogExpectedImprovement(model, best_f=data()[1].max())
+        candidates, value = optimize_acqf(acquisition, BOUNDS, q=2, num_restarts=2, raw_samples=16)
+        again = acquisition(candidates)
+    assert candidates.shape == (2, 1)
+    assert value.isfinite()
+    assert torch.equal(again, acquisition(candidates))  # the same base samples
+
+
+def test_minimising_mirrors_maximising():
+    X, Y = data()
+    kernel = RBFKernel()
+    up = LogExpectedImprovement(GaussianProcess(X, Y, kernel), 1.0)
+    down = LogExpectedImprovement(GaussianProcess(X, -Y, kernel), -1.0, maximize=False)
+    grid = torch.linspace(0, 1, 11, dtype=torch.float64).reshape(-1, 1, 1)
+    assert torch.allclose(up(grid), down(grid))
+
+
+def test_several_outputs_are_refused():
+    X, Y = data()
+    model = GaussianProcess(X, Y.repeat(1, 2), RBFKernel())
+    with pytest.raises(ValueError, match="one output, the model has 2"):
+        LogExpectedImprovement(model, 0.0)
+
+
+@pytest.mark.parametrize("m", [1, 2])
+def test_gaussian_approximation_has_the_moments(m):
+    X, Y = data()
+    Y = torch.cat([Y, Y.square()], dim=-1)[:, :m]
+    model = StudentTProcess(X, Y, RBFKernel())
+    approximation = GaussianApproximation(model)
+    queries = X.reshape(7, 1, 1)
+    truth, found = model.posterior(queries), approximation.posterior(queries)
+    assert approximation.num_outputs == m
+    assert torch.allclose(found.mean, truth.mean)
+    assert torch.allclose(found.variance, truth.variance)
+
+
+def test_gaussian_approximation_refuses_infinite_variances():
+    class Heavy(StudentTProcess):
+        def posterior(self, X, *args, **kwargs):
+            posterior = super().posterior(X, *args, **kwargs)
+            posterior.df = 1.5
+            return posterior
+
+    with pytest.raises(ValueError, match="finite variances"):
+        GaussianApproximation(Heavy(*data(), RBFKernel())).posterior(data()[0])
