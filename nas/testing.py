@@ -118,7 +118,7 @@ class SpaceContract(ABC):
             assert torch.equal(space.encode(architecture), code)
 
     def test_neighbours(self) -> None:
-        """Neighbours are other members, each once, and being a neighbour is mutual."""
+        """Neighbours are other members, each once."""
         space = self.make_space()
         for architecture in self.draws()[:5]:
             neighbours = space.neighbours(architecture)
@@ -126,7 +126,6 @@ class SpaceContract(ABC):
             assert architecture not in neighbours
             assert len(set(neighbours)) == len(neighbours)
             assert all(neighbour in space for neighbour in neighbours)
-            assert architecture in space.neighbours(neighbours[0])
 
     def test_networks_run_and_learn(self) -> None:
         """A built network maps the input to finite outputs, with gradients."""
@@ -160,7 +159,7 @@ class SpaceContract(ABC):
 class SamplerContract(ABC):
     """What every sampler of architectures must satisfy, on `SyntheticObjective`."""
 
-    num_trials = 12
+    num_trials = 8
 
     @abstractmethod
     def make_sampler(self, objective: SyntheticObjective, seed: int) -> optuna.samplers.BaseSampler:
@@ -225,7 +224,7 @@ class SamplerContract(ABC):
                 raise RuntimeError("diverged")
             return (value, math.inf, math.nan)[trial.number % 3]
 
-        study.optimize(sometimes, n_trials=3 * self.num_trials // 2, catch=(RuntimeError,))
+        study.optimize(sometimes, n_trials=self.num_trials + 4, catch=(RuntimeError,))
         states = [trial.state for trial in study.trials]
         assert states.count(TrialState.FAIL) > 0
         assert states.count(TrialState.COMPLETE) > 0

@@ -55,10 +55,10 @@ def test_in_memory_with_the_default_sampler():
 
 def test_a_second_call_resumes(tmp_path):
     path = tmp_path / "folder" / "study.db"
-    run(3, storage=path)
+    run(2, storage=path)
     resumed = run(2, storage=str(path))
-    assert len(resumed.trials) == 5
-    assert candidates(resumed) == candidates(run(5))
+    assert len(resumed.trials) == 4
+    assert candidates(resumed) == candidates(run(4))
     other = run(1, storage=path, study_name="other")
     assert len(other.trials) == 1
 
@@ -92,19 +92,19 @@ def test_ctrl_c_loses_nothing(tmp_path, after_hyperparameters):
             value = OBJECTIVE(trial)
         else:
             suggest(trial, OBJECTIVE.space)
-        if trial.number == 4 and not interrupted:
+        if trial.number == 3 and not interrupted:
             interrupted.append(trial.number)
             raise KeyboardInterrupt
         return value if after_hyperparameters else OBJECTIVE(trial)
 
     path = tmp_path / "study.db"
     with pytest.raises(KeyboardInterrupt):
-        run(6, once, storage=path)
+        run(5, once, storage=path)
     study = run(2, once, storage=path)
-    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 4 + ["FAIL"] + ["COMPLETE"] * 2
-    assert study.trials[4].user_attrs["error"] == "KeyboardInterrupt"
-    assert study.trials[5].user_attrs["requeued_from"] == 4
-    assert candidates(study) == candidates(run(6))
+    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3 + ["FAIL"] + ["COMPLETE"] * 2
+    assert study.trials[3].user_attrs["error"] == "KeyboardInterrupt"
+    assert study.trials[4].user_attrs["requeued_from"] == 3
+    assert candidates(study) == candidates(run(5))
 
 
 def test_ctrl_c_under_a_sampler_of_optuna(tmp_path):
