@@ -70,8 +70,7 @@ def plot_progress(study: optuna.Study) -> Figure:
         incumbent = better.accumulate(values)
         axes.plot(numbers, values, "o", color=GREY, ms=5, label="trial")
         axes.step(numbers, incumbent, where="post", color=BLUE, lw=2, label="best so far")
-        if values.min() > 0 and values.max() > 20 * values.min():
-            axes.set_yscale("log")
+        axes.set_yscale(_value_scale(done))
     failed = [t.number for t in study.get_trials(deepcopy=False) if t.state == TrialState.FAIL]
     if failed:
         axes.plot(
@@ -109,6 +108,7 @@ def plot_hyperparameters(study: optuna.Study) -> Figure | None:
         )  # fmt: skip
         axes.set_xlabel(name)
         axes.set_xscale("log" if distribution.log else "linear")
+        axes.set_yscale(_value_scale(done))
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel("value")
@@ -136,7 +136,7 @@ def plot_sizes(study: optuna.Study) -> Figure | None:
         place = ([best.user_attrs["num_parameters"]], [best.value])
         axes.scatter(*place, s=130, facecolors="none", edgecolors=ORANGE, lw=2, label="best")
         axes.legend(frameon=False)
-    axes.set(xlabel="parameters", ylabel="value")
+    axes.set(xlabel="parameters", ylabel="value", yscale=_value_scale(done))
     if min(sizes) > 0:
         axes.set_xscale("log")
     figure.colorbar(points, ax=axes, label="depth", pad=0.02)
@@ -264,6 +264,12 @@ def _png(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _value_scale(done: Sequence[FrozenTrial]) -> str:
+    """Logarithmic where positive values span more than a factor of 20."""
+    values = [float(trial.value) for trial in done if trial.value is not None]
+    return "log" if min(values) > 0 and max(values) > 20 * min(values) else "linear"
 
 
 def _axes(size: tuple[float, float]) -> tuple[Figure, Any]:
