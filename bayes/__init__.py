@@ -1,1 +1,37 @@
 """What we believe after data: engines that condition a prior on observations."""
+
+from bayes.bayesian_network import BayesianNetwork
+from bayes.diagnostics import (
+    Calibration,
+    Comparison,
+    calibration,
+    compare,
+    plot_posterior,
+    plot_predictions,
+)
+from bayes.functional_prior import MatchQuality, match_functional_prior, match_quality
+from bayes.gaussian_process import GaussianProcess
+from bayes.inference import NUTS, MeanField
+from bayes.mixture import EmpiricalPosterior, GaussianMixturePosterior
+from bayes.scale_mixture import StudentTProcess
+from bayes.student_t import StudentTPosterior
+
+__all__ = [
+    "NUTS",
+    "BayesianNetwork",
+    "Calibration",
+    "Comparison",
+    "EmpiricalPosterior",
+    "GaussianMixturePosterior",
+    "GaussianProcess",
+    "MatchQuality",
+    "MeanField",
+    "StudentTPosterior",
+    "StudentTProcess",
+    "calibration",
+    "compare",
+    "match_functional_prior",
+    "match_quality",
+    "plot_posterior",
+    "plot_predictions",
+]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from botorch.models.model import Model
 from botorch.posteriors import GPyTorchPosterior, Posterior
+from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -148,8 +150,7 @@ class Comparison:
             row: dict[str, Any] = {"model": name, "splits": len(values["rmse"])}
             for metric in _METRICS:
                 row[metric] = float(values[metric].mean())
-                error = values[metric].std() / math.sqrt(len(values[metric]))
-                row[f"{metric}_error"] = float(error) if len(values[metric]) > 1 else math.nan
+                row[f"{metric}_error"] = _standard_error(values[metric])
             rows.append(row)
         return rows
 
@@ -162,8 +163,7 @@ class Comparison:
             metric: "rmse", "nlpd", "coverage" or "seconds".
         """
         paired = self.scores[first][metric] - self.scores[second][metric]
-        error = float(paired.std() / math.sqrt(len(paired))) if len(paired) > 1 else math.nan
-        return float(paired.mean()), error
+        return float(paired.mean()), _standard_error(paired)
 
     def to_pandas(self) -> Any:
         """The records as a `pandas.DataFrame`."""
@@ -298,7 +298,10 @@ def plot_posterior(
             generator = torch.Generator().manual_seed(seed)
             shape = torch.Size([num_samples])
             base = torch.randn(shape + functions.base_sample_shape, generator=generator).to(X)
-            samples = functions.rsample_from_base_samples(shape, base)[..., output]
+            with warnings.catch_warnings():
+                # Smooth functions on a fine grid need jitter, which no picture shows.
+                warnings.simplefilter("ignore", NumericalWarning)
+                samples = functions.rsample_from_base_samples(shape, base)[..., output]
             ax.plot(x, samples.T.cpu().numpy(), color="C0", linewidth=0.6, alpha=0.6)
     if data is not None and data[0].shape[-1] == 1:
         ax.plot(data[0][:, 0].cpu(), data[1][:, output].cpu(), "k.", markersize=4, label="data")
@@ -377,6 +380,10 @@ def _made(name: str, given: Any, train_X: Tensor, train_Y: Tensor) -> Any:
 def _synchronise(like: Tensor) -> None:
     if like.device.type == "cuda":
         torch.cuda.synchronize(like.device)
+
+
+def _standard_error(values: Tensor) -> float:
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def _with_error(value: float, error: float) -> str:

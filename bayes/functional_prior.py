@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -122,6 +123,7 @@ def match_functional_prior(
     with torch.no_grad():
         for parameter, value in zip(raw, best, strict=True):
             parameter.copy_(value)
+        objective()  # warns if the result itself is beyond what quadrature resolves
     return matched.to(next(network_prior.parameters()))
 
 
@@ -167,9 +169,12 @@ def _minimise(objective: Callable[[], Tensor], parameters: list[Tensor]) -> floa
 
     def evaluate(values: np.ndarray) -> tuple[float, np.ndarray]:
         assign(values)
-        value = objective()
+        with warnings.catch_warnings():
+            # On the way the optimiser tries variances at which quadrature is only near.
+            warnings.filterwarnings("ignore", "A Gaussian expectation", UserWarning)
+            value = objective()
         gradients = torch.autograd.grad(value, parameters)
-        return float(value), torch.cat([g.flatten() for g in gradients]).numpy()
+        return value.item(), torch.cat([g.flatten() for g in gradients]).numpy()
 
     start = torch.cat([parameter.detach().flatten() for parameter in parameters]).numpy()
     found = minimize(

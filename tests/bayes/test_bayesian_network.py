@@ -1,0 +1,324 @@
+"""Bayesian networks against the conjugate posterior of linear regression, and their contract."""
+
+import math
+import random
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.infer.util import is_validation_enabled
+from torch.distributions.transforms import ExpTransform
+
+from bayes.bayesian_network import BayesianNetwork
+from bayes.inference import NUTS, MeanField
+from bayes.mixture import EmpiricalPosterior
+from bayes.testing import ModelContract
+from priors.network import NetworkPrior
+from priors.posterior import TransformedPosterior
+
+FAST = MeanField(num_steps=40, num_draws=20, progress=False)
+
+
+def module(inputs=2, width=6, outputs=2, activation=None):
+    return torch.nn.Sequential(
+        torch.nn.Linear(inputs, width),
+        torch.nn.Tanh() if activation is None else activation,
+        torch.nn.Linear(width, outputs),
+    )
+
+
+def data(dtype=torch.float64, n=15, m=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.randn(n, 2, generator=generator)
+    Y = torch.stack([X[:, 0] - X[:, 1] + 5, 10 * torch.sin(X[:, 0])], dim=-1)[:, :m]
+    Y = Y + 0.2 * torch.randn(n, m, generator=generator)
+    return X.to(dtype), Y.to(dtype)
+
+
+def small(dtype=torch.float64, m=2):
+    prior = NetworkPrior(module(outputs=m), weight_var=2.0, bias_var=0.5)
+    return BayesianNetwork(*data(dtype, m=m), prior)
+
+
+class TestContract(ModelContract):
+    prior = NetworkPrior(module(), weight_var=2.0, bias_var=0.5)  # making a module draws weights
+
+    def make_model(self, dtype):
+        return BayesianNetwork(*data(dtype), self.prior).fit(FAST)
+
+    def make_X(self, dtype):
+        return data(dtype, n=6, seed=1)[0].reshape(2, 3, 2)
+
+
+def linear(n=30):
+    """A linear "network" with known noise, and its conjugate posterior of (weights, bias)."""
+    generator = torch.Generator().manual_seed(3)
+    X = torch.randn(n, 3, generator=generator, dtype=torch.float64) + 0.5
+    Y = X @ torch.tensor([[1.0], [-2.0], [0.5]]).double()
+    Y = Y + 0.5 * torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    prior = NetworkPrior(torch.nn.Linear(3, 1), weight_var=3.0, bias_var=0.5)
+    model = BayesianNetwork(
+        X,
+        Y,
+        prior,
+        train_Yvar=torch.full_like(Y, 0.25),
+        input_transform=None,
+        outcome_transform=None,
+    )
+    design = torch.cat([X, torch.ones(n, 1, dtype=torch.float64)], dim=-1)
+    # weight_var / fan_in = 1
+    prior_precision = torch.diag(torch.tensor([1.0, 1.0, 1.0, 2.0]).double())
+    precision = design.T @ design / 0.25 + prior_precision
+    mean = torch.linalg.solve(precision, design.T @ Y / 0.25)[:, 0]
+    return model, mean, precision
+
+
+def weights(model):
+    drawn = model.parameters_of_draws()
+    return torch.cat([drawn["weight"].flatten(1), drawn["bias"].flatten(1)], dim=-1)
+
+
+def test_nuts_against_the_conjugate_posterior():
+    model, mean, precision = linear()
+    model.fit(NUTS(num_samples=300, num_warmup=150, num_chains=2, progress=False))
+    inference = model.to_arviz()
+    import arviz
+
+    covariance = torch.linalg.inv(precision)
+    drawn = weights(model)
+    ess = arviz.ess(inference, var_names=["weight", "bias"])
+    size = float(min(ess["weight"].min(), ess["bias"].min()))
+    assert size > 100
+    std = covariance.diag().sqrt()
+    assert ((drawn.mean(0) - mean).abs() < 4.5 * std / math.sqrt(size)).all()
+    # Standard error of a sample variance is var * sqrt(2 / size).
+    assert ((drawn.var(0) / std**2 - 1).abs() < 4.5 * math.sqrt(2 / size)).all()
+    truth = covariance / std / std[:, None]
+    assert ((torch.corrcoef(drawn.T) - truth).abs() < 4.5 / math.sqrt(size)).all()
+    assert not inference.sample_stats["diverging"].any()
+
+
+def test_mean_field_against_its_optimum():
+    """The closest independent Gaussians have the exact means and the conditional deviations."""
+    model, mean, precision = linear()
+    model.fit(MeanField(num_steps=1500, num_draws=4000, progress=False))
+    drawn = weights(model)
+    std = precision.diag().rsqrt()
+    assert ((drawn.mean(0) - mean).abs() < 0.25 * std).all()
+    assert ((drawn.std(0) / std - 1).abs() < 0.1).all()
+    bound = model.draws.history
+    assert bound[-100:].mean() > bound[:100].mean() + 10
+
+
+def test_mean_field_bound_stays_below_the_evidence_and_comes_near():
+    model, mean, precision = linear()
+    model.fit(MeanField(num_steps=1500, num_draws=10, progress=False))
+    X, Y = model.train_X, model.train_Y
+    covariance = X @ X.T + 0.5 + 0.25 * torch.eye(len(X), dtype=torch.float64)
+    zero = torch.zeros(len(X), dtype=torch.float64)
+    evidence = torch.distributions.MultivariateNormal(zero, covariance).log_prob(Y[:, 0])
+    # The gap of the best independent Gaussians is known: log of the ratio of volumes.
+    gap = 0.5 * (precision.diag().log().sum() - torch.logdet(precision))
+    last = model.draws.history[-300:]
+    error = last.std() / math.sqrt(300)
+    assert last.mean() < evidence - gap + 5 * error
+    assert last.mean() > evidence - gap - 0.1 - 5 * error
+
+
+def test_prior_only_draws_follow_the_prior():
+    """With noise that hides the data, NUTS returns the prior of weights and noise."""
+    X, Y = data(m=1)
+    prior = NetworkPrior(module(width=3, outputs=1), weight_var=2.0, bias_var=0.5)
+    model = BayesianNetwork(X, Y, prior, train_Yvar=torch.full_like(Y, 1e8))
+    model.fit(NUTS(num_samples=250, num_warmup=80, num_chains=1, progress=False))
+    for name, value in model.parameters_of_draws().items():
+        expected = prior.parameter_std()[name]
+        assert (value.std() / expected - 1).abs() < 0.15, name
+
+
+def test_pyro_density_by_hand():
+    model = small()
+    trace = pyro.poutine.trace(model.pyro_model).get_trace()
+    eps, log_noise = (trace.nodes[name]["value"] for name in ("eps", "log_noise_var"))
+    shapes = [(6, 2), (6,), (2, 6), (2,)]
+    stds = [1.0, math.sqrt(0.5), math.sqrt(2 / 6), math.sqrt(0.5)]
+    parts = eps.split([12, 6, 12, 2])
+    W1, b1, W2, b2 = (s * p.reshape(v) for s, p, v in zip(stds, parts, shapes, strict=True))
+    X, Y = data()
+    Z = (X - X.mean(0)) / X.std(0)
+    f = torch.tanh(Z @ W1.T + b1) @ W2.T + b2
+    y = (Y - Y.mean(0)) / Y.std(0)
+    normal = torch.distributions.Normal
+    truth = (
+        normal(0.0, 1.0).log_prob(eps).sum()
+        + normal(-2.0, 1.5).log_prob(log_noise).sum()
+        + normal(f, (0.5 * log_noise).exp()).log_prob(y).sum()
+    )
+    assert torch.allclose(trace.log_prob_sum(), truth)
+
+
+def test_absent_biases_stay_zero():
+    X, Y = data()
+    model = BayesianNetwork(X, Y, NetworkPrior(module(), bias_var={"0": 1.0})).fit(FAST)
+    drawn = model.parameters_of_draws()
+    assert (drawn["2.bias"] == 0).all()
+    assert (drawn["0.bias"] != 0).all()
+    assert model.draws.samples["eps"].shape[-1] == 12 + 6 + 12
+
+
+def test_posteriors_are_the_draws_in_units_of_y():
+    model = small().fit(FAST)
+    X = data(n=4, seed=2)[0]
+    f = model.posterior(X)
+    assert isinstance(f, TransformedPosterior)
+    assert isinstance(f.base, EmpiricalPosterior)
+    train_X, train_Y = data()
+    Z = (X - train_X.mean(0)) / train_X.std(0)
+    z = model.prior.apply_parameters(model.parameters_of_draws(), Z)
+    functions = train_Y.mean(0) + train_Y.std(0) * z
+    assert torch.allclose(f.mean, functions.mean(0))
+    assert torch.allclose(f.variance, functions.var(0, correction=0))
+    noise = train_Y.std(0) * model.noise_var_of_draws().sqrt().unsqueeze(1)
+    y = model.posterior(X, observation_noise=True)
+    Y = functions.mean(0) + 1.0
+    truth = torch.distributions.Normal(functions, noise).log_prob(Y)
+    assert torch.allclose(y.log_prob(Y), truth.logsumexp(0) - math.log(20))
+    only = model.posterior(X, output_indices=[1], observation_noise=True)
+    assert torch.allclose(only.log_prob(Y[:, 1:]), y.log_prob(Y)[:, 1:])
+    with pytest.raises(NotImplementedError, match="observation_noise=True"):
+        f.log_prob(Y)
+
+
+def test_positive_outcomes():
+    X, Y = data(m=1)
+    prior = NetworkPrior(module(outputs=1), bias_var=1.0)
+    model = BayesianNetwork(X, Y.exp(), prior, outcome_transform=ExpTransform()).fit(FAST)
+    quantiles = model.posterior(X, observation_noise=True).quantile(torch.tensor([0.01, 0.5]))
+    assert (quantiles > 0).all()
+
+
+@pytest.mark.parametrize("method", [FAST, NUTS(5, 5, 2, progress=False)])
+def test_fit_repeats_and_leaves_global_state_alone(method):
+    X, Y = data()
+    prior = NetworkPrior(module(), bias_var=1.0)
+    before = {name: value.clone() for name, value in prior.state_dict().items()}
+    pyro.get_param_store().clear()
+    pyro.param("eps.loc", torch.zeros(1))
+    torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    python_state, validation = random.getstate(), is_validation_enabled()
+    first = BayesianNetwork(X, Y, prior).fit(method)
+    assert torch.equal(torch.random.get_rng_state(), torch_state)
+    assert (np.random.get_state()[1] == numpy_state).all()
+    assert random.getstate() == python_state
+    assert is_validation_enabled() == validation
+    assert list(pyro.get_param_store().keys()) == ["eps.loc"]
+    pyro.get_param_store().clear()
+    torch.manual_seed(1234)
+    second = BayesianNetwork(X, Y, prior).fit(method)
+    assert torch.equal(first.draws.samples["eps"], second.draws.samples["eps"])
+    for name, value in prior.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(parameter.requires_grad for parameter in prior.parameters())
+
+
+def test_to_arviz_groups_and_values():
+    model = small().fit(NUTS(num_samples=7, num_warmup=5, num_chains=2, progress=False))
+    inference = model.to_arviz()
+    assert set(inference.groups()) == {
+        "posterior",
+        "posterior_predictive",
+        "log_likelihood",
+        "sample_stats",
+        "observed_data",
+    }
+    assert inference.posterior["0.weight"].shape == (2, 7, 6, 2)
+    assert inference.posterior["noise_var"].shape == (2, 7, 2)
+    assert inference.sample_stats["step_size"].shape == (2, 7)
+    assert ((inference.sample_stats["acceptance_rate"] >= -1e-9).all()) & (
+        (inference.sample_stats["acceptance_rate"] <= 1 + 1e-9).all()
+    )
+    assert inference.sample_stats["diverging"].dtype == bool
+    # The pointwise likelihoods average to the predictive density of the training rows.
+    X, Y = data()
+    log_likelihood = torch.as_tensor(inference.log_likelihood["y"].values).flatten(0, 1)
+    truth = model.posterior(X, observation_noise=True).log_prob(Y)
+    assert torch.allclose(log_likelihood.logsumexp(0) - math.log(14), truth)
+    assert np.allclose(inference.observed_data["y"].values, Y.numpy())
+    predictive = inference.posterior_predictive["y"].values
+    assert predictive.shape == (2, 7, 15, 2)
+    assert abs(predictive[..., 0].mean() - 5) < 3
+    assert "sample_stats" not in small().fit(FAST).to_arviz().groups()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_save_and_load(dtype, tmp_path):
+    model = small(dtype).fit(NUTS(num_samples=6, num_warmup=5, num_chains=2, progress=False))
+    path = tmp_path / "network.safetensors"
+    model.save(path)
+    loaded = BayesianNetwork.load(path, NetworkPrior(module(), weight_var=1.0, bias_var=1.0))
+    X = data(dtype, n=4, seed=2)[0]
+    before = model.posterior(X, observation_noise=True)
+    after = loaded.posterior(X, observation_noise=True)
+    assert torch.equal(before.mean, after.mean)
+    assert torch.equal(before.variance, after.variance)
+    assert torch.equal(model.draws.stats["lp"], loaded.draws.stats["lp"])
+    with pytest.raises(ValueError, match="another network"):
+        BayesianNetwork.load(path, NetworkPrior(module(width=7), bias_var=1.0))
+    other = NetworkPrior(module(activation=torch.nn.ReLU()), bias_var=1.0)
+    with pytest.raises(ValueError, match="another network"):
+        BayesianNetwork.load(path, other)
+    with pytest.raises(ValueError, match="transforms"):
+        BayesianNetwork.load(path, NetworkPrior(module(), bias_var=1.0), input_transform=None)
+    with pytest.raises(ValueError, match="does not fit"):
+        BayesianNetwork.load(path, NetworkPrior(module(), bias_var=0.0))
+
+
+def test_draws_follow_the_model_to_another_dtype():
+    model = small().fit(FAST)
+    X = data(n=4, seed=2)[0]
+    wide = model.posterior(X, observation_noise=True).mean
+    narrow = model.float().posterior(X.float(), observation_noise=True).mean
+    assert narrow.dtype == torch.float32
+    assert torch.allclose(wide.float(), narrow, rtol=1e-4, atol=1e-4)
+
+
+def test_inputs_are_checked():
+    X, Y = data()
+    prior = NetworkPrior(module(), bias_var=1.0)
+    with pytest.raises(TypeError, match="NetworkPrior"):
+        BayesianNetwork(X, Y, module())
+    with pytest.raises(ValueError, match="must have 1 outputs"):
+        BayesianNetwork(X, Y[:, :1], prior)
+    with pytest.raises(ValueError, match="one data set"):
+        BayesianNetwork(X.expand(2, 15, 2), Y.expand(2, 15, 2), prior)
+    with pytest.raises(ValueError, match="NaN"):
+        BayesianNetwork(X, Y * torch.nan, prior)
+    with pytest.raises(NotImplementedError, match="categorical"):
+        BayesianNetwork(X, Y, prior, likelihood="categorical")
+    with pytest.raises(ValueError, match="std > 0"):
+        BayesianNetwork(X, Y, prior, log_noise_var_prior=(0.0, 0.0))
+    model = BayesianNetwork(X, Y, prior)
+    with pytest.raises(RuntimeError, match=r"call fit\(\)"):
+        model.posterior(X)
+    model.fit(FAST)
+    with pytest.raises(ValueError, match="2 input columns"):
+        model.posterior(X[:, :1])
+    with pytest.raises(ValueError, match="has 2 outputs"):
+        model.posterior(X, output_indices=[2])
+    with pytest.raises(ValueError, match="num_steps"):
+        MeanField(num_steps=0)
+    with pytest.raises(ValueError, match="target_accept_prob"):
+        NUTS(target_accept_prob=1.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda():
+    X, Y = data()
+    model = BayesianNetwork(X.cuda(), Y.cuda(), NetworkPrior(module(), bias_var=1.0)).fit(FAST)
+    posterior = model.posterior(X.cuda(), observation_noise=True)
+    assert posterior.mean.device.type == "cuda"
+    here = model.cpu().posterior(X, observation_noise=True)
+    assert torch.allclose(here.mean, posterior.mean.cpu())
+    assert torch.allclose(here.log_prob(Y), posterior.log_prob(Y.cuda()).cpu())
