@@ -352,8 +352,8 @@ def _floor(p: Tensor) -> Tensor:
 
 # Beyond |z| = 12 the standard normal density is below 1e-31 and every term negligible.
 _REACH = 12.0
-_ORDERS = (64, 128, 256, 512)
-_TOLERANCE = 1e-12  # of the neglected Mehler terms, relative to the kept
+_ORDER = 512  # most terms of an expansion
+_TOLERANCE = 1e-11  # of the neglected Mehler terms, relative to the kept
 _WARN = 1e-6
 
 
@@ -377,9 +377,9 @@ def _hermite_rule(order: int) -> tuple[Tensor, Tensor]:
     return z, torch.stack(rows) * (torch.cat([mass.flip(0), mass]) * density)
 
 
-def _coefficients(function: Callable[[Tensor], Tensor], q: Tensor, order: int) -> Tensor:
-    """Hermite coefficients a_k of x -> function(sqrt(q) x), `[*q.shape, order]`, float64."""
-    z, rows = (t.to(q.device) for t in _hermite_rule(order))
+def _coefficients(function: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
+    """Hermite coefficients a_k of x -> function(sqrt(q) x), `[*q.shape, _ORDER]`, float64."""
+    z, rows = (t.to(q.device) for t in _hermite_rule(_ORDER))
     return function(q.double().clamp_min(0).sqrt()[..., None] * z) @ rows.T
 
 
@@ -391,14 +391,13 @@ def _mehler(
     c: Tensor,
 ) -> Tensor:
     """sum_k a_k(q1) b_k(q2) rho^k, to as many terms as it needs; computed in float64."""
-    for order in _ORDERS:
-        a, b = _coefficients(phi, q1, order), _coefficients(psi, q2, order)
-        # |rho| <= 1: the neglected terms are of the order of the last ones kept.
-        a_max, b_max = (t.abs().reshape(-1, order).amax(0) for t in (a, b))
-        bound, scale = a_max * b_max, (a_max.norm() * b_max.norm()).clamp_min(1e-300)
-        error = float(bound[-8:].sum() / scale)
-        if error < _TOLERANCE:
-            break
+    a, b = _coefficients(phi, q1), _coefficients(psi, q2)
+    a_max, b_max = (t.abs().reshape(-1, _ORDER).amax(0) for t in (a, b))
+    scale = (a_max.norm() * b_max.norm()).clamp_min(1e-300)
+    # |rho| <= 1: what is left out is at most the sum of these from there on.
+    left_out = (a_max * b_max / scale).flip(0).cumsum(0).flip(0)
+    # Should the last terms count, those that follow count as much.
+    error = float(left_out[-8])
     if error > _WARN:
         warnings.warn(
             f"A Gaussian expectation of an activation has a relative error near {error:.0e}: the "
@@ -406,13 +405,39 @@ def _mehler(
             "quadrature. Lower the weight variance of the layers before it.",
             stacklevel=2,
         )
-    terms = int(torch.nonzero(bound >= 1e-18 * scale, as_tuple=False)[-1:].sum())
+    terms = max(1, int((left_out > _TOLERANCE).sum()))
     root = (q1.double() * q2.double()).clamp_min(0).sqrt()
     rho = torch.where(root > 0, c.double() / torch.where(root > 0, root, 1.0), 0.0).clamp(-1, 1)
+    return _power_series(a[..., :terms], b[..., :terms], rho).to(c.dtype)
+
+
+def _power_series(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
+    """sum_k a_k b_k rho^k for a, b whose shapes without k broadcast to that of rho.
+
+    Horner's rule from the highest terms down, in blocks: a block of terms from k on is summed
+    only over the pairs whose |rho|^k is not negligible, which is few for large k.
+    """
+    shape, rho = rho.shape, rho.flatten()
+    size = rho.abs()
+    row, column = (
+        torch.arange(t[..., 0].numel(), device=rho.device)
+        .view(t.shape[:-1])
+        .expand(shape)
+        .flatten()
+        for t in (a, b)
+    )
     total = torch.zeros_like(rho)
-    for k in range(terms, -1, -1):
-        total = torch.addcmul(a[..., k] * b[..., k], total, rho)
-    return total.to(c.dtype)
+    stops = [k for k in (0, 8, 16, 32, 64, 128, 256) if k < a.shape[-1]]
+    for start, stop in zip(reversed(stops), reversed([*stops[1:], a.shape[-1]]), strict=True):
+        pairs = torch.nonzero(size > (1e-14 ** (1 / start) if start else -1.0)).squeeze(-1)
+        first, second = (
+            t[..., start:stop].reshape(-1, stop - start).T.contiguous() for t in (a, b)
+        )
+        i, j, power, value = row[pairs], column[pairs], rho[pairs], total[pairs]
+        for k in range(stop - start - 1, -1, -1):
+            value = torch.addcmul(first[k][i] * second[k][j], value, power)
+        total[pairs] = value
+    return total.view(shape)
 
 
 class _Expectation(torch.autograd.Function):
@@ -492,7 +517,7 @@ class _Moment(torch.autograd.Function):
     def forward(ctx, q, f):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(q)
         ctx.function = f
-        z, rows = (t.to(q.device) for t in _hermite_rule(_ORDERS[-1]))
+        z, rows = (t.to(q.device) for t in _hermite_rule(_ORDER))
         return (f(q.double().clamp_min(0).sqrt()[..., None] * z) @ rows[0]).to(q.dtype)
 
     @staticmethod
