@@ -27,7 +27,7 @@ from botorch.posteriors import Posterior
 from torch import Tensor
 
 from bayes.checks import check_query, check_training_data
-from bayes.description import describe_module, describe_transform, same_values
+from bayes.description import describe_module, describe_transform, differing_parts, same_values
 from bayes.inference import Draws, InferenceMethod, MeanField
 from bayes.mixture import EmpiricalPosterior, GaussianMixturePosterior
 from bayes.outcome import ElementwiseOutcome
@@ -347,11 +347,9 @@ class BayesianNetwork(Model):
                 f"{path} was saved with transforms {description['given']}, load got {given}; pass "
                 "the same as at construction."
             )
-        if describe_module(prior.module) != description["network"]:
-            raise ValueError(
-                f"{path} was saved with another network: {description['network']}, load got "
-                f"{describe_module(prior.module)}."
-            )
+        differences = differing_parts(describe_module(prior.module), description["network"])
+        if differences:
+            raise ValueError(f"{path} was saved with another network: {'; '.join(differences)}.")
         parts: dict[str, dict[str, Tensor]] = {"state": {}, "sample": {}, "stat": {}}
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")

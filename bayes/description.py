@@ -14,7 +14,7 @@ from torch import Tensor
 
 from priors.transforms import DEFAULT
 
-__all__ = ["describe_module", "describe_transform", "same_values"]
+__all__ = ["describe_module", "describe_transform", "differing_parts", "same_values"]
 
 
 def describe_module(module: torch.nn.Module) -> dict[str, Any]:
@@ -23,6 +23,20 @@ def describe_module(module: torch.nn.Module) -> dict[str, Any]:
         "classes": [[name, type(part).__name__] for name, part in module.named_modules()],
         "shapes": {name: list(value.shape) for name, value in module.state_dict().items()},
     }
+
+
+def differing_parts(found: dict[str, Any], saved: dict[str, Any]) -> list[str]:
+    """Where two descriptions of modules differ, in words; empty where they agree."""
+    differences = []
+    for kind in ("classes", "shapes"):
+        now, then = dict(found[kind]), dict(saved[kind])
+        for name in sorted({*now, *then}):
+            if now.get(name) != then.get(name):
+                differences.append(
+                    f"{name or 'itself'} is {now.get(name, 'absent')}, was "
+                    f"{then.get(name, 'absent')}"
+                )
+    return differences
 
 
 def describe_transform(transform: Any) -> str:

@@ -389,7 +389,7 @@ def _standard_error(values: Tensor) -> float:
 def _with_error(value: float, error: float) -> str:
     if math.isnan(error):
         return f"{value:.4g}"
-    digits = 0 if error == 0 else max(0, 1 - math.floor(math.log10(error)))
+    digits = 3 if error == 0 else max(0, 1 - math.floor(math.log10(error)))
     return f"{value:.{min(digits, 6)}f} ± {error:.{min(digits, 6)}f}"
 
 

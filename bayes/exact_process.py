@@ -36,11 +36,12 @@ from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import Likelihood
 from gpytorch.means import ZeroMean
 from gpytorch.mlls import ExactMarginalLogLikelihood
+from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
 from bayes.checks import check_query, check_training_data
-from bayes.description import describe_module, describe_transform, same_values
+from bayes.description import describe_module, describe_transform, differing_parts, same_values
 from bayes.outcome import ElementwiseOutcome
 from priors.files import read_safetensors, write_safetensors_atomically
 from priors.posterior import PredictivePosterior, TransformedPosterior
@@ -192,7 +193,9 @@ class ExactProcess(SingleTaskGP, ABC):
         if parameters:
             # A closure of our own: BoTorch would otherwise fit each output's kernel separately.
             closure = get_loss_closure_with_grads(objective, parameters)
-            with exact_solves(), manual_seed(seed):
+            with exact_solves(), manual_seed(seed), warnings.catch_warnings():
+                # Jitter on the way is no news; where it matters in the end, `posterior` warns.
+                warnings.simplefilter("ignore", NumericalWarning)
                 fit_gpytorch_mll(objective, closure=closure)
         self.eval()
         return self
@@ -328,11 +331,9 @@ class ExactProcess(SingleTaskGP, ABC):
                     f"{path} was saved with {name} {description['given'][name]}, load got "
                     f"{value}; pass the same as at construction (True: one of your own)."
                 )
-        if describe_module(kernel) != description["kernel"]:
-            raise ValueError(
-                f"{path} was saved with another kernel: {description['kernel']}, load got "
-                f"{describe_module(kernel)}."
-            )
+        differences = differing_parts(describe_module(kernel), description["kernel"])
+        if differences:
+            raise ValueError(f"{path} was saved with another kernel: {'; '.join(differences)}.")
         model = cls(
             tensors["train_X"],
             tensors["train_Y"],

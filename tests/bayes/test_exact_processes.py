@@ -14,6 +14,7 @@ from bayes.gaussian_process import GaussianProcess
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
 from bayes.testing import ModelContract
+from priors.kernels import NNGPKernel
 from priors.posterior import GaussianPosterior, TransformedPosterior
 
 PROCESSES = [GaussianProcess, StudentTProcess]
@@ -293,6 +294,22 @@ def test_save_and_load(process, dtype, tmp_path):
     other = PROCESSES[1 - PROCESSES.index(process)]
     with pytest.raises(ValueError, match="expected a"):
         other.load(path, ScaleKernel(MaternKernel(ard_num_dims=2)))
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_save_and_load_with_a_network_s_kernel(process, tmp_path):
+    def network(activation):
+        return torch.nn.Sequential(torch.nn.Linear(2, 8), activation, torch.nn.Linear(8, 1))
+
+    X, Y = data()
+    model = process(X, Y, NNGPKernel(network(torch.nn.ReLU()), weight_var=1.5, bias_var=0.1))
+    model.fit().save(tmp_path / "model.safetensors")
+    fresh = NNGPKernel(network(torch.nn.ReLU()), bias_var=1.0)
+    loaded = process.load(tmp_path / "model.safetensors", fresh)
+    assert torch.equal(model.posterior(X).mean, loaded.posterior(X).mean)
+    other = NNGPKernel(network(torch.nn.GELU()), bias_var=1.0)
+    with pytest.raises(ValueError, match="other values"):
+        process.load(tmp_path / "model.safetensors", other)
 
 
 def test_student_t_parameters_survive_saving(tmp_path):
