@@ -1,7 +1,8 @@
 """The transformer of a prior-data fitted network.
 
 One token per row. B tasks, n context rows, m query rows, D features at most, E embedding size,
-H heads. Keys and values come from context rows (and a few learned "thinking" rows, which also carry location and scale of the targets) alone, so
+H heads. Keys and values come from context rows alone and from a few learned "thinking" rows, which
+also carry location and scale of the targets. So
 
 * the prediction does not depend on the order of the context rows,
 * queries do not see each other, and
@@ -87,7 +88,9 @@ class Transformer(nn.Module):
         self.config = config
         E = config.embedding
         self.embed_x = nn.Sequential(
-            nn.Linear(config.max_features + 1, config.hidden), nn.GELU(), nn.Linear(config.hidden, E)
+            nn.Linear(config.max_features + 1, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, E),
         )
         self.embed_y, self.embed_units = nn.Linear(1, E), nn.Linear(2, E)
         self.query_token = nn.Parameter(torch.zeros(E))
@@ -97,9 +100,7 @@ class Transformer(nn.Module):
         self.head_y = nn.Linear(E, config.bars + 2)
         self.head_f = nn.Linear(E, config.bars + 2)
 
-    def encode(
-        self, X: Tensor, y: Tensor, units: Tensor, mask: Tensor | None = None
-    ) -> Context:
+    def encode(self, X: Tensor, y: Tensor, units: Tensor, mask: Tensor | None = None) -> Context:
         """Encode context rows.
 
         Args:
@@ -122,6 +123,7 @@ class Transformer(nn.Module):
         log_count = torch.log1p(count)[:, None, None, None]
         keys, values = [], []
         for i, block in enumerate(self.blocks):
+            assert isinstance(block, _Block)
             key, value = block.keys_values(tokens)
             keys.append(key)
             values.append(value)

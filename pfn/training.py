@@ -178,9 +178,9 @@ class _State:
         )
         loss_y, loss_f = _losses(self.pfn, task)
         loss = loss_y if loss_f is None else loss_y + 0.5 * loss_f
-        if not bool(loss.isfinite()):
+        if not bool(loss.detach().isfinite()):
             raise RuntimeError(
-                f"The loss of step {self.step} is {float(loss)}. Lower the learning rates, or "
+                f"The loss of step {self.step} is {loss.item()}. Lower the learning rates, or "
                 "look for infinite values in the tasks."
             )
         factor = self.schedule()
@@ -254,7 +254,7 @@ def _losses(pfn: PFN, task: Task) -> tuple[Tensor, Tensor | None]:
     mask = None if task.points is None else task.points[:, :n]
     encoding = pfn.encode(task.X[:, :n], task.y[:, :n, 0], mask)
     logits_y, logits_f = pfn.network.decode(encoding.context, task.X[:, n:])
-    weight = None if task.points is None else task.points[:, n:].to(y)
+    weight = None if task.points is None else task.points[:, n:].to(task.y)
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         z = (target[:, n:, 0] - encoding.location) / encoding.scale
@@ -282,8 +282,17 @@ def _initial_network(
             f"{config.architecture.max_features}; raise ArchitectureConfig.max_features."
         )
     y = torch.cat([t.y[..., 0].flatten() if t.points is None else t.y[t.points] for t in tasks])
-    moments = {"prior_location": float(y.mean()), "prior_scale": float(y.std())}
-    empty = PFN(config.architecture, torch.tensor([0.0, 1.0]), tail_scale=1.0, **moments)
+
+    def network(borders: Tensor, tail_scale: float) -> PFN:
+        return PFN(
+            config.architecture,
+            borders,
+            tail_scale=tail_scale,
+            prior_location=float(y.mean()),
+            prior_scale=float(y.std()),
+        )
+
+    empty = network(torch.tensor([0.0, 1.0]), 1.0)
     targets = []
     for task in tasks:
         n = task.num_context
@@ -292,7 +301,7 @@ def _initial_network(
         z = (task.y[:, n:, 0] - location) / scale
         targets.append(z.flatten() if task.points is None else z[task.points[:, n:]])
     borders, tail_scale = _place_bars(torch.cat(targets), config.architecture.bars)
-    return PFN(config.architecture, borders, tail_scale=tail_scale, **moments).to(device)
+    return network(borders, tail_scale).to(device)
 
 
 def _place_bars(targets: Tensor, bars: int) -> tuple[Tensor, float]:

@@ -1,21 +1,29 @@
 """What we believe before data: infinite-width kernels, priors over functions, task priors."""
 
 from priors.acquisition import ExpectedImprovement, GaussianApproximation, LogExpectedImprovement
+from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
 from priors.kernels import NNGPKernel, NTKKernel
 from priors.network import InfiniteNetwork, NetworkPrior
 from priors.posterior import GaussianPosterior, PredictivePosterior, TransformedPosterior, score
 from priors.program import UnsupportedOperationError
+from priors.tasks import FunctionTaskPrior, Task, TaskPrior
 
 __all__ = [
     "ExpectedImprovement",
+    "FunctionPrior",
+    "FunctionTaskPrior",
     "GaussianApproximation",
     "GaussianPosterior",
+    "GaussianProcessPrior",
     "InfiniteNetwork",
     "LogExpectedImprovement",
     "NNGPKernel",
     "NTKKernel",
     "NetworkPrior",
     "PredictivePosterior",
+    "ScaleMixturePrior",
+    "Task",
+    "TaskPrior",
     "TransformedPosterior",
     "UnsupportedOperationError",
     "score",

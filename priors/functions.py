@@ -60,16 +60,19 @@ class GaussianProcessPrior:
     ) -> Tensor:
         """Draw functions at `X` `[*batch, n, d]`, `[*size, *batch, n, 1]`.
 
-        The batch of the kernel broadcasts with that of X. Jitter is added only to a covariance
-        that is not positive definite in its dtype.
+        The batch of the kernel broadcasts with that of X. Computed in float64 with a jitter of
+        1e-8 of the variance: the covariance of a smooth function is singular in float32.
         """
         _check_inputs(X)
-        covariance = self.kernel(X).to_dense()
-        root = psd_safe_cholesky(covariance)
+        covariance = self.kernel(X.double()).to_dense()
+        jitter = 1e-8 * covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
+        root = psd_safe_cholesky(
+            covariance + torch.diag_embed(jitter.expand(covariance.shape[:-1]))
+        )
         noise = torch.randn(
             *size, *root.shape[:-1], 1, generator=generator, dtype=root.dtype, device=root.device
         )
-        return root @ noise + self.mean(X)[..., None]
+        return (root @ noise + self.mean(X.double())[..., None]).to(X)
 
 
 class ScaleMixturePrior:
