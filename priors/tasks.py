@@ -177,6 +177,8 @@ class FunctionTaskPrior:
             return self.function_prior, {}
         prior = deepcopy(self.function_prior)
         prior.kernel = prior.kernel.expand_batch(torch.Size([batch])).to(X)  # type: ignore[attr-defined]
+        for parameter in prior.kernel.parameters():  # type: ignore[attr-defined]
+            parameter.data = parameter.data.clone()  # an expanded one shares memory
         latents: dict[str, Tensor] = {}
         for name, distribution in self.hyperprior.items():
             owner, last = _resolve(prior.kernel, name)  # type: ignore[attr-defined]

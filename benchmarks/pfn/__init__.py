@@ -1,0 +1,1 @@
+"""Benchmarks of the prior-data fitted networks."""

@@ -1,0 +1,151 @@
+"""Task priors: what is drawn per task, and that it is what the task is made of."""
+
+import pytest
+import torch
+from gpytorch.kernels import RBFKernel, ScaleKernel
+from torch import nn
+from torch.distributions import Gamma, InverseGamma, LogNormal, Normal, Uniform
+
+from priors import (
+    FunctionTaskPrior,
+    GaussianProcessPrior,
+    NetworkPrior,
+    NNGPKernel,
+    ScaleMixturePrior,
+    TaskPrior,
+)
+
+UNIT = Uniform(torch.zeros(2), torch.ones(2))
+
+
+def tasks(kernel=None, **changes):
+    prior = GaussianProcessPrior(RBFKernel() if kernel is None else kernel)
+    return FunctionTaskPrior(
+        **{"function_prior": prior, "inputs": UNIT, "num_points": 6, "noise_var": 0.25, **changes}
+    )
+
+
+def test_shapes_and_protocol():
+    prior = tasks()
+    assert isinstance(prior, TaskPrior)
+    task = prior.sample(5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert task.X.shape == (5, 6, 2)
+    assert task.y.shape == task.f.shape == (5, 6, 1)
+    assert task.noise_var.shape == (5,)
+    assert task.y.dtype == torch.float64
+    assert ((task.X >= 0) & (task.X <= 1)).all()
+    assert 0 <= task.num_context < 6
+
+
+def test_context_sizes_cover_their_range():
+    generator = torch.Generator().manual_seed(0)
+    sizes = {tasks().sample(1, generator=generator).num_context for _ in range(100)}
+    assert sizes == set(range(6))
+
+
+def test_noise_has_its_variance():
+    task = tasks().sample(4000, generator=torch.Generator().manual_seed(0))
+    squares = (task.y - task.f).flatten() ** 2
+    assert abs(squares.mean() - 0.25) < 4 * squares.std() / len(squares) ** 0.5
+    drawn = tasks(noise_var=Gamma(2.0, 4.0)).sample(
+        4000, generator=torch.Generator().manual_seed(1)
+    )
+    assert abs(drawn.noise_var.mean() - 0.5) < 4 * (2 / 16 / 4000) ** 0.5
+    residuals = (drawn.y - drawn.f)[..., 0] / drawn.noise_var.sqrt()[:, None]
+    assert abs(residuals.var() - 1) < 4 * (2 / residuals.numel()) ** 0.5
+
+
+def test_hyperparameters_are_drawn_per_task_and_used():
+    prior = tasks(
+        ScaleKernel(RBFKernel()),
+        inputs=lambda batch, points, **options: (
+            torch.tensor([[0.0], [0.5]]).to(options["dtype"]).expand(batch, points, 1)
+        ),
+        num_points=2,
+        hyperprior={
+            "base_kernel.lengthscale": LogNormal(-0.5, 0.8),
+            "outputscale": Gamma(3.0, 3.0),
+        },
+    )
+    task = prior.sample(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ell, scale = task.latents["base_kernel.lengthscale"], task.latents["outputscale"]
+    assert ell.shape == (20_000, 1, 1)
+    assert abs(ell.log().mean() + 0.5) < 4 * 0.8 / 20_000**0.5
+    assert abs(scale.mean() - 1) < 4 * (1 / 3 / 20_000) ** 0.5
+    # f0 f1 has expectation s exp(-0.5^2 / 2 l^2) for the task's own s and l
+    f = task.f[..., 0]
+    residual = f[:, 0] * f[:, 1] - scale * torch.exp(-0.125 / ell[:, 0, 0] ** 2)
+    assert abs(residual.mean()) < 4 * residual.std() / 20_000**0.5
+    long = ell[:, 0, 0] > 1
+    for chosen in (long, ~long):
+        part = residual[chosen]
+        assert abs(part.mean()) < 4 * part.std() / len(part) ** 0.5
+
+
+def test_hyperprior_of_a_vector_is_drawn_per_element():
+    kernel = RBFKernel(ard_num_dims=2)
+    task = tasks(kernel, hyperprior={"lengthscale": LogNormal(torch.zeros(2), torch.ones(2))})
+    drawn = task.sample(8).latents["lengthscale"]
+    assert drawn.shape == (8, 1, 2)
+    assert (drawn[:, 0, 0] != drawn[:, 0, 1]).all()
+    shared = tasks(kernel, hyperprior={"lengthscale": LogNormal(0.0, 1.0)}).sample(8)
+    drawn = shared.latents["lengthscale"]
+    assert torch.equal(drawn[:, 0, 0], drawn[:, 0, 1])
+
+
+def test_hyperprior_of_a_network_kernel():
+    network = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(1))
+    kernel = NNGPKernel(network, bias_var=0.1)
+    prior = tasks(kernel, hyperprior={"network.variances.weight_var.0": Uniform(0.5, 4.0)})
+    task = prior.sample(6000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = task.latents["network.variances.weight_var.0"]
+    assert drawn.shape == (6000,)
+    # E f^2 = E relu(z)^2 + 0.1 = (w |x|^2 / d + 0.1) / 2 + 0.1
+    expected = (drawn[:, None] * task.X.square().mean(-1) + 0.1) / 2 + 0.1
+    residual = (task.f[..., 0] ** 2 - expected)[:, 0]
+    assert abs(residual.mean()) < 4 * residual.std() / 6000**0.5
+    assert kernel.network.variances.weight_var["0"].item() == 1.0  # the user's kernel is untouched
+
+
+@pytest.mark.parametrize("scale_noise", [True, False])
+def test_scale_mixture_scales_the_noise_only_when_told(scale_noise):
+    mixture = ScaleMixturePrior(RBFKernel(), InverseGamma(6.0, 5.0))
+    prior = tasks(function_prior=mixture, scale_noise=scale_noise)
+    task = prior.sample(3000, generator=torch.Generator().manual_seed(0))
+    expected = 0.25 * task.latents["scale"] if scale_noise else torch.full((3000,), 0.25)
+    torch.testing.assert_close(task.noise_var, expected)
+    residuals = (task.y - task.f)[..., 0] / task.noise_var.sqrt()[:, None]
+    assert abs(residuals.var() - 1) < 4 * (2 / residuals.numel()) ** 0.5
+
+
+def test_finite_networks_and_one_dimensional_inputs():
+    network = NetworkPrior(nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 1)))
+    task = tasks(function_prior=network, inputs=Normal(0.0, 1.0)).sample(3)
+    assert task.X.shape == (3, 6, 1)
+    assert not task.f.requires_grad
+
+
+def test_reproducible_and_global_state_untouched():
+    prior = tasks(noise_var=Gamma(2.0, 4.0), hyperprior={"lengthscale": LogNormal(0.0, 1.0)})
+    before = torch.get_rng_state()
+    one, two = (prior.sample(4, generator=torch.Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(one.y, two.y)
+    assert one.num_context == two.num_context
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="num_points"):
+        tasks(num_points=0)
+    with pytest.raises(ValueError, match="variance"):
+        tasks(noise_var=-1.0)
+    with pytest.raises(ValueError, match="'lenghtscale', which RBFKernel does not have"):
+        tasks(hyperprior={"lenghtscale": Gamma(1.0, 1.0)})
+    with pytest.raises(ValueError, match="needs a ScaleMixturePrior"):
+        tasks(scale_noise=True)
+    network = NetworkPrior(nn.Sequential(nn.Linear(2, 1)))
+    with pytest.raises(ValueError, match="needs a prior with a kernel"):
+        tasks(function_prior=network, hyperprior={"lengthscale": Gamma(1.0, 1.0)})
+    two = NetworkPrior(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="one output"):
+        tasks(function_prior=two).sample(1)
