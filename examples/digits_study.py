@@ -31,6 +31,7 @@ HYPERPARAMETERS = {
 }
 NUM_EPOCHS = 20
 BATCH_SIZE = 64
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_REPEATS = 3  # trainings behind one value: at large learning rates one is mostly luck
 
 
@@ -54,7 +55,10 @@ def digits() -> dict[str, Split]:
     )
     mean, std = train_X.mean(), train_X.std()
     return {
-        name: Split(torch.tensor((rows - mean) / std, dtype=torch.float32), torch.tensor(labels))
+        name: Split(
+            torch.tensor((rows - mean) / std, dtype=torch.float32, device=DEVICE),
+            torch.tensor(labels, device=DEVICE),
+        )
         for name, rows, labels in (
             ("train", train_X, train_y),
             ("validation", val_X, val_y),
@@ -77,13 +81,13 @@ def train(
     data = digits()["train"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = architecture.build()
+        network = architecture.build().to(DEVICE)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     num_steps = NUM_EPOCHS * (len(data.y) // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / num_steps)
     for _ in range(NUM_EPOCHS):
-        order = torch.randperm(len(data.y), generator=generator)
+        order = torch.randperm(len(data.y), generator=generator).to(DEVICE)
         for rows in order.split(BATCH_SIZE)[: len(data.y) // BATCH_SIZE]:
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(network(data.X[rows]), data.y[rows])

@@ -1,8 +1,11 @@
 """Importing the packages: each module alone, without work and without side effects."""
 
+import importlib
 import subprocess
 import sys
 import textwrap
+
+import pytest
 
 IMPORT_EACH_ALONE = """
     import os, pkgutil, sys
@@ -55,3 +58,16 @@ def test_every_module_imports_alone_and_changes_nothing(pytestconfig):
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("package", ["priors", "bayes", "pfn", "nas"])
+def test_public_names_exist_and_are_sorted(package):
+    module = importlib.import_module(package)
+    assert all(hasattr(module, name) for name in module.__all__)
+    assert list(module.__all__) == sorted(module.__all__, key=_ruff_order)
+
+
+def _ruff_order(name):
+    """Constants, then classes, then functions, as ruff's RUF022 sorts them."""
+    kind = 0 if name.isupper() else 1 if name[0].isupper() else 2
+    return kind, name

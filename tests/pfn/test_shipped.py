@@ -57,6 +57,8 @@ def test_a_smooth_function_is_learnt_and_uncertainty_grows_away_from_data(regres
     model = regression.condition(X, y)
     Q = torch.randn(200, d, generator=generator)
     f = model.posterior(Q)
-    assert (f.mean - torch.sin(2 * Q[:, :1])).square().mean().sqrt() < 0.4 * y.std()
+    truth = torch.sin(2 * Q[:, :1])
+    explained = 1 - (f.mean - truth).square().mean() / truth.var()
+    assert explained > 0.7  # a linear model explains less than a third
     far = model.posterior(6 + torch.rand(20, d, generator=generator))
     assert far.variance.mean() > 3 * f.variance.mean()
