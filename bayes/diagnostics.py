@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from botorch.models.model import Model
-from botorch.posteriors import GPyTorchPosterior, Posterior
+from botorch.posteriors import Posterior
 from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from priors.posterior import GaussianPosterior, PredictivePosterior, score
+from priors.posterior import PredictivePosterior, as_predictive, score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Calibration",
     "Comparison",
-    "as_predictive",
     "calibration",
     "compare",
     "plot_posterior",
@@ -40,26 +39,6 @@ Factory = Callable[[Tensor, Tensor], Any]
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 
 _METRICS = ("rmse", "nlpd", "coverage", "seconds")
-
-
-def as_predictive(posterior: Posterior) -> PredictivePosterior:
-    """A posterior that answers for its densities.
-
-    Args:
-        posterior: One of this package's, or BoTorch's Gaussian one.
-
-    Raises:
-        TypeError: any other kind, whose density is not known.
-    """
-    if isinstance(posterior, PredictivePosterior):
-        return posterior
-    if isinstance(posterior, GPyTorchPosterior):
-        return GaussianPosterior(posterior.distribution)
-    raise TypeError(
-        f"A {type(posterior).__name__} has no exact marginal density. BoTorch's outcome "
-        "transforms other than Standardize lose it: give the outcome transform to a model of "
-        "this package."
-    )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
 
-from priors.posterior import GaussianPosterior
+from priors.posterior import GaussianPosterior, as_predictive
 
 __all__ = ["ExpectedImprovement", "GaussianApproximation", "LogExpectedImprovement"]
 
@@ -26,7 +26,7 @@ class LogExpectedImprovement(AcquisitionFunction):
     """Logarithm of the exact expected improvement of the noise-free function.
 
     Args:
-        model: A single-output model of this package.
+        model: A single-output model of this package, or a Gaussian one of BoTorch.
         best_f: Best value so far, scalar or `[...]` broadcasting with the t-batch.
         maximize: Whether larger is better.
 
@@ -47,7 +47,7 @@ class LogExpectedImprovement(AcquisitionFunction):
     def forward(self, X: Tensor) -> Tensor:
         """Value at each candidate, `[b, 1, d]` to `[b]`."""
         best_f = self.best_f.to(X)
-        posterior = self.model.posterior(X)
+        posterior = as_predictive(self.model.posterior(X))
         value = posterior.log_expected_improvement(best_f[..., None, None], self.maximize)
         return value[..., 0, 0]
 

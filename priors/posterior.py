@@ -29,6 +29,7 @@ __all__ = [
     "PredictivePosterior",
     "Scores",
     "TransformedPosterior",
+    "as_predictive",
     "score",
 ]
 
@@ -175,6 +176,26 @@ class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
     @property
     def _marginals(self) -> Normal:
         return Normal(self.mean, self.variance.sqrt(), validate_args=False)
+
+
+def as_predictive(posterior: Posterior) -> PredictivePosterior:
+    """A posterior that answers for its densities.
+
+    Args:
+        posterior: One of this package's, or BoTorch's Gaussian one.
+
+    Raises:
+        TypeError: any other kind, whose density is not known.
+    """
+    if isinstance(posterior, PredictivePosterior):
+        return posterior
+    if isinstance(posterior, GPyTorchPosterior):
+        return GaussianPosterior(posterior.distribution)
+    raise TypeError(
+        f"A {type(posterior).__name__} has no exact marginal density. BoTorch's outcome "
+        "transforms other than Standardize lose it: give the outcome transform to a model of "
+        "this package."
+    )
 
 
 class TransformedPosterior(PredictivePosterior):

@@ -8,10 +8,10 @@ from botorch.models.transforms.outcome import Log
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import RBFKernel
 
-from bayes.diagnostics import as_predictive, calibration, compare, plot_posterior, plot_predictions
+from bayes.diagnostics import calibration, compare, plot_posterior, plot_predictions
 from bayes.gaussian_process import GaussianProcess
 from bayes.scale_mixture import StudentTProcess
-from priors.posterior import GaussianPosterior, score
+from priors.posterior import GaussianPosterior, as_predictive, score
 
 matplotlib.use("Agg")
 

@@ -128,3 +128,17 @@ def test_gaussian_approximation_refuses_infinite_variances():
 
     with pytest.raises(ValueError, match="finite variances"):
         GaussianApproximation(Heavy(*data(), RBFKernel())).posterior(data()[0])
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_a_plain_botorch_model_gives_botorchs_value(maximize):
+    from botorch.acquisition import LogExpectedImprovement as BoTorchLogExpectedImprovement
+    from botorch.models import SingleTaskGP
+
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(8, 2, dtype=torch.float64, generator=generator)
+    model = SingleTaskGP(X, X.sum(-1, keepdim=True).sin())
+    points = torch.rand(20, 1, 2, dtype=torch.float64, generator=generator)
+    ours = LogExpectedImprovement(model, best_f=0.7, maximize=maximize)(points)
+    theirs = BoTorchLogExpectedImprovement(model, best_f=0.7, maximize=maximize)(points)
+    torch.testing.assert_close(ours, theirs)
