@@ -26,7 +26,7 @@ from botorch.models.model import Model
 from botorch.posteriors import Posterior
 from torch import Tensor
 
-from bayes.checks import check_query, check_training_data
+from bayes.checks import check_query, check_training_data, chosen_outputs
 from bayes.description import describe_module, describe_transform, differing_parts, same_values
 from bayes.inference import Draws, InferenceMethod, MeanField
 from bayes.mixture import EmpiricalPosterior, GaussianMixturePosterior
@@ -213,11 +213,7 @@ class BayesianNetwork(Model):
             RuntimeError: the model is not fitted.
         """
         check_query("BayesianNetwork", X, self.train_X)
-        outputs = list(range(self.num_outputs) if output_indices is None else output_indices)
-        if not outputs or not all(-self.num_outputs <= k < self.num_outputs for k in outputs):
-            raise ValueError(
-                f"BayesianNetwork has {self.num_outputs} outputs, got indices {outputs}."
-            )
+        outputs = chosen_outputs("BayesianNetwork", output_indices, self.num_outputs)
         f = self.prior.apply_parameters(self.parameters_of_draws(), self._inputs(X))
         f = f[..., outputs]
         posterior: PredictivePosterior

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-__all__ = ["check_query", "check_training_data"]
+__all__ = ["check_query", "check_training_data", "chosen_outputs"]
 
 
 def check_training_data(
@@ -88,3 +90,20 @@ def check_query(owner: str, X: Tensor, like: Tensor) -> None:
             f"{owner} was trained on {like.shape[-1]} input columns and got X of shape "
             f"{tuple(X.shape)}; expected [..., q, {like.shape[-1]}]."
         )
+
+
+def chosen_outputs(owner: str, indices: Sequence[int] | None, num_outputs: int) -> list[int]:
+    """The outputs that a query asks for.
+
+    Args:
+        owner: Name of the model, for the message.
+        indices: Indices of outputs, negative ones from the end; all without them.
+        num_outputs: Number of outputs.
+
+    Raises:
+        ValueError: an index is out of range, or there is none.
+    """
+    outputs = list(range(num_outputs) if indices is None else indices)
+    if not outputs or not all(-num_outputs <= k < num_outputs for k in outputs):
+        raise ValueError(f"{owner} has {num_outputs} outputs, got indices {outputs}.")
+    return outputs

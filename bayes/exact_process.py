@@ -40,7 +40,7 @@ from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
-from bayes.checks import check_query, check_training_data
+from bayes.checks import check_query, check_training_data, chosen_outputs
 from bayes.description import describe_module, describe_transform, differing_parts, same_values
 from bayes.outcome import ElementwiseOutcome
 from priors.files import read_safetensors, write_safetensors_atomically
@@ -221,9 +221,7 @@ class ExactProcess(SingleTaskGP, ABC):
         """
         owner = type(self).__name__
         check_query(owner, X, self.train_X)
-        outputs = list(range(self.num_outputs) if output_indices is None else output_indices)
-        if not outputs or not all(-self.num_outputs <= k < self.num_outputs for k in outputs):
-            raise ValueError(f"{owner} has {self.num_outputs} outputs, got indices {outputs}.")
+        outputs = chosen_outputs(owner, output_indices, self.num_outputs)
         outcome = getattr(self, "outcome_transform", None)
         with exact_solves(), gpt_posterior_settings():
             gaussians = self._conditional_gaussians(X, observation_noise)

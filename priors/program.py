@@ -254,9 +254,7 @@ class _Tracer:
             raise UnsupportedOperationError(f"operation {target}", where)
         try:
             return rule(self, where, *args, **kwargs)
-        except TypeError as error:
-            if isinstance(error, NotImplementedError):
-                raise
+        except TypeError as error:  # arguments that the rule does not know
             raise UnsupportedOperationError(f"operation {target}", where, str(error)) from error
 
     def _linear(
