@@ -13,9 +13,9 @@ from torch.distributions.transforms import ExpTransform
 from bayes.bayesian_network import BayesianNetwork
 from bayes.inference import NUTS, MeanField
 from bayes.mixture import EmpiricalPosterior
-from bayes.testing import ModelContract
 from priors.network import NetworkPrior
 from priors.posterior import TransformedPosterior
+from priors.testing import ModelContract
 
 FAST = MeanField(num_steps=40, num_draws=20, progress=False)
 

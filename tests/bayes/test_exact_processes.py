@@ -13,9 +13,9 @@ from torch.distributions.transforms import ExpTransform
 from bayes.gaussian_process import GaussianProcess
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
-from bayes.testing import ModelContract
 from priors.kernels import NNGPKernel
 from priors.posterior import GaussianPosterior, TransformedPosterior
+from priors.testing import ModelContract
 
 PROCESSES = [GaussianProcess, StudentTProcess]
 

@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from bayes.mixture import EmpiricalPosterior, GaussianMixturePosterior
-from bayes.testing import PosteriorContract
+from priors.testing import PosteriorContract
 
 
 def parts(dtype, S=7):

@@ -12,7 +12,7 @@ from bayes.student_t import (
     t_log_density,
     t_quantile,
 )
-from bayes.testing import PosteriorContract
+from priors.testing import PosteriorContract
 
 
 def gaussian(dtype, batch=(2,), n=3, seed=0):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from priors import InfiniteNetwork, NetworkPrior, NNGPKernel, NTKKernel
+from priors.testing import KernelContract
 
 REFERENCE = json.loads(Path(__file__).with_name("reference_kernels.json").read_text())["cases"]
 
@@ -100,7 +101,7 @@ def test_float32_agrees_with_float64(kernel_class, depth):
     torch.testing.assert_close(single.double(), exact, rtol=2e-5 * depth, atol=0)
 
 
-class KernelContract(BaseKernelTestCase):
+class GPyTorchContract(BaseKernelTestCase):
     def create_kernel_no_ard(self, **kwargs):
         return self.kernel_class(mlp(self.activation, depth=2), bias_var=0.1, **kwargs)
 
@@ -111,19 +112,34 @@ class KernelContract(BaseKernelTestCase):
         self.assertAllClose(copy(x).to_dense(), kernel(x).to_dense())
 
 
-class TestNNGPContract(KernelContract, unittest.TestCase):
+class TestNNGPContract(GPyTorchContract, unittest.TestCase):
     kernel_class, activation = NNGPKernel, nn.ReLU()
 
 
-class TestNTKContract(KernelContract, unittest.TestCase):
+class TestNTKContract(GPyTorchContract, unittest.TestCase):
     kernel_class, activation = NTKKernel, nn.ReLU()
 
 
-class TestNTKContractTanh(KernelContract, unittest.TestCase):
+class TestNTKContractTanh(GPyTorchContract, unittest.TestCase):
     kernel_class, activation = NTKKernel, nn.Tanh()
 
 
-del KernelContract, BaseKernelTestCase  # pytest must not collect the bases
+del GPyTorchContract, BaseKernelTestCase  # pytest must not collect the bases
+
+
+class TestNNGPKernel(KernelContract):
+    def make_kernel(self):
+        return NNGPKernel(mlp(nn.ReLU(), depth=2), weight_var=1.7, bias_var=0.1)
+
+
+class TestNTKKernel(KernelContract):
+    def make_kernel(self):
+        return NTKKernel(mlp(nn.ReLU(), depth=2), weight_var=1.7, bias_var=0.1)
+
+
+class TestSmoothNTKKernel(KernelContract):
+    def make_kernel(self):
+        return NTKKernel(mlp(nn.Tanh(), depth=2), weight_var=1.7)
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))

@@ -7,8 +7,8 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from torch.distributions import Normal
 from torch.distributions.transforms import AffineTransform, ExpTransform, SigmoidTransform
 
-from bayes.testing import PosteriorContract
 from priors.posterior import GaussianPosterior, TransformedPosterior, score
+from priors.testing import PosteriorContract
 
 
 def covariance(batch, n, dtype, seed=0):
