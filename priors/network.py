@@ -380,11 +380,15 @@ class NetworkPrior(_Network):
     ) -> dict[str, Tensor]:
         """Draw the module's parameters, each `[*size, *its shape]`."""
         shapes = {name: p.shape for name, p in self.module.named_parameters()}
+        device = None if generator is None else generator.device
+
+        def normal(name: str, std: Tensor) -> Tensor:
+            shape = (*size, *shapes[name])
+            where = std.device if device is None else device
+            return torch.randn(shape, generator=generator, dtype=std.dtype, device=where)
+
         return {
-            name: std
-            * torch.randn(
-                *size, *shapes[name], generator=generator, dtype=std.dtype, device=std.device
-            )
+            name: std * normal(name, std).to(std.device)
             for name, std in self.parameter_std().items()
         }
 
