@@ -123,13 +123,7 @@ class PFN(nn.Module):
         """
         y = y.unsqueeze(-1) if y.dim() == X.dim() - 1 else y
         self._check(X, y)
-        if X.shape[-2] > self.max_context:
-            warnings.warn(
-                f"This network was trained on up to {self.max_context} context rows and got "
-                f"{X.shape[-2]}; beyond that its predictions are extrapolation. Condition on a "
-                "subset, or silence this with warnings.filterwarnings('ignore', 'This network').",
-                stacklevel=2,
-            )
+        self._warn_beyond_training(X.shape[-2])
         if X.shape[-2] == 0:  # nothing to standardise by
             input_transform = None if input_transform is DEFAULT else input_transform
             outcome_transform = None if outcome_transform is DEFAULT else outcome_transform
@@ -167,6 +161,15 @@ class PFN(nn.Module):
             "metadata": self.metadata,
         }
         write_safetensors_atomically(path, self.state_dict(), kind="PFN", description=description)
+
+    def _warn_beyond_training(self, rows: int) -> None:
+        if rows > self.max_context:
+            warnings.warn(
+                f"This network was trained on up to {self.max_context} context rows and got "
+                f"{rows}; beyond that its predictions are extrapolation. Condition on a subset, or "
+                "silence this with warnings.filterwarnings('ignore', 'This network').",
+                stacklevel=3,
+            )
 
     def _check(self, X: Tensor, y: Tensor) -> None:
         for name, value in (("X", X), ("y", y)):
@@ -290,10 +293,28 @@ class PFNModel(Model):
             X: Inputs `[..., n', d]`; further batch dimensions give a batch of models.
             Y: Targets `[..., n', m]`.
             kwargs: BoTorch's `noise` is refused: the network infers the noise.
+
+        Raises:
+            NotImplementedError: noise variances are given.
+            TypeError: another dtype or device than the model's.
+            ValueError: rows or columns disagree, or values are not finite.
         """
         if kwargs.get("noise") is not None:
             raise NotImplementedError("this network infers the noise; it takes no noise variances.")
         self.pfn._check(X, Y)
+        old, new = (self.train_X, self.train_Y), (X, Y)
+        for name, before, after in zip(("X", "Y"), old, new, strict=True):
+            if after.dtype != before.dtype or after.device != before.device:
+                raise TypeError(
+                    f"the model was conditioned in {before.dtype} on {before.device} and got "
+                    f"{name} in {after.dtype} on {after.device}; convert one of them."
+                )
+            if after.shape[-1] != before.shape[-1]:
+                raise ValueError(
+                    f"the model was conditioned on {before.shape[-1]} columns of {name} and got "
+                    f"{after.shape[-1]}; they must agree."
+                )
+        self.pfn._warn_beyond_training(self.train_X.shape[-2] + X.shape[-2])
         batch = torch.broadcast_shapes(self.batch_shape, X.shape[:-2])
         rows, targets = (
             torch.cat(

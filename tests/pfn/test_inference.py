@@ -323,6 +323,19 @@ class TestBadInput:
         with pytest.warns(UserWarning, match="up to 4 context rows and got 5"):
             network.condition(X, y)
 
+    def test_appending_is_checked_like_conditioning(self, network):
+        X, y = data(5)
+        model = network.condition(X, y)
+        with pytest.raises(TypeError, match="got X in torch.float32"):
+            model.condition_on_observations(X.float(), y.float())
+        with pytest.raises(ValueError, match="3 columns of X and got 2"):
+            model.condition_on_observations(X[:, :2], y)
+        with pytest.raises(ValueError, match="1 columns of Y and got 2"):
+            model.condition_on_observations(X, torch.cat([y, y], -1))
+        model.pfn.metadata["max_context"] = 9
+        with pytest.warns(UserWarning, match="up to 9 context rows and got 10"):
+            model.condition_on_observations(X, y)
+
     def test_architecture(self):
         with pytest.raises(ValueError, match="divide"):
             ArchitectureConfig(embedding=10, heads=3)
