@@ -16,7 +16,7 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from scipy.special import gammainccinv, gammaincinv, ndtr, stdtr, stdtrit
 from torch import Tensor
 
-from priors.posterior import GaussianPosterior, PredictivePosterior
+from priors.posterior import GaussianPosterior, PredictivePosterior, leading
 
 __all__ = ["StudentTPosterior", "log_expected_excess", "t_cdf", "t_log_density", "t_quantile"]
 
@@ -93,9 +93,7 @@ class StudentTPosterior(PredictivePosterior):
         return t_cdf(self._standardised(Y), self.df)
 
     def quantile(self, value: Tensor) -> Tensor:
-        value = torch.as_tensor(value).to(self.location)
-        value = value.reshape(value.shape + (1,) * self.location.dim())
-        return self.location + self.scale * t_quantile(value, self.df)
+        return self.location + self.scale * t_quantile(leading(value, self.location), self.df)
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         distribution = self._gaussian.distribution

@@ -25,7 +25,7 @@ from torch.distributions.transforms import AffineTransform
 from pfn.architecture import ArchitectureConfig, Context, Transformer
 from pfn.distribution import BarDistribution
 from priors.files import read_safetensors, write_safetensors_atomically
-from priors.posterior import PredictivePosterior, TransformedPosterior
+from priors.posterior import PredictivePosterior, TransformedPosterior, leading
 from priors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 
 if TYPE_CHECKING:
@@ -366,9 +366,7 @@ class BarPosterior(PredictivePosterior):
         return self.bars.cdf(*self._with(Y))
 
     def quantile(self, value: Tensor) -> Tensor:
-        value = torch.as_tensor(value).to(self.logits)
-        value = value.reshape(value.shape + (1,) * (self.logits.dim() - 1))
-        return self.bars.quantile(self.logits, value)
+        return self.bars.quantile(self.logits, leading(value, self.logits[..., 0]))
 
     def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
         best = torch.as_tensor(best_f).to(self.logits)

@@ -30,6 +30,7 @@ __all__ = [
     "Scores",
     "TransformedPosterior",
     "as_predictive",
+    "leading",
     "score",
 ]
 
@@ -157,7 +158,7 @@ class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
         return self._marginals.cdf(Y)
 
     def quantile(self, value: Tensor) -> Tensor:
-        return self._marginals.icdf(_leading(value, self.mean))
+        return self._marginals.icdf(leading(value, self.mean))
 
     def density(self, value: Tensor) -> Tensor:
         return self.log_prob(value).exp()
@@ -348,7 +349,7 @@ def gaussian_log_expected_improvement(mean: Tensor, variance: Tensor, best_f: Te
     return _log_ei_helper((mean - best_f) / std) + std.log()
 
 
-def _leading(value: Tensor, like: Tensor) -> Tensor:
+def leading(value: Tensor, like: Tensor) -> Tensor:
     """`value` [*p] reshaped to `[*p, 1, ..., 1]` to broadcast over the shape of `like`."""
     value = torch.as_tensor(value).to(like)
     return value.reshape(value.shape + (1,) * like.dim())
