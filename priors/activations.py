@@ -358,28 +358,28 @@ _WARN = 1e-6
 
 
 @functools.cache
-def _hermite_rule(order: int) -> tuple[Tensor, Tensor]:
-    """Nodes `[m]` and weighted orthonormal Hermite polynomials `[order, m]`, float64.
+def _hermite_rule() -> tuple[Tensor, Tensor]:
+    """Nodes `[m]` and weighted orthonormal Hermite polynomials `[_ORDER, m]`, float64.
 
     Row k integrates f against h_k under the standard normal: sum_m row[k, m] f(z_m). Two
     Gauss-Legendre panels that meet at 0, so that a kink or jump there costs no accuracy.
     """
     import numpy
 
-    nodes, weights = numpy.polynomial.legendre.leggauss(64 + order)
+    nodes, weights = numpy.polynomial.legendre.leggauss(64 + _ORDER)
     half = torch.tensor((nodes + 1) / 2 * _REACH)
     mass = torch.tensor(weights / 2 * _REACH)
     z = torch.cat([-half.flip(0), half])
     density = torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     rows = [torch.ones_like(z), z]
-    for k in range(2, order):
+    for k in range(2, _ORDER):
         rows.append((z * rows[-1] - math.sqrt(k - 1) * rows[-2]) / math.sqrt(k))
     return z, torch.stack(rows) * (torch.cat([mass.flip(0), mass]) * density)
 
 
 def _coefficients(function: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
     """Hermite coefficients a_k of x -> function(sqrt(q) x), `[*q.shape, _ORDER]`, float64."""
-    z, rows = (t.to(q.device) for t in _hermite_rule(_ORDER))
+    z, rows = (t.to(q.device) for t in _hermite_rule())
     return function(q.double().clamp_min(0).sqrt()[..., None] * z) @ rows.T
 
 
@@ -517,7 +517,7 @@ class _Moment(torch.autograd.Function):
     def forward(ctx, q, f):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(q)
         ctx.function = f
-        z, rows = (t.to(q.device) for t in _hermite_rule(_ORDER))
+        z, rows = (t.to(q.device) for t in _hermite_rule())
         return (f(q.double().clamp_min(0).sqrt()[..., None] * z) @ rows[0]).to(q.dtype)
 
     @staticmethod
