@@ -419,7 +419,7 @@ class BayesianNetwork(Model):
 
     def _unwhiten(self, eps: Tensor) -> dict[str, Tensor]:
         """The network's parameters `[..., *shape]` from whitened ones `[..., D]`."""
-        stds = self._standard_deviations()
+        stds, means = self._standard_deviations(), self.prior.parameter_mean()
         values: dict[str, Tensor] = {}
         start = 0
         for name, parameter in self.prior.module.named_parameters():
@@ -428,5 +428,5 @@ class BayesianNetwork(Model):
                 values[name] = stds[name] * part.unflatten(-1, parameter.shape)
                 start += parameter.numel()
             else:
-                values[name] = eps.new_zeros(*eps.shape[:-1], *parameter.shape)
+                values[name] = eps.new_full((*eps.shape[:-1], *parameter.shape), means[name])
         return values

@@ -6,7 +6,9 @@ from priors.kernels import NNGPKernel, NTKKernel
 from priors.network import InfiniteNetwork, NetworkPrior
 from priors.posterior import GaussianPosterior, PredictivePosterior, TransformedPosterior, score
 from priors.program import UnsupportedOperationError
+from priors.quasi_monte_carlo import QuasiMonteCarlo
 from priors.tasks import FunctionTaskPrior, Task, TaskPrior
+from priors.tracing import Nonlinearity
 
 __all__ = [
     "ExpectedImprovement",
@@ -20,7 +22,9 @@ __all__ = [
     "NNGPKernel",
     "NTKKernel",
     "NetworkPrior",
+    "Nonlinearity",
     "PredictivePosterior",
+    "QuasiMonteCarlo",
     "ScaleMixturePrior",
     "Task",
     "TaskPrior",

@@ -59,6 +59,22 @@ class Activation(ABC):
         """
         return _Shifted(self, offset) if offset else self
 
+    kinks: tuple[float, ...] = ()
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """The derivative, elementwise."""
+        return _derivative(self)(x)
+
+    def mean(self, q: Tensor) -> Tensor:
+        """E[phi(u)] for u of variance `q`."""
+        return _moment(self, q)
+
+    def duals(
+        self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`dual` and `dual_derivative` at once."""
+        return self.dual(other, q1, q2, c), self.dual_derivative(other, q1, q2, c)
+
     def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         """E[phi(u) psi(v)] with psi = `other`."""
         if isinstance(other, ABReLU):
@@ -141,6 +157,9 @@ class ABReLU(Activation):
 
     def second_moment_derivative(self, q: Tensor) -> Tensor:
         return torch.full_like(q, (self.negative**2 + self.positive**2) / 2)
+
+    def mean(self, q: Tensor) -> Tensor:
+        return self._even * (2 / math.pi * q).sqrt()
 
     def mean_derivative(self, q: Tensor) -> Tensor:
         return torch.full_like(q, self._odd)
@@ -258,6 +277,59 @@ class Smooth(Activation):
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.function(x)
+
+
+@dataclass(frozen=True)
+class Elementwise(Smooth):
+    kinks: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Polynomial(Activation):
+    coefficients: tuple[float, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        total = torch.zeros_like(x)
+        for c in reversed(self.coefficients):
+            total = total * x + c
+        return total
+
+
+@dataclass(frozen=True)
+class RectifiedPower(Activation):
+    order: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.clamp(min=0) ** self.order
+
+
+@dataclass(frozen=True)
+class ELU(Activation):
+    alpha: float = 1.0
+    scale: float = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.scale * torch.nn.functional.elu(x, self.alpha)
+
+
+@dataclass(frozen=True)
+class Exp(Activation):
+    rate: float = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (self.rate * x).exp()
+
+
+@dataclass(frozen=True)
+class Probit(Activation):
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.special.ndtr(x)
+
+
+@dataclass(frozen=True)
+class Sign(Activation):
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.sign()
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,12 @@ import torch
 from gpytorch.constraints import Positive
 from torch import Tensor, nn
 
-from priors.moments import Moments
-from priors.program import Program, trace
-from priors.tangents import tangent_kernel
+from priors.evaluation import Evaluation
+from priors.moments import Settings
+from priors.program import Program
+from priors.quasi_monte_carlo import QuasiMonteCarlo
+from priors.tangents import readouts
+from priors.tracing import trace
 
 __all__ = ["InfiniteNetwork", "LayerVariances", "NetworkPrior"]
 
@@ -58,10 +61,10 @@ class LayerVariances(gpytorch.Module):
         self._slots: dict[tuple[str, str], str] = {}
         weights = _per_layer("weight_var", weight_var, list(program.weights), default=1.0)
         biases = _per_layer("bias_var", bias_var, list(program.biases), default=0.0)
-        readouts = {program.nodes[i].weight for _, i in program.terms(program.output)}  # type: ignore[union-attr]
+        last = {program.nodes[i].layer for i in readouts(program, program.output)}  # type: ignore[union-attr]
         only_product = program.is_homogeneous_chain and not any(biases.values())
         for layer, value in weights.items():
-            learnable = value > 0 and (not only_product or layer in readouts)
+            learnable = value > 0 and (not only_product or layer in last)
             self._register("weight", layer, value, learnable)
         for layer, value in biases.items():
             self._register("bias", layer, value, learnable=value > 0)
@@ -254,6 +257,12 @@ class InfiniteNetwork(_Network):
         bias_var: Variance of the biases, likewise.
         input_shape: Shape of one input, e.g. `(1, 8, 8)`; rows are reshaped to it.
         batch_shape: Batch of independent variances.
+        parameterization: "ntk", or "standard" with the module's own widths: the same NNGP
+            kernel, and the tangent kernel of gradient descent on weights W ~ N(0, weight_var /
+            fan_in) themselves (Sohl-Dickstein et al. 2020, 2001.07301).
+        quadrature: Rule for expectations over many variables (gates, attention over heads).
+        max_variables: Most variables of such an expectation; beyond, it is refused.
+        max_bytes: Memory for what is held besides the kernels.
 
     Raises:
         UnsupportedOperationError: the module contains something without a limit here.
@@ -268,8 +277,20 @@ class InfiniteNetwork(_Network):
         bias_var: VarianceSpec | None = None,
         input_shape: Sequence[int] | None = None,
         batch_shape: torch.Size = torch.Size(),  # noqa: B008
+        parameterization: str = "ntk",
+        quadrature: QuasiMonteCarlo | None = None,
+        max_variables: int = 64,
+        max_bytes: int = 2**30,
     ) -> None:
         super().__init__(module, weight_var, bias_var, input_shape, batch_shape)
+        if parameterization not in ("ntk", "standard"):
+            raise ValueError(
+                f'parameterization must be "ntk" or "standard", got {parameterization!r}.'
+            )
+        self.parameterization = parameterization
+        self.quadrature = QuasiMonteCarlo() if quadrature is None else quadrature
+        self.max_variables = max_variables
+        self.max_bytes = max_bytes
 
     def nngp(self, x1: Tensor, x2: Tensor | None = None, *, diag: bool = False) -> Tensor:
         """Covariance of one output unit under the prior (neural network Gaussian process).
@@ -285,22 +306,28 @@ class InfiniteNetwork(_Network):
         Raises:
             ValueError: shapes do not fit the network or each other.
         """
-        moments = self._moments(x1, x2, diag)
-        return moments.moment(self.program.output, self.program.output)
+        kernel, _ = self._kernels(x1, x2, diag, nngp=True, ntk=False)
+        assert kernel is not None
+        return kernel
 
     def ntk(self, x1: Tensor, x2: Tensor | None = None, *, diag: bool = False) -> Tensor:
         """Neural tangent kernel of one output unit; arguments and shapes as for `nngp`."""
-        return tangent_kernel(self._moments(x1, x2, diag))
+        _, kernel = self._kernels(x1, x2, diag, nngp=False, ntk=True)
+        assert kernel is not None
+        return kernel
 
     def kernels(
         self, x1: Tensor, x2: Tensor | None = None, *, diag: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Both kernels, `(nngp, ntk)`, from one pass; arguments as for `nngp`."""
-        moments = self._moments(x1, x2, diag)
-        output = self.program.output
-        return moments.moment(output, output), tangent_kernel(moments)
+        nngp, ntk = self._kernels(x1, x2, diag, nngp=True, ntk=True)
+        assert nngp is not None
+        assert ntk is not None
+        return nngp, ntk
 
-    def _moments(self, x1: Tensor, x2: Tensor | None, diag: bool) -> Moments:
+    def _kernels(
+        self, x1: Tensor, x2: Tensor | None, diag: bool, *, nngp: bool, ntk: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
         self._check_rows(x1, "x1")
         if x2 is None:
             x2 = x1
@@ -315,7 +342,13 @@ class InfiniteNetwork(_Network):
                 raise ValueError(
                     f"diag=True pairs rows, but x1 has {x1.shape[-2]} and x2 {x2.shape[-2]}."
                 )
-        return Moments(self.program, self.variances.value, x1, x2, paired=diag)
+        evaluation = Evaluation(
+            self.program,
+            Settings(self.variances.value, self.quadrature, self.max_variables),
+            standard=self.parameterization == "standard",
+            max_bytes=self.max_bytes,
+        )
+        return evaluation.kernels(x1, x2, diag=diag, nngp=nngp, ntk=ntk)
 
 
 class NetworkPrior(_Network):
@@ -345,7 +378,8 @@ class NetworkPrior(_Network):
         input_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__(module, weight_var, bias_var, input_shape, torch.Size())
-        known = {*self.program.weights.values(), *self.program.biases.values()}
+        program = self.program
+        known = {*program.weights.values(), *program.biases.values(), *program.constants}
         for name, parameter in self.module.named_parameters():
             if nn.parameter.is_lazy(parameter):
                 raise ValueError(
@@ -362,15 +396,24 @@ class NetworkPrior(_Network):
 
         Differentiable in the variances; 0 where the variance is 0.
         """
-        shapes = dict(self.module.named_parameters())
         std: dict[str, Tensor] = {}
         for layer, name in self.program.weights.items():
-            fan_in = shapes[name].shape[1]
+            fan_in = self.program.fan_in[layer]
+            assert fan_in is not None
             std[name] = (self.variances.value("weight", layer) / fan_in).sqrt()
         for layer, name in self.program.biases.items():
             variance = self.variances.value("bias", layer)
             std[name] = variance.sqrt() if variance.requires_grad else variance.detach().sqrt()
+        for name in self.program.constants:
+            std[name] = torch.zeros(())
         return std
+
+    def parameter_mean(self) -> dict[str, float]:
+        """Prior mean of every parameter by name: 0, but 1 for the gains of normalisations."""
+        return {
+            name: self.program.constants.get(name, 0.0)
+            for name, _ in self.module.named_parameters()
+        }
 
     def draw(
         self,
@@ -387,8 +430,9 @@ class NetworkPrior(_Network):
             where = std.device if device is None else device
             return torch.randn(shape, generator=generator, dtype=std.dtype, device=where)
 
+        mean = self.parameter_mean()
         return {
-            name: std * normal(name, std).to(std.device)
+            name: mean[name] + std * normal(name, std).to(std.device)
             for name, std in self.parameter_std().items()
         }
 

@@ -1,0 +1,112 @@
+"""Elementwise expressions over several variables, as trees that can be copied and pickled.
+
+What an ordinary forward does unit by unit between two layers, u + relu(u), sigmoid(a) * tanh(b),
+is an expression whose variables are Gaussian in the infinite-width limit. Statistics are numbers
+that differ between data points (the mean and the scale of a normalisation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Apply", "Expression", "OneVariable", "Statistic", "Variable", "substitute"]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """Variable number `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Statistic number `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Apply:
+    """An elementwise function of expressions and constants."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, variables: Sequence[Tensor], statistics: Sequence[Tensor] = ()) -> Tensor:
+        """The expression's value.
+
+        Args:
+            variables: Tensors that broadcast together, in the order of `Variable.index`.
+            statistics: The same for `Statistic.index`.
+        """
+        # A node used twice is evaluated once: a recurrent cell's state appears in every step.
+        done: dict[int, Any] = {}
+
+        def value(node: Any) -> Any:
+            match node:
+                case Variable():
+                    return variables[node.index]
+                case Statistic():
+                    return statistics[node.index]
+                case Apply():
+                    if id(node) not in done:
+                        arguments = [value(a) for a in node.arguments]
+                        keywords = {k: value(v) for k, v in node.keywords}
+                        done[id(node)] = node.function(*arguments, **keywords)
+                    return done[id(node)]
+            return node
+
+        return value(self)
+
+    def derivative(
+        self, index: int, variables: Sequence[Tensor], statistics: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """The partial derivative in one variable, where the others are given."""
+
+        def along(x: Tensor) -> Tensor:
+            moved = [x if k == index else v for k, v in enumerate(variables)]
+            return self(moved, statistics)
+
+        x = variables[index]
+        return torch.func.jvp(along, (x,), (torch.ones_like(x),))[1]
+
+
+Expression = Apply
+
+
+@dataclass(frozen=True)
+class OneVariable:
+    """An expression of one variable as a function of one tensor (and statistics)."""
+
+    expression: Apply
+
+    def __call__(self, x: Tensor, *statistics: Tensor) -> Tensor:
+        return self.expression((x,), statistics)
+
+
+def substitute(node: Any, variables: Sequence[Any], statistics: Sequence[Any]) -> Any:
+    """An expression with its variables and statistics replaced; shared parts stay shared."""
+    done: dict[int, Any] = {}
+
+    def replace(part: Any) -> Any:
+        match part:
+            case Variable():
+                return variables[part.index]
+            case Statistic():
+                return statistics[part.index]
+            case Apply():
+                if id(part) not in done:
+                    arguments = tuple(replace(a) for a in part.arguments)
+                    keywords = tuple((k, replace(v)) for k, v in part.keywords)
+                    done[id(part)] = Apply(part.function, arguments, keywords)
+                return done[id(part)]
+        return part
+
+    return replace(node)
