@@ -67,7 +67,9 @@ class Evaluation:
         Returns:
             Each `[..., n1, n2]`, or `[..., n]` with `diag`.
         """
-        left = Points(self.program, self.settings, x1)
+        # only the diagonal needs derivatives of a point with itself at all pairs of positions
+        keep = diag and ntk
+        left = Points(self.program, self.settings, x1, derivatives=keep)
         right = left if x1 is x2 else Points(self.program, self.settings, x2)
         if diag:
             own = left.own if x1 is x2 else Moments(left, right, paired=True, derivatives=ntk)

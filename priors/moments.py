@@ -86,16 +86,19 @@ class Settings:
 class Points:
     """Data points `[..., n, d]` and all that concerns each of them alone."""
 
-    def __init__(self, program: Program, settings: Settings, x: Tensor) -> None:
+    def __init__(
+        self, program: Program, settings: Settings, x: Tensor, *, derivatives: bool = False
+    ) -> None:
         self.program = program
         self.settings = settings
         self.x = x
+        self._derivatives = derivatives
         self._values: dict[int, Any] = {}
 
     @cached_property
     def own(self) -> Moments:
         """Moments of each data point with itself."""
-        return Moments(self, self, paired=True)
+        return Moments(self, self, paired=True, derivatives=self._derivatives)
 
     def features(self, index: int) -> Tensor:
         """A `Features` node at the data points, `[..., n, (P,) width]`."""

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy
@@ -61,6 +61,7 @@ __all__ = [
     "Span",
     "UnsupportedOperationError",
     "Window",
+    "pruned",
 ]
 
 # A dimension that the module leaves open (`nn.LazyLinear`, or no `input_shape` given).
@@ -438,6 +439,56 @@ class Program:
         return all(
             n <= 1 or self.finite(i) for i, n in enumerate(consumers)
         )
+
+
+def pruned(program: Program) -> Program:
+    """The program without nodes that its output does not depend on."""
+    needed = {program.output}
+    for index in range(program.output, -1, -1):
+        if index in needed:
+            needed.update(program.sources(index))
+    places = {old: new for new, old in enumerate(sorted(needed | {0}))}
+    nodes = tuple(_renumbered(program.nodes[i], places) for i in places)
+    return replace(program, nodes=nodes, output=places[program.output], relations={})
+
+
+def _renumbered(node: Node, places: dict[int, int]) -> Node:
+    def new(item: Any) -> Any:
+        match item:
+            case Ref(index=int()):
+                return Ref(places[item.index])
+            case Span():
+                return Span(new(item.start), new(item.stop), new(item.step))
+            case tuple():
+                return tuple(new(part) for part in item)
+        return item
+
+    match node:
+        case Input():
+            return node
+        case Function():
+            return replace(node, arguments=new(node.arguments), keywords=new(node.keywords))
+        case Elementwise():
+            factors = tuple(
+                replace(
+                    f,
+                    sources=tuple(places[s] for s in f.sources),
+                    statistics=tuple((kind, places[s]) for kind, s in f.statistics),
+                )
+                for f in node.factors
+            )
+            return replace(node, factors=factors)
+        case Combination():
+            return replace(node, terms=tuple((c, places[i]) for c, i in node.terms))
+        case Join() | Concatenate():
+            return replace(node, sources=tuple(places[i] for i in node.sources))
+        case Attention():
+            return replace(
+                node, value=places[node.value], query=places[node.query], key=places[node.key]
+            )
+        case Linear() if node.source is None:
+            return node
+    return replace(node, source=places[node.source])
 
 
 def _refs(values: Any) -> list[Ref]:

@@ -45,6 +45,7 @@ from priors.program import (
     Span,
     UnsupportedOperationError,
     Window,
+    pruned,
 )
 
 __all__ = ["Nonlinearity", "Tracer", "Value", "trace"]
@@ -709,7 +710,7 @@ class Tracer:
         mixed = [a for a in unit_axes if a in place_axes]
         if len(unit_axes) == 1 and not mixed:
             (axis,) = unit_axes
-            units = unit.movedim(axis, 0).flatten(1)[:, 0]
+            units = unit.movedim(axis, 0).reshape(unit.shape[axis], -1)[:, 0]
             first, last = int(units[0]), int(units[-1]) + 1
             if not torch.equal(units, torch.arange(first, last)):
                 raise UnsupportedOperationError("units in another order", where)
@@ -720,7 +721,7 @@ class Tracer:
         if len(unit_axes) == 2 and not mixed:
             head_axis, axis = unit_axes
             heads, size = entries.shape[head_axis], entries.shape[axis]
-            table = unit.movedim((head_axis, axis), (0, 1)).flatten(2)[:, :, 0]
+            table = unit.movedim((head_axis, axis), (0, 1)).reshape(heads, size, -1)[:, :, 0]
             if heads * size == width and torch.equal(
                 table, torch.arange(width).reshape(heads, size)
             ):
@@ -847,48 +848,15 @@ class Tracer:
         node = self.nodes[result.index]
         if isinstance(node, Join) and len(node.sources) == 1:
             result = self.like(result, node.sources[0])
-        program = self._program(result.index, result.width)
-        if not program.gaussian(result.index):
+        program = pruned(self._program(result.index, result.width))
+        if not program.gaussian(program.output):
             raise UnsupportedOperationError(
                 "an output that is no linear readout",
                 "the end of forward",
                 "the last operation must be a Linear layer, or a sum of them",
             )
-        self._check_tying()
+        _check_tying(program)
         return program
-
-    def _check_tying(self) -> None:
-        """A matrix that meets the raw input has a finite fan-in, so it must meet nothing else.
-
-        Rows of one matrix used by several nodes must be the same or have none in common, and
-        the windows of one convolution must be the same.
-        """
-        fed: dict[str, set[bool]] = {}
-        windows: dict[str, set[Window | None]] = {}
-        rows: dict[str, set[tuple[int, int]]] = {}
-        for node in self.nodes:
-            if not isinstance(node, Linear) or node.source is None:
-                continue
-            fed.setdefault(node.layer, set()).add(isinstance(self.nodes[node.source], Features))
-            windows.setdefault(node.layer, set()).add(node.window)
-            span = node.weight.removeprefix(node.layer).strip("[]") or "0:0"
-            first, last = span.split(":")
-            rows.setdefault(node.layer, set()).add((int(first), int(last)))
-        for layer, kinds in fed.items():
-            where = f"module {layer!r}"
-            if len(kinds) == 2:
-                raise UnsupportedOperationError(
-                    "a weight applied both to the raw input and to hidden units",
-                    where,
-                    "its width cannot be finite and infinite",
-                )
-            if len(windows[layer]) > 1:
-                raise UnsupportedOperationError("one weight with different windows", where)
-            spans = sorted(rows[layer])
-            if len(spans) > 1 and any(
-                a[1] > b[0] or a == (0, 0) for a, b in zip(spans, spans[1:], strict=False)
-            ):
-                raise UnsupportedOperationError("overlapping slices of units", where)
 
 
 _FINITE = "its width is finite; apply a Linear layer to the input first"
@@ -954,3 +922,37 @@ def _frozen(item: Any) -> Any:
     if isinstance(item, slice):
         return Span(item.start, item.stop, item.step)
     return item
+
+
+def _check_tying(program: Program) -> None:
+    """A matrix that meets the raw input has a finite fan-in, so it must meet nothing else.
+
+    Rows of one matrix used by several nodes must be the same or have none in common, and
+    the windows of one convolution must be the same.
+    """
+    fed: dict[str, set[bool]] = {}
+    windows: dict[str, set[Window | None]] = {}
+    rows: dict[str, set[tuple[int, int]]] = {}
+    for node in program.nodes:
+        if not isinstance(node, Linear) or node.source is None:
+            continue
+        fed.setdefault(node.layer, set()).add(isinstance(program.nodes[node.source], Features))
+        windows.setdefault(node.layer, set()).add(node.window)
+        span = node.weight.removeprefix(node.layer).strip("[]") or "0:0"
+        first, last = span.split(":")
+        rows.setdefault(node.layer, set()).add((int(first), int(last)))
+    for layer, kinds in fed.items():
+        where = f"module {layer!r}"
+        if len(kinds) == 2:
+            raise UnsupportedOperationError(
+                "a weight applied both to the raw input and to hidden units",
+                where,
+                "its width cannot be finite and infinite",
+            )
+        if len(windows[layer]) > 1:
+            raise UnsupportedOperationError("one weight with different windows", where)
+        spans = sorted(rows[layer])
+        if len(spans) > 1 and any(
+            a[1] > b[0] or a == (0, 0) for a, b in zip(spans, spans[1:], strict=False)
+        ):
+            raise UnsupportedOperationError("overlapping slices of units", where)
