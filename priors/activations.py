@@ -1,4 +1,4 @@
-"""Dual activations: Gaussian expectations of products of nonlinearities.
+"""Activations and the Gaussian expectations of their products.
 
 For a centred Gaussian pair (u, v) with variances q1, q2 and covariance c, an activation phi and
 another psi, the infinite-width recursion needs
@@ -6,25 +6,22 @@ another psi, the infinite-width recursion needs
     dual               E[phi(u) psi(v)]
     dual_derivative    E[phi'(u) psi'(v)]
     second_moment      E[phi(u)^2], and with derivatives E[phi'(u)^2]   (u = v, exactly)
-    mean_derivative    E[phi'(u)]
+    mean               E[phi(u)], and with the derivative E[phi'(u)]
 
-Closed forms where they exist; otherwise one quadrature for all smooth functions, Mehler's
-expansion: with Hermite coefficients a_k(q) = E[phi(sqrt(q) Z) h_k(Z)],
+in closed form where there is one, otherwise by `priors.quadrature`. The closed forms are written
+in D = q1 q2 - c^2, factored as (sqrt(q1 q2) - c)(sqrt(q1 q2) + c) so that nearly parallel u and v
+lose few digits, and are differentiable at u = v, u = -v and q = 0; where their automatic
+derivative is not, by Price's theorem, dE/dc = E[phi' psi'] and dE/dq1 = E[phi'' psi] / 2.
 
-    E[phi(u) psi(v)] = sum_k a_k(q1) b_k(q2) rho^k,   rho = c / sqrt(q1 q2),
-
-which costs one-dimensional integrals per point and a polynomial per pair. Its gradient is taken
-by Price's theorem, dE/dc = E[phi' psi'] and dE/dq1 = E[phi'' psi] / 2, which stays finite where
-differentiating rho would not (q = 0, rho = 1).
+A jump of phi contributes a delta to phi'. All expectations of phi' leave it out, as the gradient
+of a finite network does, but `stein`, whose use is E[phi(u) w] = E[phi'(u)] E[u w].
 
 Shapes: q1, q2 and c broadcast together; the result has the broadcast shape.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,19 +29,47 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["ABReLU", "Activation", "Erf", "GELU", "Sine", "Smooth"]
+from priors.quadrature import derivative_of, gaussian_expectation, gaussian_mean, jumps
+
+__all__ = [
+    "ABReLU",
+    "Activation",
+    "ELU",
+    "Elementwise",
+    "Erf",
+    "Exp",
+    "GELU",
+    "Gabor",
+    "Gaussian",
+    "Hermite",
+    "Polynomial",
+    "Probit",
+    "RectifiedPower",
+    "Sign",
+    "Sine",
+    "Smooth",
+]
 
 
 class Activation(ABC):
     """An elementwise nonlinearity with its Gaussian expectations.
 
-    A subclass gives the function; every expectation has a quadrature default that is accurate
-    for functions smooth on the real line, and is overridden where there is a closed form.
+    A subclass gives the function and where it is not smooth; every expectation has a quadrature
+    default, overridden where there is a closed form.
     """
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
         """The function itself, elementwise."""
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """phi', elementwise; at a kink the value of either side."""
+        return derivative_of(self)(x)
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        """Where phi or phi' jumps, or a higher derivative does."""
+        return ()
 
     @property
     def homogeneous(self) -> bool:
@@ -52,11 +77,7 @@ class Activation(ABC):
         return False
 
     def shifted(self, offset: float) -> Activation:
-        """The activation x -> phi(x + offset).
-
-        Raises:
-            NotImplementedError: the shifted function has no accurate expectation here.
-        """
+        """The activation x -> phi(x + offset)."""
         return _Shifted(self, offset) if offset else self
 
     kinks: tuple[float, ...] = ()
@@ -77,31 +98,84 @@ class Activation(ABC):
 
     def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         """E[phi(u) psi(v)] with psi = `other`."""
-        if isinstance(other, ABReLU):
-            return other.dual(self, q2, q1, c)
-        return _Expectation.apply(q1, q2, c, self, other)
+        closed = _rectified_dual(_terms(self), _terms(other), q1, q2, c)
+        if closed is not None:
+            return closed
+        return gaussian_expectation(self, other, q1, q2, c, f_kinks=self.kinks, g_kinks=other.kinks)
 
     def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         """E[phi'(u) psi'(v)] with psi = `other`."""
-        if isinstance(other, ABReLU):
-            return other.dual_derivative(self, q2, q1, c)
-        return _Expectation.apply(q1, q2, c, _derivative(self), _derivative(other))
+        closed = _rectified_dual(_slopes(_terms(self)), _slopes(_terms(other)), q1, q2, c)
+        if closed is not None:
+            return closed
+        return gaussian_expectation(
+            self.derivative, other.derivative, q1, q2, c, f_kinks=self.kinks, g_kinks=other.kinks
+        )
+
+    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """`dual` and `dual_derivative`, sharing the work where that saves some."""
+        return self.dual(other, q1, q2, c), self.dual_derivative(other, q1, q2, c)
+
+    def mean(self, q: Tensor) -> Tensor:
+        """E[phi(u)] for u of variance `q`."""
+        return gaussian_mean(self, q, kinks=self.kinks)
+
+    def mean_derivative(self, q: Tensor) -> Tensor:
+        """E[phi'(u)] for u of variance `q`, without the deltas of phi' at jumps."""
+        return gaussian_mean(self.derivative, q, kinks=self.kinks)
+
+    def stein(self, q: Tensor) -> Tensor:
+        """E[u phi(u)] / q: `mean_derivative` and the deltas of phi' at jumps.
+
+        Stein's lemma: E[phi(u) w] = stein(q) E[u w] for jointly Gaussian u and w.
+        """
+        value = self.mean_derivative(q)
+        inverse = _inverse_sqrt(q, torch.finfo(q.dtype).tiny)
+        for kink, jump in zip(self.kinks, jumps(self, self.kinks), strict=True):
+            if jump:
+                density = torch.exp(-((kink * inverse) ** 2) / 2) * inverse
+                value = value + jump / math.sqrt(2 * math.pi) * density
+        return value
 
     def second_moment(self, q: Tensor) -> Tensor:
         """E[phi(u)^2] for u of variance `q`."""
-        return _moment(_square(self), q)
+        return gaussian_mean(lambda x: self(x) ** 2, q, kinks=self.kinks)
 
     def second_moment_derivative(self, q: Tensor) -> Tensor:
         """E[phi'(u)^2] for u of variance `q`."""
-        return _moment(_square(_derivative(self)), q)
+        return gaussian_mean(lambda x: self.derivative(x) ** 2, q, kinks=self.kinks)
+
+
+# Piecewise powers --------------------------------------------------------------------------------
+
+
+class _Rectified(Activation):
+    """A sum of terms a max(s x, 0)^n with s = +-1: moments of one variable from those of a term."""
+
+    @property
+    @abstractmethod
+    def terms(self) -> tuple[tuple[float, int, int], ...]:
+        """(a, n, s) of each term."""
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return (0.0,)
+
+    def mean(self, q: Tensor) -> Tensor:
+        return _rectified_mean(self.terms, q)
 
     def mean_derivative(self, q: Tensor) -> Tensor:
-        """E[phi'(u)] for u of variance `q`."""
-        return _moment(_derivative(self), q)
+        return _rectified_mean(_slopes(self.terms), q)
+
+    def second_moment(self, q: Tensor) -> Tensor:
+        return _rectified_mean(_squares(self.terms), q)
+
+    def second_moment_derivative(self, q: Tensor) -> Tensor:
+        return _rectified_mean(_squares(_slopes(self.terms)), q)
 
 
 @dataclass(frozen=True)
-class ABReLU(Activation):
+class ABReLU(_Rectified):
     """Piecewise linear with a kink at zero: `negative * min(x, 0) + positive * max(x, 0)`.
 
     ReLU, LeakyReLU, the absolute value and the identity are cases. Written as
@@ -115,6 +189,13 @@ class ABReLU(Activation):
     def __call__(self, x: Tensor) -> Tensor:
         return self.negative * x.clamp(max=0) + self.positive * x.clamp(min=0)
 
+    def derivative(self, x: Tensor) -> Tensor:
+        return self.negative + (self.positive - self.negative) * (x > 0).to(x.dtype)
+
+    @property
+    def terms(self) -> tuple[tuple[float, int, int], ...]:
+        return (self.positive, 1, 1), (-self.negative, 1, -1)
+
     @property
     def homogeneous(self) -> bool:
         return True
@@ -127,42 +208,213 @@ class ABReLU(Activation):
     def _even(self) -> float:
         return (self.positive - self.negative) / 2
 
-    def shifted(self, offset: float) -> Activation:
-        if offset:
-            raise NotImplementedError(
-                "a constant added before a piecewise linear activation moves its kink, which has "
-                "no closed form here; use the layer's bias instead."
-            )
-        return self
-
     def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         if not isinstance(other, ABReLU):
-            linear = c * other.mean_derivative(q2)  # E[u psi(v)], Stein's lemma
-            return self._odd * linear + self._even * _KinkExpectation.apply(
-                q1, q2, c, torch.abs, other
-            )
-        absolute = _AbsDual.apply(q1, q2, c)
-        return self._odd * other._odd * c + self._even * other._even * absolute
+            return super().dual(other, q1, q2, c)
+        return self.duals(other, q1, q2, c)[0]
 
     def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         if not isinstance(other, ABReLU):
-            return self._odd * other.mean_derivative(q2) + self._even * _KinkExpectation.apply(
-                q1, q2, c, torch.sign, _derivative(other)
-            )
-        signs = _SignDual.apply(q1, q2, c)
-        return self._odd * other._odd + self._even * other._even * signs
+            return super().dual_derivative(other, q1, q2, c)
+        return self.duals(other, q1, q2, c)[1]
 
-    def second_moment(self, q: Tensor) -> Tensor:
-        return q * (self.negative**2 + self.positive**2) / 2
+    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(other, ABReLU):
+            return super().duals(other, q1, q2, c)
+        odd, even = self._odd * other._odd, self._even * other._even
+        if not (torch.is_grad_enabled() and any(t.requires_grad for t in (q1, q2, c))):
+            delta, angle = _delta_and_angle(q1, q2, c)
+            absolute = delta.addcmul_(c, angle).mul_(2 / math.pi * even)
+            return absolute.add_(c, alpha=odd), angle.mul_(2 / math.pi * even).add_(odd)
+        absolute, signs = _AbsAndSign.apply(q1, q2, c)
+        return odd * c + even * absolute, odd + even * signs
 
-    def second_moment_derivative(self, q: Tensor) -> Tensor:
-        return torch.full_like(q, (self.negative**2 + self.positive**2) / 2)
+
+@dataclass(frozen=True)
+class Sign(_Rectified):
+    """The sign function; its NTK is taken to be 0, as the gradient of a finite network is."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.sign(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    @property
+    def terms(self) -> tuple[tuple[float, int, int], ...]:
+        return (1.0, 0, 1), (-1.0, 0, -1)
+
+
+@dataclass(frozen=True)
+class RectifiedPower(_Rectified):
+    """max(x, 0)^n; Cho & Saul 2009. n = 0 is the unit step.
+
+    Args:
+        power: n, an integer >= 0.
+
+    Raises:
+        ValueError: `power` is negative.
+    """
+
+    power: int
+
+    def __post_init__(self) -> None:
+        if self.power < 0:
+            raise ValueError(f"RectifiedPower needs power >= 0, got {self.power}.")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x > 0).to(x.dtype) * x**self.power
+
+    def derivative(self, x: Tensor) -> Tensor:
+        if self.power == 0:
+            return torch.zeros_like(x)
+        return self.power * RectifiedPower(self.power - 1)(x)
+
+    @property
+    def terms(self) -> tuple[tuple[float, int, int], ...]:
+        return ((1.0, self.power, 1),)
+
+    @property
+    def homogeneous(self) -> bool:
+        return self.power == 1
+
+
+# Polynomials -------------------------------------------------------------------------------------
+
+
+class _PolynomialBase(Activation):
+    """A polynomial, through the means M_j(q) = E[p^(j)(u)] of its derivatives.
+
+    Expanding in c by Price's theorem, E[p(u) r(v)] = sum_j c^j / j! M_j(q1) N_j(q2): a finite
+    sum, exact at every variance (Isserlis' theorem).
+    """
+
+    @property
+    @abstractmethod
+    def monomials(self) -> tuple[float, ...]:
+        """Coefficients of 1, x, x^2, ..."""
+
+    @abstractmethod
+    def derivative_means(self, q: Tensor) -> list[Tensor]:
+        """M_0(q), ..., M_degree(q), each of the shape of `q`."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        value = torch.zeros_like(x)
+        for coefficient in reversed(self.monomials):
+            value = value * x + coefficient
+        return value
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return Polynomial(_differentiated(self.monomials))(x)
+
+    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, _PolynomialBase):
+            return super().dual(other, q1, q2, c)
+        return _price_series(self.derivative_means(q1), other.derivative_means(q2), c)
+
+    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, _PolynomialBase):
+            return super().dual_derivative(other, q1, q2, c)
+        means = self.derivative_means(q1)[1:], other.derivative_means(q2)[1:]
+        return _price_series(*means, c)
+
+    def mean(self, q: Tensor) -> Tensor:
+        return self.derivative_means(q)[0]
 
     def mean(self, q: Tensor) -> Tensor:
         return self._even * (2 / math.pi * q).sqrt()
 
     def mean_derivative(self, q: Tensor) -> Tensor:
-        return torch.full_like(q, self._odd)
+        return [*self.derivative_means(q), torch.zeros_like(q)][1]
+
+    def second_moment(self, q: Tensor) -> Tensor:
+        return self.dual(self, q, q, q)
+
+    def second_moment_derivative(self, q: Tensor) -> Tensor:
+        return self.dual_derivative(self, q, q, q)
+
+
+@dataclass(frozen=True)
+class Polynomial(_PolynomialBase):
+    """sum_k coefficients[k] x^k.
+
+    Raises:
+        ValueError: `coefficients` is empty.
+    """
+
+    coefficients: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.coefficients:
+            raise ValueError("Polynomial needs at least one coefficient, the constant's; got ().")
+
+    @property
+    def monomials(self) -> tuple[float, ...]:
+        return self.coefficients
+
+    def derivative_means(self, q: Tensor) -> list[Tensor]:
+        means, monomials = [], self.coefficients
+        for _ in self.coefficients:
+            # E[u^(2m)] = (2m - 1)!! q^m: Horner's rule in q over the even powers
+            value = torch.zeros_like(q)
+            for m in reversed(range((len(monomials) + 1) // 2)):
+                value = value * q + monomials[2 * m] * math.prod(range(1, 2 * m, 2))
+            means.append(value)
+            monomials = _differentiated(monomials)
+        return means
+
+
+@dataclass(frozen=True)
+class Hermite(_PolynomialBase):
+    """He_n(x) / sqrt(n!), the probabilists' Hermite polynomial of unit norm at q = 1.
+
+    There its dual is c^n (Daniely et al. 2016); at other variances E[He_m(u)] =
+    m! / (2^(m/2) (m/2)!) (q - 1)^(m/2) for even m and He_n' = n He_(n-1) give it.
+
+    Args:
+        degree: n >= 0.
+
+    Raises:
+        ValueError: `degree` is negative.
+    """
+
+    degree: int
+
+    def __post_init__(self) -> None:
+        if self.degree < 0:
+            raise ValueError(f"Hermite needs degree >= 0, got {self.degree}.")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        below, value = torch.zeros_like(x), torch.ones_like(x)
+        for k in range(self.degree):
+            below, value = value, (x * value - math.sqrt(k) * below) / math.sqrt(k + 1)
+        return value
+
+    def derivative(self, x: Tensor) -> Tensor:
+        if self.degree == 0:
+            return torch.zeros_like(x)
+        return math.sqrt(self.degree) * Hermite(self.degree - 1)(x)
+
+    @property
+    def monomials(self) -> tuple[float, ...]:
+        n = self.degree
+        monomials = [0.0] * (n + 1)
+        for m in range(n // 2 + 1):
+            factor = math.sqrt(math.factorial(n)) / (math.factorial(m) * math.factorial(n - 2 * m))
+            monomials[n - 2 * m] = (-0.5) ** m * factor
+        return tuple(monomials)
+
+    def derivative_means(self, q: Tensor) -> list[Tensor]:
+        n = self.degree
+        means = []
+        for j in range(n + 1):
+            half, odd = divmod(n - j, 2)
+            factor = math.sqrt(math.factorial(n)) / math.factorial(half) / 2**half
+            means.append(torch.zeros_like(q) if odd else factor * (q - 1) ** half)
+        return means
+
+
+# Smooth functions --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -172,25 +424,65 @@ class Erf(Activation):
     def __call__(self, x: Tensor) -> Tensor:
         return torch.erf(x)
 
+    def derivative(self, x: Tensor) -> Tensor:
+        return (2 / math.sqrt(math.pi)) * torch.exp(-(x**2))
+
     def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         if not isinstance(other, Erf):
             return super().dual(other, q1, q2, c)
-        return (2 / math.pi) * torch.asin(2 * c / ((1 + 2 * q1) * (1 + 2 * q2)).sqrt())
+        # asin(2c / sqrt(...)), whose slope is infinite at 1, through its cosine
+        return (2 / math.pi) * torch.atan2(2 * c, _erf_determinant(q1, q2, c).sqrt())
 
     def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         if not isinstance(other, Erf):
             return super().dual_derivative(other, q1, q2, c)
-        return (4 / math.pi) * ((1 + 2 * q1) * (1 + 2 * q2) - 4 * c**2).rsqrt()
+        return (4 / math.pi) * _erf_determinant(q1, q2, c).rsqrt()
 
-    def second_moment(self, q: Tensor) -> Tensor:
-        return (2 / math.pi) * torch.asin(2 * q / (1 + 2 * q))
-
-    def second_moment_derivative(self, q: Tensor) -> Tensor:
-        # (1 + 2q)^2 - 4q^2 = 1 + 4q without the cancellation
-        return (4 / math.pi) * (1 + 4 * q).rsqrt()
+    def mean(self, q: Tensor) -> Tensor:
+        return torch.zeros_like(q)
 
     def mean_derivative(self, q: Tensor) -> Tensor:
         return (2 / math.sqrt(math.pi)) * (1 + 2 * q).rsqrt()
+
+    def second_moment(self, q: Tensor) -> Tensor:
+        return (2 / math.pi) * torch.atan2(2 * q, (1 + 4 * q).sqrt())
+
+    def second_moment_derivative(self, q: Tensor) -> Tensor:
+        return (4 / math.pi) * (1 + 4 * q).rsqrt()
+
+
+@dataclass(frozen=True)
+class Probit(Activation):
+    """Phi(x), the standard normal distribution function; from `Erf` at x / sqrt(2)."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.special.ndtr(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
+    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, Probit):
+            return super().dual(other, q1, q2, c)
+        root = (1 + q1 + q2 + _gram_determinant(q1, q2, c)).sqrt()
+        return 0.25 + torch.atan2(c, root) / (2 * math.pi)
+
+    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, Probit):
+            return super().dual_derivative(other, q1, q2, c)
+        return (1 + q1 + q2 + _gram_determinant(q1, q2, c)).rsqrt() / (2 * math.pi)
+
+    def mean(self, q: Tensor) -> Tensor:
+        return torch.full_like(q, 0.5)
+
+    def mean_derivative(self, q: Tensor) -> Tensor:
+        return (1 + q).rsqrt() / math.sqrt(2 * math.pi)
+
+    def second_moment(self, q: Tensor) -> Tensor:
+        return 0.25 + torch.atan2(q, (1 + 2 * q).sqrt()) / (2 * math.pi)
+
+    def second_moment_derivative(self, q: Tensor) -> Tensor:
+        return (1 + 2 * q).rsqrt() / (2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -200,69 +492,228 @@ class GELU(Activation):
     def __call__(self, x: Tensor) -> Tensor:
         return torch.nn.functional.gelu(x)
 
+    def derivative(self, x: Tensor) -> Tensor:
+        return torch.special.ndtr(x) + x * torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
     def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         if not isinstance(other, GELU):
             return super().dual(other, q1, q2, c)
-        a, p = (1 + q1) * (1 + q2), q1 * q2
-        delta2 = a - c**2  # >= 1
-        delta = delta2.sqrt()
-        angle = c * torch.atan2(c, delta)
-        return c / 4 + (angle + (c**2 + p * delta2) / (a * delta)) / (2 * math.pi)
+        return self.duals(other, q1, q2, c)[0]
 
     def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         if not isinstance(other, GELU):
             return super().dual_derivative(other, q1, q2, c)
-        a, p = (1 + q1) * (1 + q2), q1 * q2
-        delta2 = a - c**2
-        delta = delta2.sqrt()
-        rational = c / delta * (1 / delta2 + (1 - p) / a + 1)
-        return 0.25 + (torch.atan2(c, delta) + rational) / (2 * math.pi)
+        return self.duals(other, q1, q2, c)[1]
 
-    def second_moment(self, q: Tensor) -> Tensor:
-        return self.dual(self, q, q, q)
+    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(other, GELU):
+            return super().duals(other, q1, q2, c)
+        return _gelu_duals(q1, q2, c, _gram_determinant(q1, q2, c))
 
-    def second_moment_derivative(self, q: Tensor) -> Tensor:
-        return self.dual_derivative(self, q, q, q)
+    def mean(self, q: Tensor) -> Tensor:
+        return q * (1 + q).rsqrt() / math.sqrt(2 * math.pi)
 
     def mean_derivative(self, q: Tensor) -> Tensor:
         return torch.full_like(q, 0.5)
 
+    def second_moment(self, q: Tensor) -> Tensor:
+        return _gelu_duals(q, q, q, torch.zeros_like(q))[0]
+
+    def second_moment_derivative(self, q: Tensor) -> Tensor:
+        return _gelu_duals(q, q, q, torch.zeros_like(q))[1]
+
 
 @dataclass(frozen=True)
 class Sine(Activation):
-    """sin(x + phase); the cosine has phase pi/2."""
+    """sin(frequency x + phase).
+
+    The cosine has phase pi/2; sqrt(2) times that of phase pi/4 has a squared exponential dual.
+    """
 
     phase: float = 0.0
+    frequency: float = 1.0
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.sin(x + self.phase)
+        return torch.sin(self.frequency * x + self.phase)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return self.frequency * torch.cos(self.frequency * x + self.phase)
 
     def shifted(self, offset: float) -> Activation:
-        return Sine(self.phase + offset)
+        return Sine(self.phase + self.frequency * offset, self.frequency)
 
     def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         if not isinstance(other, Sine):
             return super().dual(other, q1, q2, c)
-        minus = math.cos(self.phase - other.phase) * torch.exp(c - (q1 + q2) / 2)
-        plus = math.cos(self.phase + other.phase) * torch.exp(-c - (q1 + q2) / 2)
-        return (minus - plus) / 2
+        b1, b2 = self.frequency, other.frequency
+        c = b1 * b2 * c
+        # sinh(c) e^-s and cosh(c) e^-s, s = (q1 + q2) / 2, without overflow or cancellation
+        size = torch.where(c < 0, -c, c)
+        scale = torch.exp(size - (b1**2 * q1 + b2**2 * q2) / 2) / 2
+        sinh = -scale * torch.expm1(-2 * size)
+        cosh = scale * (1 + torch.exp(-2 * size))
+        odd = math.cos(self.phase) * math.cos(other.phase)
+        even = math.sin(self.phase) * math.sin(other.phase)
+        return odd * torch.where(c < 0, -sinh, sinh) + even * cosh
 
     def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         if not isinstance(other, Sine):
             return super().dual_derivative(other, q1, q2, c)
-        return self._derivative().dual(other._derivative(), q1, q2, c)
+        scale = self.frequency * other.frequency
+        return scale * self._slope.dual(other._slope, q1, q2, c)
 
-    def _derivative(self) -> Sine:
-        return Sine(self.phase + math.pi / 2)
+    @property
+    def _slope(self) -> Sine:
+        return Sine(self.phase + math.pi / 2, self.frequency)
 
-    def second_moment(self, q: Tensor) -> Tensor:
-        return (1 - math.cos(2 * self.phase) * torch.exp(-2 * q)) / 2
-
-    def second_moment_derivative(self, q: Tensor) -> Tensor:
-        return self._derivative().second_moment(q)
+    def mean(self, q: Tensor) -> Tensor:
+        return math.sin(self.phase) * torch.exp(-(self.frequency**2) * q / 2)
 
     def mean_derivative(self, q: Tensor) -> Tensor:
-        return math.cos(self.phase) * torch.exp(-q / 2)
+        return self.frequency * self._slope.mean(q)
+
+    def second_moment(self, q: Tensor) -> Tensor:
+        decay = torch.expm1(-2 * self.frequency**2 * q)
+        return math.sin(self.phase) ** 2 - math.cos(2 * self.phase) / 2 * decay
+
+    def second_moment_derivative(self, q: Tensor) -> Tensor:
+        return self.frequency**2 * self._slope.second_moment(q)
+
+
+@dataclass(frozen=True)
+class Exp(Activation):
+    """exp(rate x). Its moments grow as exp(2 rate^2 q): deep networks of it overflow."""
+
+    rate: float = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.exp(self.rate * x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return self.rate * torch.exp(self.rate * x)
+
+    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, Exp):
+            return super().dual(other, q1, q2, c)
+        a, b = self.rate, other.rate
+        return torch.exp((a**2 * q1 + b**2 * q2) / 2 + a * b * c)
+
+    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, Exp):
+            return super().dual_derivative(other, q1, q2, c)
+        return self.rate * other.rate * self.dual(other, q1, q2, c)
+
+    def mean(self, q: Tensor) -> Tensor:
+        return torch.exp(self.rate**2 * q / 2)
+
+    def mean_derivative(self, q: Tensor) -> Tensor:
+        return self.rate * self.mean(q)
+
+    def second_moment(self, q: Tensor) -> Tensor:
+        return torch.exp(2 * self.rate**2 * q)
+
+    def second_moment_derivative(self, q: Tensor) -> Tensor:
+        return self.rate**2 * self.second_moment(q)
+
+
+@dataclass(frozen=True)
+class Gaussian(Activation):
+    """exp(-x^2); its dual is the normalisation of a Gaussian, one over a root of a determinant."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.exp(-(x**2))
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return -2 * x * torch.exp(-(x**2))
+
+    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, Gaussian):
+            return super().dual(other, q1, q2, c)
+        return _erf_determinant(q1, q2, c).rsqrt()
+
+    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, Gaussian):
+            return super().dual_derivative(other, q1, q2, c)
+        return 4 * c * _erf_determinant(q1, q2, c) ** -1.5
+
+    def mean(self, q: Tensor) -> Tensor:
+        return (1 + 2 * q).rsqrt()
+
+    def mean_derivative(self, q: Tensor) -> Tensor:
+        return torch.zeros_like(q)
+
+    def second_moment(self, q: Tensor) -> Tensor:
+        return (1 + 4 * q).rsqrt()
+
+    def second_moment_derivative(self, q: Tensor) -> Tensor:
+        return 4 * q * (1 + 4 * q) ** -1.5
+
+
+@dataclass(frozen=True)
+class Gabor(Activation):
+    """exp(-x^2) sin(x); Han et al. 2022 (2209.04121)."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.exp(-(x**2)) * torch.sin(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return torch.exp(-(x**2)) * (torch.cos(x) - 2 * x * torch.sin(x))
+
+    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, Gabor):
+            return super().dual(other, q1, q2, c)
+        return self.duals(other, q1, q2, c)[0]
+
+    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, Gabor):
+            return super().dual_derivative(other, q1, q2, c)
+        return self.duals(other, q1, q2, c)[1]
+
+    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(other, Gabor):
+            return super().duals(other, q1, q2, c)
+        return _gabor_duals(q1, q2, c, _gram_determinant(q1, q2, c))
+
+    def mean(self, q: Tensor) -> Tensor:
+        return torch.zeros_like(q)
+
+    def mean_derivative(self, q: Tensor) -> Tensor:
+        tilted = 1 + 2 * q
+        return tilted**-1.5 * torch.exp(-q / (2 * tilted))
+
+    def second_moment(self, q: Tensor) -> Tensor:
+        return _gabor_duals(q, q, q, torch.zeros_like(q))[0]
+
+    def second_moment_derivative(self, q: Tensor) -> Tensor:
+        return _gabor_duals(q, q, q, torch.zeros_like(q))[1]
+
+
+# Quadrature --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ELU(Activation):
+    """scale x for x > 0, scale alpha (exp(rate x) - 1) below; by quadrature.
+
+    `torch.nn.ELU(alpha)` is ELU(alpha); SELU has scale 1.0507... and alpha 1.6733...; CELU(a) is
+    ELU(a, rate=1 / a).
+    """
+
+    alpha: float = 1.0
+    scale: float = 1.0
+    rate: float = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        below = self.alpha * torch.expm1(self.rate * x.clamp(max=0))
+        return self.scale * (x.clamp(min=0) + below)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        below = self.alpha * self.rate * torch.exp(self.rate * x.clamp(max=0))
+        return self.scale * torch.where(x > 0, 1.0, below)
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return (0.0,)
 
 
 @dataclass(frozen=True)
@@ -270,7 +721,7 @@ class Smooth(Activation):
     """Any function smooth on the real line, by quadrature.
 
     Args:
-        function: Elementwise and differentiable by `torch.func`, growing at most polynomially.
+        function: Elementwise and differentiable by autograd, growing at most polynomially.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -280,61 +731,29 @@ class Smooth(Activation):
 
 
 @dataclass(frozen=True)
-class Elementwise(Smooth):
-    kinks: tuple[float, ...] | None = None
+class Elementwise(Activation):
+    """Any piecewise smooth function, by quadrature.
 
+    Args:
+        function: Elementwise and differentiable by autograd, growing at most polynomially.
+        positions: Where it, or one of its derivatives, jumps; `priors.quadrature.detect_kinks`
+            finds them.
+    """
 
-@dataclass(frozen=True)
-class Polynomial(Activation):
-    coefficients: tuple[float, ...]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        total = torch.zeros_like(x)
-        for c in reversed(self.coefficients):
-            total = total * x + c
-        return total
-
-
-@dataclass(frozen=True)
-class RectifiedPower(Activation):
-    order: int
+    function: Callable[[Tensor], Tensor]
+    positions: tuple[float, ...] = ()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x.clamp(min=0) ** self.order
+        return self.function(x)
 
-
-@dataclass(frozen=True)
-class ELU(Activation):
-    alpha: float = 1.0
-    scale: float = 1.0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.scale * torch.nn.functional.elu(x, self.alpha)
-
-
-@dataclass(frozen=True)
-class Exp(Activation):
-    rate: float = 1.0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return (self.rate * x).exp()
-
-
-@dataclass(frozen=True)
-class Probit(Activation):
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.special.ndtr(x)
-
-
-@dataclass(frozen=True)
-class Sign(Activation):
-    def __call__(self, x: Tensor) -> Tensor:
-        return x.sign()
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return self.positions
 
 
 @dataclass(frozen=True)
 class _Shifted(Activation):
-    """x -> phi(x + offset) for smooth phi."""
+    """x -> phi(x + offset)."""
 
     activation: Activation
     offset: float
@@ -342,17 +761,282 @@ class _Shifted(Activation):
     def __call__(self, x: Tensor) -> Tensor:
         return self.activation(x + self.offset)
 
+    def derivative(self, x: Tensor) -> Tensor:
+        return self.activation.derivative(x + self.offset)
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return tuple(kink - self.offset for kink in self.activation.kinks)
+
     def shifted(self, offset: float) -> Activation:
         return _Shifted(self.activation, self.offset + offset)
 
 
-# Closed forms whose automatic derivative is singular ---------------------------------------------
+# Formulas ----------------------------------------------------------------------------------------
 
 
 def _gram_determinant(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-    """q1 q2 - c^2 >= 0, factored to lose less where u and v are nearly parallel."""
-    root = (q1 * q2).sqrt()
-    return ((root - c) * (root + c)).clamp_min(0)
+    """q1 q2 - c^2 >= 0, factored to lose less where u and v are nearly parallel.
+
+    The gradient is that of q1 q2 - c^2: at q = 0 the factors' own would be infinite.
+    """
+    return _GramDeterminant.apply(q1, q2, c)
+
+
+class _GramDeterminant(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q1, q2, c):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(q1, q2, c)
+        # roots of the small factors: their product may be a row times a column
+        root = q1.clamp_min(0).sqrt() * q2.clamp_min(0).sqrt()
+        return (root - c).mul_(root + c).clamp_min_(0)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        q1, q2, c = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        return (
+            (grad * q2).sum_to_size(q1.shape) if needs[0] else None,
+            (grad * q1).sum_to_size(q2.shape) if needs[1] else None,
+            (-2 * grad * c).sum_to_size(c.shape) if needs[2] else None,
+        )
+
+
+def _erf_determinant(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    """(1 + 2 q1)(1 + 2 q2) - 4 c^2."""
+    return 1 + 2 * (q1 + q2) + 4 * _gram_determinant(q1, q2, c)
+
+
+def _gelu_duals(q1: Tensor, q2: Tensor, c: Tensor, det: Tensor) -> tuple[Tensor, Tensor]:
+    """Both duals of GELU, `det` = q1 q2 - c^2."""
+    a, p = (1 + q1) * (1 + q2), q1 * q2
+    delta2 = 1 + q1 + q2 + det
+    delta = delta2.sqrt()
+    angle = torch.atan2(c, delta)
+    value = c / 4 + (c * angle + (c**2 + p * delta2) / (a * delta)) / (2 * math.pi)
+    rational = c / delta * (1 / delta2 + (1 - p) / a + 1)
+    return value, 0.25 + (angle + rational) / (2 * math.pi)
+
+
+def _gabor_duals(q1: Tensor, q2: Tensor, c: Tensor, det: Tensor) -> tuple[Tensor, Tensor]:
+    """Both duals of Gabor, `det` = q1 q2 - c^2; the second is the first's slope in c."""
+    total = q1 + q2 + 4 * det
+    d = 1 + q1 + q2 + total
+    scale = torch.exp(-total / (2 * d)) * d.rsqrt()
+    sinh, cosh = torch.sinh(c / d), torch.cosh(c / d)
+    slope = (4 * c * (2 * d - total) * sinh + (d + 8 * c**2) * cosh) / d**2
+    return scale * sinh, scale * slope
+
+
+def _differentiated(monomials: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(k * a for k, a in enumerate(monomials))[1:] or (0.0,)
+
+
+def _price_series(means1: list[Tensor], means2: list[Tensor], c: Tensor) -> Tensor:
+    """sum_j c^j / j! M_j N_j by Horner's rule."""
+    value = torch.zeros_like(c)
+    for j, (m, n) in reversed(list(enumerate(zip(means1, means2, strict=False)))):
+        value = value * c / (j + 1) + m * n
+    return value
+
+
+# Piecewise powers: Gaussian moments --------------------------------------------------------------
+
+_Terms = tuple[tuple[float, int, int], ...]
+
+
+def _terms(activation: Activation) -> _Terms | None:
+    """(a, n, s) of a sum of a max(s x, 0)^n, or None if the activation is none."""
+    if isinstance(activation, _Rectified):
+        return activation.terms
+    if isinstance(activation, _PolynomialBase):
+        powers = [(a, n) for n, a in enumerate(activation.monomials) if a]
+        return tuple((a * s**n, n, s) for a, n in powers for s in (1, -1))
+    return None
+
+
+def _slopes(terms: _Terms | None) -> _Terms | None:
+    """The terms of the derivative, without deltas."""
+    return terms and tuple((a * n * s, n - 1, s) for a, n, s in terms if n)
+
+
+def _squares(terms: _Terms | None) -> _Terms:
+    """The terms of the square; products of opposite sides vanish."""
+    assert terms is not None
+    return tuple((a * b, n + m, s) for a, n, s in terms for b, m, r in terms if s == r)
+
+
+def _rectified_mean(terms: _Terms | None, q: Tensor) -> Tensor:
+    """sum of a E[max(u, 0)^n] = a q^(n/2) E[max(z, 0)^n]."""
+    assert terms is not None
+    value = torch.zeros_like(q)
+    for a, n, _ in terms:
+        # an odd power of sqrt(q) would have an infinite gradient at q = 0
+        power = q ** (n // 2) * (q * _inverse_sqrt(q, torch.finfo(q.dtype).tiny) if n % 2 else 1)
+        value = value + a * _half_moment(n) * power
+    return value
+
+
+def _half_moment(n: int) -> float:
+    """E[max(z, 0)^n] of a standard normal z."""
+    return 2 ** (n / 2 - 1) * math.gamma((n + 1) / 2) / math.sqrt(math.pi)
+
+
+def _rectified_dual(
+    terms1: _Terms | None, terms2: _Terms | None, q1: Tensor, q2: Tensor, c: Tensor
+) -> Tensor | None:
+    if terms1 is None or terms2 is None:
+        return None
+    value = torch.zeros_like(q1 + q2 + c)
+    for a, m, r in terms1:
+        for b, n, s in terms2:
+            if a and b:
+                value = value + a * b * _RectifiedDual.apply(q1, q2, r * s * c, m, n)
+    return value
+
+
+class _RectifiedDual(torch.autograd.Function):
+    """I_mn = E[max(u, 0)^m max(v, 0)^n].
+
+    For unit variances J_mn, integrating by parts (Stein's lemma),
+
+        J_(m+1)n = m J_(m-1)n + rho n J_m(n-1),    m, n >= 1,
+        J_1n     = s^n E[z_+^n] / sqrt(2 pi) + rho n J_0(n-1),    s = sqrt(1 - rho^2),
+        J_(m+1)0 = m J_(m-1)0 + rho s^m E[z_+^m] / sqrt(2 pi),
+        J_00     = 1/4 + asin(rho) / (2 pi).
+
+    Derivatives by Price's theorem, those at the kink by hand as E[delta(u) max(v, 0)^n] =
+    (D / q1)^(n/2) E[z_+^n] / sqrt(2 pi q1). A slope infinite at rho = +-1 or q = 0 is set to 0.
+    """
+
+    @staticmethod
+    def forward(ctx, q1, q2, c, m, n):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(q1, q2, c)
+        ctx.powers = m, n
+        r1, r2 = q1.clamp_min(0).sqrt(), q2.clamp_min(0).sqrt()
+        root = r1 * r2
+        safe = torch.where(root > 0, root, 1.0)
+        s, angle = _delta_and_angle(q1, q2, c)
+        rho, s = torch.where(root > 0, c / safe, 0.0).clamp(-1, 1), s / safe
+        known: dict[tuple[int, int], Tensor] = {(0, 0): 0.25 + angle / (2 * math.pi)}
+
+        def at_kink(power: int) -> Tensor:
+            return s**power * (_half_moment(power) / math.sqrt(2 * math.pi))
+
+        def moment(i: int, j: int) -> Tensor:
+            if i < j:
+                return moment(j, i)
+            if (i, j) not in known:
+                if (i, j) == (1, 0):
+                    value = (1 + rho) * at_kink(0)
+                elif j == 0:
+                    value = (i - 1) * moment(i - 2, 0) + rho * at_kink(i - 1)
+                elif i == 1:
+                    value = at_kink(1) + rho * moment(0, 0)
+                else:
+                    value = (i - 1) * moment(i - 2, j) + rho * j * moment(i - 1, j - 1)
+                known[i, j] = value
+            return known[i, j]
+
+        return r1**m * r2**n * moment(m, n)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        q1, q2, c = ctx.saved_tensors
+        m, n = ctx.powers
+        d_c = _rectified_slope(q1, q2, c, m, n)
+        grads: list[Tensor | None] = [None] * 5
+        if ctx.needs_input_grad[0]:
+            grads[0] = (grad * _rectified_variance_slope(q1, q2, c, m, n, d_c)).sum_to_size(
+                q1.shape
+            )
+        if ctx.needs_input_grad[1]:
+            grads[1] = (grad * _rectified_variance_slope(q2, q1, c, n, m, d_c)).sum_to_size(
+                q2.shape
+            )
+        if ctx.needs_input_grad[2]:
+            grads[2] = (grad * d_c).sum_to_size(c.shape)
+        return tuple(grads)
+
+
+def _rectified_slope(q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int) -> Tensor:
+    """dI_mn / dc."""
+    if m and n:
+        return m * n * _RectifiedDual.apply(q1, q2, c, m - 1, n - 1)
+    if m == n == 0:
+        det = _gram_determinant(q1, q2, c)
+        return _inverse_sqrt(det, _floor(q1 * q2)) / (2 * math.pi)
+    return n * _at_kink(q1, q2, c, n - 1) if n else m * _at_kink(q2, q1, c, m - 1)
+
+
+def _rectified_variance_slope(
+    q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int, d_c: Tensor
+) -> Tensor:
+    """dI_mn / dq1, `d_c` = dI_mn / dc."""
+    if m >= 2:
+        return m * (m - 1) / 2 * _RectifiedDual.apply(q1, q2, c, m - 2, n)
+    if m == 1:
+        return _at_kink(q1, q2, c, n) / 2
+    # a function of c / sqrt(q1) and q2 alone
+    return -c * _inverse_sqrt(q1, torch.finfo(q1.dtype).tiny) ** 2 / 2 * d_c
+
+
+def _at_kink(q1: Tensor, q2: Tensor, c: Tensor, n: int) -> Tensor:
+    """E[delta(u) max(v, 0)^n]."""
+    inverse = _inverse_sqrt(q1, torch.finfo(q1.dtype).tiny)
+    det = _gram_determinant(q1, q2, c)
+    root = det * _inverse_sqrt(det, _floor(q1 * q2))
+    return (root * inverse) ** n * inverse * (_half_moment(n) / math.sqrt(2 * math.pi))
+
+
+def _delta_and_angle(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt(D) and asin(rho), in new tensors; for use without a gradient."""
+    root = q1.clamp_min(0).sqrt() * q2.clamp_min(0).sqrt()
+    delta = root - c
+    delta = delta.mul_(root + c).clamp_min_(0).sqrt_()
+    return delta, torch.atan2(c, delta)
+
+
+class _AbsAndSign(torch.autograd.Function):
+    """E|u||v| = (2/pi) (sqrt(D) + c asin(rho)) and E[sign(u) sign(v)] = (2/pi) asin(rho).
+
+    The first's gradient, dE/dc = E[sign sign] and dE/dq1 = sqrt(D) / (pi q1), has no singularity
+    at rho = 1, although that of the formula has. The second's slope 2 / (pi sqrt(D)) is infinite
+    at rho = +-1, where the function has a cusp symmetric in the two inputs: there it is set to 0,
+    its symmetric subgradient, as are the slopes at q = 0.
+    """
+
+    @staticmethod
+    def forward(ctx, q1, q2, c):  # type: ignore[no-untyped-def]
+        delta, angle = _delta_and_angle(q1, q2, c)
+        absolute = delta.addcmul_(c, angle).mul_(2 / math.pi)
+        signs = angle.mul_(2 / math.pi)
+        ctx.save_for_backward(q1, q2, c, signs)
+        ctx.set_materialize_grads(False)
+        return absolute, signs
+
+    @staticmethod
+    def backward(ctx, grad_absolute, grad_signs):  # type: ignore[no-untyped-def]
+        q1, q2, c, signs = ctx.saved_tensors
+        det = _gram_determinant(q1, q2, c)
+        inverse = _inverse_sqrt(det, _floor(q1 * q2))
+        # slopes of both in log q1 and log q2 are equal, up to a factor shared by them
+        d_log, d_c = torch.zeros_like(det), torch.zeros_like(det)
+        if grad_absolute is not None:
+            d_log = d_log + grad_absolute * (det * inverse)
+            d_c = d_c + grad_absolute * signs
+        if grad_signs is not None:
+            slope = grad_signs * inverse
+            d_log = d_log - slope * c
+            d_c = d_c + slope * (2 / math.pi)
+        grads: list[Tensor | None] = [None, None, None]
+        for i, q in enumerate((q1, q2)):
+            if ctx.needs_input_grad[i]:
+                reciprocal = _inverse_sqrt(q, torch.finfo(q.dtype).tiny) ** 2
+                grads[i] = d_log.sum_to_size(q.shape) * (reciprocal / math.pi)
+        if ctx.needs_input_grad[2]:
+            grads[2] = d_c.sum_to_size(c.shape)
+        return tuple(grads)
 
 
 def _inverse_sqrt(x: Tensor, floor: Tensor | float) -> Tensor:
@@ -361,255 +1045,6 @@ def _inverse_sqrt(x: Tensor, floor: Tensor | float) -> Tensor:
     return torch.where(safe, torch.where(safe, x, 1.0).rsqrt(), 0.0)
 
 
-class _AbsDual(torch.autograd.Function):
-    """E|u||v| = (2/pi) (sqrt(D) + c asin(rho)), D = q1 q2 - c^2.
-
-    Its gradient, dE/dc = E[sign sign] and dE/dq1 = sqrt(D) / (pi q1), has no singularity at
-    rho = 1, although that of the formula has. At q = 0 (a kink of the norm) it is set to 0.
-    """
-
-    @staticmethod
-    def forward(ctx, q1, q2, c):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(q1, q2, c)
-        delta = _gram_determinant(q1, q2, c).sqrt()
-        return (2 / math.pi) * (delta + c * torch.atan2(c, delta))
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        q1, q2, c = ctx.saved_tensors
-        det = _gram_determinant(q1, q2, c)
-        delta = det * _inverse_sqrt(det, _floor(q1 * q2))
-        grads: list[Tensor | None] = [None, None, None]
-        for i, q in enumerate((q1, q2)):
-            if ctx.needs_input_grad[i]:
-                inverse = _inverse_sqrt(q, torch.finfo(q.dtype).tiny) ** 2
-                grads[i] = (grad * delta * inverse / math.pi).sum_to_size(q.shape)
-        if ctx.needs_input_grad[2]:
-            grads[2] = grad * _SignDual.apply(q1, q2, c)
-        return tuple(grads)
-
-
-class _SignDual(torch.autograd.Function):
-    """E[sign(u) sign(v)] = (2/pi) asin(rho).
-
-    The gradient 2 / (pi sqrt(D)) in c is infinite at rho = +-1, where the function has a cusp
-    symmetric in the two inputs: there it is set to 0, its symmetric subgradient.
-    """
-
-    @staticmethod
-    def forward(ctx, q1, q2, c):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(q1, q2, c)
-        return (2 / math.pi) * torch.atan2(c, _gram_determinant(q1, q2, c).sqrt())
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        q1, q2, c = ctx.saved_tensors
-        inverse = _inverse_sqrt(_gram_determinant(q1, q2, c), _floor(q1 * q2))
-        grads: list[Tensor | None] = [None, None, None]
-        for i, q in enumerate((q1, q2)):
-            if ctx.needs_input_grad[i]:
-                reciprocal = _inverse_sqrt(q, torch.finfo(q.dtype).tiny) ** 2
-                grads[i] = (-grad * c * inverse * reciprocal / math.pi).sum_to_size(q.shape)
-        if ctx.needs_input_grad[2]:
-            grads[2] = grad * inverse * (2 / math.pi)
-        return tuple(grads)
-
-
 def _floor(p: Tensor) -> Tensor:
     """Below this, q1 q2 - c^2 is rounding noise."""
     return 16 * torch.finfo(p.dtype).eps * p
-
-
-# Quadrature ------------------------------------------------------------------------------------
-
-# Beyond |z| = 12 the standard normal density is below 1e-31 and every term negligible.
-_REACH = 12.0
-_ORDER = 512  # most terms of an expansion
-_TOLERANCE = 1e-11  # of the neglected Mehler terms, relative to the kept
-_WARN = 1e-6
-
-
-@functools.cache
-def _hermite_rule() -> tuple[Tensor, Tensor]:
-    """Nodes `[m]` and weighted orthonormal Hermite polynomials `[_ORDER, m]`, float64.
-
-    Row k integrates f against h_k under the standard normal: sum_m row[k, m] f(z_m). Two
-    Gauss-Legendre panels that meet at 0, so that a kink or jump there costs no accuracy.
-    """
-    import numpy
-
-    nodes, weights = numpy.polynomial.legendre.leggauss(64 + _ORDER)
-    half = torch.tensor((nodes + 1) / 2 * _REACH)
-    mass = torch.tensor(weights / 2 * _REACH)
-    z = torch.cat([-half.flip(0), half])
-    density = torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    rows = [torch.ones_like(z), z]
-    for k in range(2, _ORDER):
-        rows.append((z * rows[-1] - math.sqrt(k - 1) * rows[-2]) / math.sqrt(k))
-    return z, torch.stack(rows) * (torch.cat([mass.flip(0), mass]) * density)
-
-
-def _coefficients(function: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
-    """Hermite coefficients a_k of x -> function(sqrt(q) x), `[*q.shape, _ORDER]`, float64."""
-    z, rows = (t.to(q.device) for t in _hermite_rule())
-    return function(q.double().clamp_min(0).sqrt()[..., None] * z) @ rows.T
-
-
-def _mehler(
-    phi: Callable[[Tensor], Tensor],
-    psi: Callable[[Tensor], Tensor],
-    q1: Tensor,
-    q2: Tensor,
-    c: Tensor,
-) -> Tensor:
-    """sum_k a_k(q1) b_k(q2) rho^k, to as many terms as it needs; computed in float64."""
-    a, b = _coefficients(phi, q1), _coefficients(psi, q2)
-    a_max, b_max = (t.abs().reshape(-1, _ORDER).amax(0) for t in (a, b))
-    scale = (a_max.norm() * b_max.norm()).clamp_min(1e-300)
-    # |rho| <= 1: what is left out is at most the sum of these from there on.
-    left_out = (a_max * b_max / scale).flip(0).cumsum(0).flip(0)
-    # Should the last terms count, those that follow count as much.
-    error = float(left_out[-8])
-    if error > _WARN:
-        warnings.warn(
-            f"A Gaussian expectation of an activation has a relative error near {error:.0e}: the "
-            f"variance of its input, up to {float(q2.max()):.0f}, is too large for the "
-            "quadrature. Lower the weight variance of the layers before it.",
-            stacklevel=2,
-        )
-    terms = max(1, int((left_out > _TOLERANCE).sum()))
-    root = (q1.double() * q2.double()).clamp_min(0).sqrt()
-    rho = torch.where(root > 0, c.double() / torch.where(root > 0, root, 1.0), 0.0).clamp(-1, 1)
-    return _power_series(a[..., :terms], b[..., :terms], rho).to(c.dtype)
-
-
-def _power_series(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
-    """sum_k a_k b_k rho^k for a, b whose shapes without k broadcast to that of rho.
-
-    Horner's rule from the highest terms down, in blocks: a block of terms from k on is summed
-    only over the pairs whose |rho|^k is not negligible, which is few for large k.
-    """
-    shape, rho = rho.shape, rho.flatten()
-    size = rho.abs()
-    row, column = (
-        torch.arange(t[..., 0].numel(), device=rho.device)
-        .view(t.shape[:-1])
-        .expand(shape)
-        .flatten()
-        for t in (a, b)
-    )
-    total = torch.zeros_like(rho)
-    stops = [k for k in (0, 8, 16, 32, 64, 128, 256) if k < a.shape[-1]]
-    for start, stop in zip(reversed(stops), reversed([*stops[1:], a.shape[-1]]), strict=True):
-        pairs = torch.nonzero(size > (1e-14 ** (1 / start) if start else -1.0)).squeeze(-1)
-        first, second = (
-            t[..., start:stop].reshape(-1, stop - start).T.contiguous() for t in (a, b)
-        )
-        i, j, power, value = row[pairs], column[pairs], rho[pairs], total[pairs]
-        for k in range(stop - start - 1, -1, -1):
-            value = torch.addcmul(first[k][i] * second[k][j], value, power)
-        total[pairs] = value
-    return total.view(shape)
-
-
-class _Expectation(torch.autograd.Function):
-    """E[phi(u) psi(v)] for smooth functions, differentiated by Price's theorem.
-
-    The derivatives are expectations of the same kind, so it can be differentiated again.
-    """
-
-    @staticmethod
-    def forward(ctx, q1, q2, c, phi, psi):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(q1, q2, c)
-        ctx.functions = phi, psi
-        return _mehler(phi, psi, q1, q2, c)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        q1, q2, c = ctx.saved_tensors
-        phi, psi = ctx.functions
-        d_phi, d_psi = _derivative(phi), _derivative(psi)
-        grads: list[Tensor | None] = [None] * 5
-        if ctx.needs_input_grad[0]:
-            value = _Expectation.apply(q1, q2, c, _derivative(d_phi), psi)
-            grads[0] = (grad * value / 2).sum_to_size(q1.shape)
-        if ctx.needs_input_grad[1]:
-            value = _Expectation.apply(q1, q2, c, phi, _derivative(d_psi))
-            grads[1] = (grad * value / 2).sum_to_size(q2.shape)
-        if ctx.needs_input_grad[2]:
-            grads[2] = (grad * _Expectation.apply(q1, q2, c, d_phi, d_psi)).sum_to_size(c.shape)
-        return tuple(grads)
-
-
-class _KinkExpectation(torch.autograd.Function):
-    """E[kink(u) psi(v)] for kink = |.| or sign and psi smooth.
-
-    Price's theorem with the derivatives at the kink taken by hand: E[delta(u) g(v)] =
-    E[g(v) | u = 0] / sqrt(2 pi q1), where v given u = 0 has variance D / q1.
-    """
-
-    @staticmethod
-    def forward(ctx, q1, q2, c, kink, psi):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(q1, q2, c)
-        ctx.functions = kink, psi
-        return _mehler(kink, psi, q1, q2, c)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        q1, q2, c = ctx.saved_tensors
-        kink, psi = ctx.functions
-        d_psi = _derivative(psi)
-        inverse = _inverse_sqrt(q1, torch.finfo(q1.dtype).tiny)
-        conditional = _gram_determinant(q1, q2, c) * inverse**2
-
-        def at_kink(g: Callable[[Tensor], Tensor]) -> Tensor:
-            return _moment(g, conditional) * inverse / math.sqrt(2 * math.pi)
-
-        if kink is torch.abs:
-            grad_q1 = at_kink(psi)
-            grad_c = _KinkExpectation.apply(q1, q2, c, torch.sign, d_psi)
-        else:  # a function of c / sqrt(q1) and q2 alone
-            grad_c = 2 * at_kink(d_psi)
-            grad_q1 = -c * inverse**2 / 2 * grad_c
-        grads: list[Tensor | None] = [None] * 5
-        if ctx.needs_input_grad[0]:
-            grads[0] = (grad * grad_q1).sum_to_size(q1.shape)
-        if ctx.needs_input_grad[1]:
-            value = _KinkExpectation.apply(q1, q2, c, kink, _derivative(d_psi))
-            grads[1] = (grad * value / 2).sum_to_size(q2.shape)
-        if ctx.needs_input_grad[2]:
-            grads[2] = (grad * grad_c).sum_to_size(c.shape)
-        return tuple(grads)
-
-
-class _Moment(torch.autograd.Function):
-    """E[f(u)] for u of variance q; its gradient in q is E[f''(u)] / 2."""
-
-    @staticmethod
-    def forward(ctx, q, f):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(q)
-        ctx.function = f
-        z, rows = (t.to(q.device) for t in _hermite_rule())
-        return (f(q.double().clamp_min(0).sqrt()[..., None] * z) @ rows[0]).to(q.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        (q,) = ctx.saved_tensors
-        return grad * _moment(_derivative(_derivative(ctx.function)), q) / 2, None
-
-
-def _moment(function: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
-    return _Moment.apply(q, function)
-
-
-def _derivative(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The elementwise derivative of an elementwise function."""
-
-    def derivative(x: Tensor) -> Tensor:
-        return torch.func.jvp(function, (x,), (torch.ones_like(x),))[1]
-
-    return derivative
-
-
-def _square(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda x: function(x) ** 2
