@@ -80,22 +80,6 @@ class Activation(ABC):
         """The activation x -> phi(x + offset)."""
         return _Shifted(self, offset) if offset else self
 
-    kinks: tuple[float, ...] = ()
-
-    def derivative(self, x: Tensor) -> Tensor:
-        """The derivative, elementwise."""
-        return _derivative(self)(x)
-
-    def mean(self, q: Tensor) -> Tensor:
-        """E[phi(u)] for u of variance `q`."""
-        return _moment(self, q)
-
-    def duals(
-        self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """`dual` and `dual_derivative` at once."""
-        return self.dual(other, q1, q2, c), self.dual_derivative(other, q1, q2, c)
-
     def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         """E[phi(u) psi(v)] with psi = `other`."""
         closed = _rectified_dual(_terms(self), _terms(other), q1, q2, c)
@@ -320,9 +304,6 @@ class _PolynomialBase(Activation):
 
     def mean(self, q: Tensor) -> Tensor:
         return self.derivative_means(q)[0]
-
-    def mean(self, q: Tensor) -> Tensor:
-        return self._even * (2 / math.pi * q).sqrt()
 
     def mean_derivative(self, q: Tensor) -> Tensor:
         return [*self.derivative_means(q), torch.zeros_like(q)][1]

@@ -30,7 +30,7 @@ class QuasiMonteCarlo:
         seed: Of the scrambling.
     """
 
-    num_samples: int = 1024
+    num_samples: int = 4096
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,17 +86,18 @@ def cholesky(covariance: Tensor) -> Tensor:
     """Lower triangular root of a positive semi-definite matrix `[..., k, k]`.
 
     Rank deficiency, as from two equal data points, is met by adding as little as needed to the
-    diagonal.
+    diagonal, matrix by matrix. So is the slight indefiniteness of moments that were themselves
+    estimated.
 
     Raises:
-        ValueError: the matrix is not positive semi-definite, or not finite.
+        ValueError: the matrix is far from positive semi-definite, or not finite.
     """
     scale = covariance.diagonal(dim1=-2, dim2=-1).mean(-1).detach().clamp_min(1e-300)
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    for jitter in (1e-13, 1e-11, 1e-9, 1e-7):
-        root, info = torch.linalg.cholesky_ex(
-            covariance + jitter * scale[..., None, None] * eye
-        )
+    jitter = torch.full_like(scale, 1e-13)
+    while bool((jitter < 0.1).all()):
+        root, info = torch.linalg.cholesky_ex(covariance + (jitter * scale)[..., None, None] * eye)
         if not bool(info.any()):
             return root
+        jitter = torch.where(info > 0, 20 * jitter, jitter)
     raise ValueError("A covariance of hidden units is not positive semi-definite, or not finite.")

@@ -630,7 +630,8 @@ class Tracer:
             case Normalise() if not node.pooled:
                 source = self.select(node.source, picks)
                 return self.add(dataclasses.replace(node, source=source, positions=positions))
-            case Linear() if node.window is None and node.source is not None:
+            case Linear() if node.window is None and not self._from_input(node):
+                assert node.source is not None
                 source = self.select(node.source, picks)
                 return self.add(dataclasses.replace(node, source=source, positions=positions))
             case Join():
@@ -641,6 +642,9 @@ class Tracer:
                         return self.select(source, picks - start)
                     start += size
         return self.add(Select(index, Array.of(picks), positions))
+
+    def _from_input(self, node: Linear) -> bool:
+        return node.source is None or isinstance(self.nodes[node.source], Features)
 
     def structural(
         self, where: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
