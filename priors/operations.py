@@ -315,7 +315,7 @@ def _spatial(
     """A linear map along each of the last `dims` dimensions, as images have them."""
     if x.finite:
         raise UnsupportedOperationError("pooling of the raw input", where, "pool beforehand")
-    if x.axis != 0 or x.heads is not None or len(tracer.positions(x)) != dims:
+    if x.axis != 0 or x.heads or len(tracer.positions(x)) != dims:
         raise UnsupportedOperationError(
             f"a {dims}-d pooling of a value of shape {tracer.shape(x)}", where
         )
@@ -342,7 +342,7 @@ def _reduce(mean: bool) -> Callable[..., Value]:
             return tracer.finite_call(where, function, input, dim, keepdim)
         rank = len(tracer.shape(input)) + 1
         dims = {d % rank - 1 for d in ((dim,) if isinstance(dim, int) else dim or range(rank))}
-        if -1 in dims or input.axis in dims or input.heads is not None:
+        if -1 in dims or input.axis in dims or input.heads:
             raise UnsupportedOperationError(
                 "a mean or sum over the batch or the width",
                 where,
@@ -389,7 +389,7 @@ def _matmul(tracer: Tracer, where: str, a: Any, b: Any) -> Any:
         return tracer.finite_call(where, torch.matmul, *args)
     rank = len(tracer.shape(value))
     dim = rank - 2 if left else rank - 1
-    if dim < 0 or dim == value.axis or value.heads is not None:
+    if dim < 0 or dim == value.axis or value.heads:
         raise UnsupportedOperationError(
             "a constant matrix applied to the width", where, "it acts on positions"
         )
@@ -461,7 +461,7 @@ def _normalise(
     if whole[len(whole) - len(shape) :] != shape:
         raise ValueError(f"normalized_shape {shape} at {where} does not fit the value {whole}.")
     first = len(whole) - len(shape)
-    if x.axis is None or x.axis < first or x.heads is not None:
+    if x.axis is None or x.axis < first or x.heads:
         raise UnsupportedOperationError(
             "a normalisation that is not over the width", where, f"the value is {whole}"
         )
@@ -617,7 +617,7 @@ def _weighted(tracer: Tracer, where: str, value: Value, weights: Tensor) -> Valu
     if full.dim() > len(whole):
         full = full.squeeze(0)
     full = full.reshape((1,) * (len(whole) - full.dim()) + tuple(full.shape))
-    if value.axis is None or value.heads is not None or full.shape[value.axis] != 1:
+    if value.axis is None or value.heads or full.shape[value.axis] != 1:
         raise UnsupportedOperationError(
             "a constant factor for each unit", where, "it may differ only between positions"
         )

@@ -119,18 +119,26 @@ class Value:
         index: The node.
         width: Number of units in the module; 0 for a finite value.
         axis: The width's dimension, counted without the batch; None if it was squeezed away.
-        heads: Dimension and number of the heads that the width is split into.
+        heads: Dimensions and sizes that the width is split into, as of heads, besides `axis`,
+            in the order of their strides; empty if it is in one piece.
+        batch: The batch's dimension; only reshaping may move it, and has to bring it back.
     """
 
     index: int
     width: int = 0
     axis: int | None = None
-    heads: tuple[int, int] | None = None
+    heads: tuple[tuple[int, int], ...] = ()
+    batch: int = 0
 
     @property
     def finite(self) -> bool:
         """Whether the value comes from the data point alone."""
         return self.width == 0
+
+    @property
+    def num_heads(self) -> int:
+        """Number of pieces that the width is split into."""
+        return math.prod(size for _, size in self.heads)
 
 
 class Tracer:
@@ -202,16 +210,12 @@ class Tracer:
         """Shape of the value's tensor without the batch."""
         if value.finite:
             return self.nodes[value.index].shape  # type: ignore[union-attr]
-        sizes: list[int] = list(self.positions(value))
         if value.axis is None:
-            return tuple(sizes)
-        if value.heads is None:
-            sizes.insert(value.axis, value.width)
-            return tuple(sizes)
-        head_axis, heads = value.heads
-        for axis, size in sorted(((head_axis, heads), (value.axis, value.width // heads))):
-            sizes.insert(axis, size)
-        return tuple(sizes)
+            return self.positions(value)
+        units = dict((*value.heads, (value.axis, value.width // value.num_heads)))
+        places = iter(self.positions(value))
+        rank = len(self.positions(value)) + len(units)
+        return tuple(units[d] if d in units else next(places) for d in range(rank))
 
     def gaussian(self, index: int) -> bool:
         """Whether a node is Gaussian with mean 0."""
@@ -262,8 +266,9 @@ class Tracer:
 
     def features(self, value: Value, axis: int, fan_in: int | None, where: str) -> int:
         """A finite value as vectors along `axis`; hidden values as they are, if that fits."""
+        self.check_batch(value, where)
         if not value.finite:
-            if value.axis != axis % len(self.shape(value)) or value.heads is not None:
+            if value.axis != axis % len(self.shape(value)) or value.heads:
                 raise UnsupportedOperationError(
                     "a layer along a dimension that is not the width", where, "transpose first"
                 )
@@ -577,6 +582,8 @@ class Tracer:
             if all(v.finite for v in values):
                 return list(values)
             raise UnsupportedOperationError("hidden units combined with the raw input", where, _FINITE)
+        for value in values:
+            self.check_batch(value, where)
         first = values[0]
         if any((v.width, v.axis, v.heads) != (first.width, first.axis, first.heads) for v in values):
             raise UnsupportedOperationError(
@@ -600,6 +607,13 @@ class Tracer:
                 value = self.like(value, self.select(value.index, picks))
             result.append(value)
         return result
+
+    def check_batch(self, value: Value, where: str) -> None:
+        """Refuse a value whose batch is not its first dimension."""
+        if value.batch:
+            raise UnsupportedOperationError(
+                "a value whose first dimension is not the batch", where, "permute it back first"
+            )
 
     # Positions ---------------------------------------------------------------------------------
 
@@ -686,52 +700,55 @@ class Tracer:
         entries = torch.arange(start, start + size).reshape(*positions, value.width)
         if value.axis is None:
             entries = entries.squeeze(-1)
-        elif value.heads is None:
-            entries = entries.movedim(-1, value.axis)
         else:
-            axis, heads = value.heads
-            entries = entries.unflatten(-1, (heads, value.width // heads))
-            for target, source in sorted(((axis, -2), (value.axis, -1))):
-                # the dimension moved first shifts the other's place from the end only
-                entries = entries.movedim(source if target == axis else -1, target)
-        return torch.stack([entries + b * total for b in range(_BATCH)])
+            dims = [d for d, _ in value.heads] + [value.axis]
+            pieces = [n for _, n in value.heads] + [value.width // value.num_heads]
+            entries = entries.unflatten(-1, pieces)
+            places = iter(range(len(positions)))
+            order = [
+                len(positions) + dims.index(d) if d in dims else next(places)
+                for d in range(entries.dim())
+            ]
+            entries = entries.permute(order)
+        return torch.stack([entries + b * total for b in range(_BATCH)], value.batch)
 
     def _read(self, where: str, values: Sequence[Value], result: Tensor, total: int) -> Value:
         width = values[0].width
-        if result.dim() < 1 or result.shape[0] != _BATCH or bool(
-            (result[1] - result[0] != total).any()
-        ):
+        batch_axes = [a for a in range(result.dim()) if _varies(result // total, a)]
+        if len(batch_axes) != 1 or result.shape[batch_axes[0]] != _BATCH:
             raise UnsupportedOperationError(
-                "an operation that moves the batch", where, "the first dimension must stay the batch"
+                "an operation that mixes the batch with other dimensions", where
             )
-        entries = result[0]
+        (batch,) = batch_axes
+        entries = result.select(batch, 0)
+        if bool((result.select(batch, 1) - entries != total).any()):
+            raise UnsupportedOperationError("an operation that reorders the batch", where)
         place, unit = entries // width, entries % width
         index = self._joined(values)
         if width == 1:
-            return self._read_single(where, values, index, place)
+            return self._read_single(where, values, index, place, batch)
         unit_axes = [a for a in range(entries.dim()) if _varies(unit, a)]
         place_axes = [a for a in range(entries.dim()) if _varies(place, a)]
         mixed = [a for a in unit_axes if a in place_axes]
-        if len(unit_axes) == 1 and not mixed:
-            (axis,) = unit_axes
-            units = unit.movedim(axis, 0).reshape(unit.shape[axis], -1)[:, 0]
-            first, last = int(units[0]), int(units[-1]) + 1
-            if not torch.equal(units, torch.arange(first, last)):
+        if unit_axes and not mixed:
+            # the axes in the order of their strides, outermost first
+            strides = [int(unit.select(a, 1).flatten()[0] - unit.select(a, 0).flatten()[0]) for a in unit_axes]
+            ordered = [a for _, a in sorted(zip(strides, unit_axes, strict=True), reverse=True)]
+            pieces = [entries.shape[a] for a in ordered]
+            rank = len(ordered)
+            table = unit.movedim(ordered, tuple(range(rank))).reshape(*pieces, -1)[..., 0]
+            first, last = int(table.flatten()[0]), int(table.flatten()[-1]) + 1
+            if torch.equal(table.flatten(), torch.arange(first, last)):
+                for a in sorted(unit_axes, reverse=True):
+                    place = place.select(a, 0)
+                index = self.select(index, place)
+                if (first, last) != (0, width):
+                    index = self.restrict(index, first, last, where)
+                heads = tuple(zip(ordered[:-1], pieces[:-1], strict=True))
+                return Value(index, last - first, ordered[-1], heads, batch)
+            if len(unit_axes) == 1:
                 raise UnsupportedOperationError("units in another order", where)
-            index = self.select(index, place.select(axis, 0))
-            if (first, last) != (0, width):
-                index = self.restrict(index, first, last, where)
-            return Value(index, last - first, axis)
-        if len(unit_axes) == 2 and not mixed:
-            head_axis, axis = unit_axes
-            heads, size = entries.shape[head_axis], entries.shape[axis]
-            table = unit.movedim((head_axis, axis), (0, 1)).reshape(heads, size, -1)[:, :, 0]
-            if heads * size == width and torch.equal(
-                table, torch.arange(width).reshape(heads, size)
-            ):
-                place = place.select(axis, 0).select(head_axis, 0)
-                return Value(self.select(index, place), width, axis, (head_axis, heads))
-        if len(unit_axes) == 1:
+        if len(unit_axes) == 1 and mixed:
             (axis,) = unit_axes
             rows, units = place.movedim(axis, -1), unit.movedim(axis, -1)
             members = rows[units == 0].reshape(*rows.shape[:-1], -1)
@@ -740,19 +757,19 @@ class Tracer:
             ):
                 positions = tuple(members.shape[:-1])
                 flat = Flatten(index, Array.of(members), positions)
-                return Value(self.add(flat), rows.shape[-1], axis)
+                return Value(self.add(flat), rows.shape[-1], axis, (), batch)
         raise UnsupportedOperationError(
             "a reshaping that mixes width and positions", where, f"the result is {tuple(entries.shape)}"
         )
 
     def _read_single(
-        self, where: str, values: Sequence[Value], index: int, place: Tensor
+        self, where: str, values: Sequence[Value], index: int, place: Tensor, batch: int
     ) -> Value:
         """A width of one unit: its dimension is the same, or was squeezed away."""
         axis = values[0].axis
         if axis is not None and place.dim() > axis and place.shape[axis] == 1:
-            return Value(self.select(index, place.select(axis, 0)), 1, axis)
-        return Value(self.select(index, place), 1, None)
+            return Value(self.select(index, place.select(axis, 0)), 1, axis, (), batch)
+        return Value(self.select(index, place), 1, None, (), batch)
 
     def _joined(self, values: Sequence[Value]) -> int:
         if len(values) == 1:
@@ -770,7 +787,7 @@ class Tracer:
         first = values[0]
         if first.axis is None or dim % rank != first.axis + 1:
             return None
-        if any((v.axis, v.heads) != (first.axis, None) for v in values) or (
+        if any((v.axis, v.heads) != (first.axis, ()) for v in values) or (
             len({self.positions(v) for v in values}) > 1
         ):
             raise UnsupportedOperationError("a concatenation of unlike values", where)

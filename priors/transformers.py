@@ -118,7 +118,7 @@ def scaled_dot_product_attention(
         raise UnsupportedOperationError("enable_gqa", where)
     if any(v.finite for v in (query, key, value)):
         raise UnsupportedOperationError("attention over the raw input", where)
-    size = query.width // (query.heads[1] if query.heads else 1)
+    size = query.width // query.num_heads
     mask = _mask(attn_mask, is_causal, tracer, query, key)
     logits = Logits(query, key, 1 / math.sqrt(size) if scale is None else scale, mask)
     return _attention(tracer, where, Weights(logits, True), value)
@@ -138,6 +138,8 @@ def _mask(
 def _attention(tracer: Tracer, where: str, weights: Weights, value: Value) -> Value:
     logits = weights.logits
     query, key = logits.query, logits.key
+    for x in (query, key, value):
+        tracer.check_batch(x, where)
     shapes = [tracer.positions(v) for v in (query, key, value)]
     if any(len(s) != 1 for s in shapes) or shapes[1] != shapes[2]:
         raise UnsupportedOperationError(
@@ -145,8 +147,7 @@ def _attention(tracer: Tracer, where: str, weights: Weights, value: Value) -> Va
         )
     if value.axis != len(tracer.shape(value)) - 1:
         raise UnsupportedOperationError("attention whose width is not the last dimension", where)
-    heads = query.heads[1] if query.heads else 1
-    size = query.width // heads
+    size = query.width // query.num_heads
     # 1/d and 1/sqrt(d) are told apart by what is closer, in ratio, to the scale given
     mean_field = abs(math.log(abs(logits.scale) * size)) < abs(
         math.log(abs(logits.scale) * math.sqrt(size))
