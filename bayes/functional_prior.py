@@ -213,10 +213,7 @@ def _checked(X: Tensor) -> Tensor:
 def _check_one_hidden_layer(program: Program) -> None:
     depth: dict[int, int] = {}
     for index, node in enumerate(program.nodes):
-        if hasattr(node, "terms"):
-            below = max(depth[i] for _, i in node.terms)
-        else:
-            below = depth[node.source] if hasattr(node, "source") else 0
+        below = max((depth[i] for i in program.sources(index)), default=0)
         depth[index] = below + isinstance(node, Linear)
     used = [node.weight for node in program.nodes if isinstance(node, Linear)]
     if depth[program.output] > 2 or len(set(used)) < len(used):

@@ -112,7 +112,8 @@ class Heads:
             if cross is None:
                 return torch.zeros_like(values)
             query, key = cross
-            return query * (key * values).sum((-1, -2), keepdim=True)
+            scale = self._first.scale * self._second.scale
+            return scale * query * (key * values).sum((-1, -2), keepdim=True)
         total: Tensor | None = None
         for left, right in self._draws():
             part = (left @ values.to(left.dtype) @ right.mT).sum(0)
@@ -136,19 +137,18 @@ class Heads:
         query, key = cross
         assert queries is not None
         assert keys is not None
-        if not self._first.softmax:
-            scale = self._first.scale * self._second.scale
-            return scale * (
-                queries * (self._keys[2] * values).sum((-1, -2), keepdim=True)
-                + self._queries[2] * (keys * values).sum((-1, -2), keepdim=True)
-            )
         scale = self._first.scale * self._second.scale
+        if not self._first.softmax:
+            return scale * (
+                queries * (key * values).sum((-1, -2), keepdim=True)
+                + query * (keys * values).sum((-1, -2), keepdim=True)
+            )
         total: Tensor | None = None
         b = values.double()
         for left, right in self._draws():
             part = scale * (
-                queries * self._contracted(left, right, b, self._keys[2].double()).sum(0)  # type: ignore
-                + self._queries[2] * self._contracted(left, right, b, keys.double()).sum(0)
+                queries * self._contracted(left, right, b, key.double()).sum(0)
+                + query * self._contracted(left, right, b, keys.double()).sum(0)
             )
             total = part if total is None else total + part
         assert total is not None
@@ -167,11 +167,11 @@ class Heads:
         )
 
     def _cross(self) -> tuple[Tensor, Tensor] | None:
-        """Moments of the two sides' queries and keys, scaled; None if the heads are independent."""
+        """Moments of the two sides' queries and keys; None if the heads are independent."""
         query, key = self._queries[2], self._keys[2]
         if query is None or key is None:
             return None
-        return query * (self._first.scale * self._second.scale), key
+        return query, key
 
     def _symmetrised(self, value: Tensor) -> Tensor:
         """The pair (i, j) and (j, i) are drawn in different orders: both get their mean."""

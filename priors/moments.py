@@ -130,10 +130,10 @@ class Points:
 
     def _thaw(self, item: Any) -> Any:
         match item:
-            case Ref(index=None):
-                return self.x.shape[:-1].numel()
+            case Ref(index=int(index)):
+                return self._value(index)
             case Ref():
-                return self._value(item.index)
+                return self.x.shape[:-1].numel()
             case Array():
                 return item.tensor(self.x)
             case Span():
@@ -160,8 +160,8 @@ class Moments:
         left: Points,
         right: Points,
         *,
-        rows: slice = slice(None),  # noqa: B008
-        columns: slice = slice(None),  # noqa: B008
+        rows: slice = slice(None),
+        columns: slice = slice(None),
         paired: bool = False,
         derivatives: bool = False,
     ) -> None:
@@ -245,7 +245,9 @@ class Moments:
 
     def _slice(self, value: Tensor, side: int, trailing: int) -> Tensor:
         rows = self._rows[side]
-        return value if rows == slice(None) else value[(..., rows, *(slice(None),) * trailing)]
+        if rows == slice(None):
+            return value
+        return value.movedim(-1 - trailing, 0)[rows].movedim(0, -1 - trailing)
 
     def _own(self, side: int) -> Moments:
         return self if self._itself else self._points[side].own
@@ -320,7 +322,9 @@ class Moments:
         if not full:
             if self.paired:
                 return (left * right).sum(-1)
-            return (left.transpose(-2, -3) @ right.transpose(-2, -3).mT).movedim(-3, -1).contiguous()
+            return (
+                (left.transpose(-2, -3) @ right.transpose(-2, -3).mT).movedim(-3, -1).contiguous()
+            )
         letters = "i" if self.paired else "j"
         one, two = ("p" if t == 2 else "" for t in trailing)
         two = "q" if two else ""
@@ -347,9 +351,7 @@ class Moments:
     def zeros(self, a: int, b: int, full: bool) -> Tensor:
         """Zero for every pair."""
         left, right = self._points[0].x, self._points[1].x
-        sizes = [
-            self._slice(p.x[..., 0], side, 0).shape[-1] for side, p in enumerate(self._points)
-        ]
+        sizes = [self._slice(p.x[..., 0], side, 0).shape[-1] for side, p in enumerate(self._points)]
         pairs = sizes[:1] if self.paired else sizes
         places = [self.program.positions(i) for i in ((a, b) if full else (a,))]
         batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
@@ -476,9 +478,7 @@ class Moments:
             return gaussian_mean(bound.of_one, q, parameters=bound.statistics, kinks=bound.kinks)
         sources = _distinct([s for _, f in factors for s in f.sources])
         self._check_count(len(sources))
-        covariance = _matrix(
-            [[own.moment(s, t, False) for t in sources] for s in sources]
-        )
+        covariance = _matrix([[own.moment(s, t, False) for t in sources] for s in sources])
 
         def product(values: Sequence[Tensor]) -> Tensor:
             by = dict(zip(sources, values, strict=True))
@@ -502,7 +502,11 @@ class Moments:
         assert c is not None
         q1 = self.on_left(self.variance_of(u, 0), a, b, full)
         q2 = self.on_right(self.variance_of(v, 1), a, b, full)
-        if one.plain is not None and two.plain is not None and (one.mark is None) == (two.mark is None):
+        if (
+            one.plain is not None
+            and two.plain is not None
+            and (one.mark is None) == (two.mark is None)
+        ):
             dual = one.plain.dual if one.mark is None else one.plain.dual_derivative
             return dual(two.plain, q1, q2, c)
         return gaussian_expectation(
@@ -704,9 +708,7 @@ class Moments:
                 value = pair(node.source)
                 return None if value is None else _mixed(value, node, axis, self.program)
             case Join():
-                parts = [
-                    (i, pair(i)) for i in node.sources
-                ]
+                parts = [(i, pair(i)) for i in node.sources]
                 if all(p is None for _, p in parts):
                     return None
                 whole = []
@@ -756,9 +758,7 @@ class Moments:
         shape = value.shape
         value = value.unflatten(-1, node.positions)
         axes = tuple(range(-node.pooled, 0))
-        return value.mean(axes, keepdim=True).expand(
-            *shape[:-1], *node.positions
-        ).reshape(shape)
+        return value.mean(axes, keepdim=True).expand(*shape[:-1], *node.positions).reshape(shape)
 
     # Single data points ------------------------------------------------------------------------
 
@@ -786,8 +786,10 @@ class Moments:
                         total = coefficient * part if total is None else total + coefficient * part
                 if node.offset:
                     if total is None:
-                        total = self.zeros(index, index, False) if node.positions else (
-                            self._points[0].x[..., 0] * 0
+                        total = (
+                            self.zeros(index, index, False)
+                            if node.positions
+                            else (self._points[0].x[..., 0] * 0)
                         )
                     total = total + node.offset
                 return total
@@ -869,9 +871,7 @@ class Moments:
             return value
         return value.unsqueeze(-3 if side == 0 else -4)
 
-    def _attention(
-        self, a: int, b: int, full: bool, of: Pairwise, means: bool
-    ) -> Tensor | None:
+    def _attention(self, a: int, b: int, full: bool, of: Pairwise, means: bool) -> Tensor | None:
         """Both sides average with random weights of the same heads, or of independent ones."""
         first, second = self.program.nodes[a], self.program.nodes[b]
         assert isinstance(first, Attention)
@@ -952,7 +952,7 @@ class _Bound:
         return function.derivative(self.mark, own, statistics)
 
 
-# Structure -----------------------------------------------------------------------------------------
+# Structure ---------------------------------------------------------------------------------------
 
 _MAPS = (Combination, Normalise, Mix, Select, Join, Flatten, Concatenate, Dropout, Attention)
 
@@ -1013,7 +1013,10 @@ def _components(
         rest = []
         for group in groups:
             if any(
-                _related(program, s, t) for _, _, f in group for s in f.sources for t in item[2].sources
+                _related(program, s, t)
+                for _, _, f in group
+                for s in f.sources
+                for t in item[2].sources
             ):
                 joined = group + joined
             else:
@@ -1065,15 +1068,13 @@ def _together(program: Program, first: Any, second: Any, full: bool) -> Any:
                     of(i, j, not program.nodes[i].positions)  # type: ignore[union-attr]
                     for i, j in zip(first.sources, second.sources, strict=True)
                 ]
-                if any(p is None for p in found):
+                parts = [p for p in found if p is not None]
+                if len(parts) < len(found):
                     whole = of_full(of)
                     return None if whole is None else whole.diagonal(dim1=-2, dim2=-1)
+                placed = [program.positions(i) is not None for i in first.sources]
                 return torch.cat(
-                    [
-                        p if program.nodes[i].positions else p.unsqueeze(-1)  # type: ignore[union-attr]
-                        for i, p in zip(first.sources, found, strict=True)
-                    ],
-                    -1,
+                    [p if q else p.unsqueeze(-1) for p, q in zip(parts, placed, strict=True)], -1
                 )
 
             def of_full(of: Pairwise) -> Tensor | None:
@@ -1102,10 +1103,7 @@ def _matrix(rows: list[list[Tensor | None]]) -> Tensor:
     example = next(m for row in rows for m in row if m is not None)
     zero = example.new_zeros(()).expand(shape)
     return torch.stack(
-        [
-            torch.stack([zero if m is None else m.expand(shape) for m in row], -1)
-            for row in rows
-        ],
+        [torch.stack([zero if m is None else m.expand(shape) for m in row], -1) for row in rows],
         -2,
     )
 
@@ -1119,13 +1117,15 @@ def _with_diagonal(value: Tensor, exact: Tensor, dims: Sequence[tuple[int, int]]
         view.copy_(exact)
         return value
     (dim1, dim2), *rest = dims
-    inner = exact.expand(value.diagonal(dim1=dim1, dim2=dim2).shape) if not rest else (
-        _with_diagonal(value.diagonal(dim1=dim1, dim2=dim2), exact, rest)
+    inner = (
+        exact.expand(value.diagonal(dim1=dim1, dim2=dim2).shape)
+        if not rest
+        else (_with_diagonal(value.diagonal(dim1=dim1, dim2=dim2), exact, rest))
     )
     return torch.diagonal_scatter(value, inner, dim1=dim1, dim2=dim2)
 
 
-# Positions -----------------------------------------------------------------------------------------
+# Positions ---------------------------------------------------------------------------------------
 
 
 def _gathered(value: Tensor, members: Array, axis: int) -> Tensor:

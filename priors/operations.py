@@ -19,7 +19,6 @@ from priors import nonlinearities, recurrent, transformers
 from priors.activations import ABReLU, Polynomial, RectifiedPower
 from priors.program import (
     Array,
-    Combination,
     Dropout,
     Elementwise,
     Embedding,
@@ -184,7 +183,9 @@ def _conv(
     source = tracer.features(input, 0, channels, where)
     strides, dilations = _each(stride, dims), _each(dilation, dims)
     if isinstance(padding, str):
-        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilations, size, strict=True)]
+        total = [
+            d * (k - 1) if padding == "same" else 0 for d, k in zip(dilations, size, strict=True)
+        ]
         pads = tuple((t // 2, t - t // 2) for t in total)
     else:
         pads = tuple((p, p) for p in _each(padding, dims))
@@ -320,14 +321,12 @@ def _spatial(
             f"a {dims}-d pooling of a value of shape {tracer.shape(x)}", where
         )
     matrices = [matrix(axis, n) for axis, n in enumerate(tracer.positions(x))]
-    matrices[0] = matrices[0] * scale
-    return _mixed(tracer, x, matrices)
+    return _mixed(tracer, x, [matrices[0] * scale, *matrices[1:]])
 
 
 def _mixed(tracer: Tracer, x: Value, matrices: list[Tensor | None]) -> Value:
     positions = tuple(
-        n if m is None else m.shape[0]
-        for m, n in zip(matrices, tracer.positions(x), strict=True)
+        n if m is None else m.shape[0] for m, n in zip(matrices, tracer.positions(x), strict=True)
     )
     arrays = tuple(None if m is None else Array.of(m) for m in matrices)
     return tracer.like(x, tracer.add(Mix(x.index, arrays, None, positions)))
@@ -507,9 +506,7 @@ def _dropout_function(whole: bool) -> Callable[..., Value]:
     return rule
 
 
-def _dropout(
-    tracer: Tracer, where: str, x: Value, p: float, training: bool, whole: bool
-) -> Value:
+def _dropout(tracer: Tracer, where: str, x: Value, p: float, training: bool, whole: bool) -> Value:
     if not training or p == 0:
         return x
     if x.finite:
@@ -569,15 +566,17 @@ def _learnt(tracer: Tracer, where: str, parameter: nn.Parameter, value: Any) -> 
         raise UnsupportedOperationError("arithmetic with a parameter", where)
     shape = tuple(parameter.shape)
     whole = tracer.shape(value)
-    shape = (1,) * (len(whole) - len(shape)) + shape if len(shape) < len(whole) else shape[-len(whole) :]
+    shape = (
+        (1,) * (len(whole) - len(shape)) + shape
+        if len(shape) < len(whole)
+        else shape[-len(whole) :]
+    )
     if parameter.numel() != math.prod(shape) or shape[value.axis] != value.width:
         raise UnsupportedOperationError(
             "arithmetic with a parameter", where, f"its shape must end like {whole}"
         )
     positions = shape[: value.axis] + shape[value.axis + 1 :]
-    tokens = tracer.add(
-        Function(_numbered, (Ref(None), positions), (), positions)
-    )
+    tokens = tracer.add(Function(_numbered, (Ref(None), positions), (), positions))
     layer = tracer.parameter(parameter, tracer.weights, where, "weight")
     tracer.fan_in[layer] = 1
     node = Embedding(tokens, layer, layer, None, positions)

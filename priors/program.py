@@ -436,9 +436,7 @@ class Program:
                 return False
             for source in self.sources(index):
                 consumers[source] += 1
-        return all(
-            n <= 1 or self.finite(i) for i, n in enumerate(consumers)
-        )
+        return all(n <= 1 or self.finite(i) for i, n in enumerate(consumers))
 
 
 def pruned(program: Program) -> Program:
@@ -455,8 +453,8 @@ def pruned(program: Program) -> Program:
 def _renumbered(node: Node, places: dict[int, int]) -> Node:
     def new(item: Any) -> Any:
         match item:
-            case Ref(index=int()):
-                return Ref(places[item.index])
+            case Ref(index=int(index)):
+                return Ref(places[index])
             case Span():
                 return Span(new(item.start), new(item.stop), new(item.step))
             case tuple():
@@ -486,8 +484,8 @@ def _renumbered(node: Node, places: dict[int, int]) -> Node:
             return replace(
                 node, value=places[node.value], query=places[node.query], key=places[node.key]
             )
-        case Linear() if node.source is None:
-            return node
+        case Linear():
+            return node if node.source is None else replace(node, source=places[node.source])
     return replace(node, source=places[node.source])
 
 

@@ -77,7 +77,9 @@ class QuasiMonteCarlo:
 
 @functools.lru_cache(maxsize=16)
 def _points(num_samples: int, dimension: int, seed: int) -> Tensor:
-    uniform = SobolEngine(dimension, scramble=True, seed=seed).draw(num_samples, dtype=torch.float64)
+    uniform = SobolEngine(dimension, scramble=True, seed=seed).draw(
+        num_samples, dtype=torch.float64
+    )
     # the centre of the cell: scrambled points can be exactly 0
     return torch.special.ndtri((uniform + 2.0**-32).clamp(max=1 - 2.0**-33))
 

@@ -29,12 +29,10 @@ class States(tuple):
         """The only state."""
         if len(self) != 1:
             raise ValueError(f"There are {len(self)} last states; pick one, e.g. h[-1].")
-        return self[0]  # type: ignore[no-any-return]
+        return self[0]
 
 
-def cell(
-    tracer: Tracer, layer: nn.RNNCellBase, where: str, input: Value, hx: Any = None
-) -> Any:
+def cell(tracer: Tracer, layer: nn.RNNCellBase, where: str, input: Value, hx: Any = None) -> Any:
     """One step of a recurrent cell."""
     weights = layer.weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh
     kind = {nn.RNNCell: "RNN", nn.LSTMCell: "LSTM", nn.GRUCell: "GRU"}[type(layer)]
@@ -135,9 +133,7 @@ def _step(
             return tracer.dense(h, weight_hh, bias_hh, where, rows=rows)
         if bias_hh is None:
             return None
-        index = tracer.linear(
-            None, weight_hh, bias_hh, where, width=weight_hh.shape[0], rows=rows
-        )
+        index = tracer.linear(None, weight_hh, bias_hh, where, width=weight_hh.shape[0], rows=rows)
         return Value(index, size, 0)
 
     def inward(gate: int) -> Value:

@@ -23,6 +23,8 @@ refused.
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor
 
 from priors.moments import Moments
@@ -209,13 +211,8 @@ class Tangents:
                         if inner is None:
                             continue
                         slope = m.expectation(a, b, full, (j, s), (k, t))
-                        slope = m.pinned(
-                            slope,
-                            a,
-                            b,
-                            full,
-                            lambda own, d=(j, s), e=(k, t): own.expectation(a, b, False, d, e),
-                        )
+                        exact = functools.partial(_slope, a, b, (j, s), (k, t))
+                        slope = m.pinned(slope, a, b, full, exact)
                         total = slope * inner if total is None else total + slope * inner
         return total
 
@@ -237,9 +234,7 @@ class Tangents:
 
         return m.pinned(derivative, a, b, full, exact)
 
-    def _through_logits(
-        self, a: int, b: int, full: bool, value: Tensor | None
-    ) -> Tensor | None:
+    def _through_logits(self, a: int, b: int, full: bool, value: Tensor | None) -> Tensor | None:
         """The gradient with respect to queries and keys, where the logits are random."""
         first, second = self.program.nodes[a], self.program.nodes[b]
         assert isinstance(first, Attention)
@@ -258,3 +253,7 @@ class Tangents:
             return value
         term = term if full else term.diagonal(dim1=-2, dim2=-1)
         return term if value is None else value + term
+
+
+def _slope(a: int, b: int, da: tuple[int, int], db: tuple[int, int], own: Moments) -> Tensor:
+    return own.expectation(a, b, False, da, db)

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from priors.activations import ABReLU, Activation, Elementwise as ElementwiseActivation
+from priors.activations import ABReLU, Activation
+from priors.activations import Elementwise as ElementwiseActivation
 from priors.expressions import Apply, OneVariable, Statistic, Variable, substitute
 from priors.program import (
     Array,
     Attention,
     Combination,
     Concatenate,
-    Dropout,
     Elementwise,
     Embedding,
     Factor,
@@ -47,6 +47,7 @@ from priors.program import (
     Window,
     pruned,
 )
+from priors.quadrature import detect_kinks
 
 __all__ = ["Nonlinearity", "Tracer", "Value", "trace"]
 
@@ -69,7 +70,8 @@ class Nonlinearity(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(function, Activation):
-            function = ElementwiseActivation(function, None if kinks is None else tuple(kinks))
+            found = detect_kinks(function) if kinks is None else kinks
+            function = ElementwiseActivation(function, tuple(float(k) for k in found))
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
@@ -261,7 +263,9 @@ class Tracer:
     ) -> Value:
         arguments, keywords = _map((args, kwargs), lambda v: Ref(v.index), lambda: Ref(None))
         return Value(
-            self.add(Function(function, _frozen(arguments), _frozen(tuple(keywords.items())), shape))
+            self.add(
+                Function(function, _frozen(arguments), _frozen(tuple(keywords.items())), shape)
+            )
         )
 
     def features(self, value: Value, axis: int, fan_in: int | None, where: str) -> int:
@@ -341,10 +345,6 @@ class Tracer:
         """W x + b along the last dimension; `width` is that of a lazy layer."""
         lazy = nn.parameter.is_lazy(weight)
         source = self.features(x, -1, None if lazy else weight.shape[1], where)
-        if isinstance(self.nodes[source], Combination) and self.nodes[source].offset:  # type: ignore[union-attr]
-            raise UnsupportedOperationError(
-                "a constant added to the input of a linear layer", where, "use a bias"
-            )
         whole = weight.shape[0] if width is None else width
         positions = self.positions(source)
         index = self.linear(
@@ -396,7 +396,9 @@ class Tracer:
         """sum_k c_k value_k + offset."""
         values = self.aligned(where, [v for _, v in parts])
         scales = [c for c, _ in parts]
-        index = self._combination([(c, v.index) for c, v in zip(scales, values, strict=True)], offset)
+        index = self._combination(
+            [(c, v.index) for c, v in zip(scales, values, strict=True)], offset
+        )
         return self.like(values[0], index)
 
     def _combination(self, parts: Sequence[tuple[float, int]], offset: float) -> int:
@@ -466,7 +468,8 @@ class Tracer:
     def _multiply(self, where: str, a: int, b: int) -> int:
         if self._partition(a) is not None and self._partition(a) == self._partition(b):
             return self._distribute([a, b], lambda i: self._multiply(where, *i))
-        scale, factors = 1.0, []
+        scale = 1.0
+        factors: list[tuple[Factor, ...]] = []
         for index in (a, b):
             terms = self.terms(index)
             if self.gaussian(index):
@@ -551,7 +554,8 @@ class Tracer:
         expression = build([expand(i) for i in indices])
         positions = self.positions(indices[0])
         if len(sources) == 1 and not statistics:
-            one = ElementwiseActivation(OneVariable(expression), None)
+            function = OneVariable(expression)
+            one = ElementwiseActivation(function, detect_kinks(function))
             return self.add(Elementwise((Factor(one, (sources[0],)),), positions))
         factor = Factor(expression, tuple(sources), tuple(statistics))
         return self.add(Elementwise((factor,), positions))
@@ -569,23 +573,28 @@ class Tracer:
 
     def _distribute(self, indices: Sequence[int], rule: Callable[[Sequence[int]], int]) -> int:
         first = self.nodes[indices[0]]
-        if isinstance(first, Flatten):
-            inner = rule([self.nodes[i].source for i in indices])  # type: ignore[union-attr]
-            return self.add(dataclasses.replace(first, source=inner))
-        parts = zip(*(self.nodes[i].sources for i in indices), strict=True)  # type: ignore[union-attr]
+        program = self._program(indices[0])
+        parts = zip(*(program.sources(i) for i in indices), strict=True)
         results = tuple(rule(list(part)) for part in parts)
-        return self.add(dataclasses.replace(first, sources=results))  # type: ignore[type-var]
+        if isinstance(first, Flatten):
+            return self.add(dataclasses.replace(first, source=results[0]))
+        assert isinstance(first, Join | Concatenate)
+        return self.add(dataclasses.replace(first, sources=results))
 
     def aligned(self, where: str, values: Sequence[Value]) -> list[Value]:
         """Hidden values with equal layouts, singleton positions expanded."""
         if any(v.finite for v in values):
             if all(v.finite for v in values):
                 return list(values)
-            raise UnsupportedOperationError("hidden units combined with the raw input", where, _FINITE)
+            raise UnsupportedOperationError(
+                "hidden units combined with the raw input", where, _FINITE
+            )
         for value in values:
             self.check_batch(value, where)
         first = values[0]
-        if any((v.width, v.axis, v.heads) != (first.width, first.axis, first.heads) for v in values):
+        if any(
+            (v.width, v.axis, v.heads) != (first.width, first.axis, first.heads) for v in values
+        ):
             raise UnsupportedOperationError(
                 "hidden values whose widths are not the same dimension",
                 where,
@@ -636,7 +645,9 @@ class Tracer:
                     )
                     for f in node.factors
                 )
-                if all(isinstance(self.nodes[i], Normalise) for f in factors for _, i in f.statistics):
+                if all(
+                    isinstance(self.nodes[i], Normalise) for f in factors for _, i in f.statistics
+                ):
                     return self.add(Elementwise(factors, positions))
             case Combination():
                 terms = tuple((c, self.select(i, picks)) for c, i in node.terms)
@@ -668,7 +679,9 @@ class Tracer:
         if all(v.finite for v in values):
             return self.finite_call(where, function, *args, **kwargs)
         if any(v.finite for v in values):
-            raise UnsupportedOperationError("hidden units joined with the raw input", where, _FINITE)
+            raise UnsupportedOperationError(
+                "hidden units joined with the raw input", where, _FINITE
+            )
         if _name(function) in ("cat", "concat", "concatenate"):
             joined = self._concatenate(where, values, args, kwargs)
             if joined is not None:
@@ -732,7 +745,10 @@ class Tracer:
         mixed = [a for a in unit_axes if a in place_axes]
         if unit_axes and not mixed:
             # the axes in the order of their strides, outermost first
-            strides = [int(unit.select(a, 1).flatten()[0] - unit.select(a, 0).flatten()[0]) for a in unit_axes]
+            strides = [
+                int(unit.select(a, 1).flatten()[0] - unit.select(a, 0).flatten()[0])
+                for a in unit_axes
+            ]
             ordered = [a for _, a in sorted(zip(strides, unit_axes, strict=True), reverse=True)]
             pieces = [entries.shape[a] for a in ordered]
             rank = len(ordered)
@@ -759,7 +775,9 @@ class Tracer:
                 flat = Flatten(index, Array.of(members), positions)
                 return Value(self.add(flat), rows.shape[-1], axis, (), batch)
         raise UnsupportedOperationError(
-            "a reshaping that mixes width and positions", where, f"the result is {tuple(entries.shape)}"
+            "a reshaping that mixes width and positions",
+            where,
+            f"the result is {tuple(entries.shape)}",
         )
 
     def _read_single(
@@ -791,7 +809,8 @@ class Tracer:
             len({self.positions(v) for v in values}) > 1
         ):
             raise UnsupportedOperationError("a concatenation of unlike values", where)
-        sources, sizes = [], []
+        sources: list[int] = []
+        sizes: list[int] = []
         for value in values:
             node = self.nodes[value.index]
             if isinstance(node, Concatenate):

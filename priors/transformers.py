@@ -18,7 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from priors.program import Array, Attention, Linear, UnsupportedOperationError
+from priors.program import (
+    Array,
+    Attention,
+    Linear,
+    Mix,
+    Normalise,
+    Select,
+    UnsupportedOperationError,
+)
 from priors.tracing import Tracer, Value
 
 __all__ = [
@@ -188,14 +196,13 @@ def _attention(tracer: Tracer, where: str, weights: Weights, value: Value) -> Va
 
 def _matrices(tracer: Tracer, index: int) -> set[str]:
     """The matrices whose products a node adds up."""
-    names = set()
+    names: set[str] = set()
     for _, i in tracer.terms(index):
         node = tracer.nodes[i]
-        while not isinstance(node, Linear):
-            if not hasattr(node, "source"):
-                return names
+        while isinstance(node, Normalise | Mix | Select):
             node = tracer.nodes[node.source]
-        names.add(node.weight)
+        if isinstance(node, Linear):
+            names.add(node.weight)
     return names
 
 
@@ -223,13 +230,13 @@ def multihead_attention(
         raise UnsupportedOperationError("dropout of attention weights", where, "call eval() first")
     size = layer.embed_dim
     parts = []
-    for k, x in enumerate((query, key, value)):
-        rows = (k * size, (k + 1) * size)
+    for part, x in enumerate((query, key, value)):
+        rows = (part * size, (part + 1) * size)
         bias = layer.in_proj_bias
         if layer.in_proj_weight is not None:
             parts.append(tracer.dense(x, layer.in_proj_weight, bias, where, rows=rows))
         elif bias is None:
-            weight = getattr(layer, f"{'qkv'[k]}_proj_weight")
+            weight = getattr(layer, f"{'qkv'[part]}_proj_weight")
             parts.append(tracer.dense(x, weight, None, where))
         else:
             raise UnsupportedOperationError("MultiheadAttention with kdim and bias", where)
@@ -258,8 +265,15 @@ def encoder_layer(
 
     def attend(x: Value) -> Value:
         out, _ = multihead_attention(
-            tracer, layer.self_attn, where, x, x, x, src_key_padding_mask,
-            attn_mask=src_mask, is_causal=is_causal,
+            tracer,
+            layer.self_attn,
+            where,
+            x,
+            x,
+            x,
+            src_key_padding_mask,
+            attn_mask=src_mask,
+            is_causal=is_causal,
         )
         return _layer(layer.dropout1, out)
 
