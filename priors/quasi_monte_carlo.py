@@ -23,19 +23,22 @@ _CHUNK = 2**22
 
 @dataclass(frozen=True)
 class QuasiMonteCarlo:
-    """Rule with `num_samples` points, a power of 2 for best accuracy.
+    """A scrambled Sobol net.
 
     Attributes:
-        num_samples: Number of points.
-        seed: Of the scrambling.
+        num_samples: Points of the net, a power of two (other numbers lose its balance).
+        seed: Of the scrambling; the spread over seeds estimates the error.
+
+    Raises:
+        ValueError: `num_samples` is no power of two.
     """
 
     num_samples: int = 4096
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_samples < 2:
-            raise ValueError(f"num_samples must be at least 2, got {self.num_samples}.")
+        if self.num_samples < 2 or self.num_samples & (self.num_samples - 1):
+            raise ValueError(f"num_samples must be a power of two, got {self.num_samples}.")
 
     def normals(self, dimension: int, like: Tensor) -> Tensor:
         """Standard normal points `[num_samples, dimension]`, float64, on the device of `like`.
@@ -61,7 +64,15 @@ class QuasiMonteCarlo:
 
         Returns:
             `[...]` in the dtype of the covariance; computed in float64.
+
+        Raises:
+            ValueError: `covariance` is not square, or far from positive semi-definite.
         """
+        if covariance.dim() < 2 or covariance.shape[-1] != covariance.shape[-2]:
+            raise ValueError(
+                f"covariance must be [..., k, k], got {tuple(covariance.shape)}: pass the joint "
+                "covariance of the arguments."
+            )
         root = cholesky(covariance.double())
         variables = covariance.shape[-1]
         points = self.normals(variables, covariance)
@@ -98,8 +109,27 @@ def cholesky(covariance: Tensor) -> Tensor:
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     jitter = torch.full_like(scale, 1e-13)
     while bool((jitter < 0.1).all()):
-        root, info = torch.linalg.cholesky_ex(covariance + (jitter * scale)[..., None, None] * eye)
+        padded = covariance + (jitter * scale)[..., None, None] * eye
+        root, info = torch.linalg.cholesky_ex(padded)
         if not bool(info.any()):
-            return root
+            return _by_columns(padded) if padded.requires_grad else root
         jitter = torch.where(info > 0, 20 * jitter, jitter)
     raise ValueError("A covariance of hidden units is not positive semi-definite, or not finite.")
+
+
+def _by_columns(matrix: Tensor) -> Tensor:
+    """Cholesky's algorithm with a gradient that stays finite.
+
+    A variable that those before it determine but for rounding has a column of noise, whose
+    gradient would be the inverse of the noise: it is left out.
+    """
+    columns: list[Tensor] = []
+    for j in range(matrix.shape[-1]):
+        rest = matrix[..., j:, j]
+        for column in columns:
+            rest = rest - column[..., j:] * column[..., j, None]
+        pivot = rest[..., :1]
+        small = pivot < 1e-8 * matrix[..., j, j, None]
+        column = torch.where(small, (rest / pivot.sqrt()).detach(), rest / pivot.sqrt())
+        columns.append(torch.nn.functional.pad(column, (j, 0)))
+    return torch.stack(columns, -1)
