@@ -26,6 +26,7 @@ Everything is computed in float64 and returned in the dtype of its arguments.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -190,6 +191,14 @@ class _Elementwise:
     def __call__(self, x: Tensor, *parameters: Tensor) -> Tensor:
         return self.function(x, *parameters)
 
+    def same_as(self, other: _Elementwise) -> bool:
+        """Whether both are certainly the same function; without parameters, which may differ."""
+        if self.num_parameters or other.num_parameters:
+            return False
+        if any(isinstance(t, Tensor) for t in self.kinks + other.kinks):
+            return False
+        return self.kinks == other.kinks and bool(self.function == other.function)
+
     def partial(self, index: int) -> _Elementwise:
         """The partial derivative in x (index 0) or in a parameter."""
         derivative = functools.partial(_partial, self.function, index)
@@ -262,9 +271,9 @@ def _edges(reach: float, widest: float, resolution: int) -> Tensor:
 
 
 def _resolution(q: Tensor) -> int:
-    """The power of two at or above the largest standard deviation, at least 8."""
-    largest = float(q.detach().max()) if q.numel() else 0.0
-    return 2 ** max(3, math.ceil(math.log2(max(largest, 1e-300)) / 2))
+    """The power of two at or above the largest standard deviation, at least 1."""
+    largest = float(q.detach().max()) if q.numel() else 1.0
+    return 2 ** math.ceil(math.log2(max(largest, 1.0)) / 2)
 
 
 @functools.cache
@@ -279,7 +288,7 @@ def _rule(resolution: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _hermite(z: Tensor, weights: Tensor, order: int) -> Tensor:
     """Rows h_k(z) density(z) weight, `[order, *z.shape]`."""
-    rows = [weights * torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)]
+    rows = [weights * _standard_density(z)]
     rows.append(z * rows[0])
     for k in range(2, order):
         rows.append((z * rows[-1] - math.sqrt(k - 1) * rows[-2]) / math.sqrt(k))
@@ -354,7 +363,8 @@ def _mean(f: _Elementwise, q: Tensor, *parameters: Tensor) -> Tensor:
 # Two dimensions ----------------------------------------------------------------------------------
 
 _TILE = 2**15  # pairs, of which a tile fits the cache
-_DIRECT = 2**22  # evaluations held at once by the two-dimensional rule
+_EVALUATIONS = 2**19  # held at once by the two-dimensional rule
+_DIRECT_REACH = 7.5  # of that rule, in standard deviations: 6e-14 is beyond
 
 
 def _expectation(
@@ -409,6 +419,10 @@ def _expectation(
     if not len(pairs[0]):
         return value
 
+    mirrored = f.same_as(g) and _symmetric(q1, q2, c)
+    if mirrored:
+        upper = pairs[-2] <= pairs[-1]
+        pairs = tuple(i[upper] for i in pairs)
     # 1 - |rho| from the factors of D: without cancellation, if c is exact
     gap = ((root - c.abs()) / safe).clamp_min(0)
     s = (gap * (2 - gap)).clamp_min(0).sqrt()
@@ -419,7 +433,16 @@ def _expectation(
         [at(p.double(), pairs) for p in f_parameters],
         [at(p.double(), pairs) for p in g_parameters],
     )  # fmt: skip
+    if mirrored:
+        value[(*pairs[:-2], pairs[-1], pairs[-2])] = value[pairs]
     return value
+
+
+def _symmetric(q1: Tensor, q2: Tensor, c: Tensor) -> bool:
+    """Whether exchanging the last two dimensions exchanges u and v."""
+    if c.ndim < 2 or c.shape[-1] != c.shape[-2] or min(q1.ndim, q2.ndim) < 2:
+        return False
+    return torch.equal(c, c.mT) and torch.equal(q1, q2.mT)
 
 
 def _rest(coefficients: Tensor, square: Tensor) -> Tensor:
@@ -474,52 +497,101 @@ def _direct(
     g_parameters: Sequence[Tensor],
 ) -> Tensor:
     """E[f(u) g(v)] for a list of pairs `[p]`, by panels in two dimensions; kinks `[p, num]`."""
-    total = torch.zeros_like(rho)
-    if not len(rho):
-        return total
-    reach = 7.5
-    fixed = _edges(reach, 1.5, _resolution(torch.maximum(r1, r2) ** 2)).to(rho.device)
+    fixed = _edges(_DIRECT_REACH, 1.5, _resolution(torch.maximum(r1, r2) ** 2)).to(rho.device)
     order = 12 if f.kinks or g.kinks else _PER_PANEL
     nodes, weights = (x.to(rho.device) for x in _legendre(order))
-    # the inner variable covers 2 reach r2 s in units of v: panels of 4 there, 2 or more
-    halves = max(2, min(64, math.ceil(float((r2 * s).max()) * 2 * reach / 4)))
-    starts = torch.arange(halves, dtype=torch.float64, device=rho.device)
-    inner_nodes, inner_weights = (x.to(rho.device) for x in _legendre(20))
-    steps = ((starts[:, None] + inner_nodes) / halves).flatten()
-    step_weights = (inner_weights / halves).repeat(halves)
     graded = torch.tensor([-7, -3.5, 0, 3.5, 7], dtype=torch.float64, device=rho.device)
     num_outer = (len(fixed) - 1 + kinks1.shape[-1] + 5 * kinks2.shape[-1]) * len(nodes)
-    evaluations = num_outer * (1 + kinks2.shape[-1]) * len(steps)
-    size = max(1, _DIRECT // evaluations)
-
-    def inside(t: Tensor) -> Tensor:
-        return t.nan_to_num(reach, reach, -reach).clamp(-reach, reach)
-
-    results = []
-    for start in range(0, len(rho), size):
-        pairs = slice(start, start + size)
+    size = max(1, _EVALUATIONS // (40 * num_outer))
+    results = torch.empty_like(rho)
+    # like widths together: the inner rule is the widest one's
+    for pairs in (r2 * s).argsort().split(size):
         u, v, p, w = (t[pairs, None] for t in (r1, r2, rho, s))
         t2 = (kinks2[pairs] / v).sort(-1).values
         narrow = (t2 / p)[..., None] + w[..., None] * graded
-        cuts = [fixed.expand(len(u), -1), inside(kinks1[pairs] / u), inside(narrow.flatten(1))]
+        cuts = [fixed.expand(len(u), -1), _inside(kinks1[pairs] / u), _inside(narrow.flatten(1))]
         ends = torch.cat(cuts, -1).sort(-1).values
         width = ends.diff()[..., None]
         z = (ends[:, :-1, None] + width * nodes).flatten(1)
-        outer = (width * weights).flatten(1) * torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+        outer = (width * weights).flatten(1) * _standard_density(z)
         outer = outer * f(u * z, *(x[pairs, None] for x in f_parameters))
-        centre = p * z
-        inner = [inside((t2[:, None, k] - centre) / w) for k in range(t2.shape[-1])]
-        inner = [torch.full_like(z, -reach), *inner, torch.full_like(z, reach)]
-        conditional = torch.zeros_like(z)
-        for low, high in zip(inner[:-1], inner[1:], strict=True):
-            length = (high - low)[..., None]
-            y = low[..., None] + length * steps
-            mass = length * step_weights * torch.exp(-(y**2) / 2)
-            x = v[..., None] * (centre[..., None] + w[..., None] * y)
-            value = g(x.flatten(1), *(t[pairs, None] for t in g_parameters)).view(x.shape)
-            conditional += (mass * value).sum(-1)
-        results.append((outer * conditional).sum(-1) / math.sqrt(2 * math.pi))
-    return torch.cat(results)
+        inner = _conditional(g, v, w, p * z, t2, [x[pairs, None] for x in g_parameters])
+        results[pairs] = (outer * inner).sum(-1)
+    return results
+
+
+def _conditional(
+    g: _Elementwise, r: Tensor, s: Tensor, centre: Tensor, t: Tensor, parameters: Sequence[Tensor]
+) -> Tensor:
+    """E[g(r (centre + s w))] over standard normal w.
+
+    Args:
+        g: The function.
+        r: `[p, 1]`, as `s`.
+        s: Standard deviation.
+        centre: `[p, m]`.
+        t: Sorted kinks of g in units of r, `[p, num_kinks]`.
+        parameters: Of g, each `[p, 1]`.
+    """
+    spread = float((r * s).max())
+    if spread < 0.3:  # g is nearly a polynomial over the spread
+        steps, weights = (x.to(r.device) for x in _gauss_hermite(20))
+    else:
+        panels = max(2, min(64, math.ceil(spread * _DIRECT_REACH / 2)))
+        steps, weights = (x.to(r.device) for x in _panels(panels))
+        steps = _DIRECT_REACH * (2 * steps - 1)
+        weights = 2 * _DIRECT_REACH * weights * _standard_density(steps)
+    x = r[..., None] * (centre[..., None] + s[..., None] * steps)
+    values = g(x.flatten(1), *parameters).expand(len(r), x[0].numel()).view(x.shape) @ weights
+    # once more, panels between kinks, for the nodes that have one in reach
+    distance = ((t[:, None, :] - centre[..., None]) / s[..., None]).nan_to_num(
+        math.inf, math.inf, -math.inf
+    )
+    near = (distance.abs() < _DIRECT_REACH).sum(-1)
+    row, node = near.nonzero(as_tuple=True)
+    if not len(row):
+        return values
+    nearest = distance[row, node].abs().argsort(-1)[:, : int(near.max())]
+    cuts = _inside(distance[row, node].gather(-1, nearest)).sort(-1).values
+    panels = max(2, min(64, math.ceil(spread * _DIRECT_REACH / 2)))
+    steps, weights = (x.to(r.device) for x in _panels(panels))
+    r, s, centre = r[row], s[row], centre[row, node, None]
+    parameters = [x[row] for x in parameters]
+    end = torch.full_like(centre, _DIRECT_REACH)
+    total = torch.zeros_like(centre[:, 0])
+    for low, high in itertools.pairwise(torch.cat([-end, cuts, end], -1).split(1, -1)):
+        w = low + (high - low) * steps
+        mass = (high - low) * weights * _standard_density(w)
+        total += (mass * g(r * (centre + s * w), *parameters)).sum(-1)
+    values[row, node] = total
+    return values
+
+
+def _inside(z: Tensor) -> Tensor:
+    """Ends of panels within the reach of the two-dimensional rule, a missing kink at its end."""
+    reach = _DIRECT_REACH
+    return z.nan_to_num(reach, reach, -reach).clamp(-reach, reach)
+
+
+def _standard_density(z: Tensor) -> Tensor:
+    return torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+
+
+@functools.cache
+def _panels(number: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1] of equal panels of 20 nodes."""
+    nodes, weights = _legendre(20)
+    starts = torch.arange(number, dtype=torch.float64)[:, None]
+    return ((starts + nodes) / number).flatten(), (weights / number).repeat(number)
+
+
+@functools.cache
+def _gauss_hermite(order: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights under the standard normal density."""
+    import numpy
+
+    nodes, weights = numpy.polynomial.hermite_e.hermegauss(order)
+    return torch.tensor(nodes), torch.tensor(weights / weights.sum())
 
 
 # Gradients ---------------------------------------------------------------------------------------
