@@ -23,6 +23,7 @@ of u = v and its true derivative.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -287,13 +288,15 @@ class Moments:
         if first.weight == second.weight:
             moment = self.through_weight(a, b, full, self.moment)
             if moment is not None:
-                total = moment * self.variance("weight", first.layer, trailing)
+                variance = self.variance("weight", first.layer, trailing)
+                fresh = first.window is not None and not _needs_graph(moment, variance)
+                total = moment.mul_(variance) if fresh else moment * variance
         if first.bias is not None and first.bias == second.bias:
             assert first.bias_layer is not None
             variance = self.variance("bias", first.bias_layer, trailing)
             if total is None:
                 total = self.zeros(a, b, full) + variance
-            elif total.requires_grad or variance.dim() or variance.requires_grad:
+            elif variance.dim() or _needs_graph(total, variance):
                 total = total + variance
             else:
                 total += variance
@@ -1133,12 +1136,23 @@ def _gathered(value: Tensor, members: Array, axis: int) -> Tensor:
 
     With no new positions the axis holds the members alone.
     """
+    if _all_once(members, value.shape[axis]):
+        return value
     index = members.tensor(value)
     flat = value.index_select(axis, index.flatten())
     if index.dim() == 1:
         return flat
     # counted from the end, the members take the place of the positions
     return flat.unflatten(axis, (index.shape[:-1].numel(), index.shape[-1]))
+
+
+@functools.lru_cache(maxsize=256)
+def _all_once(members: Array, positions: int) -> bool:
+    """Whether one list of members has every position once, in whatever order."""
+    if len(members.shape) != 1 or members.shape[0] != positions:
+        return False
+    found = members.tensor(torch.empty(0)).sort().values
+    return bool((found == torch.arange(positions)).all())
 
 
 def _selected(value: Tensor, node: Select, axis: int, program: Program) -> Tensor:
@@ -1211,7 +1225,8 @@ def _convolved(
             window.dilation[k],
             window.circular,
         )
-    value = value * (1.0 / math.prod(window.size))
+    scale = 1.0 / math.prod(window.size)
+    value = value * scale if _needs_graph(value) else value.mul_(scale)
     return value.reshape(*lead, *([-1, math.prod(value.shape[start + dims :])] if full else [-1]))
 
 
@@ -1236,21 +1251,32 @@ def _window_sum(
     shape = list(value.shape)
     for axis, out in zip(axes, outs, strict=True):
         shape[axis] = out
-    total = value.new_zeros(shape)
-    for b in range(size):
+    total: Tensor | None = None
+    # the middle of the window first: it often covers all, and then nothing need be set to 0
+    for b in sorted(range(size), key=lambda b: abs(2 * b - size + 1)):
         shift = dilation * b - padding[0]
-        target, part = total, value
-        for axis, n, out in zip(axes, sizes, outs, strict=True):
+        spans = []
+        for n, out in zip(sizes, outs, strict=True):
             low = max(0, -(shift // stride))  # first h with stride h + shift >= 0
-            high = min(out, (n - 1 - shift) // stride + 1)
-            if high <= low:
-                break
-            target = target.narrow(axis, low, high - low)
-            first = stride * low + shift
-            last = stride * (high - 1) + shift + 1
-            part = part.narrow(axis, first, last - first)
+            spans.append((low, min(out, (n - 1 - shift) // stride + 1)))
+        if any(high <= low for low, high in spans):
+            continue
+        part = value
+        for axis, (low, high) in zip(axes, spans, strict=True):
+            part = part.narrow(axis, stride * low + shift, stride * (high - 1 - low) + 1)
             if stride > 1:
                 part = part[(slice(None),) * axis + (slice(None, None, stride),)]
-        else:
-            target += part
+        if total is None and all(s == (0, n) for s, n in zip(spans, outs, strict=True)):
+            total = part.clone(memory_format=torch.contiguous_format)
+            continue
+        total = value.new_zeros(shape) if total is None else total
+        target = total
+        for axis, (low, high) in zip(axes, spans, strict=True):
+            target = target.narrow(axis, low, high - low)
+        target += part
+    assert total is not None
     return total
+
+
+def _needs_graph(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
