@@ -273,7 +273,8 @@ def _edges(reach: float, widest: float, resolution: int) -> Tensor:
 def _resolution(q: Tensor) -> int:
     """The power of two at or above the largest standard deviation, at least 1."""
     largest = float(q.detach().max()) if q.numel() else 1.0
-    return 2 ** math.ceil(math.log2(max(largest, 1.0)) / 2)
+    # not finite, it is left for the result to show
+    return 2 ** math.ceil(math.log2(max(1.0, min(largest, 2.0**60))) / 2)
 
 
 @functools.cache
@@ -388,8 +389,16 @@ def _expectation(
     root = r1 * r2
     safe = torch.where(root > 0, root, 1.0)
     rho = torch.where(root > 0, c / safe, 0.0).clamp(-1, 1).expand(shape)
-    first, second = _Projection(f, q1, f_parameters), _Projection(g, q2, g_parameters)
-    square1, square2 = first.square(), second.square()
+    mirrored = f.same_as(g) and _symmetric(q1, q2, c)
+    first = _Projection(f, q1, f_parameters)
+    second = first if mirrored else _Projection(g, q2, g_parameters)
+    square1 = first.square()
+    square2 = square1.mT if mirrored else second.square()
+
+    def coefficients(order: int) -> tuple[Tensor, Tensor]:
+        a = first.coefficients(order)
+        return a, a.transpose(-3, -2) if mirrored else second.coefficients(order)
+
     scale = (square1.max() * square2.max()).sqrt().clamp_min(1e-300)
     # in logarithms: of |rho|^K sqrt(sum of a_k^2 sum of b_k^2), and of what is tolerated
     decay, limit = rho.abs().log(), (_TOLERANCE * scale).log()
@@ -402,7 +411,7 @@ def _expectation(
         return t.expand(*shape, *t.shape[len(shape) :])[pairs]
 
     for order in _LADDER:
-        a, b = first.coefficients(order), second.coefficients(order)
+        a, b = coefficients(order)
         where = missed(order, a, b)
         if int(where.sum()) <= 0.01 * where.numel():
             break
@@ -411,7 +420,7 @@ def _expectation(
     if len(pairs[0]) and order < _LADDER[-1]:
         # the few that need more terms than the others, as a list
         order = _LADDER[-1]
-        a, b = first.coefficients(order), second.coefficients(order)
+        a, b = coefficients(order)
         for part in zip(*(i.split(_TILE // 2) for i in pairs), strict=True):
             value[part] = _power_series(at(a, part), at(b, part), rho[part])
         still = missed(order, a, b)[pairs]
@@ -419,7 +428,6 @@ def _expectation(
     if not len(pairs[0]):
         return value
 
-    mirrored = f.same_as(g) and _symmetric(q1, q2, c)
     if mirrored:
         upper = pairs[-2] <= pairs[-1]
         pairs = tuple(i[upper] for i in pairs)
