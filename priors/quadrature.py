@@ -78,6 +78,9 @@ def gaussian_expectation(
     ones, whose kinks are given; variances up to about 1e4 for functions that vary on a scale of
     one and within |u| < 64, beyond that more slowly.
 
+    A table of pairs costs some hundred operations a pair; pairs of kinked functions with |rho|
+    above about 0.95 some ten thousand, about 50 microseconds of one processor core each.
+
     Args:
         f: `f(x, *f_parameters)`, elementwise; x has the nodes as last dimension.
         g: Likewise with `g_parameters`.
