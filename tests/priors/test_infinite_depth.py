@@ -118,6 +118,21 @@ def test_singular_kernel_of_a_linear_fractional_dual_is_known():
 
 
 @pytest.mark.parametrize(
+    "activation", [torch.tanh, F.hardtanh, with_dual(0, 0.25, 0.5, 0.25), with_dual(0, 0.5, 0, 0.5)]
+)
+def test_votes_are_the_singular_kernel(activation):
+    # one training point at angle 0, with a label of its own, and one at a fixed other angle
+    angle = torch.tensor([1e-3, 0.02, 0.3, 1.0, 2.0, 2.9], dtype=torch.float64)
+    X = torch.tensor([[1.0, 0.0], [math.cos(-0.5), math.sin(-0.5)]], dtype=torch.float64)
+    new = torch.stack([angle.cos(), angle.sin()], -1)
+    limit = classify_activation(activation)
+    scores = InfiniteDepthClassifier(limit).fit(X, torch.tensor([0, 1])).decision(new)
+    h = limit.singular_kernel(new @ X.T)
+    expected = h / h.abs().sum(-1, keepdim=True)
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(
     ("activation", "kind"),
     [
         (nn.ReLU(), "majority vote"),

@@ -265,6 +265,22 @@ def test_rows_and_columns_agree_with_a_list_of_pairs():
             f, f, q[None, :, None], q[None, None, :], c.expand(2, 7, 7), **options
         )
         torch.testing.assert_close(batch, table.expand(2, 7, 7), atol=1e-12, rtol=1e-12)
+        # of fewer dimensions than c
+        batch = gaussian_expectation(f, f, q[:, None], q, c.expand(2, 7, 7), **options)
+        torch.testing.assert_close(batch, table.expand(2, 7, 7), atol=1e-12, rtol=1e-12)
+
+
+def test_a_few_pairs_that_need_more_terms_than_the_rest():
+    # one large variance among many small ones, in a batch
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(12, 3, generator=generator, dtype=torch.float64)
+    x[3] *= 8
+    c, q = x @ x.T, (x**2).sum(-1)
+    table = gaussian_expectation(torch.tanh, torch.tanh, q[:, None], q, c.expand(2, 12, 12))
+    for i, j in ((3, 3), (3, 5), (2, 7)):
+        rho = min(1.0, (c[i, j] / (q[i] * q[j]).sqrt()).item())
+        expected = trapezoid(torch.tanh, torch.tanh, q[i].item(), q[j].item(), rho, 0.01)
+        assert table[1, i, j].item() == pytest.approx(expected, abs=1e-10)
 
 
 def test_no_pairs():
