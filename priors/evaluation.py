@@ -9,7 +9,11 @@ gradients, blocks that together exceed the budget are recomputed in the backward
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from queue import Queue
+from threading import Thread
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +42,8 @@ class Evaluation:
         standard: The standard parametrisation in the tangent kernel.
         max_bytes: Memory for what is held besides the result.
         progress: Show a progress bar when it takes longer than a few seconds.
+        devices: Where blocks are computed when no gradient is needed; empty means where the
+            data points are.
     """
 
     program: Program
@@ -45,6 +51,7 @@ class Evaluation:
     standard: bool = False
     max_bytes: int = 2**30
     progress: bool = True
+    devices: tuple[torch.device, ...] = ()
 
     def kernels(
         self,
@@ -117,18 +124,24 @@ class Evaluation:
         wanted = int(nngp) + int(ntk)
         results: list[Tensor] = []
         bar = tqdm(
-            pairs, desc="kernel", unit="block", delay=5.0, leave=False, disable=not self.progress
+            pairs,
+            desc="kernel",
+            unit="block",
+            delay=5.0,
+            leave=False,
+            disable=None if self.progress else True,
         )
         if not grad:
-            for r, c in bar:
-                values = block(r, c)
+            for (r, c), values in self._computed(left, right, pairs, block, nngp, ntk):
+                bar.update()
                 if not results:
                     batch = values[0].shape[:-2]
-                    results = [values[0].new_empty(*batch, n1, n2) for _ in range(wanted)]
+                    results = [left.x.new_empty(*batch, n1, n2) for _ in range(wanted)]
                 for result, value in zip(results, values, strict=True):
                     result[..., r, c] = value
                     if symmetric and r != c:
                         result[..., c, r] = value.mT
+            bar.close()
         else:
             recompute = len(pairs) * self._graph_bytes(left.x, side) > self.max_bytes
             parts: dict[tuple[int, int], tuple[Tensor, ...]] = {}
@@ -145,6 +158,52 @@ class Evaluation:
             ]
         found = iter(results)
         return next(found) if nngp else None, next(found) if ntk else None
+
+    def _computed(
+        self,
+        left: Points,
+        right: Points,
+        pairs: list[tuple[slice, slice]],
+        block: Callable[[slice, slice], tuple[Tensor, ...]],
+        nngp: bool,
+        ntk: bool,
+    ) -> Iterator[tuple[tuple[slice, slice], tuple[Tensor, ...]]]:
+        """Blocks without gradients, on all devices at once, in any order."""
+        if not self.devices:
+            for pair in pairs:
+                yield pair, block(*pair)
+            return
+
+        def work(device: torch.device, own: list[tuple[slice, slice]], done: Queue[Any]) -> None:
+            try:
+                with torch.no_grad():
+                    ends = [
+                        Points(self.program, self.settings, p.x.to(device)) for p in (left, right)
+                    ]
+                    if left is right:
+                        ends[1] = ends[0]
+                    self._prepare(*ends)
+                    for r, c in own:
+                        moments = Moments(*ends, rows=r, columns=c, derivatives=ntk)
+                        values = [k for k in self._outputs(moments, nngp, ntk) if k is not None]
+                        done.put(((r, c), tuple(v.to(left.x.device) for v in values)))
+            except BaseException as error:  # raised again where it is waited for
+                done.put(error)
+
+        done: Queue[Any] = Queue()
+        threads = [
+            Thread(target=work, args=(device, pairs[k :: len(self.devices)], done), daemon=True)
+            for k, device in enumerate(self.devices)
+        ]
+        for thread in threads:
+            thread.start()
+        for _ in pairs:
+            item = done.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+        for thread in threads:
+            thread.join()
 
     def _prepare(self, left: Points, right: Points) -> None:
         """Compute what concerns single points before blocks ask for it.

@@ -35,6 +35,15 @@ from torch import Tensor
 
 from priors.activations import Activation
 from priors.attention import Heads
+from priors.expressions import Apply
+from priors.positions import (
+    averaged,
+    convolved,
+    gathered,
+    mixed,
+    needs_graph,
+    selected,
+)
 from priors.program import (
     Array,
     Attention,
@@ -56,9 +65,9 @@ from priors.program import (
     Ref,
     Select,
     Span,
-    Window,
 )
 from priors.quadrature import gaussian_expectation, gaussian_mean
+from priors.quadrature import jumps as activation_jumps
 from priors.quasi_monte_carlo import QuasiMonteCarlo
 
 __all__ = ["Moments", "Points", "Settings", "Variances"]
@@ -268,13 +277,13 @@ class Moments:
             case Embedding(), Embedding():
                 return self._embedding(a, b, full)
             case Elementwise(), Elementwise():
-                return self._pinned(
+                return self.pinned(
                     self._expectation(a, b, full), a, b, full, lambda own: own.moment(a, b, False)
                 )
             case Elementwise(), _:
-                return self._stein(a, b, full, self.moment)
+                return self.stein(a, b, full, self.moment, jumps=True)
             case _, Elementwise():
-                return self._stein(a, b, full, self.moment)
+                return self.stein(a, b, full, self.moment, jumps=True)
         raise AssertionError(f"no moment of {first} and {second}")
 
     # Weights -----------------------------------------------------------------------------------
@@ -289,14 +298,14 @@ class Moments:
             moment = self.through_weight(a, b, full, self.moment)
             if moment is not None:
                 variance = self.variance("weight", first.layer, trailing)
-                fresh = first.window is not None and not _needs_graph(moment, variance)
+                fresh = first.window is not None and not needs_graph(moment, variance)
                 total = moment.mul_(variance) if fresh else moment * variance
         if first.bias is not None and first.bias == second.bias:
             assert first.bias_layer is not None
             variance = self.variance("bias", first.bias_layer, trailing)
             if total is None:
                 total = self.zeros(a, b, full) + variance
-            elif variance.dim() or _needs_graph(total, variance):
+            elif variance.dim() or needs_graph(total, variance):
                 total = total + variance
             else:
                 total += variance
@@ -313,7 +322,7 @@ class Moments:
         if value is None or first.window is None:
             return value
         shapes = [self.program.nodes[n.source].positions for n in (first, second)]  # type: ignore
-        return _convolved(value, first.window, shapes[0], shapes[1], full)
+        return convolved(value, first.window, shapes[0], shapes[1], full)
 
     def _inner_product(self, a: int, b: int, full: bool) -> Tensor:
         trailing = 1 + int(self._placed(a)), 1 + int(self._placed(b))
@@ -325,9 +334,12 @@ class Moments:
         if not full:
             if self.paired:
                 return (left * right).sum(-1)
-            return (
-                (left.transpose(-2, -3) @ right.transpose(-2, -3).mT).movedim(-3, -1).contiguous()
-            )
+            if left.shape[-1] <= 8:  # colours: products of many tiny matrices are slow
+                left, right = left.unsqueeze(-3), right.unsqueeze(-4)
+                parts = (left[..., c] * right[..., c] for c in range(left.shape[-1]))
+                return functools.reduce(torch.add, parts)
+            product = left.transpose(-2, -3) @ right.transpose(-2, -3).mT
+            return product.movedim(-3, -1).contiguous()
         letters = "i" if self.paired else "j"
         one, two = ("p" if t == 2 else "" for t in trailing)
         two = "q" if two else ""
@@ -584,20 +596,32 @@ class Moments:
                 "raise max_variables of InfiniteNetwork."
             )
 
-    def slopes(self, index: int, side: int) -> list[tuple[int, Tensor]]:
-        """E[df/du] of an `Elementwise` node for each of its sources, at left or right points."""
+    def slopes(self, index: int, side: int, *, jumps: bool) -> list[tuple[int, Tensor]]:
+        """E[df/du] of an `Elementwise` node for each of its sources, at left or right points.
+
+        With `jumps` the deltas of the derivative at jumps count, as Stein's lemma asks for. The
+        gradient of a network does not see them.
+        """
         node = self.program.nodes[index]
         assert isinstance(node, Elementwise)
+        if jumps and self.is_plain(index):
+            phi, source = self.activation(index)
+            return [(source, phi.stein(self.variance_of(source, side)))]
+        if jumps:
+            _check_continuous(node)
         result = []
         for k, factor in enumerate(node.factors):
             for position, source in enumerate(factor.sources):
                 result.append((source, self._mean_of(index, side, (k, position))))
         return result
 
-    def _stein(self, a: int, b: int, full: bool, of: Pairwise) -> Tensor | None:
+    def stein(
+        self, a: int, b: int, full: bool, of: Pairwise, *, jumps: bool = False
+    ) -> Tensor | None:
+        """Pairs of a nonlinearity with a Gaussian node, by the mean slope of the former."""
         left = isinstance(self.program.nodes[a], Elementwise)
         total: Tensor | None = None
-        for source, slope in self.slopes(a if left else b, 0 if left else 1):
+        for source, slope in self.slopes(a if left else b, 0 if left else 1, jumps=jumps):
             other = of(source, b, full) if left else of(a, source, full)
             if other is None:
                 continue
@@ -606,9 +630,7 @@ class Moments:
             total = term if total is None else total + term
         return total
 
-    stein = _stein
-
-    def _pinned(
+    def pinned(
         self,
         value: Tensor,
         a: int,
@@ -635,8 +657,6 @@ class Moments:
             return _with_diagonal(value, own.mT, [(-3, -2)])
         # [.., n, n, P, P] -> [.., P, P, n] -> [.., n, P]
         return _with_diagonal(value, own, [(-4, -3), (-3, -2)])
-
-    pinned = _pinned
 
     # Linear maps -------------------------------------------------------------------------------
 
@@ -706,10 +726,10 @@ class Moments:
                 return pair(node.source)
             case Select():
                 value = pair(node.source)
-                return None if value is None else _selected(value, node, axis, self.program)
+                return None if value is None else selected(value, node, axis, self.program)
             case Mix():
                 value = pair(node.source)
-                return None if value is None else _mixed(value, node, axis, self.program)
+                return None if value is None else mixed(value, node, axis, self.program)
             case Join():
                 parts = [(i, pair(i)) for i in node.sources]
                 if all(p is None for _, p in parts):
@@ -724,7 +744,7 @@ class Moments:
                 value = pair(node.source)
                 if value is None:
                     return None
-                return _gathered(value, node.members, axis).mean(axis)
+                return gathered(value, node.members, axis).mean(axis)
             case Concatenate():
                 total = None
                 for size, i in zip(node.sizes, node.sources, strict=True):
@@ -741,7 +761,7 @@ class Moments:
                 weights = self._slice(weights, 0 if left else 1, 2)
                 if not self.paired:
                     weights = weights.unsqueeze(-3 if left else -4)
-                return _averaged(value, weights, axis)
+                return averaged(value, weights, axis)
         raise AssertionError(f"{node} is no linear map")
 
     def statistics(self, index: int, side: int) -> tuple[Tensor | None, Tensor]:
@@ -806,10 +826,10 @@ class Moments:
                 return self.mean(node.source)
             case Select():
                 value = self.mean(node.source)
-                return None if value is None else _selected(value, node, -1, self.program)
+                return None if value is None else selected(value, node, -1, self.program)
             case Mix():
                 value = self.mean(node.source)
-                return None if value is None else _mixed(value, node, -1, self.program)
+                return None if value is None else mixed(value, node, -1, self.program)
             case Join():
                 parts = [self.mean(i) for i in node.sources]
                 if all(p is None for p in parts):
@@ -824,7 +844,7 @@ class Moments:
                 return torch.cat(whole, -1)
             case Flatten():
                 value = self.mean(node.source)
-                return None if value is None else _gathered(value, node.members, -1).mean(-1)
+                return None if value is None else gathered(value, node.members, -1).mean(-1)
             case Concatenate():
                 total = None
                 for size, i in zip(node.sizes, node.sources, strict=True):
@@ -835,7 +855,7 @@ class Moments:
                 return total
             case Attention():
                 value = self.mean(node.value)
-                return None if value is None else _averaged(value, self.weights(index), -1)
+                return None if value is None else averaged(value, self.weights(index), -1)
         raise AssertionError(f"no mean of {node}")
 
     def _mean_of(self, index: int, side: int, mark: tuple[int, int] | None) -> Tensor:
@@ -1035,7 +1055,7 @@ def _together(program: Program, first: Any, second: Any, full: bool) -> Any:
             if not first.positions:
                 return lambda of: _maybe(
                     of(first.source, second.source, False),
-                    lambda v: _gathered(v, first.members, -1).mean(-1),
+                    lambda v: gathered(v, first.members, -1).mean(-1),
                 )
 
             def both(of: Pairwise) -> Tensor | None:
@@ -1062,7 +1082,7 @@ def _together(program: Program, first: Any, second: Any, full: bool) -> Any:
         case Select(), Select() if not full and first.picks == second.picks:
             return lambda of: _maybe(
                 of(first.source, second.source, False),
-                lambda v: _selected(v, first, -1, program),
+                lambda v: selected(v, first, -1, program),
             )
         case Join(), Join() if not full and _places(program, first) == _places(program, second):
 
@@ -1096,6 +1116,34 @@ def _maybe(value: Tensor | None, change: Callable[[Tensor], Tensor]) -> Tensor |
     return None if value is None else change(value)
 
 
+# Functions that may jump.
+_JUMPS = frozenset("gt lt ge le eq ne where sign heaviside round floor ceil".split())
+
+
+def _check_continuous(node: Elementwise) -> None:
+    """Stein's lemma needs the derivative, which at jumps in several variables is not known."""
+
+    def names(part: Any) -> set[str]:
+        if not isinstance(part, Apply):
+            return set()
+        own = {getattr(part.function, "__name__", type(part.function).__name__).lower()}
+        return own.union(*(names(a) for a in part.arguments))
+
+    for factor in node.factors:
+        function = factor.function
+        jumps = (
+            not all(j == 0 for j in activation_jumps(function, function.kinks))
+            if isinstance(function, Activation)
+            else bool(names(function) & _JUMPS)
+        )
+        if jumps:
+            raise NotImplementedError(
+                "A product or expression with a jump meets its own inputs again, as in a skip "
+                "connection around a hard gate; the moment of the two is not known here. Use a "
+                "continuous gate."
+            )
+
+
 def _distinct(items: Sequence[int]) -> list[int]:
     return list(dict.fromkeys(items))
 
@@ -1126,157 +1174,3 @@ def _with_diagonal(value: Tensor, exact: Tensor, dims: Sequence[tuple[int, int]]
         else (_with_diagonal(value.diagonal(dim1=dim1, dim2=dim2), exact, rest))
     )
     return torch.diagonal_scatter(value, inner, dim1=dim1, dim2=dim2)
-
-
-# Positions ---------------------------------------------------------------------------------------
-
-
-def _gathered(value: Tensor, members: Array, axis: int) -> Tensor:
-    """`[.., P, ..]` -> `[.., (new,) members, ..]`, the members last of the mapped side's dims.
-
-    With no new positions the axis holds the members alone.
-    """
-    if _all_once(members, value.shape[axis]):
-        return value
-    index = members.tensor(value)
-    flat = value.index_select(axis, index.flatten())
-    if index.dim() == 1:
-        return flat
-    # counted from the end, the members take the place of the positions
-    return flat.unflatten(axis, (index.shape[:-1].numel(), index.shape[-1]))
-
-
-@functools.lru_cache(maxsize=256)
-def _all_once(members: Array, positions: int) -> bool:
-    """Whether one list of members has every position once, in whatever order."""
-    if len(members.shape) != 1 or members.shape[0] != positions:
-        return False
-    found = members.tensor(torch.empty(0)).sort().values
-    return bool((found == torch.arange(positions)).all())
-
-
-def _selected(value: Tensor, node: Select, axis: int, program: Program) -> Tensor:
-    picks = node.picks.tensor(value).flatten()
-    placed = program.positions(node.source) is not None
-    if not placed:  # a single vector, repeated
-        value = value.unsqueeze(axis)
-    if bool(picks.numel() == value.shape[axis]) and bool(
-        (picks == torch.arange(picks.numel(), device=picks.device)).all()
-    ):
-        result = value
-    else:
-        result = value.index_select(axis, picks)
-    return result if node.positions else result.squeeze(axis)
-
-
-def _mixed(value: Tensor, node: Mix, axis: int, program: Program) -> Tensor:
-    """Matrices along the positions of one side."""
-    value = value.movedim(axis, -1)
-    shape = value.shape
-    if node.flat is not None:
-        value = value @ node.flat.tensor(value).mT
-    else:
-        source = program.nodes[node.source].positions  # type: ignore[union-attr]
-        value = value.unflatten(-1, source)
-        for k, matrix in enumerate(node.matrices):
-            if matrix is None:
-                continue
-            place = k - len(source)
-            rows = matrix.tensor(value)
-            if rows.shape[0] == 1 and bool((rows == rows[0, 0]).all()):
-                value = value.mean(place, keepdim=True) * (rows[0, 0] * rows.shape[1])
-            else:
-                value = (value.movedim(place, -1) @ rows.mT).movedim(-1, place)
-        value = value.reshape(*shape[:-1], -1)
-    return value.movedim(-1, axis)
-
-
-def _averaged(value: Tensor, weights: Tensor, axis: int) -> Tensor:
-    """sum_b weights[.., a, b] value[.., b, ..] on the mapped side.
-
-    `weights` `[.., (pairs), queries, keys]` broadcasts with the pairs of `value`.
-    """
-    if axis == -1 and value.dim() == weights.dim() - 1:
-        return (weights @ value.unsqueeze(-1)).squeeze(-1)
-    if axis == -1:  # [.., P, keys]
-        return value @ weights.mT
-    return weights @ value
-
-
-def _convolved(
-    value: Tensor, window: Window, left: tuple[int, ...], right: tuple[int, ...], full: bool
-) -> Tensor:
-    """Average over a window of pairs of positions shifted together.
-
-    The window is a box, so its dimensions are summed one after the other.
-    """
-    lead = value.shape[: value.dim() - (2 if full else 1)]
-    value = value.reshape(*lead, *left, *(right if full else ()))
-    dims = len(left)
-    start = len(lead)
-    for k in range(dims):
-        axes = [start + k] + ([start + dims + k] if full else [])
-        value = _window_sum(
-            value,
-            axes,
-            window.size[k],
-            window.stride[k],
-            window.padding[k],
-            window.dilation[k],
-            window.circular,
-        )
-    scale = 1.0 / math.prod(window.size)
-    value = value * scale if _needs_graph(value) else value.mul_(scale)
-    return value.reshape(*lead, *([-1, math.prod(value.shape[start + dims :])] if full else [-1]))
-
-
-def _window_sum(
-    value: Tensor,
-    axes: Sequence[int],
-    size: int,
-    stride: int,
-    padding: tuple[int, int],
-    dilation: int,
-    circular: bool,
-) -> Tensor:
-    """out[h, h'] = sum_b value[s h + d b - pad, s h' + d b - pad] along `axes` together."""
-    if circular:
-        for axis in axes:
-            n = value.shape[axis]
-            index = torch.arange(-padding[0], n + padding[1], device=value.device) % n
-            value = value.index_select(axis, index)
-        padding = (0, 0)
-    sizes = [value.shape[axis] for axis in axes]
-    outs = [(n + sum(padding) - dilation * (size - 1) - 1) // stride + 1 for n in sizes]
-    shape = list(value.shape)
-    for axis, out in zip(axes, outs, strict=True):
-        shape[axis] = out
-    total: Tensor | None = None
-    # the middle of the window first: it often covers all, and then nothing need be set to 0
-    for b in sorted(range(size), key=lambda b: abs(2 * b - size + 1)):
-        shift = dilation * b - padding[0]
-        spans = []
-        for n, out in zip(sizes, outs, strict=True):
-            low = max(0, -(shift // stride))  # first h with stride h + shift >= 0
-            spans.append((low, min(out, (n - 1 - shift) // stride + 1)))
-        if any(high <= low for low, high in spans):
-            continue
-        part = value
-        for axis, (low, high) in zip(axes, spans, strict=True):
-            part = part.narrow(axis, stride * low + shift, stride * (high - 1 - low) + 1)
-            if stride > 1:
-                part = part[(slice(None),) * axis + (slice(None, None, stride),)]
-        if total is None and all(s == (0, n) for s, n in zip(spans, outs, strict=True)):
-            total = part.clone(memory_format=torch.contiguous_format)
-            continue
-        total = value.new_zeros(shape) if total is None else total
-        target = total
-        for axis, (low, high) in zip(axes, spans, strict=True):
-            target = target.narrow(axis, low, high - low)
-        target += part
-    assert total is not None
-    return total
-
-
-def _needs_graph(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
