@@ -74,8 +74,8 @@ class Evaluation:
         Returns:
             Each `[..., n1, n2]`, or `[..., n]` with `diag`.
         """
-        # only the diagonal needs derivatives of a point with itself at all pairs of positions
-        keep = diag and ntk
+        # tangents of a point with itself: for the diagonal, and where attention heads are random
+        keep = ntk and (diag or self.program.has_random_heads)
         left = Points(self.program, self.settings, x1, derivatives=keep)
         right = left if x1 is x2 else Points(self.program, self.settings, x2)
         if diag:

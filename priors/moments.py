@@ -211,7 +211,7 @@ class Moments:
                 return self._cache[a, b, True].diagonal(dim1=-2, dim2=-1)
             value = self._moment(a, b, full)
             assert value is not None
-            self._cache[a, b, full] = value
+            self._cache[a, b, full] = self.symmetrised(value, a, b, full)
         return self._cache[a, b, full]
 
     def related(self, a: int, b: int) -> bool:
@@ -235,6 +235,14 @@ class Moments:
         if full and trailing == 2:
             value = value.transpose(-1, -2)
         return value if self.paired else value.transpose(-1 - trailing, -2 - trailing)
+
+    def symmetrised(self, value: Tensor, a: int, b: int, full: bool) -> Tensor:
+        """The mean of both orders of a pair, which a quadrature over many variables draws apart."""
+        if a != b or not self.same or self.paired:
+            return value
+        if not isinstance(self.program.nodes[a], Elementwise) or self.is_plain(a):
+            return value
+        return (value + self.transposed(value, a, a, full)) / 2
 
     def on_left(self, value: Tensor, a: int, b: int, full: bool) -> Tensor:
         """A number per left point (and position of `a`) shaped to multiply the pair."""
@@ -903,18 +911,19 @@ class Moments:
         if inner is None:
             return None
         value = self.heads(a, b).average(inner)
-        if means:
-            value = self._pinned_block(value, a, b)
+        if means and self.same and not self.paired:
+            value = self.pinned_block(value, self._own(0).moment(a, b, True))
         return value if full else value.diagonal(dim1=-2, dim2=-1)
 
-    def _pinned_block(self, value: Tensor, a: int, b: int) -> Tensor:
-        """Pairs of a point with itself, at all positions: their heads are the same."""
-        if not self.same or self.paired:
-            return value
-        own = self._own(0).moment(a, b, True)
+    def pinned_block(self, value: Tensor, own: Tensor | None) -> Tensor:
+        """Pairs of a point with itself, at all positions, replaced: their heads are the same."""
         assert own is not None
-        own = self._slice(own, 0, 2)
-        return _with_diagonal(value, own.movedim(-3, -1), [(-4, -3)])
+        return _with_diagonal(value, self._slice(own, 0, 2).movedim(-3, -1), [(-4, -3)])
+
+    @property
+    def own_left(self) -> Moments:
+        """Moments of each left point with itself."""
+        return self._own(0)
 
     def dropout(self, a: int, b: int, full: bool, value: Tensor) -> Tensor:
         """Pairs of a point with itself under the same random mask: times 1 / keep."""

@@ -367,6 +367,8 @@ def _reduce(mean: bool) -> Callable[..., Value]:
 
 
 def _matmul(tracer: Tracer, where: str, a: Any, b: Any) -> Any:
+    if isinstance(a, transformers.Logits):  # attention without softmax
+        a = transformers.Weights(a, softmax=False)
     if isinstance(a, transformers.Weights):
         return a.apply(tracer, where, b)
     if isinstance(a, Value) and isinstance(b, Value):

@@ -378,6 +378,11 @@ class Program:
         """Whether different positions meet: pooling or attention."""
         return any(isinstance(n, Mix | Attention) for n in self.nodes)
 
+    @property
+    def has_random_heads(self) -> bool:
+        """Whether attention weights differ between heads in the limit."""
+        return any(isinstance(n, Attention) and not n.mean_field for n in self.nodes)
+
     def sources(self, index: int) -> tuple[int, ...]:
         """The nodes that a node is computed from."""
         match self.nodes[index]:

@@ -98,6 +98,7 @@ class Tangents:
         self.moments = moments
         self.program = moments.program
         self._standard = standard
+        self._own: Tangents | None = None
         self._cache: dict[tuple[int, int, bool], Tensor | None] = {}
         if len(self.program.nodes) > 100:
             self._warm_up()
@@ -122,7 +123,10 @@ class Tangents:
             if not full and (a, b, True) in self._cache:
                 value = self._cache[a, b, True]
                 return None if value is None else value.diagonal(dim1=-2, dim2=-1)
-            self._cache[a, b, full] = self._tangent(a, b, full)
+            value = self._tangent(a, b, full)
+            if value is not None:
+                value = m.symmetrised(value, a, b, full)
+            self._cache[a, b, full] = value
         return self._cache[a, b, full]
 
     def _tangent(self, a: int, b: int, full: bool) -> Tensor | None:
@@ -251,8 +255,17 @@ class Tangents:
         term = self.moments.heads(a, b).logit_gradient(inner, *tangents)
         if term is None:
             return value
-        term = term if full else term.diagonal(dim1=-2, dim2=-1)
-        return term if value is None else value + term
+        if value is not None:
+            term = term + (value if full else self.moments.image(a, b, True, self.tangent))
+        if self.moments.same and not self.moments.paired:
+            term = self.moments.pinned_block(term, self._own_tangent(a, b))
+        return term if full else term.diagonal(dim1=-2, dim2=-1)
+
+    def _own_tangent(self, a: int, b: int) -> Tensor | None:
+        """The tangent of each left point with itself."""
+        if self._own is None:
+            self._own = Tangents(self.moments.own_left, standard=self._standard)
+        return self._own.tangent(a, b, True)
 
 
 def _slope(a: int, b: int, da: tuple[int, int], db: tuple[int, int], own: Moments) -> Tensor:
