@@ -1,9 +1,12 @@
 """What we believe before data: infinite-width kernels, priors over functions, task priors."""
 
 from priors.acquisition import ExpectedImprovement, GaussianApproximation, LogExpectedImprovement
+from priors.batch_norm import batch_kernel
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
+from priors.infinite_depth import InfiniteDepthClassifier, classify_activation
 from priors.kernels import NNGPKernel, NTKKernel
 from priors.network import InfiniteNetwork, NetworkPrior
+from priors.plots import plot_prior, prior_summary
 from priors.posterior import GaussianPosterior, PredictivePosterior, TransformedPosterior, score
 from priors.program import UnsupportedOperationError
 from priors.quasi_monte_carlo import QuasiMonteCarlo
@@ -17,6 +20,7 @@ __all__ = [
     "GaussianApproximation",
     "GaussianPosterior",
     "GaussianProcessPrior",
+    "InfiniteDepthClassifier",
     "InfiniteNetwork",
     "LogExpectedImprovement",
     "NNGPKernel",
@@ -30,5 +34,9 @@ __all__ = [
     "TaskPrior",
     "TransformedPosterior",
     "UnsupportedOperationError",
+    "batch_kernel",
+    "classify_activation",
+    "plot_prior",
+    "prior_summary",
     "score",
 ]

@@ -47,6 +47,7 @@ from priors.positions import (
 from priors.program import (
     Array,
     Attention,
+    BatchNormalise,
     Combination,
     Concatenate,
     Dropout,
@@ -70,7 +71,7 @@ from priors.quadrature import gaussian_expectation, gaussian_mean
 from priors.quadrature import jumps as activation_jumps
 from priors.quasi_monte_carlo import QuasiMonteCarlo
 
-__all__ = ["Moments", "Points", "Settings", "Variances"]
+__all__ = ["Moments", "Points", "Settings", "Variances", "is_map"]
 
 # (kind, layer, like) -> variance `[*batch]` in the dtype of `like`; kind is "weight" or "bias".
 Variances = Callable[[str, str, Tensor], Tensor]
@@ -275,7 +276,7 @@ class Moments:
 
     def _moment(self, a: int, b: int, full: bool) -> Tensor | None:
         first, second = self.program.nodes[a], self.program.nodes[b]
-        if _is_map(first) or _is_map(second):
+        if is_map(first) or is_map(second):
             return self.image(a, b, full, self.moment, means=True)
         match first, second:
             case Features(), Features():
@@ -682,7 +683,7 @@ class Moments:
         if isinstance(first, Dropout) and a == b:
             value = of(first.source, first.source, full)
             return None if value is None else self.dropout(a, b, full, value)
-        left = _is_map(first) and (a >= b or not _is_map(second))
+        left = is_map(first) and (a >= b or not is_map(second))
         if not full and not _keeps_places(first if left else second):
             value = of(a, b, True)
             return None if value is None else value.diagonal(dim1=-2, dim2=-1)
@@ -989,7 +990,8 @@ class _Bound:
 _MAPS = (Combination, Normalise, Mix, Select, Join, Flatten, Concatenate, Dropout, Attention)
 
 
-def _is_map(node: Any) -> bool:
+def is_map(node: Any) -> bool:
+    """Whether a node is a linear map of others, given the statistics of each data point."""
     return isinstance(node, _MAPS)
 
 
@@ -1028,9 +1030,11 @@ def _find_relation(program: Program, a: int, b: int) -> bool:
         node = program.nodes[index]
         if isinstance(node, Attention):
             return _related(program, node.value, other)
+        if isinstance(node, BatchNormalise):
+            return _related(program, node.source, other)
         if isinstance(node, Elementwise):
             return any(_related(program, s, other) for f in node.factors for s in f.sources)
-        if _is_map(node):
+        if is_map(node):
             return any(_related(program, s, other) for s in program.sources(index))
     return False
 

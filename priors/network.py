@@ -11,20 +11,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import gpytorch
 import torch
 from gpytorch.constraints import Positive
 from torch import Tensor, nn
 
+from priors.activations import Activation
+from priors.criticality import critical_initialisation, susceptibilities
 from priors.evaluation import Evaluation
-from priors.moments import Settings
-from priors.program import Program
+from priors.moments import Points, Settings
+from priors.program import Elementwise, Embedding, Linear, Program
 from priors.quasi_monte_carlo import QuasiMonteCarlo
 from priors.tangents import readouts
 from priors.tracing import trace
 
-__all__ = ["InfiniteNetwork", "LayerVariances", "NetworkPrior"]
+__all__ = ["InfiniteNetwork", "LayerCriticality", "LayerVariances", "NetworkPrior"]
 
 VarianceSpec = float | Mapping[str, float]
 
@@ -248,6 +251,23 @@ class _Network(gpytorch.Module):
             )
 
 
+@dataclass(frozen=True)
+class LayerCriticality:
+    """How a layer passes signals on (Roberts, Yaida & Hanin 2021, chapter 5).
+
+    Attributes:
+        layer: The layer whose weights follow the nonlinearity.
+        variance: Of the nonlinearity's input.
+        chi_parallel: Factor on a small change of the input's norm; 1 at criticality.
+        chi_perp: Factor on a small change of its direction; 1 at criticality.
+    """
+
+    layer: str
+    variance: float
+    chi_parallel: float
+    chi_perp: float
+
+
 class InfiniteNetwork(_Network):
     """The limit of a network as all hidden widths go to infinity.
 
@@ -330,6 +350,78 @@ class InfiniteNetwork(_Network):
         assert ntk is not None
         return nngp, ntk
 
+    def criticality(self, *, input_variance: float = 1.0) -> list[LayerCriticality]:
+        """How each hidden layer passes signals on, at a typical input.
+
+        Args:
+            input_variance: Mean square of the input's features.
+
+        Returns:
+            One entry for each plain nonlinearity and each layer that it feeds, in order.
+        """
+        program = self.program
+        size = math.prod(1 if s is None else s for s in program.input_shape)
+        raw = next(self.variances.parameters(), torch.zeros(()))
+        x = torch.full((1, size), math.sqrt(input_variance), dtype=torch.float64, device=raw.device)
+        found = []
+        with torch.no_grad():
+            own = Points(program, self._settings(), x).own
+            for index, target in program.edges():
+                phi, source = own.activation(index)
+                variance = float(own.variance_of(source, 0).mean())
+                weight_var = float(self.variances.value("weight", target.layer, x))
+                parallel, perpendicular = susceptibilities(phi, variance, weight_var)
+                found.append(
+                    LayerCriticality(target.layer, variance, float(parallel), float(perpendicular))
+                )
+        return found
+
+    def tune_to_criticality(self, *, input_variance: float = 1.0) -> InfiniteNetwork:
+        """Set the variances so that signals neither grow nor vanish with the depth, in place.
+
+        Every layer that a plain nonlinearity feeds gets the critical weight and bias variance of
+        that nonlinearity, the first layers what brings the input to the critical variance where
+        there is one. Readouts are left alone.
+
+        Args:
+            input_variance: Mean square of the input's features.
+
+        Returns:
+            This network.
+
+        Raises:
+            ValueError: a nonlinearity has no critical point, or needs a bias where the network
+                has none (or one fixed at 0).
+        """
+        program = self.program
+        last = {program.nodes[i].layer for i in readouts(program, program.output)}  # type: ignore[union-attr]
+        values: dict[str, tuple[float, float]] = {}
+        start = (1.0, 0.0, 0.0)
+        for index, target in reversed(program.edges()):
+            node = program.nodes[index]
+            assert isinstance(node, Elementwise)
+            phi = node.factors[0].function
+            assert isinstance(phi, Activation)
+            start = critical_initialisation(phi)
+            if target.layer not in last:
+                values[target.layer] = start[:2]
+        weight_var, bias_var, variance = start
+        for layer in program.weights:
+            if layer not in values and layer not in last:
+                first = (variance - bias_var) / input_variance if variance > 0 else weight_var
+                values[layer] = (first, bias_var)
+        for layer, (weight, bias) in values.items():
+            self.variances.set("weight", layer, weight)
+            if bias > 0 or layer in self.variances.bias_var:
+                try:
+                    self.variances.set("bias", layer, bias)
+                except ValueError as error:
+                    raise ValueError(
+                        f"Layer {layer!r} needs a bias of variance {bias:.4g} to be critical: "
+                        "give its module a bias and make the network with a positive bias_var."
+                    ) from error
+        return self
+
     def quadrature_error(
         self, x1: Tensor, x2: Tensor | None = None, *, diag: bool = False, replicates: int = 8
     ) -> tuple[Tensor, Tensor]:
@@ -359,6 +451,9 @@ class InfiniteNetwork(_Network):
         nngp, ntk = (torch.stack(values).std(0) for values in zip(*results, strict=True))
         return nngp, ntk
 
+    def _settings(self) -> Settings:
+        return Settings(self.variances.value, self.quadrature, self.max_variables)
+
     def _kernels(
         self, x1: Tensor, x2: Tensor | None, diag: bool, *, nngp: bool, ntk: bool
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -378,7 +473,7 @@ class InfiniteNetwork(_Network):
                 )
         evaluation = Evaluation(
             self.program,
-            Settings(self.variances.value, self.quadrature, self.max_variables),
+            self._settings(),
             standard=self.parameterization == "standard",
             max_bytes=self.max_bytes,
             devices=self.devices,
@@ -398,6 +493,10 @@ class NetworkPrior(_Network):
         weight_var: As for `InfiniteNetwork`.
         bias_var: As for `InfiniteNetwork`.
         input_shape: As for `InfiniteNetwork`.
+        parameterization: "ntk", or "mup" for maximal updates (Yang & Hu 2021, 2011.14522; Yang et
+            al. 2022, 2203.03466, table 3): readout weights of variance weight_var * base_width /
+            fan_in^2, so that features move at any width; see `learning_rates`.
+        base_width: Width at which "mup" and "ntk" agree.
 
     Raises:
         ValueError: a width is open (`nn.LazyLinear`), or a parameter of the module is no weight
@@ -411,8 +510,14 @@ class NetworkPrior(_Network):
         weight_var: VarianceSpec | None = None,
         bias_var: VarianceSpec | None = None,
         input_shape: Sequence[int] | None = None,
+        parameterization: str = "ntk",
+        base_width: int = 1,
     ) -> None:
         super().__init__(module, weight_var, bias_var, input_shape, torch.Size())
+        if parameterization not in ("ntk", "mup"):
+            raise ValueError(f'parameterization must be "ntk" or "mup", got {parameterization!r}.')
+        self.parameterization = parameterization
+        self.base_width = base_width
         program = self.program
         known = {*program.weights.values(), *program.biases.values(), *program.constants}
         for name, parameter in self.module.named_parameters():
@@ -436,12 +541,58 @@ class NetworkPrior(_Network):
             fan_in = self.program.fan_in[layer]
             assert fan_in is not None
             std[name] = (self.variances.value("weight", layer) / fan_in).sqrt()
+            if self.parameterization == "mup" and layer in self._readouts:
+                std[name] = std[name] * math.sqrt(self.base_width / fan_in)
         for layer, name in self.program.biases.items():
             variance = self.variances.value("bias", layer)
             std[name] = variance.sqrt() if variance.requires_grad else variance.detach().sqrt()
         for name in self.program.constants:
             std[name] = torch.zeros(())
         return std
+
+    @property
+    def _readouts(self) -> set[str]:
+        program = self.program
+        return {program.nodes[i].layer for i in readouts(program, program.output)}  # type: ignore[union-attr]
+
+    def learning_rates(self, optimizer: str = "adam") -> dict[str, float]:
+        """Factor on the base width's learning rate of every parameter by name, for "mup".
+
+        With them the best learning rate does not depend on the width (2203.03466, table 3).
+
+        Args:
+            optimizer: "adam" or "sgd".
+
+        Raises:
+            ValueError: another parametrisation or optimiser.
+        """
+        if self.parameterization != "mup" or optimizer not in ("adam", "sgd"):
+            raise ValueError(
+                'learning_rates are those of parameterization="mup" with optimizer "adam" or '
+                f'"sgd", got {self.parameterization!r} and {optimizer!r}.'
+            )
+        program, base = self.program, self.base_width
+        from_input = {
+            n.layer
+            for n in program.nodes
+            if isinstance(n, Embedding)
+            or (isinstance(n, Linear) and n.source is not None and program.from_input(n.source))
+        }
+        shapes = {name: p.shape for name, p in self.module.named_parameters()}
+        rates = dict.fromkeys(program.constants, 0.0)
+        for layer, name in program.weights.items():
+            fan_in = program.fan_in[layer]
+            assert fan_in is not None
+            if layer in self._readouts:
+                rates[name] = base / fan_in
+            elif layer in from_input:
+                rates[name] = 1.0 if optimizer == "adam" else shapes[name][0] / base
+            else:
+                rates[name] = base / fan_in if optimizer == "adam" else 1.0
+        for layer, name in program.biases.items():
+            last = layer in self._readouts
+            rates[name] = 1.0 if optimizer == "adam" or last else shapes[name][0] / base
+        return rates
 
     def parameter_mean(self) -> dict[str, float]:
         """Prior mean of every parameter by name: 0, but 1 for the gains of normalisations."""

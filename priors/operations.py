@@ -19,6 +19,7 @@ from priors import nonlinearities, recurrent, transformers
 from priors.activations import ABReLU, Polynomial, RectifiedPower
 from priors.program import (
     Array,
+    BatchNormalise,
     Dropout,
     Elementwise,
     Embedding,
@@ -487,6 +488,27 @@ def _normalised(
     return tracer.like(x, tracer.add(Normalise(x.index, centred, eps, pooled, positions)))
 
 
+def _batch_norm_layer(tracer: Tracer, layer: Any, where: str, x: Value) -> Value:
+    if not tracer.whole_batch:
+        raise UnsupportedOperationError(
+            f"layer {type(layer).__name__}", where, _REFUSED["BatchNorm"]
+        )
+    if not layer.training or x.finite or x.heads:
+        raise UnsupportedOperationError(
+            f"layer {type(layer).__name__}",
+            where,
+            "in training mode and of hidden units it has a limit; call train()",
+        )
+    tracer.check_batch(x, where)
+    tracer.constant(layer.weight, 1.0, where)
+    tracer.constant(layer.bias, 0.0, where)
+    if not tracer.gaussian(x.index):
+        raise UnsupportedOperationError(
+            f"layer {type(layer).__name__}", where, "its input must be that of a linear layer"
+        )
+    return tracer.like(x, tracer.add(BatchNormalise(x.index, layer.eps, tracer.positions(x))))
+
+
 def _dropout_layer(whole: bool) -> Callable[..., Value]:
     def rule(tracer: Tracer, layer: Any, where: str, x: Value) -> Value:
         return _dropout(tracer, where, x, layer.p, layer.training, whole)
@@ -774,6 +796,7 @@ _LAYERS: dict[type[nn.Module], Callable[..., Any]] = {
     nn.LayerNorm: _layer_norm_layer,
     nn.RMSNorm: _layer_norm_layer,
     nn.GroupNorm: _group_norm_layer,
+    nn.modules.batchnorm._BatchNorm: _batch_norm_layer,
     nn.Dropout: _dropout_layer(False),
     **{getattr(nn, f"Dropout{d}d"): _dropout_layer(True) for d in (1, 2, 3)},
     nn.RNNCellBase: recurrent.cell,

@@ -9,6 +9,7 @@ vector's width goes to infinity, the positions are finite and keep their shape. 
     Embedding         a row of W for each token
     Elementwise       a product of functions of jointly Gaussian vectors, unit by unit
     Combination       sum_k c_k h_k + offset: no term is itself a Combination
+    BatchNormalise    the same over the batch; only in programs of whole batches
     Normalise         (h - mean) / sqrt(variance + eps) over the width
     Mix               a fixed linear map of the positions: pooling, graph aggregation
     Select            positions picked, repeated or reordered
@@ -40,6 +41,7 @@ from priors.expressions import Expression
 __all__ = [
     "Array",
     "Attention",
+    "BatchNormalise",
     "Combination",
     "Concatenate",
     "Dropout",
@@ -234,6 +236,15 @@ class Normalise:
 
 
 @dataclass(frozen=True)
+class BatchNormalise:
+    """(h - mean) / sqrt(variance + eps), over the batch and all positions."""
+
+    source: int
+    eps: float
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Mix:
     """A matrix for each axis of the source's positions (None: identity).
 
@@ -323,6 +334,7 @@ Node = (
     | Elementwise
     | Combination
     | Normalise
+    | BatchNormalise
     | Mix
     | Select
     | Join
@@ -372,6 +384,28 @@ class Program:
         """Number of positions of a node; None if it is a single vector."""
         shape = self.nodes[index].positions  # type: ignore[union-attr]
         return math.prod(shape) if shape else None
+
+    def from_input(self, index: int) -> bool:
+        """Whether a node holds raw features, as vectors at positions."""
+        return isinstance(self.nodes[index], Features)
+
+    def edges(self) -> list[tuple[int, Linear]]:
+        """Plain nonlinearities and the layers they feed, directly or through linear maps."""
+        found = []
+        for target in self.nodes:
+            if not isinstance(target, Linear) or target.source is None:
+                continue
+            waiting = [target.source]
+            while waiting:
+                index = waiting.pop()
+                node = self.nodes[index]
+                if isinstance(node, Elementwise):
+                    plain = len(node.factors) == 1
+                    if plain and isinstance(node.factors[0].function, Activation):
+                        found.append((index, target))
+                elif not isinstance(node, Linear | Embedding | Features):
+                    waiting += self.sources(index)
+        return found
 
     @property
     def mixes(self) -> bool:

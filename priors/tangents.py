@@ -256,7 +256,9 @@ class Tangents:
         if term is None:
             return value
         if value is not None:
-            term = term + (value if full else self.moments.image(a, b, True, self.tangent))
+            whole = value if full else self.moments.image(a, b, True, self.tangent)
+            assert whole is not None
+            term = term + whole
         if self.moments.same and not self.moments.paired:
             term = self.moments.pinned_block(term, self._own_tangent(a, b))
         return term if full else term.diagonal(dim1=-2, dim2=-1)

@@ -25,6 +25,7 @@ from priors.expressions import Apply, OneVariable, Statistic, Variable, substitu
 from priors.program import (
     Array,
     Attention,
+    BatchNormalise,
     Combination,
     Concatenate,
     Elementwise,
@@ -79,7 +80,9 @@ class Nonlinearity(nn.Module):
         return self.function(x)
 
 
-def trace(module: nn.Module, input_shape: Sequence[int] | None = None) -> Program:
+def trace(
+    module: nn.Module, input_shape: Sequence[int] | None = None, *, whole_batch: bool = False
+) -> Program:
     """Trace a module into a `Program`.
 
     Args:
@@ -87,6 +90,7 @@ def trace(module: nn.Module, input_shape: Sequence[int] | None = None) -> Progra
             trace. Its widths and the values of its weights do not matter.
         input_shape: Shape of one data point without batch dimensions; None means a row of
             features whose number is that of the first layer, or open.
+        whole_batch: Accept batch normalisation, for `priors.batch_norm`.
 
     Raises:
         UnsupportedOperationError: a layer or operation has no limit here; names it, its place
@@ -103,7 +107,7 @@ def trace(module: nn.Module, input_shape: Sequence[int] | None = None) -> Progra
             f"torch.fx cannot trace the forward of {type(module).__name__}: {error}. It must not "
             "branch or loop on tensor values or on the batch size."
         ) from error
-    return Tracer(module, input_shape).run(graph)
+    return Tracer(module, input_shape, whole_batch=whole_batch).run(graph)
 
 
 class _Leaves(fx.Tracer):
@@ -146,8 +150,15 @@ class Value:
 class Tracer:
     """Translates an fx graph node by node; the rules call its public methods."""
 
-    def __init__(self, module: nn.Module, input_shape: Sequence[int] | None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        input_shape: Sequence[int] | None,
+        *,
+        whole_batch: bool = False,
+    ) -> None:
         self.module = module
+        self.whole_batch = whole_batch
         self.nodes: list[Node] = []
         self.weights: dict[str, str] = {}
         self.biases: dict[str, str] = {}
@@ -433,7 +444,7 @@ class Tracer:
         if isinstance(node, Flatten):
             return self._distribute([index], lambda i: self._activation(i[0], function, where))
         positions = self.positions(index)
-        if self.gaussian(index):
+        if self.gaussian(index) or isinstance(node, BatchNormalise):
             return self.add(Elementwise((Factor(function, (index,)),), positions))
         offset = self.offset(index)
         if isinstance(node, Combination) and all(self.gaussian(i) for _, i in node.terms):

@@ -193,3 +193,97 @@ class TestNetworkPrior:
         module.extra = nn.Parameter(torch.zeros(2))
         with pytest.raises(ValueError, match="'extra' belongs to no layer"):
             NetworkPrior(module)
+
+
+def deep(activation, depth=4, width=16):
+    layers = [nn.Linear(3, width), activation]
+    for _ in range(depth - 1):
+        layers += [nn.Linear(width, width), activation]
+    return nn.Sequential(*layers, nn.Linear(width, 1))
+
+
+@pytest.mark.parametrize(
+    ("activation", "bias_var", "variance"),
+    [(nn.ReLU(), 0.0, 1.0), (nn.GELU(), 0.1, 3.56155), (nn.SiLU(), 0.1, 14.3202)],
+)
+def test_tuning_to_criticality(activation, bias_var, variance):
+    network = InfiniteNetwork(deep(activation), bias_var=bias_var)
+    before = network.criticality()
+    assert [layer.layer for layer in before] == ["2", "4", "6", "8"]
+    assert max(layer.chi_perp for layer in before) < 0.9
+    after = network.tune_to_criticality().criticality()
+    for layer in after[:-1]:  # the readout is left alone
+        assert layer.variance == pytest.approx(variance, rel=1e-4)
+        assert layer.chi_parallel == pytest.approx(1.0, abs=1e-5)
+        assert layer.chi_perp == pytest.approx(1.0, abs=1e-5)
+
+
+def test_criticality_is_the_slope_of_the_kernel():
+    network = InfiniteNetwork(deep(nn.Tanh(), depth=2), weight_var=1.7, bias_var=0.2)
+    first, _ = network.criticality(input_variance=0.8)
+    # chi_parallel = dK'/dK of the next layer's variance in this one's
+    step = 1e-4
+    variances = []
+    for q in (0.8 - step, 0.8 + step):
+        hidden = InfiniteNetwork(
+            nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)), weight_var=1.7, bias_var=0.2
+        )
+        x = torch.full((1, 3), q**0.5, dtype=torch.float64)
+        variances.append(hidden.nngp(x, diag=True).item())
+    slope = (variances[1] - variances[0]) / (2 * step * 1.7)
+    assert first.chi_parallel == pytest.approx(slope, rel=1e-5)
+
+
+def test_criticality_without_a_critical_point_or_bias():
+    with pytest.raises(ValueError, match="positive bias_var"):
+        InfiniteNetwork(deep(nn.GELU())).tune_to_criticality()
+    with pytest.raises(ValueError, match="critical"):
+        InfiniteNetwork(deep(nn.Sigmoid()), bias_var=0.1).tune_to_criticality()
+
+
+def test_maximal_update_scaling():
+    def prior(width):
+        module = nn.Sequential(
+            nn.Linear(3, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
+        )
+        return NetworkPrior(module, weight_var=2.0, parameterization="mup", base_width=32)
+
+    ntk = NetworkPrior(prior(32).module, weight_var=2.0)
+    assert prior(32).parameter_std() == ntk.parameter_std()
+    std = prior(128).parameter_std()
+    assert std["4.weight"].item() == pytest.approx((2.0 * 32) ** 0.5 / 128)
+    assert std["2.weight"].item() == pytest.approx((2.0 / 128) ** 0.5)
+    adam, sgd = prior(128).learning_rates(), prior(128).learning_rates("sgd")
+    assert [adam[f"{k}.weight"] for k in (0, 2, 4)] == [1.0, 0.25, 0.25]
+    assert [sgd[f"{k}.weight"] for k in (0, 2, 4)] == [4.0, 1.0, 0.25]
+    with pytest.raises(ValueError, match="mup"):
+        ntk.learning_rates()
+
+
+def test_one_adam_step_moves_maximal_update_features_alike_at_all_widths():
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    changes = {}
+    for width in (64, 1024):
+        module = nn.Sequential(
+            nn.Linear(3, width, bias=False),
+            nn.Tanh(),
+            nn.Linear(width, width, bias=False),
+            nn.Tanh(),
+            nn.Linear(width, 1, bias=False),
+        )
+        prior = NetworkPrior(module, parameterization="mup", base_width=64)
+        draw = prior.draw(generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(draw[name])
+        rates = prior.learning_rates()
+        groups = [
+            {"params": [p], "lr": 0.01 * rates[name]} for name, p in module.named_parameters()
+        ]
+        before = module[:3](x).detach()
+        optimizer = torch.optim.Adam(groups)
+        (module(x) - 1.0).square().mean().backward()
+        optimizer.step()
+        changes[width] = (module[:3](x).detach() - before).square().mean().sqrt().item()
+    assert 0.4 < changes[1024] / changes[64] < 2.5
+    # without the factors the wider network would move about 16 times as much
