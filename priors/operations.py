@@ -67,6 +67,9 @@ def call_module(tracer: Tracer, layer: nn.Module, where: str, *args: Any, **kwar
     activation = nonlinearities.of_module(layer)
     if activation is not None and len(args) == 1:
         return tracer.activation(args[0], activation, where)
+    state = [*layer.parameters(), *layer.buffers()]
+    if args and all(isinstance(a, Value) and a.finite for a in args) and not state:
+        return tracer.finite_call(where, layer, *args, **kwargs)
     name = type(layer).__name__
     why = next((r for k, r in _REFUSED.items() if k in name), "")
     raise UnsupportedOperationError(f"layer {name}", where, why)
