@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help demo test test-slow check bench clean
+.PHONY: help demo test test-slow check bench neural-tangents clean
 
 help:
 	@echo "make demo       fit, query and search on real data; figures and report in out/"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow  the slow tests too"
 	@echo "make check      formatter, linter, type checker, import contract"
 	@echo "make bench      the benchmarks, quickly; without --quick by hand, see README.md"
+	@echo "make neural-tangents  the competitor of 'benchmarks kernels', 2 GB in .venv-neural-tangents"
 
 # torch first and pinned: left to the other packages, pip may pull another build of it.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -39,6 +40,18 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks search --quick
 	$(BIN)/python -m benchmarks pfn --quick
+	$(BIN)/python -m benchmarks kernels --quick
+
+# The last release, with the newest jax that it imports under; TensorFlow is a hard dependency of
+# its tf2jax. It cannot share an environment with ours.
+neural-tangents: .venv-neural-tangents/.installed
+
+.venv-neural-tangents/.installed:
+	test -x .venv-neural-tangents/bin/python || $(PYTHON) -m venv .venv-neural-tangents
+	.venv-neural-tangents/bin/pip install --quiet --disable-pip-version-check \
+		neural-tangents==0.6.5 jax==0.5.3 jaxlib==0.5.3 numpy==1.26.4 scipy==1.13.1 \
+		tf2jax==0.3.6 tensorflow==2.21.0
+	touch $@
 
 clean:
-	rm -rf .venv out runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-neural-tangents out runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

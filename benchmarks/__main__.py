@@ -6,6 +6,7 @@ import importlib
 import sys
 
 BENCHMARKS = {
+    "kernels": "benchmarks.priors.kernels",
     "pfn": "benchmarks.pfn.diabetes",
     "search": "benchmarks.nas.digits",
 }

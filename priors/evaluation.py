@@ -114,13 +114,14 @@ class Evaluation:
         rows = [slice(i, min(i + side, n1)) for i in range(0, n1, side)]
         columns = [slice(j, min(j + side, n2)) for j in range(0, n2, side)]
         pairs = [(r, c) for r in rows for c in columns if not symmetric or c.start >= r.start]
-        self._prepare(left, right)
 
         def block(r: slice, c: slice) -> tuple[Tensor, ...]:
             moments = Moments(left, right, rows=r, columns=c, derivatives=ntk)
             return tuple(k for k in self._outputs(moments, nngp, ntk) if k is not None)
 
         grad = torch.is_grad_enabled() and self._requires_grad(left, right)
+        if grad:  # what concerns single points must not become part of a recomputed block
+            block(slice(0, 1), slice(0, 1))
         wanted = int(nngp) + int(ntk)
         results: list[Tensor] = []
         bar = tqdm(
@@ -182,7 +183,6 @@ class Evaluation:
                     ]
                     if left is right:
                         ends[1] = ends[0]
-                    self._prepare(*ends)
                     for r, c in own:
                         moments = Moments(*ends, rows=r, columns=c, derivatives=ntk)
                         values = [k for k in self._outputs(moments, nngp, ntk) if k is not None]
@@ -205,21 +205,11 @@ class Evaluation:
         for thread in threads:
             thread.join()
 
-    def _prepare(self, left: Points, right: Points) -> None:
-        """Compute what concerns single points before blocks ask for it.
-
-        Inside a recomputed block it would be part of the block.
-        """
-        index = self.program.output
-        for points in (left, right):
-            points.own.moment(index, index, False)
-
     def _requires_grad(self, left: Points, right: Points) -> bool:
-        return any(
-            t is not None and t.requires_grad
-            for p in (left, right)
-            for t in (p.x, p.own.moment(self.program.output, self.program.output, False))
-        )
+        layers = [("weight", layer) for layer in self.program.weights]
+        layers += [("bias", layer) for layer in self.program.biases]
+        variances = (self.settings.variances(kind, layer, left.x) for kind, layer in layers)
+        return any(t.requires_grad for t in (left.x, right.x, *variances))
 
     def _numbers_per_pair(self) -> int:
         """Numbers of the largest moment per pair of data points."""

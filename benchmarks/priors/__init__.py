@@ -1,0 +1,1 @@
+"""Benchmarks of infinite-width kernels."""
