@@ -2,6 +2,7 @@
 
 from priors.acquisition import ExpectedImprovement, GaussianApproximation, LogExpectedImprovement
 from priors.batch_norm import batch_kernel
+from priors.empirical import EmpiricalNTKKernel, empirical_ntk, linearize, monte_carlo_kernels
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
 from priors.infinite_depth import InfiniteDepthClassifier, classify_activation
 from priors.kernels import NNGPKernel, NTKKernel
@@ -14,6 +15,7 @@ from priors.tasks import FunctionTaskPrior, Task, TaskPrior
 from priors.tracing import Nonlinearity
 
 __all__ = [
+    "EmpiricalNTKKernel",
     "ExpectedImprovement",
     "FunctionPrior",
     "FunctionTaskPrior",
@@ -36,6 +38,9 @@ __all__ = [
     "UnsupportedOperationError",
     "batch_kernel",
     "classify_activation",
+    "empirical_ntk",
+    "linearize",
+    "monte_carlo_kernels",
     "plot_prior",
     "prior_summary",
     "score",
