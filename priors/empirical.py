@@ -71,8 +71,9 @@ def empirical_ntk(
         ntk_vector_products     2 n2 m FP + 2 n1 n2 m FP
 
     multiply-adds (Novak et al. 2022, table 1, with the passes that a block-wise evaluation
-    repeats). "auto" takes the smaller; FP comes from `torch.utils.flop_counter`, which knows
-    products and convolutions, on one example, and is taken to be at least P.
+    repeats). "auto" takes the smaller of those that fit the memory and that torch can
+    differentiate; FP comes from `torch.utils.flop_counter`, which knows products and
+    convolutions, on one example, and is taken to be at least P.
 
     Differentiable in inputs and parameters. Where these require a gradient the graph keeps all
     Jacobians, whatever `max_bytes` is; detach what needs none.
@@ -98,6 +99,7 @@ def empirical_ntk(
     Raises:
         ValueError: no parameters, shapes that do not fit, an unknown method or output, or a
             memory limit below the Jacobians of two examples for "jacobian_contraction".
+        NotImplementedError: torch has no forward derivative that NTK-vector products need.
         TypeError: the inputs are no tensors.
     """
     _check_pair(x1, x2, flat=False, diag=diag)
@@ -185,12 +187,14 @@ class LinearizedModule(nn.Module):
         parameters: The weights to expand at, by name; None means the module's own.
 
     Raises:
-        ValueError: the module has no parameters, or not those named.
+        ValueError: the module has no parameters, or not those named, or of other shapes.
     """
 
     def __init__(self, module: nn.Module, parameters: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         origin = _parameters_of(module, parameters)
+        if batch := _batch_shape(module, origin):
+            raise ValueError(f"One network is linearised; got a batch {tuple(batch)} of weights.")
         # In a tuple: its code alone is used, with the weights and buffers kept here.
         self._template = (module,)
         self.origin = _ByName({name: p.detach().clone() for name, p in origin.items()})
@@ -496,7 +500,10 @@ def monte_carlo_kernels(
 
 
 class _Cost(TorchDispatchMode):
-    """Counts the numbers that a computation produces, views included."""
+    """Counts the numbers that a computation produces.
+
+    Views count as well: derivatives copy some of what the forward pass only views.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -536,9 +543,10 @@ class _Tangent:
         if len(x) == 0:
             raise ValueError("x1 has no rows; the kernel needs one at least.")
         self.function, self.method, self.max_bytes = function, method, max_bytes
+        self.trial = x[:1].detach()
         counter, numbers = FlopCounterMode(display=False), _Cost()
         with torch.no_grad(), counter, numbers:
-            value = function(self.parameters, x[:1].detach())
+            value = function(self.parameters, self.trial)
         if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != 1:
             came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
@@ -558,10 +566,10 @@ class _Tangent:
             raise ValueError(f'output must be "all", "mean" or an index, got {output!r}.')
         self.traced = output != "all"
         self.num_parameters = sum(p.numel() for p in self.parameters.values())
-        self.item = value.element_size()
+        self.dtype, self.item = value.dtype, value.element_size()
         # get_total_flops counts a multiply-add as two
         self.forward = max(counter.get_total_flops() / 2, self.num_parameters)
-        self.intermediate = numbers.numbers
+        self.intermediate = max(1, numbers.numbers)
 
     def outputs(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """The wanted outputs at a batch, `[n, m]`."""
@@ -605,7 +613,17 @@ class _Tangent:
             repeats = math.ceil(n1 / self.block(n1, n2))
             examples = n1 + columns * (repeats - 1) / 2 if n2 is None else n1 + columns * repeats
         contraction = 2 * examples * m * FP + pairs * m * P * (1 if self.traced else m)
-        return contraction <= 2 * columns * m * FP + 2 * pairs * m * FP
+        products = 2 * columns * m * FP + 2 * pairs * m * FP
+        return contraction <= products or not self._has_forward_derivative()
+
+    def _has_forward_derivative(self) -> bool:
+        still = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        try:
+            with torch.no_grad():
+                _along(lambda p: self.function(p, self.trial), self.parameters, still)
+        except NotImplementedError:
+            return False
+        return True
 
     def block(self, n1: int, n2: int | None) -> int:
         """Rows of either side whose Jacobians are held together."""
@@ -705,7 +723,7 @@ class _Tangent:
         columns = min(n2 * m, max(1, numbers // (one + rows * self.intermediate)))
         if columns == n2 * m:
             rows = max(rows, (numbers // columns - one) // self.intermediate)
-        basis = torch.eye(m, dtype=x1.dtype, device=x1.device)
+        basis = torch.eye(m, dtype=self.dtype, device=x1.device)
 
         def push(tangents: dict[str, Tensor], x: Tensor) -> Tensor:
             return _along(lambda p: self.outputs(p, x), self.parameters, tangents)[1]
@@ -718,6 +736,7 @@ class _Tangent:
             part = torch.cat(
                 [vmap(push, in_dims=(0, None))(tangents, a) for a in x1.split(rows)], dim=1
             )
+            # traced: of the outputs at x1 the one that the column belongs to
             parts.append((part * basis[unit][:, None]).sum(-1) if self.traced else part)
         kernel = torch.cat(parts).unflatten(0, (n2, m))
         if self.traced:
@@ -728,7 +747,7 @@ class _Tangent:
         n, m = len(x1), self.num_outputs
         numbers = self.max_bytes // self.item
         columns = max(1, numbers // (self.num_parameters + 2 * self.intermediate))
-        basis = torch.eye(m, dtype=x1.dtype, device=x1.device)
+        basis = torch.eye(m, dtype=self.dtype, device=x1.device)
 
         def column(a: Tensor, b: Tensor, cotangent: Tensor) -> Tensor:
             tangents = self.pullback(b, cotangent)
@@ -804,8 +823,20 @@ def _along(
     point: dict[str, Tensor],
     direction: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Value at `point` and derivative along `direction`."""
-    value, change = jvp(function, (point,), (direction,))  # type: ignore[misc]
+    """Value at `point` and derivative along `direction`.
+
+    Raises:
+        NotImplementedError: torch has no forward derivative of some operation.
+    """
+    try:
+        value, change = jvp(function, (point,), (direction,))  # type: ignore[misc]
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            "torch has no forward derivative of an operation of this network "
+            f"({str(error).splitlines()[0]}). Kernels can do without by jacobian_contraction; "
+            "attention has one under torch.nn.attention.sdpa_kernel(SDPBackend.MATH), "
+            "nn.MultiheadAttention in train mode only."
+        ) from error
     return value, change
 
 
@@ -891,7 +922,8 @@ def _check_pair(x1: Tensor, x2: Tensor | None, *, flat: bool, diag: bool) -> Non
     if x2 is None:
         return
     row = -2 if flat else -x1.dim()
-    if x1.shape[row + 1 :] != x2.shape[row + 1 :] or not (flat or x1.dim() == x2.dim()):
+    examples = [x.shape[x.dim() + row + 1 :] for x in (x1, x2)]
+    if examples[0] != examples[1] or not (flat or x1.dim() == x2.dim()):
         raise ValueError(
             f"x2 has shape {tuple(x2.shape)}, x1 {tuple(x1.shape)}; inputs must agree in all but "
             "the number of rows."

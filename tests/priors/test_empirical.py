@@ -93,6 +93,7 @@ NETWORKS = {
     "mlp": (lambda: mlp(outputs=3), (3,)),
     "conv": (conv, (2, 4, 4)),
     "tied": (lambda: seeded(Tied), (3,)),
+    "tokens": (lambda: seeded(lambda: nn.Sequential(nn.Embedding(9, 3), nn.Linear(3, 2))), None),
 }
 
 
@@ -105,6 +106,8 @@ def setting(name):
     make, shape = NETWORKS[name]
     network = make().double()
     parameters = {k: p.detach() for k, p in network.named_parameters()}
+    if shape is None:
+        return network, parameters, torch.tensor([3, 1, 8, 0, 3]), torch.tensor([8, 2, 3, 3])
     return network, parameters, normal(5, *shape), normal(4, *shape, seed=1)
 
 
@@ -187,8 +190,8 @@ class LargestTensor(TorchDispatchMode):
 def test_blocks_give_the_same_within_the_memory(method, output, diag):
     network = mlp(nn.Tanh, width=60, outputs=3).double()
     parameters = {k: p.detach() for k, p in network.named_parameters()}
-    x1 = normal(23, 3)
-    for x2 in (None, normal(23, 3, seed=1), *([] if diag else [normal(9, 3, seed=1)])):
+    x1 = normal(12, 3)
+    for x2 in (None, normal(12, 3, seed=1), *([] if diag else [normal(9, 3, seed=1)])):
         arguments = {"method": method, "output": output, "diag": diag}
         with LargestTensor() as whole:
             full = empirical_ntk(network, parameters, x1, x2, **arguments)
@@ -250,7 +253,30 @@ def test_auto_takes_the_cheaper_method(monkeypatch):
     images = normal(3, 2, 4, 4, dtype=torch.float32)
     assert run(conv(), images) == "_contracted"
     # Jacobians that do not fit
-    assert run(conv(), images, max_bytes=10_000) == "_by_columns"
+    assert run(conv(), images, max_bytes=5_000) == "_by_columns"
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_auto_avoids_operations_without_a_forward_derivative():
+    attention = seeded(lambda: nn.MultiheadAttention(4, 2, batch_first=True))
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, x):
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    network, x = Attention(), normal(2, 3, 4, dtype=torch.float32)
+    parameters = {k: p.detach() for k, p in network.named_parameters()}
+    kernel = empirical_ntk(network, parameters, x)  # 12 outputs: products would be cheaper
+    torch.testing.assert_close(kernel, brute_force(network, x, x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(NotImplementedError, match="SDPBackend.MATH"):
+        empirical_ntk(network, parameters, x, method="ntk_vector_products")
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        plain = empirical_ntk(network, parameters, x, method="ntk_vector_products")
+    torch.testing.assert_close(plain, kernel, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -483,19 +509,32 @@ def within(estimate, error, exact, slack=1e-12):
 
 
 @pytest.mark.parametrize("diag", [False, True])
-def test_one_hidden_layer_is_unbiased_at_any_width(diag):
-    prior = NetworkPrior(mlp(depth=1, width=16, outputs=2), weight_var=1.8, bias_var=0.2)
-    x1, x2 = normal(5, 3), normal(5, 3, seed=1)
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+def test_one_hidden_layer_is_unbiased_at_any_width(name, diag):
+    if name == "mlp":
+        network, input_shape = mlp(depth=1, width=16, outputs=2), (3,)
+    else:
+        input_shape = (1, 3, 4)
+        network = nn.Sequential(
+            nn.Conv2d(1, 12, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(12, 2),
+        )
+    prior = NetworkPrior(network, weight_var=1.8, bias_var=0.2, input_shape=input_shape)
+    d = math.prod(input_shape)
+    x1, x2 = normal(5, d), normal(5, d, seed=1)
     estimate = monte_carlo_kernels(
-        prior, x1, x2, num_networks=600, generator=torch.Generator().manual_seed(0), diag=diag
+        prior, x1, x2, num_networks=300, generator=torch.Generator().manual_seed(0), diag=diag
     )
     nngp, ntk = (k.detach() for k in InfiniteNetwork(prior).kernels(x1, x2, diag=diag))
     assert not estimate.nngp.requires_grad
     assert within(estimate.nngp, estimate.nngp_error, nngp)
     assert within(estimate.ntk, estimate.ntk_error, ntk)
     # and the errors are small enough for that to mean something
-    assert estimate.nngp_error.max() < 0.1 * nngp.abs().max()
-    assert estimate.ntk_error.max() < 0.1 * ntk.abs().max()
+    assert estimate.nngp_error.max() < 0.15 * nngp.abs().max()
+    assert estimate.ntk_error.max() < 0.15 * ntk.abs().max()
 
 
 def test_standard_errors_of_a_linear_model_in_closed_form():
@@ -639,6 +678,8 @@ def test_invalid_arguments_are_named():
     with pytest.raises(ValueError, match="expected .*, after batch dimensions"):
         EmpiricalNTKKernel(network, parameters={k: p[..., :1] for k, p in parameters.items()})
     mixed = {k: p.expand(2 + i, *p.shape) for i, (k, p) in enumerate(parameters.items())}
+    with pytest.raises(ValueError, match=r"got a batch \(4,\) of weights"):
+        LinearizedModule(network, {k: p.expand(4, *p.shape) for k, p in parameters.items()})
     with pytest.raises(ValueError, match="differ in their batch dimensions"):
         EmpiricalNTKKernel(network, parameters=mixed)
     with pytest.raises(NotImplementedError, match="last_dim_is_batch"):
