@@ -27,12 +27,13 @@ from typing import Any, Literal
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, jvp, vjp, vmap
+from torch.func import jacrev, jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from priors.functional import call_module
 from priors.network import NetworkPrior
 
 __all__ = [
@@ -208,7 +209,7 @@ class LinearizedModule(nn.Module):
         constants = self.constants.tensors()
 
         def f(parameters: Mapping[str, Tensor]) -> Tensor:
-            return _call(self._template[0], {**parameters, **constants}, x)
+            return call_module(self._template[0], {**parameters, **constants}, x)
 
         value, change = _along(f, self.origin.tensors(), self.displacement.tensors())
         return value + change
@@ -406,7 +407,7 @@ class EmpiricalNTKKernel(Kernel):
             for name, b in self.constants.tensors().items()
         }
         shaped = x if self.input_shape is None else x.reshape(-1, *self.input_shape)
-        return _call(self._template[0], {**parameters, **constants}, shaped)
+        return call_module(self._template[0], {**parameters, **constants}, shaped)
 
 
 @dataclass(frozen=True)
@@ -844,28 +845,7 @@ def _as_function(function: nn.Module | ParametricFunction) -> ParametricFunction
     if not isinstance(function, nn.Module):
         return function
     module = function
-    return lambda parameters, x: _call(module, parameters, x)
-
-
-def _call(module: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """`torch.func.functional_call` with ties resolved here.
-
-    Its own way (torch 2.13) leaves a layer that the module holds under two names with the tensors
-    it was called with.
-    """
-    places: dict[int, list[str]] = {}
-    for path, layer in module.named_modules():  # each layer once
-        for name, own in (*layer._parameters.items(), *layer._buffers.items()):
-            places.setdefault(id(own), []).append(f"{path}.{name}" if path else name)
-    known: dict[str, Tensor] = dict(module.named_buffers(remove_duplicate=False))
-    known.update(module.named_parameters(remove_duplicate=False))
-    unknown = [name for name in tensors if name not in known]
-    if unknown:
-        raise ValueError(f"The module has no {unknown}; its parameters are {sorted(known)}.")
-    everywhere = {
-        place: tensor for name, tensor in tensors.items() for place in places[id(known[name])]
-    }
-    return functional_call(module, everywhere, (x,), tie_weights=False)
+    return lambda parameters, x: call_module(module, parameters, x)
 
 
 def _checked(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

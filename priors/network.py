@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from priors.activations import Activation
 from priors.criticality import critical_initialisation, susceptibilities
 from priors.evaluation import Evaluation
+from priors.functional import call_module
 from priors.moments import Points, Settings
 from priors.program import Elementwise, Embedding, Linear, Program
 from priors.quasi_monte_carlo import QuasiMonteCarlo
@@ -641,7 +642,7 @@ class NetworkPrior(_Network):
         size = parameters[first].shape[: parameters[first].dim() - len(own[first])]
 
         def call(values: dict[str, Tensor]) -> Tensor:
-            return torch.func.functional_call(module, values, (flat,))
+            return call_module(module, values, flat)
 
         values = {name: p.to(X) for name, p in parameters.items()}
         if size:

@@ -287,3 +287,20 @@ def test_one_adam_step_moves_maximal_update_features_alike_at_all_widths():
         changes[width] = (module[:3](x).detach() - before).square().mean().sqrt().item()
     assert 0.4 < changes[1024] / changes[64] < 2.5
     # without the factors the wider network would move about 16 times as much
+
+
+def test_a_layer_under_two_names_keeps_its_weights():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.r = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+            self.again = self.b
+
+        def forward(self, x):
+            return self.r(torch.tanh(self.again(torch.tanh(self.b(torch.tanh(self.a(x)))))))
+
+    module = Twice()
+    before = module.b.weight
+    NetworkPrior(module).sample(torch.randn(2, 3), torch.Size([2]))
+    assert module.b.weight is before
+    assert module.again.weight is before

@@ -1,0 +1,43 @@
+"""Calling a module with other tensors than its own.
+
+`torch.func.functional_call` (torch 2.13) leaves a layer that a module holds under two names with
+the tensors that it was called with. Here every name of a tensor is passed, so that all are put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["call_module"]
+
+
+def call_module(module: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """`torch.func.functional_call` with ties resolved here.
+
+    Args:
+        module: The module.
+        tensors: Parameters and buffers by name, those that are to differ.
+        x: Its input.
+
+    Returns:
+        The module's output.
+
+    Raises:
+        ValueError: the module has no parameter of a name.
+    """
+    places: dict[int, list[str]] = {}
+    for path, layer in module.named_modules():  # each layer once
+        for name, own in (*layer._parameters.items(), *layer._buffers.items()):
+            places.setdefault(id(own), []).append(f"{path}.{name}" if path else name)
+    known: dict[str, Tensor] = dict(module.named_buffers(remove_duplicate=False))
+    known.update(module.named_parameters(remove_duplicate=False))
+    unknown = [name for name in tensors if name not in known]
+    if unknown:
+        raise ValueError(f"The module has no {unknown}; its parameters are {sorted(known)}.")
+    everywhere = {
+        place: tensor for name, tensor in tensors.items() for place in places[id(known[name])]
+    }
+    return torch.func.functional_call(module, everywhere, (x,), tie_weights=False)
