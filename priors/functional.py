@@ -1,7 +1,7 @@
 """Calling a module with other tensors than its own.
 
 `torch.func.functional_call` (torch 2.13) leaves a layer that a module holds under two names with
-the tensors that it was called with. Here every name of a tensor is passed, so that all are put back.
+the tensors that it was called with. Here every name of a tensor is passed, and all are put back.
 """
 
 from __future__ import annotations
