@@ -6,6 +6,7 @@ from priors.empirical import EmpiricalNTKKernel, empirical_ntk, linearize, monte
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
 from priors.infinite_depth import InfiniteDepthClassifier, classify_activation
 from priors.kernels import NNGPKernel, NTKKernel
+from priors.learning_curves import learning_curve, plot_learning_curve, predicted_risk
 from priors.network import InfiniteNetwork, NetworkPrior
 from priors.plots import plot_prior, prior_summary
 from priors.posterior import GaussianPosterior, PredictivePosterior, TransformedPosterior, score
@@ -39,9 +40,12 @@ __all__ = [
     "batch_kernel",
     "classify_activation",
     "empirical_ntk",
+    "learning_curve",
     "linearize",
     "monte_carlo_kernels",
+    "plot_learning_curve",
     "plot_prior",
+    "predicted_risk",
     "prior_summary",
     "score",
 ]
