@@ -6,6 +6,7 @@ import importlib
 import sys
 
 BENCHMARKS = {
+    "features": "benchmarks.priors.features",
     "kernels": "benchmarks.priors.kernels",
     "pfn": "benchmarks.pfn.diabetes",
     "search": "benchmarks.nas.digits",

@@ -3,6 +3,7 @@
 from priors.acquisition import ExpectedImprovement, GaussianApproximation, LogExpectedImprovement
 from priors.batch_norm import batch_kernel
 from priors.empirical import EmpiricalNTKKernel, empirical_ntk, linearize, monte_carlo_kernels
+from priors.features import RandomFeatureKernel, random_features
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
 from priors.infinite_depth import InfiniteDepthClassifier, classify_activation
 from priors.kernels import NNGPKernel, NTKKernel
@@ -32,6 +33,7 @@ __all__ = [
     "Nonlinearity",
     "PredictivePosterior",
     "QuasiMonteCarlo",
+    "RandomFeatureKernel",
     "ScaleMixturePrior",
     "Task",
     "TaskPrior",
@@ -47,5 +49,6 @@ __all__ = [
     "plot_prior",
     "predicted_risk",
     "prior_summary",
+    "random_features",
     "score",
 ]
