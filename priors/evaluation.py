@@ -8,6 +8,7 @@ gradients, blocks that together exceed the budget are recomputed in the backward
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ __all__ = ["Evaluation"]
 
 # Numbers of one block's moment: small enough for the second-level cache, large enough that the
 # overhead of a call does not matter.
-_CACHE_BLOCK = 2**16
+_CACHE_BLOCK = 2**17
 _GPU_BLOCK = 2**24
 
 
@@ -110,6 +111,7 @@ class Evaluation:
     ) -> tuple[Tensor | None, Tensor | None]:
         """Blocks of rows and columns; of a symmetric kernel those on and above the diagonal."""
         symmetric = left is right
+        threads = torch.get_num_threads()
         n1, n2 = left.x.shape[-2], right.x.shape[-2]
         rows = [slice(i, min(i + side, n1)) for i in range(0, n1, side)]
         columns = [slice(j, min(j + side, n2)) for j in range(0, n2, side)]
@@ -133,15 +135,16 @@ class Evaluation:
             disable=None if self.progress else True,
         )
         if not grad:
-            for (r, c), values in self._computed(left, right, pairs, block, nngp, ntk):
-                bar.update()
-                if not results:
-                    batch = values[0].shape[:-2]
-                    results = [left.x.new_empty(*batch, n1, n2) for _ in range(wanted)]
-                for result, value in zip(results, values, strict=True):
-                    result[..., r, c] = value
-                    if symmetric and r != c:
-                        result[..., c, r] = value.mT
+            with _single_threaded_operations():
+                for (r, c), values in self._computed(left, right, pairs, block, nngp, ntk, threads):
+                    bar.update()
+                    if not results:
+                        batch = values[0].shape[:-2]
+                        results = [left.x.new_empty(*batch, n1, n2) for _ in range(wanted)]
+                    for result, value in zip(results, values, strict=True):
+                        result[..., r, c] = value
+                        if symmetric and r != c:
+                            result[..., c, r] = value.mT
             bar.close()
         else:
             recompute = len(pairs) * self._graph_bytes(left.x, side) > self.max_bytes
@@ -168,42 +171,64 @@ class Evaluation:
         block: Callable[[slice, slice], tuple[Tensor, ...]],
         nngp: bool,
         ntk: bool,
+        threads: int,
     ) -> Iterator[tuple[tuple[slice, slice], tuple[Tensor, ...]]]:
         """Blocks without gradients, on all devices at once, in any order."""
-        if not self.devices:
+        ends: list[tuple[Points, Points]] = []
+        for device in self.devices:
+            there = Points(self.program, self.settings, left.x.to(device))
+            other = (
+                there if left is right else Points(self.program, self.settings, right.x.to(device))
+            )
+            ends.append((there, other))
+        workers = len(ends)
+        if not ends:
+            # the first block also computes what concerns single points, for all that follow
+            yield pairs[0], block(*pairs[0])
+            pairs = pairs[1:]
+            workers = self._workers(left.x, len(pairs), threads)
+            ends = [(left, right)] * workers
+        if workers == 1:
             for pair in pairs:
                 yield pair, block(*pair)
             return
 
-        def work(device: torch.device, own: list[tuple[slice, slice]], done: Queue[Any]) -> None:
+        done: Queue[Any] = Queue()
+
+        def work(side: tuple[Points, Points], own: list[tuple[slice, slice]]) -> None:
             try:
                 with torch.no_grad():
-                    ends = [
-                        Points(self.program, self.settings, p.x.to(device)) for p in (left, right)
-                    ]
-                    if left is right:
-                        ends[1] = ends[0]
                     for r, c in own:
-                        moments = Moments(*ends, rows=r, columns=c, derivatives=ntk)
+                        moments = Moments(*side, rows=r, columns=c, derivatives=ntk)
                         values = [k for k in self._outputs(moments, nngp, ntk) if k is not None]
                         done.put(((r, c), tuple(v.to(left.x.device) for v in values)))
             except BaseException as error:  # raised again where it is waited for
                 done.put(error)
 
-        done: Queue[Any] = Queue()
-        threads = [
-            Thread(target=work, args=(device, pairs[k :: len(self.devices)], done), daemon=True)
-            for k, device in enumerate(self.devices)
+        crew = [
+            Thread(target=work, args=(side, pairs[k :: len(ends)]), daemon=True)
+            for k, side in enumerate(ends)
         ]
-        for thread in threads:
+        for thread in crew:
             thread.start()
         for _ in pairs:
             item = done.get()
             if isinstance(item, BaseException):
                 raise item
             yield item
-        for thread in threads:
+        for thread in crew:
             thread.join()
+
+    def _workers(self, x: Tensor, blocks: int, threads: int) -> int:
+        """Threads that each take whole blocks, on a CPU.
+
+        As many as torch would use within each operation, whose tensors are too small for that;
+        with positions half as many, since allocation then bounds more than arithmetic does.
+        """
+        if x.device.type != "cpu":
+            return 1
+        count = threads if self._numbers_per_pair() == 1 else threads // 2
+        return max(1, min(count, blocks))
 
     def _requires_grad(self, left: Points, right: Points) -> bool:
         layers = [("weight", layer) for layer in self.program.weights]
@@ -232,3 +257,14 @@ class Evaluation:
         """Memory that the graph of one block holds: about eight tensors per nonlinearity."""
         layers = sum(isinstance(n, Elementwise) for n in self.program.nodes)
         return 8 * layers * side**2 * self._numbers_per_pair() * x.element_size()
+
+
+@contextlib.contextmanager
+def _single_threaded_operations() -> Iterator[None]:
+    """Inside, operations use one thread each: blocks are spread over threads instead."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

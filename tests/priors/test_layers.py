@@ -579,3 +579,29 @@ def test_a_jump_that_meets_its_own_input():
     # E (sign u + u / 2)^2 = 1 + E|u| + q / 4
     expected = 1 + (2 * q / math.pi).sqrt() + q / 4
     torch.testing.assert_close(made.nngp(x, diag=True).detach(), expected)
+
+
+@pytest.mark.parametrize("name", ["user's nonlinearity", "circular padding, pooling, flatten"])
+def test_blocks_on_several_threads_equal_one_and_leave_the_setting(name, monkeypatch):
+    made, _ = network(name)
+    x = inputs(made.program.input_shape, n=40)
+    with torch.no_grad():
+        expected = made.kernels(x)
+        monkeypatch.setattr("priors.evaluation._CACHE_BLOCK", 2000)
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(4)
+            found = made.kernels(x)
+            assert torch.get_num_threads() == 4
+        finally:
+            torch.set_num_threads(before)
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_an_error_in_a_block_reaches_the_caller(monkeypatch):
+    made, x = network("user's nonlinearity", devices=["cpu", "cpu"])
+    monkeypatch.setattr("priors.evaluation._CACHE_BLOCK", 1)
+    monkeypatch.setattr("priors.moments.Moments.moment", lambda *a, **k: 1 / 0)
+    with torch.no_grad(), pytest.raises(ZeroDivisionError):
+        made.nngp(x)
