@@ -29,7 +29,7 @@ __all__ = ["Evaluation"]
 
 # Numbers of one block's moment: small enough for the second-level cache, large enough that the
 # overhead of a call does not matter.
-_CACHE_BLOCK = 2**17
+_CACHE_BLOCK = 2**16
 _GPU_BLOCK = 2**24
 
 
@@ -248,6 +248,8 @@ class Evaluation:
     def _block(self, x: Tensor) -> int:
         """Points on a side of a block."""
         numbers = _CACHE_BLOCK if x.device.type == "cpu" else _GPU_BLOCK
+        if self._numbers_per_pair() > 1:  # more operations for each layer, so fewer blocks
+            numbers *= 2
         batch = x.shape[:-2].numel()
         # about 16 such tensors are alive at a time
         budget = min(numbers, self.max_bytes // (16 * x.element_size()))

@@ -213,7 +213,24 @@ class Moments:
             value = self._moment(a, b, full)
             assert value is not None
             self._cache[a, b, full] = self.symmetrised(value, a, b, full)
+            if not self._derivatives:
+                self.forget_below(a, b)
         return self._cache[a, b, full]
+
+    def forget_below(self, a: int, b: int) -> None:
+        """Drop what led to a layer and serves nothing else, so that a block stays in the cache."""
+        node = self.program.nodes[a]
+        if a != b or self._itself or not isinstance(node, Linear) or node.source is None:
+            return
+        below = node.source
+        while self.program.consumers[below] == 1 and not self.program.from_input(below):
+            for cache in (self._cache, self._duals):
+                for full in (True, False):
+                    cache.pop((below, below, full), None)
+            sources = self.program.sources(below)
+            if len(sources) != 1 or isinstance(self.program.nodes[below], Linear):
+                return
+            (below,) = sources
 
     def related(self, a: int, b: int) -> bool:
         """Whether a moment can differ from 0: a common weight, or means."""

@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy
@@ -407,6 +408,15 @@ class Program:
                     waiting += self.sources(index)
         return found
 
+    @cached_property
+    def consumers(self) -> tuple[int, ...]:
+        """How often each node is used by others."""
+        count = [0] * len(self.nodes)
+        for index in range(len(self.nodes)):
+            for source in self.sources(index):
+                count[source] += 1
+        return tuple(count)
+
     @property
     def mixes(self) -> bool:
         """Whether different positions meet: pooling or attention."""
@@ -461,8 +471,7 @@ class Program:
         linear = [node for node in self.nodes if isinstance(node, Linear | Embedding)]
         if len({node.weight for node in linear}) < len(linear):
             return False
-        consumers = [0] * len(self.nodes)
-        for index, node in enumerate(self.nodes):
+        for node in self.nodes:
             if isinstance(node, Normalise | Attention | Join | Concatenate):
                 return False
             if isinstance(node, Combination) and (len(node.terms) != 1 or node.offset):
@@ -473,9 +482,7 @@ class Program:
                 and node.factors[0].function.homogeneous
             ):
                 return False
-            for source in self.sources(index):
-                consumers[source] += 1
-        return all(n <= 1 or self.finite(i) for i, n in enumerate(consumers))
+        return all(n <= 1 or self.finite(i) for i, n in enumerate(self.consumers))
 
 
 def pruned(program: Program) -> Program:

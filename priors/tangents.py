@@ -127,7 +127,18 @@ class Tangents:
             if value is not None:
                 value = m.symmetrised(value, a, b, full)
             self._cache[a, b, full] = value
+            self._forget_below(a, b)
         return self._cache[a, b, full]
+
+    def _forget_below(self, a: int, b: int) -> None:
+        """As `Moments` does; tangents are asked for last."""
+        node = self.program.nodes[a]
+        if a == b and isinstance(node, Linear) and node.source is not None:
+            self.moments.forget_below(a, b)
+            for index in (node.source, *self.program.sources(node.source)):
+                if self.program.consumers[index] == 1:
+                    for full in (True, False):
+                        self._cache.pop((index, index, full), None)
 
     def _tangent(self, a: int, b: int, full: bool) -> Tensor | None:
         first, second = self.program.nodes[a], self.program.nodes[b]
