@@ -93,7 +93,7 @@ def relu_batch_norm(covariance: Tensor) -> Tensor:
     nodes, weights = numpy.polynomial.legendre.leggauss(400)
     # s from 1e-12 to 1e12 of the spectrum's scale
     reach = 12 * math.log(10)
-    log_s = torch.tensor(nodes) * reach - values.max().log()
+    log_s = torch.tensor(nodes).to(values) * reach - values.max().log()
     s = log_s.exp()
     shrunk = values / (1 + 2 * s[:, None] * values)
     inner = (vectors * shrunk[:, None, :]) @ vectors.mT

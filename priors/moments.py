@@ -123,7 +123,8 @@ class Points:
         """Integer tokens at the data points, `[..., n, (P)]`."""
         value = self._value(index)
         places = (math.prod(positions),) if positions else ()
-        return value.reshape(*self.x.shape[:-1], *places).round().long()
+        tokens = value.reshape(*self.x.shape[:-1], *places).round().long()
+        return tokens.to(self.x.device)  # positions are numbered on the CPU
 
     def _value(self, index: int) -> Any:
         """A finite node with the batch as the first dimension."""

@@ -97,6 +97,8 @@ def call_function(
     if name in _STRUCTURAL:
         return tracer.structural(where, function, args, kwargs)
     values = [a for a in (*args, *kwargs.values()) if isinstance(a, Value)]
+    if not values and not any(isinstance(a, Ref | nn.Parameter) for a in args):
+        return function(*args, **kwargs)  # a constant, such as torch.arange(10)
     if values and all(v.finite for v in values):
         return tracer.finite_call(where, function, *args, **kwargs)
     if name in nonlinearities.ELEMENTWISE:
@@ -211,15 +213,27 @@ def _each(value: Any, dims: int) -> tuple[int, ...]:
     return (int(value),) * dims if isinstance(value, int) else tuple(int(v) for v in value)
 
 
-def _embedding_layer(tracer: Tracer, layer: nn.Embedding, where: str, x: Value) -> Value:
+def _repeated(batch: int, tokens: Tensor) -> Tensor:
+    return tokens.expand(batch, *tokens.shape)
+
+
+def _embedding_layer(tracer: Tracer, layer: nn.Embedding, where: str, x: Value | Tensor) -> Value:
     if layer.max_norm is not None:
         raise UnsupportedOperationError("Embedding with max_norm", where)
     return _embedding(tracer, where, x, layer.weight, layer.padding_idx)
 
 
 def _embedding(
-    tracer: Tracer, where: str, input: Value, weight: Tensor, padding_idx: int | None = None
+    tracer: Tracer,
+    where: str,
+    input: Value | Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
 ) -> Value:
+    if isinstance(input, Tensor):  # the same tokens for every data point, such as positions
+        shape = tuple(input.shape)
+        node = Function(_repeated, (Ref(None), Array.of(input)), (), shape)
+        input = Value(tracer.add(node))
     if not input.finite:
         raise UnsupportedOperationError("an embedding of hidden units", where)
     positions = tracer.shape(input)
@@ -227,8 +241,8 @@ def _embedding(
         raise ValueError(f"The embedding at {where} needs input_shape, for example (10,).")
     layer = tracer.parameter(weight, tracer.weights, where, "weight")
     tracer.fan_in[layer] = 1
-    node = Embedding(input.index, layer, layer, padding_idx, positions)  # type: ignore[arg-type]
-    return Value(tracer.add(node), weight.shape[1], len(positions))
+    made = Embedding(input.index, layer, layer, padding_idx, positions)  # type: ignore[arg-type]
+    return Value(tracer.add(made), weight.shape[1], len(positions))
 
 
 # Positions ---------------------------------------------------------------------------------------

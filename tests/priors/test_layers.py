@@ -421,6 +421,20 @@ def test_cuda_agrees_with_cpu(name):
             torch.testing.assert_close(a.cpu(), b, rtol=1e-6, atol=1e-9)
 
 
+def test_position_embeddings_are_learnt_positions():
+    def table(m, x):
+        return m.r(F.relu(m.b(m.e(x.long()) + m.p(torch.arange(4, device=x.device)))).mean(1))
+
+    layers = {"e": nn.Embedding(5, WIDTH), "b": dense(), "r": dense(WIDTH, 4)}
+    options = {"weight_var": 1.5, "bias_var": 0.1, "input_shape": (4,)}
+    made = InfiniteNetwork(Forward(table, p=nn.Embedding(4, WIDTH), **layers), **options)
+    expected = InfiniteNetwork(Positions(embedded, **layers), **options)
+    x = inputs((4,), tokens=True)
+    with torch.no_grad():
+        for a, b in zip(made.kernels(x), expected.kernels(x), strict=True):
+            torch.testing.assert_close(a, b)
+
+
 # Properties and closed forms ---------------------------------------------------------------------
 
 
