@@ -102,7 +102,7 @@ def relu_batch_norm(covariance: Tensor) -> Tensor:
     dual = relu.dual(relu, q[:, :, None], q[:, None, :], inner)
     dual = torch.diagonal_scatter(dual, relu.second_moment(q), dim1=-2, dim2=-1)
     mass = (
-        torch.tensor(weights)
+        torch.tensor(weights).to(values)
         * reach
         * s
         * (1 + 2 * s[:, None] * values).log().sum(-1).div(-2).exp()
