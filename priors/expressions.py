@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Apply", "Expression", "OneVariable", "Statistic", "Variable", "substitute"]
+__all__ = [
+    "Apply",
+    "Expression",
+    "OneVariable",
+    "Statistic",
+    "Variable",
+    "crossings",
+    "substitute",
+]
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,69 @@ class Apply:
 
 
 Expression = Apply
+
+# Cells of the grid on which crossings are looked for, and halvings of a cell.
+_CELLS, _HALVINGS = 240, 40
+
+
+def crossings(expression: Apply, scale: Tensor, statistics: Sequence[Tensor]) -> list[Tensor]:
+    """Where an expression of one variable has kinks, which move with its statistics.
+
+    A kink is where the argument of a kinked function, relu for one, passes that function's own
+    kink. Crossings closer than a tenth of a standard deviation may be missed.
+
+    Args:
+        expression: Of variable 0.
+        scale: Standard deviation of the variable at each data point, any shape.
+        statistics: Each of that shape.
+
+    Returns:
+        Tensors of that shape, NaN where a data point has no such crossing.
+    """
+    spread = [s[..., None] for s in statistics]
+
+    def arguments(x: Tensor) -> list[Tensor]:
+        """Argument minus kink, for each kinked function inside."""
+        found: list[Tensor] = []
+        done: dict[int, Any] = {}
+
+        def value(node: Any) -> Any:
+            match node:
+                case Variable():
+                    return x
+                case Statistic():
+                    return spread[node.index]
+                case Apply():
+                    if id(node) not in done:
+                        own = [value(a) for a in node.arguments]
+                        keywords = {k: value(v) for k, v in node.keywords}
+                        for kink in getattr(node.function, "kinks", ()):
+                            found.append((own[0] - kink).expand(x.shape))
+                        done[id(node)] = node.function(*own, **keywords)
+                    return done[id(node)]
+            return node
+
+        value(expression)
+        return found
+
+    grid = torch.linspace(-12.0, 12.0, _CELLS + 1, dtype=scale.dtype, device=scale.device)
+    x = scale[..., None] * grid
+    places = []
+    for k, inner in enumerate(arguments(x)):
+        # the first and the last cell in which the sign changes
+        changes = (inner[..., :-1] > 0) != (inner[..., 1:] > 0)
+        some = changes.any(-1)
+        cells = [changes.int().argmax(-1), _CELLS - 1 - changes.flip(-1).int().argmax(-1)]
+        for cell in cells:
+            low = x.gather(-1, cell[..., None])
+            high = x.gather(-1, cell[..., None] + 1)
+            rising = inner.gather(-1, cell[..., None] + 1) > 0
+            for _ in range(_HALVINGS):
+                middle = (low + high) / 2
+                above = (arguments(middle)[k] > 0) == rising
+                low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+            places.append(torch.where(some, high.squeeze(-1), float("nan")))
+    return places
 
 
 @dataclass(frozen=True)

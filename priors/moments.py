@@ -35,7 +35,7 @@ from torch import Tensor
 
 from priors.activations import Activation
 from priors.attention import Heads
-from priors.expressions import Apply
+from priors.expressions import Apply, crossings
 from priors.positions import (
     averaged,
     convolved,
@@ -559,9 +559,15 @@ class Moments:
             c,
             f_parameters=tuple(self.on_left(s, a, b, full) for s in one.statistics),
             g_parameters=tuple(self.on_right(s, a, b, full) for s in two.statistics),
-            f_kinks=one.kinks,
-            g_kinks=two.kinks,
+            f_kinks=tuple(self._spread_kink(k, a, b, full, self.on_left) for k in one.kinks),
+            g_kinks=tuple(self._spread_kink(k, a, b, full, self.on_right) for k in two.kinks),
         )
+
+    @staticmethod
+    def _spread_kink(
+        kink: float | Tensor, a: int, b: int, full: bool, place: Callable[..., Tensor]
+    ) -> float | Tensor:
+        return place(kink, a, b, full) if isinstance(kink, Tensor) else kink
 
     def _many_variables(
         self,
@@ -986,7 +992,14 @@ class _Bound:
 
     @property
     def kinks(self) -> tuple[Any, ...]:
-        return () if self.plain is None else tuple(self.plain.kinks or ())
+        """Where the function of its only variable has kinks: numbers, or one per data point."""
+        if self.plain is not None:
+            return self.plain.kinks
+        assert isinstance(self.factor.function, Apply)
+        with torch.no_grad():
+            scale = self.own.variance_of(self.factor.sources[0], 0).double().sqrt()
+            statistics = [s.double() for s in self.statistics]
+            return tuple(crossings(self.factor.function, scale, statistics))
 
     def of_one(self, x: Tensor, *statistics: Tensor) -> Tensor:
         """The function of its only variable."""

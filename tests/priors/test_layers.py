@@ -522,6 +522,24 @@ def test_layer_norm_of_a_gaussian_gives_correlations():
     torch.testing.assert_close(made.nngp(x).detach(), k / root[:, None] / root[None, :])
 
 
+def test_layer_norm_between_two_kinks():
+    # E relu((relu(u) - m) / s)^2 with m, s the mean and deviation of relu(u): the second kink
+    # lies at u = m, elsewhere for every data point
+    module = nn.Sequential(
+        dense(3), nn.ReLU(), nn.LayerNorm(WIDTH, eps=0.0), nn.ReLU(), dense(WIDTH, 1, bias=False)
+    )
+    made = InfiniteNetwork(module, weight_var={"0": 1.5}, bias_var=0.1)
+    x = inputs((3,), n=6)
+    q = 1.5 * (x**2).mean(-1) + 0.1
+    mean = (q / (2 * math.pi)).sqrt()
+    z = mean / q.sqrt()
+    normal = torch.distributions.Normal(0.0, 1.0)
+    beyond = q * ((1 + z**2) * (1 - normal.cdf(z)) - z * normal.log_prob(z).exp())
+    expected = beyond / (q / 2 - mean**2)
+    torch.testing.assert_close(made.nngp(x, diag=True).detach(), expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(made.nngp(x).diagonal().detach(), expected, rtol=1e-9, atol=0)
+
+
 def test_dropout_in_training_scales_the_diagonal():
     module = nn.Sequential(dense(3), nn.ReLU(), nn.Dropout(0.2), dense(WIDTH, 4))
     made = InfiniteNetwork(module, weight_var=1.5, bias_var=0.1)
