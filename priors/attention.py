@@ -20,11 +20,12 @@ closed form.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from priors.program import Attention
 from priors.quasi_monte_carlo import QuasiMonteCarlo, cholesky
@@ -98,12 +99,7 @@ class Heads:
             return self._weights(logits * self._first.scale, self._first)
         if not self._first.softmax:
             return torch.zeros_like(self._queries[0])
-        total: Tensor | None = None
-        for weights, _ in self._draws(single=True):
-            part = weights.sum(0)
-            total = part if total is None else total + part
-        assert total is not None
-        return (total / self._rule.num_samples).to(self._queries[0].dtype)
+        return self._mean(lambda left, right: left, single=True)
 
     def average(self, values: Tensor) -> Tensor:
         """E[A B A'^T] for B = `values` `[..., keys, keys']`."""
@@ -114,12 +110,8 @@ class Heads:
             query, key = cross
             scale = self._first.scale * self._second.scale
             return scale * query * (key * values).sum((-1, -2), keepdim=True)
-        total: Tensor | None = None
-        for left, right in self._draws():
-            part = (left @ values.to(left.dtype) @ right.mT).sum(0)
-            total = part if total is None else total + part
-        assert total is not None
-        return self._symmetrised((total / self._rule.num_samples).to(values.dtype))
+        b = values.double()
+        return self._symmetrised(self._mean(lambda left, right: left @ b @ right.mT))
 
     def logit_gradient(
         self, values: Tensor, queries: Tensor | None, keys: Tensor | None
@@ -143,16 +135,16 @@ class Heads:
                 queries * (key * values).sum((-1, -2), keepdim=True)
                 + query * (keys * values).sum((-1, -2), keepdim=True)
             )
-        total: Tensor | None = None
-        b = values.double()
-        for left, right in self._draws():
-            part = scale * (
-                queries * self._contracted(left, right, b, key.double()).sum(0)
-                + query * self._contracted(left, right, b, keys.double()).sum(0)
+        b, k, dk = values.double(), key.double(), keys.double()
+        dq, q = queries.double(), query.double()
+
+        def term(left: Tensor, right: Tensor) -> Tensor:
+            own = dq * self._contracted(left, right, b, k) + q * self._contracted(
+                left, right, b, dk
             )
-            total = part if total is None else total + part
-        assert total is not None
-        return self._symmetrised((total / self._rule.num_samples).to(values.dtype))
+            return scale * own
+
+        return self._symmetrised(self._mean(term))
 
     @staticmethod
     def _contracted(left: Tensor, right: Tensor, b: Tensor, x: Tensor) -> Tensor:
@@ -184,29 +176,42 @@ class Heads:
             logits = logits + node.mask.tensor(logits)
         return logits.softmax(-1) if node.softmax else logits
 
-    def _draws(self, *, single: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Attention weights of both sides, `[samples, ..., queries, keys]`, a few at a time."""
+    def _mean(self, term: Callable[[Tensor, Tensor], Tensor], *, single: bool = False) -> Tensor:
+        """Average over the draws of a function of both sides' weights `[samples, ..., Q, K]`.
+
+        With gradients, draws are made again in the backward pass: all of them would take
+        gigabytes.
+        """
         q, k = self._queries, self._keys
         rows, columns = q[0].shape[-1], k[0].shape[-1]
         shape = q[0].shape[:-2]
-        if single or q[0] is q[2]:  # a data point with itself
+        single = single or q[0] is q[2]  # a data point with itself
+        if single:
             roots = cholesky(q[0].double()), cholesky(k[0].double())
-            rows_all, columns_all = rows, columns
+            size = rows, columns
         else:
             shape = torch.broadcast_shapes(q[0].shape[:-2], q[1].shape[:-2])
             roots = cholesky(_joint(q, shape)), cholesky(_joint(k, shape))
-            rows_all, columns_all = rows + q[1].shape[-1], columns + k[1].shape[-1]
-        points = self._rule.normals(rows_all * columns_all, q[0])
-        points = points.reshape(-1, *(1,) * len(shape), rows_all, columns_all)
-        size = max(1, _CHUNK // max(1, shape.numel() * rows_all * columns_all))
-        for part in points.split(size):
-            logits = roots[0] @ part @ roots[1].mT
+            size = rows + q[1].shape[-1], columns + k[1].shape[-1]
+
+        def total(points: Tensor) -> Tensor:
+            logits = roots[0] @ points @ roots[1].mT
             left = self._weights(logits[..., :rows, :columns] * self._first.scale, self._first)
-            if single or q[0] is q[2]:
-                yield left, left
-            else:
+            right = left
+            if not single:
                 right = logits[..., rows:, columns:] * self._second.scale
-                yield left, self._weights(right, self._second)
+                right = self._weights(right, self._second)
+            return term(left, right).sum(0)
+
+        points = self._rule.normals(size[0] * size[1], q[0])
+        points = points.reshape(-1, *(1,) * len(shape), *size)
+        few = max(1, _CHUNK // max(1, shape.numel() * size[0] * size[1]))
+        again = torch.is_grad_enabled()
+        parts = [
+            checkpoint(total, part, use_reentrant=False) if again else total(part)
+            for part in points.split(few)
+        ]
+        return (sum(parts[1:], parts[0]) / len(points)).to(q[0].dtype)
 
 
 def _joint(blocks: tuple[Tensor, Tensor, Tensor | None], shape: torch.Size) -> Tensor:

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
 from priors.kernels import NNGPKernel, NTKKernel
-from priors.network import InfiniteNetwork
+from priors.network import InfiniteNetwork, NetworkPrior
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,7 +112,8 @@ def prior_summary(
             three complexities.
         num_functions: Functions sampled, for the complexities and where no covariance is known.
         domain: Interval of t on the line; the circle's radius is its end farther from 0.
-        direction: u, `[d]`, scaled to length 1; one feature without.
+        direction: u, `[d]`, scaled to length 1; without, the diagonal of a network's inputs, or
+            one feature.
         kind: Which kernel of an `InfiniteNetwork`; "ntk" for what training by gradient descent
             would use.
         generator: Source of randomness.
@@ -128,7 +129,7 @@ def prior_summary(
         raise ValueError(f"domain must be (low, high) with low < high, got {domain}.")
     if num_functions < 1:
         raise ValueError(f"num_functions must be at least 1, got {num_functions}.")
-    u = torch.ones(1, dtype=torch.float64) if direction is None else direction
+    u = torch.ones(_num_inputs(prior), dtype=torch.float64) if direction is None else direction
     if u.dim() != 1 or not float(u.norm()) > 0:
         raise ValueError(f"direction must be a nonzero vector [d], got {u}.")
     u = u / u.norm()
@@ -374,3 +375,11 @@ def _orthogonal(u: Tensor) -> Tensor:
     v[u.abs().argmin()] = 1
     v = v - (v @ u) * u
     return v / v.norm()
+
+
+def _num_inputs(prior: object) -> int:
+    """Features of a point, as far as a network says; else 1."""
+    network = getattr(getattr(prior, "kernel", prior), "network", prior)
+    if not isinstance(network, InfiniteNetwork | NetworkPrior):
+        return 1
+    return math.prod(1 if size is None else size for size in network.program.input_shape)
