@@ -23,7 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from gpytorch.kernels import Kernel
-from linear_operator.operators import LinearOperator, MatmulLinearOperator, RootLinearOperator
+from linear_operator.operators import (
+    LinearOperator,
+    LowRankRootLinearOperator,
+    MatmulLinearOperator,
+    RootLinearOperator,
+)
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -246,7 +251,11 @@ def random_features(
 
 
 class RandomFeatureKernel(Kernel):
-    """The low-rank kernel of a feature map; exact Gaussian processes then cost O(n m^2).
+    """The low-rank kernel of a feature map.
+
+    With fewer features than points GPyTorch solves by Woodbury's identity, in O(n m^2), where
+    `gpytorch.settings.fast_computations` is on; importing BoTorch turns it off, and the marginal
+    likelihood then costs O(n^3).
 
     Args:
         features: The feature map.
@@ -281,7 +290,10 @@ class RandomFeatureKernel(Kernel):
             raise NotImplementedError("last_dim_is_batch has no meaning for network kernels.")
         z1 = self.features(x1)
         if x1.shape == x2.shape and torch.equal(x1, x2):
-            return z1.square().sum(-1) if diag else RootLinearOperator(z1)
+            if diag:
+                return z1.square().sum(-1)
+            few = z1.shape[-1] < z1.shape[-2]
+            return LowRankRootLinearOperator(z1) if few else RootLinearOperator(z1)
         z2 = self.features(x2)
         if diag:
             return (z1 * z2).sum(-1)

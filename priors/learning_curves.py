@@ -142,9 +142,11 @@ def predicted_risk(
         peak = 1 - q / sizes
         bias = (missed.square() * targets**2).sum(-1)
     else:
-        peak = 1 - (q * (k - 2 * z) + z**2) / (sizes * (k - q))
+        spare = k - q  # 0 with gamma where k features span all the modes and there is no ridge
+        mixed = torch.where(spare > 0, (q * (k - 2 * z) + z**2) / spare.clamp_min(1e-300), z)
+        peak = 1 - mixed / sizes
         ratio = torch.where(gamma > 0, kappa / gamma.clamp_min(1e-300), 1 - z / k)
-        bend = (ratio * k / (k - q))[..., None] * share * missed
+        bend = (ratio * k / spare.clamp_min(1e-300))[..., None] * share * missed
         bias = ((missed - bend) * targets**2).sum(-1)
     test = torch.where(peak > 1e-12, (bias + noise_var) / peak.clamp_min(1e-300), float("inf"))
     # delta / kappa = n - z, which also holds as delta -> 0

@@ -100,6 +100,16 @@ def test_ridgeless_linear_regression_in_closed_form():
     assert predicted_risk(values, targets, 20, noise_var=0.1).test.item() == float("inf")
 
 
+@pytest.mark.parametrize("k", [20, 21, 1000])
+def test_features_that_span_all_modes_are_linear_regression(k):
+    # k >= p Gaussian features of p modes span them: without a ridge only p counts
+    p, noise_var = 20, 0.3
+    values, targets = torch.full((p,), 0.7), torch.ones(p) / p**0.5
+    risk = predicted_risk(values, targets, [50, 100], noise_var=noise_var, num_features=k)
+    assert risk.test.tolist() == pytest.approx([noise_var * 50 / 30, noise_var * 100 / 80])
+    assert risk.train.tolist() == pytest.approx([noise_var * 30 / 50, noise_var * 80 / 100])
+
+
 def test_infinitely_many_points_leave_the_noise():
     values, targets = spectrum()
     risk = predicted_risk(values, targets, 10**9, ridge=1e-3, noise_var=0.2)
