@@ -29,14 +29,17 @@ class Task:
     """A batch of B tasks of N rows and d features.
 
     Attributes:
-        X: Inputs `[B, N, d]`.
-        y: Noisy targets `[B, N, 1]`.
+        X: Inputs `[B, N, d]`; NaN where a value is missing; category numbers 0, 1, ... in
+            categorical columns.
+        y: Noisy targets `[B, N, 1]`; in classification the class, 0 .. num_classes - 1.
         f: Noise-free function values `[B, N, 1]`, or None where there are none.
-        noise_var: Variance of y - f, `[B]`.
+        noise_var: Variance of y - f given the task, `[B]`, or `[B, N]` where it differs by row;
+            infinite or meaningless where y - f is not of that kind (classes, outliers).
         num_context: The first rows are context, the rest are queries.
         points: `[B, N]`, False where a row is padding; None means all rows count.
         features: `[B, d]`, False where a feature is padding; None means all count.
         categorical: `[B, d]`, True where a feature is a category; None means none is.
+        num_classes: Classes of each task `[B]`; None means regression.
         latents: What else was drawn, by name, each `[B, ...]`.
     """
 
@@ -48,7 +51,14 @@ class Task:
     points: Tensor | None = None
     features: Tensor | None = None
     categorical: Tensor | None = None
+    num_classes: Tensor | None = None
     latents: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def row_noise_var(self) -> Tensor:
+        """Noise variance of every row, `[B, N]`."""
+        noise = self.noise_var if self.noise_var.dim() == 2 else self.noise_var[:, None]
+        return noise.expand(self.X.shape[:2])
 
 
 @runtime_checkable
