@@ -7,7 +7,8 @@ set is one forward pass, whose distance to the exact posterior `certify` measure
 from pfn.architecture import ArchitectureConfig
 from pfn.certificate import Certificate, certify
 from pfn.distribution import BarDistribution
-from pfn.inference import PFN, BarPosterior, PFNModel, load
+from pfn.inference import BarPosterior, CategoricalPosterior, PFNModel
+from pfn.network import PFN, load
 from pfn.training import TrainingConfig, train
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "ArchitectureConfig",
     "BarDistribution",
     "BarPosterior",
+    "CategoricalPosterior",
     "Certificate",
     "PFNModel",
     "TrainingConfig",

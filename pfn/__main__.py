@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from pfn.checkpoints.regression import certificate
-from pfn.inference import load
+from pfn.network import load
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,17 +1,33 @@
 """The transformer of a prior-data fitted network.
 
-One token per row. B tasks, n context rows, m query rows, D features at most, E embedding size,
-H heads. Keys and values come from context rows alone and from a few learned "thinking" rows, which
-also carry location and scale of the targets. So
+B tasks, n context rows, m query rows, d features, E embedding size, H heads. Keys and values come
+from context rows alone and from a few learned "thinking" rows, which also carry location and scale
+of the targets. So
 
 * the prediction does not depend on the order of the context rows,
 * queries do not see each other, and
 * the context is encoded once, into keys and values per layer that every later query reuses.
 
-Features fill the first d of D slots: the network is not invariant to their order by
-construction, but it is trained on priors under which features are exchangeable. Pre-norm RMSNorm,
-zero-initialised output projections and a learned log n scale on the attention logits (Nakanishi
-2025, 2501.19399), which keeps attention sharp as the context grows.
+Rows can be appended to an encoded context: they attend to it and to the rows appended before
+them, and leave the rest as it is (Hassan et al. 2025, 2510.09477, call that a buffer). Appending
+one by one or together is the same; encoding everything anew is exact order invariance, and the
+network is trained to do either.
+
+Rows become tokens in one of two ways:
+
+* `cell_layers = 0`: features fill the first d of D slots of one vector. Cheap; for priors under
+  which features are exchangeable, invariance to their order is learnt.
+* `cell_layers > 0`: one token per cell. Layers alternate attention over the points of a column
+  (through inducing vectors, Lee et al. 2019, 1810.00825) and over the features of a row, whose
+  summary tokens then are the row's token, as in TabICL (Qu et al. 2025, 2502.05564). Columns are
+  told apart by random codes, so that invariance to their order is exact in distribution over the
+  codes, for any number of features.
+
+With `decoupled_values` attention weights depend on inputs alone and targets pass through the
+values (Sharma et al. 2025, 2509.20950), as in the posterior mean of a Gaussian process.
+
+Pre-norm RMSNorm, zero-initialised output projections and a learned log n scale on the attention
+logits (Nakanishi 2025, 2501.19399), which keeps attention sharp as the context grows.
 """
 
 from __future__ import annotations
@@ -22,7 +38,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ArchitectureConfig", "Context", "Transformer"]
+__all__ = ["ArchitectureConfig", "Context", "Rows", "Targets", "Transformer"]
+
+_CODE = 16  # numbers that tell a column apart
 
 
 @dataclass(frozen=True)
@@ -30,13 +48,20 @@ class ArchitectureConfig:
     """Sizes of a `Transformer`.
 
     Attributes:
-        max_features: Feature slots D.
+        max_features: Feature slots D; with cells, the most features of the training.
         embedding: Embedding size E.
-        layers: Transformer blocks.
+        layers: Transformer blocks over rows.
         heads: Attention heads; divides the embedding size.
         hidden: Width of the feed-forward layers.
         thinking_rows: Learned rows that are always in the context.
-        bars: Bars of the output distribution between its tails.
+        bars: Intervals of the output distribution between its tails.
+        classes: Classes at most, of a categorical output instead of the bars; 0 is regression.
+        cell_layers: Layers over cells before rows are formed; 0 for slots.
+        cell_embedding: Embedding size of a cell, a multiple of 16.
+        inducing: Inducing vectors of the attention over the points of a column.
+        summaries: Summary tokens of a row of cells.
+        decoupled_values: Whether attention weights see inputs only.
+        log_scaling: Whether attention logits have the learned log n scale.
     """
 
     max_features: int = 10
@@ -46,15 +71,68 @@ class ArchitectureConfig:
     hidden: int = 192
     thinking_rows: int = 8
     bars: int = 256
+    classes: int = 0
+    cell_layers: int = 0
+    cell_embedding: int = 32
+    inducing: int = 16
+    summaries: int = 4
+    decoupled_values: bool = False
+    log_scaling: bool = True
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not isinstance(value, int) or value < (0 if name == "thinking_rows" else 1):
+            if isinstance(value, bool):
+                continue
+            least = 0 if name in ("thinking_rows", "classes", "cell_layers") else 1
+            if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
         if self.thinking_rows == 0:
             raise ValueError("thinking_rows must be at least 1: an empty context attends to them.")
         if self.embedding % self.heads:
             raise ValueError(f"heads {self.heads} must divide embedding {self.embedding}.")
+        if self.cell_embedding % 16:
+            raise ValueError(f"cell_embedding must be a multiple of 16, got {self.cell_embedding}.")
+        if self.classes == 1:
+            raise ValueError("classes must be 0, for regression, or at least 2.")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs as the network sees them.
+
+    Attributes:
+        values: `[B, n, d]`, 0 where missing.
+        missing: `[B, n, d]`, 1 where missing; None where nothing is.
+        categorical: `[B, d]`, 1 where a feature is a category; None where none is.
+        codes: Column codes `[B, d, 16]`; None with slots.
+        noise: Log of the noise variance in squared units of the network, `[B, n]`, NaN where it
+            is not known; None where it is known nowhere.
+    """
+
+    values: Tensor
+    missing: Tensor | None = None
+    categorical: Tensor | None = None
+    codes: Tensor | None = None
+    noise: Tensor | None = None
+
+    def __getitem__(self, index: slice) -> Rows:
+        """Some of the rows."""
+        return Rows(
+            self.values[:, index],
+            None if self.missing is None else self.missing[:, index],
+            self.categorical,
+            self.codes,
+            None if self.noise is None else self.noise[:, index],
+        )
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Targets of context rows: numbers `[B, n]` in the network's units, or classes `[B, n]`."""
+
+    values: Tensor
+    units: Tensor
+    """Location and log scale `[B, 2]` of the numbers; log number of classes and 0 for classes."""
 
 
 @dataclass(frozen=True)
@@ -64,86 +142,175 @@ class Context:
     Attributes:
         keys: One per layer.
         values: One per layer.
-        log_count: Logarithm of 1 + the number of context rows, `[B, 1, 1, 1]`.
+        count: Number of context rows, `[B, 1, 1, 1]`.
         mask: `[B, 1, 1, T + n]`, True for rows that may be attended to; None if all.
+        columns: What queries need of each layer over cells, `[B, d, I, E_c]`.
         num_features: Features of the rows.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
-    log_count: Tensor
+    count: Tensor
     mask: Tensor | None
+    columns: tuple[Tensor, ...]
     num_features: int
+
+    def select(self, index: Tensor) -> Context:
+        """The tasks `index` `[B']`, with repetitions."""
+        return Context(
+            tuple(key[index] for key in self.keys),
+            tuple(value[index] for value in self.values),
+            self.count[index],
+            None if self.mask is None else self.mask[index],
+            tuple(column[index] for column in self.columns),
+            self.num_features,
+        )
 
 
 class Transformer(nn.Module):
-    """Rows in, logits of a bar distribution out, for the noisy y and for the function f.
+    """Rows in; logits of the predictive distributions of the noisy y and of the function f out.
 
     Args:
         config: Sizes.
+        num_logits: Logits of a bar distribution; ignored with classes.
     """
 
-    def __init__(self, config: ArchitectureConfig) -> None:
+    def __init__(self, config: ArchitectureConfig, num_logits: int | None = None) -> None:
         super().__init__()
         self.config = config
-        E = config.embedding
-        self.embed_x = nn.Sequential(
-            nn.Linear(config.max_features + 1, config.hidden),
-            nn.GELU(),
-            nn.Linear(config.hidden, E),
-        )
-        self.embed_y, self.embed_units = nn.Linear(1, E), nn.Linear(2, E)
+        E, D = config.embedding, config.max_features
+        width = E * (2 if config.decoupled_values else 1)
+        if config.cell_layers:
+            self.cells = _Cells(config)
+            self.embed_x: nn.Module = nn.Linear(config.summaries * config.cell_embedding, E)
+        else:
+            self.embed_x = nn.Sequential(
+                nn.Linear(3 * D + 1, config.hidden), nn.GELU(), nn.Linear(config.hidden, E)
+            )
+        self.embed_y: nn.Module = _target_embedding(config, E)
+        self.embed_units, self.embed_noise = nn.Linear(2, E), nn.Linear(2, E)
         self.query_token = nn.Parameter(torch.zeros(E))
-        self.thinking = nn.Parameter(torch.randn(config.thinking_rows, E) * 0.02)
-        self.blocks = nn.ModuleList([_Block(config) for _ in range(config.layers)])
-        self.norm = nn.RMSNorm(E)
-        self.head_y = nn.Linear(E, config.bars + 2)
-        self.head_f = nn.Linear(E, config.bars + 2)
+        self.thinking = nn.Parameter(torch.randn(config.thinking_rows, width) * 0.02)
+        block = _DecoupledBlock if config.decoupled_values else _Block
+        self.blocks = nn.ModuleList([block(config) for _ in range(config.layers)])
+        self.norm = nn.RMSNorm(width)
+        if config.classes:
+            self.head_y = nn.Linear(width, config.classes)
+        else:
+            num_logits = config.bars + 2 if num_logits is None else num_logits
+            self.head_y, self.head_f = nn.Linear(width, num_logits), nn.Linear(width, num_logits)
 
-    def encode(self, X: Tensor, y: Tensor, units: Tensor, mask: Tensor | None = None) -> Context:
+    def encode(self, rows: Rows, targets: Targets, mask: Tensor | None = None) -> Context:
         """Encode context rows.
 
         Args:
-            X: `[B, n, d]`, d at most D; n may be 0.
-            y: Standardised targets `[B, n]`.
-            units: Location and log scale by which they were standardised, `[B, 2]`.
+            rows: n of them; n may be 0.
+            targets: Of the same rows.
             mask: `[B, n]`, False for padding.
         """
-        B, n, d = X.shape
-        tokens = self._rows(X) + self.embed_y(y[..., None])
-        thinking = self.thinking + self.embed_units(units)[:, None]
+        B, n, d = rows.values.shape
+        embedded, columns = self._inputs(rows, targets, mask)
+        tokens = self._join(embedded, rows, self.embed_y(_as_input(targets.values, embedded)))
+        units = self.embed_units(targets.units)
+        thinking = self.thinking + F.pad(units, (tokens.shape[-1] - units.shape[-1], 0))[:, None]
         tokens = torch.cat([thinking, tokens], dim=1)
-        T = len(self.thinking)
         if mask is None:
-            count = torch.full((B,), float(n), dtype=X.dtype, device=X.device)
+            count = torch.full((B,), float(n), dtype=tokens.dtype, device=tokens.device)
             attend = None
         else:
-            count = mask.sum(-1).to(X.dtype)
-            attend = F.pad(mask, (T, 0), value=True)[:, None, None, :]
-        log_count = torch.log1p(count)[:, None, None, None]
+            count = mask.sum(-1).to(tokens.dtype)
+            attend = F.pad(mask, (len(self.thinking), 0), value=True)[:, None, None, :]
+        count = count[:, None, None, None]
         keys, values = [], []
         for i, block in enumerate(self.blocks):
-            assert isinstance(block, _Block)
-            key, value = block.keys_values(tokens)
+            key, value = block.keys_values(tokens)  # type: ignore[operator]
             keys.append(key)
             values.append(value)
             if i + 1 < len(self.blocks):  # the last layer's context rows are read by nobody
-                tokens = block(tokens, key, value, log_count, attend)
-        return Context(tuple(keys), tuple(values), log_count, attend, d)
+                tokens = block(tokens, key, value, count, attend)
+        return Context(tuple(keys), tuple(values), count, attend, columns, d)
 
-    def decode(self, context: Context, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of y and of f at query rows `[B, m, d]`, each `[B, m, K + 2]`."""
-        tokens = self._rows(X) + self.query_token
+    def append(self, context: Context, rows: Rows, targets: Targets) -> Context:
+        """A context with further rows, which see it and those before them; it stays as it is.
+
+        Args:
+            context: Encoded context.
+            rows: k further rows.
+            targets: Of these rows, in the units of the context.
+        """
+        k = rows.values.shape[1]
+        embedded, _ = self._inputs(rows, targets, None, context.columns)
+        tokens = self._join(embedded, rows, self.embed_y(_as_input(targets.values, embedded)))
+        old = context.keys[0].shape[-2]
+        causal = torch.ones(k, old + k, dtype=torch.bool, device=tokens.device).tril(old)
+        causal = causal[None, None]
+        mask = None
+        if context.mask is not None:
+            mask = F.pad(context.mask, (0, k), value=True)
+            causal = causal & mask
+        rank = torch.arange(1, k + 1, device=tokens.device, dtype=tokens.dtype)[None, None, :, None]
+        keys, values = [], []
+        for i, block in enumerate(self.blocks):
+            key, value = block.keys_values(tokens)  # type: ignore[operator]
+            keys.append(torch.cat([context.keys[i], key], dim=-2))
+            values.append(torch.cat([context.values[i], value], dim=-2))
+            if i + 1 < len(self.blocks):
+                tokens = block(tokens, keys[-1], values[-1], context.count + rank, causal)
+        return Context(
+            tuple(keys),
+            tuple(values),
+            context.count + k,
+            mask,
+            context.columns,
+            rows.values.shape[2],
+        )
+
+    def decode(self, context: Context, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        """Logits of y and of f at m query rows, each `[B, m, *]`; no f with classes."""
+        embedded, _ = self._inputs(rows, None, None, context.columns)
+        tokens = self._join(embedded, rows, self.query_token)
         for block, key, value in zip(self.blocks, context.keys, context.values, strict=True):
-            tokens = block(tokens, key, value, context.log_count, context.mask)
+            tokens = block(tokens, key, value, context.count, context.mask)
         tokens = self.norm(tokens)
-        return self.head_y(tokens), self.head_f(tokens)
+        return self.head_y(tokens), None if self.config.classes else self.head_f(tokens)
 
-    def _rows(self, X: Tensor) -> Tensor:
-        """Embedding of the inputs alone, `[B, n, E]`; slots beyond d are zero."""
-        D, d = self.config.max_features, X.shape[-1]
-        share = torch.full_like(X[..., :1], d / D)
-        return self.embed_x(torch.cat([F.pad(X, (0, D - d)), share], dim=-1))
+    def codes(self, d: int, like: Tensor, *, seed: int = 0) -> Tensor:
+        """The codes of d columns for a seed, `[1, d, 16]`; the same on every device."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(1, d, _CODE, generator=generator, dtype=torch.float64).to(like)
+
+    def _inputs(
+        self,
+        rows: Rows,
+        targets: Targets | None,
+        mask: Tensor | None,
+        columns: tuple[Tensor, ...] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Embedding of the inputs `[B, n, E]`, and what later rows need of the columns.
+
+        With cells that of context rows knows the targets.
+        """
+        x = rows.values
+        if self.config.cell_layers:
+            cells, columns = self.cells(rows, targets, mask, columns)
+            return self.embed_x(cells), columns
+        D, d = self.config.max_features, x.shape[-1]
+        share = torch.full_like(x[..., :1], d / D)
+        missing = torch.zeros_like(x) if rows.missing is None else rows.missing.to(x)
+        kind = torch.zeros_like(x[:, :1]) if rows.categorical is None else rows.categorical[:, None]
+        parts = [F.pad(part, (0, D - d)) for part in (x, missing, kind.to(x).expand_as(x))]
+        return self.embed_x(torch.cat([*parts, share], dim=-1)), ()
+
+    def _join(self, embedded: Tensor, rows: Rows, target: Tensor) -> Tensor:
+        """Tokens of rows from the embeddings of their inputs, noise and targets."""
+        if rows.noise is not None:
+            known = ~rows.noise.isnan()
+            level = rows.noise.nan_to_num(0.0).clamp(-12.0, 4.0) / 4
+            noise = torch.stack([known.to(level), level * known], dim=-1)
+            embedded = embedded + self.embed_noise(noise)
+        if not self.config.decoupled_values:
+            return embedded + target
+        return torch.cat([embedded, target.expand_as(embedded)], dim=-1)
 
 
 class _Block(nn.Module):
@@ -157,24 +324,190 @@ class _Block(nn.Module):
         self.query, self.key_value = nn.Linear(E, E, bias=False), nn.Linear(E, 2 * E, bias=False)
         self.attended = nn.Linear(E, E, bias=False)
         self.hidden, self.out = nn.Linear(E, config.hidden), nn.Linear(config.hidden, E)
-        self.log_scale = nn.Parameter(torch.zeros(config.heads, 1, 1))
-        for layer in (self.attended, self.out):
-            nn.init.zeros_(layer.weight)
-        nn.init.zeros_(self.out.bias)
+        self.log_scale = _log_scale(config)
+        _zero(self.attended, self.out)
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         key, value = self.key_value(self.norm_attention(tokens)).chunk(2, dim=-1)
-        return self._split(key), self._split(value)
+        return _split(key, self.heads), _split(value, self.heads)
 
     def forward(
-        self, tokens: Tensor, key: Tensor, value: Tensor, log_count: Tensor, mask: Tensor | None
+        self, tokens: Tensor, key: Tensor, value: Tensor, count: Tensor, mask: Tensor | None
     ) -> Tensor:
-        query = self._split(self.query(self.norm_attention(tokens)))
-        query = query * (1 + self.log_scale * log_count)
+        query = _split(self.query(self.norm_attention(tokens)), self.heads)
+        query = query * (1 + self.log_scale * torch.log1p(count))
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         tokens = tokens + self.attended(attended.transpose(1, 2).flatten(2))
         return tokens + self.out(F.gelu(self.hidden(self.norm_hidden(tokens))))
 
-    def _split(self, tokens: Tensor) -> Tensor:
-        """[B, n, E] -> [B, H, n, E / H]."""
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+class _DecoupledBlock(nn.Module):
+    """The same on two streams of E, of inputs alone and of targets: `[B, n, 2 E]`.
+
+    Attention weights come from the first stream, whose values come from it alone; those of the
+    second come from both.
+    """
+
+    def __init__(self, config: ArchitectureConfig) -> None:
+        super().__init__()
+        E = config.embedding
+        self.heads, self.width = config.heads, E
+        self.norm_attention, self.norm_hidden = nn.RMSNorm(E), nn.RMSNorm(E)
+        self.norm_both, self.norm_both_hidden = nn.RMSNorm(2 * E), nn.RMSNorm(2 * E)
+        self.query, self.key_value = nn.Linear(E, E, bias=False), nn.Linear(E, 2 * E, bias=False)
+        self.value_both = nn.Linear(2 * E, E, bias=False)
+        self.attended = nn.Linear(E, E, bias=False)
+        self.attended_both = nn.Linear(E, E, bias=False)
+        self.hidden, self.out = nn.Linear(E, config.hidden), nn.Linear(config.hidden, E)
+        self.hidden_both = nn.Linear(2 * E, config.hidden)
+        self.out_both = nn.Linear(config.hidden, E)
+        self.log_scale = _log_scale(config)
+        _zero(self.attended, self.attended_both, self.out, self.out_both)
+
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = self.norm_attention(tokens[..., : self.width])
+        key, value = self.key_value(inputs).chunk(2, dim=-1)
+        both = self.value_both(self.norm_both(tokens))
+        parts = [_split(part, self.heads) for part in (value, both)]
+        return _split(key, self.heads), torch.cat(parts, dim=-1)
+
+    def forward(
+        self, tokens: Tensor, key: Tensor, value: Tensor, count: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        inputs, targets = tokens.chunk(2, dim=-1)
+        query = _split(self.query(self.norm_attention(inputs)), self.heads)
+        query = query * (1 + self.log_scale * torch.log1p(count))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        first, second = (part.transpose(1, 2).flatten(2) for part in attended.chunk(2, dim=-1))
+        inputs, targets = inputs + self.attended(first), targets + self.attended_both(second)
+        both = self.norm_both_hidden(torch.cat([inputs, targets], dim=-1))
+        targets = targets + self.out_both(F.gelu(self.hidden_both(both)))
+        inputs = inputs + self.out(F.gelu(self.hidden(self.norm_hidden(inputs))))
+        return torch.cat([inputs, targets], dim=-1)
+
+
+class _Cells(nn.Module):
+    """Cells to summaries of rows, by attention over points and features in turn."""
+
+    def __init__(self, config: ArchitectureConfig) -> None:
+        super().__init__()
+        E = config.cell_embedding
+        self.embed = nn.Sequential(nn.Linear(3, 2 * E), nn.GELU(), nn.Linear(2 * E, E))
+        self.embed_code = nn.Linear(_CODE, E)
+        self.embed_y = _target_embedding(config, E)
+        self.query_token = nn.Parameter(torch.zeros(E))
+        self.summaries = nn.Parameter(torch.randn(config.summaries, E) * 0.02)
+        self.layers = nn.ModuleList([_CellLayer(config) for _ in range(config.cell_layers)])
+        self.norm = nn.RMSNorm(E)
+
+    def forward(
+        self,
+        rows: Rows,
+        targets: Targets | None,
+        mask: Tensor | None,
+        columns: tuple[Tensor, ...] | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Summaries of the rows `[B, n, S E_c]`; `columns` None for the set of context rows."""
+        x = rows.values
+        B, n, d = x.shape
+        missing = torch.zeros_like(x) if rows.missing is None else rows.missing.to(x)
+        kind = torch.zeros_like(x[:, :1]) if rows.categorical is None else rows.categorical[:, None]
+        cells = self.embed(torch.stack([x, missing, kind.to(x).expand_as(x)], dim=-1))
+        assert rows.codes is not None
+        cells = cells + self.embed_code(rows.codes)[:, None]  # [B, n, d, E]
+        target = self.query_token
+        if targets is not None:
+            target = self.embed_y(_as_input(targets.values, x))[:, :, None]
+        cells = cells + target
+        cells = torch.cat([self.summaries.expand(B, n, -1, -1), cells], dim=2)
+        found = []
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, _CellLayer)
+            column = layer.columns(cells, mask) if columns is None else columns[i]
+            found.append(column)
+            cells = layer(cells, column)
+        summaries = self.norm(cells[:, :, : len(self.summaries)])
+        return summaries.flatten(2), tuple(found)
+
+
+class _CellLayer(nn.Module):
+    """Attention over the points of each column, then over the features of each row."""
+
+    def __init__(self, config: ArchitectureConfig) -> None:
+        super().__init__()
+        E = config.cell_embedding
+        self.heads, self.skip = E // 16, config.summaries
+        self.inducing = nn.Parameter(torch.randn(config.inducing, E) * 0.02)
+        self.norm_points, self.norm_inducing = nn.RMSNorm(E), nn.RMSNorm(E)
+        self.norm_features, self.norm_hidden = nn.RMSNorm(E), nn.RMSNorm(E)
+        self.gather_query, self.gather = (
+            nn.Linear(E, E, bias=False),
+            nn.Linear(E, 2 * E, bias=False),
+        )
+        self.gathered = nn.Linear(E, E, bias=False)
+        self.point_query, self.point = nn.Linear(E, E, bias=False), nn.Linear(E, 2 * E, bias=False)
+        self.pointed = nn.Linear(E, E, bias=False)
+        self.feature, self.featured = nn.Linear(E, 3 * E, bias=False), nn.Linear(E, E, bias=False)
+        self.hidden, self.out = nn.Linear(E, 2 * E), nn.Linear(2 * E, E)
+        _zero(self.pointed, self.featured, self.out)
+
+    def columns(self, cells: Tensor, mask: Tensor | None) -> Tensor:
+        """What inducing vectors gather from the context's cells, `[B, d, I, E]`."""
+        cells = cells[:, :, self.skip :]
+        B, n, d, E = cells.shape
+        points = self.norm_points(cells).transpose(1, 2).reshape(B * d, n, E)
+        own = self.norm_inducing(self.inducing).expand(B * d, -1, -1)
+        key, value = self.gather(torch.cat([own, points], dim=1)).chunk(2, dim=-1)
+        attend = None
+        if mask is not None:
+            attend = F.pad(mask, (own.shape[1], 0), value=True)
+            attend = attend.repeat_interleave(d, dim=0)[:, None, None, :]
+        found = self._attend(self.gather_query(own), key, value, attend)
+        return (self.inducing + self.gathered(found)).unflatten(0, (B, d))
+
+    def forward(self, cells: Tensor, columns: Tensor) -> Tensor:
+        summaries, cells = cells[:, :, : self.skip], cells[:, :, self.skip :]
+        B, n, d, E = cells.shape
+        points = self.point_query(self.norm_points(cells)).transpose(1, 2).reshape(B * d, n, E)
+        key, value = self.point(self.norm_inducing(columns)).flatten(0, 1).chunk(2, dim=-1)
+        found = self.pointed(self._attend(points, key, value))
+        cells = cells + found.unflatten(0, (B, d)).transpose(1, 2)
+        tokens = torch.cat([summaries, cells], dim=2).flatten(0, 1)  # [B n, S + d, E]
+        found = self._attend(*self.feature(self.norm_features(tokens)).chunk(3, dim=-1))
+        tokens = tokens + self.featured(found)
+        tokens = tokens + self.out(F.gelu(self.hidden(self.norm_hidden(tokens))))
+        return tokens.unflatten(0, (B, n))
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        query, key, value = (_split(part, self.heads) for part in (query, key, value))
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return found.transpose(1, 2).flatten(2)
+
+
+def _target_embedding(config: ArchitectureConfig, size: int) -> nn.Module:
+    return nn.Embedding(config.classes, size) if config.classes else nn.Linear(1, size)
+
+
+def _as_input(values: Tensor, like: Tensor) -> Tensor:
+    """Numbers as a column, classes as indices."""
+    return values[..., None].to(like) if values.is_floating_point() else values
+
+
+def _log_scale(config: ArchitectureConfig) -> nn.Parameter:
+    zeros = torch.zeros(config.heads, 1, 1)
+    return nn.Parameter(zeros, requires_grad=config.log_scaling)
+
+
+def _split(tokens: Tensor, heads: int) -> Tensor:
+    """[B, n, E] -> [B, H, n, E / H]."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _zero(*layers: nn.Linear) -> None:
+    """Residual branches start at nothing."""
+    for layer in layers:
+        nn.init.zeros_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

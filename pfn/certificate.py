@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pfn.inference import PFN, BarPosterior
+from pfn.inference import BarPosterior
+from pfn.network import PFN
 from priors.posterior import PredictivePosterior, TransformedPosterior
 from priors.tasks import Task, TaskPrior
 
-__all__ = ["Certificate", "CertificateRow", "Reference", "certify"]
+__all__ = ["Certificate", "CertificateRow", "Reference", "certify", "reference_nll"]
 
 # Task -> posterior of y at its query rows, [B, m, 1].
 Reference = Callable[[Task], PredictivePosterior]
@@ -200,6 +201,11 @@ def certify(
     )
 
 
+def reference_nll(reference: Reference, task: Task) -> Tensor:
+    """Mean negative log density of a reference at the queries of each task, `[B]`, nats."""
+    return -reference(task).log_prob(task.y[:, task.num_context :]).mean(dim=(1, 2))
+
+
 def _split(task: Task, num_context: int, num_queries: int) -> Task:
     """The same tasks with their first rows as context and their last as queries."""
     if task.points is not None:
@@ -222,7 +228,8 @@ def _measure(pfn: PFN, task: Task, reference: Reference | None) -> Tensor:
     n = task.num_context
     y = task.y[:, n:]
     encoding = pfn.encode(task.X[:, :n], task.y[:, :n, 0])
-    logits, _ = pfn.network.decode(encoding.context, task.X[:, n:])
+    logits, _ = pfn.decode(encoding, task.X[:, n:])
+    assert pfn.bars is not None
     affine = torch.distributions.AffineTransform(
         encoding.location[..., None], encoding.scale[..., None]
     )

@@ -1,231 +1,91 @@
-"""A trained network as an inference engine: context in, BoTorch `Model` out.
+"""A trained network conditioned on data: a BoTorch `Model`.
 
-`PFN.condition` encodes a data set once; the model it returns answers any number of queries from
-that encoding. Posteriors are bar distributions, in the units of the user's y, of y or of the
-noise-free function; points are independent given the context (marginals, no joint density).
+The model encodes its data set once and answers any number of queries from that encoding.
+Posteriors are bar distributions in the units of the user's y, of y or of the noise-free function;
+class probabilities in classification. Marginals are read off directly. Joint samples and densities
+follow the chain rule: every point is predicted from the context and the points before it, appended
+to the encoding one by one; since a network is coherent only as far as it has learnt to be, they
+can be averaged over several orders of the points.
 """
 
 from __future__ import annotations
 
 import copy
-import os
-import warnings
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.models.model import Model
 from botorch.posteriors import Posterior
-from torch import Tensor, nn
+from botorch.utils.types import DEFAULT
+from torch import Tensor
+from torch.distributions import Categorical
 from torch.distributions.transforms import AffineTransform
 
-from pfn.architecture import ArchitectureConfig, Context, Transformer
 from pfn.distribution import BarDistribution
-from priors.files import read_safetensors, write_safetensors_atomically
+from pfn.network import PFN, Encoding
 from priors.posterior import PredictivePosterior, TransformedPosterior, leading
-from priors.transforms import DEFAULT, make_input_transform, make_outcome_transform
+from priors.transforms import make_input_transform, make_outcome_transform
 
-if TYPE_CHECKING:
-    from pfn.certificate import Certificate
-
-__all__ = ["PFN", "BarPosterior", "PFNModel", "load"]
-
-# Context rows that the prior's location and scale count for.
-_PRIOR_ROWS = 1.0
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """Encoded contexts and the units `[B, 1]` of their targets."""
-
-    context: Context
-    location: Tensor
-    scale: Tensor
-
-
-class PFN(nn.Module):
-    """A network with its bar distribution and what is known about it.
-
-    Args:
-        architecture: Sizes of the network.
-        borders: Borders of the bars, `[bars + 1]`, in units of the standardised target.
-        tail_scale: Scale of the tails in the same units.
-        tail_index: Index of the tails.
-        prior_location: Mean of y under the prior.
-        prior_scale: Standard deviation of y under the prior.
-        metadata: How it was trained, its certificate, ...; plain JSON values.
-    """
-
-    def __init__(
-        self,
-        architecture: ArchitectureConfig,
-        borders: Tensor,
-        *,
-        tail_scale: float,
-        tail_index: float = 5.0,
-        prior_location: float = 0.0,
-        prior_scale: float = 1.0,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        self.architecture = architecture
-        self.network = Transformer(architecture)
-        self.bars = BarDistribution(borders, tail_scale=tail_scale, tail_index=tail_index)
-        self.prior_location, self.prior_scale = float(prior_location), float(prior_scale)
-        self.metadata = dict(metadata or {})
-
-    def encode(self, X: Tensor, y: Tensor, mask: Tensor | None = None) -> Encoding:
-        """Encode contexts: inputs `[B, n, d]`, raw targets `[B, n]`, mask `[B, n]` or None."""
-        location, scale = self.units(y, mask)
-        units = torch.cat([location, scale.log()], dim=-1)
-        z = (y - location) / scale
-        return Encoding(self.network.encode(X, z, units, mask), location, scale)
-
-    def units(self, y: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Location and scale `[B, 1]` in which the network sees the targets `[B, n]`.
-
-        Mean and standard deviation of the context shrunk towards the prior's, which count for
-        one row; so an empty context has the prior's. Both are inputs of the network, which
-        therefore still knows the raw targets.
-        """
-        weight = torch.ones_like(y) if mask is None else mask.to(y)
-        count = weight.sum(-1, keepdim=True) + _PRIOR_ROWS
-        location = ((y * weight).sum(-1, keepdim=True) + _PRIOR_ROWS * self.prior_location) / count
-        squares = ((y - location).square() * weight).sum(-1, keepdim=True)
-        return location, ((squares + _PRIOR_ROWS * self.prior_scale**2) / count).sqrt()
-
-    def condition(
-        self,
-        X: Tensor,
-        y: Tensor,
-        *,
-        input_transform: Any = DEFAULT,
-        outcome_transform: Any = DEFAULT,
-    ) -> PFNModel:
-        """Condition on a data set, or on a batch of them.
-
-        Args:
-            X: Inputs `[..., n, d]`; n may be 0.
-            y: Targets `[..., n, m]`, or `[..., n]` for one output; outputs are inferred one by
-                one.
-            input_transform: `DEFAULT` standardises by the rows of X, None is off (for a network
-                trained on a fixed prior), or a BoTorch `InputTransform`.
-            outcome_transform: `DEFAULT` standardises by the rows of y, None is off, or an
-                elementwise `torch.distributions` transform from the network's scale to y's.
-
-        Raises:
-            TypeError: not floating-point tensors of one dtype.
-            ValueError: shapes disagree, values are not finite, or there are more features than
-                the network has slots.
-        """
-        y = y.unsqueeze(-1) if y.dim() == X.dim() - 1 else y
-        self._check(X, y)
-        self._warn_beyond_training(X.shape[-2])
-        if X.shape[-2] == 0:  # nothing to standardise by
-            input_transform = None if input_transform is DEFAULT else input_transform
-            outcome_transform = None if outcome_transform is DEFAULT else outcome_transform
-        return PFNModel(
-            self,
-            X,
-            y,
-            make_input_transform(input_transform, X),
-            make_outcome_transform(outcome_transform, y),
-        )
-
-    @property
-    def max_context(self) -> int | float:
-        """Most context rows seen in training; infinite where that is not recorded."""
-        return self.metadata.get("max_context", float("inf"))
-
-    @property
-    def certificate(self) -> Certificate | None:
-        """The measured distance to the exact posterior, if it was measured."""
-        from pfn.certificate import Certificate
-
-        values = self.metadata.get("certificate")
-        return None if values is None else Certificate.from_json(values)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights, sizes and metadata to one safetensors file, atomically."""
-        description = {
-            "architecture": asdict(self.architecture),
-            "tail_scale": self.bars.tail_scale,
-            "tail_index": self.bars.tail_index,
-            "prior_location": self.prior_location,
-            "prior_scale": self.prior_scale,
-            "targets": "standardised by mean and standard deviation of the context, shrunk "
-            "towards the prior's by one row; both are inputs of the network",
-            "metadata": self.metadata,
-        }
-        write_safetensors_atomically(path, self.state_dict(), kind="PFN", description=description)
-
-    def _warn_beyond_training(self, rows: int) -> None:
-        if rows > self.max_context:
-            warnings.warn(
-                f"This network was trained on up to {self.max_context} context rows and got "
-                f"{rows}; beyond that its predictions are extrapolation. Condition on a subset, or "
-                "silence this with warnings.filterwarnings('ignore', 'This network').",
-                stacklevel=3,
-            )
-
-    def _check(self, X: Tensor, y: Tensor) -> None:
-        for name, value in (("X", X), ("y", y)):
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                raise TypeError(f"{name} must be a floating-point tensor, got {value!r:.60}.")
-            if not bool(value.isfinite().all()):
-                raise ValueError(
-                    f"{name} has NaN or infinite values; remove or impute those rows first."
-                )
-        if X.dim() < 2 or X.shape[:-1] != y.shape[:-1] or y.shape[-1] == 0:
-            raise ValueError(
-                f"condition needs X [..., n, d] and y [..., n, m] with the same rows, got "
-                f"{tuple(X.shape)} and {tuple(y.shape)}."
-            )
-        if X.dtype != y.dtype or X.device != y.device:
-            raise TypeError(
-                f"X is {X.dtype} on {X.device} and y {y.dtype} on {y.device}; they must agree."
-            )
-        slots = self.architecture.max_features
-        if not 1 <= X.shape[-1] <= slots:
-            raise ValueError(
-                f"X has {X.shape[-1]} features; this network takes 1 to {slots}. Select features, "
-                "or train a network with more slots."
-            )
+__all__ = ["BarPosterior", "CategoricalPosterior", "PFNModel"]
 
 
 class PFNModel(Model):
-    """A network conditioned on data; made by `PFN.condition`.
+    """A network conditioned on data; made by `PFN.condition`, whose arguments it takes.
 
     Attributes:
         train_X: Inputs `[*batch, n, d]`, as given.
         train_Y: Targets `[*batch, n, m]`, as given.
+        train_Yvar: Known noise variances of the same shape, NaN where unknown; None for none.
+        num_orders: Orders of the points over which joint samples and densities are averaged.
     """
 
     _rows_at_once = 8192
+    _numbers_at_once = 2**26
 
     def __init__(
-        self, pfn: PFN, X: Tensor, y: Tensor, input_transform: Any, outcome_transform: Any
+        self,
+        pfn: PFN,
+        X: Tensor,
+        y: Tensor,
+        *,
+        train_Yvar: Tensor | None,
+        categorical: Tensor | None,
+        input_transform: Any,
+        outcome_transform: Any,
+        num_orders: int,
+        column_seed: int,
     ) -> None:
         super().__init__()
-        self.train_X, self.train_Y = X, y
-        self._input, self._outcome = input_transform, outcome_transform
+        y = y.unsqueeze(-1) if y.dim() == X.dim() - 1 else y
+        if train_Yvar is not None and train_Yvar.dim() == X.dim() - 1:
+            train_Yvar = train_Yvar.unsqueeze(-1)
+        pfn.check(X, y, train_Yvar)
+        pfn.warn_beyond_training(X.shape[-2])
+        if num_orders < 1:
+            raise ValueError(f"num_orders must be at least 1, got {num_orders}.")
+        if categorical is not None and categorical.shape != X.shape[-1:]:
+            raise ValueError(
+                f"categorical must be a mask [{X.shape[-1]}], got {tuple(categorical.shape)}."
+            )
+        self.train_X, self.train_Y, self.train_Yvar = X, y, train_Yvar
+        self.num_orders = num_orders
+        self._categorical, self._column_seed = categorical, column_seed
+        self._input = None if input_transform is DEFAULT else input_transform
+        self._input = make_input_transform(self._input, X)
+        outcome = None if outcome_transform is DEFAULT else outcome_transform
+        self._outcome = make_outcome_transform(outcome, y)
         # Its own weights, in the dtype and on the device of the data, and not trained any more.
         self.pfn = copy.deepcopy(pfn).to(X).eval().requires_grad_(False)
-        rows = X if input_transform is None else input_transform(X)
-        targets = y if outcome_transform is None else outcome_transform.inv(y)
-        batch, (n, d), m = X.shape[:-2].numel(), X.shape[-2:], y.shape[-1]
-        # Outputs are data sets of their own that share their inputs: [B * m, ...].
-        rows = rows.reshape(batch, n, d).repeat_interleave(m, dim=0)
-        targets = targets.reshape(batch, n, m).mT.reshape(batch * m, n)
-        self._encoding = self.pfn.encode(rows, targets)
+        self._encode()
 
     @property
     def num_outputs(self) -> int:
-        """Number of outputs."""
-        return self.train_Y.shape[-1]
+        """Number of outputs; classes in classification."""
+        return self.pfn.architecture.classes or self.train_Y.shape[-1]
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -236,7 +96,7 @@ class PFNModel(Model):
         self,
         X: Tensor,
         output_indices: Sequence[int] | None = None,
-        observation_noise: bool = False,
+        observation_noise: bool | Tensor = False,
         posterior_transform: PosteriorTransform | None = None,
     ) -> PredictivePosterior | Posterior:
         """Posterior at `X` `[..., q, d]`, whose batch broadcasts with that of the data sets.
@@ -244,66 +104,70 @@ class PFNModel(Model):
         Args:
             X: Queries, in units of the training inputs.
             output_indices: Outputs to return; all if None.
-            observation_noise: Whether of the noisy y, or of the function f.
+            observation_noise: Whether of the noisy y, or of the function f; or the variances of
+                the noise at the queries, `[..., q, m]`, for a network that knows noise. True
+                takes the mean of the training data's variances where all of them are known.
             posterior_transform: Applied last.
 
         Returns:
-            A posterior `[..., q, m]` in units of y, differentiable in X.
+            A posterior `[..., q, m]` in units of y, differentiable in X; class probabilities
+            `[..., q, classes]` in classification.
 
         Raises:
-            TypeError: another dtype than the training data's, or noise given as a tensor.
-            ValueError: another number of features.
+            TypeError: another dtype than the training data's.
+            ValueError: another number of features, or infinite values.
         """
-        if not isinstance(observation_noise, bool):
-            raise TypeError("observation_noise must be True or False: the network infers noise.")
-        if X.dtype != self.train_X.dtype:
-            raise TypeError(
-                f"conditioned in {self.train_X.dtype}, got X in {X.dtype}; convert one of them."
-            )
-        if X.dim() < 2 or X.shape[-1] != self.train_X.shape[-1]:
-            raise ValueError(
-                f"X must have shape [..., q, {self.train_X.shape[-1]}], got {tuple(X.shape)}."
-            )
-        logits = self._logits(X if self._input is None else self._input(X), observation_noise)
+        self._check_queries(X)
+        rows = X if self._input is None else self._input(X)
+        chosen = list(range(self.train_Y.shape[-1])) if output_indices is None else output_indices
+        if self.pfn.architecture.classes:
+            flat = self._flat(rows, [0])
+            logits = self._logits(flat, None, noisy=True)
+            posterior: Any = CategoricalPosterior(flat.restore(logits)[..., 0, :])
+            return posterior if posterior_transform is None else posterior_transform(posterior, X)
+        noise = self._query_noise(observation_noise, rows)
+        flat = self._flat(rows, list(chosen))
+        noisy = observation_noise is not False
+        known = None if noise is None else flat.flatten(noise[..., chosen])
+        logits = flat.restore(self._logits(flat, known, noisy))
+        bars = self.pfn.bars
+        assert bars is not None
+        posterior = _JointBarPosterior(bars, logits, _Joint(self, flat, known, noisy))
         location, scale = (
-            value.reshape(*self.batch_shape, 1, self.num_outputs)
+            value.reshape(*self.batch_shape, 1, self.train_Y.shape[-1])[..., list(chosen)]
             for value in (self._encoding.location, self._encoding.scale)
         )
-        affine = AffineTransform(location, scale)
+        posterior = TransformedPosterior(posterior, AffineTransform(location, scale))
         outcome = self._outcome
-        if output_indices is not None:
-            index = list(output_indices)
-            logits = logits[..., index, :]
-            affine = AffineTransform(location[..., index], scale[..., index])
-            if isinstance(outcome, AffineTransform):
-                loc, scale = _columns(outcome.loc, index), _columns(outcome.scale, index)
-                outcome = AffineTransform(loc, scale)
-        posterior: PredictivePosterior = BarPosterior(self.pfn.bars, logits)
-        posterior = TransformedPosterior(posterior, affine)
+        if isinstance(outcome, AffineTransform):
+            index = list(chosen)
+            outcome = AffineTransform(_columns(outcome.loc, index), _columns(outcome.scale, index))
         if outcome is not None:
             posterior = TransformedPosterior(posterior, outcome)
         if posterior_transform is not None:
             return posterior_transform(posterior=posterior, X=X)
         return posterior
 
-    def condition_on_observations(self, X: Tensor, Y: Tensor, **kwargs: Any) -> PFNModel:
-        """A model with further observations, under the same transforms.
+    def condition_on_observations(
+        self, X: Tensor, Y: Tensor, noise: Tensor | None = None, **kwargs: Any
+    ) -> PFNModel:
+        """A model with further observations, in the units of this one.
+
+        They are appended to the encoding as long as no more rows are appended than in training;
+        then everything is encoded anew.
 
         Args:
             X: Inputs `[..., n', d]`; further batch dimensions give a batch of models.
             Y: Targets `[..., n', m]`.
-            kwargs: BoTorch's `noise` is refused: the network infers the noise.
+            noise: Known noise variances of the shape of Y; zero for exact values of f.
+            kwargs: Ignored: BoTorch's fantasies pass sampler arguments.
 
         Raises:
-            NotImplementedError: noise variances are given.
             TypeError: another dtype or device than the model's.
             ValueError: rows or columns disagree, or values are not finite.
         """
-        if kwargs.get("noise") is not None:
-            raise NotImplementedError("this network infers the noise; it takes no noise variances.")
-        self.pfn._check(X, Y)
-        old, new = (self.train_X, self.train_Y), (X, Y)
-        for name, before, after in zip(("X", "Y"), old, new, strict=True):
+        self.pfn.check(X, Y, noise)
+        for name, before, after in (("X", self.train_X, X), ("Y", self.train_Y, Y)):
             if after.dtype != before.dtype or after.device != before.device:
                 raise TypeError(
                     f"the model was conditioned in {before.dtype} on {before.device} and got "
@@ -314,30 +178,237 @@ class PFNModel(Model):
                     f"the model was conditioned on {before.shape[-1]} columns of {name} and got "
                     f"{after.shape[-1]}; they must agree."
                 )
-        self.pfn._warn_beyond_training(self.train_X.shape[-2] + X.shape[-2])
+        self.pfn.warn_beyond_training(self.train_X.shape[-2] + X.shape[-2])
         batch = torch.broadcast_shapes(self.batch_shape, X.shape[:-2])
-        rows, targets = (
-            torch.cat(
-                [old.expand(*batch, *old.shape[-2:]), new.expand(*batch, *new.shape[-2:])], -2
-            )
-            for old, new in ((self.train_X, X), (self.train_Y, Y))
-        )
-        return PFNModel(self.pfn, rows, targets, self._input, self._outcome)
+        k = X.shape[-2]
+        X, Y = X.expand(*batch, k, -1), Y.expand(*batch, k, -1)
+        Yvar = None if noise is None else noise.expand(*batch, k, -1)
+        new = copy.copy(self)
+        new.train_X = torch.cat([self.train_X.expand(*batch, -1, -1), X], -2)
+        new.train_Y = torch.cat([self.train_Y.expand(*batch, -1, -1), Y], -2)
+        if self.train_Yvar is not None or Yvar is not None:
+            old = self.train_Yvar
+            old = torch.full_like(self.train_Y, math.nan) if old is None else old
+            Yvar = torch.full_like(Y, math.nan) if Yvar is None else Yvar
+            new.train_Yvar = torch.cat([old.expand(*batch, -1, -1), Yvar], -2)
+        if self._appended + k > self.pfn.metadata.get("max_buffer", 0):
+            new._encode()
+            return new
+        m = self.train_Y.shape[-1]
+        encoding = self._encoding.select(self._index(batch, list(range(m))))
+        rows = X if self._input is None else self._input(X)
+        rows, targets, known = _flatten_data(rows, *self._to_network(Y, Yvar))
+        new._encoding = self.pfn.append(encoding, rows, targets, noise_var=known)
+        new._appended = self._appended + k
+        return new
 
-    def _logits(self, X: Tensor, noisy: bool) -> Tensor:
-        """Logits `[..., q, m, K + 2]` at transformed queries `[..., q, d]`."""
-        own, m = self.batch_shape, self.num_outputs
-        batch = torch.broadcast_shapes(X.shape[:-2], own)
-        q, d = X.shape[-2:]
-        # Queries of one data set stand in one row of the network's batch: [B, L * q, d].
-        rows = X.expand(*batch, q, d).reshape(-1, own.numel(), q, d).transpose(0, 1)
-        rows = rows.reshape(own.numel(), -1, d).repeat_interleave(m, dim=0)
-        parts = [
-            self.pfn.network.decode(self._encoding.context, part)[0 if noisy else 1]
-            for part in rows.split(self._rows_at_once, dim=1)
-        ]
-        logits = torch.cat(parts, dim=1).unflatten(0, (own.numel(), m)).unflatten(2, (-1, q))
-        return logits.permute(2, 0, 3, 1, 4).reshape(*batch, q, m, -1)
+    def _encode(self) -> None:
+        """Encode all rows together."""
+        rows = self.train_X if self._input is None else self._input(self.train_X)
+        rows, targets, noise = _flatten_data(rows, *self._to_network(self.train_Y, self.train_Yvar))
+        kind = self._categorical
+        self._encoding = self.pfn.encode(
+            rows,
+            targets,
+            noise_var=noise,
+            categorical=None if kind is None else kind.expand(len(rows), -1),
+            column_seed=self._column_seed,
+        )
+        self._appended = 0
+
+    def _to_network(self, Y: Tensor, Yvar: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self._outcome is None:
+            return Y, Yvar
+        return self._outcome.inv(Y), None if Yvar is None else Yvar / self._outcome_scale() ** 2
+
+    def _outcome_scale(self) -> Tensor:
+        if not isinstance(self._outcome, AffineTransform):
+            raise ValueError("noise variances need an outcome_transform that is affine, or none.")
+        return torch.as_tensor(self._outcome.scale).to(self.train_Y)
+
+    def _check_queries(self, X: Tensor) -> None:
+        if X.dtype != self.train_X.dtype:
+            raise TypeError(
+                f"conditioned in {self.train_X.dtype}, got X in {X.dtype}; convert one of them."
+            )
+        if X.dim() < 2 or X.shape[-1] != self.train_X.shape[-1]:
+            raise ValueError(
+                f"X must have shape [..., q, {self.train_X.shape[-1]}], got {tuple(X.shape)}."
+            )
+        usable = X.isfinite() | X.isnan() if self.pfn.metadata.get("missing") else X.isfinite()
+        if not bool(usable.all()):
+            raise ValueError("X has NaN or infinite values; remove or impute those rows first.")
+
+    def _query_noise(self, given: bool | Tensor, rows: Tensor) -> Tensor | None:
+        """Known variances `[..., q, m]` in the scale after the outcome transform, or None."""
+        if given is False or (given is True and self.train_Yvar is None):
+            return None
+        batch = torch.broadcast_shapes(rows.shape[:-2], self.batch_shape)
+        shape = (*batch, rows.shape[-2], self.train_Y.shape[-1])
+        if given is True:
+            assert self.train_Yvar is not None
+            noise = self.train_Yvar.mean(-2, keepdim=True)
+        else:
+            noise = torch.as_tensor(given).to(rows)
+        if bool(noise.isnan().any()):
+            return None
+        if self._outcome is not None:
+            noise = noise / self._outcome_scale() ** 2
+        return noise.expand(shape)
+
+    def _index(self, batch: torch.Size, outputs: list[int]) -> Tensor:
+        """Which encoded data set serves each of `[*batch, outputs]`, flat."""
+        own, m = self.batch_shape, self.train_Y.shape[-1]
+        index = torch.arange(own.numel() * m, device=self.train_X.device).reshape(*own, m)
+        return index[..., outputs].expand(*batch, len(outputs)).flatten()
+
+    def _flat(self, rows: Tensor, outputs: list[int]) -> _Flat:
+        batch = torch.broadcast_shapes(rows.shape[:-2], self.batch_shape)
+        return _Flat(rows.expand(*batch, *rows.shape[-2:]), batch, outputs)
+
+    def _logits(self, flat: _Flat, noise: Tensor | None, noisy: bool) -> Tensor:
+        """Logits `[B' m', q, K]` of queries, by data set so that each is looked up once."""
+        own, m = self.batch_shape.numel(), self.train_Y.shape[-1]
+        batch, outputs = flat.batch, flat.outputs
+        lead = batch.numel() // max(own, 1)
+        index = torch.arange(own * m, device=self.train_X.device).reshape(own, m)[:, outputs]
+        encoding = self._encoding
+        if len(outputs) != m:
+            encoding = encoding.select(index.flatten())
+        q, k = flat.rows.shape[-2], len(outputs)
+
+        def by_data_set(value: Tensor) -> Tensor:
+            """[lead * own * k, q, ...] -> [own * k, lead * q, ...]"""
+            value = value.unflatten(0, (lead, own * k)).transpose(0, 1)
+            return value.reshape(own * k, lead * q, *value.shape[3:])
+
+        rows = by_data_set(flat.inputs())
+        known = None if noise is None else by_data_set(noise)
+        parts = []
+        for start in range(0, max(rows.shape[1], 1), self._rows_at_once):
+            part = slice(start, start + self._rows_at_once)
+            of_y, of_f = self.pfn.decode(
+                encoding, rows[:, part], noise_var=None if known is None else known[:, part]
+            )
+            parts.append(of_y if noisy or of_f is None else of_f)
+        logits = torch.cat(parts, dim=1).unflatten(1, (lead, q)).transpose(0, 1)
+        return logits.flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class _Flat:
+    """Queries of a batch of data sets and outputs as a plain batch, `[B m, q, d]`."""
+
+    rows: Tensor
+    batch: torch.Size
+    outputs: list[int]
+
+    def inputs(self) -> Tensor:
+        q, d = self.rows.shape[-2:]
+        m = len(self.outputs)
+        return self.rows.unsqueeze(-3).expand(*self.batch, m, q, d).reshape(-1, q, d)
+
+    def flatten(self, values: Tensor) -> Tensor:
+        """[..., *batch, q, m] -> [... B m, q]."""
+        return values.mT.reshape(-1, values.shape[-2])
+
+    def restore(self, values: Tensor, lead: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """[lead B m, q, ...] -> [*lead, *batch, q, m, ...]."""
+        values = values.reshape(*lead, *self.batch, len(self.outputs), *values.shape[1:])
+        at = len(lead) + len(self.batch)
+        return values.transpose(at, at + 1)
+
+
+@dataclass(frozen=True)
+class _Joint:
+    """The chain rule over the points of queries."""
+
+    model: PFNModel
+    flat: _Flat
+    noise: Tensor | None
+    noisy: bool
+
+    def sample(self, lead: torch.Size, p: Tensor) -> Tensor:
+        """Values with conditional probabilities `p` below them, `[*lead, *batch, q, m]` both."""
+        values = self._chain(lead, self.flat.flatten(p), None)[0]
+        return self.flat.restore(values, lead)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Joint log densities of `z` `[*lead, *batch, q, m]`, averaged over orders, `[...]`."""
+        lead = z.shape[: z.dim() - 2 - len(self.flat.batch)]
+        repeats = self.model.num_orders
+        many = torch.Size([repeats]) + lead
+        z = z.expand(repeats, *z.shape)
+        density = self._chain(many, None, self.flat.flatten(z))[1]
+        total = density.reshape(*many, *self.flat.batch, -1).sum(-1)
+        return total.logsumexp(0) - math.log(repeats)
+
+    def _chain(self, lead: torch.Size, p: Tensor | None, z: Tensor | None) -> tuple[Tensor, Tensor]:
+        model, flat = self.model, self.flat
+        known = p if p is not None else z
+        assert known is not None
+        copies, q = known.shape
+        index = model._index(flat.batch, flat.outputs)
+        index = index.expand(lead.numel(), -1).flatten()
+        X = flat.inputs().expand(lead.numel(), -1, -1, -1).flatten(0, 1)
+        noise = None
+        if self.noise is not None:
+            noise = self.noise.expand(lead.numel(), -1, -1).flatten(0, 1)
+        # The first dimension of `lead` cycles through the orders.
+        first = lead[0] if lead else 1
+        cycle = torch.arange(copies, device=X.device) // (copies // first)
+        orders = _orders(q, model.num_orders, X.device)[cycle % model.num_orders]
+        keys = model._encoding.context.keys
+        size = sum(2 * key[0].numel() for key in keys) + 2 * len(keys) * q * keys[0].shape[1] * 64
+        step = max(1, model._numbers_at_once // size)
+        values, densities = [], []
+        for start in range(0, copies, step):
+            part = slice(start, start + step)
+            found = self._chunk(
+                model._encoding.select(index[part]),
+                X[part],
+                orders[part],
+                None if noise is None else noise[part],
+                None if p is None else p[part],
+                None if z is None else z[part],
+            )
+            values.append(found[0])
+            densities.append(found[1])
+        return torch.cat(values), torch.cat(densities)
+
+    def _chunk(
+        self,
+        encoding: Encoding,
+        X: Tensor,
+        order: Tensor,
+        noise: Tensor | None,
+        p: Tensor | None,
+        z: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        pfn = self.model.pfn
+        bars = pfn.bars
+        assert bars is not None
+        copies, q, d = X.shape
+        found, total = [], X.new_zeros(copies)
+        for i in range(q):
+            at = order[:, i : i + 1]
+            x = X.gather(1, at[..., None].expand(-1, -1, d))
+            own = None if noise is None else noise.gather(1, at)
+            of_y, of_f = pfn.decode(encoding, x, noise_var=own)
+            logits = of_y if self.noisy else of_f
+            assert logits is not None
+            if z is None:
+                assert p is not None
+                value = bars.quantile(logits, p.gather(1, at))
+            else:
+                value = z.gather(1, at)
+                total = total + bars.log_prob(logits, value)[:, 0]
+            found.append(value)
+            if i + 1 < q:
+                told = own if self.noisy else torch.zeros_like(value)
+                y = encoding.location + encoding.scale * value
+                encoding = pfn.append(encoding, x, y, noise_var=told)
+        return torch.cat(found, dim=1).gather(1, order.argsort(dim=1)), total
 
 
 class BarPosterior(PredictivePosterior):
@@ -345,7 +416,7 @@ class BarPosterior(PredictivePosterior):
 
     Args:
         bars: The distribution's borders and tails.
-        logits: `[..., n, m, K + 2]`.
+        logits: `[..., n, m, K]`.
     """
 
     def __init__(self, bars: BarDistribution, logits: Tensor) -> None:
@@ -373,51 +444,110 @@ class BarPosterior(PredictivePosterior):
         return self.bars.log_expected_improvement(*self._with(best), maximize)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
-        p = torch.special.ndtr(base_samples)
-        eps = torch.finfo(p.dtype).eps
-        return self.bars.quantile(self.logits, p.clamp(eps, 1 - eps))
+        return self.bars.quantile(self.logits, _probabilities(base_samples))
 
     def _with(self, values: Tensor) -> tuple[Tensor, Tensor]:
         shape = torch.broadcast_shapes(values.shape, self.logits.shape[:-1])
         return self.logits.expand(*shape, -1), values.expand(shape)
 
 
-def load(name_or_path: str | os.PathLike[str]) -> PFN:
-    """Load a shipped network by name, or one of your own from its file.
+class _JointBarPosterior(BarPosterior):
+    """Bar distributions whose points are dependent through the network."""
+
+    def __init__(self, bars: BarDistribution, logits: Tensor, joint: _Joint) -> None:
+        super().__init__(bars, logits)
+        self._joint = joint
+
+    def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
+        if self.logits.shape[-3] == 1:
+            return super().rsample_from_base_samples(sample_shape, base_samples)
+        self._require_appending()
+        lead = torch.Size(sample_shape)
+        p = _probabilities(base_samples).expand(*lead, *self.logits.shape[:-1])
+        return self._joint.sample(lead, p)
+
+    def joint_log_prob(self, Y: Tensor) -> Tensor:
+        if self.logits.shape[-3] > 1:
+            self._require_appending()
+        return self._joint.log_prob(Y)
+
+    def _require_appending(self) -> None:
+        if not self._joint.model.pfn.metadata.get("max_buffer"):
+            raise NotImplementedError(
+                "this network was trained without appended rows and has no joint over points; "
+                "train it with TrainingConfig.appended > 0."
+            )
+
+
+class CategoricalPosterior(Posterior):
+    """Class probabilities, independent over points.
 
     Args:
-        name_or_path: A shipped name, such as "regression", or the path of a file that
-            `PFN.save` wrote. Nothing in the file is executed.
-
-    Raises:
-        FileNotFoundError: neither a shipped name nor a file.
-        ValueError: the file is damaged, foreign, or does not hold what it describes.
+        logits: `[..., n, classes]`; -inf for impossible classes.
     """
-    path = Path(name_or_path)
-    folder = Path(__file__).parent / "checkpoints"
-    shipped = folder / f"{name_or_path}.safetensors"
-    if not path.exists() and not shipped.exists():
-        names = sorted(file.stem for file in folder.glob("*.safetensors"))
-        raise FileNotFoundError(
-            f"{str(name_or_path)!r} is neither a file nor a shipped network; shipped are {names}."
-        )
-    tensors, description = read_safetensors(path if path.exists() else shipped, kind="PFN")
-    try:
-        pfn = PFN(
-            ArchitectureConfig(**description["architecture"]),
-            tensors["bars.borders"],
-            tail_scale=description["tail_scale"],
-            tail_index=description["tail_index"],
-            prior_location=description["prior_location"],
-            prior_scale=description["prior_scale"],
-            metadata=description["metadata"],
-        )
-        pfn.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"{name_or_path} does not hold the network it describes: {error}"
-        ) from error
-    return pfn.eval()
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits.log_softmax(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """Probabilities, `[..., n, classes]`."""
+        return self.logits.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        """Variances of the class indicators, `[..., n, classes]`."""
+        return self.mean * (1 - self.mean)
+
+    def log_prob(self, Y: Tensor) -> Tensor:
+        """Log probabilities of classes `Y` `[..., n, 1]`, of the same shape."""
+        shape = torch.broadcast_shapes(Y.shape[:-1], self.logits.shape[:-1])
+        return self.logits.expand(*shape, -1).gather(-1, Y.long().expand(*shape, 1))
+
+    def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
+        """Class indicators `[*sample_shape, ..., n, classes]`; without gradients."""
+        shape = torch.Size([1]) if sample_shape is None else sample_shape
+        drawn = Categorical(logits=self.logits.detach()).sample(shape)
+        return torch.nn.functional.one_hot(drawn, self.logits.shape[-1]).to(self.logits)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the distribution."""
+        return self.logits.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the distribution."""
+        return self.logits.dtype
+
+    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
+        return torch.Size(sample_shape) + self.logits.shape
+
+
+def _probabilities(base_samples: Tensor) -> Tensor:
+    p = torch.special.ndtr(base_samples)
+    eps = torch.finfo(p.dtype).eps
+    return p.clamp(eps, 1 - eps)
+
+
+def _orders(q: int, number: int, device: torch.device) -> Tensor:
+    """Orders of q points: the given one first, then random ones; `[number, q]`."""
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.arange(q), *(torch.randperm(q, generator=generator) for _ in range(number - 1))]
+    return torch.stack(orders).to(device)
+
+
+def _flatten_data(
+    X: Tensor, y: Tensor, noise: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Outputs as data sets of their own that share inputs: `[B m, n, d]`, `[B m, n]`."""
+    batch, (n, d), m = X.shape[:-2].numel(), X.shape[-2:], y.shape[-1]
+    rows = X.reshape(batch, n, d).repeat_interleave(m, dim=0)
+
+    def flat(value: Tensor) -> Tensor:
+        return value.reshape(batch, n, m).mT.reshape(batch * m, n)
+
+    return rows, flat(y), None if noise is None else flat(noise)
 
 
 def _columns(value: Any, index: list[int]) -> Any:

@@ -1,13 +1,19 @@
 """Training of a prior-data fitted network on tasks drawn afresh at every step.
 
-The loss is the mean negative log density of the query targets under the predicted bar
-distribution, in units of the standardised target; its minimiser over all functions of the context
-is the exact posterior predictive (Mueller et al. 2022, 2112.10510, corollary 1.1). Where tasks
-carry their noise-free function, a second head learns its posterior the same way.
+The loss is the mean negative log density of the query targets under the predicted distribution, in
+the network's units; its minimiser over all functions of the context is the exact posterior
+predictive (Mueller et al. 2022, 2112.10510, corollary 1.1). Where tasks carry their noise-free
+function, a second head learns its posterior the same way.
 
-Matrices inside the blocks are trained by Muon, everything else by AdamW; the shipped weights are
-the exponential moving average. One cosine schedule follows the share of the steps or of the time
-limit, whichever is further on, so that a run on a slow machine still ends annealed.
+Steps differ in what the network is told, so that it can be told so later: in some the noise
+variances are known, and in some the last context rows are appended to the encoded others, as noisy
+targets or as exact values of the function. That is what joint samples and fantasies need.
+
+Matrices inside the blocks are trained by Muon, everything else by AdamW; the result is the
+exponential moving average of the weights, the best one by loss on held-out tasks. One schedule
+follows the share of the steps or of the time limit, whichever is further on, so that a run on a
+slow machine still ends annealed. Devices, several processes and mixed precision go through
+Lightning Fabric.
 """
 
 from __future__ import annotations
@@ -22,15 +28,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from lightning_fabric import Fabric
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pfn.architecture import ArchitectureConfig
-from pfn.inference import PFN
+from pfn.certificate import Reference, reference_nll
+from pfn.network import PFN, Encoding
 from priors.files import read_safetensors, write_safetensors_atomically
 from priors.tasks import Task, TaskPrior
 
 __all__ = ["TrainingConfig", "train"]
+
+_PATIENCE = 20  # steps in a row without a usable gradient before training gives up
 
 
 @dataclass(frozen=True)
@@ -39,38 +49,73 @@ class TrainingConfig:
 
     Attributes:
         architecture: Sizes of the network.
+        inputs: Units of the inputs, "raw" or "standardised"; see `PFN`.
+        targets: Units of the targets, "raw", "given" or "standardised"; see `PFN`.
         steps: Optimisation steps.
-        batch: Tasks per step.
+        batch: Tasks per step and process, in each of the `accumulate` parts.
+        accumulate: Parts whose gradients are added up before a step.
         time_limit: Seconds after which training ends, annealed; None for no limit.
+        optimizer: "muon" (matrices, the rest AdamW), "adamw" or "schedule-free" (AdamW, Defazio et
+            al. 2024, 2405.15682; needs the package `schedulefree`).
+        schedule: "cosine" to zero, "linear" to zero, or "constant"; after the warm-up.
         learning_rate: Peak learning rate of AdamW.
         matrix_learning_rate: Peak learning rate of Muon.
+        weight_decay: Decoupled weight decay of matrices.
         warmup: Steps of linear warm-up.
         clip: Largest norm of the gradient.
+        spike: A step is left out when the norm of its gradient is so many times the recent one.
         average_decay: Decay of the moving average of the weights.
-        border_tasks: Tasks from whose standardised targets the bars are placed.
+        known_noise: Share of the steps in which noise variances are given to the network.
+        appended: Share of the steps in which some context rows are appended to the others.
+        max_buffer: Most appended rows.
+        precision: Of Lightning Fabric, such as "32-true" or "bf16-mixed".
+        compile: Whether to compile the network by `torch.compile`.
+        border_tasks: Tasks from whose targets the bars are placed.
+        held_out_tasks: Tasks on which the average is compared with its earlier states.
+        evaluate_every: Steps between such comparisons.
         checkpoint_every: Seconds between checkpoints.
         seed: Seed of weights and tasks.
     """
 
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    inputs: str = "raw"
+    targets: str = "given"
     steps: int = 20_000
     batch: int = 32
+    accumulate: int = 1
     time_limit: float | None = None
+    optimizer: str = "muon"
+    schedule: str = "cosine"
     learning_rate: float = 2e-3
     matrix_learning_rate: float = 1e-2
+    weight_decay: float = 0.0
     warmup: int = 100
     clip: float = 1.0
+    spike: float = 20.0
     average_decay: float = 0.999
+    known_noise: float = 0.15
+    appended: float = 0.25
+    max_buffer: int = 32
+    precision: str = "32-true"
+    compile: bool = False
     border_tasks: int = 2_000
+    held_out_tasks: int = 256
+    evaluate_every: int = 1_000
     checkpoint_every: float = 300.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "border_tasks"):
+        for name in ("steps", "batch", "accumulate", "border_tasks", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("known_noise", "appended"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share in [0, 1], got {getattr(self, name)}.")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay must lie in [0, 1), got {self.average_decay}.")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}.")
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -82,6 +127,12 @@ class TrainingConfig:
         return cls(**{**values, "architecture": ArchitectureConfig(**values["architecture"])})
 
 
+_CHOICES = {
+    "optimizer": ("muon", "adamw", "schedule-free"),
+    "schedule": ("cosine", "linear", "constant"),
+}
+
+
 def train(
     task_prior: TaskPrior,
     *,
@@ -91,6 +142,9 @@ def train(
     resume: bool = False,
     log: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    reference: Reference | None = None,
+    initial: PFN | None = None,
+    fabric: Fabric | None = None,
 ) -> PFN:
     """Train a network to do Bayesian inference under a task prior.
 
@@ -102,8 +156,15 @@ def train(
             and at the end.
         resume: Continue from `checkpoint` if it exists. The continued run draws the tasks and
             takes the steps that an uninterrupted one would have.
-        log: File to which a line of JSON per 100 steps is appended: step, loss, seconds.
+        log: File to which a line of JSON per 100 steps is appended: step, loss, seconds, tasks
+            per second, norm of the gradient; and one per evaluation.
         progress: Show a progress bar.
+        reference: From a task to the exact posterior of y at its queries; where given, losses
+            on held-out tasks are compared with its own.
+        initial: A trained network of the same architecture to start from.
+        fabric: For several devices or nodes, a `lightning_fabric.Fabric`, launched by `torchrun`
+            or by `fabric.launch()`; every process draws tasks of its own. It has precedence over
+            `device` and `config.precision`.
 
     Raises:
         ValueError: the checkpoint is of another configuration, or tasks have more features than
@@ -111,54 +172,153 @@ def train(
         RuntimeError: the loss is no longer finite.
     """
     config = TrainingConfig() if config is None else config
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if resume and checkpoint is None:
         raise ValueError("resume=True needs the checkpoint file to resume from.")
-    state = _State(task_prior, config, torch.device(device))
+    if fabric is None:
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        fabric = _fabric(torch.device(device), config.precision)
+    state = _State(task_prior, config, fabric, reference, initial)
     if resume and checkpoint is not None and Path(checkpoint).exists():
         state.load(Path(checkpoint))
-    saved = started = time.monotonic() - state.elapsed
-    losses: list[float] = []
-    with tqdm(total=config.steps, initial=state.step, disable=not progress, desc="train") as bar:
+    main = fabric.is_global_zero
+    saved = time.monotonic()
+    started = saved - state.elapsed
+    recent: list[tuple[float, float]] = []
+    shown: dict[str, str] = {}
+    bar = tqdm(
+        total=config.steps, initial=state.step, disable=not (progress and main), desc="train"
+    )
+    with bar:
         while state.step < config.steps and not state.out_of_time():
-            losses.append(state.advance())
+            recent.append(state.advance())
             bar.update()
             now = time.monotonic()
-            state.elapsed = now - started
+            state.elapsed = fabric.broadcast(now - started) if config.time_limit else now - started
             if state.step % 100 == 0 or state.step == config.steps:
-                mean = sum(losses) / len(losses)
-                bar.set_postfix(loss=f"{mean:.4f}")
-                _append(log, {"step": state.step, "loss": mean, "seconds": state.elapsed})
-                losses.clear()
+                loss, norm = (sum(values) / len(values) for values in zip(*recent, strict=True))
+                shown["loss"] = f"{loss:.4f}"
+                bar.set_postfix(shown)
+                entry = {"step": state.step, "loss": loss, "norm": norm, "tasks": state.tasks}
+                _append(log, main, {**entry, "seconds": state.elapsed, "skipped": state.skipped})
+                recent.clear()
+            if state.step % config.evaluate_every == 0:
+                found = state.evaluate()
+                shown |= {name: f"{value:.4f}" for name, value in found.items()}
+                bar.set_postfix(shown)
+                _append(log, main, {"step": state.step, "seconds": state.elapsed, **found})
             if checkpoint is not None and now - saved > config.checkpoint_every:
                 state.save(Path(checkpoint))
                 saved = now
+    if state.step % config.evaluate_every:
+        found = state.evaluate()
+        _append(log, main, {"step": state.step, "seconds": state.elapsed, **found})
     if checkpoint is not None:
         state.save(Path(checkpoint))
     return state.result()
 
 
+class _Loss(nn.Module):
+    """Loss of a batch of tasks, as a module so that it can be distributed and compiled."""
+
+    def __init__(self, pfn: PFN) -> None:
+        super().__init__()
+        self.pfn = pfn
+
+    def forward(self, task: Task, told: _Told) -> tuple[Tensor, Tensor | None]:
+        """Mean negative log density of the queries' y, and of their f where there is one."""
+        pfn, n = self.pfn, task.num_context
+        noise = task.row_noise_var if told.noise else None
+        encoding = _encoding(pfn, task, told, noise)
+        query_noise = noise[:, n:] if noise is not None and told.query_noise else None
+        logits_y, logits_f = pfn.decode(encoding, task.X[:, n:], noise_var=query_noise)
+        weight = None if task.points is None else task.points[:, n:].to(task.y)
+        if pfn.bars is None:
+            target = task.y[:, n:, 0].long()
+            nll = nn.functional.cross_entropy(logits_y.mT, target, reduction="none")
+            return _mean(nll, weight), None
+        bars = pfn.bars
+
+        def loss(logits: Tensor, target: Tensor) -> Tensor:
+            z = (target[:, n:, 0] - encoding.location) / encoding.scale
+            return _mean(-bars.log_prob(logits.float(), z), weight)
+
+        if logits_f is None or task.f is None:
+            return loss(logits_y, task.y), None
+        return loss(logits_y, task.y), loss(logits_f, task.f)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the network is told in one step."""
+
+    noise: bool = False
+    query_noise: bool = False
+    appended: int = 0
+    exact: bool = False
+
+
+def _encoding(pfn: PFN, task: Task, told: _Told, noise: Tensor | None) -> Encoding:
+    """The context, its last `told.appended` rows appended to the others."""
+    n = task.num_context
+    first = n - told.appended
+    mask = None if task.points is None else task.points[:, :first]
+    codes = None
+    if pfn.architecture.cell_layers:
+        shape = (len(task.X), task.X.shape[-1], pfn.network.codes(1, task.X).shape[-1])
+        codes = task.latents["column_codes"].reshape(shape)
+    encoding = pfn.encode(
+        task.X[:, :first],
+        task.y[:, :first, 0],
+        mask=mask,
+        noise_var=None if noise is None else noise[:, :first],
+        categorical=task.categorical,
+        num_classes=task.num_classes,
+        codes=codes,
+    )
+    if told.appended == 0:
+        return encoding
+    rows = slice(first, n)
+    y = task.y[:, rows, 0]
+    noise = None if noise is None else noise[:, rows]
+    if told.exact:
+        assert task.f is not None
+        y, noise = task.f[:, rows, 0], torch.zeros_like(y)
+    return pfn.append(encoding, task.X[:, rows], y, noise_var=noise)
+
+
 class _State:
     """Everything that a resumed run needs to go on as if nothing had happened."""
 
-    def __init__(self, task_prior: TaskPrior, config: TrainingConfig, device: torch.device) -> None:
-        self.task_prior, self.config, self.device = task_prior, config, device
-        self.step, self.elapsed, self.tasks = 0, 0.0, 0
-        self.generator = torch.Generator(device).manual_seed(config.seed)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    def __init__(
+        self,
+        task_prior: TaskPrior,
+        config: TrainingConfig,
+        fabric: Fabric,
+        reference: Reference | None,
+        initial: PFN | None,
+    ) -> None:
+        self.task_prior, self.config, self.fabric = task_prior, config, fabric
+        self.device = fabric.device
+        self.step, self.elapsed, self.tasks, self.skipped, self.failed = 0, 0.0, 0, 0, 0
+        self.most_context, self.typical_norm, self.best_loss = 0, math.nan, math.inf
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(config.seed)
-            self.pfn = _initial_network(task_prior, config, self.generator, device)
+            self.pfn = _initial_network(task_prior, config, self.generator, self.device)
+        if initial is not None:
+            self._start_from(initial)
+        # Processes share the weights but not the tasks.
+        self.generator.manual_seed(config.seed + 1 + 1_000_003 * fabric.global_rank)
         self.average = {k: p.detach().clone() for k, p in self.pfn.network.named_parameters()}
-        inside = dict(self.pfn.network.blocks.named_parameters(prefix="blocks"))
-        matrices = [p for p in inside.values() if p.dim() == 2]
-        chosen = {id(p) for p in matrices}
-        others = [p for p in self.pfn.network.parameters() if id(p) not in chosen]
-        self.optimisers = (
-            torch.optim.Muon(matrices, lr=config.matrix_learning_rate, weight_decay=0.0),
-            torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
-        )
-        self.peaks = (config.matrix_learning_rate, config.learning_rate)
+        self.best = {k: v.clone() for k, v in self.average.items()}
+        self.held_out = self._held_out(reference)
+        self.optimisers, self.peaks = _optimisers(self.pfn, config)
+        step: nn.Module = _Loss(self.pfn)
+        if config.compile:
+            step = torch.compile(step, dynamic=True)  # type: ignore[assignment]
+        self.loss, *wrapped = fabric.setup(step, *self.optimisers)
+        self.steppers = wrapped
 
     def out_of_time(self) -> bool:
         limit = self.config.time_limit
@@ -168,64 +328,160 @@ class _State:
         share = self.step / self.config.steps
         if self.config.time_limit is not None:
             share = max(share, self.elapsed / self.config.time_limit)
+        share = min(share, 1.0)
         warm = min(1.0, (self.step + 1) / max(1, self.config.warmup))
-        return warm * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+        if self.config.optimizer == "schedule-free":
+            return warm
+        match self.config.schedule:
+            case "cosine":
+                return warm * 0.5 * (1 + math.cos(math.pi * share))
+            case "linear":
+                return warm * (1 - share)
+        return warm
 
-    def advance(self) -> float:
-        """One step; returns the loss in nats per query."""
-        task = self.task_prior.sample(
-            self.config.batch, generator=self.generator, device=self.device, dtype=torch.float32
-        )
-        loss_y, loss_f = _losses(self.pfn, task)
-        loss = loss_y if loss_f is None else loss_y + 0.5 * loss_f
-        if not bool(loss.detach().isfinite()):
-            raise RuntimeError(
-                f"The loss of step {self.step} is {loss.item()}. Lower the learning rates, or "
-                "look for infinite values in the tasks."
-            )
-        factor = self.schedule()
-        for optimiser, peak in zip(self.optimisers, self.peaks, strict=True):
-            optimiser.param_groups[0]["lr"] = peak * factor
+    def advance(self) -> tuple[float, float]:
+        """One step; returns the loss in nats per query and the norm of the gradient."""
+        config, total = self.config, 0.0
+        for optimiser in self.steppers:
             optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.pfn.network.parameters(), self.config.clip)
-        for optimiser in self.optimisers:
-            optimiser.step()
+        for part in range(config.accumulate):
+            task, told = self._draw()
+            last = part + 1 == config.accumulate
+            with self.fabric.no_backward_sync(self.loss, enabled=not last):
+                loss_y, loss_f = self.loss(task, told)
+                loss = loss_y if loss_f is None else loss_y + 0.5 * loss_f
+                self.fabric.backward(loss / config.accumulate)
+            total += float(loss_y.detach()) / config.accumulate
+        norm = float(torch.nn.utils.clip_grad_norm_(self.pfn.network.parameters(), config.clip))
+        self._descend(total, norm)
         self.step += 1
-        self.tasks += self.config.batch
+        self.tasks += config.batch * config.accumulate * self.fabric.world_size
+        return total, norm
+
+    def _draw(self) -> tuple[Task, _Told]:
+        config = self.config
+        task = _sample(self.task_prior, config, self.generator, self.device)
+        self.most_context = max(self.most_context, task.num_context)
+
+        def uniform() -> float:
+            return float(torch.rand((), generator=self.generator, device=self.device))
+
+        noise = uniform() < config.known_noise and task.num_classes is None
+        noise = noise and bool(task.noise_var.isfinite().all())
+        query_noise = noise and uniform() < 0.5
+        appended, exact = 0, False
+        if task.num_context and uniform() < config.appended:
+            most = min(config.max_buffer, task.num_context)
+            appended = 1 + int(uniform() * most)
+            exact = task.f is not None and uniform() < 0.5
+        return task, _Told(noise, query_noise, appended, exact)
+
+    def _descend(self, loss: float, norm: float) -> None:
+        """Take the step, unless its gradient is useless."""
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        spike = self.step > self.config.warmup and norm > self.config.spike * self.typical_norm
+        if not finite or spike:
+            self.skipped, self.failed = self.skipped + 1, self.failed + 1
+            if self.failed >= _PATIENCE:
+                raise RuntimeError(
+                    f"The loss of step {self.step} is {loss}, the norm of its gradient {norm}, and "
+                    f"{self.failed} steps in a row were unusable. Lower the learning rates, or "
+                    "look for infinite values in the tasks."
+                )
+            return
+        self.failed = 0
+        known = math.isfinite(self.typical_norm)
+        self.typical_norm = 0.98 * self.typical_norm + 0.02 * norm if known else norm
+        factor = self.schedule()
+        for optimiser, stepper, peak in zip(
+            self.optimisers, self.steppers, self.peaks, strict=True
+        ):
+            for group in optimiser.param_groups:
+                group["lr"] = peak * factor
+            stepper.step()
+        if self.config.optimizer == "schedule-free":
+            return
         # A long average over the first steps would remember the initial weights.
         decay = min(self.config.average_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, parameter in self.pfn.network.named_parameters():
                 self.average[name].lerp_(parameter, 1 - decay)
-        return float(loss_y.detach())
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss of the average on the held-out tasks; remembers the best one."""
+        if not self.held_out:
+            return {}
+        own = {k: p.detach().clone() for k, p in self.pfn.network.named_parameters()}
+        if self.config.optimizer == "schedule-free":
+            self.optimisers[0].eval()  # type: ignore[attr-defined]
+            for name, parameter in self.pfn.network.named_parameters():
+                self.average[name].copy_(parameter.detach())
+            self.optimisers[0].train()  # type: ignore[attr-defined]
+        self.pfn.network.load_state_dict(self.average, strict=False)
+        losses, exact = [], []
+        with torch.no_grad():
+            for task, known in self.held_out:
+                y, _ = _Loss(self.pfn)(task, _Told())
+                losses.append(float(y))
+                exact.append(known)
+        self.pfn.network.load_state_dict(own, strict=False)
+        loss = sum(losses) / len(losses)
+        if loss < self.best_loss:
+            self.best_loss = loss
+            self.best = {k: v.clone() for k, v in self.average.items()}
+        found = {"held_out": loss}
+        if math.isfinite(sum(exact)):
+            found["gap"] = loss - sum(exact) / len(exact)
+        return found
+
+    def _held_out(self, reference: Reference | None) -> list[tuple[Task, float]]:
+        """Tasks with the loss of the reference in the network's units."""
+        count = -(-self.config.held_out_tasks // self.config.batch)
+        generator = torch.Generator(self.device).manual_seed(self.config.seed + 2**31)
+        found = []
+        for _ in range(count):
+            task = _sample(self.task_prior, self.config, generator, self.device)
+            exact = math.nan
+            if reference is not None:
+                n = task.num_context
+                _, scale = self.pfn.units(task.y[:, :n, 0])
+                exact = float(reference_nll(reference, task).mean() - scale.log().mean())
+            found.append((task, exact))
+        return found
 
     def result(self) -> PFN:
         pfn = self.pfn
-        pfn.network.load_state_dict(self.average, strict=False)
-        pfn.metadata["training"] = {
+        chosen = self.best if math.isfinite(self.best_loss) else self.average
+        pfn.network.load_state_dict(chosen, strict=False)
+        training = {
             "config": self.config.to_json(),
             "prior": getattr(self.task_prior, "description", type(self.task_prior).__name__),
             "steps": self.step,
             "tasks": self.tasks,
             "seconds": round(self.elapsed, 1),
+            "skipped": self.skipped,
         }
+        earlier = pfn.metadata.get("training")
+        pfn.metadata["training"] = training if earlier is None else {**training, "from": earlier}
+        pfn.metadata["max_context"] = self.most_context
+        pfn.metadata["max_buffer"] = self.config.max_buffer if self.config.appended else 0
         return pfn.eval()
 
     def save(self, path: Path) -> None:
-        tensors: dict[str, Tensor] = {"generator": self.generator.get_state()}
+        states = self.fabric.all_gather(self.generator.get_state())
+        assert isinstance(states, Tensor)
+        if not self.fabric.is_global_zero:
+            return
+        tensors: dict[str, Tensor] = {"generators": states.reshape(self.fabric.world_size, -1)}
         tensors |= {f"network.{k}": v for k, v in self.pfn.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
         for i, optimiser in enumerate(self.optimisers):
             for index, values in optimiser.state_dict()["state"].items():
                 for key, value in values.items():
                     tensors[f"optimiser.{i}.{index}.{key}"] = torch.as_tensor(value)
-        description = {
-            "config": self.config.to_json(),
-            "step": self.step,
-            "elapsed": self.elapsed,
-            "tasks": self.tasks,
-        }
+        description = {"config": self.config.to_json()}
+        description |= {name: getattr(self, name) for name in _COUNTERS}
         write_safetensors_atomically(path, tensors, kind="PFN training", description=description)
 
     def load(self, path: Path) -> None:
@@ -235,11 +491,18 @@ class _State:
                 f"{path} was written by a training with another configuration; pass that one, or "
                 "another checkpoint file."
             )
-        self.step, self.elapsed = description["step"], description["elapsed"]
-        self.tasks = description["tasks"]
-        self.generator.set_state(tensors["generator"])
+        generators = tensors["generators"]
+        if len(generators) != self.fabric.world_size:
+            raise ValueError(
+                f"{path} was written by {len(generators)} processes, this training has "
+                f"{self.fabric.world_size}; start as many."
+            )
+        for name in _COUNTERS:
+            setattr(self, name, description[name])
+        self.generator.set_state(generators[self.fabric.global_rank].cpu())
         self.pfn.load_state_dict(_under("network", tensors))
         self.average = {k: v.to(self.device) for k, v in _under("average", tensors).items()}
+        self.best = {k: v.to(self.device) for k, v in _under("best", tensors).items()}
         for i, optimiser in enumerate(self.optimisers):
             values: dict[int, dict[str, Tensor]] = {}
             for name, value in _under(f"optimiser.{i}", tensors).items():
@@ -247,21 +510,86 @@ class _State:
                 values.setdefault(int(index), {})[key] = value
             optimiser.load_state_dict({**optimiser.state_dict(), "state": values})
 
+    def _start_from(self, initial: PFN) -> None:
+        if initial.architecture != self.pfn.architecture:
+            raise ValueError(
+                f"initial has the architecture {initial.architecture}, the configuration "
+                f"{self.pfn.architecture}; they must agree."
+            )
+        # The bars belong to the weights of the heads.
+        covered = {k: self.pfn.metadata[k] for k in ("missing", "categorical")}
+        values = initial.state_dict()
+        self.pfn = PFN(
+            initial.architecture,
+            values.get("bars.borders"),
+            tail_scale=1.0 if initial.bars is None else initial.bars.tail_scale,
+            tail_index=5.0 if initial.bars is None else initial.bars.tail_index,
+            inputs=self.config.inputs,
+            targets=self.config.targets,
+            prior_location=initial.prior_location,
+            prior_scale=initial.prior_scale,
+            metadata={**covered, "training": initial.metadata.get("training")},
+        ).to(self.device)
+        self.pfn.load_state_dict(values)
 
-def _losses(pfn: PFN, task: Task) -> tuple[Tensor, Tensor | None]:
-    """Mean negative log density of the queries' y, and of their f where there is one."""
-    n = task.num_context
-    mask = None if task.points is None else task.points[:, :n]
-    encoding = pfn.encode(task.X[:, :n], task.y[:, :n, 0], mask)
-    logits_y, logits_f = pfn.network.decode(encoding.context, task.X[:, n:])
-    weight = None if task.points is None else task.points[:, n:].to(task.y)
 
-    def loss(logits: Tensor, target: Tensor) -> Tensor:
-        z = (target[:, n:, 0] - encoding.location) / encoding.scale
-        nll = -pfn.bars.log_prob(logits, z)
-        return nll.mean() if weight is None else (nll * weight).sum() / weight.sum().clamp_min(1)
+_COUNTERS = (
+    *("step", "elapsed", "tasks", "skipped", "failed"),
+    *("most_context", "typical_norm", "best_loss"),
+)
 
-    return loss(logits_y, task.y), None if task.f is None else loss(logits_f, task.f)
+
+def _fabric(device: torch.device, precision: str) -> Fabric:
+    kind = {"cuda": "cuda", "mps": "mps"}.get(device.type, "cpu")
+    devices: Any = [device.index or 0] if kind == "cuda" else 1
+    return Fabric(accelerator=kind, devices=devices, precision=precision)  # type: ignore[arg-type]
+
+
+def _optimisers(
+    pfn: PFN, config: TrainingConfig
+) -> tuple[list[torch.optim.Optimizer], tuple[float, ...]]:
+    """Optimisers and their peak learning rates."""
+    named = {k: p for k, p in pfn.network.named_parameters() if p.requires_grad}
+    inside = ("blocks.", "cells.layers.")
+    matrices = [p for k, p in named.items() if k.startswith(inside) and p.dim() == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in named.values() if id(p) not in chosen]
+    rate, decay = config.learning_rate, config.weight_decay
+    match config.optimizer:
+        case "muon":
+            muon = torch.optim.Muon(matrices, lr=config.matrix_learning_rate, weight_decay=decay)
+            rest = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+            return [muon, rest], (config.matrix_learning_rate, rate)
+        case "adamw":
+            groups = [
+                {"params": matrices, "weight_decay": decay},
+                {"params": others, "weight_decay": 0.0},
+            ]
+            return [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))], (rate,)
+    try:
+        from schedulefree import AdamWScheduleFree
+    except ImportError as error:
+        raise ImportError(
+            "optimizer='schedule-free' needs the package schedulefree: pip install schedulefree."
+        ) from error
+    free = AdamWScheduleFree(list(named.values()), lr=rate, weight_decay=decay)
+    free.train()
+    return [free], (rate,)
+
+
+def _sample(
+    task_prior: TaskPrior, config: TrainingConfig, generator: torch.Generator, device: torch.device
+) -> Task:
+    """Tasks, with fresh codes for their columns where the network has cells."""
+    task = task_prior.sample(config.batch, generator=generator, device=device, dtype=torch.float32)
+    if config.architecture.cell_layers:
+        shape = (len(task.X), task.X.shape[-1], 16)
+        task.latents["column_codes"] = torch.randn(shape, generator=generator, device=device)
+    return task
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    return values.mean() if weight is None else (values * weight).sum() / weight.sum().clamp_min(1)
 
 
 def _initial_network(
@@ -272,7 +600,7 @@ def _initial_network(
 ) -> PFN:
     """An untrained network whose units and bars fit the prior's targets."""
     tasks = [
-        task_prior.sample(config.batch, generator=generator, device=device, dtype=torch.float32)
+        _sample(task_prior, config, generator, device)
         for _ in range(-(-config.border_tasks // config.batch))
     ]
     features = max(task.X.shape[-1] for task in tasks)
@@ -281,6 +609,25 @@ def _initial_network(
             f"The prior draws tasks with {features} features, the network has slots for "
             f"{config.architecture.max_features}; raise ArchitectureConfig.max_features."
         )
+    classes = [int(task.num_classes.max()) for task in tasks if task.num_classes is not None]
+    if (len(classes) > 0) != (config.architecture.classes > 0):
+        raise ValueError(
+            "ArchitectureConfig.classes must be positive for a prior of classification tasks, and "
+            f"0 for one of regression; it is {config.architecture.classes}."
+        )
+    if classes and max(classes) > config.architecture.classes:
+        raise ValueError(
+            f"The prior draws {max(classes)} classes, the network has "
+            f"{config.architecture.classes}; raise ArchitectureConfig.classes."
+        )
+    covered = {
+        "missing": any(bool(task.X.isnan().any()) for task in tasks),
+        "categorical": any(task.categorical is not None for task in tasks),
+    }
+    if classes:
+        return PFN(
+            config.architecture, None, inputs=config.inputs, targets="raw", metadata=covered
+        ).to(device)
     y = torch.cat([t.y[..., 0].flatten() if t.points is None else t.y[t.points] for t in tasks])
 
     def network(borders: Tensor, tail_scale: float) -> PFN:
@@ -288,8 +635,11 @@ def _initial_network(
             config.architecture,
             borders,
             tail_scale=tail_scale,
+            inputs=config.inputs,
+            targets=config.targets,
             prior_location=float(y.mean()),
             prior_scale=float(y.std()),
+            metadata=covered,
         )
 
     empty = network(torch.tensor([0.0, 1.0]), 1.0)
@@ -324,7 +674,7 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
 
 
-def _append(path: str | os.PathLike[str] | None, entry: Mapping[str, Any]) -> None:
-    if path is not None:
+def _append(path: str | os.PathLike[str] | None, main: bool, entry: Mapping[str, Any]) -> None:
+    if path is not None and main:
         with open(path, "a") as file:
             file.write(json.dumps(entry) + "\n")

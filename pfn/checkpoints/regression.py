@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pfn.architecture import ArchitectureConfig
 from pfn.certificate import Certificate, certify
-from pfn.inference import PFN
+from pfn.network import PFN
 from pfn.training import TrainingConfig, train
 from priors.posterior import GaussianPosterior
 from priors.tasks import Task

@@ -1,0 +1,453 @@
+"""A trained network as an object: units, encoding of contexts, files.
+
+`PFN.condition` makes a BoTorch `Model` of a data set; `encode`, `append` and `decode` are what it
+is made of, and what training uses, so that a network sees the same numbers in both.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pfn.architecture import ArchitectureConfig, Context, Rows, Targets, Transformer
+from pfn.distribution import BarDistribution
+from priors.files import read_safetensors, write_safetensors_atomically
+from priors.transforms import DEFAULT
+
+if TYPE_CHECKING:
+    from pfn.certificate import Certificate
+    from pfn.inference import PFNModel
+
+__all__ = ["PFN", "Encoding", "load"]
+
+# Context rows that the prior's location and scale count for.
+_PRIOR_ROWS = 1.0
+_INPUTS, _TARGETS = ("raw", "standardised"), ("raw", "given", "standardised")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Encoded contexts and the units in which the network sees them.
+
+    Attributes:
+        context: What queries attend to.
+        location: Of the targets, `[B, 1]`; 0 in classification.
+        scale: Of the targets, `[B, 1]`; 1 in classification.
+        column_location: Of the inputs, `[B, 1, d]`.
+        column_scale: Of the inputs, `[B, 1, d]`.
+        categorical: `[B, d]` or None.
+        codes: Column codes, `[B, d, 16]` or None.
+        num_classes: `[B]`, in classification.
+    """
+
+    context: Context
+    location: Tensor
+    scale: Tensor
+    column_location: Tensor
+    column_scale: Tensor
+    categorical: Tensor | None
+    codes: Tensor | None
+    num_classes: Tensor | None = None
+
+    def select(self, index: Tensor) -> Encoding:
+        """The data sets `index` `[B']`, with repetitions."""
+
+        def rows(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[index]
+
+        return Encoding(
+            self.context.select(index),
+            self.location[index],
+            self.scale[index],
+            self.column_location[index],
+            self.column_scale[index],
+            rows(self.categorical),
+            rows(self.codes),
+            rows(self.num_classes),
+        )
+
+
+class PFN(nn.Module):
+    """A network with its output distribution and what is known about it.
+
+    Args:
+        architecture: Sizes of the network.
+        borders: Borders of the bar distribution, in the network's units of the target; None in
+            classification.
+        tail_scale: Scale of the tails in the same units.
+        tail_index: Index of the tails.
+        inputs: "raw", for a prior over functions on a fixed domain; or "standardised" by mean
+            and standard deviation of the context rows, column by column.
+        targets: "raw", in fixed units of the prior; "given", standardised by mean and standard
+            deviation of the context shrunk towards the prior's, both inputs of the network,
+            which therefore still knows the raw targets; or "standardised" by those of the
+            context alone, for a prior that means nothing in absolute units. An empty or one-point
+            context has the prior's scale.
+        prior_location: Mean of y under the prior.
+        prior_scale: Standard deviation of y under the prior.
+        metadata: How it was trained, its certificate, ...; plain JSON values. "max_context",
+            "max_buffer", "missing" and "categorical" say what the training covered.
+    """
+
+    def __init__(
+        self,
+        architecture: ArchitectureConfig,
+        borders: Tensor | None,
+        *,
+        tail_scale: float = 1.0,
+        tail_index: float = 5.0,
+        inputs: str = "raw",
+        targets: str = "given",
+        prior_location: float = 0.0,
+        prior_scale: float = 1.0,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if inputs not in _INPUTS or targets not in _TARGETS:
+            raise ValueError(
+                f"inputs must be one of {_INPUTS} and targets one of {_TARGETS}, got {inputs!r} "
+                f"and {targets!r}."
+            )
+        if (borders is None) != bool(architecture.classes):
+            raise ValueError("a network has either borders of a bar distribution or classes.")
+        self.architecture = architecture
+        self.bars: BarDistribution | None = None
+        if borders is not None:
+            self.bars = BarDistribution(borders, tail_scale=tail_scale, tail_index=tail_index)
+        self.network = Transformer(architecture, self.bars.num_logits if self.bars else None)
+        self.inputs, self.targets = inputs, targets
+        self.prior_location, self.prior_scale = float(prior_location), float(prior_scale)
+        self.metadata = dict(metadata or {})
+
+    def encode(
+        self,
+        X: Tensor,
+        y: Tensor,
+        *,
+        mask: Tensor | None = None,
+        noise_var: Tensor | None = None,
+        categorical: Tensor | None = None,
+        num_classes: Tensor | None = None,
+        codes: Tensor | None = None,
+        column_seed: int = 0,
+    ) -> Encoding:
+        """Encode contexts.
+
+        Args:
+            X: Inputs `[B, n, d]`, NaN where missing.
+            y: Raw targets `[B, n]`.
+            mask: `[B, n]`, False for padding.
+            noise_var: Known noise variances `[B, n]`, NaN where unknown; None for none.
+            categorical: `[B, d]`, True for categories.
+            num_classes: `[B]`, in classification; by default that of the largest class seen.
+            codes: Column codes `[B, d, 16]` of a network of cells; by default those of
+                `column_seed`.
+            column_seed: Seed of the column codes.
+        """
+        B, _, d = X.shape
+        column_location, column_scale = self._column_units(X, mask)
+        if self.architecture.cell_layers and codes is None:
+            codes = self.network.codes(d, X, seed=column_seed)
+        if codes is not None:
+            codes = codes.expand(B, -1, -1)
+        kind = None if categorical is None else categorical.to(X).expand(B, d)
+        if self.architecture.classes:
+            location, scale = X.new_zeros(B, 1), X.new_ones(B, 1)
+            z = y.long()
+            if num_classes is None:
+                counted = z if mask is None else z.masked_fill(~mask, 0)
+                num_classes = counted.amax(-1) + 1 if z.shape[-1] else z.new_full((B,), 2)
+            number = num_classes.to(X).log()
+            units = torch.stack([number, torch.zeros_like(number)], dim=-1)
+        else:
+            location, scale = self.units(y, mask)
+            units = self._given(location, scale)
+            z = (y - location) / scale
+        empty = Context((), (), scale, None, (), d)
+        encoding = Encoding(
+            empty, location, scale, column_location, column_scale, kind, codes, num_classes
+        )
+        context = self.network.encode(self._rows(encoding, X, noise_var), Targets(z, units), mask)
+        return replace(encoding, context=context)
+
+    def append(
+        self, encoding: Encoding, X: Tensor, y: Tensor, *, noise_var: Tensor | None = None
+    ) -> Encoding:
+        """The encoding with further rows `[B, k, d]`, `[B, k]`, in its units.
+
+        They see the encoded rows and those before them, which stay as they are: exact order
+        invariance holds among the rows encoded together, and is learnt for appended ones.
+        """
+        z = y.long() if self.architecture.classes else (y - encoding.location) / encoding.scale
+        units = self._given(encoding.location, encoding.scale)
+        rows = self._rows(encoding, X, noise_var)
+        return replace(
+            encoding, context=self.network.append(encoding.context, rows, Targets(z, units))
+        )
+
+    def decode(
+        self, encoding: Encoding, X: Tensor, *, noise_var: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits of y and of f at queries `[B, m, d]`, in the network's units.
+
+        Args:
+            encoding: The context.
+            X: Queries.
+            noise_var: Known variances of the noise in y at the queries, `[B, m]`.
+        """
+        logits_y, logits_f = self.network.decode(
+            encoding.context, self._rows(encoding, X, noise_var)
+        )
+        if encoding.num_classes is not None:
+            classes = torch.arange(self.architecture.classes, device=X.device)
+            impossible = classes >= encoding.num_classes[:, None, None]
+            logits_y = logits_y.masked_fill(impossible, -torch.inf)
+        return logits_y, logits_f
+
+    def units(self, y: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Location and scale `[B, 1]` in which the network sees the targets `[B, n]`."""
+        if self.targets == "raw":
+            return (
+                y.new_full((len(y), 1), self.prior_location),
+                y.new_full((len(y), 1), self.prior_scale),
+            )
+        weight = torch.ones_like(y) if mask is None else mask.to(y)
+        count = weight.sum(-1, keepdim=True)
+        total = (y * weight).sum(-1, keepdim=True)
+        if self.targets == "given":
+            shrunk = count + _PRIOR_ROWS
+            location = (total + _PRIOR_ROWS * self.prior_location) / shrunk
+            squares = ((y - location).square() * weight).sum(-1, keepdim=True)
+            return location, ((squares + _PRIOR_ROWS * self.prior_scale**2) / shrunk).sqrt()
+        location = torch.where(count > 0, total / count.clamp_min(1), self.prior_location)
+        squares = ((y - location).square() * weight).sum(-1, keepdim=True)
+        scale = (squares / (count - 1).clamp_min(1)).sqrt()
+        rounding = 16 * torch.finfo(y.dtype).eps * location.abs()
+        return location, torch.where(scale > rounding, scale, self.prior_scale)
+
+    def _given(self, location: Tensor, scale: Tensor) -> Tensor:
+        """What the network is told of the units, `[B, 2]`."""
+        units = torch.cat([location, scale.log()], dim=-1)
+        return torch.zeros_like(units) if self.targets == "standardised" else units
+
+    def condition(
+        self,
+        X: Tensor,
+        y: Tensor,
+        *,
+        train_Yvar: Tensor | None = None,
+        categorical: Tensor | None = None,
+        input_transform: Any = DEFAULT,
+        outcome_transform: Any = DEFAULT,
+        num_orders: int = 1,
+        column_seed: int = 0,
+    ) -> PFNModel:
+        """Condition on a data set, or on a batch of them.
+
+        Args:
+            X: Inputs `[..., n, d]`; n may be 0; NaN where missing, for a network that was
+                trained with missing values.
+            y: Targets `[..., n, m]`, or `[..., n]` for one output; outputs are inferred one by
+                one. In classification classes 0, 1, ..., in one column.
+            train_Yvar: Known noise variances, of the shape of y, in squared units of y.
+            categorical: `[d]`, True for columns that hold category numbers.
+            input_transform: `DEFAULT` or None leave inputs to the network, which standardises
+                them itself if it was trained so; or a BoTorch `InputTransform`.
+            outcome_transform: `DEFAULT` or None leave targets to the network, likewise; or an
+                elementwise `torch.distributions` transform from the network's scale to y's.
+            num_orders: Orders of the points over which joint samples and joint densities are
+                averaged.
+            column_seed: Seed of the codes of the columns, for networks of cells.
+
+        Raises:
+            TypeError: not floating-point tensors of one dtype.
+            ValueError: shapes disagree, values are not finite, or there are more features than
+                the network has slots.
+        """
+        from pfn.inference import PFNModel
+
+        return PFNModel(
+            self,
+            X,
+            y,
+            train_Yvar=train_Yvar,
+            categorical=categorical,
+            input_transform=input_transform,
+            outcome_transform=outcome_transform,
+            num_orders=num_orders,
+            column_seed=column_seed,
+        )
+
+    @property
+    def max_context(self) -> int | float:
+        """Most context rows seen in training; infinite where that is not recorded."""
+        return self.metadata.get("max_context", float("inf"))
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The measured distance to the exact posterior, if it was measured."""
+        from pfn.certificate import Certificate
+
+        values = self.metadata.get("certificate")
+        return None if values is None else Certificate.from_json(values)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights, sizes and metadata to one safetensors file, atomically."""
+        description = {
+            "architecture": asdict(self.architecture),
+            "inputs": self.inputs,
+            "targets": self.targets,
+            "tail_scale": None if self.bars is None else self.bars.tail_scale,
+            "tail_index": None if self.bars is None else self.bars.tail_index,
+            "prior_location": self.prior_location,
+            "prior_scale": self.prior_scale,
+            "metadata": self.metadata,
+        }
+        write_safetensors_atomically(path, self.state_dict(), kind="PFN", description=description)
+
+    def check(self, X: Tensor, y: Tensor, Yvar: Tensor | None = None) -> None:
+        """Refuse data that this network cannot take; see `condition`."""
+        for name, value in (("X", X), ("y", y), ("train_Yvar", Yvar)):
+            if value is None and name == "train_Yvar":
+                continue
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                raise TypeError(f"{name} must be a floating-point tensor, got {value!r:.60}.")
+            usable = value.isfinite()
+            if name == "X" and self.metadata.get("missing"):
+                usable = usable | value.isnan()
+            if not bool(usable.all()):
+                raise ValueError(
+                    f"{name} has NaN or infinite values; remove or impute those rows first."
+                )
+        if X.dim() < 2 or X.shape[:-1] != y.shape[:-1] or y.shape[-1] == 0:
+            raise ValueError(
+                f"condition needs X [..., n, d] and y [..., n, m] with the same rows, got "
+                f"{tuple(X.shape)} and {tuple(y.shape)}."
+            )
+        if X.dtype != y.dtype or X.device != y.device:
+            raise TypeError(
+                f"X is {X.dtype} on {X.device} and y {y.dtype} on {y.device}; they must agree."
+            )
+        if Yvar is not None and (Yvar.shape != y.shape or bool((Yvar < 0).any())):
+            raise ValueError(
+                f"train_Yvar must hold variances of shape {tuple(y.shape)}, none negative; got "
+                f"shape {tuple(Yvar.shape)}."
+            )
+        if self.architecture.classes:
+            self._check_classes(y, Yvar)
+        self._check_features(X.shape[-1])
+
+    def warn_beyond_training(self, rows: int) -> None:
+        """Warn if a context is longer than those of the training."""
+        if rows > self.max_context:
+            warnings.warn(
+                f"This network was trained on up to {self.max_context} context rows and got "
+                f"{rows}; beyond that its predictions are extrapolation. Condition on a subset, or "
+                "silence this with warnings.filterwarnings('ignore', 'This network').",
+                stacklevel=4,
+            )
+
+    def _check_classes(self, y: Tensor, Yvar: Tensor | None) -> None:
+        if Yvar is not None:
+            raise ValueError("train_Yvar is for regression; this is a classification network.")
+        classes = self.architecture.classes
+        wrong = (y != y.round()) | (y < 0) | (y >= classes)
+        if y.shape[-1] != 1 or bool(wrong.any()):
+            raise ValueError(
+                f"y must be one column of classes 0 .. {classes - 1} for this network, got shape "
+                f"{tuple(y.shape)} with values from {y.min():g} to {y.max():g}."
+            )
+
+    def _check_features(self, d: int) -> None:
+        most = self.architecture.max_features
+        if d < 1 or (d > most and not self.architecture.cell_layers):
+            raise ValueError(
+                f"X has {d} features; this network takes 1 to {most}. Select features, "
+                "or train a network with more slots."
+            )
+        if d > most:
+            warnings.warn(
+                f"This network was trained on up to {most} features and got {d}; beyond that its "
+                "predictions are extrapolation. Select features, or silence this with "
+                "warnings.filterwarnings('ignore', 'This network').",
+                stacklevel=5,
+            )
+
+    def _column_units(self, X: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Location and scale `[B, 1, d]` of the inputs; 0 and 1 where they are raw or unknown."""
+        zero, one = X.new_zeros(len(X), 1, X.shape[-1]), X.new_ones(len(X), 1, X.shape[-1])
+        if self.inputs == "raw" or X.shape[1] == 0:
+            return zero, one
+        present = ~X.isnan()
+        if mask is not None:
+            present = present & mask[..., None]
+        values = torch.where(present, X, 0)
+        count = present.sum(1, keepdim=True).to(X)
+        location = values.sum(1, keepdim=True) / count.clamp_min(1)
+        squares = (torch.where(present, X - location, 0) ** 2).sum(1, keepdim=True)
+        scale = (squares / (count - 1).clamp_min(1)).sqrt()
+        # The mean of equal numbers is off by rounding: such a deviation is not a scale.
+        rounding = 16 * torch.finfo(X.dtype).eps * values.abs().amax(1, keepdim=True)
+        return location, torch.where(scale > rounding, scale, 1.0)
+
+    def _rows(self, encoding: Encoding, X: Tensor, noise_var: Tensor | None) -> Rows:
+        absent = X.isnan() if self.metadata.get("missing") else None
+        values = (X - encoding.column_location) / encoding.column_scale
+        noise = None
+        if noise_var is not None:
+            noise = (noise_var / encoding.scale**2).log()
+        return Rows(
+            values if absent is None else torch.where(absent, 0, values),
+            absent,
+            encoding.categorical,
+            encoding.codes,
+            noise,
+        )
+
+
+def load(name_or_path: str | os.PathLike[str]) -> PFN:
+    """Load a shipped network by name, or one of your own from its file.
+
+    Args:
+        name_or_path: A shipped name, such as "regression", or the path of a file that
+            `PFN.save` wrote. Nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: neither a shipped name nor a file.
+        ValueError: the file is damaged, foreign, or does not hold what it describes.
+    """
+    path = Path(name_or_path)
+    folder = Path(__file__).parent / "checkpoints"
+    shipped = folder / f"{name_or_path}.safetensors"
+    if not path.exists() and not shipped.exists():
+        names = sorted(file.stem for file in folder.glob("*.safetensors"))
+        raise FileNotFoundError(
+            f"{str(name_or_path)!r} is neither a file nor a shipped network; shipped are {names}."
+        )
+    tensors, description = read_safetensors(path if path.exists() else shipped, kind="PFN")
+    try:
+        tails = {}
+        if description["tail_scale"] is not None:
+            tails = {k: description[k] for k in ("tail_scale", "tail_index")}
+        pfn = PFN(
+            ArchitectureConfig(**description["architecture"]),
+            tensors.get("bars.borders"),
+            inputs=description["inputs"],
+            targets=description["targets"],
+            prior_location=description["prior_location"],
+            prior_scale=description["prior_scale"],
+            metadata=description["metadata"],
+            **tails,
+        )
+        pfn.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{name_or_path} does not hold the network it describes: {error}"
+        ) from error
+    return pfn.eval()
