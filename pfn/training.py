@@ -482,6 +482,10 @@ class _State:
                     tensors[f"optimiser.{i}.{index}.{key}"] = torch.as_tensor(value)
         description = {"config": self.config.to_json()}
         description |= {name: getattr(self, name) for name in _COUNTERS}
+        description |= {
+            name: getattr(self, name) if math.isfinite(getattr(self, name)) else None
+            for name in _UNKNOWN_AT_FIRST
+        }
         write_safetensors_atomically(path, tensors, kind="PFN training", description=description)
 
     def load(self, path: Path) -> None:
@@ -499,6 +503,9 @@ class _State:
             )
         for name in _COUNTERS:
             setattr(self, name, description[name])
+        for name in _UNKNOWN_AT_FIRST:
+            if description[name] is not None:
+                setattr(self, name, description[name])
         self.generator.set_state(generators[self.fabric.global_rank].cpu())
         self.pfn.load_state_dict(_under("network", tensors))
         self.average = {k: v.to(self.device) for k, v in _under("average", tensors).items()}
@@ -533,10 +540,8 @@ class _State:
         self.pfn.load_state_dict(values)
 
 
-_COUNTERS = (
-    *("step", "elapsed", "tasks", "skipped", "failed"),
-    *("most_context", "typical_norm", "best_loss"),
-)
+_COUNTERS = ("step", "elapsed", "tasks", "skipped", "failed", "most_context")
+_UNKNOWN_AT_FIRST = ("typical_norm", "best_loss")  # not finite then, which JSON cannot hold
 
 
 def _fabric(device: torch.device, precision: str) -> Fabric:

@@ -1,6 +1,7 @@
 """The network and the models it makes: invariances, units, files, BoTorch."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -9,8 +10,7 @@ from botorch.optim import optimize_acqf
 from torch import nn
 
 import pfn
-from pfn import ArchitectureConfig, BarPosterior
-from pfn.inference import PFN
+from pfn import PFN, ArchitectureConfig, BarDistribution, BarPosterior
 from priors import LogExpectedImprovement
 from priors.testing import ModelContract, PosteriorContract
 
@@ -19,11 +19,23 @@ SMALL = ArchitectureConfig(
 )
 
 
-def random_network():
+KINDS = {
+    "slots": {},
+    "cells": {"cell_layers": 2, "cell_embedding": 16, "inducing": 3, "summaries": 2},
+    "decoupled": {"decoupled_values": True},
+}
+
+
+def random_network(kind="slots", inputs="standardised", targets="standardised", **changes):
     """A random network in which every part matters: no output projection is zero."""
+    architecture = dataclasses.replace(SMALL, **KINDS[kind], **changes)
+    borders = None if architecture.classes else torch.linspace(-2.5, 2.5, 21)
+    known = {"max_buffer": 6, "missing": True}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = PFN(SMALL, torch.linspace(-2.5, 2.5, 21), tail_scale=0.7)
+        made = PFN(
+            architecture, borders, tail_scale=0.7, inputs=inputs, targets=targets, metadata=known
+        )
         for parameter in made.network.parameters():
             nn.init.normal_(parameter, std=0.3)
     return made.double().eval()
@@ -32,6 +44,11 @@ def random_network():
 @pytest.fixture
 def network():
     return random_network()
+
+
+@pytest.fixture(params=KINDS)
+def each_network(request):
+    return random_network(request.param)
 
 
 def data(n, d=3, batch=(), dtype=torch.float64, seed=0, m=1):
@@ -46,7 +63,7 @@ class TestBarPosteriorContract(PosteriorContract):
         generator = torch.Generator().manual_seed(1)
         logits = torch.randn(3, 2, 1, 12, generator=generator, dtype=torch.float64).to(dtype)
         borders = torch.tensor([-3, -2, -1.2, -0.5, -0.1, 0, 0.3, 0.8, 1.5, 2, 4], dtype=dtype)
-        return BarPosterior(pfn.BarDistribution(borders, tail_scale=0.6), logits)
+        return BarPosterior(BarDistribution(borders, tail_scale=0.6), logits)
 
     def test_density_integrates_to_one_and_is_the_derivative_of_the_cdf(self):
         # Trapezia are no good for a density that jumps; its cdf has an exact derivative.
@@ -77,7 +94,8 @@ class TestModelContract(ModelContract):
         pytest.skip("two separate heads: in a random network neither is wider by construction")
 
 
-def test_order_of_the_context_does_not_matter(network):
+def test_order_of_the_context_does_not_matter(each_network):
+    network = each_network
     X, y = data(20)
     Q, _ = data(7, seed=1)
     order = torch.randperm(20)
@@ -90,37 +108,40 @@ def test_order_of_the_context_does_not_matter(network):
     ).abs().max() > 0.1
 
 
-def test_queries_do_not_see_each_other(network):
+def test_queries_do_not_see_each_other(each_network):
+    network = each_network
     X, y = data(9)
     Q, _ = data(6, seed=1)
     model = network.condition(X, y)
     torch.testing.assert_close(answers(model, Q)[:, :1], answers(model, Q[:1]))
 
 
-def test_a_padded_context_equals_the_unpadded(network):
+def test_a_padded_context_equals_the_unpadded(each_network):
+    network = each_network
     X, y = data(5, batch=(2,))
     Q, _ = data(4, batch=(2,), seed=1)
     mask = torch.ones(2, 8, dtype=torch.bool)
     mask[:, 5:] = False
     padding_X, padding_y = data(3, batch=(2,), seed=2)
     full = network.encode(
-        torch.cat([X, 9 * padding_X], 1), torch.cat([y, padding_y], 1)[..., 0], mask
+        torch.cat([X, 9 * padding_X], 1), torch.cat([y, padding_y], 1)[..., 0], mask=mask
     )
     own = network.encode(X, y[..., 0])
     torch.testing.assert_close(full.location, own.location)
     torch.testing.assert_close(full.scale, own.scale)
-    for a, b in zip(
-        network.network.decode(full.context, Q), network.network.decode(own.context, Q), strict=True
-    ):
-        torch.testing.assert_close(a, b)
+    more = data(2, batch=(2,), seed=3)
+    longer = [network.append(e, more[0], more[1][..., 0]) for e in (full, own)]
+    for one, other in ((full, own), longer):
+        for a, b in zip(network.decode(one, Q), network.decode(other, Q), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def test_zero_features_slots_equal_missing_ones_only_with_the_same_count(network):
     X, y = data(6, d=2)
     wide = torch.cat([X, torch.zeros_like(X)], dim=-1)
     Q, _ = data(3, d=2, seed=1)
-    a = network.condition(X, y, input_transform=None)
-    b = network.condition(wide, y, input_transform=None)
+    a = network.condition(X, y)
+    b = network.condition(wide, y)
     difference = answers(a, Q) - answers(b, torch.cat([Q, torch.zeros_like(Q)], -1))
     assert difference.abs().max() > 1e-3  # the network is told how many features there are
 
@@ -154,7 +175,8 @@ def test_density_in_units_of_y_integrates_to_one_and_has_the_stated_mean(network
     torch.testing.assert_close(mean, posterior.mean, rtol=2e-3, atol=2e-3)
 
 
-def test_batches_of_data_sets_and_of_queries_equal_loops(network):
+def test_batches_of_data_sets_and_of_queries_equal_loops(each_network):
+    network = each_network
     X, y = data(8, batch=(2, 3))
     Q, _ = data(5, batch=(4, 1, 3), seed=1)
     together = answers(network.condition(X, y), Q)
@@ -165,7 +187,8 @@ def test_batches_of_data_sets_and_of_queries_equal_loops(network):
             torch.testing.assert_close(together[:, :, i, j], one)
 
 
-def test_several_outputs_equal_one_by_one(network):
+def test_several_outputs_equal_one_by_one(each_network):
+    network = each_network
     X, y = data(8, m=3)
     Q, _ = data(5, seed=1)
     model = network.condition(X, y)
@@ -187,28 +210,340 @@ def test_query_chunks_do_not_change_anything(network):
     torch.testing.assert_close(answers(model, Q), expected)
 
 
-def test_an_empty_context_gives_the_prior(network):
+@pytest.mark.parametrize("targets", ["raw", "given", "standardised"])
+def test_an_empty_context_gives_the_prior(targets):
+    network = random_network(targets=targets)
+    network.prior_location, network.prior_scale = 3.0, 2.0
     X, y = data(0)
     Q, _ = data(5, seed=1)
     posterior = network.condition(X, y).posterior(Q)
     assert posterior.mean.shape == (5, 1)
     assert posterior.variance.isfinite().all()
-    torch.testing.assert_close(
-        network.units(y[None, :, 0])[0], torch.full((1, 1), network.prior_location).double()
-    )
+    location, scale = network.units(y[None, :, 0])
+    assert (location.item(), scale.item()) == (3.0, 2.0)
 
 
-def test_appending_equals_conditioning_on_all_under_the_same_transforms(network):
-    X, y = data(10)
-    Q, _ = data(4, seed=1)
-    model = network.condition(X[:7], y[:7], input_transform=None, outcome_transform=None)
-    whole = network.condition(X, y, input_transform=None, outcome_transform=None)
-    torch.testing.assert_close(
-        answers(model.condition_on_observations(X[7:], y[7:]), Q), answers(whole, Q)
-    )
-    batched = model.condition_on_observations(X[7:].expand(2, 3, 3), y[7:].expand(2, 3, 1))
-    assert batched.batch_shape == (2,)
-    torch.testing.assert_close(answers(batched, Q)[:, 1], answers(whole, Q))
+def test_units_of_the_targets():
+    y = torch.tensor([[1.0, 2.0, 6.0]], dtype=torch.float64)
+    location, scale = random_network(targets="standardised").units(y)
+    assert location.item() == 3.0
+    assert scale.item() == pytest.approx(7**0.5)
+    network = random_network(targets="given")
+    network.prior_location, network.prior_scale = 7.0, 4.0
+    location, scale = network.units(y)
+    assert location.item() == pytest.approx(16 / 4)
+    assert scale.item() == pytest.approx(((9 + 4 + 4 + 16) / 4) ** 0.5)
+    network = random_network(targets="raw")
+    assert torch.equal(network.units(y)[0], network.units(100 * y)[0])
+    constant = torch.full((1, 5), 0.1, dtype=torch.float64)
+    assert random_network(targets="standardised").units(constant)[1].item() == 1.0
+
+
+def test_raw_units_are_not_invariant_and_given_ones_know_the_scale():
+    """A fixed prior stays that prior: what was asked in absolute units is answered in them."""
+    X, y = data(12)
+    Q, _ = data(5, seed=1)
+    for options in ({"inputs": "raw", "targets": "raw"}, {"inputs": "raw", "targets": "given"}):
+        network = random_network(**options)
+        one = network.condition(X, y).posterior(Q)
+        for X2, y2, Q2, back in ((2 * X, y, 2 * Q, 1.0), (X, 3 * y, Q, 3.0)):
+            two = network.condition(X2, y2).posterior(Q2)
+            assert (two.mean / back - one.mean).abs().max() > 1e-3
+
+
+class TestMissingAndCategorical:
+    def test_missing_values_are_seen_as_missing(self, each_network):
+        X, y = data(9)
+        Q, _ = data(5, seed=1)
+        holes = X.clone()
+        holes[2, 1] = float("nan")
+        answer = answers(each_network.condition(holes, y), Q)
+        assert answer.isfinite().all()
+        filled = X.clone()
+        filled[2, 1] = holes[:, 1].nanmean()  # 0 in the network's units, but not missing
+        assert (answer - answers(each_network.condition(filled, y), Q)).abs().max() > 1e-5
+
+    def test_a_column_without_values(self, each_network):
+        X, y = data(9)
+        X[:, 1] = float("nan")
+        assert answers(each_network.condition(X, y), X).isfinite().all()
+
+    def test_networks_trained_without_them_refuse(self, network):
+        X, y = data(9)
+        X[2, 1] = float("nan")
+        network.metadata["missing"] = False
+        with pytest.raises(ValueError, match="NaN"):
+            network.condition(X, y)
+
+    def test_categorical_columns_are_told_apart(self, each_network):
+        X, y = data(9)
+        kind = torch.tensor([True, False, False])
+        a = answers(each_network.condition(X, y), X)
+        b = answers(each_network.condition(X, y, categorical=kind), X)
+        assert (a - b).abs().max() > 1e-4
+        with pytest.raises(ValueError, match=r"mask \[3\]"):
+            each_network.condition(X, y, categorical=kind[:2])
+
+
+class TestColumns:
+    def test_order_of_features_is_exactly_that_of_the_codes(self):
+        """Permuting features and codes together changes nothing: invariance in distribution."""
+        network = random_network("cells")
+        X, y = data(9, d=4)
+        Q, _ = data(5, d=4, seed=1)
+        order = torch.tensor([2, 0, 3, 1])
+        codes = network.network.codes(4, X)
+        one = network.encode(X[None], y[None, :, 0], codes=codes)
+        two = network.encode(X[None][..., order], y[None, :, 0], codes=codes[:, order])
+        a, b = network.decode(one, Q[None])[0], network.decode(two, Q[None][..., order])[0]
+        torch.testing.assert_close(a, b)
+        other = network.encode(X[None], y[None, :, 0], column_seed=1)
+        assert (network.decode(other, Q[None])[0] - a).abs().max() > 1e-4
+
+    def test_more_features_than_in_training_warn(self):
+        network = random_network("cells")
+        X, y = data(9, d=6)
+        with pytest.warns(UserWarning, match="up to 4 features and got 6"):
+            model = network.condition(X, y)
+        assert answers(model, X).isfinite().all()
+
+
+class TestAppending:
+    """Rows appended to an encoded context."""
+
+    def test_one_by_one_equals_together(self, each_network):
+        X, y = data(10)
+        Q, _ = data(4, seed=1)
+        model = each_network.condition(X[:7], y[:7])
+        together = model.condition_on_observations(X[7:], y[7:])
+        single = model
+        for i in range(7, 10):
+            single = single.condition_on_observations(X[i : i + 1], y[i : i + 1])
+        torch.testing.assert_close(answers(single, Q), answers(together, Q))
+        assert torch.equal(single.train_X, X)
+
+    def test_append_equals_recompute(self, each_network):
+        """By definition: every row attends to the encoded rows, itself and those before it."""
+        X, y = data(9)
+        Q, _ = data(4, seed=1)
+        first = each_network.encode(X[None, :7], y[None, :7, 0])
+        appended = each_network.append(first, X[None, 7:], y[None, 7:, 0])
+        by_hand = first
+        for i in (7, 8):
+            by_hand = each_network.append(by_hand, X[None, i : i + 1], y[None, i : i + 1, 0])
+        for a, b in zip(appended.context.keys, by_hand.context.keys, strict=True):
+            torch.testing.assert_close(a, b)
+        # A query is a row that nobody attends to: what it sees of appended rows is all of them.
+        a, b = each_network.decode(appended, Q[None])[0], each_network.decode(first, Q[None])[0]
+        assert (a - b).abs().max() > 1e-4
+        torch.testing.assert_close(each_network.decode(by_hand, Q[None])[0], a)
+
+    def test_beyond_the_trained_buffer_all_is_encoded_anew(self, each_network):
+        X, y = data(14)
+        Q, _ = data(4, seed=1)
+        model = each_network.condition(X[:7], y[:7]).condition_on_observations(X[7:10], y[7:10])
+        longer = model.condition_on_observations(X[10:], y[10:])
+        torch.testing.assert_close(answers(longer, Q), answers(each_network.condition(X, y), Q))
+
+    def test_batches_broadcast(self, each_network):
+        X, y = data(10)
+        Q, _ = data(4, seed=1)
+        model = each_network.condition(X[:7], y[:7])
+        one = answers(model.condition_on_observations(X[7:], y[7:]), Q)
+        batched = model.condition_on_observations(X[7:].expand(2, 3, 3), y[7:].expand(2, 3, 1))
+        assert batched.batch_shape == (2,)
+        torch.testing.assert_close(answers(batched, Q)[:, 1], one)
+
+    def test_gradients_through_appended_rows(self, network):
+        X, y = data(6)
+        new = data(2, seed=1)[0].requires_grad_()
+        model = network.condition(X, y)
+
+        def mean(x):
+            return model.condition_on_observations(x, x[:, :1]).posterior(X[:2]).mean
+
+        torch.autograd.gradcheck(mean, new)
+
+    def test_the_original_is_left_alone(self, network):
+        X, y = data(6)
+        model = network.condition(X, y)
+        before = answers(model, X)
+        model.condition_on_observations(X, y)
+        assert torch.equal(answers(model, X), before)
+
+
+class TestJoint:
+    """Samples and densities over several points by the chain rule."""
+
+    def test_samples_follow_the_chain_rule(self, each_network):
+        X, y = data(8)
+        Q, _ = data(3, seed=1)
+        model = each_network.condition(X, y)
+        posterior = model.posterior(Q)
+        base = torch.randn(5, 3, 1, generator=torch.Generator().manual_seed(0), dtype=X.dtype)
+        samples = posterior.rsample_from_base_samples(torch.Size([5]), base)
+        p = torch.special.ndtr(base)
+        told = model
+        for i in range(3):
+            marginal = told.posterior(Q[i : i + 1])
+            cdf = marginal.cdf(samples[:, i : i + 1])
+            torch.testing.assert_close(cdf, p[:, i : i + 1], atol=1e-6, rtol=0)
+            # one sample at a time from here on: condition on the first
+            if i == 0:
+                samples, p = samples[:1], p[:1]
+            value = samples[0, i : i + 1]
+            told = told.condition_on_observations(
+                Q[i : i + 1], value, noise=torch.zeros(1, 1).double()
+            )
+
+    def test_density_integrates_to_that_of_the_first_point(self, each_network):
+        X, y = data(8)
+        Q, _ = data(2, seed=1)
+        posterior = each_network.condition(X, y).posterior(Q)
+        grid = torch.linspace(-60, 66, 12_001, dtype=torch.float64)
+        first = torch.full_like(grid, 3.3)
+        density = posterior.joint_log_prob(torch.stack([first, grid], -1)[..., None]).exp()
+        total = density.sum() * (grid[1] - grid[0])
+        expected = posterior.log_prob(torch.full((2, 1), 3.3).double())[0, 0].exp()
+        torch.testing.assert_close(total, expected, rtol=5e-3, atol=0)
+
+    def test_joint_density_of_one_point_is_the_marginal(self, network):
+        X, y = data(8)
+        Q, target = data(1, seed=1)
+        posterior = network.condition(X, y).posterior(Q, observation_noise=True)
+        torch.testing.assert_close(
+            posterior.joint_log_prob(target), posterior.log_prob(target)[0, 0]
+        )
+
+    def test_shapes_batches_and_chunks(self, network):
+        X, y = data(8, batch=(2,), m=2)
+        Q, _ = data(3, batch=(4, 2), seed=1)
+        model = network.condition(X, y)
+        posterior = model.posterior(Q)
+        base = torch.randn(6, 1, 1, 3, 2, generator=torch.Generator().manual_seed(0)).double()
+        samples = posterior.rsample_from_base_samples(torch.Size([6]), base)
+        assert samples.shape == (6, 4, 2, 3, 2)
+        model._numbers_at_once = 1
+        again = model.posterior(Q).rsample_from_base_samples(torch.Size([6]), base)
+        torch.testing.assert_close(again, samples)
+        alone = network.condition(X[1], y[1, :, 1]).posterior(Q[3, 1])
+        one = alone.rsample_from_base_samples(torch.Size([6]), base[:, 0, 0, :, 1:])
+        torch.testing.assert_close(one, samples[:, 3, 1, :, 1:])
+        chosen = model.posterior(Q, output_indices=[1])
+        first = chosen.rsample_from_base_samples(torch.Size([6]), base[..., 1:])
+        torch.testing.assert_close(first, samples[..., 1:])
+        assert chosen.joint_log_prob(first[0]).shape == (4, 2)
+
+    def test_orders_are_averaged(self, network):
+        X, y = data(8)
+        Q, _ = data(3, seed=1)
+        target = data(3, seed=2)[1]
+        several = network.condition(X, y, num_orders=5).posterior(Q)
+        density = several.joint_log_prob(target)
+        singles = []
+        from pfn.inference import _orders
+
+        for order in _orders(3, 5, torch.device("cpu")):
+            one = network.condition(X, y).posterior(Q[order])
+            singles.append(one.joint_log_prob(target[order]))
+        expected = torch.stack(singles).logsumexp(0) - torch.tensor(5.0).log()
+        torch.testing.assert_close(density, expected)
+        assert several.rsample(torch.Size([10])).shape == (10, 3, 1)
+
+    def test_gradients_of_samples(self, network):
+        X, y = data(5)
+        Q = data(2, seed=1)[0].requires_grad_()
+        model = network.condition(X, y)
+        base = torch.randn(2, 2, 1, generator=torch.Generator().manual_seed(0), dtype=X.dtype)
+
+        def sample(x):
+            return model.posterior(x).rsample_from_base_samples(torch.Size([2]), base)
+
+        torch.autograd.gradcheck(sample, Q, atol=1e-4)
+
+    def test_without_training_for_it_there_is_none(self, network):
+        network.metadata["max_buffer"] = 0
+        X, y = data(5)
+        posterior = network.condition(X, y).posterior(X)
+        with pytest.raises(NotImplementedError, match="appended"):
+            posterior.rsample()
+
+
+class TestKnownNoise:
+    def test_it_is_an_input(self, each_network):
+        X, y = data(8)
+        Q, _ = data(3, seed=1)
+        plain = answers(each_network.condition(X, y), Q)
+        small = answers(each_network.condition(X, y, train_Yvar=0.1 * torch.ones_like(y)), Q)
+        large = answers(each_network.condition(X, y, train_Yvar=torch.ones_like(y)), Q)
+        assert (plain - small).abs().max() > 1e-4
+        assert (large - small).abs().max() > 1e-4
+
+    def test_scales_with_the_targets(self, network):
+        X, y = data(8)
+        Q, _ = data(3, seed=1)
+        one = network.condition(X, y, train_Yvar=0.1 * torch.ones_like(y))
+        two = network.condition(X, 7 * y, train_Yvar=4.9 * torch.ones_like(y))
+        for noise in (False, True):
+            torch.testing.assert_close(
+                two.posterior(Q, observation_noise=noise).mean,
+                7 * one.posterior(Q, observation_noise=noise).mean,
+            )
+        a = one.posterior(Q, observation_noise=0.2 * torch.ones(3, 1).double())
+        b = two.posterior(Q, observation_noise=9.8 * torch.ones(3, 1).double())
+        torch.testing.assert_close(7 * a.mean, b.mean)
+
+    def test_messages(self, network):
+        X, y = data(5)
+        with pytest.raises(ValueError, match="none negative"):
+            network.condition(X, y, train_Yvar=-torch.ones_like(y))
+        with pytest.raises(ValueError, match="train_Yvar must hold variances of shape"):
+            network.condition(X, y, train_Yvar=torch.ones(3, 1).double())
+        with pytest.raises(ValueError, match="affine"):
+            network.condition(
+                X,
+                y.exp(),
+                train_Yvar=torch.ones_like(y),
+                outcome_transform=torch.distributions.ExpTransform(),
+            )
+
+
+class TestClassification:
+    @pytest.fixture(params=KINDS)
+    def classifier(self, request):
+        return random_network(request.param, classes=5)
+
+    def test_probabilities(self, classifier):
+        X, _ = data(12)
+        y = torch.arange(12).remainder(3).double()
+        Q, _ = data(4, seed=1)
+        posterior = classifier.condition(X, y).posterior(Q)
+        assert posterior.mean.shape == (4, 5)
+        torch.testing.assert_close(posterior.mean.sum(-1), torch.ones(4).double())
+        assert (posterior.mean[:, 3:] == 0).all()  # classes that the context does not have
+        chosen = torch.tensor([[0], [1], [2], [0]])
+        torch.testing.assert_close(
+            posterior.log_prob(chosen), posterior.mean.gather(-1, chosen).log()
+        )
+        drawn = posterior.rsample(torch.Size([4000]))
+        error = (drawn.mean(0) - posterior.mean) / (posterior.variance / 4000 + 1e-9).sqrt()
+        assert error.abs().max() < 5
+
+    def test_order_and_batches(self, classifier):
+        X, _ = data(12, batch=(2,))
+        y = torch.arange(24).remainder(3).reshape(2, 12, 1).double()
+        Q, _ = data(4, seed=1)
+        both = classifier.condition(X, y).posterior(Q).mean
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+        one = classifier.condition(X[1][order], y[1][order]).posterior(Q).mean
+        torch.testing.assert_close(both[1], one)
+
+    def test_messages(self, classifier):
+        X, y = data(6)
+        with pytest.raises(ValueError, match=r"classes 0 .. 4"):
+            classifier.condition(X, y)
+        with pytest.raises(ValueError, match="regression"):
+            classifier.condition(X, torch.zeros_like(y), train_Yvar=torch.ones_like(y))
 
 
 def test_gradients_in_queries(network):
