@@ -303,11 +303,12 @@ class Transformer(nn.Module):
 
     def _join(self, embedded: Tensor, rows: Rows, target: Tensor) -> Tensor:
         """Tokens of rows from the embeddings of their inputs, noise and targets."""
-        if rows.noise is not None:
-            known = ~rows.noise.isnan()
-            level = rows.noise.nan_to_num(0.0).clamp(-12.0, 4.0) / 4
-            noise = torch.stack([known.to(level), level * known], dim=-1)
-            embedded = embedded + self.embed_noise(noise)
+        level = embedded.new_full(embedded.shape[:2], torch.nan)
+        level = level if rows.noise is None else rows.noise
+        known = ~level.isnan()
+        level = level.nan_to_num(0.0).clamp(-12.0, 4.0) / 4
+        noise = torch.stack([known.to(level), level * known], dim=-1)
+        embedded = embedded + self.embed_noise(noise)
         if not self.config.decoupled_values:
             return embedded + target
         return torch.cat([embedded, target.expand_as(embedded)], dim=-1)

@@ -6,8 +6,19 @@ For tasks drawn from the prior, the expected difference of log densities
 
 is the Kullback-Leibler divergence of the network's predictive q from the reference p, if p is the
 exact posterior predictive. It is estimated on the same tasks for both, so that most of the noise
-cancels. If the reference knows more than the context tells (the hyperparameters of the task, say),
-the gap is an upper bound of the distance to the exact posterior, and the certificate says so.
+cancels. Where the exact predictive is not known it can be bracketed: a reference that knows more
+than the context tells (the hyperparameters of the task, say) gives an upper bound of the gap, and
+any other approximation (a long-run sampler, say) a lower bound, since none beats the exact one.
+
+Besides, without any reference: calibration (coverage, the distribution of the probability integral
+transform), and coherence, which exact inference has and a network only approximates:
+
+    martingale  E[q(y | D + (x', y'))] over y' ~ q(. | D) is q(y | D); the largest difference of
+                the two distribution functions (Falck et al. 2024, 2406.00793, test that of LLMs)
+    order       q(y1) q(y2 | y1) = q(y2) q(y1 | y2); mean absolute difference of the logs, nats
+
+and how well the first half of a context predicts the second, under the prior: a data set that
+scores outside that range is unlike the prior (`PFN.condition` warns).
 """
 
 from __future__ import annotations
@@ -15,22 +26,34 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pfn.inference import BarPosterior
-from pfn.network import PFN
+from pfn.inference import BarPosterior, CategoricalPosterior
+from pfn.network import PFN, Encoding
 from priors.posterior import PredictivePosterior, TransformedPosterior
 from priors.tasks import Task, TaskPrior
 
-__all__ = ["Certificate", "CertificateRow", "Reference", "certify", "reference_nll"]
+__all__ = [
+    "Certificate",
+    "CertificateRow",
+    "Reference",
+    "certify",
+    "context_score",
+    "reference_nll",
+]
 
 # Task -> posterior of y at its query rows, [B, m, 1].
 Reference = Callable[[Task], PredictivePosterior]
+
+_LEVELS = (0.5, 0.8, 0.9, 0.95)
+_PIT_BINS = 20
+_SCORE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_SCORE_LEVELS = (0.005, 0.05, 0.5, 0.95, 0.995)
 
 
 @dataclass(frozen=True)
@@ -43,8 +66,13 @@ class CertificateRow:
         gap: Mean of log p - log q; NaN without a reference.
         gap_error: Standard error of `gap` over tasks.
         gap_worst: Mean gap of the worst 1% of tasks (at least one).
-        coverage50: Share of targets in the central 50% interval.
-        coverage90: Share of targets in the central 90% interval.
+        lower: The same for the lower reference, a lower bound of the gap; NaN without one.
+        lower_error: Standard error of `lower` over tasks.
+        coverage50: Share of targets in the central 50% interval; NaN in classification.
+        coverage80: Likewise, 80%.
+        coverage90: Likewise, 90%.
+        coverage95: Likewise, 95%.
+        accuracy: Share of queries whose class is the most probable one; NaN in regression.
     """
 
     tasks: int
@@ -52,8 +80,13 @@ class CertificateRow:
     gap: float
     gap_error: float
     gap_worst: float
+    lower: float
+    lower_error: float
     coverage50: float
+    coverage80: float
     coverage90: float
+    coverage95: float
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -67,6 +100,12 @@ class Certificate:
         seed: Of the tasks.
         by_context: Rows by number of context rows.
         by_features: Rows by number of features.
+        by_noise: Rows by decade of the noise variance, "1e-2" for [0.01, 0.1).
+        pit: Shares of the probability integral transform in 20 equal bins, by number of context
+            rows; 0.05 each for a calibrated network.
+        coherence: "martingale" and "order", see the module; empty in classification.
+        scores: Quantiles 0.005, 0.05, 0.5, 0.95, 0.995 of `context_score` under the prior, by
+            number of context rows.
     """
 
     prior: str
@@ -74,20 +113,41 @@ class Certificate:
     seed: int
     by_context: dict[int, CertificateRow]
     by_features: dict[int, CertificateRow]
+    by_noise: dict[str, CertificateRow] = field(default_factory=dict)
+    pit: dict[int, list[float]] = field(default_factory=dict)
+    coherence: dict[str, float] = field(default_factory=dict)
+    scores: dict[int, list[float]] = field(default_factory=dict)
 
     @property
     def gap(self) -> float:
         """Mean gap over the context sizes, nats per query."""
         return sum(row.gap for row in self.by_context.values()) / len(self.by_context)
 
+    def usual_scores(self, rows: int) -> tuple[float, float] | None:
+        """Range of `context_score` that 99% of the prior's contexts of `rows` rows have.
+
+        Interpolated in log rows; None beyond the measured sizes, or where none were.
+        """
+        sizes = sorted(self.scores)
+        if not sizes or not sizes[0] <= rows <= sizes[-1]:
+            return None
+        above = next(i for i, size in enumerate(sizes) if size >= rows)
+        below = max(above - 1, 0)
+        a, b = self.scores[sizes[below]], self.scores[sizes[above]]
+        span = math.log(sizes[above] / sizes[below]) or 1.0
+        share = math.log(rows / sizes[below]) / span
+        return tuple((1 - share) * a[i] + share * b[i] for i in (0, -1))  # type: ignore[return-value]
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; NaN becomes null."""
         values = asdict(self)
-        for table in ("by_context", "by_features"):
+        for table in _TABLES:
             values[table] = {
                 str(key): {k: None if v != v else v for k, v in row.items()}
                 for key, row in values[table].items()
             }
+        for table in ("pit", "scores"):
+            values[table] = {str(key): row for key, row in values[table].items()}
         return values
 
     @classmethod
@@ -98,16 +158,16 @@ class Certificate:
             known = {name: math.nan if v is None else v for name, v in numbers.items()}
             return CertificateRow(**known)  # type: ignore[arg-type]
 
-        def table(rows: Mapping[str, Mapping[str, Any]]) -> dict[int, CertificateRow]:
-            return {int(key): row(numbers) for key, numbers in rows.items()}
-
-        return cls(
-            prior=values["prior"],
-            reference=values["reference"],
-            seed=values["seed"],
-            by_context=table(values["by_context"]),
-            by_features=table(values["by_features"]),
-        )
+        tables: dict[str, Any] = {
+            table: {key(k): row(numbers) for k, numbers in values[table].items()}
+            for table, key in _TABLES.items()
+        }
+        lists = {
+            table: {int(k): list(v) for k, v in values[table].items()}
+            for table in ("pit", "scores")
+        }
+        plain: dict[str, Any] = {name: values[name] for name in ("prior", "reference", "seed", "coherence")}
+        return cls(**plain, **tables, **lists)
 
     def __str__(self) -> str:
         meaning = {
@@ -116,18 +176,37 @@ class Certificate:
             "none": "no reference: calibration only",
         }[self.reference]
         lines = [f"{self.prior}", f"{meaning}; nats per query, mean over tasks"]
-        for name, rows in (("context", self.by_context), ("features", self.by_features)):
+        everything = [row for table in _TABLES for row in getattr(self, table).values()]
+        bracket = any(math.isfinite(row.lower) for row in everything)
+        classes = any(math.isfinite(row.accuracy) for row in everything)
+        for table in _TABLES:
+            rows = getattr(self, table)
+            if not rows:
+                continue
             lines.append(
-                f"{name:>9} {'tasks':>6} {'gap':>8} {'± s.e.':>8} {'worst 1%':>9} {'NLL':>8} "
-                f"{'cov 50%':>8} {'cov 90%':>8}"
+                f"{table.removeprefix('by_'):>9} {'tasks':>6} {'gap':>8} {'± s.e.':>8} "
+                f"{'worst 1%':>9} "
+                + (f"{'at least':>9} {'± s.e.':>8} " if bracket else "")
+                + f"{'NLL':>8} "
+                + (f"{'accuracy':>8}" if classes else f"{'cov 50%':>8} {'cov 90%':>8}")
             )
             lines += [
                 f"{key:>9} {row.tasks:>6} {row.gap:>8.4f} {row.gap_error:>8.4f} "
-                f"{row.gap_worst:>9.3f} {row.nll:>8.4f} {row.coverage50:>8.3f} "
-                f"{row.coverage90:>8.3f}"
+                f"{row.gap_worst:>9.3f} "
+                + (f"{row.lower:>9.4f} {row.lower_error:>8.4f} " if bracket else "")
+                + f"{row.nll:>8.4f} "
+                + (
+                    f"{row.accuracy:>8.3f}"
+                    if classes
+                    else f"{row.coverage50:>8.3f} {row.coverage90:>8.3f}"
+                )
                 for key, row in rows.items()
             ]
+        lines += [f"coherence: {name} {value:.4f}" for name, value in self.coherence.items()]
         return "\n".join(lines)
+
+
+_TABLES: dict[str, Callable[[str], Any]] = {"by_context": int, "by_features": int, "by_noise": str}
 
 
 def certify(
@@ -136,6 +215,7 @@ def certify(
     *,
     reference: Reference | None = None,
     reference_is: str = "exact",
+    lower_reference: Reference | None = None,
     context_sizes: Sequence[int] = (0, 5, 20, 80),
     num_queries: int = 16,
     num_tasks: int = 512,
@@ -151,6 +231,7 @@ def certify(
         reference: From a task to the posterior of y at its query rows, `[B, m, 1]`: the exact
             one, or one that knows more.
         reference_is: "exact" or "upper bound".
+        lower_reference: Another approximation of the exact posterior, for a lower bound.
         context_sizes: Numbers of context rows to measure; a task serves those that leave it
             `num_queries` rows.
         num_queries: Query rows of each task, its last ones.
@@ -166,7 +247,9 @@ def certify(
         raise ValueError(f"reference_is must be 'exact' or 'upper bound', got {reference_is!r}.")
     parameter = next(pfn.parameters())
     generator = torch.Generator(parameter.device).manual_seed(seed)
-    found: list[tuple[int, int, Tensor]] = []  # context size, features, [tasks, 4]
+    measured = _Measurements()
+    scores: dict[int, list[Tensor]] = {}
+    coherence: list[dict[str, float]] = []
     pfn = pfn.eval()
     with torch.no_grad(), tqdm(total=num_tasks, disable=not progress, desc="certify") as bar:
         for start in range(0, num_tasks, batch):
@@ -177,33 +260,84 @@ def certify(
             for n in context_sizes:
                 if n + num_queries <= task.X.shape[1]:
                     part = _split(task, n, num_queries)
-                    found.append((n, task.X.shape[-1], _measure(pfn, part, reference)))
+                    measured.add(n, part, _measure(pfn, part, reference, lower_reference))
+            for n in _SCORE_SIZES:
+                if n <= min(task.X.shape[1], max(context_sizes)):
+                    scores.setdefault(n, []).append(_task_scores(pfn, _split(task, n, 0)))
+            if pfn.bars is not None and pfn.metadata.get("max_buffer") and len(coherence) < 8:
+                n = min(10, task.X.shape[1] - 2)
+                coherence += [_coherence(pfn, _split(task, n, 2))] if n >= 0 else []
             bar.update(size)
-    if not found:
+    if not measured.values:
         raise ValueError(
             f"No task had room for {num_queries} queries and one of {tuple(context_sizes)} context "
             "rows; ask for smaller ones."
         )
-    by_context = {
-        n: _row(torch.cat([t for k, _, t in found if k == n]))
-        for n in sorted({n for n, _, _ in found})
-    }
-    by_features = {
-        d: _row(torch.cat([t for _, k, t in found if k == d]))
-        for d in sorted({d for _, d, _ in found})
-    }
+    levels = torch.tensor(_SCORE_LEVELS, dtype=torch.float64)
     return Certificate(
         prior=getattr(task_prior, "description", type(task_prior).__name__),
         reference="none" if reference is None else reference_is,
         seed=seed,
-        by_context=by_context,
-        by_features=by_features,
+        by_context=measured.table(measured.context),
+        by_features=measured.table(measured.features),
+        by_noise={_decade(k): row for k, row in measured.table(measured.noise).items() if k < 99},
+        pit=measured.pits() if pfn.bars is not None else {},
+        coherence={
+            name: sum(found[name] for found in coherence) / len(coherence)
+            for name in (coherence[0] if coherence else ())
+        },
+        scores={n: torch.cat(s).double().quantile(levels).tolist() for n, s in scores.items()},
     )
 
 
 def reference_nll(reference: Reference, task: Task) -> Tensor:
     """Mean negative log density of a reference at the queries of each task, `[B]`, nats."""
     return -reference(task).log_prob(task.y[:, task.num_context :]).mean(dim=(1, 2))
+
+
+def context_score(
+    pfn: PFN,
+    X: Tensor,
+    y: Tensor,
+    *,
+    noise_var: Tensor | None = None,
+    categorical: Tensor | None = None,
+) -> Tensor:
+    """How well each half of a context predicts the other, `[B]`: mean log density or probability.
+
+    In the network's units of the whole context, so that scores of data sets compare. `X` is
+    `[B, n, d]` with n at least 2, `y` `[B, n]`; the halves are the even and the odd rows.
+    """
+    halves = (slice(0, None, 2), slice(1, None, 2))
+    total = y.new_zeros(len(y))
+    for known, asked in (halves, halves[::-1]):
+        noise = None if noise_var is None else noise_var[:, known]
+        encoding = pfn.encode(
+            X[:, known],
+            y[:, known],
+            noise_var=noise,
+            categorical=categorical,
+            num_classes=y.long().amax(-1) + 1 if pfn.architecture.classes else None,
+        )
+        asked_noise = None if noise_var is None else noise_var[:, asked]
+        logits, _ = pfn.decode(encoding, X[:, asked], noise_var=asked_noise)
+        total = total + _marginals(pfn, encoding, logits).log_prob(y[:, asked, None]).sum((1, 2))
+    scale = 1.0 if pfn.architecture.classes else pfn.units(y)[1][:, 0]
+    return total / y.shape[1] + torch.as_tensor(scale).to(total).log()
+
+
+def _task_scores(pfn: PFN, task: Task) -> Tensor:
+    return context_score(pfn, task.X, task.y[..., 0], categorical=task.categorical)
+
+
+def _marginals(pfn: PFN, encoding: Encoding, logits: Tensor) -> Any:
+    """Predictive of y in its own units from logits `[B, m, *]`."""
+    if pfn.bars is None:
+        return CategoricalPosterior(logits)
+    affine = torch.distributions.AffineTransform(
+        encoding.location[..., None], encoding.scale[..., None]
+    )
+    return TransformedPosterior(BarPosterior(pfn.bars, logits[:, :, None]), affine)
 
 
 def _split(task: Task, num_context: int, num_queries: int) -> Task:
@@ -219,48 +353,126 @@ def _split(task: Task, num_context: int, num_queries: int) -> Task:
         X=rows(task.X),
         y=rows(task.y),
         f=None if task.f is None else rows(task.f),
+        noise_var=task.noise_var if task.noise_var.dim() == 1 else rows(task.noise_var),
         num_context=num_context,
     )
 
 
-def _measure(pfn: PFN, task: Task, reference: Reference | None) -> Tensor:
-    """Per task: negative log density, gap, shares in the 50% and 90% intervals, `[B, 4]`."""
+def _measure(
+    pfn: PFN, task: Task, reference: Reference | None, lower: Reference | None
+) -> tuple[Tensor, Tensor]:
+    """Per task the numbers of a row, `[B, 8]`; and the probability integral transforms `[B, m]`."""
     n = task.num_context
     y = task.y[:, n:]
-    encoding = pfn.encode(task.X[:, :n], task.y[:, :n, 0])
-    logits, _ = pfn.decode(encoding, task.X[:, n:])
-    assert pfn.bars is not None
-    affine = torch.distributions.AffineTransform(
-        encoding.location[..., None], encoding.scale[..., None]
+    encoding = pfn.encode(
+        task.X[:, :n],
+        task.y[:, :n, 0],
+        categorical=task.categorical,
+        num_classes=task.num_classes,
     )
-    posterior = TransformedPosterior(BarPosterior(pfn.bars, logits[:, :, None]), affine)
+    logits, _ = pfn.decode(encoding, task.X[:, n:])
+    posterior = _marginals(pfn, encoding, logits)
     log_q = posterior.log_prob(y)
-    if reference is None:
-        gap = torch.full_like(log_q, math.nan)
-    else:
-        log_p = reference(task).log_prob(y)
+    gaps = []
+    for known in (reference, lower):
+        if known is None:
+            gaps.append(torch.full_like(log_q, math.nan))
+            continue
+        log_p = known(task).log_prob(y)
         if log_p.shape != log_q.shape:
             raise ValueError(
                 f"reference gave densities of shape {tuple(log_p.shape)} at queries of shape "
                 f"{tuple(log_q.shape)}."
             )
-        gap = log_p - log_q
-    central = 2 * (posterior.cdf(y) - 0.5).abs()
-    shares = [(central <= level).to(y) for level in (0.5, 0.9)]
-    return torch.stack([-log_q, gap, *shares], dim=-1).mean(dim=(1, 2)).double()
+        gaps.append(log_p - log_q)
+    nothing = torch.full_like(log_q, math.nan)
+    if pfn.bars is None:
+        pit, shares = nothing, [nothing] * len(_LEVELS)
+        right = (logits.argmax(-1, keepdim=True) == y.long()).to(log_q)
+    else:
+        pit, right = posterior.cdf(y), nothing
+        central = 2 * (pit - 0.5).abs()
+        shares = [(central <= level).to(y) for level in _LEVELS]
+    numbers = torch.stack([-log_q, *gaps, *shares, right], dim=-1)
+    return numbers.mean(dim=(1, 2)).double(), pit[..., 0]
+
+
+class _Measurements:
+    """Numbers of tasks with what they are grouped by."""
+
+    def __init__(self) -> None:
+        self.values: list[Tensor] = []
+        self.context: list[Tensor] = []
+        self.features: list[Tensor] = []
+        self.noise: list[Tensor] = []
+        self._pit: dict[int, list[Tensor]] = {}
+
+    def add(self, n: int, task: Task, found: tuple[Tensor, Tensor]) -> None:
+        values, pit = found
+        self.values.append(values)
+        self.context.append(torch.full((len(values),), n))
+        self.features.append(torch.full((len(values),), task.X.shape[-1]))
+        noise = task.row_noise_var.double().mean(1).cpu()
+        usable = noise.isfinite() & (noise > 0)
+        if task.num_classes is not None:
+            usable = torch.zeros_like(usable)
+        decade = torch.where(usable, noise, 1.0).log10().floor().clamp(-9, 9).long()
+        self.noise.append(torch.where(usable, decade, 99))
+        self._pit.setdefault(n, []).append(pit.flatten())
+
+    def table(self, keys: list[Tensor]) -> dict[int, CertificateRow]:
+        key, values = torch.cat(keys).to(self.values[0].device), torch.cat(self.values)
+        return {int(k): _row(values[key == k]) for k in key.unique()}
+
+    def pits(self) -> dict[int, list[float]]:
+        shares = {}
+        for n, parts in sorted(self._pit.items()):
+            values = torch.cat(parts).double().cpu()
+            counts = torch.histc(values, bins=_PIT_BINS, min=0.0, max=1.0)
+            shares[n] = (counts / counts.sum()).tolist()
+        return shares
 
 
 def _row(values: Tensor) -> CertificateRow:
     tasks = len(values)
-    nll, gap, half, most = values.mean(0).tolist()
+    nll, gap, lower, *rest = values.mean(0).tolist()
     gaps = values[:, 1]
     worst = gaps.sort(descending=True).values[: max(1, tasks // 100)].mean()
-    return CertificateRow(
-        tasks=tasks,
-        nll=nll,
-        gap=gap,
-        gap_error=float(gaps.std() / math.sqrt(tasks)) if tasks > 1 else math.nan,
-        gap_worst=float(worst),
-        coverage50=half,
-        coverage90=most,
-    )
+    errors = (values[:, 1:3].std(0) / math.sqrt(tasks)).tolist() if tasks > 1 else [math.nan] * 2
+    return CertificateRow(tasks, nll, gap, errors[0], float(worst), lower, errors[1], *rest)
+
+
+def _decade(power: int) -> str:
+    return f"1e{power}"
+
+
+def _coherence(pfn: PFN, task: Task) -> dict[str, float]:
+    """Martingale and order scores at two queries x', x."""
+    n = task.num_context
+    X, y = task.X, task.y[..., 0]
+    bars = pfn.bars
+    assert bars is not None
+    first = pfn.encode(X[:, :n], y[:, :n], categorical=task.categorical)
+    z = (y[:, n:] - first.location) / first.scale
+    logits, _ = pfn.decode(first, X[:, n:])
+    log_q = bars.log_prob(logits, z)  # [B, 2]
+    joint = []
+    for a, b in ((0, 1), (1, 0)):
+        told = pfn.append(first, X[:, n + a, None], y[:, n + a, None])
+        other, _ = pfn.decode(told, X[:, n + b, None])
+        joint.append(log_q[:, a] + bars.log_prob(other, z[:, b, None])[:, 0])
+    # y' at the midpoints of 32 equally probable intervals.
+    p = (torch.arange(32, device=X.device, dtype=X.dtype) + 0.5) / 32
+    drawn = bars.quantile(logits[:, :1].expand(-1, 32, -1), p)  # [B, 32]
+    copies = torch.arange(len(X), device=X.device).repeat_interleave(32)
+    many = first.select(copies)
+    new = (first.location + first.scale * drawn).reshape(-1, 1)
+    told = pfn.append(many, X[copies, n, None], new)
+    after, _ = pfn.decode(told, X[copies, n + 1, None])
+    grid = bars.quantile(logits[:, 1:].expand(-1, 32, -1), p)  # [B, 32]
+    cdf = bars.cdf(after.expand(-1, 32, -1), grid[copies])  # [B 32, 32]
+    gap = (cdf.unflatten(0, (len(X), 32)).mean(1) - p).abs().amax(-1)
+    return {
+        "martingale": float(gap.mean()),
+        "order": float((joint[0] - joint[1]).abs().mean()),
+    }

@@ -202,6 +202,32 @@ class PFNModel(Model):
         new._appended = self._appended + k
         return new
 
+    def unlike_the_prior(self) -> str | None:
+        """A sentence if a data set scores outside what 99% of the prior's do, else None.
+
+        None also where the certificate of the network has no scores of that size.
+        """
+        certificate = self.pfn.certificate
+        n = self.train_X.shape[-2]
+        usual = None if certificate is None else certificate.usual_scores(n)
+        if usual is None:
+            return None
+        from pfn.certificate import context_score
+
+        rows = self.train_X if self._input is None else self._input(self.train_X)
+        rows, targets, noise = _flatten_data(rows, *self._to_network(self.train_Y, self.train_Yvar))
+        kind = None if self._categorical is None else self._categorical.expand(len(rows), -1)
+        with torch.no_grad():
+            scores = context_score(self.pfn, rows, targets, noise_var=noise, categorical=kind)
+        worst = scores[(scores - (usual[0] + usual[1]) / 2).abs().argmax()].item()
+        if usual[0] <= worst <= usual[1]:
+            return None
+        return (
+            f"This data set is unlike the prior of the network: its halves predict each other with "
+            f"a log score of {worst:.3g} per row, 99% of the prior's data sets of {n} rows score "
+            f"between {usual[0]:.3g} and {usual[1]:.3g}."
+        )
+
     def _encode(self) -> None:
         """Encode all rows together."""
         rows = self.train_X if self._input is None else self._input(self.train_X)

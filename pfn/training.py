@@ -244,7 +244,8 @@ class _Loss(nn.Module):
             return _mean(-bars.log_prob(logits.float(), z), weight)
 
         if logits_f is None or task.f is None:
-            return loss(logits_y, task.y), None
+            unused = 0.0 if logits_f is None else 0.0 * logits_f.sum()  # DDP wants every gradient
+            return loss(logits_y, task.y) + unused, None
         return loss(logits_y, task.y), loss(logits_f, task.f)
 
 
@@ -480,7 +481,7 @@ class _State:
             for index, values in optimiser.state_dict()["state"].items():
                 for key, value in values.items():
                     tensors[f"optimiser.{i}.{index}.{key}"] = torch.as_tensor(value)
-        description = {"config": self.config.to_json()}
+        description: dict[str, Any] = {"config": self.config.to_json()}
         description |= {name: getattr(self, name) for name in _COUNTERS}
         description |= {
             name: getattr(self, name) if math.isfinite(getattr(self, name)) else None

@@ -1,6 +1,9 @@
 """Training and certificates: resuming, learning, and the gap to an exact posterior."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -245,3 +248,196 @@ def test_a_minute_of_training_learns_gaussian_process_regression():
     assert after.gap < 0.1
     for row in after.by_context.values():
         assert row.gap > -3 * row.gap_error  # nobody beats the exact posterior
+
+
+class TestUnlikeThePrior:
+    @pytest.fixture(scope="class")
+    def trained(self):
+        made = train(fixed_gp(), config=config(steps=60), device="cpu", progress=False)
+        measured = certify(
+            made, fixed_gp(), num_tasks=400, context_sizes=(0, 16), num_queries=4, progress=False
+        )
+        made.metadata["certificate"] = measured.to_json()
+        return made
+
+    def test_scores_of_the_prior_are_usual(self, trained):
+        task = fixed_gp().sample(300, generator=torch.Generator().manual_seed(5))
+        low, high = trained.certificate.usual_scores(12)
+        assert low < high
+        outside = 0
+        for X, y in zip(task.X[:, :12], task.y[:, :12], strict=True):
+            outside += trained.condition(X, y, check=False).unlike_the_prior() is not None
+        assert outside <= 12  # 1% expected, up to the error of measured quantiles
+        assert trained.certificate.usual_scores(3) is None
+        assert trained.certificate.usual_scores(17) is None
+
+    def test_a_foreign_data_set_warns_and_falls_back(self, trained):
+        X = torch.rand(12, 1, generator=torch.Generator().manual_seed(0))
+        y = 40 * torch.sin(50 * X[:, 0])
+        with pytest.warns(UserWarning, match="This data set is unlike the prior"):
+            trained.condition(X, y)
+        other = object()
+        with pytest.warns(UserWarning, match="fallback"):
+            assert trained.condition(X, y, fallback=lambda X, y: other) is other
+
+    def test_text(self, trained):
+        text = str(trained)
+        assert "FunctionTaskPrior" in text
+        assert "martingale" in text
+        assert "240 tasks" in text
+
+
+def test_a_bracket_is_reported():
+    """The exact posterior as upper and, blurred, as lower reference."""
+    made = train(fixed_gp(), config=config(steps=1), device="cpu", progress=False)
+
+    def blurred(task):
+        posterior = exact(task)
+        return GaussianPosterior(
+            MultivariateNormal(
+                posterior.mean[..., 0], DiagLinearOperator(1.5 * posterior.variance[..., 0])
+            )
+        )
+
+    measured = certify(
+        made, fixed_gp(), reference=exact, lower_reference=blurred, num_tasks=64, progress=False
+    )
+    for row in measured.by_context.values():
+        # log sqrt(1.5) - (1 - 1/1.5) / 2 is the loss of the blurred one
+        loss = 0.5 * torch.tensor(1.5).log().item() - 0.5 * (1 - 1 / 1.5)
+        assert row.gap - row.lower == pytest.approx(loss, abs=0.05)
+    assert "at least" in str(measured)
+
+
+def test_certificate_of_known_calibration():
+    """Coverage and transforms of a network that is exactly right: its own samples as targets."""
+    made = train(fixed_gp(), config=config(steps=1), device="cpu", progress=False)
+
+    class Own:
+        def sample(self, batch, *, generator=None, device=None, dtype=None):
+            task = fixed_gp().sample(batch, generator=generator, dtype=dtype)
+            n, X = 4, task.X
+            encoding = made.encode(X[:, :n], task.y[:, :n, 0])
+            logits, _ = made.decode(encoding, X[:, n:])
+            p = torch.rand(logits.shape[:-1], generator=generator)
+            y = encoding.location + encoding.scale * made.bars.quantile(logits, p)
+            return replace(task, y=torch.cat([task.y[:, :n], y[..., None]], 1), num_context=n)
+
+    measured = certify(made, Own(), context_sizes=(4,), num_tasks=640, progress=False)
+    row = measured.by_context[4]
+    for level in (50, 80, 90, 95):
+        share = level / 100
+        error = (share * (1 - share) / (640 * 16)) ** 0.5
+        assert getattr(row, f"coverage{level}") == pytest.approx(share, abs=4 * error)
+    pit = torch.tensor(measured.pit[4])
+    assert (pit - 0.05).abs().max() < 5 * (0.05 * 0.95 / (640 * 16)) ** 0.5
+
+
+class TestOptions:
+    @pytest.mark.parametrize("optimizer", ["adamw", "schedule-free"])
+    def test_optimisers(self, optimizer):
+        if optimizer == "schedule-free":
+            pytest.importorskip("schedulefree")
+        settings = config(steps=12, optimizer=optimizer, schedule="constant")
+        made = train(fixed_gp(), config=settings, device="cpu", progress=False)
+        assert weights(made).isfinite().all()
+
+    def test_accumulated_parts_are_one_batch(self):
+        """Two parts of two tasks give the gradient of four tasks; here: a finite, other result."""
+        one = train(fixed_gp(), config=config(steps=3), device="cpu", progress=False)
+        two = train(
+            fixed_gp(), config=config(steps=3, batch=2, accumulate=2), device="cpu", progress=False
+        )
+        assert one.metadata["training"]["tasks"] == two.metadata["training"]["tasks"] == 12
+
+    def test_bfloat16(self):
+        made = train(
+            fixed_gp(), config=config(steps=3, precision="bf16-mixed"), device="cpu", progress=False
+        )
+        assert weights(made).isfinite().all()
+        assert next(made.parameters()).dtype == torch.float32
+
+    def test_held_out_loss_and_gap_are_logged(self, tmp_path):
+        log = tmp_path / "log.jsonl"
+        settings = config(steps=10)
+        train(fixed_gp(), config=settings, device="cpu", log=log, reference=exact, progress=False)
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        found = [line for line in lines if "held_out" in line]
+        assert [line["step"] for line in found] == [5, 10]
+        assert all(line["gap"] > 0 for line in found)
+
+    def test_starting_from_a_trained_network(self):
+        first = train(fixed_gp(), config=config(steps=5), device="cpu", progress=False)
+        second = train(
+            fixed_gp(),
+            config=config(steps=1, learning_rate=0.0, matrix_learning_rate=0.0),
+            device="cpu",
+            initial=first,
+            progress=False,
+        )
+        assert torch.equal(weights(first), weights(second))
+        assert second.metadata["training"]["from"] == first.metadata["training"]
+        with pytest.raises(ValueError, match="must agree"):
+            train(
+                fixed_gp(),
+                config=config(steps=1, architecture=replace(TINY, layers=1)),
+                device="cpu",
+                initial=first,
+                progress=False,
+            )
+
+    def test_a_spike_is_left_out(self):
+        class Spiky:
+            def __init__(self):
+                self.calls = 0
+
+            def sample(self, batch, **options):
+                task = fixed_gp().sample(batch, **options)
+                self.calls += 1
+                return task if self.calls != 30 else replace(task, y=1e6 * task.y)
+
+        made = train(Spiky(), config=config(steps=20, targets="raw"), device="cpu", progress=False)
+        assert made.metadata["training"]["skipped"] == 1
+
+    def test_bad_values(self):
+        with pytest.raises(ValueError, match="optimizer"):
+            TrainingConfig(optimizer="sgd")
+        with pytest.raises(ValueError, match="share"):
+            TrainingConfig(appended=2.0)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(tmp_path):
+    """Data-parallel on two CPU processes: one log, one result, twice the tasks."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from lightning_fabric import Fabric\n"
+        "from gpytorch.kernels import RBFKernel\n"
+        "from pfn import ArchitectureConfig, TrainingConfig, train\n"
+        "from priors import FunctionTaskPrior, GaussianProcessPrior\n"
+        "fabric = Fabric(accelerator='cpu', devices=2, strategy='ddp')\n"
+        "fabric.launch()\n"
+        "uniform = torch.distributions.Uniform(torch.zeros(1), torch.ones(1))\n"
+        "prior = FunctionTaskPrior(GaussianProcessPrior(RBFKernel()), inputs=uniform,\n"
+        "                          num_points=12, noise_var=0.1)\n"
+        "sizes = ArchitectureConfig(max_features=1, embedding=16, layers=2, heads=2, hidden=16,\n"
+        "                           bars=16)\n"
+        "config = TrainingConfig(architecture=sizes, steps=6, batch=4, border_tasks=40)\n"
+        "made = train(prior, config=config, fabric=fabric, progress=False,\n"
+        "             checkpoint=sys.argv[1])\n"
+        "total = sum(float(p.double().sum()) for p in made.parameters())\n"
+        "both = fabric.all_gather(torch.tensor(total, dtype=torch.float64))\n"
+        "assert both[0] == both[1], both\n"
+        "assert made.metadata['training']['tasks'] == 48\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "state.safetensors")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert (tmp_path / "state.safetensors").exists()
