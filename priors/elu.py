@@ -37,9 +37,11 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["elu_duals", "elu_moments"]
+from priors.determinants import delta_and_angle, gram_determinant, inverse_sqrt, noise_floor
 
-_P0 = 1 / math.sqrt(2 * math.pi)  # the standard normal density at 0
+__all__ = ["elu_duals", "elu_means", "elu_squares"]
+
+_DENSITY = 1 / math.sqrt(2 * math.pi)  # of a standard normal variable at 0
 
 # (M(0) / M(a) - 1) / a = P(a) / Q(a) for a >= 0, to 2e-17: a least squares fit in 60 digits.
 # Coefficients of 1, a, a^2, ..., all positive, so that Horner's rule loses nothing.
@@ -56,8 +58,8 @@ _Q = (
     6.0180791599362646933e-7,
 )  # fmt: skip
 
-# Elements of one tensor of values at nodes: a few of them fit the cache of a processor core.
-_TILE = 2**15
+# Values at nodes held at once, on a processor so many as its cache holds.
+_TILE, _DEVICE_TILE = 2**16, 2**24
 
 
 def elu_duals(
@@ -72,35 +74,43 @@ def elu_duals(
         beta1: The factor of n(u).
         beta2: The factor of n(v).
     """
-    value, *integrals = _Duals.apply(q1.double(), q2.double(), c.double(), beta1, beta2)
-    slope = _slope(q1.double(), q2.double(), beta1, beta2, *integrals)
-    return value.to(c.dtype), slope.to(c.dtype)
+    dtype = c.dtype
+    q1, q2, c = q1.double(), q2.double(), c.double()
+    value, *integrals = _Duals.apply(q1, q2, c, beta1, beta2)
+    return value.to(dtype), _slope(q1, q2, beta1, beta2, *integrals).to(dtype)
 
 
-def elu_moments(q: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """E[psi(u)], E[psi'(u)], E[psi(u)^2] and E[psi'(u)^2] for u of variance `q`."""
+def elu_means(q: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+    """E[psi(u)] and E[psi'(u)] for u of variance `q`."""
     x = q.double()
-    exponential, lost = _Tails.apply(x)
-    twice, _ = _Tails.apply(4 * x)
-    mean = _P0 * _sqrt(x) - beta * lost
+    tail, loss = _Tails.apply(x)
+    return (_DENSITY * _sqrt(x) - beta * loss).to(q.dtype), (0.5 + beta * tail).to(q.dtype)
+
+
+def elu_squares(q: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+    """E[psi(u)^2] and E[psi'(u)^2] for u of variance `q`."""
+    x = q.double()
     square = x / 2 + beta**2 * _Square.apply(x)
-    moments = mean, 0.5 + beta * exponential, square, 0.5 + beta**2 * twice
-    return tuple(m.to(q.dtype) for m in moments)  # type: ignore[return-value]
+    # e(u)^2 = e(2 u)
+    return square.to(q.dtype), (0.5 + beta**2 * _Tails.apply(4 * x)[0]).to(q.dtype)
 
 
 # One variable ------------------------------------------------------------------------------------
 
 
 def _mills(a: Tensor) -> tuple[Tensor, Tensor]:
-    """R(a) = 1 - a M(a) and G(a) = M(0) - M(a) for a >= 0, to a few roundings of 1 and of G."""
-    p, q = torch.full_like(a, _P[-1]), torch.full_like(a, _Q[-1])
+    """R(a) and G(a) in new tensors, to a few roundings of 1 and of G; for use without a gradient.
+
+    With k = P / Q as above, M = M(0) / (1 + a k) and G = M(0) a k / (1 + a k).
+    """
+    numerator, denominator = a.new_tensor(_P), a.new_tensor(_Q)
+    p, q = numerator[-1].expand_as(a).clone(), denominator[-1].expand_as(a).clone()
     for i in range(len(_P) - 2, -1, -1):
-        p.mul_(a).add_(_P[i])
-        q.mul_(a).add_(_Q[i])
+        torch.addcmul(numerator[i], p, a, out=p)
+        torch.addcmul(denominator[i], q, a, out=q)
     p.mul_(a)
-    # M = M(0) q / (q + p), G = M(0) p / (q + p)
-    scale = math.sqrt(math.pi / 2) / (q + p)
-    return q.mul_(scale).mul_(a).neg_().add_(1), p.mul_(scale)
+    scale = (p + q).reciprocal_().mul_(math.sqrt(math.pi / 2))
+    return q.mul_(a).mul_(scale).neg_().add_(1), p.mul_(scale)
 
 
 class _Tails(torch.autograd.Function):
@@ -108,27 +118,22 @@ class _Tails(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q):  # type: ignore[no-untyped-def]
-        _, lost = _mills(q.clamp_min(0).sqrt())
-        lost = lost * _P0
-        exponential = 0.5 - lost
-        ctx.save_for_backward(q, exponential)
+        loss = _DENSITY * _mills(q.clamp_min(0).sqrt())[1]
+        tail = 0.5 - loss
+        ctx.save_for_backward(q, tail)
         ctx.set_materialize_grads(False)
-        return exponential, lost
+        return tail, loss
 
     @staticmethod
-    def backward(ctx, grad_exponential, grad_lost):  # type: ignore[no-untyped-def]
-        q, exponential = ctx.saved_tensors
+    def backward(ctx, grad_tail, grad_loss):  # type: ignore[no-untyped-def]
+        q, tail = ctx.saved_tensors
         # e'' = e - delta - delta' and n'' = e - delta
-        slope = (exponential - _P0 * _inverse_sqrt(q)) / 2
-        total = None
-        for grad in (grad_exponential, None if grad_lost is None else -grad_lost):
-            if grad is not None:
-                total = grad * slope if total is None else total + grad * slope
-        return total
+        slope = (tail - _DENSITY * _inverse_root(q)) / 2
+        return _total([(grad_tail, slope), (grad_loss, -slope)], q)
 
 
 class _Square(torch.autograd.Function):
-    """E[n(u)^2], from two variables that are one: E[e(2u)] - 2 E[e(u)] + 1/2 would cancel."""
+    """E[n(u)^2], as of two variables that are equal: E[e(2 u)] - 2 E[e(u)] + 1/2 would cancel."""
 
     @staticmethod
     def forward(ctx, q):  # type: ignore[no-untyped-def]
@@ -145,162 +150,197 @@ class _Square(torch.autograd.Function):
 # Two variables -----------------------------------------------------------------------------------
 
 
-def _integrals(q1: Tensor, q2: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _integrals(q1: Tensor, q2: Tensor, w: Tensor) -> tuple[Tensor, ...]:
     """E[n(u) n(v)], E[e(u) 1(v < 0)], E[1(u < 0) e(v)] and E[e(u) e(v)] in new tensors.
 
     Args:
-        q1: Variances, broadcasting with `q2` and `w`.
-        q2: Likewise.
-        w: The angle of the wedge.
+        q1: Variances; broadcasts with `q2` and `w`.
+        q2: Variances.
+        w: The angles of the wedges.
     """
     shape = torch.broadcast_shapes(q1.shape, q2.shape, w.shape)
-    r1, r2 = (q.clamp_min(0).sqrt() for q in (q1, q2))
-    nodes, weights = (x.to(w.device) for x in _legendre(_num_nodes(r1, r2)))
+    r1, r2 = q1.clamp_min(0).sqrt(), q2.clamp_min(0).sqrt()
+    nodes, weights = (x.to(w.device) for x in _rule(*_order(r1, r2)))
     r1, r2, w = (x.expand(shape).reshape(-1) for x in (r1, r2, w))
     result = w.new_empty((4, w.numel()))
-    tile = _TILE if w.device.type == "cpu" else 2**24
-    size = max(1, tile // (3 * len(nodes)))
+    size = _TILE if w.device.type == "cpu" else _DEVICE_TILE
+    size = max(1, size // (3 * len(nodes)))
     for start in range(0, w.numel(), size):
         part = slice(start, start + size)
         sines = torch.sin(nodes[:, None] * w[part])
         a = sines.new_empty((3, *sines.shape))
         torch.mul(sines, r1[part], out=a[0])
-        torch.mul(sines.flip(0), r2[part], out=a[1])  # the nodes are symmetric
+        torch.mul(sines.flip(0), r2[part], out=a[1])  # at w - t: the nodes are symmetric
         torch.add(a[0], a[1], out=a[2])
-        decay, lost = _mills(a)
-        lost = lost[2] - lost[:2]
-        both = (lost[0].mul_(a[0])).addcmul_(lost[1], a[1])
-        result[0, part] = weights @ both
-        for i in range(3):
-            result[1 + i, part] = weights @ decay[i]
+        rest, gap = _mills(a)
+        gap = (gap[2] - gap[:2]).mul_(a[:2])
+        result[0, part] = weights @ gap.sum(0)
+        result[1:, part] = weights @ rest
     result *= w / (2 * math.pi)
-    n_n, e_h, h_e, e_e = result.view(4, *shape)
-    return n_n, e_h, h_e, e_e
+    return result.view(4, *shape).unbind(0)
 
 
-def _num_nodes(r1: Tensor, r2: Tensor) -> int:
-    """Enough for 1e-14; see `test_elu.py`."""
-    if NODES: return NODES
-    return 24
+def _order(r1: Tensor, r2: Tensor) -> tuple[int, bool]:
+    """The number of nodes, for an error of 1e-13 (see `_rule`), and whether to grade them."""
+    reach = float((r1.max() + r2.max()) if r1.numel() and r2.numel() else 0.0)
+    if not reach > 10:
+        return 4 * math.ceil((7.2 * math.sqrt(max(reach, 1.0)) + 5.5) / 4), False
+    return min(256, 4 * math.ceil((16.5 * reach**0.25 + 2) / 4)), True
 
-NODES = 0
 
 @functools.cache
-def _legendre(order: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1]."""
+def _rule(order: int, graded: bool) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1], symmetric about its middle.
+
+    The integrands fall from the ends within angles of 1 / sqrt(q): `graded` nodes, from the
+    substitution t = x^2 (3 - 2 x), have their distances to the ends squared.
+    """
     import numpy
 
     nodes, weights = numpy.polynomial.legendre.leggauss(order)
-    return torch.tensor((nodes + 1) / 2), torch.tensor(weights / 2)
+    x, weight = torch.tensor((nodes + 1) / 2), torch.tensor(weights / 2)
+    if graded:
+        return x**2 * (3 - 2 * x), 6 * x * (1 - x) * weight
+    return x, weight
 
 
 class _Duals(torch.autograd.Function):
-    """E[psi1(u) psi2(v)] and P(u, v < 0), E[e(u) 1(v < 0)], E[1(u < 0) e(v)], E[e(u) e(v)].
+    """E[psi1(u) psi2(v)]; P(u, v < 0), E[e(u) 1(v < 0)], E[1(u < 0) e(v)] and E[e(u) e(v)].
 
-    Each gradient is an expression of the same five, so that there are all orders.
+    Every slope is an expression in the last four, which makes those of higher order available.
     """
 
     @staticmethod
     def forward(ctx, q1, q2, c, beta1, beta2):  # type: ignore[no-untyped-def]
-        r1, r2 = q1.clamp_min(0).sqrt(), q2.clamp_min(0).sqrt()
-        root = r1 * r2
-        delta = ((root - c) * (root + c)).clamp_min(0).sqrt()
-        w = math.pi / 2 + torch.atan2(c, delta)
+        delta, w = delta_and_angle(q1, q2, c)
+        w += math.pi / 2
         n_n, e_h, h_e, e_e = _integrals(q1, q2, w)
-        (tail1, lost1), (tail2, lost2) = _Tails.apply(q1), _Tails.apply(q2)
-        h_h = w / (2 * math.pi)
-        # E[max(u, 0) n(v)] = c E[1(u > 0) e(v)] + q1 E[delta(u) n(v)], by Stein's lemma
-        value = (delta + c * w) / (2 * math.pi) + beta1 * beta2 * n_n
-        value += beta2 * (c * (tail2 - h_e) - _P0 * r1 * lost2)
-        value += beta1 * (c * (tail1 - e_h) - _P0 * r2 * lost1)
+        # E[max(u, 0) n(v)] = c E[1(u > 0) e(v)] + q1 E[delta(u) n(v)] by Stein's lemma, v given
+        # u = 0 having the standard deviation delta / sqrt(q1)
+        linear = []
+        for q, other, corner in ((q1, q2, h_e), (q2, q1, e_h)):
+            inverse = _inverse_root(q)
+            loss = _mills(delta * inverse)[1] / (2 * math.pi)
+            linear.append(c * (_Tails.apply(other)[0] - corner) - q * inverse * loss)
+        value = delta.addcmul_(c, w).mul_(1 / (2 * math.pi))
+        value = value + beta2 * linear[0] + beta1 * linear[1] + beta1 * beta2 * n_n
+        h_h = w.mul_(1 / (2 * math.pi)).expand(value.shape)
         ctx.save_for_backward(q1, q2, c, h_h, e_h, h_e, e_e)
         ctx.betas = beta1, beta2
         ctx.set_materialize_grads(False)
         return value, h_h, e_h, h_e, e_e
 
     @staticmethod
-    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad, grad_hh, grad_eh, grad_he, grad_ee):  # type: ignore[no-untyped-def]
         q1, q2, c, h_h, e_h, h_e, e_e = ctx.saved_tensors
         beta1, beta2 = ctx.betas
         needs = ctx.needs_input_grad
-        inverse1, inverse2 = _inverse_sqrt(q1), _inverse_sqrt(q2)
-        det = _GramDeterminant.apply(q1, q2, c)
-        # densities at a kink, of the other variable's expectation given that
-        density1, density2 = _P0 * inverse1, _P0 * inverse2
-        given2, given1 = det * inverse1**2, det * inverse2**2
-        d_e, e_d = density1 * _Tails.apply(given2)[0], density2 * _Tails.apply(given1)[0]
-        d_d = _inverse_sqrt(det, _floor(q1 * q2)) / (2 * math.pi)
-        ratio1, ratio2 = c * inverse1**2, c * inverse2**2
-        in_q1, in_q2, in_c = [], [], []
-        g_value, g_hh, g_eh, g_he, g_ee = grads
-        if g_value is not None:
-            if needs[0]:
-                x = _variance_slope(
-                    q1, q2, c, given2, given1, density1, beta1, beta2, e_h, e_e)
-                in_q1.append(g_value * x)
-            if needs[1]:
-                x = _variance_slope(
-                    q2, q1, c, given1, given2, density2, beta2, beta1, h_e, e_e)
-                in_q2.append(g_value * x)
-            in_c.append(g_value * _slope(q1, q2, beta1, beta2, h_h, e_h, h_e, e_e))
-        if g_hh is not None:
-            in_c.append(g_hh * d_d)
-            in_q1.append(g_hh * (-ratio1 / 2) * d_d)
-            in_q2.append(g_hh * (-ratio2 / 2) * d_d)
-        if g_eh is not None:
-            in_c.append(g_eh * (d_d - e_d))
-            in_q1.append(g_eh * (e_h - density1 / 2 - ratio1 * d_d) / 2)
-            in_q2.append(g_eh * ratio2 * (e_d - d_d) / 2)
-        if g_he is not None:
-            in_c.append(g_he * (d_d - d_e))
-            in_q2.append(g_he * (h_e - density2 / 2 - ratio2 * d_d) / 2)
-            in_q1.append(g_he * ratio1 * (d_e - d_d) / 2)
-        if g_ee is not None:
-            in_c.append(g_ee * (e_e - d_e - e_d + d_d))
-            in_q1.append(g_ee * (e_e - d_e + ratio1 * (d_e - d_d)) / 2)
-            in_q2.append(g_ee * (e_e - e_d + ratio2 * (e_d - d_d)) / 2)
-        found = [
-            sum(x[1:], x[0]).sum_to_size(q.shape) if need and x else None
-            for x, q, need in zip((in_q1, in_q2, in_c), (q1, q2, c), needs[:3], strict=True)
-        ]
-        return *found, None, None
+        kink1, kink2 = _Kink(q1, q2, c), _Kink(q2, q1, c)
+        d_d = kink1.both
+        d_e, e_d = kink1.density * kink1.tail, kink2.density * kink2.tail
+        # E[delta'(u) g(v)] = -(c / q1) E[delta(u) g'(v)]
+        ratio1, ratio2 = c * kink1.reciprocal, c * kink2.reciprocal
+        grads: list[Tensor | None] = [None] * 5
+        if needs[0]:
+            slope = None
+            if grad is not None:
+                slope = _variance_slope(q1, q2, c, beta1, beta2, kink1, kink2, e_h, e_e)
+            terms = [
+                (grad, slope),
+                (grad_hh, -ratio1 * d_d / 2),
+                (grad_eh, (e_h - kink1.density / 2 - ratio1 * d_d) / 2),
+                (grad_he, ratio1 * (d_e - d_d) / 2),
+                (grad_ee, (e_e - d_e + ratio1 * (d_e - d_d)) / 2),
+            ]
+            grads[0] = _total(terms, q1)
+        if needs[1]:
+            slope = None
+            if grad is not None:
+                slope = _variance_slope(q2, q1, c, beta2, beta1, kink2, kink1, h_e, e_e)
+            terms = [
+                (grad, slope),
+                (grad_hh, -ratio2 * d_d / 2),
+                (grad_he, (h_e - kink2.density / 2 - ratio2 * d_d) / 2),
+                (grad_eh, ratio2 * (e_d - d_d) / 2),
+                (grad_ee, (e_e - e_d + ratio2 * (e_d - d_d)) / 2),
+            ]
+            grads[1] = _total(terms, q2)
+        if needs[2]:
+            slope = None
+            if grad is not None:
+                slope = _slope(q1, q2, beta1, beta2, h_h, e_h, h_e, e_e)
+            terms = [
+                (grad, slope),
+                (grad_hh, d_d),
+                (grad_eh, d_d - e_d),
+                (grad_he, d_d - d_e),
+                (grad_ee, e_e - d_e - e_d + d_d),
+            ]
+            grads[2] = _total(terms, c)
+        return tuple(grads)
+
+
+class _Kink:
+    """What expectations with delta(u) need; v given u = 0 has the variance D / q1."""
+
+    def __init__(self, q1: Tensor, q2: Tensor, c: Tensor) -> None:
+        inverse = _inverse_root(q1)
+        det = gram_determinant(q1, q2, c)
+        floor = noise_floor(q1 * q2)
+        self.reciprocal = inverse**2
+        self.density = _DENSITY * inverse
+        # E[delta(u) delta(v)]
+        self.both = inverse_sqrt(det, floor) / (2 * math.pi)
+        # E[max(v, 0)], E[e(v)] and -E[n(v)], each given u = 0
+        self.above = _DENSITY * det * inverse_sqrt(det, floor) * inverse
+        self.tail, self.loss = _Tails.apply(det * self.reciprocal)
 
 
 def _slope(
-    q1: Tensor, q2: Tensor, beta1: float, beta2: float,
-    h_h: Tensor, e_h: Tensor, h_e: Tensor, e_e: Tensor,
+    q1: Tensor,
+    q2: Tensor,
+    beta1: float,
+    beta2: float,
+    h_h: Tensor,
+    e_h: Tensor,
+    h_e: Tensor,
+    e_e: Tensor,
 ) -> Tensor:
-    """E[psi1'(u) psi2'(v)]; P(u, v > 0) = P(u, v < 0)."""
-    tail1, tail2 = _Tails.apply(q1)[0], _Tails.apply(q2)[0]
-    return h_h + beta1 * (tail1 - e_h) + beta2 * (tail2 - h_e) + beta1 * beta2 * e_e
+    """E[psi1'(u) psi2'(v)] from the integrals that `_Duals` gives."""
+    above1 = _Tails.apply(q1)[0] - e_h  # E[e(u) 1(v > 0)]
+    above2 = _Tails.apply(q2)[0] - h_e
+    return h_h + beta1 * above1 + beta2 * above2 + beta1 * beta2 * e_e
 
 
-def _variance_slope(q1, q2, c, given2, given1, density1, beta1, beta2, e_h, e_e) -> Tensor:
+def _variance_slope(
+    q1: Tensor,
+    q2: Tensor,
+    c: Tensor,
+    beta1: float,
+    beta2: float,
+    kink1: _Kink,
+    kink2: _Kink,
+    e_h: Tensor,
+    e_e: Tensor,
+) -> Tensor:
     """d E[psi1(u) psi2(v)] / dq1 = E[psi1''(u) psi2(v)] / 2, psi'' = beta e + (1 - beta) delta."""
     # E[e(u) max(v, 0)] by Stein's lemma
-    above = _P0 * _sqrt(q2) * _Tails.apply(given1)[0]
-    above = above + c * (_Tails.apply(q1)[0] - e_h - density1 / 2)
-    slope = beta1 * (above + beta2 * (e_e - e_h))
-    if beta1 != 1:
-        kink = _P0 * _sqrt(given2) - beta2 * _Tails.apply(given2)[1]
-        slope = slope + (1 - beta1) * density1 * kink
-    return slope / 2
+    linear = c * (_Tails.apply(q1)[0] - e_h - kink1.density / 2)
+    linear = linear + _DENSITY * _sqrt(q2) * kink2.tail
+    smooth = linear + beta2 * (e_e - e_h)
+    kink = kink1.density * (kink1.above - beta2 * kink1.loss)
+    return (beta1 * smooth + (1 - beta1) * kink) / 2
 
 
-class _GramDeterminant(torch.autograd.Function):
-    pass
+def _total(terms: list[tuple[Tensor | None, Tensor | None]], like: Tensor) -> Tensor | None:
+    """The sum of products in the shape of `like`; None if there is none."""
+    products = [x * y for x, y in terms if x is not None and y is not None]
+    return sum(products[1:], products[0]).sum_to_size(like.shape) if products else None
 
 
-def _sqrt(x: Tensor) -> Tensor:
-    return x * _inverse_sqrt(x)
+def _inverse_root(q: Tensor) -> Tensor:
+    return inverse_sqrt(q, torch.finfo(q.dtype).tiny)
 
 
-def _inverse_sqrt(x: Tensor, floor: Tensor | float | None = None) -> Tensor:
-    """x^(-1/2) above `floor`, else 0: the value given to an infinite gradient."""
-    safe = x > (torch.finfo(x.dtype).tiny if floor is None else floor)
-    return torch.where(safe, torch.where(safe, x, 1.0).rsqrt(), 0.0)
-
-
-def _floor(p: Tensor) -> Tensor:
-    """Below this, q1 q2 - c^2 is rounding noise."""
-    return 16 * torch.finfo(p.dtype).eps * p
+def _sqrt(q: Tensor) -> Tensor:
+    return q * _inverse_root(q)
