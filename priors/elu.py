@@ -76,8 +76,8 @@ def elu_duals(
     """
     dtype = c.dtype
     q1, q2, c = q1.double(), q2.double(), c.double()
-    value, *integrals = _Duals.apply(q1, q2, c, beta1, beta2)
-    return value.to(dtype), _slope(q1, q2, beta1, beta2, *integrals).to(dtype)
+    value, derivative, *_ = _Duals.apply(q1, q2, c, beta1, beta2)
+    return value.to(dtype), derivative.to(dtype)
 
 
 def elu_means(q: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -205,9 +205,10 @@ def _rule(order: int, graded: bool) -> tuple[Tensor, Tensor]:
 
 
 class _Duals(torch.autograd.Function):
-    """E[psi1(u) psi2(v)]; P(u, v < 0), E[e(u) 1(v < 0)], E[1(u < 0) e(v)] and E[e(u) e(v)].
+    """E[psi1(u) psi2(v)] and E[psi1'(u) psi2'(v)], and the integrals that their slopes need,
+    E[e(u) 1(v < 0)], E[1(u < 0) e(v)] and E[e(u) e(v)].
 
-    Every slope is an expression in the last four, which makes those of higher order available.
+    Slopes are expressions in these five, which makes those of higher order available.
     """
 
     @staticmethod
@@ -215,126 +216,89 @@ class _Duals(torch.autograd.Function):
         delta, w = delta_and_angle(q1, q2, c)
         w += math.pi / 2
         n_n, e_h, h_e, e_e = _integrals(q1, q2, w)
+        # E[e(u) 1(v > 0)] and E[1(u > 0) e(v)]
+        right1, right2 = _Tails.apply(q1)[0] - e_h, _Tails.apply(q2)[0] - h_e
         # E[max(u, 0) n(v)] = c E[1(u > 0) e(v)] + q1 E[delta(u) n(v)] by Stein's lemma, v given
         # u = 0 having the standard deviation delta / sqrt(q1)
         linear = []
-        for q, other, corner in ((q1, q2, h_e), (q2, q1, e_h)):
+        for q, right in ((q1, right2), (q2, right1)):
             inverse = _inverse_root(q)
             loss = _mills(delta * inverse)[1] / (2 * math.pi)
-            linear.append(c * (_Tails.apply(other)[0] - corner) - q * inverse * loss)
+            linear.append(c * right - q * inverse * loss)
         value = delta.addcmul_(c, w).mul_(1 / (2 * math.pi))
         value = value + beta2 * linear[0] + beta1 * linear[1] + beta1 * beta2 * n_n
-        h_h = w.mul_(1 / (2 * math.pi)).expand(value.shape)
-        ctx.save_for_backward(q1, q2, c, h_h, e_h, h_e, e_e)
+        derivative = w.mul_(1 / (2 * math.pi))
+        derivative = derivative + beta1 * right1 + beta2 * right2 + beta1 * beta2 * e_e
+        ctx.save_for_backward(q1, q2, c, derivative, e_h, h_e, e_e)
         ctx.betas = beta1, beta2
         ctx.set_materialize_grads(False)
-        return value, h_h, e_h, h_e, e_e
+        return value, derivative, e_h, h_e, e_e
 
     @staticmethod
-    def backward(ctx, grad, grad_hh, grad_eh, grad_he, grad_ee):  # type: ignore[no-untyped-def]
-        q1, q2, c, h_h, e_h, h_e, e_e = ctx.saved_tensors
+    def backward(ctx, g_value, g_derivative, g_eh, g_he, g_ee):  # type: ignore[no-untyped-def]
+        q1, q2, c, derivative, e_h, h_e, e_e = ctx.saved_tensors
         beta1, beta2 = ctx.betas
-        needs = ctx.needs_input_grad
         kink1, kink2 = _Kink(q1, q2, c), _Kink(q2, q1, c)
-        d_d = kink1.both
-        d_e, e_d = kink1.density * kink1.tail, kink2.density * kink2.tail
-        # E[delta'(u) g(v)] = -(c / q1) E[delta(u) g'(v)]
-        ratio1, ratio2 = c * kink1.reciprocal, c * kink2.reciprocal
+        d_e, e_d, d_d = kink1.d_e, kink2.d_e, kink1.d_d
         grads: list[Tensor | None] = [None] * 5
-        if needs[0]:
-            slope = None
-            if grad is not None:
-                slope = _variance_slope(q1, q2, c, beta1, beta2, kink1, kink2, e_h, e_e)
+        for i, (q, other, a, b, kink, others, own, g_own, g_other) in enumerate(
+            (
+                (q1, q2, beta1, beta2, kink1, kink2, e_h, g_eh, g_he),
+                (q2, q1, beta2, beta1, kink2, kink1, h_e, g_he, g_eh),
+            )
+        ):
+            if not ctx.needs_input_grad[i]:
+                continue
+            # E[f''(u) g(v)] / 2 with psi'' = beta e + (1 - beta) delta, e' = e - delta, and
+            # E[delta'(u) g(v)] = -(c / q1) E[delta(u) g'(v)]
+            right = _Tails.apply(q)[0] - own - kink.density / 2  # E[e'(u) 1(v > 0)]
+            linear = c * right + _DENSITY * _sqrt(other) * others.tail  # E[e(u) max(v, 0)]
+            ratio = c * kink.reciprocal
+            smooth = linear + b * (e_e - own)
+            bend = kink.density * (kink.above - b * kink.loss)
+            terms = [(g_value, a * smooth + (1 - a) * bend)]
+            smooth = right + b * (e_e - kink.d_e)
+            bend = -ratio * (b * kink.d_e + (1 - b) * d_d)
+            terms.append((g_derivative, a * smooth + (1 - a) * bend))
+            terms.append((g_own, own - kink.density / 2 - ratio * d_d))
+            terms.append((g_other, ratio * (kink.d_e - d_d)))
+            terms.append((g_ee, e_e - kink.d_e + ratio * (kink.d_e - d_d)))
+            grads[i] = _total([(g, x / 2) for g, x in terms], q)
+        if ctx.needs_input_grad[2]:
+            bends = beta1 * (1 - beta2) * e_d + (1 - beta1) * beta2 * d_e
+            bends = bends + (1 - beta1) * (1 - beta2) * d_d
             terms = [
-                (grad, slope),
-                (grad_hh, -ratio1 * d_d / 2),
-                (grad_eh, (e_h - kink1.density / 2 - ratio1 * d_d) / 2),
-                (grad_he, ratio1 * (d_e - d_d) / 2),
-                (grad_ee, (e_e - d_e + ratio1 * (d_e - d_d)) / 2),
-            ]
-            grads[0] = _total(terms, q1)
-        if needs[1]:
-            slope = None
-            if grad is not None:
-                slope = _variance_slope(q2, q1, c, beta2, beta1, kink2, kink1, h_e, e_e)
-            terms = [
-                (grad, slope),
-                (grad_hh, -ratio2 * d_d / 2),
-                (grad_he, (h_e - kink2.density / 2 - ratio2 * d_d) / 2),
-                (grad_eh, ratio2 * (e_d - d_d) / 2),
-                (grad_ee, (e_e - e_d + ratio2 * (e_d - d_d)) / 2),
-            ]
-            grads[1] = _total(terms, q2)
-        if needs[2]:
-            slope = None
-            if grad is not None:
-                slope = _slope(q1, q2, beta1, beta2, h_h, e_h, h_e, e_e)
-            terms = [
-                (grad, slope),
-                (grad_hh, d_d),
-                (grad_eh, d_d - e_d),
-                (grad_he, d_d - d_e),
-                (grad_ee, e_e - d_e - e_d + d_d),
+                (g_value, derivative),
+                (g_derivative, beta1 * beta2 * e_e + bends),
+                (g_eh, d_d - e_d),
+                (g_he, d_d - d_e),
+                (g_ee, e_e - d_e - e_d + d_d),
             ]
             grads[2] = _total(terms, c)
         return tuple(grads)
 
 
 class _Kink:
-    """What expectations with delta(u) need; v given u = 0 has the variance D / q1."""
+    """Expectations with delta(u); given u = 0, v has the variance D / q1."""
 
     def __init__(self, q1: Tensor, q2: Tensor, c: Tensor) -> None:
         inverse = _inverse_root(q1)
         det = gram_determinant(q1, q2, c)
-        floor = noise_floor(q1 * q2)
+        inverse_det = inverse_sqrt(det, noise_floor(q1 * q2))
         self.reciprocal = inverse**2
+        # E[delta(u)] and E[delta(u) delta(v)]
         self.density = _DENSITY * inverse
-        # E[delta(u) delta(v)]
-        self.both = inverse_sqrt(det, floor) / (2 * math.pi)
-        # E[max(v, 0)], E[e(v)] and -E[n(v)], each given u = 0
-        self.above = _DENSITY * det * inverse_sqrt(det, floor) * inverse
+        self.d_d = inverse_det / (2 * math.pi)
+        # E[max(v, 0)], E[e(v)] and -E[n(v)], given u = 0
+        self.above = _DENSITY * det * inverse_det * inverse
         self.tail, self.loss = _Tails.apply(det * self.reciprocal)
+        # E[delta(u) e(v)]
+        self.d_e = self.density * self.tail
 
 
-def _slope(
-    q1: Tensor,
-    q2: Tensor,
-    beta1: float,
-    beta2: float,
-    h_h: Tensor,
-    e_h: Tensor,
-    h_e: Tensor,
-    e_e: Tensor,
-) -> Tensor:
-    """E[psi1'(u) psi2'(v)] from the integrals that `_Duals` gives."""
-    above1 = _Tails.apply(q1)[0] - e_h  # E[e(u) 1(v > 0)]
-    above2 = _Tails.apply(q2)[0] - h_e
-    return h_h + beta1 * above1 + beta2 * above2 + beta1 * beta2 * e_e
-
-
-def _variance_slope(
-    q1: Tensor,
-    q2: Tensor,
-    c: Tensor,
-    beta1: float,
-    beta2: float,
-    kink1: _Kink,
-    kink2: _Kink,
-    e_h: Tensor,
-    e_e: Tensor,
-) -> Tensor:
-    """d E[psi1(u) psi2(v)] / dq1 = E[psi1''(u) psi2(v)] / 2, psi'' = beta e + (1 - beta) delta."""
-    # E[e(u) max(v, 0)] by Stein's lemma
-    linear = c * (_Tails.apply(q1)[0] - e_h - kink1.density / 2)
-    linear = linear + _DENSITY * _sqrt(q2) * kink2.tail
-    smooth = linear + beta2 * (e_e - e_h)
-    kink = kink1.density * (kink1.above - beta2 * kink1.loss)
-    return (beta1 * smooth + (1 - beta1) * kink) / 2
-
-
-def _total(terms: list[tuple[Tensor | None, Tensor | None]], like: Tensor) -> Tensor | None:
+def _total(terms: list[tuple[Tensor | None, Tensor]], like: Tensor) -> Tensor | None:
     """The sum of products in the shape of `like`; None if there is none."""
-    products = [x * y for x, y in terms if x is not None and y is not None]
+    products = [grad * slope for grad, slope in terms if grad is not None]
     return sum(products[1:], products[0]).sum_to_size(like.shape) if products else None
 
 
