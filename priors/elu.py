@@ -25,6 +25,13 @@ geometrically, in a number of nodes that grows as the fourth root of the varianc
 integrand, written with G(a) = M(0) - M(a) as a (G(a + b) - G(a)) + b (G(a + b) - G(b)), keeps its
 digits at small variances.
 
+Measured against 25 digits, over variances of 1e-8 to 100 and rho of -1 to 1, and as a fraction of
+the root of E[psi(u)^2] E[psi(v)^2], the error is below 1e-14 for variances within a factor of 1e4
+and grows with the root of their ratio, to 1e-12 at 1e10. That of E[psi' psi'] is below 1e-12, but
+2e-8 at rho = +-1 if beta is not 1, where a rounding of c enters by its root. The number of nodes
+follows the largest variance and ends at 256, which leaves an error of 1e-12 at variances of 1e10
+and 2e-9 at 1e13. Sixteen nodes (variances up to 1) take about a microsecond a pair.
+
 Derivatives by Price's theorem; infinite ones, at rho = +-1 or q = 0, are set to 0. Everything is
 computed in float64 and returned in the dtype of the arguments.
 """
