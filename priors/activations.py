@@ -29,6 +29,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from priors.determinants import delta_and_angle, gram_determinant, inverse_sqrt, noise_floor
+from priors.elu import elu_duals, elu_means, elu_squares
 from priors.quadrature import derivative_of, gaussian_expectation, gaussian_mean, jumps
 
 __all__ = [
@@ -114,7 +116,7 @@ class Activation(ABC):
         Stein's lemma: E[phi(u) w] = stein(q) E[u w] for jointly Gaussian u and w.
         """
         value = self.mean_derivative(q)
-        inverse = _inverse_sqrt(q, torch.finfo(q.dtype).tiny)
+        inverse = inverse_sqrt(q, torch.finfo(q.dtype).tiny)
         for kink, jump in zip(self.kinks, jumps(self, self.kinks), strict=True):
             if jump:
                 density = torch.exp(-((kink * inverse) ** 2) / 2) * inverse
@@ -207,7 +209,7 @@ class ABReLU(_Rectified):
             return super().duals(other, q1, q2, c)
         odd, even = self._odd * other._odd, self._even * other._even
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in (q1, q2, c))):
-            delta, angle = _delta_and_angle(q1, q2, c)
+            delta, angle = delta_and_angle(q1, q2, c)
             absolute = delta.addcmul_(c, angle).mul_(2 / math.pi * even)
             return absolute.add_(c, alpha=odd), angle.mul_(2 / math.pi * even).add_(odd)
         absolute, signs = _AbsAndSign.apply(q1, q2, c)
@@ -445,13 +447,13 @@ class Probit(Activation):
     def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         if not isinstance(other, Probit):
             return super().dual(other, q1, q2, c)
-        root = (1 + q1 + q2 + _gram_determinant(q1, q2, c)).sqrt()
+        root = (1 + q1 + q2 + gram_determinant(q1, q2, c)).sqrt()
         return 0.25 + torch.atan2(c, root) / (2 * math.pi)
 
     def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         if not isinstance(other, Probit):
             return super().dual_derivative(other, q1, q2, c)
-        return (1 + q1 + q2 + _gram_determinant(q1, q2, c)).rsqrt() / (2 * math.pi)
+        return (1 + q1 + q2 + gram_determinant(q1, q2, c)).rsqrt() / (2 * math.pi)
 
     def mean(self, q: Tensor) -> Tensor:
         return torch.full_like(q, 0.5)
@@ -489,7 +491,7 @@ class GELU(Activation):
     def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         if not isinstance(other, GELU):
             return super().duals(other, q1, q2, c)
-        return _gelu_duals(q1, q2, c, _gram_determinant(q1, q2, c))
+        return _gelu_duals(q1, q2, c, gram_determinant(q1, q2, c))
 
     def mean(self, q: Tensor) -> Tensor:
         return q * (1 + q).rsqrt() / math.sqrt(2 * math.pi)
@@ -653,7 +655,7 @@ class Gabor(Activation):
     def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         if not isinstance(other, Gabor):
             return super().duals(other, q1, q2, c)
-        return _gabor_duals(q1, q2, c, _gram_determinant(q1, q2, c))
+        return _gabor_duals(q1, q2, c, gram_determinant(q1, q2, c))
 
     def mean(self, q: Tensor) -> Tensor:
         return torch.zeros_like(q)
@@ -669,20 +671,28 @@ class Gabor(Activation):
         return _gabor_duals(q, q, q, torch.zeros_like(q))[1]
 
 
-# Quadrature --------------------------------------------------------------------------------------
+# Exponential linear units -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ELU(Activation):
-    """scale x for x > 0, scale alpha (exp(rate x) - 1) below; by quadrature.
+    """scale x for x > 0, scale alpha (exp(rate x) - 1) below; `priors.elu`.
 
     `torch.nn.ELU(alpha)` is ELU(alpha); SELU has scale 1.0507... and alpha 1.6733...; CELU(a) is
-    ELU(a, rate=1 / a).
+    ELU(a, rate=1 / a). Written as scale / rate psi(rate x), psi' having the limits 1 and
+    alpha rate at zero.
+
+    Raises:
+        ValueError: `rate` is not positive.
     """
 
     alpha: float = 1.0
     scale: float = 1.0
     rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0:
+            raise ValueError(f"ELU needs rate > 0, got {self.rate}.")
 
     def __call__(self, x: Tensor) -> Tensor:
         below = self.alpha * torch.expm1(self.rate * x.clamp(max=0))
@@ -695,6 +705,43 @@ class ELU(Activation):
     @property
     def kinks(self) -> tuple[float, ...]:
         return (0.0,)
+
+    @property
+    def _beta(self) -> float:
+        return self.alpha * self.rate
+
+    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, ELU):
+            return super().dual(other, q1, q2, c)
+        return self.duals(other, q1, q2, c)[0]
+
+    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, ELU):
+            return super().dual_derivative(other, q1, q2, c)
+        return self.duals(other, q1, q2, c)[1]
+
+    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(other, ELU):
+            return super().duals(other, q1, q2, c)
+        a, b = self.rate, other.rate
+        value, slope = elu_duals(a**2 * q1, b**2 * q2, a * b * c, self._beta, other._beta)
+        scale = self.scale * other.scale
+        return scale / (a * b) * value, scale * slope
+
+    def mean(self, q: Tensor) -> Tensor:
+        return self.scale / self.rate * elu_means(self.rate**2 * q, self._beta)[0]
+
+    def mean_derivative(self, q: Tensor) -> Tensor:
+        return self.scale * elu_means(self.rate**2 * q, self._beta)[1]
+
+    def second_moment(self, q: Tensor) -> Tensor:
+        return (self.scale / self.rate) ** 2 * elu_squares(self.rate**2 * q, self._beta)[0]
+
+    def second_moment_derivative(self, q: Tensor) -> Tensor:
+        return self.scale**2 * elu_squares(self.rate**2 * q, self._beta)[1]
+
+
+# Quadrature --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -756,36 +803,9 @@ class _Shifted(Activation):
 # Formulas ----------------------------------------------------------------------------------------
 
 
-def _gram_determinant(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-    """q1 q2 - c^2 >= 0, factored to lose less where u and v are nearly parallel.
-
-    The gradient is that of q1 q2 - c^2: at q = 0 the factors' own would be infinite.
-    """
-    return _GramDeterminant.apply(q1, q2, c)
-
-
-class _GramDeterminant(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q1, q2, c):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(q1, q2, c)
-        # roots of the small factors: their product may be a row times a column
-        root = q1.clamp_min(0).sqrt() * q2.clamp_min(0).sqrt()
-        return (root - c).mul_(root + c).clamp_min_(0)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        q1, q2, c = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        return (
-            (grad * q2).sum_to_size(q1.shape) if needs[0] else None,
-            (grad * q1).sum_to_size(q2.shape) if needs[1] else None,
-            (-2 * grad * c).sum_to_size(c.shape) if needs[2] else None,
-        )
-
-
 def _erf_determinant(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
     """(1 + 2 q1)(1 + 2 q2) - 4 c^2."""
-    return 1 + 2 * (q1 + q2) + 4 * _gram_determinant(q1, q2, c)
+    return 1 + 2 * (q1 + q2) + 4 * gram_determinant(q1, q2, c)
 
 
 def _gelu_duals(q1: Tensor, q2: Tensor, c: Tensor, det: Tensor) -> tuple[Tensor, Tensor]:
@@ -853,7 +873,7 @@ def _rectified_mean(terms: _Terms | None, q: Tensor) -> Tensor:
     value = torch.zeros_like(q)
     for a, n, _ in terms:
         # an odd power of sqrt(q) would have an infinite gradient at q = 0
-        power = q ** (n // 2) * (q * _inverse_sqrt(q, torch.finfo(q.dtype).tiny) if n % 2 else 1)
+        power = q ** (n // 2) * (q * inverse_sqrt(q, torch.finfo(q.dtype).tiny) if n % 2 else 1)
         value = value + a * _half_moment(n) * power
     return value
 
@@ -897,7 +917,7 @@ class _RectifiedDual(torch.autograd.Function):
         r1, r2 = q1.clamp_min(0).sqrt(), q2.clamp_min(0).sqrt()
         root = r1 * r2
         safe = torch.where(root > 0, root, 1.0)
-        s, angle = _delta_and_angle(q1, q2, c)
+        s, angle = delta_and_angle(q1, q2, c)
         rho, s = torch.where(root > 0, c / safe, 0.0).clamp(-1, 1), s / safe
         known: dict[tuple[int, int], Tensor] = {(0, 0): 0.25 + angle / (2 * math.pi)}
 
@@ -945,8 +965,8 @@ def _rectified_slope(q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int) -> Tenso
     if m and n:
         return m * n * _RectifiedDual.apply(q1, q2, c, m - 1, n - 1)
     if m == n == 0:
-        det = _gram_determinant(q1, q2, c)
-        return _inverse_sqrt(det, _floor(q1 * q2)) / (2 * math.pi)
+        det = gram_determinant(q1, q2, c)
+        return inverse_sqrt(det, noise_floor(q1 * q2)) / (2 * math.pi)
     return n * _at_kink(q1, q2, c, n - 1) if n else m * _at_kink(q2, q1, c, m - 1)
 
 
@@ -959,23 +979,15 @@ def _rectified_variance_slope(
     if m == 1:
         return _at_kink(q1, q2, c, n) / 2
     # a function of c / sqrt(q1) and q2 alone
-    return -c * _inverse_sqrt(q1, torch.finfo(q1.dtype).tiny) ** 2 / 2 * d_c
+    return -c * inverse_sqrt(q1, torch.finfo(q1.dtype).tiny) ** 2 / 2 * d_c
 
 
 def _at_kink(q1: Tensor, q2: Tensor, c: Tensor, n: int) -> Tensor:
     """E[delta(u) max(v, 0)^n]."""
-    inverse = _inverse_sqrt(q1, torch.finfo(q1.dtype).tiny)
-    det = _gram_determinant(q1, q2, c)
-    root = det * _inverse_sqrt(det, _floor(q1 * q2))
+    inverse = inverse_sqrt(q1, torch.finfo(q1.dtype).tiny)
+    det = gram_determinant(q1, q2, c)
+    root = det * inverse_sqrt(det, noise_floor(q1 * q2))
     return (root * inverse) ** n * inverse * (_half_moment(n) / math.sqrt(2 * math.pi))
-
-
-def _delta_and_angle(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """sqrt(D) and asin(rho), in new tensors; for use without a gradient."""
-    root = q1.clamp_min(0).sqrt() * q2.clamp_min(0).sqrt()
-    delta = root - c
-    delta = delta.mul_(root + c).clamp_min_(0).sqrt_()
-    return delta, torch.atan2(c, delta)
 
 
 class _AbsAndSign(torch.autograd.Function):
@@ -989,7 +1001,7 @@ class _AbsAndSign(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q1, q2, c):  # type: ignore[no-untyped-def]
-        delta, angle = _delta_and_angle(q1, q2, c)
+        delta, angle = delta_and_angle(q1, q2, c)
         absolute = delta.addcmul_(c, angle).mul_(2 / math.pi)
         signs = angle.mul_(2 / math.pi)
         ctx.save_for_backward(q1, q2, c, signs)
@@ -999,8 +1011,8 @@ class _AbsAndSign(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_absolute, grad_signs):  # type: ignore[no-untyped-def]
         q1, q2, c, signs = ctx.saved_tensors
-        det = _gram_determinant(q1, q2, c)
-        inverse = _inverse_sqrt(det, _floor(q1 * q2))
+        det = gram_determinant(q1, q2, c)
+        inverse = inverse_sqrt(det, noise_floor(q1 * q2))
         # slopes of both in log q1 and log q2 are equal, up to a factor shared by them
         d_log, d_c = torch.zeros_like(det), torch.zeros_like(det)
         if grad_absolute is not None:
@@ -1013,19 +1025,8 @@ class _AbsAndSign(torch.autograd.Function):
         grads: list[Tensor | None] = [None, None, None]
         for i, q in enumerate((q1, q2)):
             if ctx.needs_input_grad[i]:
-                reciprocal = _inverse_sqrt(q, torch.finfo(q.dtype).tiny) ** 2
+                reciprocal = inverse_sqrt(q, torch.finfo(q.dtype).tiny) ** 2
                 grads[i] = d_log.sum_to_size(q.shape) * (reciprocal / math.pi)
         if ctx.needs_input_grad[2]:
             grads[2] = d_c.sum_to_size(c.shape)
         return tuple(grads)
-
-
-def _inverse_sqrt(x: Tensor, floor: Tensor | float) -> Tensor:
-    """x^(-1/2) above `floor`, else 0: the value given to a gradient at a kink."""
-    safe = x > floor
-    return torch.where(safe, torch.where(safe, x, 1.0).rsqrt(), 0.0)
-
-
-def _floor(p: Tensor) -> Tensor:
-    """Below this, q1 q2 - c^2 is rounding noise."""
-    return 16 * torch.finfo(p.dtype).eps * p

@@ -63,7 +63,9 @@ def _softshrink(lambd: float = 0.5) -> Activation:
 
 
 def _celu(alpha: float = 1.0) -> Activation:
-    return Elementwise(functools.partial(F.celu, alpha=alpha), (0.0,))
+    if alpha <= 0:  # grows exponentially below zero
+        return Elementwise(functools.partial(F.celu, alpha=alpha), (0.0,))
+    return ELU(alpha, rate=1 / alpha)
 
 
 # By the name of the function or of the tensor's method; arguments after the input.

@@ -1,0 +1,57 @@
+"""The determinant q1 q2 - c^2 of a Gaussian pair and roots of it, with finite gradients.
+
+Shapes: q1, q2 and c broadcast together; the results have the broadcast shape.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["delta_and_angle", "gram_determinant", "inverse_sqrt", "noise_floor"]
+
+
+def gram_determinant(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    """q1 q2 - c^2 >= 0, factored to lose less where u and v are nearly parallel.
+
+    The gradient is that of q1 q2 - c^2: at q = 0 the factors' own would be infinite.
+    """
+    return _GramDeterminant.apply(q1, q2, c)
+
+
+class _GramDeterminant(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q1, q2, c):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(q1, q2, c)
+        # roots of the small factors: their product may be a row times a column
+        root = q1.clamp_min(0).sqrt() * q2.clamp_min(0).sqrt()
+        return (root - c).mul_(root + c).clamp_min_(0)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        q1, q2, c = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        return (
+            (grad * q2).sum_to_size(q1.shape) if needs[0] else None,
+            (grad * q1).sum_to_size(q2.shape) if needs[1] else None,
+            (-2 * grad * c).sum_to_size(c.shape) if needs[2] else None,
+        )
+
+
+def delta_and_angle(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt(D) and asin(rho), in new tensors; for use without a gradient."""
+    root = q1.clamp_min(0).sqrt() * q2.clamp_min(0).sqrt()
+    delta = root - c
+    delta = delta.mul_(root + c).clamp_min_(0).sqrt_()
+    return delta, torch.atan2(c, delta)
+
+
+def inverse_sqrt(x: Tensor, floor: Tensor | float) -> Tensor:
+    """x^(-1/2) above `floor`, else 0: the value given to a gradient at a kink."""
+    safe = x > floor
+    return torch.where(safe, torch.where(safe, x, 1.0).rsqrt(), 0.0)
+
+
+def noise_floor(p: Tensor) -> Tensor:
+    """Below this, q1 q2 - c^2 is rounding noise."""
+    return 16 * torch.finfo(p.dtype).eps * p
