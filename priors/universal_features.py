@@ -41,7 +41,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.linalg.lapack import dpstrf
-from scipy.special import gammaincinv, gammaln
+from scipy.special import gammaincinv
 from torch import Tensor
 
 from priors.activations import ABReLU
@@ -155,7 +155,8 @@ def expand(
     weight_s = weight * (log_density - log_density.max()).exp()
     weight_s = weight_s / weight_s.sum()
     degree = 1 if dimension == 1 else max_degree
-    count = torch.tensor([float(num_harmonics(dimension, n)) for n in range(degree + 1)]).double()
+    harmonics = [float(num_harmonics(dimension, n)) for n in range(degree + 1)]
+    count = torch.tensor(harmonics, dtype=torch.float64)
 
     c = torch.empty(degree + 1, size, size, dtype=torch.float64)
     square = torch.empty(size, size, dtype=torch.float64)
@@ -451,9 +452,8 @@ def _angles(
         angles.append(low + half * (1 + unit))
         weights.append(half * weight)
     angle = torch.cat(angles, -1)
-    log_norm = gammaln(dimension / 2) - gammaln((dimension - 1) / 2) - math.log(math.pi) / 2
-    density = math.exp(log_norm) * angle.sin().pow(dimension - 2)
-    return angle.cos(), torch.cat(weights, -1) * density
+    density = torch.cat(weights, -1) * angle.sin().pow(dimension - 2)
+    return angle.cos(), density / density.sum(-1, keepdim=True)
 
 
 def _share(wanted: Tensor, most: Tensor, total: int) -> Tensor:
