@@ -237,6 +237,9 @@ class UniversalFeatures(FeatureMap):
         ValueError: numbers out of range, or too few features for an unbiased estimate.
     """
 
+    radial_x: Tensor
+    radial_w: Tensor
+
     def __init__(
         self,
         num_inputs: int,
@@ -431,9 +434,7 @@ def _series(values: Tensor, unit: Tensor, weight: Tensor) -> Tensor:
     return found[: int(large.max()) + 1]
 
 
-def _angles(
-    dimension: int, y: Tensor, kinks: Sequence[float], size: int
-) -> tuple[Tensor, Tensor]:
+def _angles(dimension: int, y: Tensor, kinks: Sequence[float], size: int) -> tuple[Tensor, Tensor]:
     """Quadrature `[y or 1, q]` for a coordinate t of a uniform point; f(y t) is smooth between.
 
     In the angle the law has density sin^(D - 2), smooth for every D > 1.
