@@ -18,15 +18,16 @@ expectation over rotations (Schur's lemma). So with features bounded by a and b,
 
 The mean square error of component (n, i) is |a|^2 (1 / M - 1 / N_n), least for M in proportion to
 |a|, at most N_n: the largest singular values are exact, the rest random. For the kernel, whose
-eigenvalues are their squares, M goes as |a|^2 / N_n.
+eigenvalues are their squares, M goes as |a|^2 / N_n. Being unbiased costs more than it is worth
+where harmonics are many: the default leaves out both the smallest components and sqrt(N_n / M).
 
-No unbiased estimator of M independent products phi(x) psi(w) does better than the mean square error
-(|f|_*^2 - |f|^2) / M, with |f|_* the nuclear norm of f(w.x) between the laws of x and w: E[|phi|^2
-|psi|^2] >= E[|phi| |psi|]^2 >= |E phi psi^T|_*^2. For exp(i k w.x), x ~ N(0, I), w ~ N(0, I / d),
-|f|_*^2 = ((1 + q) / (1 - q))^d, q^2 = B = b / (a + b + c), a = 1/4, b = k^2 / 2d, c = sqrt(a^2 +
-2 a b) (the eigenvalues of a Gaussian kernel, Rasmussen & Williams 2006, 4.3.1): 19 at
-d = 3, k = 1, 353 at k = 3, 1.2e6 at d = 10, k = 3. A Fourier series of f with random features of
-each wave is under this bound; leading components that are exact are not.
+No unbiased mean of M independent products phi(x) psi(w) has less mean square error than (|f|_*^2 -
+|f|^2) / M, with |f|_* the nuclear norm of f(w.x) between the laws of x and w: E[|phi|^2 |psi|^2] >=
+E[|phi| |psi|]^2 >= |E phi psi^T|_*^2. For exp(i k w.x), x ~ N(0, I), w ~ N(0, I / d), |f|_*^2 =
+((1 + q) / (1 - q))^d, q^2 = b / (a + b + c), a = 1/4, b = k^2 / 2d, c = sqrt(a^2 + 2 a b), from the
+eigenvalues of a Gaussian kernel (Rasmussen & Williams 2006, 4.3.1): 19 for d = 3, k = 1; 353 for
+d = 3, k = 3; 1.2e6 for d = 10, k = 3. So random exponential features of a single wave cannot be
+good at standardised inputs. Exact leading components are no such mean.
 
 Sources: Sehanobish et al. 2024, 2310.13225 (the disentangled layer, by Fourier transforms and
 random exponential features); Han, Zandieh & Avron 2022, 2202.03474 (random Gegenbauer features).
@@ -115,6 +116,7 @@ def radial(r: Tensor, ends: tuple[float, float], coefficients: Tensor) -> Tensor
     return gegenbauer(place, 3, coefficients.shape[0] - 1) @ coefficients.to(r)
 
 
+@torch.no_grad()
 def expand(
     f: Callable[[Tensor], Tensor],
     dimension: int,
@@ -141,7 +143,7 @@ def expand(
         The components that matter.
 
     Raises:
-        ValueError: f has no finite values, or is zero throughout.
+        ValueError: f has no finite values, is zero throughout, or changes too fast for its range.
     """
     top = math.sqrt(2 * gammaincinv(dimension / 2, 1 - 1e-12))
     norms_w = (0.0, max(top, max_weight_norm or 0.0))
@@ -180,10 +182,12 @@ def expand(
     left, sigma, _ = torch.linalg.svd(weight_r.sqrt()[:, None] * c * weight_s.sqrt())
     energy = (sigma.square() / count[:, None]).flatten() / total
     energy, order = energy.sort(descending=True)
-    other = 1 - energy.sum()  # of the degrees above, or else rounding
-    missing = (other if other > 1e-13 else 0.0) + energy.flip(0).cumsum(0).flip(0) - energy
-    kept = int((missing > tolerance**2).sum()) + 1
-    kept = min(kept, int((energy > 1e-28).sum()))
+    above = 1 - energy.sum().item()  # of the degrees above, or else rounding
+    above = above if above > 1e-13 else 0.0
+    missing = energy.flip(0).cumsum(0).flip(0) - energy
+    # where the degrees above are too much already, what the others may add is little
+    allowed = max(tolerance**2 - above, 0.1 * tolerance**2)
+    kept = min(int((missing > allowed).sum()) + 1, int((energy > 1e-28).sum()))
     chosen = order[:kept]
     chosen = chosen[(sigma / count[:, None]).flatten()[chosen].argsort(descending=True)]
     n, i = chosen // size, chosen % size
@@ -192,16 +196,24 @@ def expand(
     norm = sigma[n, i]
     # b from a: the right singular vectors over the root of a density near 0 would be noise
     b = torch.einsum("kr,krs->ks", u * weight_r, c[n]) / norm[:, None]
+    radial_x = _series(u * norm[:, None], unit, weight)
+    order_x = torch.arange(len(radial_x))[:, None]
+    last = (radial_x.square() / (2 * order_x + 1) / count[n])[size - size // 8 :].sum() / total
+    if last > tolerance**2:
+        raise ValueError(
+            f"The function is not resolved for arguments up to {largest:.3g}; allow smaller norms "
+            "or more tolerance."
+        )
     return Expansion(
         dimension,
         degrees[n],
         count[n],
         norm,
-        _series(u * norm[:, None], unit, weight),
+        radial_x,
         _series(b, unit, weight),
         norms_x,
         norms_w,
-        missing[kept - 1].clamp(min=0).sqrt().item(),
+        math.sqrt(max(missing[kept - 1].item(), 0.0) + above),
     )
 
 
@@ -221,7 +233,8 @@ class UniversalFeatures(FeatureMap):
         unbiased: Random features for all components; False keeps those of the largest singular
             values only, which has less mean square error.
         target: Share features out for the least error of the "kernel" or of the "layer".
-        kinks: Where f or a derivative of it jumps; those an `Activation` knows if None.
+        kinks: Where f or a derivative of it jumps; those an `Activation` knows if None. Away from
+            0 they slow the convergence in the norms, too.
         tolerance: Relative root mean square error of f that may be left out.
         max_degree: Of the polynomials; for f with a kink more is left out than `tolerance` asks.
         max_weight_norm: Greatest norm of [w sqrt(d / weight_var), b / sqrt(bias_var)] for `layer`;
@@ -299,10 +312,12 @@ class UniversalFeatures(FeatureMap):
         else:
             self.counts = (num_features - size.cumsum(0) + size).clamp(min=0).minimum(size).long()
         self.gain = size / self.counts if unbiased else torch.ones_like(size)
-        self.register_buffer("radial_x", found.radial_x)
-        self.register_buffer("radial_w", found.radial_w)
-        for n in self._degrees():
-            most = int(self.counts[found.degree == n].max())
+        used = int((self.counts > 0).sum())  # the first ones
+        self.gain, self.degree = self.gain[:used], found.degree[:used]
+        self.register_buffer("radial_x", found.radial_x[:, :used])
+        self.register_buffer("radial_w", found.radial_w[:, :used])
+        for n in self.degree.unique().tolist():
+            most = int(self.counts[:used][self.degree == n].max())
             directions, whiten = _projection(dimension, n, most, generator)
             self.register_buffer(f"directions_{n}", directions)
             self.register_buffer(f"whiten_{n}", whiten)
@@ -314,7 +329,7 @@ class UniversalFeatures(FeatureMap):
             ValueError: points of another width, or beyond max_norm.
         """
         z = self._point(X)
-        scale = (self.gain / self.expansion.multiplicity).sqrt()
+        scale = (self.gain / self.expansion.multiplicity[: len(self.gain)]).sqrt()
         return self._features(z, self.radial_x, self.expansion.norms_x, scale, "points", "max_norm")
 
     def phi(self, X: Tensor) -> Tensor:
@@ -368,9 +383,6 @@ class UniversalFeatures(FeatureMap):
     def _scale(self) -> float:
         return math.sqrt(self.weight_var / self.num_inputs)
 
-    def _degrees(self) -> list[int]:
-        return self.expansion.degree[self.counts > 0].unique().tolist()
-
     def _check(self, X: Tensor, name: str) -> None:
         if X.shape[-1] != self.num_inputs:
             raise ValueError(
@@ -406,11 +418,11 @@ class UniversalFeatures(FeatureMap):
         unit = z / r[..., None]
         a = radial(r, ends, coefficients) * scale.to(z)
         parts = []
-        for n in self._degrees():
+        for n in self.degree.unique().tolist():
             t = unit @ getattr(self, f"directions_{n}").to(z).mT
             q = gegenbauer(t, self.expansion.dimension, n)[..., n]
             q = q @ getattr(self, f"whiten_{n}").to(z)
-            for k in (self.expansion.degree == n).nonzero()[:, 0].tolist():
+            for k in (self.degree == n).nonzero()[:, 0].tolist():
                 parts.append(a[..., k, None] * q[..., : self.counts[k]])
         return torch.cat(parts, -1)
 

@@ -44,7 +44,8 @@ def exponential(f: Activation, z: Tensor, w: Tensor, m: int, generator: torch.Ge
     """Estimate f(z @ w.T) by m / 2 complex products.
 
     f, mirrored at both ends of the arguments that occur so as to be periodic and continuous, is a
-    sum of waves, cut at UNBIASED_TOLERANCE; exp(i k z.w) = E[phi(z) phi(w)], phi(z) = exp(c g.z - c^2 |z|^2 / 2), c^2 = i k.
+    sum of waves, cut at UNBIASED_TOLERANCE; exp(i k z.w) = E[phi(z) phi(w)], phi(z) =
+    exp(c g.z - c^2 |z|^2 / 2), c^2 = i k.
     """
     end = 1.1 * (z @ w.mT).abs().max()
     grid = torch.arange(-2048, 2048, dtype=z.dtype) / 1024 * end  # one period, -2 to 2 ends

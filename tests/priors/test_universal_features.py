@@ -234,11 +234,11 @@ def test_what_is_out_of_range_is_named():
     with pytest.raises(ValueError, match="larger max_norm"):
         u(2 * MAX_NORM * torch.ones(1, 3))
     with pytest.raises(ValueError, match="larger max_weight_norm"):
-        u.psi(20 * torch.ones(1, 3))
+        u.psi(10 * torch.ones(1, 3))
     with pytest.raises(ValueError, match="other inputs"):
         make(20, bias_var=0.0, expansion=u.expansion)
     wide = make(20, max_weight_norm=40.0)
-    assert wide.psi(20 * torch.ones(1, 3)).isfinite().all()
+    assert wide.psi(10 * torch.ones(1, 3)).isfinite().all()
     with pytest.raises(ValueError, match="Points must have the 3 features"):
         u(torch.ones(1, 4))
     with pytest.raises(ValueError, match="Weights must have the 3 features"):
@@ -257,6 +257,7 @@ def test_what_is_out_of_range_is_named():
         ({"unbiased": True}, "need at least"),
         ({"activation": torch.zeros_like}, "zero throughout"),
         ({"activation": torch.log}, "finite"),
+        ({"activation": lambda v: (50 * v).sin()}, "not resolved"),
     ],
 )
 def test_bad_arguments(options, message):
