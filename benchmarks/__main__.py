@@ -8,6 +8,7 @@ import sys
 BENCHMARKS = {
     "features": "benchmarks.priors.features",
     "kernels": "benchmarks.priors.kernels",
+    "layers": "benchmarks.priors.layers",
     "pfn": "benchmarks.pfn.diabetes",
     "search": "benchmarks.nas.digits",
 }

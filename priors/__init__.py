@@ -15,6 +15,7 @@ from priors.program import UnsupportedOperationError
 from priors.quasi_monte_carlo import QuasiMonteCarlo
 from priors.tasks import FunctionTaskPrior, Task, TaskPrior
 from priors.tracing import Nonlinearity
+from priors.universal_features import UniversalFeatures
 
 __all__ = [
     "EmpiricalNTKKernel",
@@ -38,6 +39,7 @@ __all__ = [
     "Task",
     "TaskPrior",
     "TransformedPosterior",
+    "UniversalFeatures",
     "UnsupportedOperationError",
     "batch_kernel",
     "classify_activation",
