@@ -7,6 +7,7 @@ from priors.features import RandomFeatureKernel, random_features
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
 from priors.infinite_depth import InfiniteDepthClassifier, classify_activation
 from priors.kernels import NNGPKernel, NTKKernel
+from priors.learning_curve_tasks import LearningCurveTaskPrior, log_time
 from priors.learning_curves import learning_curve, plot_learning_curve, predicted_risk
 from priors.network import InfiniteNetwork, NetworkPrior
 from priors.plots import plot_prior, prior_summary
@@ -26,6 +27,7 @@ __all__ = [
     "GaussianProcessPrior",
     "InfiniteDepthClassifier",
     "InfiniteNetwork",
+    "LearningCurveTaskPrior",
     "LogExpectedImprovement",
     "NNGPKernel",
     "NTKKernel",
@@ -45,6 +47,7 @@ __all__ = [
     "learning_curve",
     "linearize",
     "monte_carlo_kernels",
+    "log_time",
     "plot_learning_curve",
     "plot_prior",
     "predicted_risk",
