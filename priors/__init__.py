@@ -10,6 +10,7 @@ from priors.kernels import NNGPKernel, NTKKernel
 from priors.learning_curve_tasks import LearningCurveTaskPrior, log_time
 from priors.learning_curves import learning_curve, plot_learning_curve, predicted_risk
 from priors.network import InfiniteNetwork, NetworkPrior
+from priors.optimization_tasks import OptimizationTaskPrior
 from priors.plots import plot_prior, prior_summary
 from priors.posterior import GaussianPosterior, PredictivePosterior, TransformedPosterior, score
 from priors.program import UnsupportedOperationError
@@ -33,6 +34,7 @@ __all__ = [
     "NTKKernel",
     "NetworkPrior",
     "Nonlinearity",
+    "OptimizationTaskPrior",
     "PredictivePosterior",
     "QuasiMonteCarlo",
     "RandomFeatureKernel",
@@ -46,8 +48,8 @@ __all__ = [
     "empirical_ntk",
     "learning_curve",
     "linearize",
-    "monte_carlo_kernels",
     "log_time",
+    "monte_carlo_kernels",
     "plot_learning_curve",
     "plot_prior",
     "predicted_risk",
