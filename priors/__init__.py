@@ -15,6 +15,7 @@ from priors.plots import plot_prior, prior_summary
 from priors.posterior import GaussianPosterior, PredictivePosterior, TransformedPosterior, score
 from priors.program import UnsupportedOperationError
 from priors.quasi_monte_carlo import QuasiMonteCarlo
+from priors.task_plots import plot_tasks
 from priors.tasks import FunctionTaskPrior, Task, TaskPrior
 from priors.tracing import Nonlinearity
 
@@ -52,6 +53,7 @@ __all__ = [
     "monte_carlo_kernels",
     "plot_learning_curve",
     "plot_prior",
+    "plot_tasks",
     "predicted_risk",
     "prior_summary",
     "random_features",

@@ -320,8 +320,9 @@ def _draw_rows(
 
     longest = known.amax(-1)
     steps = (longest / (0.05 + 0.95 * uniform(batch))).ceil()
-    few = torch.exp(math.log(100) * uniform(batch)).ceil() + 1
-    steps = torch.maximum(torch.where(uniform(batch) < 0.5, few, steps), longest + 1)
+    few = torch.exp(math.log(200) * uniform(batch)).ceil()
+    steps = torch.where(uniform(batch) < 0.5, few, steps)
+    steps = torch.maximum(steps, (longest + 1).clamp(min=5))
     some_ended = (uniform(batch) < 0.25) & (known.amin(-1) < longest)
     steps = torch.where(some_ended, longest.to(steps), steps)
 
