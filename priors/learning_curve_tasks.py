@@ -40,6 +40,7 @@ FAMILIES = ("power", "exponential", "ilog2", "weibull", "mmf")
 
 _HIDDEN = 32
 _FLOOR = 0.002
+_FEWEST_STEPS = 5
 # quantities of a curve that are functions of its hyperparameters, after a rate and a shape for
 # each family
 _QUANTITIES = (
@@ -322,8 +323,8 @@ def _draw_rows(
     steps = (longest / (0.05 + 0.95 * uniform(batch))).ceil()
     few = torch.exp(math.log(200) * uniform(batch)).ceil()
     steps = torch.where(uniform(batch) < 0.5, few, steps)
-    steps = torch.maximum(steps, (longest + 1).clamp(min=5))
-    some_ended = (uniform(batch) < 0.25) & (known.amin(-1) < longest)
+    steps = torch.maximum(steps, (longest + 1).clamp(min=_FEWEST_STEPS))
+    some_ended = (uniform(batch) < 0.25) & (known.amin(-1) < longest) & (longest >= _FEWEST_STEPS)
     steps = torch.where(some_ended, longest.to(steps), steps)
 
     open_ended = (known < steps[:, None]).to(torch.float64)

@@ -139,7 +139,7 @@ def test_rows_are_points_of_the_curves():
 def test_context_of_each_curve_precedes_its_queries():
     prior = LearningCurveTaskPrior()
     generator = seeded(1)
-    finals = cut = unseen = 0
+    finals = cut = unseen = ended = 0
     for _ in range(80):
         task = prior.sample(4, generator=generator, dtype=torch.float64)
         n, curve, time = task.num_context, task.latents["curve"], task.X[..., 0]
@@ -149,8 +149,11 @@ def test_context_of_each_curve_precedes_its_queries():
         finals += int((time[:, n:] == 1).any(-1).sum())
         unseen += int((~same).all(1).any(-1).sum())
         cut += int(same.any())
+        assert (task.latents["steps"] >= 5).all()
+        ended += int((time[:, :n] == 1).any(-1).sum())
     assert finals > 250
     assert unseen > 50
+    assert 5 < ended < 100
     assert cut > 60
 
 
