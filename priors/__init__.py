@@ -7,12 +7,15 @@ from priors.features import RandomFeatureKernel, random_features
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
 from priors.infinite_depth import InfiniteDepthClassifier, classify_activation
 from priors.kernels import NNGPKernel, NTKKernel
+from priors.learning_curve_tasks import LearningCurveTaskPrior, log_time
 from priors.learning_curves import learning_curve, plot_learning_curve, predicted_risk
 from priors.network import InfiniteNetwork, NetworkPrior
+from priors.optimization_tasks import OptimizationTaskPrior
 from priors.plots import plot_prior, prior_summary
 from priors.posterior import GaussianPosterior, PredictivePosterior, TransformedPosterior, score
 from priors.program import UnsupportedOperationError
 from priors.quasi_monte_carlo import QuasiMonteCarlo
+from priors.task_plots import plot_tasks
 from priors.tasks import FunctionTaskPrior, Task, TaskPrior
 from priors.tracing import Nonlinearity
 from priors.universal_features import UniversalFeatures
@@ -27,11 +30,13 @@ __all__ = [
     "GaussianProcessPrior",
     "InfiniteDepthClassifier",
     "InfiniteNetwork",
+    "LearningCurveTaskPrior",
     "LogExpectedImprovement",
     "NNGPKernel",
     "NTKKernel",
     "NetworkPrior",
     "Nonlinearity",
+    "OptimizationTaskPrior",
     "PredictivePosterior",
     "QuasiMonteCarlo",
     "RandomFeatureKernel",
@@ -46,9 +51,11 @@ __all__ = [
     "empirical_ntk",
     "learning_curve",
     "linearize",
+    "log_time",
     "monte_carlo_kernels",
     "plot_learning_curve",
     "plot_prior",
+    "plot_tasks",
     "predicted_risk",
     "prior_summary",
     "random_features",

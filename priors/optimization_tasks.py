@@ -1,0 +1,349 @@
+"""A prior over functions to be maximised on the unit cube, at the inputs an optimiser visits.
+
+A function is a Gaussian process with a trend, in inputs warped per feature:
+
+    u_k = 1 - (1 - x_k^a_k)^b_k                              Kumaraswamy's distribution function
+    z = sqrt(1 - s) g(u) + sqrt(s) trend(u),   g ~ GP(0, k(|u - u'| over lengths ell))
+    f = z, or (exp(c z) - 1) / c standardised, which is skewed
+    y = f + noise
+
+k is Matern 3/2, Matern 5/2 or RBF. The trend has random linear and quadratic coefficients, so that
+z is a Gaussian process too. This is the model that HEBO fits (Cowen-Rivers et al. 2022), with
+hyperparameters drawn instead of fitted, as in PFNs4BO (Müller et al. 2023).
+
+Rows are visited as a running optimisation would: a first sample, uniform or a shifted Sobol
+sequence; then rounds of which most points lie near good ones found so far; and queries, uniform
+and near the best. Each round is drawn given the values before it, so that f remains an exact draw
+of the process, and context says about queries what it says for any design.
+
+Deviations from HEBO: the kernel is one of three instead of a sum with a linear one; lengths grow
+with the square root of the number of features; the output warping is the inverse of a log
+transform instead of Box-Cox or Yeo-Johnson.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from gpytorch.distributions import MultivariateNormal
+from linear_operator.operators import DiagLinearOperator
+from torch import Tensor
+from torch.distributions import Gamma
+from torch.quasirandom import SobolEngine
+
+from priors.functions import draw
+from priors.posterior import GaussianPosterior
+from priors.tasks import Task
+
+__all__ = ["OptimizationTaskPrior"]
+
+KERNELS = ("matern32", "matern52", "rbf")
+
+_JITTER = 1e-8
+
+
+@dataclass(frozen=True)
+class OptimizationTaskPrior:
+    """Functions on the unit cube, seen at the points of a running maximisation.
+
+    One call draws tasks of one size: d features, uniform on 1 .. `max_features`, and n context
+    rows, half of the time uniform on 0 .. `max_context`, half of the time log-uniform. In 7 of 10
+    calls with n >= 4 the first 10 to 70 % of the context are a first sample and two rounds follow.
+
+    Lengths are half of the time lognormal, half of the time from Gamma(3, 6), each times sqrt(d);
+    in half of the tasks a quarter of the features hardly matter. Noise variances are log-uniform
+    on [1e-6, 1] for half of the tasks, on [1e-6, 1e-3] for the others; f has variance about 1.
+
+    Latents: "kernel" `[B]`, "lengthscale", "warp_a", "warp_b" `[B, d]`, "trend_share" `[B]`,
+    "linear_var", "quadratic_var" `[B, d]`, "skew" `[B]` (c above, 0 for f = z), "z" `[B, N]`, and
+    "near" `[B, N]`, True for rows that were placed near good ones.
+
+    Attributes:
+        max_features: Most features.
+        max_context: Most context rows.
+        num_queries: Query rows of each task, half of them near the best context row.
+        input_warping: Probability that the inputs of a task are warped.
+        output_warping: Probability that its output is.
+        adaptive: Probability that a task has points near good ones.
+        num_features: Fixed number of features.
+        num_context: Fixed number of context rows.
+    """
+
+    max_features: int = 10
+    max_context: int = 128
+    num_queries: int = 64
+    input_warping: float = 0.5
+    output_warping: float = 0.3
+    adaptive: float = 0.8
+    num_features: int | None = None
+    num_context: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("input_warping", "output_warping", "adaptive"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, got {getattr(self, name)}.")
+        for name, least in (
+            ("max_features", 1),
+            ("max_context", 0),
+            ("num_queries", 1),
+            ("num_features", 1),
+            ("num_context", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+    @property
+    def description(self) -> str:
+        """One line for the checkpoint."""
+        return (
+            f"functions to maximise, 1-{self.max_features} features in the unit cube, up to "
+            f"{self.max_context} context rows (priors.optimization_tasks.OptimizationTaskPrior)"
+        )
+
+    def sample(
+        self,
+        batch: int,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Task:
+        """Draw `batch` tasks."""
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+
+        u = [float(value) for value in uniform(5)]
+        d = self.num_features or 1 + int(u[0] * self.max_features)
+        n = self.num_context
+        if n is None:
+            size = self.max_context + 1
+            n = int(u[1] * size if u[2] < 0.5 else math.exp(u[1] * math.log(size)))
+        first = n if n < 4 or u[3] < 0.3 else max(2, int(n * (0.1 + 0.6 * u[4])))
+        half = (n - first + 1) // 2
+        latents = self._draw_latents(batch, d, generator, device)
+        noise_var = 10 ** (torch.where(uniform(batch) < 0.5, 6.0, 3.0) * uniform(batch) - 6)
+        X, f, y = self._draw_run(latents, noise_var, (first, half, n - first - half), generator)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        return Task(
+            X=X.to(dtype),
+            y=y[..., None].to(dtype),
+            f=f[..., None].to(dtype),
+            noise_var=noise_var.to(dtype),
+            num_context=n,
+            latents=latents,
+        )
+
+    def oracle(self, task: Task) -> GaussianPosterior:
+        """Posterior of y at the queries of `task` given its context *and its hyperparameters*.
+
+        It knows what a network has to infer, so that the gap to it is an upper bound of the gap
+        to the exact posterior under this prior.
+
+        Raises:
+            ValueError: an output is warped, and its posterior no normal distribution; draw tasks
+                with `output_warping=0`.
+        """
+        if bool((task.latents["skew"] != 0).any()):
+            raise ValueError(
+                "the posterior of a warped output is not Gaussian; draw tasks for the oracle from "
+                "OptimizationTaskPrior(output_warping=0)."
+            )
+        n = task.num_context
+        X, y = task.X.double(), task.y.double()
+        noise = task.noise_var.double()[:, None, None] + _JITTER
+        eye = torch.eye(n, dtype=X.dtype, device=X.device)
+        known, asked = X[:, :n], X[:, n:]
+        root = torch.linalg.cholesky(self.covariance(known, known, task.latents) + noise * eye)
+        cross = torch.linalg.solve_triangular(
+            root, self.covariance(known, asked, task.latents), upper=False
+        )
+        target = torch.linalg.solve_triangular(root, y[:, :n], upper=False)
+        mean = (cross.mT @ target)[..., 0]
+        prior = self.covariance(asked, asked, task.latents).diagonal(dim1=-2, dim2=-1)
+        variance = prior - cross.square().sum(1) + noise[:, 0]
+        mean, variance = mean.to(task.y), variance.to(task.y)
+        return GaussianPosterior(MultivariateNormal(mean, DiagLinearOperator(variance)))
+
+    def covariance(self, x1: Tensor, x2: Tensor, latents: dict[str, Tensor]) -> Tensor:
+        """Covariance of z given the latents of the tasks.
+
+        Args:
+            x1: Inputs `[B, n, d]`.
+            x2: Inputs `[B, m, d]`.
+            latents: Of the tasks.
+
+        Returns:
+            `[B, n, m]`.
+        """
+        a, b = latents["warp_a"][:, None], latents["warp_b"][:, None]
+        u1, u2 = _kumaraswamy(x1.to(a), a, b), _kumaraswamy(x2.to(a), a, b)
+        lengthscale = latents["lengthscale"][:, None]
+        # the difference of squares would lose half of the digits of small distances
+        r = torch.cdist(
+            u1 / lengthscale, u2 / lengthscale, compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        out = torch.empty_like(r)
+        for index in range(len(KERNELS)):
+            chosen = latents["kernel"] == index
+            if bool(chosen.any()):
+                out[chosen] = _stationary(KERNELS[index], r[chosen])
+        share = latents["trend_share"][:, None, None]
+        var = torch.cat([latents["linear_var"], latents["quadratic_var"]], -1)[:, None]
+        return torch.baddbmm((1 - share) * out, share * var * _trend(u1), _trend(u2).mT)
+
+    def _draw_latents(
+        self,
+        batch: int,
+        d: int,
+        generator: torch.Generator | None,
+        device: torch.device | str | None,
+    ) -> dict[str, Tensor]:
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device, dtype=torch.float64)
+
+        lognormal = 0.4 * torch.exp(0.7 * normal(batch, 1) + 0.5 * normal(batch, d))
+        gamma = Gamma(torch.tensor(3.0, dtype=torch.float64), 6.0)
+        other = draw(gamma, torch.Size([batch, d]), generator=generator).to(lognormal)
+        lengthscale = torch.where(uniform(batch, 1) < 0.5, lognormal, other.clamp(min=0.05))
+        idle = (uniform(batch, 1) < 0.5) & (uniform(batch, d) < 0.25)
+        warped = (uniform(batch, 1) < self.input_warping).to(torch.float64)
+        weight = normal(batch, 2 * d) ** 2 * (uniform(batch, 2 * d) < 0.7) + 1e-3
+        weight = weight / weight.sum(-1, keepdim=True)
+        # long tails of bad values are more common than long tails of good ones
+        sign = torch.where(uniform(batch) < 0.7, -1.0, 1.0)
+        skewed = uniform(batch) < self.output_warping
+        return {
+            "kernel": (uniform(batch) * len(KERNELS)).long(),
+            "lengthscale": math.sqrt(d) * lengthscale * torch.where(idle, 20.0, 1.0),
+            "warp_a": torch.exp(0.75 * warped * normal(batch, d)),
+            "warp_b": torch.exp(0.75 * warped * normal(batch, d)),
+            "trend_share": torch.where(uniform(batch) < 0.5, 0.0, uniform(batch)),
+            "linear_var": weight[:, :d],
+            "quadratic_var": weight[:, d:],
+            "skew": torch.where(skewed, sign * (0.3 + 0.7 * uniform(batch)), 0.0),
+            "adaptive": uniform(batch) < self.adaptive,
+        }
+
+    def _draw_run(
+        self,
+        latents: dict[str, Tensor],
+        noise_var: Tensor,
+        rounds: tuple[int, ...],
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs `[B, N, d]`, f and y `[B, N]`: the rounds of the context, then the queries.
+
+        Adds "z" and "near" to `latents`.
+        """
+        batch, d = latents["lengthscale"].shape
+        like = latents["lengthscale"]
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+        X = like.new_empty(batch, 0, d)
+        y = like.new_empty(batch, 0)
+        z, white, near, root = y, y, y.bool(), like.new_empty(batch, 0, 0)
+        sizes = [size for size in rounds if size] + [self.num_queries]
+        for number, size in enumerate(sizes):
+            queries = number == len(sizes) - 1
+            new, close = _place(X, y, size, queries, latents["adaptive"], generator)
+            # one more block of rows of the Cholesky factor, and of z = root @ white
+            cross = torch.linalg.solve_triangular(
+                root, self.covariance(X, new, latents), upper=False
+            )
+            eye = _JITTER * torch.eye(size, dtype=like.dtype, device=like.device)
+            rest = self.covariance(new, new, latents) + eye - cross.mT @ cross
+            corner = torch.linalg.cholesky(rest)
+            fresh = normal(batch, size)
+            value = (cross.mT @ white[..., None] + corner @ fresh[..., None])[..., 0]
+            value_y = _skewed(value, latents["skew"]) + noise_var.sqrt()[:, None] * normal(
+                batch, size
+            )
+            X, z, y = torch.cat([X, new], 1), torch.cat([z, value], 1), torch.cat([y, value_y], 1)
+            near = torch.cat([near, close], 1)
+            if not queries:
+                above = torch.cat([root, torch.zeros_like(cross)], 2)
+                root = torch.cat([above, torch.cat([cross.mT, corner], 2)], 1)
+                white = torch.cat([white, fresh], 1)
+        latents |= {"z": z, "near": near}
+        return X, _skewed(z, latents["skew"]), y
+
+
+def _place(
+    X: Tensor,
+    y: Tensor,
+    size: int,
+    queries: bool,
+    adaptive: Tensor,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    """New inputs `[B, size, d]`, given those before and their noisy values; which are near good.
+
+    A round of context goes near rows drawn by their rank, queries near the best one.
+    """
+    batch, n, d = X.shape
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=X.device, dtype=X.dtype)
+
+    sobol = SobolEngine(d, scramble=False).draw(size, dtype=torch.float64).to(X)
+    spread = torch.where(
+        uniform(batch, 1, 1) < 0.5, (sobol + uniform(batch, 1, d)) % 1, uniform(batch, size, d)
+    )
+    if n == 0:
+        return spread, torch.zeros(batch, size, dtype=torch.bool, device=X.device)
+    rank = y.argsort(-1, descending=True)
+    # the share of rows that count as good, from the best one alone to all of them
+    greed = 1 + 20 * uniform(batch, 1)
+    place = (n * uniform(batch, size) ** greed).long().clamp(max=n - 1)
+    if queries:
+        place = torch.zeros_like(place)
+    centre = X.gather(1, rank.gather(1, place)[..., None].expand(-1, -1, d))
+    step = torch.randn(batch, size, d, generator=generator, device=X.device, dtype=X.dtype)
+    point = (centre + 10 ** (-2 + 1.5 * uniform(batch, size, 1)) * step) % 2
+    point = torch.where(point > 1, 2 - point, point)  # reflected at the walls
+    if queries:
+        close = (torch.arange(size, device=X.device) >= (size + 1) // 2).expand(batch, -1)
+    else:
+        close = adaptive[:, None] & (uniform(batch, size) < 0.8)
+    return torch.where(close[..., None], point, spread), close
+
+
+def _kumaraswamy(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Bijection of [0, 1], 1 - (1 - x^a)^b; Kumaraswamy 1980."""
+    return -torch.expm1(b * torch.log1p(-x.clamp(0, 1).pow(a)))
+
+
+def _skewed(z: Tensor, skew: Tensor) -> Tensor:
+    """(exp(c z) - 1) / c, standardised for standard normal z `[B, N]`; z where c = 0."""
+    c = torch.where(skew == 0, 1.0, skew)[:, None]
+    mean = torch.expm1(c**2 / 2) / c
+    std = torch.exp(c**2 / 2) * torch.expm1(c**2).sqrt() / c.abs()
+    return torch.where(skew[:, None] == 0, z, (torch.expm1(c * z) / c - mean) / std)
+
+
+def _trend(u: Tensor) -> Tensor:
+    """Linear and quadratic features `[B, n, 2 d]`, orthonormal and centred for uniform u."""
+    centred = u - 0.5
+    return torch.cat([math.sqrt(12) * centred, math.sqrt(180) * (centred**2 - 1 / 12)], -1)
+
+
+def _stationary(kernel: str, r: Tensor) -> Tensor:
+    """Unit-variance kernels of the scaled distance; Rasmussen & Williams 2006, 4.2."""
+    match kernel:
+        case "matern32":
+            return (1 + math.sqrt(3) * r) * torch.exp(-math.sqrt(3) * r)
+        case "matern52":
+            s = math.sqrt(5) * r
+            return (1 + s + s**2 / 3) * torch.exp(-s)
+        case "rbf":
+            return torch.exp(-(r**2) / 2)
+    raise ValueError(f"unknown kernel {kernel!r}, known are {KERNELS}.")
