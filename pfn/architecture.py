@@ -54,7 +54,7 @@ class ArchitectureConfig:
         heads: Attention heads; divides the embedding size.
         hidden: Width of the feed-forward layers.
         thinking_rows: Learned rows that are always in the context.
-        bars: Intervals of the output distribution between its tails.
+        bars: Nodes of the output distribution.
         classes: Classes at most, of a categorical output instead of the bars; 0 is regression.
         cell_layers: Layers over cells before rows are formed; 0 for slots.
         cell_embedding: Embedding size of a cell, a multiple of 16.
@@ -193,11 +193,11 @@ class Transformer(nn.Module):
         self.thinking = nn.Parameter(torch.randn(config.thinking_rows, width) * 0.02)
         block = _DecoupledBlock if config.decoupled_values else _Block
         self.blocks = nn.ModuleList([block(config) for _ in range(config.layers)])
-        self.norm = nn.RMSNorm(width)
+        self.norm = _RMSNorm(width)
         if config.classes:
             self.head_y = nn.Linear(width, config.classes)
         else:
-            num_logits = config.bars + 2 if num_logits is None else num_logits
+            num_logits = config.bars if num_logits is None else num_logits
             self.head_y, self.head_f = nn.Linear(width, num_logits), nn.Linear(width, num_logits)
 
     def encode(self, rows: Rows, targets: Targets, mask: Tensor | None = None) -> Context:
@@ -314,6 +314,13 @@ class Transformer(nn.Module):
         return torch.cat([embedded, target.expand_as(embedded)], dim=-1)
 
 
+class _RMSNorm(nn.RMSNorm):
+    """In the precision of its weights also where the rest is in half of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
 class _Block(nn.Module):
     """Attention from any rows to context rows, then a feed-forward layer; both residual."""
 
@@ -321,7 +328,7 @@ class _Block(nn.Module):
         super().__init__()
         E = config.embedding
         self.heads = config.heads
-        self.norm_attention, self.norm_hidden = nn.RMSNorm(E), nn.RMSNorm(E)
+        self.norm_attention, self.norm_hidden = _RMSNorm(E), _RMSNorm(E)
         self.query, self.key_value = nn.Linear(E, E, bias=False), nn.Linear(E, 2 * E, bias=False)
         self.attended = nn.Linear(E, E, bias=False)
         self.hidden, self.out = nn.Linear(E, config.hidden), nn.Linear(config.hidden, E)
@@ -353,8 +360,8 @@ class _DecoupledBlock(nn.Module):
         super().__init__()
         E = config.embedding
         self.heads, self.width = config.heads, E
-        self.norm_attention, self.norm_hidden = nn.RMSNorm(E), nn.RMSNorm(E)
-        self.norm_both, self.norm_both_hidden = nn.RMSNorm(2 * E), nn.RMSNorm(2 * E)
+        self.norm_attention, self.norm_hidden = _RMSNorm(E), _RMSNorm(E)
+        self.norm_both, self.norm_both_hidden = _RMSNorm(2 * E), _RMSNorm(2 * E)
         self.query, self.key_value = nn.Linear(E, E, bias=False), nn.Linear(E, 2 * E, bias=False)
         self.value_both = nn.Linear(2 * E, E, bias=False)
         self.attended = nn.Linear(E, E, bias=False)
@@ -399,7 +406,7 @@ class _Cells(nn.Module):
         self.query_token = nn.Parameter(torch.zeros(E))
         self.summaries = nn.Parameter(torch.randn(config.summaries, E) * 0.02)
         self.layers = nn.ModuleList([_CellLayer(config) for _ in range(config.cell_layers)])
-        self.norm = nn.RMSNorm(E)
+        self.norm = _RMSNorm(E)
 
     def forward(
         self,
@@ -439,8 +446,8 @@ class _CellLayer(nn.Module):
         E = config.cell_embedding
         self.heads, self.skip = E // 16, config.summaries
         self.inducing = nn.Parameter(torch.randn(config.inducing, E) * 0.02)
-        self.norm_points, self.norm_inducing = nn.RMSNorm(E), nn.RMSNorm(E)
-        self.norm_features, self.norm_hidden = nn.RMSNorm(E), nn.RMSNorm(E)
+        self.norm_points, self.norm_inducing = _RMSNorm(E), _RMSNorm(E)
+        self.norm_features, self.norm_hidden = _RMSNorm(E), _RMSNorm(E)
         self.gather_query, self.gather = (
             nn.Linear(E, E, bias=False),
             nn.Linear(E, 2 * E, bias=False),

@@ -166,8 +166,11 @@ class Certificate:
             table: {int(k): list(v) for k, v in values[table].items()}
             for table in ("pit", "scores")
         }
-        plain: dict[str, Any] = {name: values[name] for name in ("prior", "reference", "seed", "coherence")}
-        return cls(**plain, **tables, **lists)
+        plain: dict[str, Any] = {
+            name: values[name] for name in ("prior", "reference", "seed", "coherence")
+        }
+        everything: dict[str, Any] = {**plain, **tables, **lists}
+        return cls(**everything)
 
     def __str__(self) -> str:
         meaning = {

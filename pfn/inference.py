@@ -76,7 +76,10 @@ class PFNModel(Model):
         self._categorical, self._column_seed = categorical, column_seed
         self._input = None if input_transform is DEFAULT else input_transform
         self._input = make_input_transform(self._input, X)
-        outcome = None if outcome_transform is DEFAULT else outcome_transform
+        outcome = outcome_transform
+        left_alone = pfn.targets != "standardised" or bool(pfn.architecture.classes)
+        if outcome is DEFAULT and (left_alone or X.shape[-2] == 0):
+            outcome = None
         self._outcome = make_outcome_transform(outcome, y)
         # Its own weights, in the dtype and on the device of the data, and not trained any more.
         self.pfn = copy.deepcopy(pfn).to(X).eval().requires_grad_(False)

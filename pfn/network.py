@@ -34,6 +34,7 @@ _WHAT_TO_DO = (
     "Pass `fallback`, train a network on a prior that fits, or silence this with "
     "warnings.filterwarnings('ignore', 'This data set')."
 )
+_LARGEST = 10.0  # standardised inputs are squashed to this; few context rows make large ones
 _INPUTS, _TARGETS = ("raw", "standardised"), ("raw", "given", "standardised")
 
 
@@ -89,12 +90,12 @@ class PFN(nn.Module):
         tail_scale: Scale of the tails in the same units.
         tail_index: Index of the tails.
         inputs: "raw", for a prior over functions on a fixed domain; or "standardised" by mean
-            and standard deviation of the context rows, column by column.
+            and standard deviation of the context rows, column by column, and squashed to (-10, 10).
         targets: "raw", in fixed units of the prior; "given", standardised by mean and standard
             deviation of the context shrunk towards the prior's, both inputs of the network,
-            which therefore still knows the raw targets; or "standardised" by those of the
-            context alone, for a prior that means nothing in absolute units. An empty or one-point
-            context has the prior's scale.
+            which therefore still knows the raw targets (an empty or one-point context has about
+            the prior's); "standardised", the same for a prior of unit variance that means nothing
+            in absolute units: `condition` standardises the user's targets first.
         prior_location: Mean of y under the prior.
         prior_scale: Standard deviation of y under the prior.
         metadata: How it was trained, its certificate, ...; plain JSON values. "max_context",
@@ -173,7 +174,7 @@ class PFN(nn.Module):
             units = torch.stack([number, torch.zeros_like(number)], dim=-1)
         else:
             location, scale = self.units(y, mask)
-            units = self._given(location, scale)
+            units = torch.cat([location, scale.log()], dim=-1)
             z = (y - location) / scale
         empty = Context((), (), scale, None, (), d)
         encoding = Encoding(
@@ -191,7 +192,7 @@ class PFN(nn.Module):
         invariance holds among the rows encoded together, and is learnt for appended ones.
         """
         z = y.long() if self.architecture.classes else (y - encoding.location) / encoding.scale
-        units = self._given(encoding.location, encoding.scale)
+        units = torch.cat([encoding.location, encoding.scale.log()], dim=-1)
         rows = self._rows(encoding, X, noise_var)
         return replace(
             encoding, context=self.network.append(encoding.context, rows, Targets(z, units))
@@ -224,23 +225,10 @@ class PFN(nn.Module):
                 y.new_full((len(y), 1), self.prior_scale),
             )
         weight = torch.ones_like(y) if mask is None else mask.to(y)
-        count = weight.sum(-1, keepdim=True)
-        total = (y * weight).sum(-1, keepdim=True)
-        if self.targets == "given":
-            shrunk = count + _PRIOR_ROWS
-            location = (total + _PRIOR_ROWS * self.prior_location) / shrunk
-            squares = ((y - location).square() * weight).sum(-1, keepdim=True)
-            return location, ((squares + _PRIOR_ROWS * self.prior_scale**2) / shrunk).sqrt()
-        location = torch.where(count > 0, total / count.clamp_min(1), self.prior_location)
+        count = weight.sum(-1, keepdim=True) + _PRIOR_ROWS
+        location = ((y * weight).sum(-1, keepdim=True) + _PRIOR_ROWS * self.prior_location) / count
         squares = ((y - location).square() * weight).sum(-1, keepdim=True)
-        scale = (squares / (count - 1).clamp_min(1)).sqrt()
-        rounding = 16 * torch.finfo(y.dtype).eps * location.abs()
-        return location, torch.where(scale > rounding, scale, self.prior_scale)
-
-    def _given(self, location: Tensor, scale: Tensor) -> Tensor:
-        """What the network is told of the units, `[B, 2]`."""
-        units = torch.cat([location, scale.log()], dim=-1)
-        return torch.zeros_like(units) if self.targets == "standardised" else units
+        return location, ((squares + _PRIOR_ROWS * self.prior_scale**2) / count).sqrt()
 
     def condition(
         self,
@@ -267,7 +255,8 @@ class PFN(nn.Module):
             categorical: `[d]`, True for columns that hold category numbers.
             input_transform: `DEFAULT` or None leave inputs to the network, which standardises
                 them itself if it was trained so; or a BoTorch `InputTransform`.
-            outcome_transform: `DEFAULT` or None leave targets to the network, likewise; or an
+            outcome_transform: `DEFAULT` standardises by the rows of y for a network whose targets
+                are "standardised", and leaves them alone for others; None is off; or an
                 elementwise `torch.distributions` transform from the network's scale to y's.
             num_orders: Orders of the points over which joint samples and joint densities are
                 averaged.
@@ -436,6 +425,8 @@ class PFN(nn.Module):
     def _rows(self, encoding: Encoding, X: Tensor, noise_var: Tensor | None) -> Rows:
         absent = X.isnan() if self.metadata.get("missing") else None
         values = (X - encoding.column_location) / encoding.column_scale
+        if self.inputs == "standardised":
+            values = _LARGEST * torch.tanh(values / _LARGEST)
         noise = None
         if noise_var is not None:
             noise = (noise_var / encoding.scale**2).log()

@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 
 from pfn.architecture import ArchitectureConfig
 from pfn.certificate import Reference, reference_nll
+from pfn.distribution import place_nodes
 from pfn.network import PFN, Encoding
 from priors.files import read_safetensors, write_safetensors_atomically
 from priors.tasks import Task, TaskPrior
@@ -225,9 +226,10 @@ class _Loss(nn.Module):
         super().__init__()
         self.pfn = pfn
 
-    def forward(self, task: Task, told: _Told) -> tuple[Tensor, Tensor | None]:
+    def forward(self, batch: _Batch) -> tuple[Tensor, Tensor | None]:
         """Mean negative log density of the queries' y, and of their f where there is one."""
-        pfn, n = self.pfn, task.num_context
+        pfn, task, told = self.pfn, batch.task, batch.told
+        n = task.num_context
         noise = task.row_noise_var if told.noise else None
         encoding = _encoding(pfn, task, told, noise)
         query_noise = noise[:, n:] if noise is not None and told.query_noise else None
@@ -257,6 +259,13 @@ class _Told:
     query_noise: bool = False
     appended: int = 0
     exact: bool = False
+
+
+class _Batch:
+    """Tasks and what is told of them; no dataclass, which Fabric would want to convert."""
+
+    def __init__(self, task: Task, told: _Told | None = None) -> None:
+        self.task, self.told = task, _Told() if told is None else told
 
 
 def _encoding(pfn: PFN, task: Task, told: _Told, noise: Tensor | None) -> Encoding:
@@ -349,7 +358,7 @@ class _State:
             task, told = self._draw()
             last = part + 1 == config.accumulate
             with self.fabric.no_backward_sync(self.loss, enabled=not last):
-                loss_y, loss_f = self.loss(task, told)
+                loss_y, loss_f = self.loss(_Batch(task, told))
                 loss = loss_y if loss_f is None else loss_y + 0.5 * loss_f
                 self.fabric.backward(loss / config.accumulate)
             total += float(loss_y.detach()) / config.accumulate
@@ -422,7 +431,7 @@ class _State:
         losses, exact = [], []
         with torch.no_grad():
             for task, known in self.held_out:
-                y, _ = _Loss(self.pfn)(task, _Told())
+                y, _ = _Loss(self.pfn)(_Batch(task))
                 losses.append(float(y))
                 exact.append(known)
         self.pfn.network.load_state_dict(own, strict=False)
@@ -656,23 +665,8 @@ def _initial_network(
         location, scale = empty.units(task.y[:, :n, 0], mask)
         z = (task.y[:, n:, 0] - location) / scale
         targets.append(z.flatten() if task.points is None else z[task.points[:, n:]])
-    borders, tail_scale = _place_bars(torch.cat(targets), config.architecture.bars)
+    borders, tail_scale = place_nodes(torch.cat(targets), config.architecture.bars)
     return network(borders, tail_scale).to(device)
-
-
-def _place_bars(targets: Tensor, bars: int) -> tuple[Tensor, float]:
-    """Borders and scale of the tails for targets in the network's units.
-
-    Equal steps of their distribution blended with equal steps of the value, so that bars stay
-    narrow where the posterior of an unusual target lies; 0.05% lie in each tail.
-    """
-    z = targets.double().sort().values
-    levels = torch.linspace(0.0005, 0.9995, bars + 1, dtype=torch.float64, device=z.device)
-    at = (levels * (len(z) - 1)).long()
-    borders = 0.7 * z[at] + 0.3 * torch.lerp(z[at[0]], z[at[-1]], (levels - levels[0]) / 0.999)
-    tails = torch.cat([borders[0] - z[z < borders[0]], z[z > borders[-1]] - borders[-1]])
-    # The mean excess of a Lomax law of index 5 is a quarter of its scale.
-    return borders.float(), max(4 * float(tails.mean()), 1e-3)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
