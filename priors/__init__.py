@@ -6,9 +6,13 @@ from priors.empirical import EmpiricalNTKKernel, empirical_ntk, linearize, monte
 from priors.features import RandomFeatureKernel, random_features
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
 from priors.infinite_depth import InfiniteDepthClassifier, classify_activation
+from priors.kernel_tasks import RandomKernelTaskPrior
 from priors.kernels import NNGPKernel, NTKKernel
+from priors.latent_tasks import LatentTaskPrior, TaskSize
 from priors.learning_curves import learning_curve, plot_learning_curve, predicted_risk
 from priors.network import InfiniteNetwork, NetworkPrior
+from priors.network_tasks import NetworkTaskPrior
+from priors.observation import RandomInputs, RandomNoise
 from priors.plots import plot_prior, prior_summary
 from priors.posterior import GaussianPosterior, PredictivePosterior, TransformedPosterior, score
 from priors.program import UnsupportedOperationError
@@ -26,17 +30,23 @@ __all__ = [
     "GaussianProcessPrior",
     "InfiniteDepthClassifier",
     "InfiniteNetwork",
+    "LatentTaskPrior",
     "LogExpectedImprovement",
     "NNGPKernel",
     "NTKKernel",
     "NetworkPrior",
+    "NetworkTaskPrior",
     "Nonlinearity",
     "PredictivePosterior",
     "QuasiMonteCarlo",
     "RandomFeatureKernel",
+    "RandomInputs",
+    "RandomKernelTaskPrior",
+    "RandomNoise",
     "ScaleMixturePrior",
     "Task",
     "TaskPrior",
+    "TaskSize",
     "TransformedPosterior",
     "UnsupportedOperationError",
     "batch_kernel",
