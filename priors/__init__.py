@@ -2,6 +2,7 @@
 
 from priors.acquisition import ExpectedImprovement, GaussianApproximation, LogExpectedImprovement
 from priors.batch_norm import batch_kernel
+from priors.columns import Tabular
 from priors.empirical import EmpiricalNTKKernel, empirical_ntk, linearize, monte_carlo_kernels
 from priors.features import RandomFeatureKernel, random_features
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
@@ -17,10 +18,14 @@ from priors.plots import plot_prior, prior_summary
 from priors.posterior import GaussianPosterior, PredictivePosterior, TransformedPosterior, score
 from priors.program import UnsupportedOperationError
 from priors.quasi_monte_carlo import QuasiMonteCarlo
+from priors.tabular_tasks import CausalTaskPrior, LinearTaskPrior, TreeTaskPrior
+from priors.task_mixtures import ClassificationTaskPrior, MixtureTaskPrior
 from priors.tasks import FunctionTaskPrior, Task, TaskPrior
 from priors.tracing import Nonlinearity
 
 __all__ = [
+    "CausalTaskPrior",
+    "ClassificationTaskPrior",
     "EmpiricalNTKKernel",
     "ExpectedImprovement",
     "FunctionPrior",
@@ -31,7 +36,9 @@ __all__ = [
     "InfiniteDepthClassifier",
     "InfiniteNetwork",
     "LatentTaskPrior",
+    "LinearTaskPrior",
     "LogExpectedImprovement",
+    "MixtureTaskPrior",
     "NNGPKernel",
     "NTKKernel",
     "NetworkPrior",
@@ -44,10 +51,12 @@ __all__ = [
     "RandomKernelTaskPrior",
     "RandomNoise",
     "ScaleMixturePrior",
+    "Tabular",
     "Task",
     "TaskPrior",
     "TaskSize",
     "TransformedPosterior",
+    "TreeTaskPrior",
     "UnsupportedOperationError",
     "batch_kernel",
     "classify_activation",

@@ -60,9 +60,15 @@ class Draws:
         return values.to(self.device)
 
     def share(self, mean: float, *shape: int) -> Tensor:
-        """A random share with the given mean: uniform, as wide as [0, 1] allows."""
-        low, high = max(0.0, 2 * mean - 1), min(1.0, 2 * mean)
-        return low + (high - low) * self.uniform(*shape)
+        """A random share with the given mean.
+
+        Uniform, as widely as [0, 1] allows; with a mean of at most 1/2 it is 0 half of the time,
+        and twice that mean in the other half.
+        """
+        often = 2 * mean if mean <= 0.5 else mean
+        low, high = max(0.0, 2 * often - 1), min(1.0, 2 * often)
+        drawn = low + (high - low) * self.uniform(*shape)
+        return drawn * self.bernoulli(0.5, *shape) if mean <= 0.5 else drawn
 
     def permutations(self, count: int, *shape: int) -> Tensor:
         """Independent permutations of 0 .. count - 1, `[*shape, count]`."""

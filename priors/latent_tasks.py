@@ -173,19 +173,22 @@ class LatentTaskPrior(ABC):
         return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def relevance(draws: Draws, *shape: int) -> Tensor:
+def relevance(draws: Draws, *shape: int, uneven: float = 0.5) -> Tensor:
     """Random weights of features, `[*shape]` with features last, at least one of them positive.
 
-    In half of the cases all features are alike; in the others weights are spread out and a random
-    share of them, half on average, is 0.
+    Args:
+        draws: Source of randomness.
+        shape: Of the result.
+        uneven: Probability that features differ: that weights are spread out and a random share
+            of them, half on average, is 0. Otherwise all are 1.
     """
     lead = shape[:-1]
-    spread = draws.bernoulli(0.5, *lead, 1)
+    differ = draws.bernoulli(uneven, *lead, 1)
     kept = draws.bernoulli(0.1 + 0.8 * draws.uniform(*lead, 1), *shape)
     chances = draws.uniform(*shape)
     kept = kept | (chances == chances.amax(-1, keepdim=True))
-    uneven = torch.exp(1.5 * draws.normal(*shape)) * kept
-    return torch.where(spread, uneven, torch.ones_like(uneven))
+    weights = torch.exp(1.5 * draws.normal(*shape)) * kept
+    return torch.where(differ, weights, torch.ones_like(weights))
 
 
 def gaussian_oracle(task: Task, covariance: Tensor) -> GaussianPosterior:

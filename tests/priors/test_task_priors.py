@@ -6,12 +6,18 @@ import pytest
 import torch
 
 from priors import (
+    CausalTaskPrior,
+    ClassificationTaskPrior,
+    LinearTaskPrior,
+    MixtureTaskPrior,
     NetworkTaskPrior,
     RandomInputs,
     RandomKernelTaskPrior,
     RandomNoise,
+    Tabular,
     TaskPrior,
     TaskSize,
+    TreeTaskPrior,
 )
 from priors.activations import ABReLU, Erf
 from priors.draws import Draws
@@ -24,8 +30,17 @@ LATENT = {
     "kernel": RandomKernelTaskPrior,
     "student": lambda **options: RandomKernelTaskPrior(scale_concentration=3.0, **options),
     "network": NetworkTaskPrior,
+    "causal": CausalTaskPrior,
+    "measured": lambda **options: CausalTaskPrior(noise=RandomNoise(), **options),
+    "tree": TreeTaskPrior,
+    "linear": LinearTaskPrior,
 }
 ALL = {name: make(size=SMALL) for name, make in LATENT.items()}
+ALL["noisy"] = LinearTaskPrior(size=SMALL, noise=RandomNoise(heteroscedastic=0.5, outliers=0.5))
+ALL["mixture"] = MixtureTaskPrior([ALL["tree"], ALL["causal"]])
+ALL["tabular"] = Tabular(ALL["network"], max_features=6)
+ALL["classes"] = ClassificationTaskPrior(ALL["linear"])
+ALL["table of classes"] = Tabular(ClassificationTaskPrior(ALL["mixture"]), max_features=6)
 
 
 def seeded(seed=0):
@@ -300,6 +315,96 @@ def test_network_kernel_of_every_depth_stays_standardised():
     assert any(isinstance(phi, Erf) for phi in ACTIVATIONS)
 
 
+def test_linear_oracle_is_ridge_regression():
+    size = TaskSize(num_features=4, num_context=9, num_queries=3)
+    prior = LinearTaskPrior(size=size, sparse=0.5)
+    task = prior.sample(20, generator=seeded(), dtype=torch.float64)
+    posterior = prior.oracle(task)
+    ones = torch.ones(20, 12, 1, dtype=torch.float64)
+    features = torch.cat([task.X, ones], -1)
+    variance = torch.cat([task.latents["weight_var"], task.latents["bias_var"][:, None]], -1)
+    scaled = features * variance.sqrt()[:, None]  # coefficients of unit variance
+    old, new, noise = scaled[:, :9], scaled[:, 9:], task.noise_var[:, None, None]
+    precision = old.mT @ old / noise + torch.eye(5, dtype=torch.float64)
+    ridge = torch.linalg.solve(precision, old.mT @ task.y[:, :9] / noise)
+    torch.testing.assert_close(posterior.mean, new @ ridge)
+    spread = (new * torch.linalg.solve(precision, new.mT).mT).sum(-1, keepdim=True) + noise
+    torch.testing.assert_close(posterior.variance, spread)
+
+
+def test_linear_functions_are_linear_and_have_their_variances():
+    size = TaskSize(num_features=3, num_context=6, num_queries=2)
+    prior = LinearTaskPrior(size=size, inputs=RandomInputs(("normal",), mixed=0.0), intercept=0.0)
+    task = prior.sample(4000, generator=seeded(), dtype=torch.float64)
+    w = torch.linalg.lstsq(task.X, task.f).solution[..., 0]
+    torch.testing.assert_close(task.X @ w[..., None], task.f)
+    variance = task.latents["weight_var"]
+    torch.testing.assert_close(variance.sum(-1), torch.ones_like(variance[:, 0]))
+    z = w[variance > 1e-3] / variance[variance > 1e-3].sqrt()
+    assert abs(z.square().mean() - 1) < 4 * math.sqrt(2 / len(z))
+    assert w[variance == 0].abs().max() < 1e-6
+    dense = LinearTaskPrior(size=size, sparse=0.0).sample(5, generator=seeded())
+    assert (dense.latents["weight_var"].std(-1) < 1e-6).all()
+
+
+def test_trees_are_piecewise_constant():
+    """On a line of many points one tree takes few values, and only steps between them."""
+    size = TaskSize(num_features=1, num_context=300, num_queries=100)
+    prior = TreeTaskPrior(size=size, max_trees=1, max_depth=4, oblique=0.0)
+    task = prior.sample(50, generator=seeded(), dtype=torch.float64)
+    for i in range(50):
+        f = task.f[i, task.X[i, :, 0].argsort(), 0]
+        depth = int(task.latents["depth"][i])
+        jumps = int((f.diff().abs() > 1e-9).sum())
+        assert jumps <= 2**depth - 1
+    # points with the same inputs have the same value
+    grid = RandomInputs(("grid",), mixed=0.0)
+    size = TaskSize(num_features=2, num_context=300, num_queries=100)
+    task = TreeTaskPrior(size=size, inputs=grid).sample(10, generator=seeded())
+    for X, f in zip(task.X, task.f, strict=True):
+        _, cell = X.unique(dim=0, return_inverse=True)
+        first = torch.zeros(int(cell.max()) + 1).scatter(0, cell, f[:, 0])
+        torch.testing.assert_close(first[cell], f[:, 0])
+
+
+def test_trees_have_unit_variance_given_their_inputs():
+    prior = TreeTaskPrior(size=TaskSize(num_features=3, num_context=5, num_queries=5))
+    _, F = prior.sample_outputs(200, 300, generator=seeded(), dtype=torch.float64)
+    variance = F.square().mean(-1)
+    assert (variance.mean() - 1).abs() < 0.02
+    assert variance.min() > 0.6
+    assert variance.max() < 1.6
+
+
+def test_causal_features_tell_of_the_target():
+    """Some feature is correlated with the target in many tasks, and none is it."""
+    size = TaskSize(num_features=6, num_context=200, num_queries=8)
+    prior = CausalTaskPrior(size=size)
+    generator = seeded()
+    strongest = []
+    for _ in range(10):
+        task = prior.sample(30, generator=generator)
+        assert task.f is None
+        assert task.noise_var.isinf().all()
+        assert all(len(nodes.unique()) == 7 for nodes in task.latents["nodes"])
+        X, y = (values - values.mean(1, keepdim=True) for values in (task.X, task.y))
+        r = (X * y).sum(1) / (X.square().sum(1) * y.square().sum(1)).sqrt()
+        strongest.append(r.nan_to_num().abs().amax(-1))
+    strongest = torch.cat(strongest)
+    assert (strongest > 0.5).float().mean() > 0.3
+    assert (strongest < 0.3).float().mean() > 0.02
+
+
+def test_causal_nodes_are_standardised_without_looking_at_the_rows():
+    size = TaskSize(num_features=3, num_context=0, num_queries=40)
+    prior = CausalTaskPrior(size=size, inputs=RandomInputs(("normal",), mixed=0.0))
+    y = torch.cat([prior.sample(40, generator=seeded(s)).y[..., 0] for s in range(10)])
+    means = y.mean(1)
+    assert means.mean().abs() < 4 * means.std() / math.sqrt(len(means))
+    assert 0.8 < y.square().mean() < 1.3
+    assert means.abs().mean() > 0.05  # not centred by their own rows
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -316,6 +421,12 @@ def test_network_kernel_of_every_depth_stays_standardised():
         (lambda: RandomKernelTaskPrior(periodic=1.5), "periodic is a probability"),
         (lambda: RandomKernelTaskPrior(max_components=4), "max_components must be 1, 2 or 3"),
         (lambda: RandomKernelTaskPrior(scale_concentration=1.0), "multiple of 1/2 above 1"),
+        (lambda: CausalTaskPrior(max_layers=0), "max_layers and max_width"),
+        (lambda: TreeTaskPrior(max_trees=0), "max_trees is at least 1"),
+        (lambda: TreeTaskPrior(max_depth=13), "max_depth lies in 1 .. 12"),
+        (lambda: TreeTaskPrior(oblique=-1.0), "oblique is a probability"),
+        (lambda: LinearTaskPrior(sparse=1.5), "sparse is a probability"),
+        (lambda: LinearTaskPrior(intercept=1.0), "intercept is a share"),
         (lambda: NetworkTaskPrior(min_width=9, max_width=8), "min_width is at least 1"),
     ],
 )
