@@ -41,7 +41,7 @@ class Tabular:
     column, -1 for an irrelevant one; other latents keep the underlying order.
 
     Attributes:
-        prior: Where tasks come from; without missing values.
+        prior: Where tasks come from.
         categorical: Mean share of categorical columns.
         missing: Mean share of missing values.
         irrelevant: Mean number of irrelevant columns for each relevant one; one number per call.
@@ -108,7 +108,7 @@ class Tabular:
             column, before = column.gather(-1, order), before.gather(-1, order)
         chosen = draws.bernoulli(draws.share(self.categorical, B, 1), B, d + extra) & ~before
         if bool(chosen.any()):
-            X = torch.where(chosen[:, None], _categories(draws, X), X)
+            X = torch.where(chosen[:, None] & ~X.isnan(), _categories(draws, X), X)
         if self.missing > 0:
             X = X.masked_fill(_missing(draws, X, self.missing), torch.nan)
         task = replace(

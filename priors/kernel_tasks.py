@@ -20,7 +20,7 @@ SMOOTHNESS = ("matern12", "matern32", "matern52", "rbf", "rq")
 FORMS = ("radial", "additive", "linear", "network")
 JITTER = 1e-7
 MAX_ADDITIVE = 6
-CACHED = 2**20  # elements of one matrix
+CACHED = 2**18  # elements of one matrix
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ class RandomKernelTaskPrior(LatentTaskPrior):
         """Inputs, functions and the kernels' hyperparameters."""
         X = self.inputs.draw(draws, batch, points, features)
         latents = self._draw_kernels(draws, batch, features)
-        covariance = self.covariance(X, latents)
-        diagonal = covariance.diagonal(dim1=-2, dim2=-1)
-        diagonal += JITTER * diagonal.mean(-1, keepdim=True)
-        root, info = torch.linalg.cholesky_ex(covariance)
-        if bool(info.any()):
-            root = psd_safe_cholesky(covariance)
-        return X, root @ draws.normal(batch, points, outputs), latents
+        noise = draws.normal(batch, points, outputs)
+        F = torch.empty_like(noise)
+        pairs = _Pairs(points, X.device)
+        for part in _parts(X):
+            lower = _lower_covariance(X[part], _of(latents, part), pairs)
+            F[part] = _root(lower) @ noise[part]
+        return X, F, latents
 
     def oracle(self, task: Task) -> GaussianPosterior:
         """Posterior of y at the queries of `task` given its context *and its hyperparameters*.
@@ -106,15 +106,11 @@ class RandomKernelTaskPrior(LatentTaskPrior):
 
     def covariance(self, X: Tensor, latents: dict[str, Tensor]) -> Tensor:
         """Covariance of f at `X` `[B, N, d]` given the latents of the tasks, `[B, N, N]`."""
-        B, N, _ = X.shape
-        # On a CPU a few matrices at a time stay in the cache, which is several times faster.
-        step = B if X.is_cuda else max(1, CACHED // N**2)
-        out = X.new_empty(B, N, N)
-        for start in range(0, B, step):
-            part = slice(start, start + step)
-            chosen = {name: value[part] for name, value in latents.items()}
-            out[part] = _covariance(X[part], chosen)
-        return out
+        out = X.new_empty(X.shape[0], X.shape[1], X.shape[1])
+        pairs = _Pairs(X.shape[1], X.device)
+        for part in _parts(X):
+            out[part] = _lower_covariance(X[part], _of(latents, part), pairs)
+        return out.tril() + out.tril(-1).mT
 
     def _draw_kernels(self, draws: Draws, batch: int, features: int) -> dict[str, Tensor]:
         C = self.max_components
@@ -159,60 +155,107 @@ class RandomKernelTaskPrior(LatentTaskPrior):
         return torch.float64  # the covariance of a smooth function is singular in float32
 
 
-def _covariance(X: Tensor, latents: dict[str, Tensor]) -> Tensor:
-    shares, product = latents["share"], latents["product"]
-    task, component = (shares > 0).nonzero().unbind(1)
-    flat = {
-        name: value[task, component]
-        for name, value in latents.items()
-        if name not in ("share", "product", "scale")
-    }
-    parts = _components(X[task], flat)
-    parts *= torch.where(product[task], 1.0, shares[task, component])[:, None, None]
-    out = parts[component == 0]
-    for index in range(1, shares.shape[1]):
-        for multiply in (False, True):
-            chosen = ((component == index) & (product[task] == multiply)).nonzero()[:, 0]
-            if len(chosen):
-                old, new = out[task[chosen]], parts[chosen]
-                out[task[chosen]] = old * new if multiply else old + new
+def _parts(X: Tensor) -> list[slice]:
+    """Tasks to be computed together: on a CPU few, whose matrices stay in the cache."""
+    B, N, _ = X.shape
+    step = B if X.is_cuda else max(1, CACHED // N**2)
+    return [slice(start, start + step) for start in range(0, B, step)]
+
+
+def _of(latents: dict[str, Tensor], tasks: slice | Tensor) -> dict[str, Tensor]:
+    return {name: value[tasks] for name, value in latents.items()}
+
+
+def _root(lower: Tensor) -> Tensor:
+    """Cholesky root of the covariance with a jitter, which is added in place."""
+    diagonal = lower.diagonal(dim1=-2, dim2=-1)
+    diagonal += JITTER * diagonal.mean(-1, keepdim=True)
+    root, info = torch.linalg.cholesky_ex(lower)
+    if bool(info.any()):
+        root = psd_safe_cholesky(lower.tril() + lower.tril(-1).mT)
+    return root
+
+
+class _Pairs:
+    """Pairs of rows, every one once: covariances are computed as vectors of the lower triangle."""
+
+    def __init__(self, points: int, device: torch.device) -> None:
+        self.points = points
+        self.rows, self.columns = torch.tril_indices(points, points, device=device)
+        self.index = self.rows * points + self.columns
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """Elements of `[A, N, N]`, `[A, P]`."""
+        return matrix.flatten(1).index_select(1, self.index)
+
+    def matrix(self, values: Tensor) -> Tensor:
+        """Inverse of `of`, with 0 above the diagonal."""
+        flat = values.new_zeros(len(values), self.points**2)
+        return flat.index_copy_(1, self.index, values).unflatten(1, (self.points, self.points))
+
+    def distances(self, points: Tensor) -> Tensor:
+        """Squared distances of the rows of `[A, N, k]`, `[A, P]`."""
+        squares = points.square().sum(-1)
+        full = torch.baddbmm(squares[:, None, :], points, points.mT, alpha=-2.0)
+        full += squares[:, :, None]
+        full.diagonal(dim1=-2, dim2=-1).zero_()
+        return self.of(full).clamp_(min=0)
+
+
+def _lower_covariance(X: Tensor, latents: dict[str, Tensor], pairs: _Pairs) -> Tensor:
+    """Lower triangle of the covariance of f, `[B, N, N]`, all tasks at once."""
+    B = len(X)
+    out = X.new_empty(B, len(pairs.index))
+    for index in range(latents["share"].shape[1]):
+        own = {name: v[:, index] if v.dim() > 1 else v for name, v in latents.items()}
+        kind = torch.where(own["share"] > 0, own["form"], -1)
+        for number, form in enumerate(FORMS):
+            which = (kind == number).nonzero()[:, 0]
+            if not len(which):
+                continue
+            chosen = _of(own, which)
+            new = _component(form, X if len(which) == B else X[which], chosen, pairs)
+            new *= torch.where(chosen["product"], 1.0, chosen["share"])[:, None]
+            if index > 0:
+                old = out if len(which) == B else out[which]
+                for multiply in (False, True):
+                    alike = (chosen["product"] == multiply).nonzero()[:, 0]
+                    if len(alike) == len(which):
+                        new = new.mul_(old) if multiply else new.add_(old)
+                    elif len(alike):
+                        a, b = new[alike], old[alike]
+                        new[alike] = a.mul_(b) if multiply else a.add_(b)
+            if len(which) == B:
+                out = new
+            else:
+                out[which] = new
     if "scale" in latents:
-        out *= latents["scale"][:, None, None]
-    return out
+        out *= latents["scale"][:, None]
+    return pairs.matrix(out)
 
 
-def _components(X: Tensor, latents: dict[str, Tensor]) -> Tensor:
-    """Unit-variance covariances of A components at `X` `[A, N, d]`, `[A, N, N]`."""
-    out = X.new_empty(0, 0, 0)
-    for index, form in enumerate(FORMS):
-        which = (latents["form"] == index).nonzero()[:, 0]
-        if len(which):
-            chosen = {name: value[which] for name, value in latents.items()}
-            part = _component(form, X[which], chosen)
-            if len(which) == len(X):
-                return part
-            if not len(out):
-                out = X.new_empty(X.shape[0], X.shape[1], X.shape[1])
-            out[which] = part
-    return out
-
-
-def _component(form: str, X: Tensor, latents: dict[str, Tensor]) -> Tensor:
+def _component(form: str, X: Tensor, latents: dict[str, Tensor], pairs: _Pairs) -> Tensor:
+    """Unit-variance covariances of A components at `X` `[A, N, d]`, `[A, P]`."""
     weights = latents["relevance"]
     if form == "radial":
-        return _radial(_square_distances(_embedded(X, latents).flatten(-2)), latents)
+        return _radial(pairs.distances(_embedded(X, latents).flatten(-2)), latents)
     if form == "additive":
         points = _embedded(X, latents)
-        total = X.new_zeros(X.shape[0], X.shape[1], X.shape[1])
+        total = X.new_zeros(len(X), len(pairs.index))
         for j in range(X.shape[-1]):
             used = (weights[:, j] > 0).nonzero()[:, 0]
             if len(used):
                 own = {name: latents[name][used] for name in ("smoothness", "exponent")}
-                part = _radial(_square_distances(points[used, :, j]), own)
-                total[used] += part.mul_(weights[used, j, None, None])
+                part = _radial(pairs.distances(points[used, :, j]), own)
+                part.mul_(weights[used, j, None])
+                total = total.add_(part) if len(used) == len(X) else total.index_add_(0, used, part)
         return total
-    products = (X * weights[:, None]) @ X.mT
-    return products if form == "linear" else network_covariance(products, latents)
+    full = (X * weights[:, None]) @ X.mT
+    products = pairs.of(full)
+    if form == "linear":
+        return products
+    squares = full.diagonal(dim1=-2, dim2=-1)
+    return network_covariance(products, (pairs.rows, pairs.columns), squares, latents)
 
 
 def _embedded(X: Tensor, latents: dict[str, Tensor]) -> Tensor:
@@ -227,15 +270,6 @@ def _embedded(X: Tensor, latents: dict[str, Tensor]) -> Tensor:
     first = torch.where(periodic, radius * torch.sin(angle), X)
     second = torch.where(periodic, radius * torch.cos(angle), 0.0)
     return torch.stack([first, second], -1) * latents["inverse_lengthscale"][:, None, :, None]
-
-
-def _square_distances(points: Tensor) -> Tensor:
-    """Between all pairs of rows of `[A, N, k]`, `[A, N, N]`, 0 on the diagonal."""
-    squares = points.square().sum(-1)
-    out = torch.baddbmm(squares[:, None, :], points, points.mT, alpha=-2.0)
-    out += squares[:, :, None]
-    out.clamp_(min=0).diagonal(dim1=-2, dim2=-1).zero_()
-    return out
 
 
 def _radial(r2: Tensor, latents: dict[str, Tensor]) -> Tensor:
@@ -268,6 +302,6 @@ def _radial_of(name: str, r2: Tensor, exponent: Tensor) -> Tensor:
         case "rbf":
             return r2.mul_(-0.5).exp_()
         case "rq":
-            a = exponent[:, None, None]
+            a = exponent[:, None]
             return r2.div_(2 * a).log1p_().mul_(-a).exp_()
     raise ValueError(f"unknown smoothness {name!r}, known are {SMOOTHNESS}.")

@@ -48,33 +48,37 @@ def draw_networks(draws: Draws, *shape: int) -> dict[str, Tensor]:
 
 
 def network_covariance(
-    products: Tensor, latents: dict[str, Tensor], activations: tuple[Activation, ...] = ACTIVATIONS
+    products: Tensor, pairs: tuple[Tensor, Tensor], squares: Tensor, latents: dict[str, Tensor]
 ) -> Tensor:
-    """Covariance of the outputs of infinitely wide networks.
+    """Covariance of the outputs of infinitely wide networks, at pairs of rows.
 
     Args:
-        products: sum_j r_j x_j x'_j for all pairs of rows, `[A, N, N]`.
+        products: sum_j r_j x_j x'_j for P pairs of rows, `[A, P]`.
+        pairs: The numbers of the rows of each pair, both `[P]`.
+        squares: sum_j r_j x_j^2 of every row, `[A, N]`.
         latents: As from `draw_networks`, each `[A]`.
-        activations: What the latent "activation" counts.
 
     Returns:
-        `[A, N, N]`.
+        `[A, P]`.
     """
-    w, b = latents["weight_var"][:, None, None], latents["bias_var"][:, None, None]
+    w, b = latents["weight_var"][:, None], latents["bias_var"][:, None]
     out = w * products + b
-    for index, phi in enumerate(activations):
+    for index, phi in enumerate(ACTIVATIONS):
+        which = (latents["activation"] == index).nonzero()[:, 0]
+        if not len(which):
+            continue
+        K, q, depth = out[which], (w * squares + b)[which], latents["depth"][which]
         for layer in range(1, MAX_DEPTH + 1):
-            alive = (latents["activation"] == index) & (latents["depth"] >= layer)
-            if not bool(alive.any()):
-                break
-            which = alive.nonzero()[:, 0]
-            w1, b1, last = w[which], b[which], latents["depth"][which] == layer
-            K = out if len(which) == len(out) else out[which]
-            q = K.diagonal(dim1=-2, dim2=-1)
+            w1, b1 = w[which], b[which]
             scale = phi.second_moment(w1 + b1)
-            new = phi.dual(phi, q[:, :, None], q[:, None, :], K) / scale
-            new.diagonal(dim1=-2, dim2=-1).copy_(phi.second_moment(q) / scale[:, 0])
-            out[which] = torch.where(last[:, None, None], new, w1 * new + b1)
+            K = phi.dual(phi, q[:, pairs[0]], q[:, pairs[1]], K) / scale
+            last = depth == layer
+            out[which[last]] = K[last]
+            which, depth = which[~last], depth[~last]
+            if not len(which):
+                break
+            K = w1[~last] * K[~last] + b1[~last]
+            q = (w1 * phi.second_moment(q) / scale + b1)[~last]
     return out
 
 

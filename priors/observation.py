@@ -76,9 +76,9 @@ def _input(kind: str, draws: Draws, batch: int, points: int, features: int) -> T
             # t_3 has variance 3; the floor keeps inputs below 1e3
             return draws.normal(*shape) / (2 * draws.gamma(1.5, *shape)).sqrt().clamp_min(1e-2)
         case "grid":
-            count = 2 + draws.integers(9, batch, 1, features)
+            count = (2 + draws.integers(9, batch, 1, features)).to(draws.dtype)
             level = (draws.uniform(*shape) * count).floor().minimum(count - 1)
-            return (level - (count - 1) / 2) * (12 / (count**2 - 1)).to(level).sqrt()
+            return (level - (count - 1) / 2) * (12 / (count**2 - 1)).sqrt()
         case "line":
             position = torch.where(
                 draws.bernoulli(0.5, batch, 1, 1),

@@ -292,7 +292,10 @@ def test_infinite_networks_are_limits_of_finite_ones(index):
     }
     draws, width, m = double(), 100, 1500
     X = draws.normal(4, 3)
-    K = network_covariance((X @ X.T)[None] / 3, latents)[0]
+    products = X @ X.T / 3
+    pairs = torch.cartesian_prod(torch.arange(4), torch.arange(4)).unbind(1)
+    K = network_covariance(products.reshape(1, 16), pairs, products.diagonal()[None], latents)
+    K = K.reshape(4, 4)
     phi = ACTIVATIONS[index]
     scale = phi.second_moment(torch.tensor(2.3, dtype=torch.float64)).sqrt()
     z = (2 / 3) ** 0.5 * X @ draws.normal(m, 3, width) + 0.3**0.5 * draws.normal(m, 1, width)
@@ -307,10 +310,9 @@ def test_infinite_networks_are_limits_of_finite_ones(index):
 def test_network_kernel_of_every_depth_stays_standardised():
     latents = draw_networks(double(), 300)
     assert latents["depth"].unique().tolist() == [1, 2, 3, 4, 5]
-    K = network_covariance(torch.eye(2, dtype=torch.float64).expand(300, 2, 2), latents)
-    torch.testing.assert_close(
-        K.diagonal(dim1=-2, dim2=-1), torch.ones(300, 2, dtype=torch.float64)
-    )
+    one = torch.ones(300, 1, dtype=torch.float64)
+    row = torch.zeros(1, dtype=torch.long)
+    torch.testing.assert_close(network_covariance(one, (row, row), one, latents), one)
     assert isinstance(ACTIVATIONS[0], ABReLU)
     assert any(isinstance(phi, Erf) for phi in ACTIVATIONS)
 
