@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
 from priors.draws import Draws
@@ -167,13 +166,15 @@ def _of(latents: dict[str, Tensor], tasks: slice | Tensor) -> dict[str, Tensor]:
 
 
 def _root(lower: Tensor) -> Tensor:
-    """Cholesky root of the covariance with a jitter, which is added in place."""
+    """Cholesky root of the covariance with as much jitter as it needs, added in place."""
     diagonal = lower.diagonal(dim1=-2, dim2=-1)
-    diagonal += JITTER * diagonal.mean(-1, keepdim=True)
-    root, info = torch.linalg.cholesky_ex(lower)
-    if bool(info.any()):
-        root = psd_safe_cholesky(lower.tril() + lower.tril(-1).mT)
-    return root
+    size = diagonal.mean(-1, keepdim=True)
+    for power in range(6):
+        diagonal += JITTER * 10**power * size
+        root, info = torch.linalg.cholesky_ex(lower)
+        if not bool(info.any()):
+            return root
+    raise RuntimeError("A random covariance is not positive definite; this is a bug.")
 
 
 class _Pairs:

@@ -21,6 +21,7 @@ from priors import (
 )
 from priors.activations import ABReLU, Erf
 from priors.draws import Draws
+from priors.kernel_tasks import _root
 from priors.latent_tasks import relevance
 from priors.network_tasks import ACTIVATIONS, draw_networks, network_covariance
 from priors.observation import INPUT_KINDS
@@ -241,6 +242,15 @@ def test_kernels_are_gpytorchs():
         if kind == 4:
             kernel.alpha = latents["exponent"][i, :1]
         torch.testing.assert_close(kernel(X[i]).to_dense().detach(), K[i], rtol=1e-5, atol=1e-6)
+
+
+def test_roots_of_covariances_that_rounding_made_indefinite():
+    covariance = torch.ones(2, 5, 5, dtype=torch.float64)
+    covariance[1] -= 1e-5 * torch.eye(5, dtype=torch.float64)
+    root = _root(covariance.clone())
+    torch.testing.assert_close(root @ root.mT, covariance, atol=1e-3, rtol=0)
+    with pytest.raises(RuntimeError, match="not positive definite"):
+        _root(torch.tensor([[[1.0, 2.0], [2.0, 1.0]]]))
 
 
 def test_periodic_features_repeat():
