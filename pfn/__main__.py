@@ -1,32 +1,48 @@
-"""Command line: `python -m pfn certify | predict | show`.
+"""Command line: `python -m pfn train | certify | predict | show`.
 
-certify NAME_OR_FILE [--out FILE]   measure a network on the regression prior and store the result
-predict DATA.csv --target COLUMN    rows with an empty target are predicted from the others
-show NAME_OR_FILE                   how a network was trained, and its certificate
+train NAME|MODULE:PRIOR      a shipped network's recipe, or a task prior of your own, from scratch
+certify NAME|FILE            measure a network on its recipe's prior, or on MODULE:PRIOR
+predict DATA.csv --target Y  rows with an empty target are predicted from the others
+show NAME|FILE               how a network was trained, and its certificate
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from pfn.checkpoints.regression import certificate
+from pfn.certificate import certify
+from pfn.checkpoints.recipes import RECIPES, Recipe
 from pfn.network import load
+from pfn.training import TrainingConfig, train
+from priors.tasks import TaskPrior
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m pfn", description="Prior-data fitted networks")
     commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("train", help="train a network")
+    command.add_argument("prior", help=f"one of {', '.join(RECIPES)}; or module:prior")
+    command.add_argument("--hours", type=float, default=2.0, help="time for training")
+    command.add_argument("--out", type=Path, help="the network; default runs/NAME.safetensors")
+    command.add_argument("--resume", action="store_true", help="continue an interrupted training")
+    command.add_argument("--initial", help="start from a trained network, by name or file")
+    command.add_argument("--config", type=Path, help="JSON file that changes TrainingConfig")
+    command.add_argument("--device", help="such as cuda; the GPU when there is one")
+    command.add_argument("--seed", type=int)
     command = commands.add_parser("certify", help="measure the gap to the posterior")
     command.add_argument("network", help="shipped name or file")
+    command.add_argument("--prior", help="recipe or module:prior; default the network's own recipe")
     command.add_argument("--out", type=Path, help="write the network with its certificate here")
-    command.add_argument("--tasks", type=int, default=960)
+    command.add_argument("--tasks", type=int, help="number of tasks")
     command = commands.add_parser("predict", help="predict the rows whose target is empty")
     command.add_argument("data", type=Path, help="CSV file with a header; numbers only")
     command.add_argument("--target", required=True, help="name of the target column")
@@ -36,28 +52,82 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         match options.command:
+            case "train":
+                _train(options)
             case "certify":
-                _certify(options.network, options.tasks, options.out)
+                _certify(options)
             case "predict":
                 _predict(options.data, options.target, options.network)
             case "show":
-                pfn = load(options.network)
-                known = {k: v for k, v in pfn.metadata.items() if k != "certificate"}
-                print(json.dumps(known, indent=2))
-                print(pfn.certificate or "no certificate")
-    except (OSError, ValueError) as error:
+                print(load(options.network))
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _certify(network: str, num_tasks: int, out: Path | None) -> None:
-    pfn = load(network)
-    result = certificate(pfn, num_tasks=num_tasks)
-    print(result)
-    if out is not None:
-        pfn.metadata["certificate"] = result.to_json()
-        pfn.save(out)
+def _recipe(name: str) -> Recipe:
+    if name in RECIPES:
+        return RECIPES[name]()
+    module, _, attribute = name.partition(":")
+    try:
+        prior = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{name!r} is neither one of {', '.join(RECIPES)} nor the module:prior of a task "
+            f"prior: {error}."
+        ) from error
+    if not isinstance(prior, TaskPrior):
+        raise ValueError(f"{name} is a {type(prior).__name__}, not a task prior.")
+    return Recipe(prior, TrainingConfig())
+
+
+def _train(options: argparse.Namespace) -> None:
+    recipe = _recipe(options.prior)
+    config = replace(recipe.config, time_limit=options.hours * 3600)
+    if options.seed is not None:
+        config = replace(config, seed=options.seed)
+    if options.config is not None:
+        changes = json.loads(options.config.read_text())
+        config = TrainingConfig.from_json({**config.to_json(), **changes})
+    out = options.out or Path("runs") / f"{options.prior.replace(':', '_')}.safetensors"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pfn = train(
+        recipe.prior,
+        config=config,
+        device=options.device,
+        checkpoint=out.with_suffix(".training"),
+        resume=options.resume,
+        log=out.with_suffix(".jsonl"),
+        initial=None if options.initial is None else load(options.initial),
+    )
+    command = f"python -m pfn train {options.prior} --hours {options.hours:g}"
+    if options.initial is not None:
+        command += f" --initial {options.initial}"
+    pfn.metadata["command"] = command
+    pfn.save(out)  # before the certificate, so that an interrupted one loses nothing
+    measured = recipe.certificate(pfn)
+    pfn.metadata["certificate"] = measured.to_json()
+    pfn.save(out)
+    print(pfn)
+
+
+def _certify(options: argparse.Namespace) -> None:
+    pfn = load(options.network)
+    name = options.prior or options.network
+    if name not in RECIPES and options.prior is None:
+        command = pfn.metadata.get("command", "").split()
+        name = next((word for word in command if word in RECIPES), name)
+    recipe = _recipe(name)
+    changes = {} if options.tasks is None else {"num_tasks": options.tasks}
+    if options.prior is not None and options.prior not in RECIPES:
+        measured = certify(pfn, recipe.prior, **changes)
+    else:
+        measured = recipe.certificate(pfn, **changes)
+    print(measured)
+    if options.out is not None:
+        pfn.metadata["certificate"] = measured.to_json()
+        pfn.save(options.out)
 
 
 def _predict(path: Path, target: str, network: str) -> None:
@@ -66,8 +136,9 @@ def _predict(path: Path, target: str, network: str) -> None:
     if not rows or target not in rows[0]:
         raise ValueError(f"{path} has no rows, or no column {target!r} in its header.")
     names = [name for name in rows[0] if name != target]
+    pfn = load(network)
     try:
-        X = torch.tensor([[float(row[name]) for name in names] for row in rows])
+        X = torch.tensor([[_number(row[name]) for name in names] for row in rows])
         given = [row[target].strip() != "" for row in rows]
         y = torch.tensor(
             [float(row[target]) for row, known in zip(rows, given, strict=True) if known]
@@ -77,12 +148,21 @@ def _predict(path: Path, target: str, network: str) -> None:
     known = torch.tensor(given)
     if known.all() or not known.any():
         raise ValueError(f"some rows of {path} need a value in {target!r}, and some none.")
-    posterior = load(network).condition(X[known], y).posterior(X[~known], observation_noise=True)
-    low, high = posterior.quantile(torch.tensor([0.05, 0.95]))
-    print("row,mean,std,5%,95%")
-    columns = (posterior.mean, posterior.variance.sqrt(), low, high)
+    posterior = pfn.condition(X[known], y).posterior(X[~known], observation_noise=True)
+    if pfn.architecture.classes:
+        print("row,class," + ",".join(f"p{k}" for k in range(pfn.architecture.classes)))
+        columns = [posterior.mean.argmax(-1), *posterior.mean.unbind(-1)]
+    else:
+        low, high = posterior.quantile(torch.tensor([0.05, 0.95]))
+        print("row,mean,std,5%,95%")
+        columns = [v[:, 0] for v in (posterior.mean, posterior.variance.sqrt(), low, high)]
     for i, row in enumerate(torch.nonzero(~known)[:, 0].tolist()):
-        print(",".join([str(row + 1), *(f"{float(column[i, 0]):.6g}" for column in columns)]))
+        print(",".join([str(row + 1), *(f"{float(column[i]):.6g}" for column in columns)]))
+
+
+def _number(text: str) -> float:
+    """An empty cell is a missing value."""
+    return float(text) if text.strip() else float("nan")
 
 
 if __name__ == "__main__":

@@ -597,9 +597,12 @@ def _sample(
 ) -> Task:
     """Tasks, with fresh codes for their columns where the network has cells."""
     task = task_prior.sample(config.batch, generator=generator, device=device, dtype=torch.float32)
+    # Always one draw, so that networks of both kinds are trained and compared on the same tasks.
+    seed = int(torch.randint(2**62, (), generator=generator, device=device))
     if config.architecture.cell_layers:
         shape = (len(task.X), task.X.shape[-1], 16)
-        task.latents["column_codes"] = torch.randn(shape, generator=generator, device=device)
+        own = torch.Generator(device).manual_seed(seed)
+        task.latents["column_codes"] = torch.randn(shape, generator=own, device=device)
     return task
 
 

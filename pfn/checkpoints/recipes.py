@@ -1,0 +1,198 @@
+"""What the shipped networks were trained on, and how.
+
+    python -m pfn train NAME --hours 2 [--out FILE] [--resume] [--initial NAME]
+
+A recipe has the prior, the configuration and the settings of the certificate. All priors are mixed
+and random in size: the number of features, of context rows, the noise and the kind of function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pfn.architecture import ArchitectureConfig
+from pfn.certificate import Certificate, Reference, certify
+from pfn.network import PFN
+from pfn.training import TrainingConfig
+from priors import (
+    CausalTaskPrior,
+    ClassificationTaskPrior,
+    LearningCurveTaskPrior,
+    LinearTaskPrior,
+    MixtureTaskPrior,
+    NetworkTaskPrior,
+    OptimizationTaskPrior,
+    RandomKernelTaskPrior,
+    RandomNoise,
+    Tabular,
+    TaskSize,
+    TreeTaskPrior,
+)
+from priors.tasks import TaskPrior
+
+__all__ = ["RECIPES", "Recipe"]
+
+_STEPS = 10**7  # the time limit ends the training
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is made.
+
+    Attributes:
+        prior: Its tasks.
+        config: Its training, but for the time.
+        certified: Other arguments of `certify`.
+        certified_prior: What the certificate's tasks are drawn from, if not from `prior`.
+        reference: The reference of the certificate, if there is one.
+        reference_is: What the reference is.
+    """
+
+    prior: TaskPrior
+    config: TrainingConfig
+    certified: dict[str, Any] = field(default_factory=dict)
+    certified_prior: TaskPrior | None = None
+    reference: Reference | None = None
+    reference_is: str = "exact"
+
+    def certificate(self, pfn: PFN, *, progress: bool = True, **changes: Any) -> Certificate:
+        """Measure a network against this recipe's prior; `changes` are arguments of `certify`."""
+        prior = self.prior if self.certified_prior is None else self.certified_prior
+        options = {"seed": 1, **self.certified, **changes}
+        return certify(
+            pfn,
+            prior,
+            reference=self.reference,
+            reference_is=self.reference_is,
+            progress=progress,
+            **options,
+        )
+
+
+def _regression() -> Recipe:
+    size, plain = TaskSize(), RandomNoise()
+    noise = RandomNoise(heteroscedastic=0.2, outliers=0.1)
+    priors: list[tuple[float, TaskPrior]] = [
+        (0.3, RandomKernelTaskPrior(size=size, noise=plain)),
+        (0.1, Tabular(RandomKernelTaskPrior(size=size, noise=noise))),
+        (0.1, Tabular(NetworkTaskPrior(size=size, noise=noise))),
+        (0.2, Tabular(CausalTaskPrior(size=size))),
+        (0.2, Tabular(TreeTaskPrior(size=size, noise=noise))),
+        (0.1, Tabular(LinearTaskPrior(size=size, noise=noise))),
+    ]
+    longest = TaskSize(num_context=512, num_queries=16)
+    certified = RandomKernelTaskPrior(size=longest, noise=plain)
+    return Recipe(
+        prior=_mixture(priors),
+        config=TrainingConfig(
+            architecture=_cells(bars=320),
+            inputs="standardised",
+            targets="standardised",
+            steps=_STEPS,
+            batch=8,
+            evaluate_every=2_000,
+        ),
+        certified={"context_sizes": (0, 5, 20, 80, 256, 512), "num_tasks": 480},
+        certified_prior=certified,
+        reference=certified.oracle,
+        reference_is="upper bound",
+    )
+
+
+def _classification() -> Recipe:
+    size, noise = TaskSize(), RandomNoise()
+
+    def priors(size: TaskSize) -> TaskPrior:
+        return _mixture(
+            [
+                (0.25, Tabular(ClassificationTaskPrior(RandomKernelTaskPrior(size, noise=noise)))),
+                (0.25, Tabular(ClassificationTaskPrior(NetworkTaskPrior(size, noise=noise)))),
+                (0.2, Tabular(ClassificationTaskPrior(CausalTaskPrior(size)))),
+                (0.2, Tabular(ClassificationTaskPrior(TreeTaskPrior(size, noise=noise)))),
+                (0.1, Tabular(ClassificationTaskPrior(LinearTaskPrior(size, noise=noise)))),
+            ]
+        )
+
+    return Recipe(
+        prior=priors(size),
+        config=TrainingConfig(
+            architecture=_cells(classes=10),
+            inputs="standardised",
+            targets="raw",
+            steps=_STEPS,
+            batch=8,
+            evaluate_every=2_000,
+        ),
+        certified={"context_sizes": (0, 5, 20, 80, 256, 512), "num_tasks": 480},
+        certified_prior=priors(TaskSize(num_context=512, num_queries=16)),
+    )
+
+
+def _learning_curve() -> Recipe:
+    prior = LearningCurveTaskPrior()
+    return Recipe(
+        prior=prior,
+        config=TrainingConfig(
+            architecture=_slots(max_features=5, bars=320),
+            inputs="raw",
+            targets="raw",
+            steps=_STEPS,
+            batch=16,
+            evaluate_every=2_000,
+        ),
+        certified={"context_sizes": (0, 5, 20, 80, 256), "num_tasks": 480},
+        certified_prior=LearningCurveTaskPrior(num_context=256),
+    )
+
+
+def _bo() -> Recipe:
+    certified = OptimizationTaskPrior(num_context=128, output_warping=0.0)
+    return Recipe(
+        prior=OptimizationTaskPrior(),
+        config=TrainingConfig(
+            architecture=_slots(max_features=10, bars=400),
+            inputs="raw",
+            targets="standardised",
+            steps=_STEPS,
+            batch=16,
+            evaluate_every=2_000,
+        ),
+        certified={"context_sizes": (0, 5, 10, 20, 50, 128), "num_tasks": 480},
+        certified_prior=certified,
+        reference=certified.oracle,
+        reference_is="upper bound",
+    )
+
+
+def _mixture(priors: list[tuple[float, TaskPrior]]) -> TaskPrior:
+    weights, parts = zip(*priors, strict=True)
+    return MixtureTaskPrior(parts, weights)
+
+
+def _cells(**changes: Any) -> ArchitectureConfig:
+    return ArchitectureConfig(
+        max_features=20,
+        embedding=96,
+        layers=6,
+        heads=4,
+        hidden=192,
+        cell_layers=2,
+        cell_embedding=16,
+        inducing=8,
+        summaries=4,
+        **changes,
+    )
+
+
+def _slots(**changes: Any) -> ArchitectureConfig:
+    return ArchitectureConfig(embedding=96, layers=6, heads=4, hidden=192, **changes)
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "regression": _regression,
+    "classification": _classification,
+    "learning-curve": _learning_curve,
+    "bo": _bo,
+}
