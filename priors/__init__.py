@@ -1,6 +1,13 @@
 """What we believe before data: infinite-width kernels, priors over functions, task priors."""
 
-from priors.acquisition import ExpectedImprovement, GaussianApproximation, LogExpectedImprovement
+from priors.acquisition import (
+    ExpectedImprovement,
+    GaussianApproximation,
+    LogExpectedImprovement,
+    LogProbabilityOfImprovement,
+    ProbabilityOfImprovement,
+    UpperConfidenceBound,
+)
 from priors.batch_norm import batch_kernel
 from priors.empirical import EmpiricalNTKKernel, empirical_ntk, linearize, monte_carlo_kernels
 from priors.features import RandomFeatureKernel, random_features
@@ -27,11 +34,13 @@ __all__ = [
     "InfiniteDepthClassifier",
     "InfiniteNetwork",
     "LogExpectedImprovement",
+    "LogProbabilityOfImprovement",
     "NNGPKernel",
     "NTKKernel",
     "NetworkPrior",
     "Nonlinearity",
     "PredictivePosterior",
+    "ProbabilityOfImprovement",
     "QuasiMonteCarlo",
     "RandomFeatureKernel",
     "ScaleMixturePrior",
@@ -39,6 +48,7 @@ __all__ = [
     "TaskPrior",
     "TransformedPosterior",
     "UnsupportedOperationError",
+    "UpperConfidenceBound",
     "batch_kernel",
     "classify_activation",
     "empirical_ntk",

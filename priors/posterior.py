@@ -107,6 +107,22 @@ class PredictivePosterior(Posterior, ABC):
             "botorch.acquisition.qLogExpectedImprovement, which samples it."
         )
 
+    def log_probability_of_improvement(
+        self, best_f: Tensor | float, maximize: bool = True
+    ) -> Tensor:
+        """Log of the marginal probability to improve on `best_f`, `[..., n, m]`.
+
+        P(y > best_f), or P(y < best_f) when minimising, under the true marginal, accurate however
+        small it is.
+
+        Raises:
+            NotImplementedError: no closed form; use a BoTorch Monte Carlo acquisition.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no closed-form probability of improvement; use "
+            "botorch.acquisition.qProbabilityOfImprovement, which samples it."
+        )
+
     def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
         """Draw samples with gradients, `[*sample_shape, ..., n, m]`; one, `[1, ...]`, without."""
         shape = torch.Size([1]) if sample_shape is None else torch.Size(sample_shape)
@@ -126,6 +142,11 @@ class PredictivePosterior(Posterior, ABC):
     def dtype(self) -> torch.dtype:
         """Dtype of the distribution."""
         return self.mean.dtype
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Batch shape of the posterior, without points and outputs."""
+        return self._extended_shape()[:-2]
 
     def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
         return torch.Size(sample_shape) + self.mean.shape
@@ -171,6 +192,14 @@ class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
     def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
         sign = 1.0 if maximize else -1.0
         return gaussian_log_expected_improvement(
+            sign * self.mean, self.variance, sign * torch.as_tensor(best_f).to(self.mean)
+        )
+
+    def log_probability_of_improvement(
+        self, best_f: Tensor | float, maximize: bool = True
+    ) -> Tensor:
+        sign = 1.0 if maximize else -1.0
+        return gaussian_log_probability_of_improvement(
             sign * self.mean, self.variance, sign * torch.as_tensor(best_f).to(self.mean)
         )
 
@@ -279,8 +308,31 @@ class TransformedPosterior(PredictivePosterior):
         best = self.transform.inv(torch.as_tensor(best_f).to(self.base.mean))
         return self.base.log_expected_improvement(best, maximize) + scale.log()
 
+    def log_probability_of_improvement(
+        self, best_f: Tensor | float, maximize: bool = True
+    ) -> Tensor:
+        best = self.transform.inv(torch.as_tensor(best_f).to(self.base.mean))
+        if bool((self._sign() > 0).all()):
+            return self.base.log_probability_of_improvement(best, maximize)
+        if bool((self._sign() < 0).all()):
+            return self.base.log_probability_of_improvement(best, not maximize)
+        raise NotImplementedError(
+            "Probability of improvement needs a transform of one sign for all outputs."
+        )
+
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         return self.transform(self.base.rsample_from_base_samples(sample_shape, base_samples))
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
+        return self.base._extended_shape(sample_shape)
 
     @property
     def base_sample_shape(self) -> torch.Size:
@@ -345,8 +397,19 @@ def gaussian_log_expected_improvement(mean: Tensor, variance: Tensor, best_f: Te
     """
     from botorch.acquisition.analytic import _log_ei_helper
 
-    std = variance.clamp_min(torch.finfo(variance.dtype).tiny ** 0.5).sqrt()
+    std = _positive_std(variance)
     return _log_ei_helper((mean - best_f) / std) + std.log()
+
+
+def gaussian_log_probability_of_improvement(
+    mean: Tensor, variance: Tensor, best_f: Tensor
+) -> Tensor:
+    """Log P(y > best_f) for y ~ N(mean, variance), stable far below `best_f`."""
+    return torch.special.log_ndtr((mean - best_f) / _positive_std(variance))
+
+
+def _positive_std(variance: Tensor) -> Tensor:
+    return variance.clamp_min(torch.finfo(variance.dtype).tiny ** 0.5).sqrt()
 
 
 def leading(value: Tensor, like: Tensor) -> Tensor:

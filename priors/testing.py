@@ -146,6 +146,46 @@ class PosteriorContract(ABC):
         assert torch.allclose(area, cdf[1:] - cdf[0], atol=5e-5)
         assert torch.allclose(area[-1], area.new_tensor(1.0), atol=4e-4)  # the tails beyond 3.7
 
+    @both_dtypes
+    @pytest.mark.parametrize("maximize", [True, False])
+    def test_probability_of_improvement_is_that_of_the_cdf(
+        self, maximize: bool, dtype: torch.dtype
+    ) -> None:
+        """Finite however small, and the cdf or its complement where those are not small."""
+        posterior = self.make_posterior(dtype)
+        for p in (0.05, 0.5, 0.9):
+            # Between two values of a step function, so that rounding decides nothing.
+            best = posterior.quantile(torch.tensor(p, dtype=dtype)) + 1e-3
+            found = posterior.log_probability_of_improvement(best, maximize)
+            below = posterior.cdf(best)
+            assert found.shape == best.shape
+            assert found.dtype == dtype
+            expected = 1 - below if maximize else below
+            assert torch.allclose(found.exp(), expected, atol=1e-5 if self.has_density else 5e-2)
+        span = (best - posterior.quantile(torch.tensor(0.05, dtype=dtype))).abs().amax()
+        for far in (best + 1e3 * span, best - 1e3 * span):
+            found = posterior.log_probability_of_improvement(far, maximize)
+            assert not found.isnan().any()
+            assert (found <= 1e-5).all()
+
+    @pytest.mark.parametrize("maximize", [True, False])
+    def test_improvement_falls_by_its_probability(self, maximize: bool) -> None:
+        """The derivative of the expected improvement in the threshold, in the tails as well."""
+        posterior = self.make_posterior(torch.float64)
+        if not self.has_density:
+            pytest.skip("expected improvement and probability are smoothed each by itself")
+        for p in (1e-9, 0.01, 0.4, 0.98, 1 - 1e-9):
+            best = posterior.quantile(torch.tensor(p, dtype=torch.float64)).detach()
+            best.requires_grad_()
+            try:
+                improvement = posterior.log_expected_improvement(best, maximize)
+            except NotImplementedError as error:
+                pytest.skip(str(error))
+            (slope,) = torch.autograd.grad(improvement.sum(), best)
+            expected = improvement + (-slope if maximize else slope).log()
+            found = posterior.log_probability_of_improvement(best, maximize)
+            assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
     def test_samples_follow_the_marginals(self) -> None:
         """The cdf of samples is uniform: mean and variance within 5 standard errors."""
         posterior = self.make_posterior(torch.float64)
