@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,12 @@ from torch.distributions.transforms import AffineTransform
 
 from pfn.distribution import BarDistribution
 from pfn.network import PFN, Encoding
-from priors.posterior import PredictivePosterior, TransformedPosterior, leading
+from priors.posterior import (
+    PredictivePosterior,
+    TransformedPosterior,
+    apply_posterior_transform,
+    leading,
+)
 from priors.transforms import make_input_transform, make_outcome_transform
 
 __all__ = ["BarPosterior", "CategoricalPosterior", "PFNModel"]
@@ -142,9 +148,7 @@ class PFNModel(Model):
         outcome = _of_outputs(self._outcome, list(chosen))
         if outcome is not None:
             posterior = TransformedPosterior(posterior, outcome)
-        if posterior_transform is not None:
-            return posterior_transform(posterior=posterior, X=X)
-        return posterior
+        return apply_posterior_transform(posterior_transform, posterior, X)
 
     def condition_on_observations(
         self, X: Tensor, Y: Tensor, noise: Tensor | None = None, **kwargs: Any
@@ -556,6 +560,16 @@ class _JointBarPosterior(BarPosterior):
             raise NotImplementedError(
                 "this network was trained without appended rows and has no joint over points; "
                 "train it with TrainingConfig.appended > 0."
+            )
+        model, points = self._joint.model, self.logits.shape[-3]
+        most = model.pfn.metadata["max_buffer"]
+        if model._appended + points - 1 > most:
+            warnings.warn(
+                f"This network was trained on up to {most} appended rows, and the joint of "
+                f"{points} points appends {model._appended + points - 1}; beyond that it is "
+                "extrapolation. Ask for fewer points at once, or silence this with "
+                "warnings.filterwarnings('ignore', 'This network').",
+                stacklevel=4,
             )
 
 

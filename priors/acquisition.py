@@ -25,7 +25,12 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
 
-from priors.posterior import GaussianPosterior, PredictivePosterior, as_predictive
+from priors.posterior import (
+    GaussianPosterior,
+    PredictivePosterior,
+    apply_posterior_transform,
+    as_predictive,
+)
 
 __all__ = [
     "ExpectedImprovement",
@@ -215,8 +220,11 @@ class GaussianApproximation(Model):
             gaussian = MultivariateNormal(mean[..., 0], covariance)
         else:
             gaussian = MultitaskMultivariateNormal(mean, covariance)
-        made = GaussianPosterior(gaussian)
-        return made if posterior_transform is None else posterior_transform(made, X)
+        return apply_posterior_transform(posterior_transform, GaussianPosterior(gaussian), X)
+
+    def forward(self, X: Tensor) -> MultivariateNormal:
+        """The Gaussian at `X`, as a GPyTorch model returns it in evaluation mode."""
+        return self.posterior(X).distribution
 
     def condition_on_observations(
         self, X: Tensor, Y: Tensor, **kwargs: Any

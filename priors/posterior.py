@@ -14,8 +14,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from botorch.acquisition.objective import (
+    ExpectationPosteriorTransform,
+    PosteriorTransform,
+    ScalarizedPosteriorTransform,
+)
 from botorch.posteriors import GPyTorchPosterior, Posterior
 from botorch.sampling.get_sampler import GetSampler
 from botorch.sampling.normal import SobolQMCNormalSampler
@@ -29,6 +35,7 @@ __all__ = [
     "PredictivePosterior",
     "Scores",
     "TransformedPosterior",
+    "apply_posterior_transform",
     "as_predictive",
     "leading",
     "score",
@@ -83,6 +90,15 @@ class PredictivePosterior(Posterior, ABC):
         Returns:
             `[*sample_shape, ..., n, m]`, joint over points where the engine has a joint.
         """
+
+    def __getattr__(self, name: str) -> Any:
+        # `hasattr` of these is how BoTorch asks for a Gaussian.
+        if name in ("distribution", "mvn"):
+            raise AttributeError(
+                f"{type(self).__name__} is not Gaussian and has no {name!r}. An acquisition "
+                "function that needs a Gaussian takes GaussianApproximation(model)."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         """Log density of all `n` points and `m` outputs together, `[...]`, in nats.
@@ -341,6 +357,41 @@ class TransformedPosterior(PredictivePosterior):
     @property
     def batch_range(self) -> tuple[int, int]:
         return self.base.batch_range
+
+
+def apply_posterior_transform(
+    transform: PosteriorTransform | None, posterior: Posterior, X: Tensor
+) -> Posterior:
+    """What a model's `posterior` returns under BoTorch's `posterior_transform`.
+
+    Args:
+        transform: The transform, or None.
+        posterior: Of the model, `[..., n, m]`.
+        X: The queries.
+
+    Returns:
+        A scalarisation of one output is exact, whatever its distribution.
+
+    Raises:
+        NotImplementedError: a combination of several outputs, or of points, of a posterior that
+            is not Gaussian.
+    """
+    if transform is None:
+        return posterior
+    needs_gaussian = isinstance(
+        transform, ScalarizedPosteriorTransform | ExpectationPosteriorTransform
+    )
+    if isinstance(posterior, GPyTorchPosterior) or not needs_gaussian:
+        return transform(posterior=posterior, X=X)
+    if isinstance(transform, ScalarizedPosteriorTransform) and len(transform.weights) == 1:
+        scale = transform.weights.to(posterior.mean)
+        assert isinstance(posterior, PredictivePosterior)
+        return TransformedPosterior(posterior, AffineTransform(transform.offset, scale))
+    raise NotImplementedError(
+        f"{type(transform).__name__} of a {type(posterior).__name__}: a weighted sum of values "
+        "that are not Gaussian has no closed distribution. Use a Monte Carlo acquisition function "
+        "with objective=LinearMCObjective(weights), or GaussianApproximation(model)."
+    )
 
 
 @dataclass(frozen=True)

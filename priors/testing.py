@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from botorch.acquisition import GenericMCObjective, qLogExpectedImprovement
+from botorch.sampling.get_sampler import get_sampler
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
@@ -243,6 +245,49 @@ class ModelContract(ABC):
             alone = model.posterior(rows)
             assert torch.allclose(together.mean[k], alone.mean, rtol=self.tolerance)
             assert torch.allclose(together.variance[k], alone.variance, rtol=self.tolerance)
+
+    def test_any_number_of_batch_dimensions(self) -> None:
+        """`[2, b, q, d]` is two batches, and `batch_shape` is that of the model alone."""
+        model, X = self.make_model(torch.float64), self.make_X(torch.float64)
+        assert isinstance(model.num_outputs, int)
+        assert model.batch_shape == torch.Size([])
+        wide = torch.stack([X, X.flip(0)])
+        posterior, alone = model.posterior(wide), model.posterior(X)
+        assert posterior.mean.shape == (*wide.shape[:-1], model.num_outputs)
+        assert posterior._extended_shape() == posterior.mean.shape
+        assert posterior.batch_shape == wide.shape[:-2]
+        assert torch.allclose(posterior.mean[0], alone.mean, rtol=self.tolerance)
+        assert torch.allclose(posterior.variance[0], alone.variance, rtol=self.tolerance)
+
+    @pytest.mark.parametrize("observation_noise", [False, True])
+    def test_sampler(self, observation_noise: bool) -> None:
+        """`get_sampler` knows one, whose samples are the same at every call, batch by batch."""
+        model, X = self.make_model(torch.float64), self.make_X(torch.float64)
+        posterior = model.posterior(X, observation_noise=observation_noise)
+        sampler = get_sampler(posterior, torch.Size([4]), seed=0)
+        samples = sampler(posterior)
+        assert samples.shape == (4, *posterior._extended_shape())
+        assert torch.equal(samples, sampler(posterior))
+        same = X[:1].expand(3, -1, -1)
+        repeated = sampler(model.posterior(same, observation_noise=observation_noise))
+        assert torch.allclose(repeated, repeated[:, :1].expand_as(repeated), rtol=self.tolerance)
+
+    def test_monte_carlo_acquisition(self) -> None:
+        """BoTorch's samples the model jointly, with gradients and with pending points."""
+        model, X = self.make_model(torch.float64), self.make_X(torch.float64)
+        X = X.requires_grad_()
+        acquisition = qLogExpectedImprovement(
+            model,
+            best_f=float(model.posterior(X).mean.detach().median()),
+            sampler=get_sampler(model.posterior(X), torch.Size([8]), seed=0),
+            objective=GenericMCObjective(lambda Y, X=None: Y[..., 0]),
+            X_pending=X[0, :1].detach() + 0.1,
+        )
+        value = acquisition(X)
+        assert value.shape == X.shape[:1]
+        (slope,) = torch.autograd.grad(value.sum(), X)
+        assert slope.isfinite().all()
+        assert (slope != 0).any()
 
     def test_noise_widens(self) -> None:
         """Observations vary more than the function."""
