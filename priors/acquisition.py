@@ -224,7 +224,8 @@ class GaussianApproximation(Model):
 
     def forward(self, X: Tensor) -> MultivariateNormal:
         """The Gaussian at `X`, as a GPyTorch model returns it in evaluation mode."""
-        return self.posterior(X).distribution
+        gaussian = self.posterior(X).distribution
+        return type(gaussian)(gaussian.mean, gaussian.covariance_matrix)
 
     def condition_on_observations(
         self, X: Tensor, Y: Tensor, **kwargs: Any
@@ -249,5 +250,9 @@ class GaussianApproximation(Model):
         centred = samples.flatten(-2) - samples.flatten(-2).mean(0)
         normed = centred / centred.square().sum(0, keepdim=True).sqrt()
         correlation = torch.einsum("s...i,s...j->...ij", normed, normed)
+        # Fewer samples than points, or the same point twice, leave it singular.
+        shrink = torch.finfo(variance.dtype).eps ** 0.5
+        identity = torch.eye(variance.shape[-1], dtype=variance.dtype, device=variance.device)
+        correlation = (1 - shrink) * correlation + shrink * identity
         std = variance.sqrt()
         return std.unsqueeze(-1) * correlation * std.unsqueeze(-2)
