@@ -5,7 +5,6 @@ finite values with gradients, batch by batch, or refuses for a reason that is wr
 the truth: a network trained for some seconds against the Gaussian process that it was trained on.
 """
 
-import copy
 import warnings
 from types import SimpleNamespace
 
@@ -44,7 +43,6 @@ from botorch.generation import MaxPosteriorSampling
 from botorch.models import ModelList, SingleTaskGP
 from botorch.models.deterministic import GenericDeterministicModel
 from botorch.optim import optimize_acqf
-from botorch.posteriors import Posterior
 from botorch.sampling import SobolQMCNormalSampler
 from botorch.sampling.get_sampler import get_sampler
 from botorch.utils.multi_objective.box_decompositions.non_dominated import (
@@ -197,9 +195,7 @@ MATRIX = {
     ),
     "qMultiStepLookahead": (
         1 + 2 + 4,
-        lambda w: qMultiStepLookahead(
-            w.one, [1, 1], samplers=[sampler(2), sampler(2)]
-        ),
+        lambda w: qMultiStepLookahead(w.one, [1, 1], samplers=[sampler(2), sampler(2)]),
     ),
     # Objectives and constraints over two outputs.
     "qLogEI, constrained": (
@@ -293,7 +289,9 @@ GAUSSIAN = {
     ),
     "qJES": (
         1,
-        lambda w: qJointEntropySearch(w.one, w.candidates[:3], w.one.posterior(w.candidates[:3]).mean + 1),
+        lambda w: qJointEntropySearch(
+            w.one, w.candidates[:3], torch.ones_like(w.candidates[:3, :1])
+        ),
     ),
 }
 
@@ -631,7 +629,7 @@ def rbf():
 
 @pytest.fixture(scope="module")
 def trained():
-    """Some fifteen seconds of training; a mean error of about 0.06 prior standard deviations."""
+    """Twenty seconds of training; a mean error of about 0.07 prior standard deviations."""
     prior = FunctionTaskPrior(
         GaussianProcessPrior(rbf()),
         inputs=torch.distributions.Uniform(torch.zeros(1), torch.ones(1)),
@@ -642,7 +640,7 @@ def trained():
         architecture=ArchitectureConfig(
             max_features=1, embedding=32, layers=3, heads=2, hidden=64, thinking_rows=2, bars=40
         ),
-        steps=600,
+        steps=800,
         batch=48,
         learning_rate=4e-3,
         matrix_learning_rate=2e-2,
@@ -683,30 +681,28 @@ def pairs(trained):
     return [(trained.condition(X, Y), exact(X, Y)) for X, Y in map(data, range(8))]
 
 
+def share_of_error(found, true):
+    """Mean absolute error as a share of the mean absolute truth."""
+    found, true = torch.stack(found).detach(), torch.stack(true).detach()
+    return ((found - true).abs().mean() / true.abs().mean()).item()
+
+
 class TestTruth:
     def test_moments(self, pairs):
         with torch.no_grad():
-            errors = torch.stack([m.posterior(GRID).mean - gp.posterior(GRID).mean for m, gp in pairs])
-            spread = torch.stack(
-                [
-                    m.posterior(GRID).variance.sqrt() - gp.posterior(GRID).variance.sqrt()
-                    for m, gp in pairs
-                ]
-            )
-        print("moments", errors.abs().mean(), errors.abs().max(), spread.abs().mean(), spread.abs().max())
-        assert errors.abs().mean() < 0.12  # the prior's own mean is wrong by about 0.7
-        assert spread.abs().mean() < 0.12
+            both = [(m.posterior(GRID), gp.posterior(GRID)) for m, gp in pairs]
+        means = torch.stack([ours.mean - theirs.mean for ours, theirs in both])
+        stds = torch.stack([a.variance.sqrt() - b.variance.sqrt() for a, b in both])
+        assert means.abs().mean() < 0.12  # that of the prior would be 0.6
+        assert stds.abs().mean() < 0.1  # and 0.7
 
     def test_expected_improvement(self, pairs):
-        errors, sizes = [], []
+        ours, theirs = [], []
         for model, gp in pairs:
-            best = float(model.train_Y.max())
-            ours = priors.ExpectedImprovement(model, best)(GRID[:, None])
-            theirs = priors.ExpectedImprovement(gp, best)(GRID[:, None])
-            errors.append((ours - theirs).detach())
-            sizes.append(theirs.detach())
-        print("EI", torch.stack(errors).abs().mean(), torch.stack(sizes).mean(), torch.stack(sizes).max())
-        assert torch.stack(errors).abs().mean() < 0.03
+            best = float(model.train_Y.max()) - 0.5
+            ours.append(priors.ExpectedImprovement(model, best)(GRID[:, None]))
+            theirs.append(priors.ExpectedImprovement(gp, best)(GRID[:, None]))
+        assert share_of_error(ours, theirs) < 0.3
 
     @pytest.mark.parametrize("q", [1, 2])
     def test_optimised_candidates_are_nearly_as_good(self, pairs, q):
@@ -714,7 +710,7 @@ class TestTruth:
         regret, sizes = [], []
         for model, gp in pairs[:4]:
             best = float(model.train_Y.max())
-            true = stock.qExpectedImprovement(gp, best, sampler(128))
+            true = stock.qLogExpectedImprovement(gp, best, sampler(128))
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 chosen, _ = optimize_acqf(
@@ -726,11 +722,10 @@ class TestTruth:
                     sequential=q > 1,
                     options={"maxiter": 20},
                 )
-                found, value = optimize_acqf(true, BOUNDS, q=q, num_restarts=3, raw_samples=64)
-            sizes.append(value)
-            regret.append(value - true(chosen))
-        print("regret", regret, sizes)
-        assert sum(regret) < 0.25 * sum(sizes)
+                _, value = optimize_acqf(true, BOUNDS, q=q, num_restarts=3, raw_samples=64)
+            sizes.append(value.exp())
+            regret.append(value.exp() - true(chosen).detach().exp())
+        assert sum(regret) < 0.2 * sum(sizes)
 
     def test_joint_optimisation_is_no_worse_than_sequential(self, pairs):
         model, _ = pairs[0]
@@ -749,7 +744,6 @@ class TestTruth:
                     options={"maxiter": 30},
                 )
             values.append(float(acquisition(chosen)))
-        print("joint", values)
         assert values[0] > values[1] - 0.05
 
     def test_correlation_of_neighbours(self, pairs):
@@ -758,49 +752,49 @@ class TestTruth:
         with torch.no_grad():
             for model, gp in pairs:
                 points = torch.stack([GRID[:-4:2], GRID[4::2]], 1)
-                samples = sampler(128)(model.posterior(points))[..., 0]
-                centred = samples - samples.mean(0)
-                normed = centred / centred.square().sum(0).sqrt()
-                covariance = gp.posterior(points).mvn.covariance_matrix
-                std = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-                keep = std.amin(-1) > 0.2  # elsewhere f is known, up to the network's error
-                found.append((normed[..., 0] * normed[..., 1]).sum(0)[keep])
-                true.append((covariance[:, 0, 1] / std.prod(-1))[keep])
+                approximate = GaussianApproximation(model, num_samples=128).posterior(points)
+                covariances = [approximate.mvn.covariance_matrix]
+                covariances.append(gp.posterior(points).mvn.covariance_matrix)
+                # Elsewhere f is known, up to the network's error.
+                keep = covariances[1].diagonal(dim1=-2, dim2=-1).amin(-1) > 0.2**2
+                for covariance, values in zip(covariances, (found, true), strict=True):
+                    std = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+                    values.append((covariance[:, 0, 1] / std.prod(-1))[keep])
         found, true = torch.cat(found), torch.cat(true)
-        print("corr", len(found), found.mean(), true.mean(), found.min(), (found - true).abs().mean())
         assert len(found) > 20
-        assert true.min() > 0
-        assert (found > 0).double().mean() > 0.9
-        assert (found - true).abs().mean() < 0.4
+        assert true.min() > 0.8
+        assert (found > 0).double().mean() > 0.95
+        # 0.2 as trained here; 0.13 after six times the steps.
+        assert (found - true).abs().mean() < 0.35
 
-    def test_fantasies(self, pairs):
-        """Conditioning on a surprising value moves the mean as the exact posterior's does."""
-        moved, true = [], []
-        with torch.no_grad():
-            for model, gp in pairs:
-                x = torch.tensor([[0.5]], dtype=torch.float64)
-                gp.posterior(x)
-                for shift in (-1.0, 1.0):
-                    y = gp.posterior(x).mean + shift
-                    after = model.condition_on_observations(x, y).posterior(GRID).mean
-                    moved.append(after - model.posterior(GRID).mean)
-                    exactly = gp.condition_on_observations(x, y, noise=torch.full_like(y, NOISE_VAR))
-                    true.append(exactly.posterior(GRID).mean - gp.posterior(GRID).mean)
-        moved, true = torch.stack(moved), torch.stack(true)
-        print("fantasies", (moved - true).abs().mean(), true.abs().mean())
-        assert (moved - true).abs().mean() < 0.5 * true.abs().mean()
-        assert (moved * true).sum() > 0.8 * (moved.square().sum() * true.square().sum()).sqrt()
-
-    def test_knowledge_gradient(self, pairs):
-        """Fantasies in an acquisition: its average over candidates as the exact one's."""
+    def test_conditioning_moves_the_mean_as_it_moves_the_exact_one(self, trained):
+        """By a value two standard deviations off, in a context of three rows."""
         ours, theirs = [], []
-        X = GRID[::4, None]
-        for model, gp in pairs[:4]:
-            for m, values in ((model, ours), (gp, theirs)):
-                acquisition = stock.qKnowledgeGradient(m, 8, sampler(8), current_value=m.posterior(GRID).mean.max().detach())
-                # The best of a grid after each fantasy.
-                inner = m.fantasize(X, sampler(8)).posterior(GRID).mean.amax((-2, -1)).mean(0)
-                values.append((inner - m.posterior(GRID).mean.max()).detach())
-        ours, theirs = torch.stack(ours), torch.stack(theirs)
-        print("kg", ours.mean(), theirs.mean(), (ours - theirs).abs().mean())
-        assert (ours - theirs).abs().mean() < 0.05
+        x = torch.tensor([[0.5]], dtype=torch.float64)
+        with torch.no_grad():
+            for X, Y in (data(seed, n=3) for seed in range(8)):
+                model, gp = trained.condition(X, Y), exact(X, Y)
+                before = gp.posterior(x, observation_noise=True)
+                for shift in (-2.0, 2.0):
+                    y = before.mean + shift * before.variance.sqrt()
+                    after = model.condition_on_observations(x, y).posterior(GRID).mean
+                    ours.append(after - model.posterior(GRID).mean)
+                    noise = torch.full_like(y, NOISE_VAR)
+                    after = gp.condition_on_observations(x, y, noise=noise).posterior(GRID).mean
+                    theirs.append(after - gp.posterior(GRID).mean)
+        assert share_of_error(ours, theirs) < 0.5
+        ours, theirs = torch.stack(ours).flatten(), torch.stack(theirs).flatten()
+        assert torch.cosine_similarity(ours, theirs, dim=0) > 0.85
+
+    def test_value_of_an_observation(self, pairs):
+        """By fantasies: the expected gain in the largest posterior mean, along the grid."""
+        ours, theirs = [], []
+        for models in pairs:
+            for model, values in zip(models, (ours, theirs), strict=True):
+                with torch.no_grad():
+                    before = model.posterior(GRID).mean.max()
+                    fantasies = model.fantasize(GRID[::4, None], sampler(16))
+                    # [16, 11, 1, d] on the grid
+                    after = fantasies.posterior(GRID).mean.amax((-2, -1)).mean(0)
+                values.append(after - before)
+        assert (torch.stack(ours) - torch.stack(theirs)).abs().mean() < 0.04
