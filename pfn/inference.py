@@ -506,8 +506,9 @@ class BarPosterior(PredictivePosterior):
         self, best_f: Tensor | float, maximize: bool = True
     ) -> Tensor:
         best = torch.as_tensor(best_f).to(self.logits)
-        if hasattr(self.bars, "log_probability_of_improvement"):
-            return self.bars.log_probability_of_improvement(*self._with(best), maximize)
+        own: Any = getattr(self.bars, "log_probability_of_improvement", None)
+        if own is not None:
+            return own(*self._with(best), maximize)
         # Loses the upper tail to rounding; only until the bars have a form of their own.
         below = self.bars.cdf(*self._with(best))
         return (1 - below if maximize else below).clamp_min(torch.finfo(below.dtype).tiny).log()

@@ -50,7 +50,7 @@ class _MarginalAcquisition(AcquisitionFunction, ABC):
         if model.num_outputs != 1:
             raise ValueError(
                 f"{type(self).__name__} needs one output, the model has {model.num_outputs}; "
-                "choose one by model.subset_output, or use a Monte Carlo acquisition with an objective."
+                "choose one by model.subset_output, or use a Monte Carlo one with an objective."
             )
 
     @t_batch_mode_transform(expected_q=1)

@@ -335,6 +335,25 @@ def test_acquisition_of_a_gaussian_approximation(name, kind):
     check_acquisition(make, make_world(torch.float64, APPROXIMATIONS[kind]), q)
 
 
+@pytest.mark.parametrize(
+    "name", ["UpperConfidenceBound", "qLogNEI", "qKG", "qLogEI, constrained", "qLogNEHVI of a list"]
+)
+def test_from_start_to_end_in_optimize_acqf(name):
+    """One-shot functions start from points of their own, which need the model once more."""
+    q, make = MATRIX[name]
+    q = 2 if name == "qKG" else q
+    bounds = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        acquisition = make(make_world(torch.float64))
+        candidates, value = optimize_acqf(
+            acquisition, bounds, q=q, num_restarts=2, raw_samples=8, options={"maxiter": 5}
+        )
+    assert candidates.shape == (q, 2)
+    assert value.isfinite()
+    assert ((candidates >= 0) & (candidates <= 1)).all()
+
+
 def weighted(w, weights=(1.0, 0.5)):
     return ScalarizedPosteriorTransform(torch.tensor(weights).to(w.X))
 
