@@ -171,7 +171,7 @@ class PFNModel(Model):
         given = [X.shape[:-2], Y.shape[:-2], *([] if noise is None else [noise.shape[:-2]])]
         batch = torch.broadcast_shapes(self.batch_shape, *given)
         X, Y = X.expand(*batch, *X.shape[-2:]), Y.expand(*batch, *Y.shape[-2:])
-        noise = None if noise is None else noise.expand(*batch, *Y.shape[-2:])
+        noise = None if noise is None else noise.expand(*batch, *noise.shape[-2:])
         self.pfn.check(X, Y, noise)
         for name, before, after in (("X", self.train_X, X), ("Y", self.train_Y, Y)):
             if after.dtype != before.dtype or after.device != before.device:

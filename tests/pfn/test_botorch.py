@@ -437,6 +437,11 @@ REFUSED = {
         TypeError,
         "holds variances",
     ),
+    "noise of other rows": (
+        lambda w: w.one.condition_on_observations(w.X, w.Y, noise=w.Y[:2].abs()),
+        ValueError,
+        "train_Yvar must hold variances of shape",
+    ),
     "an output that is not there": (
         lambda w: w.two.subset_output([2]),
         ValueError,
