@@ -33,7 +33,7 @@ from bayes.mixture import EmpiricalPosterior, GaussianMixturePosterior
 from bayes.outcome import ElementwiseOutcome
 from priors.files import read_safetensors, write_safetensors_atomically
 from priors.network import NetworkPrior
-from priors.posterior import PredictivePosterior, TransformedPosterior
+from priors.posterior import PredictivePosterior, TransformedPosterior, apply_posterior_transform
 from priors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 
 __all__ = ["BayesianNetwork"]
@@ -228,9 +228,7 @@ class BayesianNetwork(Model):
         if self.outcome_transform is not None:
             transform = self.outcome_transform.of_outputs(outputs)
             posterior = TransformedPosterior(posterior, transform)
-        if posterior_transform is not None:
-            return posterior_transform(posterior=posterior, X=X)
-        return posterior
+        return apply_posterior_transform(posterior_transform, posterior, X)
 
     def to_arviz(self, *, seed: int = 0) -> Any:
         """The draws as an `arviz.InferenceData`, for diagnostics and model comparison.

@@ -44,7 +44,7 @@ from bayes.checks import check_query, check_training_data, chosen_outputs
 from bayes.description import describe_module, describe_transform, differing_parts, same_values
 from bayes.outcome import ElementwiseOutcome
 from priors.files import read_safetensors, write_safetensors_atomically
-from priors.posterior import PredictivePosterior, TransformedPosterior
+from priors.posterior import PredictivePosterior, TransformedPosterior, apply_posterior_transform
 from priors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 
 __all__ = ["ExactProcess", "JointMarginalLogLikelihood", "exact_solves"]
@@ -233,9 +233,7 @@ class ExactProcess(SingleTaskGP, ABC):
             posterior = self._process_posterior(joint)
         if outcome is not None and not outcome.affine:
             posterior = TransformedPosterior(posterior, outcome.of_outputs(outputs))
-        if posterior_transform is not None:
-            return posterior_transform(posterior=posterior, X=X)
-        return posterior
+        return apply_posterior_transform(posterior_transform, posterior, X)
 
     def _conditional_gaussians(
         self, X: Tensor, observation_noise: bool | Tensor

@@ -8,10 +8,14 @@ Gaussian noise and so has a density. Neither is ever reduced to its mean and var
 from __future__ import annotations
 
 import torch
-from botorch.utils.safe_math import log_fatplus
+from botorch.utils.safe_math import log_fatmoid, log_fatplus
 from torch import Tensor
 
-from priors.posterior import PredictivePosterior, gaussian_log_expected_improvement
+from priors.posterior import (
+    PredictivePosterior,
+    gaussian_log_expected_improvement,
+    gaussian_log_probability_of_improvement,
+)
 
 __all__ = ["EmpiricalPosterior", "GaussianMixturePosterior"]
 
@@ -26,9 +30,10 @@ class EmpiricalPosterior(PredictivePosterior):
         draws: Function values, `[S, ..., n, m]`.
         log_weights: Log probabilities of the draws, `[S]`; equal without them. Normalised here.
 
-    Its expected improvement is that of the draws, with max(., 0) smoothed at a width of 1e-6 on
-    the scale of the draws (Ament et al. 2023, 2310.20708), so that its logarithm has gradients
-    where no draw improves.
+    Its expected improvement and probability of improvement are those of the draws, with max(., 0)
+    and the step smoothed at a width of 1e-6 on the scale of the draws (Ament et al. 2023,
+    2310.20708), so that their logarithms have gradients where no draw improves. The probability
+    has none to speak of elsewhere: prefer the expected improvement.
     """
 
     def __init__(self, draws: Tensor, log_weights: Tensor | None = None) -> None:
@@ -82,6 +87,13 @@ class EmpiricalPosterior(PredictivePosterior):
         gain = self.draws - torch.as_tensor(best_f).to(self.draws)
         log_gain = log_fatplus(gain if maximize else -gain, tau=_SMOOTHING)
         return _log_average(log_gain, self.log_weights)
+
+    def log_probability_of_improvement(
+        self, best_f: Tensor | float, maximize: bool = True
+    ) -> Tensor:
+        gain = self.draws - torch.as_tensor(best_f).to(self.draws)
+        log_step = log_fatmoid(gain if maximize else -gain, tau=_SMOOTHING)
+        return _log_average(log_step, self.log_weights)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         return _choose(self.draws, self.log_weights, base_samples[..., 0])
@@ -174,6 +186,14 @@ class GaussianMixturePosterior(PredictivePosterior):
         sign = 1.0 if maximize else -1.0
         best = sign * torch.as_tensor(best_f).to(self.means)
         each = gaussian_log_expected_improvement(sign * self.means, self.variances, best)
+        return _log_average(each, self.log_weights)
+
+    def log_probability_of_improvement(
+        self, best_f: Tensor | float, maximize: bool = True
+    ) -> Tensor:
+        sign = 1.0 if maximize else -1.0
+        best = sign * torch.as_tensor(best_f).to(self.means)
+        each = gaussian_log_probability_of_improvement(sign * self.means, self.variances, best)
         return _log_average(each, self.log_weights)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:

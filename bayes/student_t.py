@@ -18,7 +18,14 @@ from torch import Tensor
 
 from priors.posterior import GaussianPosterior, PredictivePosterior, leading
 
-__all__ = ["StudentTPosterior", "log_expected_excess", "t_cdf", "t_log_density", "t_quantile"]
+__all__ = [
+    "StudentTPosterior",
+    "log_expected_excess",
+    "t_cdf",
+    "t_log_cdf",
+    "t_log_density",
+    "t_quantile",
+]
 
 # Below this many standardised units the expected excess is taken from its continued fraction.
 _TAIL = -3.0
@@ -127,6 +134,12 @@ class StudentTPosterior(PredictivePosterior):
         excess = self._standardised(best_f)
         return log_expected_excess(-excess if maximize else excess, self.df) + self.scale.log()
 
+    def log_probability_of_improvement(
+        self, best_f: Tensor | float, maximize: bool = True
+    ) -> Tensor:
+        excess = self._standardised(torch.as_tensor(best_f).to(self.location))
+        return t_log_cdf(-excess if maximize else excess, self.df)
+
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         shape = torch.Size(sample_shape)
         if base_samples.shape[: len(shape)] != shape:
@@ -213,6 +226,28 @@ def t_cdf(t: Tensor, df: float) -> Tensor:
         df: Degrees of freedom.
     """
     return _Cdf.apply(t, df)
+
+
+def t_log_cdf(t: Tensor, df: float) -> Tensor:
+    """Log of the distribution function of the standard Student t, accurate however small it is.
+
+    Below t = -3 it is f(t) |t| 2F1((df + 1)/2, 1; df/2 + 1; z) / df, z = df / (df + t^2), from the
+    incomplete beta function (DLMF 26.5.4 and 8.17.8) with f the density.
+
+    Args:
+        t: Where, any shape.
+        df: Degrees of freedom.
+
+    Returns:
+        Nats, the shape of `t`; computed in float64.
+    """
+    wide = t.double()
+    direct = t_cdf(wide.clamp_min(_TAIL), df).log()
+    far = wide.clamp_max(_TAIL)
+    z = df / (df + far.square())
+    ratio = _hypergeometric(z, (df + 1) / 2, df / 2 + 1)
+    tail = t_log_density(far, df) + (-far / df).log() + ratio.log()
+    return torch.where(wide > _TAIL, direct, tail).to(t)
 
 
 def t_quantile(p: Tensor, df: float) -> Tensor:

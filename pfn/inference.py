@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.models.model import Model
 from botorch.posteriors import Posterior
+from botorch.sampling.base import MCSampler
 from botorch.utils.types import DEFAULT
 from torch import Tensor
 from torch.distributions import Categorical
@@ -27,7 +29,12 @@ from torch.distributions.transforms import AffineTransform
 
 from pfn.distribution import BarDistribution
 from pfn.network import PFN, Encoding
-from priors.posterior import PredictivePosterior, TransformedPosterior, leading
+from priors.posterior import (
+    PredictivePosterior,
+    TransformedPosterior,
+    apply_posterior_transform,
+    leading,
+)
 from priors.transforms import make_input_transform, make_outcome_transform
 
 __all__ = ["BarPosterior", "CategoricalPosterior", "PFNModel"]
@@ -141,15 +148,10 @@ class PFNModel(Model):
             for value in (self._encoding.location, self._encoding.scale)
         )
         posterior = TransformedPosterior(posterior, AffineTransform(location, scale))
-        outcome = self._outcome
-        if isinstance(outcome, AffineTransform):
-            index = list(chosen)
-            outcome = AffineTransform(_columns(outcome.loc, index), _columns(outcome.scale, index))
+        outcome = _of_outputs(self._outcome, list(chosen))
         if outcome is not None:
             posterior = TransformedPosterior(posterior, outcome)
-        if posterior_transform is not None:
-            return posterior_transform(posterior=posterior, X=X)
-        return posterior
+        return apply_posterior_transform(posterior_transform, posterior, X)
 
     def condition_on_observations(
         self, X: Tensor, Y: Tensor, noise: Tensor | None = None, **kwargs: Any
@@ -169,6 +171,10 @@ class PFNModel(Model):
             TypeError: another dtype or device than the model's.
             ValueError: rows or columns disagree, or values are not finite.
         """
+        given = [X.shape[:-2], Y.shape[:-2], *([] if noise is None else [noise.shape[:-2]])]
+        batch = torch.broadcast_shapes(self.batch_shape, *given)
+        X, Y = X.expand(*batch, *X.shape[-2:]), Y.expand(*batch, *Y.shape[-2:])
+        noise = None if noise is None else noise.expand(*batch, *noise.shape[-2:])
         self.pfn.check(X, Y, noise)
         for name, before, after in (("X", self.train_X, X), ("Y", self.train_Y, Y)):
             if after.dtype != before.dtype or after.device != before.device:
@@ -182,10 +188,7 @@ class PFNModel(Model):
                     f"{after.shape[-1]}; they must agree."
                 )
         self.pfn.warn_beyond_training(self.train_X.shape[-2] + X.shape[-2])
-        batch = torch.broadcast_shapes(self.batch_shape, X.shape[:-2])
-        k = X.shape[-2]
-        X, Y = X.expand(*batch, k, -1), Y.expand(*batch, k, -1)
-        Yvar = None if noise is None else noise.expand(*batch, k, -1)
+        k, Yvar = X.shape[-2], noise
         new = copy.copy(self)
         new.train_X = torch.cat([self.train_X.expand(*batch, -1, -1), X], -2)
         new.train_Y = torch.cat([self.train_Y.expand(*batch, -1, -1), Y], -2)
@@ -230,6 +233,62 @@ class PFNModel(Model):
             f"a log score of {worst:.3g} per row, 99% of the prior's data sets of {n} rows score "
             f"between {usual[0]:.3g} and {usual[1]:.3g}."
         )
+
+    def fantasize(
+        self, X: Tensor, sampler: MCSampler, observation_noise: Tensor | None = None, **kwargs: Any
+    ) -> PFNModel:
+        """Models conditioned on observations drawn from the posterior of y at `X`.
+
+        Args:
+            X: Where to observe, `[..., q, d]`; q may be 0.
+            sampler: Draws the observations.
+            observation_noise: Known noise variances of them, broadcasting with `[..., q, m]`, in
+                squared units of y. Without it the mean of the training data's where all of them
+                are known, and else noise of unknown variance.
+            kwargs: Go to `condition_on_observations`.
+
+        Returns:
+            A model with batch shape `[*sampler.sample_shape, ...]`.
+        """
+        if observation_noise is not None and not isinstance(observation_noise, Tensor):
+            raise TypeError(
+                "observation_noise holds variances, or is None for the model's own noise; got "
+                f"{observation_noise!r}."
+            )
+        if observation_noise is None and self.train_Yvar is not None:
+            mean = self.train_Yvar.mean(-2, keepdim=True)
+            observation_noise = mean if bool(mean.isfinite().all()) else None
+        batch = torch.broadcast_shapes(self.batch_shape, X.shape[:-2])
+        noise: bool | Tensor = True if observation_noise is None else observation_noise
+        if X.shape[-2] == 0:
+            Y = X.new_empty(*sampler.sample_shape, *batch, 0, self.num_outputs)
+        else:
+            Y = sampler(self.posterior(X, observation_noise=noise))
+        if observation_noise is not None:
+            kwargs["noise"] = observation_noise.expand(Y.shape)
+        return self.condition_on_observations(X, Y, **kwargs)
+
+    def subset_output(self, idcs: Sequence[int]) -> PFNModel:
+        """The model of some outputs only.
+
+        Args:
+            idcs: Which ones; outputs are independent, so nothing else changes.
+
+        Raises:
+            NotImplementedError: a classification network, whose outputs are one distribution.
+        """
+        if self.pfn.architecture.classes:
+            raise NotImplementedError("the classes of a classification network belong together.")
+        m = self.train_Y.shape[-1]
+        if any(not -m <= i < m for i in idcs):
+            raise ValueError(f"the model has {m} outputs, got the indices {list(idcs)}.")
+        index = [i % m for i in idcs]
+        new = copy.copy(self)
+        new.train_Y = self.train_Y[..., index]
+        new.train_Yvar = None if self.train_Yvar is None else self.train_Yvar[..., index]
+        new._encoding = self._encoding.select(self._index(self.batch_shape, index))
+        new._outcome = _of_outputs(self._outcome, index)
+        return new
 
     def _encode(self) -> None:
         """Encode all rows together."""
@@ -472,8 +531,29 @@ class BarPosterior(PredictivePosterior):
         best = torch.as_tensor(best_f).to(self.logits)
         return self.bars.log_expected_improvement(*self._with(best), maximize)
 
+    def log_probability_of_improvement(
+        self, best_f: Tensor | float, maximize: bool = True
+    ) -> Tensor:
+        best = torch.as_tensor(best_f).to(self.logits)
+        return self.bars.log_probability_of_improvement(*self._with(best), maximize)
+
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         return self.bars.quantile(self.logits, _probabilities(base_samples))
+
+    @property
+    def device(self) -> torch.device:
+        return self.logits.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.logits.dtype
+
+    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
+        return torch.Size(sample_shape) + self.logits.shape[:-1]
+
+    @property
+    def base_sample_shape(self) -> torch.Size:
+        return self._extended_shape()
 
     def _with(self, values: Tensor) -> tuple[Tensor, Tensor]:
         shape = torch.broadcast_shapes(values.shape, self.logits.shape[:-1])
@@ -505,6 +585,16 @@ class _JointBarPosterior(BarPosterior):
             raise NotImplementedError(
                 "this network was trained without appended rows and has no joint over points; "
                 "train it with TrainingConfig.appended > 0."
+            )
+        model, points = self._joint.model, self.logits.shape[-3]
+        most = model.pfn.metadata["max_buffer"]
+        if model._appended + points - 1 > most:
+            warnings.warn(
+                f"This network was trained on up to {most} appended rows, and the joint of "
+                f"{points} points appends {model._appended + points - 1}; beyond that it is "
+                "extrapolation. Ask for fewer points at once, or silence this with "
+                "warnings.filterwarnings('ignore', 'This network').",
+                stacklevel=4,
             )
 
 
@@ -577,6 +667,13 @@ def _flatten_data(
         return value.reshape(batch, n, m).mT.reshape(batch * m, n)
 
     return rows, flat(y), None if noise is None else flat(noise)
+
+
+def _of_outputs(transform: Any, index: list[int]) -> Any:
+    """The outcome transform of some outputs."""
+    if not isinstance(transform, AffineTransform):
+        return transform
+    return AffineTransform(_columns(transform.loc, index), _columns(transform.scale, index))
 
 
 def _columns(value: Any, index: list[int]) -> Any:

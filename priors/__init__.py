@@ -1,6 +1,13 @@
 """What we believe before data: infinite-width kernels, priors over functions, task priors."""
 
-from priors.acquisition import ExpectedImprovement, GaussianApproximation, LogExpectedImprovement
+from priors.acquisition import (
+    ExpectedImprovement,
+    GaussianApproximation,
+    LogExpectedImprovement,
+    LogProbabilityOfImprovement,
+    ProbabilityOfImprovement,
+    UpperConfidenceBound,
+)
 from priors.batch_norm import batch_kernel
 from priors.columns import Tabular
 from priors.empirical import EmpiricalNTKKernel, empirical_ntk, linearize, monte_carlo_kernels
@@ -44,6 +51,7 @@ __all__ = [
     "LinearTaskPrior",
     "LogExpectedImprovement",
     "MixtureTaskPrior",
+    "LogProbabilityOfImprovement",
     "NNGPKernel",
     "NTKKernel",
     "NetworkPrior",
@@ -51,6 +59,7 @@ __all__ = [
     "Nonlinearity",
     "OptimizationTaskPrior",
     "PredictivePosterior",
+    "ProbabilityOfImprovement",
     "QuasiMonteCarlo",
     "RandomFeatureKernel",
     "RandomInputs",
@@ -65,6 +74,7 @@ __all__ = [
     "UniversalFeatures",
     "TreeTaskPrior",
     "UnsupportedOperationError",
+    "UpperConfidenceBound",
     "batch_kernel",
     "classify_activation",
     "empirical_ntk",

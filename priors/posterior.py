@@ -14,8 +14,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from botorch.acquisition.objective import (
+    ExpectationPosteriorTransform,
+    PosteriorTransform,
+    ScalarizedPosteriorTransform,
+)
 from botorch.posteriors import GPyTorchPosterior, Posterior
 from botorch.sampling.get_sampler import GetSampler
 from botorch.sampling.normal import SobolQMCNormalSampler
@@ -29,6 +35,7 @@ __all__ = [
     "PredictivePosterior",
     "Scores",
     "TransformedPosterior",
+    "apply_posterior_transform",
     "as_predictive",
     "leading",
     "score",
@@ -84,6 +91,15 @@ class PredictivePosterior(Posterior, ABC):
             `[*sample_shape, ..., n, m]`, joint over points where the engine has a joint.
         """
 
+    def __getattr__(self, name: str) -> Any:
+        # `hasattr` of these is how BoTorch asks for a Gaussian.
+        if name in ("distribution", "mvn"):
+            raise AttributeError(
+                f"{type(self).__name__} is not Gaussian and has no {name!r}. An acquisition "
+                "function that needs a Gaussian takes GaussianApproximation(model)."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         """Log density of all `n` points and `m` outputs together, `[...]`, in nats.
 
@@ -107,6 +123,22 @@ class PredictivePosterior(Posterior, ABC):
             "botorch.acquisition.qLogExpectedImprovement, which samples it."
         )
 
+    def log_probability_of_improvement(
+        self, best_f: Tensor | float, maximize: bool = True
+    ) -> Tensor:
+        """Log of the marginal probability to improve on `best_f`, `[..., n, m]`.
+
+        P(y > best_f), or P(y < best_f) when minimising, under the true marginal, accurate however
+        small it is.
+
+        Raises:
+            NotImplementedError: no closed form; use a BoTorch Monte Carlo acquisition.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no closed-form probability of improvement; use "
+            "botorch.acquisition.qProbabilityOfImprovement, which samples it."
+        )
+
     def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
         """Draw samples with gradients, `[*sample_shape, ..., n, m]`; one, `[1, ...]`, without."""
         shape = torch.Size([1]) if sample_shape is None else torch.Size(sample_shape)
@@ -126,6 +158,11 @@ class PredictivePosterior(Posterior, ABC):
     def dtype(self) -> torch.dtype:
         """Dtype of the distribution."""
         return self.mean.dtype
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Batch shape of the posterior, without points and outputs."""
+        return self._extended_shape()[:-2]
 
     def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
         return torch.Size(sample_shape) + self.mean.shape
@@ -171,6 +208,14 @@ class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
     def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
         sign = 1.0 if maximize else -1.0
         return gaussian_log_expected_improvement(
+            sign * self.mean, self.variance, sign * torch.as_tensor(best_f).to(self.mean)
+        )
+
+    def log_probability_of_improvement(
+        self, best_f: Tensor | float, maximize: bool = True
+    ) -> Tensor:
+        sign = 1.0 if maximize else -1.0
+        return gaussian_log_probability_of_improvement(
             sign * self.mean, self.variance, sign * torch.as_tensor(best_f).to(self.mean)
         )
 
@@ -279,8 +324,31 @@ class TransformedPosterior(PredictivePosterior):
         best = self.transform.inv(torch.as_tensor(best_f).to(self.base.mean))
         return self.base.log_expected_improvement(best, maximize) + scale.log()
 
+    def log_probability_of_improvement(
+        self, best_f: Tensor | float, maximize: bool = True
+    ) -> Tensor:
+        best = self.transform.inv(torch.as_tensor(best_f).to(self.base.mean))
+        if bool((self._sign() > 0).all()):
+            return self.base.log_probability_of_improvement(best, maximize)
+        if bool((self._sign() < 0).all()):
+            return self.base.log_probability_of_improvement(best, not maximize)
+        raise NotImplementedError(
+            "Probability of improvement needs a transform of one sign for all outputs."
+        )
+
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         return self.transform(self.base.rsample_from_base_samples(sample_shape, base_samples))
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
+        return self.base._extended_shape(sample_shape)
 
     @property
     def base_sample_shape(self) -> torch.Size:
@@ -289,6 +357,41 @@ class TransformedPosterior(PredictivePosterior):
     @property
     def batch_range(self) -> tuple[int, int]:
         return self.base.batch_range
+
+
+def apply_posterior_transform(
+    transform: PosteriorTransform | None, posterior: Posterior, X: Tensor
+) -> Posterior:
+    """What a model's `posterior` returns under BoTorch's `posterior_transform`.
+
+    Args:
+        transform: The transform, or None.
+        posterior: Of the model, `[..., n, m]`.
+        X: The queries.
+
+    Returns:
+        A scalarisation of one output is exact, whatever its distribution.
+
+    Raises:
+        NotImplementedError: a combination of several outputs, or of points, of a posterior that
+            is not Gaussian.
+    """
+    if transform is None:
+        return posterior
+    needs_gaussian = isinstance(
+        transform, ScalarizedPosteriorTransform | ExpectationPosteriorTransform
+    )
+    if isinstance(posterior, GPyTorchPosterior) or not needs_gaussian:
+        return transform(posterior=posterior, X=X)
+    if isinstance(transform, ScalarizedPosteriorTransform) and len(transform.weights) == 1:
+        scale = transform.weights.to(posterior.mean)
+        assert isinstance(posterior, PredictivePosterior)
+        return TransformedPosterior(posterior, AffineTransform(transform.offset, scale))
+    raise NotImplementedError(
+        f"{type(transform).__name__} of a {type(posterior).__name__}: a weighted sum of values "
+        "that are not Gaussian has no closed distribution. Use a Monte Carlo acquisition function "
+        "with objective=LinearMCObjective(weights), or GaussianApproximation(model)."
+    )
 
 
 @dataclass(frozen=True)
@@ -345,8 +448,19 @@ def gaussian_log_expected_improvement(mean: Tensor, variance: Tensor, best_f: Te
     """
     from botorch.acquisition.analytic import _log_ei_helper
 
-    std = variance.clamp_min(torch.finfo(variance.dtype).tiny ** 0.5).sqrt()
+    std = _positive_std(variance)
     return _log_ei_helper((mean - best_f) / std) + std.log()
+
+
+def gaussian_log_probability_of_improvement(
+    mean: Tensor, variance: Tensor, best_f: Tensor
+) -> Tensor:
+    """Log P(y > best_f) for y ~ N(mean, variance), stable far below `best_f`."""
+    return torch.special.log_ndtr((mean - best_f) / _positive_std(variance))
+
+
+def _positive_std(variance: Tensor) -> Tensor:
+    return variance.clamp_min(torch.finfo(variance.dtype).tiny ** 0.5).sqrt()
 
 
 def leading(value: Tensor, like: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from botorch.acquisition import GenericMCObjective, qLogExpectedImprovement
+from botorch.sampling.get_sampler import get_sampler
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
@@ -146,6 +148,46 @@ class PosteriorContract(ABC):
         assert torch.allclose(area, cdf[1:] - cdf[0], atol=5e-5)
         assert torch.allclose(area[-1], area.new_tensor(1.0), atol=4e-4)  # the tails beyond 3.7
 
+    @both_dtypes
+    @pytest.mark.parametrize("maximize", [True, False])
+    def test_probability_of_improvement_is_that_of_the_cdf(
+        self, maximize: bool, dtype: torch.dtype
+    ) -> None:
+        """Finite however small, and the cdf or its complement where those are not small."""
+        posterior = self.make_posterior(dtype)
+        for p in (0.05, 0.5, 0.9):
+            # Between two values of a step function, so that rounding decides nothing.
+            best = posterior.quantile(torch.tensor(p, dtype=dtype)) + 1e-3
+            found = posterior.log_probability_of_improvement(best, maximize)
+            below = posterior.cdf(best)
+            assert found.shape == best.shape
+            assert found.dtype == dtype
+            expected = 1 - below if maximize else below
+            assert torch.allclose(found.exp(), expected, atol=1e-5 if self.has_density else 5e-2)
+        span = (best - posterior.quantile(torch.tensor(0.05, dtype=dtype))).abs().amax()
+        for far in (best + 1e3 * span, best - 1e3 * span):
+            found = posterior.log_probability_of_improvement(far, maximize)
+            assert not found.isnan().any()
+            assert (found <= 1e-5).all()
+
+    @pytest.mark.parametrize("maximize", [True, False])
+    def test_improvement_falls_by_its_probability(self, maximize: bool) -> None:
+        """The derivative of the expected improvement in the threshold, in the tails as well."""
+        posterior = self.make_posterior(torch.float64)
+        if not self.has_density:
+            pytest.skip("expected improvement and probability are smoothed each by itself")
+        for p in (1e-9, 0.01, 0.4, 0.98, 1 - 1e-9):
+            best = posterior.quantile(torch.tensor(p, dtype=torch.float64)).detach()
+            best.requires_grad_()
+            try:
+                improvement = posterior.log_expected_improvement(best, maximize)
+            except NotImplementedError as error:
+                pytest.skip(str(error))
+            (slope,) = torch.autograd.grad(improvement.sum(), best)
+            expected = improvement + (-slope if maximize else slope).log()
+            found = posterior.log_probability_of_improvement(best, maximize)
+            assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
     def test_samples_follow_the_marginals(self) -> None:
         """The cdf of samples is uniform: mean and variance within 5 standard errors."""
         posterior = self.make_posterior(torch.float64)
@@ -203,6 +245,49 @@ class ModelContract(ABC):
             alone = model.posterior(rows)
             assert torch.allclose(together.mean[k], alone.mean, rtol=self.tolerance)
             assert torch.allclose(together.variance[k], alone.variance, rtol=self.tolerance)
+
+    def test_any_number_of_batch_dimensions(self) -> None:
+        """`[2, b, q, d]` is two batches, and `batch_shape` is that of the model alone."""
+        model, X = self.make_model(torch.float64), self.make_X(torch.float64)
+        assert isinstance(model.num_outputs, int)
+        assert model.batch_shape == torch.Size([])
+        wide = torch.stack([X, X.flip(0)])
+        posterior, alone = model.posterior(wide), model.posterior(X)
+        assert posterior.mean.shape == (*wide.shape[:-1], model.num_outputs)
+        assert posterior._extended_shape() == posterior.mean.shape
+        assert posterior.batch_shape == wide.shape[:-2]
+        assert torch.allclose(posterior.mean[0], alone.mean, rtol=self.tolerance)
+        assert torch.allclose(posterior.variance[0], alone.variance, rtol=self.tolerance)
+
+    @pytest.mark.parametrize("observation_noise", [False, True])
+    def test_sampler(self, observation_noise: bool) -> None:
+        """`get_sampler` knows one, whose samples are the same at every call, batch by batch."""
+        model, X = self.make_model(torch.float64), self.make_X(torch.float64)
+        posterior = model.posterior(X, observation_noise=observation_noise)
+        sampler = get_sampler(posterior, torch.Size([4]), seed=0)
+        samples = sampler(posterior)
+        assert samples.shape == (4, *posterior._extended_shape())
+        assert torch.equal(samples, sampler(posterior))
+        same = X[:1].expand(3, -1, -1)
+        repeated = sampler(model.posterior(same, observation_noise=observation_noise))
+        assert torch.allclose(repeated, repeated[:, :1].expand_as(repeated), rtol=self.tolerance)
+
+    def test_monte_carlo_acquisition(self) -> None:
+        """BoTorch's samples the model jointly, with gradients and with pending points."""
+        model, X = self.make_model(torch.float64), self.make_X(torch.float64)
+        X = X.requires_grad_()
+        acquisition = qLogExpectedImprovement(
+            model,
+            best_f=float(model.posterior(X).mean.detach().median()),
+            sampler=get_sampler(model.posterior(X), torch.Size([8]), seed=0),
+            objective=GenericMCObjective(lambda Y, X=None: Y[..., 0]),
+            X_pending=X[0, :1].detach() + 0.1,
+        )
+        value = acquisition(X)
+        assert value.shape == X.shape[:1]
+        (slope,) = torch.autograd.grad(value.sum(), X)
+        assert slope.isfinite().all()
+        assert (slope != 0).any()
 
     def test_noise_widens(self) -> None:
         """Observations vary more than the function."""

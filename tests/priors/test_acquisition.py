@@ -11,7 +11,14 @@ from bayes.bayesian_network import BayesianNetwork
 from bayes.gaussian_process import GaussianProcess
 from bayes.inference import MeanField
 from bayes.scale_mixture import StudentTProcess
-from priors.acquisition import ExpectedImprovement, GaussianApproximation, LogExpectedImprovement
+from priors.acquisition import (
+    ExpectedImprovement,
+    GaussianApproximation,
+    LogExpectedImprovement,
+    LogProbabilityOfImprovement,
+    ProbabilityOfImprovement,
+    UpperConfidenceBound,
+)
 from priors.network import NetworkPrior
 
 
@@ -77,6 +84,53 @@ def test_monte_carlo_acquisition_agrees_with_the_exact_one(name):
     assert ((gain.mean(0) - exact).abs() < 5 * error + 1e-6).all()
 
 
+@pytest.mark.parametrize("maximize", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_probability_and_bound_against_samples(name, maximize):
+    model = MODELS[name]()
+    best = data()[1].max() - 0.1
+    X = torch.tensor([[[0.2]], [[0.27]], [[0.35]]], dtype=torch.float64)
+    with torch.no_grad():
+        probability = ProbabilityOfImprovement(model, best, maximize)(X)
+        logarithm = LogProbabilityOfImprovement(model, best, maximize)(X)
+        bound = UpperConfidenceBound(model, level=0.8, maximize=maximize)(X)
+        sign = 1 if maximize else -1
+        posterior = model.posterior(X)
+        shape = torch.Size([2**14])
+        generator = torch.Generator().manual_seed(0)
+        base = torch.randn(shape + posterior.base_sample_shape, generator=generator).double()
+        samples = posterior.rsample_from_base_samples(shape, base)[..., 0, 0]
+    assert torch.allclose(logarithm.exp(), probability)
+    error = 5 * 0.5 / math.sqrt(2**14)
+    improves = (sign * samples > sign * best).double().mean(0)
+    assert ((improves - probability).abs() < error).all()
+    below = (sign * samples <= bound).double().mean(0)
+    # A network's 64 draws are steps of 1/64.
+    assert ((below - 0.8).abs() < error + (1 / 64 if name == "network" else 0)).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_optimize_acqf_of_probability_and_bound(name):
+    model = MODELS[name]()
+    grid = torch.linspace(0, 1, 201, dtype=torch.float64).reshape(-1, 1, 1)
+    for acquisition in (
+        LogProbabilityOfImprovement(model, data()[1].max() - 0.01),
+        UpperConfidenceBound(model, 2.0),
+    ):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            _, value = optimize_acqf(acquisition, BOUNDS, q=1, num_restarts=4, raw_samples=64)
+        # A probability of finitely many draws is flat between its steps.
+        assert value >= acquisition(grid).max() - (0.05 if name == "network" else 1e-4)
+
+
+def test_bound_needs_one_of_two():
+    model = process(GaussianProcess)
+    for wrong in ({}, {"beta": 1.0, "level": 0.9}, {"beta": -1.0}, {"level": 1.0}):
+        with pytest.raises(ValueError, match="beta|level|probability"):
+            UpperConfidenceBound(model, **wrong)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_botorch_monte_carlo_acquisition_optimises_jointly(name):
     model = MODELS[name]()
@@ -133,6 +187,10 @@ def test_gaussian_approximation_refuses_infinite_variances():
 @pytest.mark.parametrize("maximize", [True, False])
 def test_a_plain_botorch_model_gives_botorchs_value(maximize):
     from botorch.acquisition import LogExpectedImprovement as BoTorchLogExpectedImprovement
+    from botorch.acquisition import UpperConfidenceBound as BoTorchUpperConfidenceBound
+    from botorch.acquisition.analytic import (
+        LogProbabilityOfImprovement as BoTorchLogProbabilityOfImprovement,
+    )
     from botorch.models import SingleTaskGP
 
     generator = torch.Generator().manual_seed(0)
@@ -141,4 +199,10 @@ def test_a_plain_botorch_model_gives_botorchs_value(maximize):
     points = torch.rand(20, 1, 2, dtype=torch.float64, generator=generator)
     ours = LogExpectedImprovement(model, best_f=0.7, maximize=maximize)(points)
     theirs = BoTorchLogExpectedImprovement(model, best_f=0.7, maximize=maximize)(points)
+    torch.testing.assert_close(ours, theirs)
+    ours = LogProbabilityOfImprovement(model, best_f=0.7, maximize=maximize)(points)
+    theirs = BoTorchLogProbabilityOfImprovement(model, best_f=0.7, maximize=maximize)(points)
+    torch.testing.assert_close(ours, theirs)
+    ours = UpperConfidenceBound(model, 3.0, maximize)(points)
+    theirs = BoTorchUpperConfidenceBound(model, beta=3.0, maximize=maximize)(points)
     torch.testing.assert_close(ours, theirs)
