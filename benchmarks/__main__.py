@@ -9,7 +9,7 @@ BENCHMARKS = {
     "features": "benchmarks.priors.features",
     "kernels": "benchmarks.priors.kernels",
     "layers": "benchmarks.priors.layers",
-    "pfn": "benchmarks.pfn.diabetes",
+    "pfn": "benchmarks.pfn.run",
     "search": "benchmarks.nas.digits",
 }
 

@@ -1,0 +1,35 @@
+"""The benchmarks of prior-data fitted networks: `python -m benchmarks pfn [NAME ...] [options]`.
+
+mimicry     gap to the exact posterior of Gaussian, Student t and network priors; scaling; coherence
+linear      in-context linear regression: ridge, and one step of gradient descent
+speed       against marginal likelihood, NUTS and HMC at equal data; break-even with training
+real        real data sets against scikit-learn's models
+throughput  training tasks per second and latency, against the transformer of `pfns`
+surrogate   Bayesian optimisation of test functions against SingleTaskGP
+
+Without a name all of them run, one after the other; options go to each.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+NAMES = ("mimicry", "linear", "speed", "real", "throughput", "surrogate")
+
+
+def main(argv: list[str]) -> int:
+    """Run the named benchmarks, or all; the number of those that failed."""
+    if "-h" in argv or "--help" in argv:
+        print(__doc__)
+        return 0
+    count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
+    names, options = argv[:count] or list(NAMES), argv[count:]
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        print(f"unknown benchmark {unknown[0]!r}; known are {', '.join(NAMES)}")
+        return 2
+    failed = 0
+    for name in names:
+        print(f"== {name}")
+        failed += bool(importlib.import_module(f"benchmarks.pfn.{name}").main(options))
+    return failed
