@@ -187,9 +187,8 @@ def train(
     started = saved - state.elapsed
     recent: list[tuple[float, float]] = []
     shown: dict[str, str] = {}
-    bar = tqdm(
-        total=config.steps, initial=state.step, disable=not (progress and main), desc="train"
-    )
+    total = config.steps if config.time_limit is None else None  # of unknown length otherwise
+    bar = tqdm(total=total, initial=state.step, disable=not (progress and main), desc="train")
     with bar:
         while state.step < config.steps and not state.out_of_time():
             recent.append(state.advance())
@@ -199,6 +198,8 @@ def train(
             if state.step % 100 == 0 or state.step == config.steps:
                 loss, norm = (sum(values) / len(values) for values in zip(*recent, strict=True))
                 shown["loss"] = f"{loss:.4f}"
+                if config.time_limit is not None:
+                    shown["time"] = f"{min(1.0, state.elapsed / config.time_limit):.0%}"
                 bar.set_postfix(shown)
                 entry = {"step": state.step, "loss": loss, "norm": norm, "tasks": state.tasks}
                 _append(log, main, {**entry, "seconds": state.elapsed, "skipped": state.skipped})

@@ -1,0 +1,108 @@
+"""The command line: train, certify, predict, show; and the recipes behind it."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+
+import pfn
+from pfn.__main__ import main
+from pfn.checkpoints.recipes import RECIPES
+
+OWN_PRIOR = """
+from gpytorch.kernels import RBFKernel
+from torch.distributions import Uniform
+import torch
+from priors import FunctionTaskPrior, GaussianProcessPrior
+
+prior = FunctionTaskPrior(
+    GaussianProcessPrior(RBFKernel()),
+    inputs=Uniform(torch.zeros(2), torch.ones(2)),
+    num_points=40,
+    noise_var=0.1,
+)
+nothing = 3
+"""
+TINY = {
+    "architecture": {"max_features": 2, "embedding": 16, "layers": 1, "heads": 2, "hidden": 16},
+    "batch": 4,
+    "steps": 5,
+    "border_tasks": 40,
+    "held_out_tasks": 8,
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "ownprior.py").write_text(OWN_PRIOR)
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("ownprior", None)
+
+
+def run(*words):
+    return main([str(word) for word in words])
+
+
+def test_a_prior_of_ones_own(folder, capsys):
+    assert run("train", "ownprior:prior", "--config", "tiny.json", "--out", "net.safetensors") == 0
+    made = pfn.load("net.safetensors")
+    assert made.metadata["training"]["steps"] == 5
+    assert made.metadata["command"].startswith("python -m pfn train ownprior:prior")
+    assert made.certificate.reference == "none"
+    assert "nats per query" in capsys.readouterr().out
+    steps = [json.loads(line)["step"] for line in (folder / "net.jsonl").read_text().splitlines()]
+    assert steps[-1] == 5
+    assert run("certify", "net.safetensors", "--prior", "ownprior:prior", "--tasks", 32) == 0
+    assert "  32 " in capsys.readouterr().out
+    assert run("show", "net.safetensors") == 0
+    assert "FunctionTaskPrior" in capsys.readouterr().out
+
+
+def test_rows_without_a_target_are_predicted(folder, capsys):
+    run("train", "ownprior:prior", "--config", "tiny.json", "--out", "net.safetensors")
+    capsys.readouterr()
+    (folder / "data.csv").write_text("a,b,y\n0.1,0.2,1\n0.5,0.1,\n0.7,0.9,3\n0.3,0.3,\n")
+    assert run("predict", "data.csv", "--target", "y", "--network", "net.safetensors") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "row,mean,std,5%,95%"
+    assert [line.split(",")[0] for line in lines[1:]] == ["2", "4"]
+    model = pfn.load("net.safetensors").condition(
+        torch.tensor([[0.1, 0.2], [0.7, 0.9]]), torch.tensor([1.0, 3.0])
+    )
+    mean = model.posterior(torch.tensor([[0.5, 0.1]]), observation_noise=True).mean.item()
+    assert float(lines[1].split(",")[1]) == pytest.approx(mean, rel=1e-4)
+
+
+def test_errors_are_one_line(folder, capsys):
+    assert run("train", "ownprior:missing") == 1
+    assert "neither one of regression" in capsys.readouterr().err
+    assert run("train", "ownprior:nothing") == 1
+    assert "not a task prior" in capsys.readouterr().err
+    assert run("predict", "none.csv", "--target", "y") == 1
+    assert "none.csv" in capsys.readouterr().err
+    assert run("show", "no-such-network") == 1
+    assert "shipped are" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes(name):
+    """Every recipe's tasks fit its network, and its certificate can be measured."""
+    recipe = RECIPES[name]()
+    assert recipe.prior.description
+    sizes = recipe.config.architecture
+    for seed in range(6):
+        task = recipe.prior.sample(3, generator=torch.Generator().manual_seed(seed))
+        assert task.X.shape[-1] <= sizes.max_features
+        assert (task.num_classes is not None) == (sizes.classes > 0)
+        assert task.y.isfinite().all()
+    config = dataclasses.replace(recipe.config, steps=1, batch=2, border_tasks=16, held_out_tasks=2)
+    made = pfn.train(recipe.prior, config=config, device="cpu", progress=False)
+    measured = recipe.certificate(made, num_tasks=2, progress=False)
+    assert len(measured.by_context) == len(recipe.certified["context_sizes"])
+    gaps = [row.gap for row in measured.by_context.values()]
+    assert all((gap == gap) == (recipe.reference is not None) for gap in gaps)
