@@ -12,9 +12,9 @@ from bayes.diagnostics import (
 from bayes.functional_prior import MatchQuality, match_functional_prior, match_quality
 from bayes.gaussian_process import GaussianProcess
 from bayes.inference import NUTS, MeanField
-from bayes.mixture import EmpiricalPosterior, GaussianMixturePosterior
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
+from priors.mixture import EmpiricalPosterior, GaussianMixturePosterior
 
 __all__ = [
     "NUTS",

@@ -29,9 +29,9 @@ from torch import Tensor
 from bayes.checks import check_query, check_training_data, chosen_outputs
 from bayes.description import describe_module, describe_transform, differing_parts, same_values
 from bayes.inference import Draws, InferenceMethod, MeanField
-from bayes.mixture import EmpiricalPosterior, GaussianMixturePosterior
 from bayes.outcome import ElementwiseOutcome
 from priors.files import read_safetensors, write_safetensors_atomically
+from priors.mixture import EmpiricalPosterior, GaussianMixturePosterior
 from priors.network import NetworkPrior
 from priors.posterior import PredictivePosterior, TransformedPosterior, apply_posterior_transform
 from priors.transforms import DEFAULT, make_input_transform, make_outcome_transform

@@ -9,6 +9,7 @@ from pfn.certificate import Certificate, certify
 from pfn.distribution import BarDistribution
 from pfn.inference import BarPosterior, CategoricalPosterior, PFNModel
 from pfn.network import PFN, load
+from pfn.reweighting import ReweightedPosterior, reweight
 from pfn.training import TrainingConfig, train
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "CategoricalPosterior",
     "Certificate",
     "PFNModel",
+    "ReweightedPosterior",
     "TrainingConfig",
     "certify",
     "load",
+    "reweight",
     "train",
 ]

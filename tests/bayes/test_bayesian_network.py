@@ -12,7 +12,7 @@ from torch.distributions.transforms import ExpTransform
 
 from bayes.bayesian_network import BayesianNetwork
 from bayes.inference import NUTS, MeanField
-from bayes.mixture import EmpiricalPosterior
+from priors.mixture import EmpiricalPosterior
 from priors.network import NetworkPrior
 from priors.posterior import TransformedPosterior
 from priors.testing import ModelContract

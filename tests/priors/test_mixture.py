@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
-from bayes.mixture import EmpiricalPosterior, GaussianMixturePosterior
+from priors.mixture import EmpiricalPosterior, GaussianMixturePosterior
 from priors.testing import PosteriorContract
 
 
