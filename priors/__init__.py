@@ -10,6 +10,7 @@ from priors.kernels import NNGPKernel, NTKKernel
 from priors.learning_curves import learning_curve, plot_learning_curve, predicted_risk
 from priors.network import InfiniteNetwork, NetworkPrior
 from priors.plots import plot_prior, prior_summary
+from priors.pooling import MixturePosterior
 from priors.posterior import GaussianPosterior, PredictivePosterior, TransformedPosterior, score
 from priors.program import UnsupportedOperationError
 from priors.quasi_monte_carlo import QuasiMonteCarlo
@@ -27,6 +28,7 @@ __all__ = [
     "InfiniteDepthClassifier",
     "InfiniteNetwork",
     "LogExpectedImprovement",
+    "MixturePosterior",
     "NNGPKernel",
     "NTKKernel",
     "NetworkPrior",
