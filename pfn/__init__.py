@@ -2,7 +2,11 @@
 
 Train a transformer once on tasks drawn from a prior; afterwards Bayesian inference on a new data
 set is one forward pass, whose distance to the exact posterior `certify` measures.
+
+`PFNRegressor` and `PFNClassifier` need scikit-learn, an extra, and are imported when asked for.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from pfn.architecture import ArchitectureConfig
 from pfn.certificate import Certificate, certify
@@ -11,6 +15,9 @@ from pfn.inference import BarPosterior, CategoricalPosterior, PFNModel
 from pfn.network import PFN, load
 from pfn.training import TrainingConfig, train
 
+if TYPE_CHECKING:
+    from pfn.estimators import PFNClassifier, PFNRegressor
+
 __all__ = [
     "PFN",
     "ArchitectureConfig",
@@ -18,9 +25,19 @@ __all__ = [
     "BarPosterior",
     "CategoricalPosterior",
     "Certificate",
+    "PFNClassifier",
     "PFNModel",
+    "PFNRegressor",
     "TrainingConfig",
     "certify",
     "load",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("PFNClassifier", "PFNRegressor"):
+        from pfn import estimators
+
+        return getattr(estimators, name)
+    raise AttributeError(f"module 'pfn' has no attribute {name!r}")
