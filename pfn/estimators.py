@@ -81,14 +81,15 @@ class _PFNEstimator(BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         tags.input_tags.categorical = True
+        tags.input_tags.string = True
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
         """Encodings are left out: they are large, bound to a device, and quickly made again."""
         state = dict(super().__getstate__())
         state.pop("_encodings", None)
-        if "network_" in state:
-            state["network_"] = copy.deepcopy(state["network_"]).cpu()
+        if "network_" in state and self._where.device.type != "cpu":
+            state["network_"] = copy.deepcopy(self.network_).cpu()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -804,9 +805,11 @@ def _table(X: Any) -> list[_Column]:
         return [_series(name, X.iloc[:, i]) for i, name in enumerate(X.columns)]
     sparse = hasattr(X, "tocsr")
     array = None if sparse else np.asarray(X)
-    if array is not None and array.dtype.kind in "US" and not isinstance(X, np.ndarray):
+    if array is not None and array.dtype.kind in "UST" and not isinstance(X, np.ndarray):
         array = np.asarray(X, dtype=object)  # a list of text and numbers keeps its numbers
-    if array is None or array.dtype.kind not in "OUSb":
+    if array is not None and array.dtype.kind in "mM":
+        raise TypeError(f"X has dtype {array.dtype}; convert it to numbers or categories first.")
+    if array is None or array.dtype.kind not in "OUSTb":
         numeric = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan")
         return [_Column(i, column) for i, column in enumerate(numeric.T)]
     array = check_array(array.astype(object), dtype=None, ensure_all_finite=False)
