@@ -230,8 +230,10 @@ class _PFNEstimator(BaseEstimator):
         return allowed
 
     def _input_transform(self, rows: np.ndarray) -> _InputTransform | None:
-        numeric = ~self._columns.categorical[self._features]
-        return _InputTransform.fit(self._X[rows], numeric) if numeric.any() else None
+        X = self._X[rows]
+        varies = [len(np.unique(column[~np.isnan(column)])) > 1 for column in X.T]
+        numeric = ~self._columns.categorical[self._features] & varies
+        return _InputTransform.fit(X, numeric) if numeric.any() else None
 
     def _contexts(self, random: np.random.RandomState) -> list[np.ndarray]:
         """Rows of the contexts of a member."""
@@ -619,7 +621,7 @@ class _Member:
 
 @dataclass(frozen=True)
 class _InputTransform:
-    """Yeo-Johnson transforms of the numeric columns.
+    """Yeo-Johnson transforms of the numeric columns that vary.
 
     Attributes:
         numeric: Which columns, `[d]`.
@@ -638,8 +640,7 @@ class _InputTransform:
         values = X[:, numeric]
         location, scale = _standardisation(values)
         power = PowerTransformer(method="yeo-johnson", standardize=True)
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # of constant and of empty columns
+        with np.errstate(all="ignore"):
             power.fit((values - location) / scale)
         return cls(numeric, location, scale, power)
 
@@ -695,12 +696,17 @@ class _YeoJohnson(Transform):
         self.power = power
 
     def _call(self, x: Tensor) -> Tensor:
-        power = 1 + (self.power - 1) * torch.where(x >= 0, 1, -1).to(x)
-        return x.sign() * torch.expm1(power * x.abs().log1p()) / power
+        sign, power = self._branch(x)
+        return sign * torch.expm1(power * torch.log1p(sign * x)) / power
 
     def _inverse(self, y: Tensor) -> Tensor:
-        power = 1 + (self.power - 1) * torch.where(y >= 0, 1, -1).to(y)
-        return y.sign() * torch.expm1(torch.log1p(power * y.abs()) / power)
+        sign, power = self._branch(y)
+        return sign * torch.expm1(torch.log1p(power * sign * y) / power)
+
+    def _branch(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Sign, 1 at 0 so that gradients are right there, and power."""
+        sign = torch.where(values >= 0, 1, -1).to(values)
+        return sign, 1 + (self.power - 1) * sign
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log of the derivative at x."""
@@ -934,9 +940,11 @@ def _standardisation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for i, column in enumerate(values.T):
         present = column[~np.isnan(column)]
         if len(present):
-            location[i], deviation = present.mean(), present.std()
-            rounding = 16 * np.finfo(np.float64).eps * np.abs(present).max()
-            scale[i] = deviation if deviation > rounding else 1.0
+            most = np.abs(present).max()
+            location[i] = present.mean()
+            deviation = (present / (most or 1.0)).std()  # squares of large numbers overflow
+            if deviation > 16 * np.finfo(np.float64).eps:
+                scale[i] = most * deviation
     return location, scale
 
 
