@@ -36,6 +36,7 @@ from torch.distributions.transforms import AffineTransform, Transform
 
 from pfn.inference import BarPosterior
 from pfn.network import PFN, Encoding, load
+from pfn.tables import Columns, imputation, imputed, read_columns
 from priors.pooling import MixturePosterior
 from priors.posterior import PredictivePosterior, TransformedPosterior
 
@@ -73,7 +74,7 @@ class _PFNEstimator(BaseEstimator):
     dtype: str
     network_: PFN
     classes_: np.ndarray
-    _columns: _Columns
+    _columns: Columns
     _members: list[_Member]
     _encodings: list[Encoding]
 
@@ -94,7 +95,7 @@ class _PFNEstimator(BaseEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "network_" in state:
+        if "_members" in state:
             self.network_ = self.network_.to(_device(self.device))
             self._encodings = [self._encode(member) for member in self._members]
 
@@ -118,8 +119,8 @@ class _PFNEstimator(BaseEstimator):
 
     def _read_table(self, X: Any, y: Any, *, numeric: bool) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of X, NaN where missing, and y; sets what scikit-learn wants to know of X."""
-        table = _table(X)
-        self._columns = _Columns.fit(table, self.categorical_features)
+        table = read_columns(X)
+        self._columns = Columns.fit(table, self.categorical_features)
         values, y = check_X_y(
             self._columns.encode(table),
             y,
@@ -140,7 +141,7 @@ class _PFNEstimator(BaseEstimator):
             targets: What features should tell about, `[n, k]`.
         """
         categorical = self._columns.categorical
-        self._imputation = _imputation(X, categorical)
+        self._imputation = imputation(X, categorical)
         self._features = np.arange(X.shape[1])
         architecture = self.network_.architecture
         if X.shape[1] > architecture.max_features:
@@ -149,7 +150,7 @@ class _PFNEstimator(BaseEstimator):
             if architecture.cell_layers:
                 told += "beyond that its predictions are extrapolation. "
             else:
-                relevance = _relevance(_imputed(X, self._imputation), targets, categorical)
+                relevance = _relevance(imputed(X, self._imputation), targets, categorical)
                 self._features = np.sort(np.argsort(-relevance, kind="stable")[:most])
                 told += f"the {most} that tell most about y, one by one, are used. "
             warnings.warn(
@@ -165,7 +166,7 @@ class _PFNEstimator(BaseEstimator):
     def _prepare(self, X: np.ndarray) -> np.ndarray:
         """The features that are used, imputed unless the network knows missing values."""
         if not self.network_.metadata.get("missing"):
-            X = _imputed(X, self._imputation)
+            X = imputed(X, self._imputation)
         return X[:, self._features]
 
     def _load_network(self, classes: bool) -> PFN:
@@ -308,7 +309,7 @@ class _PFNEstimator(BaseEstimator):
 
     def _queries(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        table = _table(X)
+        table = read_columns(X)
         validate_data(self, X, reset=False, skip_check_array=True)
         values = check_array(
             self._columns.encode(table),
@@ -342,6 +343,7 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
             permute the columns, or draw column codes in a network of cells.
         power_transforms: Whether some members see inputs, targets or both after a Yeo-Johnson
             transform that is fitted to their context; in a network trained on standardised ones.
+            Means and variances of members with transformed targets are quadratures.
         categorical_features: "auto" takes columns of text, booleans or pandas categories; else
             the indices or names of columns, or a mask.
         max_context: Most rows of a context: "network" for as many as it was trained on, a
@@ -711,192 +713,6 @@ class _YeoJohnson(Transform):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log of the derivative at x."""
         return x.sign() * (self.power - 1) * x.abs().log1p()
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """How columns become numbers.
-
-    Attributes:
-        names: For messages.
-        categories: Per column the number of each category, or None where values are numbers.
-    """
-
-    names: list[Any]
-    categories: list[dict[Any, int] | None]
-
-    @classmethod
-    def fit(cls, columns: list[_Column], chosen: Any) -> _Columns:
-        names = [column.name for column in columns]
-        wanted = _chosen(chosen, names)
-        categories: list[dict[Any, int] | None] = []
-        for i, column in enumerate(columns):
-            if wanted is None:
-                as_category = column.is_text()
-            else:
-                as_category = i in wanted
-            categories.append(column.categories() if as_category else None)
-        return cls(names, categories)
-
-    @property
-    def categorical(self) -> np.ndarray:
-        """Mask of the columns of categories, `[d]`."""
-        return np.array([known is not None for known in self.categories], dtype=bool)
-
-    def encode(self, columns: list[_Column]) -> np.ndarray:
-        """Numbers `[n, d]`, NaN where missing or unknown."""
-        encoded = []
-        for column, known in zip(columns, self.categories, strict=True):
-            encoded.append(column.numbers() if known is None else column.codes(known))
-        return np.stack(encoded, axis=1)
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column of float64 numbers, or of objects with the order of their categories if known."""
-
-    name: Any
-    values: np.ndarray
-    order: list[Any] | None = None
-
-    def _present(self) -> Iterator[tuple[int, Any]]:
-        for i, value in enumerate(self.values.tolist()):
-            if not _is_missing(value, self.name):
-                yield i, value
-
-    def is_text(self) -> bool:
-        """Whether any value is no number, or the column was declared a category."""
-        if self.order is not None:
-            return True
-        return self.values.dtype == object and not all(
-            _is_number(value) for _, value in self._present()
-        )
-
-    def categories(self) -> dict[Any, int]:
-        present = {value for _, value in self._present()}
-        if self.order is not None:
-            ordered = [value for value in self.order if value in present]
-        else:
-            try:
-                ordered = sorted(present)
-            except TypeError:
-                ordered = sorted(present, key=lambda value: (type(value).__name__, str(value)))
-        return {value: code for code, value in enumerate(ordered)}
-
-    def codes(self, known: dict[Any, int]) -> np.ndarray:
-        codes = np.full(len(self.values), np.nan)
-        for i, value in self._present():
-            codes[i] = known.get(value, np.nan)
-        return codes
-
-    def numbers(self) -> np.ndarray:
-        if self.values.dtype != object:
-            return self.values
-        found = np.full(len(self.values), np.nan)
-        for i, value in self._present():
-            if not _is_number(value) and not isinstance(value, bool | np.bool_):
-                raise ValueError(
-                    f"column {self.name!r} holds numbers and got {value!r:.60}; for categories, "
-                    "name the column in categorical_features."
-                )
-            found[i] = float(value)
-        return found
-
-
-def _table(X: Any) -> list[_Column]:
-    """The columns of a DataFrame, an array or a list of rows."""
-    if hasattr(X, "iloc") and hasattr(X, "columns"):  # pandas, which we need not import
-        if X.shape[1] == 0:
-            check_array(np.empty(X.shape))  # raises
-        return [_series(name, X.iloc[:, i]) for i, name in enumerate(X.columns)]
-    sparse = hasattr(X, "tocsr")
-    array = None if sparse else np.asarray(X)
-    if array is not None and array.dtype.kind in "UST" and not isinstance(X, np.ndarray):
-        array = np.asarray(X, dtype=object)  # a list of text and numbers keeps its numbers
-    if array is not None and array.dtype.kind in "mM":
-        raise TypeError(f"X has dtype {array.dtype}; convert it to numbers or categories first.")
-    if array is None or array.dtype.kind not in "OUSTb":
-        numeric = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan")
-        return [_Column(i, column) for i, column in enumerate(numeric.T)]
-    array = check_array(array.astype(object), dtype=None, ensure_all_finite=False)
-    return [_Column(i, column) for i, column in enumerate(array.T)]
-
-
-def _series(name: Any, series: Any) -> _Column:
-    kind = getattr(series.dtype, "kind", "O")
-    if str(series.dtype) == "category":
-        objects = series.astype(object).to_numpy()
-        return _Column(name, objects, series.dtype.categories.tolist())
-    if kind in "iuf":
-        return _Column(name, series.to_numpy(dtype=np.float64, na_value=np.nan))
-    if kind in "OUSbT":
-        return _Column(name, series.astype(object).to_numpy())
-    if kind == "c":
-        raise ValueError(f"Complex data not supported: column {name!r}.")
-    raise TypeError(
-        f"column {name!r} has dtype {series.dtype}; convert it to numbers or categories first."
-    )
-
-
-def _is_missing(value: Any, column: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError as error:
-        raise TypeError(
-            f"column {column!r} got {value!r:.60}; argument must be a string or a number."
-        ) from error
-    if value is None:
-        return True
-    try:
-        return bool(value != value)
-    except TypeError:  # pandas.NA is neither true nor false
-        return True
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
-
-
-def _chosen(chosen: Any, names: list[Any]) -> set[int] | None:
-    """Indices of the columns that were declared categories; None to look at the values."""
-    if isinstance(chosen, str):
-        if chosen == "auto":
-            return None
-        raise ValueError(
-            f"categorical_features must be 'auto', names, indices or a mask, got {chosen!r}."
-        )
-    values = [] if chosen is None else list(chosen)
-    if values and all(isinstance(value, bool | np.bool_) for value in values):
-        if len(values) != len(names):
-            raise ValueError(
-                f"categorical_features is a mask of {len(values)} for {len(names)} columns."
-            )
-        return {i for i, value in enumerate(values) if value}
-    found = set()
-    for value in values:
-        if value in names:
-            found.add(names.index(value))
-        elif isinstance(value, int | np.integer) and -len(names) <= value < len(names):
-            found.add(int(value) % len(names))
-        else:
-            raise ValueError(f"categorical_features has {value!r}, which X does not.")
-    return found
-
-
-def _imputation(X: np.ndarray, categorical: np.ndarray) -> np.ndarray:
-    """Means, and the most frequent categories, `[d]`; 0 for columns without values."""
-    values = np.zeros(X.shape[1])
-    for i, column in enumerate(X.T):
-        present = column[~np.isnan(column)]
-        if len(present) and categorical[i]:
-            values[i] = np.bincount(present.astype(int)).argmax()
-        elif len(present):
-            values[i] = present.mean()
-    return values
-
-
-def _imputed(X: np.ndarray, imputation: np.ndarray) -> np.ndarray:
-    return np.where(np.isnan(X), imputation, X)
 
 
 def _relevance(X: np.ndarray, targets: np.ndarray, categorical: np.ndarray) -> np.ndarray:
