@@ -31,7 +31,7 @@ class MixturePosterior(PredictivePosterior):
         ValueError: no components, or shapes that disagree.
     """
 
-    # Bisection alone reaches rounding in as many steps; Newton's every other one ends it early.
+    # Twice what bisection alone needs; Newton's steps end the search early.
     _steps = {torch.float32: 80, torch.float64: 160}
 
     def __init__(
@@ -71,7 +71,7 @@ class MixturePosterior(PredictivePosterior):
     def quantile(self, value: Tensor) -> Tensor:
         """Marginal quantiles to rounding, differentiable in the components.
 
-        Bracketed by the components' quantiles; bisection and Newton's steps in turn.
+        Bracketed by the components' quantiles; bisection unless Newton's steps halve the error.
 
         Args:
             value: Probabilities in (0, 1), any shape `[*p]`.
@@ -93,22 +93,23 @@ class MixturePosterior(PredictivePosterior):
         return found - (residual - residual.detach()) / density.clamp_min(tiny)
 
     def _invert(self, p: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        precision = torch.finfo(lower.dtype).eps
+        precision = 8 * torch.finfo(lower.dtype).eps
+        rounding = precision * torch.maximum(lower.abs(), upper.abs())
         found = (lower + upper) / 2
-        for step in range(self._steps[lower.dtype]):
+        before = torch.full_like(found, torch.inf)
+        for _ in range(self._steps[lower.dtype]):
             miss = self.cdf(found) - p
-            if bool((miss.abs() <= 2 * precision * p).all()):
-                break
+            move = miss / self.log_prob(found).exp()
             lower = torch.where(miss < 0, found, lower)
             upper = torch.where(miss < 0, upper, found)
-            middle = (lower + upper) / 2
-            if step % 2 == 0:
-                newton = found - miss / self.log_prob(found).exp()
-                inside = (newton > lower) & (newton < upper)
-                middle = torch.where(inside, newton, middle)
-            if bool((middle == found).all()):
+            done = (miss.abs() <= precision * p) | (move.abs() <= rounding)
+            done = done | (upper - lower <= precision * torch.maximum(lower.abs(), upper.abs()))
+            if bool(done.all()):
                 break
-            found = middle
+            newton = found - move
+            trusted = (newton > lower) & (newton < upper) & (miss.abs() < before / 2)
+            ahead = torch.where(trusted, newton, (lower + upper) / 2)
+            found, before = torch.where(done, found, ahead), miss.abs()
         return found
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
