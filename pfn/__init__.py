@@ -2,7 +2,11 @@
 
 Train a transformer once on tasks drawn from a prior; afterwards Bayesian inference on a new data
 set is one forward pass, whose distance to the exact posterior `certify` measures.
+
+`PFNRegressor` and `PFNClassifier` need scikit-learn, an extra, and are imported when asked for.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from pfn.architecture import ArchitectureConfig
 from pfn.certificate import Certificate, certify
@@ -12,6 +16,9 @@ from pfn.network import PFN, load
 from pfn.reweighting import ReweightedPosterior, reweight
 from pfn.training import TrainingConfig, train
 
+if TYPE_CHECKING:
+    from pfn.estimators import PFNClassifier, PFNRegressor
+
 __all__ = [
     "PFN",
     "ArchitectureConfig",
@@ -19,7 +26,9 @@ __all__ = [
     "BarPosterior",
     "CategoricalPosterior",
     "Certificate",
+    "PFNClassifier",
     "PFNModel",
+    "PFNRegressor",
     "ReweightedPosterior",
     "TrainingConfig",
     "certify",
@@ -27,3 +36,11 @@ __all__ = [
     "reweight",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("PFNClassifier", "PFNRegressor"):
+        from pfn import estimators
+
+        return getattr(estimators, name)
+    raise AttributeError(f"module 'pfn' has no attribute {name!r}")

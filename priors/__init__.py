@@ -24,6 +24,7 @@ from priors.network_tasks import NetworkTaskPrior
 from priors.observation import RandomInputs, RandomNoise
 from priors.optimization_tasks import OptimizationTaskPrior
 from priors.plots import plot_prior, prior_summary
+from priors.pooling import MixturePosterior
 from priors.posterior import GaussianPosterior, PredictivePosterior, TransformedPosterior, score
 from priors.program import UnsupportedOperationError
 from priors.quasi_monte_carlo import QuasiMonteCarlo
@@ -51,6 +52,7 @@ __all__ = [
     "LinearTaskPrior",
     "LogExpectedImprovement",
     "LogProbabilityOfImprovement",
+    "MixturePosterior",
     "MixtureTaskPrior",
     "NNGPKernel",
     "NTKKernel",

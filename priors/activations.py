@@ -34,13 +34,13 @@ from priors.elu import elu_duals, elu_means, elu_squares
 from priors.quadrature import derivative_of, gaussian_expectation, gaussian_mean, jumps
 
 __all__ = [
+    "ELU",
+    "GELU",
     "ABReLU",
     "Activation",
-    "ELU",
     "Elementwise",
     "Erf",
     "Exp",
-    "GELU",
     "Gabor",
     "Gaussian",
     "Hermite",

@@ -13,7 +13,7 @@ from priors.network_tasks import draw_networks, network_covariance
 from priors.posterior import GaussianPosterior
 from priors.tasks import Task
 
-__all__ = ["FORMS", "RandomKernelTaskPrior", "SMOOTHNESS"]
+__all__ = ["FORMS", "SMOOTHNESS", "RandomKernelTaskPrior"]
 
 SMOOTHNESS = ("matern12", "matern32", "matern52", "rbf", "rq")
 FORMS = ("radial", "additive", "linear", "network")

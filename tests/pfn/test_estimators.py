@@ -1,0 +1,604 @@
+"""The estimators: scikit-learn's own checks, tables, ensembles, contexts, messages."""
+
+import dataclasses
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import make_blobs
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+from torch import nn
+
+from pfn import PFN, ArchitectureConfig, PFNClassifier, PFNRegressor, TrainingConfig, train
+from pfn.estimators import _TargetTransform, _YeoJohnson
+from priors import Task
+from priors.pooling import MixturePosterior
+
+SIZES = ArchitectureConfig(
+    max_features=2, embedding=24, layers=2, heads=2, hidden=48, thinking_rows=4, bars=40
+)
+CELLS = {"cell_layers": 2, "cell_embedding": 16, "inducing": 4, "summaries": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class SimpleTasks:
+    """Linear functions, or blobs of classes, of one or two features."""
+
+    classes: int = 0
+
+    def sample(self, batch, *, generator=None, device=None, dtype=None):
+        def randn(*shape):
+            return torch.randn(*shape, generator=generator, device=device, dtype=dtype)
+
+        def randint(low, high, size=()):
+            return torch.randint(low, high, size, generator=generator, device=device)
+
+        d, n = int(randint(1, 3)), 48
+        num_context = int(randint(4, 44))
+        noise_var = (randn(batch) - 2.5).exp()
+        if not self.classes:
+            X = randn(batch, n, d)
+            f = X @ randn(batch, d, 1)
+            y = f + noise_var.sqrt()[:, None, None] * randn(batch, n, 1)
+            return Task(X=X, y=y, f=f, noise_var=noise_var, num_context=num_context)
+        number = randint(2, self.classes + 1, (batch,))
+        uniform = torch.rand(batch, n, generator=generator, device=device)
+        y = (uniform * number[:, None]).long()[..., None]
+        centres = 1.5 * randn(batch, self.classes, d)
+        X = centres.gather(1, y.expand(-1, -1, d)) + 0.4 * randn(batch, n, d)
+        y = y.to(X)
+        return Task(
+            X=X, y=y, f=None, noise_var=noise_var, num_context=num_context, num_classes=number
+        )
+
+
+def trained(classes, steps=400):
+    config = TrainingConfig(
+        architecture=dataclasses.replace(SIZES, classes=classes),
+        inputs="standardised",
+        targets="standardised",
+        steps=steps,
+        appended=0.0,
+        known_noise=0.0,
+        border_tasks=200,
+        held_out_tasks=32,
+        average_decay=0.98,
+    )
+    network = train(SimpleTasks(classes), config=config, device="cpu", progress=False)
+    network.metadata["max_context"] = 1_000
+    return network
+
+
+@pytest.fixture(scope="session")
+def trained_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks")
+    files = {kind: folder / f"{kind}.safetensors" for kind in ("regression", "classification")}
+    trained(0).save(files["regression"])
+    trained(4).save(files["classification"])
+    return files
+
+
+def random_network(classes=0, cells=False, **metadata):
+    """A random network in which every part matters."""
+    sizes = dataclasses.replace(SIZES, max_features=8, classes=classes, **(CELLS if cells else {}))
+    known = {"missing": True, "categorical": True, "max_context": 1_000, **metadata}
+    units = {"inputs": "standardised", "targets": "standardised"}
+    borders = None if classes else torch.linspace(-2.5, 2.5, sizes.bars + 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = PFN(sizes, borders, tail_scale=0.7, metadata=known, **units)
+        for parameter in made.network.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    return made.eval()
+
+
+both_tokens = pytest.mark.parametrize("cells", [False, True], ids=["slots", "cells"])
+
+
+def data(n=30, d=4, seed=0):
+    random = np.random.RandomState(seed)
+    X = random.randn(n, d)
+    return X, 3 + 2 * X[:, 0] + np.exp(X[:, 1]) + 0.1 * random.randn(n)
+
+
+def table(n=40, seed=0):
+    """A DataFrame with every kind of column, and the numbers that it should become."""
+    random = np.random.RandomState(seed)
+    number, whole = random.randn(n), random.randint(5, size=n)
+    colour, truth = random.randint(3, size=n), random.randint(2, size=n)
+    size, text = random.randint(3, size=n), random.randint(2, size=n)
+    frame = pd.DataFrame(
+        {
+            "number": number,
+            "whole": whole,
+            "colour": np.array(["blue", "green", "red"], dtype=object)[colour],
+            "truth": truth.astype(bool),
+            "size": pd.Categorical.from_codes(size, ["small", "medium", "large"], ordered=True),
+            "text": pd.array(np.array(["no", "yes"])[text], dtype="string"),
+        }
+    )
+    encoded = np.stack([number, whole, colour, truth, size, text], axis=1).astype(float)
+    return frame, encoded, 3 + number + colour + 0.1 * random.randn(n)
+
+
+CATEGORIES = [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+@pytest.mark.parametrize("ensemble", [False, True])
+@pytest.mark.filterwarnings("ignore:This network was trained on up to 2 features")
+def test_scikit_learn_checks(kind, ensemble, trained_files):
+    made = (PFNRegressor if kind == "regression" else PFNClassifier)(trained_files[kind])
+    if ensemble:
+        made.set_params(num_ensemble=4, power_transforms=True)
+    results = check_estimator(made, on_fail=None, on_skip=None)
+    failed = {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"}
+    assert not failed, failed
+    assert len(results) > 45
+
+
+EXPECTED = {
+    "check_estimators_overwrite_params": "joblib hashes equal networks differently",
+    "check_regressors_train": "random weights predict nothing",
+    "check_classifiers_train": "random weights predict nothing",
+    "check_classifiers_classes": "random weights predict nothing",
+}
+
+
+@both_tokens
+@pytest.mark.parametrize("classes", [0, 4])
+@pytest.mark.filterwarnings("ignore:This network was trained on up to 8 features")
+def test_scikit_learn_checks_of_network_objects(classes, cells):
+    """More features in use, cells, and a network that does not come from a file."""
+    made = (PFNClassifier if classes else PFNRegressor)(random_network(classes, cells))
+    results = check_estimator(made, on_fail=None, on_skip=None, expected_failed_checks=EXPECTED)
+    failed = {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"}
+    assert not failed, failed
+
+
+@both_tokens
+def test_a_single_member_is_the_network(cells):
+    network = random_network(cells=cells)
+    X, y = data()
+    Q, targets = data(9, seed=1)
+    made = PFNRegressor(network).fit(X, y)
+    posterior = (
+        network.condition(torch.tensor(X), torch.tensor(y)[:, None])
+        .posterior(torch.tensor(Q), observation_noise=True)
+    )  # fmt: skip
+    mean, std = made.predict(Q, return_std=True)
+    np.testing.assert_allclose(mean, posterior.mean[:, 0], rtol=1e-10)
+    np.testing.assert_allclose(std, posterior.variance[:, 0].sqrt(), rtol=1e-10)
+    p = [0.05, 0.5, 0.95]
+    expected = posterior.quantile(torch.tensor(p, dtype=torch.float64))[..., 0].T
+    np.testing.assert_allclose(made.predict_quantiles(Q, p), expected, rtol=1e-10)
+    expected = posterior.log_prob(torch.tensor(targets)[:, None])[:, 0]
+    np.testing.assert_allclose(made.log_likelihood(Q, targets), expected, rtol=1e-9)
+
+
+@both_tokens
+def test_a_single_classifier_is_the_network(cells):
+    network = random_network(4, cells)
+    X, y = data()
+    y = np.digitize(y, [2.0, 4.0])
+    made = PFNClassifier(network).fit(X, np.array(["a", "b", "c"])[y])
+    model = network.condition(torch.tensor(X), torch.tensor(y, dtype=torch.float64)[:, None])
+    expected = model.posterior(torch.tensor(X)).mean
+    assert expected.shape == (30, 4)
+    assert (expected[:, 3] == 0).all()
+    np.testing.assert_allclose(made.predict_proba(X), expected[:, :3], rtol=1e-10)
+    np.testing.assert_allclose(made.predict_log_proba(X), expected[:, :3].log(), rtol=1e-9)
+    assert (made.predict(X) == made.classes_[expected[:, :3].argmax(1)]).all()
+
+
+@both_tokens
+def test_an_ensemble_is_the_mixture_of_its_members(cells):
+    network = random_network(cells=cells)
+    X, y = data()
+    Q, targets = data(5, seed=1)
+    made = PFNRegressor(network, num_ensemble=3).fit(X, y)
+    densities, means = [], []
+    for member in made._members:
+        model = network.condition(
+            torch.tensor(X[:, member.columns]), torch.tensor(y), column_seed=member.column_seed
+        )
+        query = torch.tensor(Q[:, member.columns])
+        posterior = model.posterior(query, observation_noise=True)
+        densities.append(posterior.log_prob(torch.tensor(targets)[:, None])[:, 0].exp())
+        means.append(posterior.mean[:, 0])
+    assert np.ptp(np.stack(means), axis=0).min() > 1e-6  # they do differ
+    np.testing.assert_allclose(made.predict(Q), torch.stack(means).mean(0), rtol=1e-9)
+    expected = torch.stack(densities).mean(0).log()
+    np.testing.assert_allclose(made.log_likelihood(Q, targets), expected, rtol=1e-8)
+
+
+def test_an_ensemble_of_classifiers_averages_probabilities():
+    network = random_network(4)
+    X, y = data()
+    y = np.digitize(y, [2.0, 4.0])
+    made = PFNClassifier(network, num_ensemble=3).fit(X, y)
+    expected = []
+    for member in made._members:
+        numbers = torch.tensor(member.classes[y], dtype=torch.float64)
+        rows = torch.tensor(X[:, member.columns])
+        probabilities = network.condition(rows, numbers).posterior(rows).mean
+        expected.append(probabilities[:, torch.tensor(member.classes)])
+    assert any((member.classes != np.arange(3)).any() for member in made._members)
+    np.testing.assert_allclose(made.predict_proba(X), torch.stack(expected).mean(0), rtol=1e-9)
+
+
+def test_the_pooled_density_is_one_distribution():
+    X, y = data()
+    made = PFNRegressor(random_network(), num_ensemble=4, power_transforms=True).fit(X, y)
+    assert [m.inputs is not None for m in made._members] == [False, True, True, False]
+    assert [m.target is not None for m in made._members] == [False, True, False, True]
+    posterior = made.predict_distribution(X[:3])
+    assert isinstance(posterior, MixturePosterior)
+    p = torch.tensor([1e-4, 0.02, 0.3, 0.5, 0.9, 0.999], dtype=torch.float64)
+    quantiles = posterior.quantile(p)
+    for value, at in zip(quantiles, p, strict=True):
+        torch.testing.assert_close(posterior.cdf(value), at.expand(3, 1), rtol=1e-9, atol=1e-12)
+        value = value.requires_grad_()
+        (slope,) = torch.autograd.grad(posterior.cdf(value).sum(), value)
+        torch.testing.assert_close(slope, posterior.log_prob(value).exp())
+    # From the quantile of 1e-4 to that of 0.999; steps are small against the bars.
+    grid = (
+        quantiles[0] + (quantiles[-1] - quantiles[0]) * torch.linspace(0, 1, 2_001)[:, None, None]
+    )
+    densities = posterior.log_prob(grid.double()).exp()
+    area = torch.trapezoid(densities, grid, dim=0)
+    torch.testing.assert_close(area, torch.full_like(area, 0.9989), rtol=2e-3, atol=0)
+    # Moments of members whose targets are transformed are quadratures.
+    u = (torch.arange(2_000, dtype=torch.float64) + 0.5) / 2_000
+    torch.testing.assert_close(posterior.quantile(u).mean(0), posterior.mean, rtol=5e-3, atol=0)
+    assert posterior.rsample(torch.Size([7])).shape == (7, 3, 1)
+
+
+@pytest.mark.parametrize("power", [0.5, 0.8, 1.0, 1.5])
+def test_yeo_johnson(power):
+    from scipy.stats import yeojohnson
+
+    x = torch.linspace(-30, 50, 41, dtype=torch.float64).requires_grad_()
+    transform = _YeoJohnson(power)
+    y = transform(x)
+    np.testing.assert_allclose(y.detach(), yeojohnson(x.detach().numpy(), power), rtol=1e-12)
+    torch.testing.assert_close(transform.inv(y), x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(transform.log_abs_det_jacobian(x, y), slope.log())
+
+
+def test_transforms_of_targets_straighten_them_and_come_back():
+    skewed = np.exp(2 * np.random.RandomState(0).randn(200)) * 1e6
+    fitted = _TargetTransform.fit(skewed)
+    assert fitted.power == 0.5  # as far as it may go
+    z = torch.tensor(fitted.apply(skewed))
+    for transform in fitted.undo(z):
+        z = transform(z)
+    np.testing.assert_allclose(z, skewed, rtol=1e-9)
+    assert _TargetTransform.fit(np.full(5, 7.0)).apply(np.full(5, 7.0)).tolist() == [0.0] * 5
+
+
+def test_transformed_members_survive_hard_columns():
+    X, y = data(12, d=6)
+    X[:, 0], X[:, 1], X[:, 2], X[::2, 3] = 7.0, np.nan, 1e200 * X[:, 2], np.nan
+    made = PFNRegressor(random_network(), num_ensemble=4, power_transforms=True).fit(X, y)
+    far = 1e3 * X
+    assert np.isfinite(made.predict(np.concatenate([X, far]))).all()
+
+
+@both_tokens
+def test_a_dataframe_equals_its_numbers(cells):
+    frame, encoded, y = table()
+    network = random_network(cells=cells)
+    expected = PFNRegressor(network, categorical_features=CATEGORIES).fit(encoded, y)
+    made = PFNRegressor(network).fit(frame, y)
+    np.testing.assert_array_equal(made.predict(frame), expected.predict(encoded))
+    assert list(made.feature_names_in_) == list(frame.columns)
+    names = list(frame.columns[CATEGORIES])
+    mask = [False, False, True, True, True, True]
+    lists = frame.astype(object).to_numpy().tolist()
+    for chosen, X in ((names, frame), (mask, frame), (mask, encoded), ("auto", lists)):
+        if X is lists:  # an order of categories is known to pandas only
+            X = [[*row[:4], {"small": 0, "medium": 1, "large": 2}[row[4]], row[5]] for row in X]
+            chosen = mask
+        again = PFNRegressor(network, categorical_features=chosen).fit(X, y)
+        np.testing.assert_array_equal(again.predict(X), expected.predict(encoded))
+    # the network is told which are categories
+    numbers = PFNRegressor(network).fit(encoded, y)
+    assert not np.allclose(numbers.predict(encoded), expected.predict(encoded))
+    untold = PFNRegressor(random_network(cells=cells, categorical=False)).fit(frame, y)
+    np.testing.assert_array_equal(untold.predict(frame), numbers.predict(encoded))
+
+
+def test_object_columns_of_numbers_are_numbers():
+    X, y = data()
+    expected = PFNRegressor(random_network()).fit(X, y)
+    objects = X.astype(object)
+    objects[0, 0] = None
+    X = X.copy()
+    X[0, 0] = np.nan
+    made = PFNRegressor(random_network()).fit(objects, y)
+    assert not made._columns.categorical.any()
+    np.testing.assert_array_equal(made.predict(objects), expected.fit(X, y).predict(X))
+
+
+def test_missing_and_unknown_values():
+    frame, encoded, y = table()
+    frame = frame.astype({"whole": "Int64", "truth": "boolean"})
+    for i, name in enumerate(frame.columns):
+        frame.loc[i, name] = None if name in ("colour", "size") else pd.NA
+        encoded[i, i] = np.nan
+    network = random_network()
+    expected = PFNRegressor(network, categorical_features=CATEGORIES).fit(encoded, y)
+    made = PFNRegressor(network).fit(frame, y)
+    np.testing.assert_array_equal(made.predict(frame), expected.predict(encoded))
+
+    unknown, absent = frame.copy(), frame.copy()
+    unknown["colour"], absent["colour"] = "ultraviolet", None
+    unknown["size"], absent["size"] = "gigantic", None
+    np.testing.assert_array_equal(made.predict(unknown), made.predict(absent))
+    assert not np.allclose(made.predict(unknown), made.predict(frame))
+
+
+def test_networks_without_missing_values_get_imputed_ones():
+    frame, encoded, y = table()
+    encoded[3, 0] = encoded[4, 2] = np.nan
+    encoded[:, 1] = np.nan
+    filled = encoded.copy()
+    filled[3, 0] = np.nanmean(encoded[:, 0])
+    filled[4, 2] = np.bincount(encoded[np.arange(40) != 4, 2].astype(int)).argmax()
+    filled[:, 1] = 0
+    network = random_network(missing=False)
+    made = PFNRegressor(network, categorical_features=CATEGORIES).fit(encoded, y)
+    expected = PFNRegressor(network, categorical_features=CATEGORIES).fit(filled, y)
+    np.testing.assert_allclose(made.predict(encoded), expected.predict(filled), rtol=1e-12)
+    told = PFNRegressor(random_network(), categorical_features=CATEGORIES).fit(encoded, y)
+    assert not np.allclose(told.predict(encoded), made.predict(encoded))
+
+
+def test_too_many_rows_are_subsampled_with_a_warning():
+    X, y = data(50)
+    network = random_network(max_context=20)
+    with pytest.warns(UserWarning, match="up to 20 rows and got 50: each member .* sees 20"):
+        made = PFNRegressor(network, num_ensemble=3).fit(X, y)
+    rows = [member.rows for member in made._members]
+    assert [len(np.unique(r)) for r in rows] == [20] * 3
+    assert len(np.unique(np.concatenate(rows))) > 20
+    with pytest.warns(UserWarning, match="trained on up to 20 context rows"):
+        made.set_params(max_context=None).fit(X, y)
+    assert len(made._members[0].rows) == 50
+    with pytest.warns(UserWarning, match="up to 5 rows"):
+        made.set_params(max_context=5).fit(X, y)
+
+
+def test_chunks_are_disjoint_and_their_predictions_are_pooled():
+    X, y = data(50)
+    network = random_network(max_context=20)
+    with pytest.warns(UserWarning, match="the predictions of 3 parts are averaged"):
+        made = PFNRegressor(network, context_strategy="chunk").fit(X, y)
+    rows = [member.rows for member in made._members]
+    assert sorted(np.concatenate(rows)) == list(range(50))
+    assert max(map(len, rows)) <= 20
+    parts = [PFNRegressor(network).fit(X[r], y[r]) for r in rows]
+    np.testing.assert_allclose(made.predict(X), np.mean([p.predict(X) for p in parts], axis=0))
+
+
+@pytest.mark.parametrize("strategy", ["subsample", "chunk"])
+def test_parts_of_a_classification_have_all_classes(strategy):
+    X, _ = data(60)
+    y = np.array(["common"] * 42 + ["rare"] * 6 + ["other"] * 12)
+    with pytest.warns(UserWarning, match="up to 20 rows and got 60"):
+        made = PFNClassifier(random_network(4, max_context=20), context_strategy=strategy).fit(X, y)
+    for member in made._members:
+        assert len(member.rows) == 20
+        assert np.bincount(made._y[member.rows]).tolist() == [14, 4, 2]
+
+
+def test_features_beyond_the_slots_are_selected():
+    random = np.random.RandomState(0)
+    X = random.randn(60, 12)
+    X[:, 5] = random.randint(40, size=60)  # categories that fit anything
+    X[:, 6] = random.randint(4, size=60)
+    y = 2 * X[:, 3] + np.exp(X[:, 10]) + np.array([5.0, -5.0, 0.0, 8.0])[X[:, 6].astype(int)]
+    network = random_network()
+    network.architecture = dataclasses.replace(network.architecture, max_features=8)
+    with pytest.warns(UserWarning, match="up to 8 features and got 12; the 8 that tell most"):
+        made = PFNRegressor(network, categorical_features=[5, 6]).fit(X, y)
+    assert {3, 6, 10} <= set(made.selected_features_)
+    expected = PFNRegressor(network, categorical_features=made._columns.categorical[
+        made.selected_features_
+    ]).fit(X[:, made.selected_features_], y)  # fmt: skip
+    np.testing.assert_allclose(
+        made.predict(X), expected.predict(X[:, made.selected_features_]), rtol=1e-12
+    )
+    with pytest.warns(UserWarning, match="beyond that its predictions are extrapolation"):
+        made = PFNRegressor(random_network(cells=True)).fit(X, y)
+    assert len(made.selected_features_) == 12
+    labels = np.where(X[:, 3] > 0, "a", "b")
+    with pytest.warns(UserWarning, match="the 8 that tell most"):
+        chosen = PFNClassifier(random_network(4)).fit(X, labels).selected_features_
+    assert 3 in chosen
+
+
+def test_trained_networks_predict(trained_files):
+    random = np.random.RandomState(0)
+    X = random.randn(60, 2)
+    y = 100 * X[:, 0] - 50 * X[:, 1] + 5 * random.randn(60)
+    made = PFNRegressor(trained_files["regression"], num_ensemble=2).fit(X[:40], y[:40])
+    assert made.score(X[40:], y[40:]) > 0.7
+    inside = made.predict_quantiles(X[40:], [0.05, 0.95])
+    assert np.mean((inside[:, 0] < y[40:]) & (y[40:] < inside[:, 1])) > 0.7
+    # in the units of y
+    scaled = clone(made).fit(X[:40], 1e-3 * y[:40] + 7)
+    np.testing.assert_allclose(scaled.predict(X), 1e-3 * made.predict(X) + 7, rtol=1e-9)
+    shift = made.log_likelihood(X, y) - scaled.log_likelihood(X, 1e-3 * y + 7)
+    np.testing.assert_allclose(shift, np.log(1e-3), rtol=1e-6)
+
+    X, labels = make_blobs(90, centers=[[0, 0], [4, 4], [-4, 4]], random_state=0)
+    labels = np.array(["x", "y", "z"])[labels]
+    made = PFNClassifier(trained_files["classification"], num_ensemble=2).fit(X[:60], labels[:60])
+    assert made.score(X[60:], labels[60:]) > 0.8
+    np.testing.assert_allclose(made.predict_proba(X).sum(1), 1, rtol=1e-12)
+
+
+def test_one_class_is_certain():
+    X, _ = data()
+    made = PFNClassifier(random_network(4)).fit(X, ["only"] * len(X))
+    assert (made.predict_proba(X) == 1).all()
+    assert (made.predict(X) == "only").all()
+
+
+def test_batches_and_dtypes_do_not_matter():
+    X, y = data()
+    network = random_network()
+    expected = PFNRegressor(network, num_ensemble=2).fit(X, y)
+    batched = PFNRegressor(network, num_ensemble=2, batch_size=7).fit(X, y)
+    for method in ("predict", "predict_quantiles"):
+        np.testing.assert_allclose(
+            getattr(batched, method)(X), getattr(expected, method)(X), rtol=1e-9
+        )
+    np.testing.assert_allclose(batched.log_likelihood(X, y), expected.log_likelihood(X, y))
+    single = PFNRegressor(network, num_ensemble=2, dtype="float32").fit(X, y)
+    np.testing.assert_allclose(single.predict(X), expected.predict(X), rtol=1e-3)
+    assert single.predict_distribution(X).dtype == torch.float32
+    assert next(network.parameters()).dtype == torch.float32  # the given one stays as it was
+
+
+@both_tokens
+def test_random_state_decides_and_global_generators_are_left_alone(cells):
+    X, y = data()
+    network = random_network(cells=cells)
+    before = np.random.get_state()[1].copy(), torch.random.get_rng_state()
+
+    def predict(seed):
+        made = PFNRegressor(network, num_ensemble=3, power_transforms=True, random_state=seed)
+        return made.fit(X, y).predict(X)
+
+    np.testing.assert_array_equal(predict(1), predict(1))
+    np.testing.assert_array_equal(predict(1), predict(np.random.RandomState(1)))
+    assert not np.array_equal(predict(1), predict(2))
+    assert np.array_equal(before[0], np.random.get_state()[1])
+    assert torch.equal(before[1], torch.random.get_rng_state())
+
+
+def test_pickle_clone_and_parameters(trained_files):
+    X, y = data()
+    made = PFNRegressor(random_network(), num_ensemble=2, power_transforms=True).fit(X, y)
+    stored = pickle.dumps(made)
+    again = pickle.loads(stored)
+    np.testing.assert_array_equal(again.predict(X), made.predict(X))
+    keys = sum(key.numel() for key in made._encodings[0].context.keys)
+    assert "_encodings" not in made.__getstate__()
+    assert keys > 0
+    assert clone(made).get_params().keys() == made.get_params().keys()
+    assert not hasattr(clone(made), "network_")
+    with pytest.raises(NotFittedError):
+        clone(made).predict(X)
+
+
+@pytest.mark.filterwarnings("ignore:This network was trained on up to 2 features")
+def test_grid_search_and_pipelines(trained_files):
+    X, y = data(24)
+    pipeline = make_pipeline(StandardScaler(), PFNRegressor(trained_files["regression"]))
+    search = GridSearchCV(pipeline, {"pfnregressor__num_ensemble": [1, 2]}, cv=2)
+    assert np.isfinite(search.fit(X, y).cv_results_["mean_test_score"]).all()
+
+    def log_likelihood(made, X, y):
+        return made.log_likelihood(X, y).mean()
+
+    search = GridSearchCV(
+        PFNRegressor(random_network()), {"num_ensemble": [1, 2]}, cv=2, scoring=log_likelihood
+    )
+    assert np.isfinite(search.fit(X, y).best_score_)
+    search = GridSearchCV(
+        PFNClassifier(random_network(4)), {"num_ensemble": [1, 2]}, cv=2, scoring="neg_log_loss"
+    )
+    assert np.isfinite(search.fit(X, y > 3).best_score_)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_ensemble": 0}, "num_ensemble must be a positive integer, got 0"),
+        ({"batch_size": 1.5}, "batch_size must be a positive integer"),
+        ({"context_strategy": "all"}, "context_strategy must be 'subsample' or 'chunk'"),
+        ({"dtype": "float16"}, "dtype must be 'float32' or 'float64'"),
+        ({"max_context": "none"}, "max_context must be 'network', None or a positive integer"),
+        ({"power_transforms": True}, "num_ensemble must be at least 2"),
+        ({"categorical_features": "all"}, "categorical_features must be 'auto'"),
+        ({"categorical_features": [True, False]}, "a mask of 2 for 4 columns"),
+        ({"categorical_features": ["colour"]}, "has 'colour', which X does not"),
+        ({"categorical_features": [4]}, "has 4, which X does not"),
+        ({"network": random_network(4)}, "PFNRegressor needs a network for regression, got one"),
+    ],
+)
+def test_unusable_parameters_are_refused(changes, message):
+    made = PFNRegressor(random_network()).set_params(**changes)
+    with pytest.raises(ValueError, match=message):
+        made.fit(*data())
+
+
+def test_unusable_data_are_refused():
+    X, y = data()
+    with pytest.raises(ValueError, match="y has 5 classes and this network tells 4 apart"):
+        PFNClassifier(random_network(4)).fit(X, np.arange(30) % 5)
+    with pytest.raises(ValueError, match="PFNClassifier needs a network for classification"):
+        PFNClassifier(random_network()).fit(X, y > 3)
+    with pytest.raises(TypeError, match="network must be a shipped name, a path or a PFN, got int"):
+        PFNRegressor(3).fit(X, y)
+    with pytest.raises(FileNotFoundError, match="neither a file nor a shipped network"):
+        PFNRegressor("nonsense").fit(X, y)
+    made = PFNRegressor(random_network()).fit(X, y)
+    with pytest.raises(ValueError, match="quantiles must be probabilities"):
+        made.predict_quantiles(X, [0.0, 0.5])
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        made.log_likelihood(X, y[:-1])
+    with pytest.raises(ValueError, match="infinity"):
+        made.predict(np.where(X > 1, np.inf, X))
+    raw = random_network()
+    raw.inputs, raw.targets = "raw", "given"
+    with pytest.raises(ValueError, match="trained on standardised inputs or targets"):
+        PFNRegressor(raw, num_ensemble=2, power_transforms=True).fit(X, y)
+
+
+def test_unusable_columns_are_refused():
+    frame, _, y = table()
+    made = PFNRegressor(random_network(), categorical_features=None)
+    with pytest.raises(ValueError, match="column 'colour' holds numbers and got '(blue|red|green)"):
+        made.fit(frame, y)
+    made = PFNRegressor(random_network()).fit(frame, y)
+    with pytest.raises(ValueError, match="column 'number' holds numbers and got 'seven'"):
+        made.predict(frame.assign(number="seven"))
+    with pytest.raises(TypeError, match="column 'when' has dtype datetime64"):
+        made.fit(frame.assign(when=pd.Timestamp("2020-01-01")), y)
+    with pytest.raises(TypeError, match="X has dtype datetime64"):
+        made.fit(np.full((40, 2), np.datetime64("2020-01-01")), y)
+    with pytest.raises(TypeError, match="argument must be a string or a number"):
+        made.fit(frame.assign(colour=[{"red": 1}] * 40), y)
+    with pytest.raises(ValueError, match="feature names should match"):
+        made.fit(frame, y).predict(frame.rename(columns={"number": "count"}))
+
+
+def test_importing_without_scikit_learn():
+    code = """
+        import sys
+        sys.modules["sklearn"] = None  # as if it were not installed
+        import pfn
+        try:
+            pfn.PFNRegressor
+        except ImportError as error:
+            assert "wideprior[sklearn]" in str(error), error
+        else:
+            raise AssertionError("no error")
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=300)
