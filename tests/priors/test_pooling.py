@@ -5,8 +5,8 @@ import torch
 from gpytorch.distributions import MultivariateNormal
 from torch.distributions.transforms import AffineTransform
 
-from bayes.mixture import GaussianMixturePosterior
 from priors import GaussianPosterior, TransformedPosterior
+from priors.mixture import GaussianMixturePosterior
 from priors.pooling import MixturePosterior
 from priors.testing import PosteriorContract
 
