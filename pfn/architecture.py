@@ -54,7 +54,8 @@ class ArchitectureConfig:
         heads: Attention heads; divides the embedding size.
         hidden: Width of the feed-forward layers.
         thinking_rows: Learned rows that are always in the context.
-        bars: Nodes of the output distribution.
+        bars: Nodes of the output distribution; 0 for as many as represent the posteriors of the
+            prior to 0.003 nats, see `pfn.distribution.choose_num_nodes`.
         classes: Classes at most, of a categorical output instead of the bars; 0 is regression.
         cell_layers: Layers over cells before rows are formed; 0 for slots.
         cell_embedding: Embedding size of a cell, a multiple of 16.
@@ -83,7 +84,7 @@ class ArchitectureConfig:
         for name, value in vars(self).items():
             if isinstance(value, bool):
                 continue
-            least = 0 if name in ("thinking_rows", "classes", "cell_layers") else 1
+            least = 0 if name in ("thinking_rows", "bars", "classes", "cell_layers") else 1
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
         if self.thinking_rows == 0:

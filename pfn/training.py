@@ -23,7 +23,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 
 from pfn.architecture import ArchitectureConfig
 from pfn.certificate import Reference, reference_nll
-from pfn.distribution import place_nodes
+from pfn.distribution import choose_num_nodes, place_nodes
 from pfn.network import PFN, Encoding
 from priors.files import read_safetensors, write_safetensors_atomically
 from priors.tasks import Task, TaskPrior
@@ -651,7 +651,7 @@ def _initial_network(
 
     def network(borders: Tensor, tail_scale: float) -> PFN:
         return PFN(
-            config.architecture,
+            replace(config.architecture, bars=len(borders)),
             borders,
             tail_scale=tail_scale,
             inputs=config.inputs,
@@ -662,15 +662,32 @@ def _initial_network(
         )
 
     empty = network(torch.tensor([0.0, 1.0]), 1.0)
-    targets = []
+    targets, narrowest = [], []
     for task in tasks:
         n = task.num_context
         mask = None if task.points is None else task.points[:, :n]
         location, scale = empty.units(task.y[:, :n, 0], mask)
         z = (task.y[:, n:, 0] - location) / scale
         targets.append(z.flatten() if task.points is None else z[task.points[:, n:]])
-    borders, tail_scale = place_nodes(torch.cat(targets), config.architecture.bars)
+        if task.f is not None:
+            means = (task.f[:, n:, 0] - location) / scale
+            sds = task.row_noise_var[:, n:].sqrt() / scale
+            narrowest.append(torch.stack([means, sds])[:, :, 0])  # a query of each task will do
+    bars = config.architecture.bars or _enough_bars(torch.cat(targets), narrowest)
+    borders, tail_scale = place_nodes(torch.cat(targets), bars)
     return network(borders, tail_scale).to(device)
+
+
+def _enough_bars(targets: Tensor, narrowest: list[Tensor]) -> int:
+    """Nodes that represent every posterior of y: none is narrower than its noise."""
+    known = torch.cat(narrowest, dim=1) if narrowest else targets.new_empty(2, 0)
+    known = known[:, known[1].isfinite() & (known[1] > 0)][:, :200]
+    if known.shape[1] == 0:
+        raise ValueError(
+            "ArchitectureConfig.bars = 0 chooses the number of nodes by the noise of the prior's "
+            "tasks, but none of them has a function and a finite noise variance; state a number."
+        )
+    return choose_num_nodes(targets, known[0].double(), known[1].double())
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

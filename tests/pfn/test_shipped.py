@@ -84,6 +84,6 @@ def test_a_smooth_function_is_learnt_and_uncertainty_grows_away_from_data(regres
     f = model.posterior(Q)
     truth = torch.sin(2 * Q[:, :1])
     explained = 1 - (f.mean - truth).square().mean() / truth.var()
-    assert explained > 0.5  # a linear model explains less than a third
+    assert explained > 0.7  # a linear model explains less than a third
     far = model.posterior(6 + torch.rand(20, d, generator=generator))
-    assert far.variance.mean() > 1.5 * f.variance.mean()
+    assert far.variance.mean() > 3 * f.variance.mean()

@@ -13,7 +13,8 @@ from gpytorch.kernels import RBFKernel
 from linear_operator.operators import DiagLinearOperator
 
 from pfn import ArchitectureConfig, Certificate, TrainingConfig, certify, train
-from pfn.checkpoints.regression import RegressionTaskPrior, certificate
+from pfn.checkpoints.recipes import RECIPES
+from pfn.distribution import binning_error
 from priors import GaussianPosterior, GaussianProcessPrior
 from priors.tasks import FunctionTaskPrior, Task
 
@@ -203,30 +204,26 @@ class TestCertificate:
         with pytest.raises(ValueError, match="ask for smaller"):
             certify(made, fixed_gp(), context_sizes=[100], num_tasks=4, progress=False)
 
-    def test_shipped_prior_oracle_is_calibrated(self):
+    @pytest.mark.parametrize("name", ["regression", "bo"])
+    def test_references_of_the_recipes_are_calibrated(self, name):
         """Standardised residuals of the oracle are standard normal, as for an exact posterior."""
-        prior = RegressionTaskPrior(num_context=12)
+        recipe = RECIPES[name]()
+        prior = recipe.certified_prior
         generator = torch.Generator().manual_seed(0)
         scores = []
-        for _ in range(12):
-            task = prior.sample(32, generator=generator, dtype=torch.float64)
-            posterior = prior.oracle(task)
-            z = (task.y[:, 12:] - posterior.mean) / posterior.variance.sqrt()
+        for _ in range(8):
+            task = prior.sample(16, generator=generator, dtype=torch.float64)
+            n = 12
+            rows = list(range(n)) + [task.X.shape[1] - 1]
+            part = replace(
+                task, X=task.X[:, rows], y=task.y[:, rows], f=task.f[:, rows], num_context=n
+            )
+            posterior = recipe.reference(part)
+            z = (part.y[:, n:] - posterior.mean) / posterior.variance.sqrt()
             scores.append(z[:, 0, 0])  # one query per task: independent over tasks
         z = torch.cat(scores)
         assert abs(z.mean()) < 4 / len(z) ** 0.5
         assert abs(z.var() - 1) < 4 * (2 / len(z)) ** 0.5
-
-    def test_shipped_certificate_command(self):
-        made = train(
-            RegressionTaskPrior(),
-            config=config(steps=1, architecture=replace(TINY, max_features=10)),
-            device="cpu",
-            progress=False,
-        )
-        measured = certificate(made, num_tasks=32, progress=False)
-        assert list(measured.by_context) == [0, 5, 20, 80, 256]
-        assert measured.reference == "upper bound"
 
 
 @pytest.mark.slow
@@ -391,6 +388,24 @@ class TestOptions:
         """With the limit just below the usual norm some steps are left out, and some are not."""
         made = train(fixed_gp(), config=config(steps=12, spike=0.9), device="cpu", progress=False)
         assert 0 < made.metadata["training"]["skipped"] < 12
+
+    def test_enough_nodes_for_the_noise_of_the_prior(self):
+        """The floor of the binning error under the noise of the tasks is what was asked for."""
+        architecture = replace(TINY, bars=0)
+        made = train(
+            fixed_gp(),
+            config=config(
+                steps=1, architecture=architecture, targets="raw", batch=50, border_tasks=2000
+            ),
+            device="cpu",
+            progress=False,
+        )
+        nodes = made.architecture.bars
+        assert nodes == len(made.bars.borders) >= 16
+        means = torch.linspace(-2, 2, 41, dtype=torch.float64) / made.prior_scale
+        sds = torch.full_like(means, NOISE_VAR**0.5 / made.prior_scale)
+        weight = torch.softmax(-0.5 * (means * made.prior_scale) ** 2, 0)
+        assert (weight * binning_error(made.bars.double(), means, sds)).sum() < 0.006
 
     def test_bad_values(self):
         with pytest.raises(ValueError, match="optimizer"):
