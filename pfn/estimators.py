@@ -206,7 +206,9 @@ class _PFNEstimator(BaseEstimator):
             of_inputs, of_targets = cycle[i % len(cycle)]
             for rows in self._contexts(random):
                 inputs = self._input_transform(rows) if of_inputs else None
-                target = _TargetTransform.fit(self._y[rows]) if of_targets else None
+                target = None
+                if self.network_.targets == "standardised" and not architecture.classes:
+                    target = _TargetTransform.fit(self._y[rows], power=of_targets)
                 members.append(_Member(rows, columns, seed, classes, inputs, target))
         return members
 
@@ -606,7 +608,8 @@ class _Member:
         column_seed: Seed of the column codes.
         classes: The number that each class has here; None in regression.
         inputs: Power transforms of the inputs.
-        target: Power transform of the targets.
+        target: Standardisation of the targets, with a power transform in some members; None for
+            a network that knows units.
     """
 
     rows: np.ndarray
@@ -658,31 +661,34 @@ class _InputTransform:
 
 @dataclass(frozen=True)
 class _TargetTransform:
-    """Yeo-Johnson transform of the targets after standardisation; monotone and onto."""
+    """Standardisation of the targets and a Yeo-Johnson transform; monotone and onto."""
 
     location: float
     scale: float
     power: float
 
     @classmethod
-    def fit(cls, y: np.ndarray) -> _TargetTransform:
+    def fit(cls, y: np.ndarray, *, power: bool) -> _TargetTransform:
         location, scale = _standardisation(y[:, None])
         z = (y[:, None] - location) / scale
-        power = 1.0
-        if np.ptp(z) > 0:
+        found = 1.0
+        if power and np.ptp(z) > 0:
             with np.errstate(all="ignore"):
-                power = float(PowerTransformer(standardize=False).fit(z).lambdas_[0])
-        power = power if math.isfinite(power) else 1.0
-        return cls(float(location[0]), float(scale[0]), min(max(power, _POWERS[0]), _POWERS[1]))
+                found = float(PowerTransformer(standardize=False).fit(z).lambdas_[0])
+        found = found if math.isfinite(found) else 1.0
+        return cls(float(location[0]), float(scale[0]), min(max(found, _POWERS[0]), _POWERS[1]))
 
     def apply(self, y: np.ndarray) -> np.ndarray:
         z = torch.as_tensor((y - self.location) / self.scale)
+        if self.power == 1.0:
+            return z.numpy()
         return _YeoJohnson(self.power)(z).numpy()
 
-    def undo(self, like: Tensor) -> tuple[Transform, Transform]:
+    def undo(self, like: Tensor) -> tuple[Transform, ...]:
         """The transforms back to units of y, the first first."""
         location, scale = like.new_tensor(self.location), like.new_tensor(self.scale)
-        return _YeoJohnson(self.power).inv, AffineTransform(location, scale)
+        affine = AffineTransform(location, scale)
+        return (affine,) if self.power == 1.0 else (_YeoJohnson(self.power).inv, affine)
 
 
 class _YeoJohnson(Transform):
@@ -758,7 +764,8 @@ def _standardisation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if len(present):
             most = np.abs(present).max()
             location[i] = present.mean()
-            deviation = (present / (most or 1.0)).std()  # squares of large numbers overflow
+            # Of shares of the largest: squares of large numbers overflow.
+            deviation = (present / (most or 1.0)).std(ddof=min(1, len(present) - 1))
             if deviation > 16 * np.finfo(np.float64).eps:
                 scale[i] = most * deviation
     return location, scale
