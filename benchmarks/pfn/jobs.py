@@ -65,6 +65,9 @@ def run(
     found = _read(cache)
     missing = [task for task in tasks if task not in found]
     cache.parent.mkdir(parents=True, exist_ok=True)
+    if cache.exists() and not cache.read_bytes().endswith(b"\n"):  # cut off by an interruption
+        with cache.open("a") as file:
+            file.write("\n")
     with tqdm(total=len(tasks), initial=len(tasks) - len(missing), mininterval=5) as progress:
 
         def keep(task: Task, result: dict[str, Any]) -> None:
@@ -96,7 +99,7 @@ def _read(cache: Path) -> dict[Task, dict[str, Any]]:
     for line in cache.read_text().splitlines() if cache.exists() else ():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:  # cut off by an interruption
+        except json.JSONDecodeError:  # half a line
             continue
         found[tuple(record["task"])] = record["result"]
     return found

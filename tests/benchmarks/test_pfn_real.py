@@ -128,10 +128,30 @@ def test_paired_difference_by_hand():
 
 @pytest.mark.parametrize("degrees", [3.0, np.inf])
 def test_the_density_of_residuals_is_found(degrees):
-    residuals = scipy.stats.t(degrees, 0, 2.0).rvs(4000, random_state=0)
+    family = scipy.stats.norm(0, 2.0) if degrees == np.inf else scipy.stats.t(degrees, 0, 2.0)
+    residuals = family.rvs(4000, random_state=0)
     found, scale = tabular_models.residual_density(residuals)
     assert (found <= 5) if degrees == 3 else (found >= 30)
     assert scale == pytest.approx(2.0, rel=0.06)
+
+
+def test_the_forests_density_integrates_to_one_and_follows_the_noise(monkeypatch):
+    monkeypatch.setattr(tabular_models, "TREES", 30)
+    random = np.random.default_rng(0)
+    X = random.uniform(-1, 1, (300, 1))
+    y = np.where(X[:, 0] > 0, 1.0, 0.05) * random.normal(size=300)
+    grid = np.linspace(-8, 8, 801)
+    widths = []
+    for at in (-0.5, 0.5):
+        queries = datasets.Split(X, y, np.full((len(grid), 1), at), grid)
+        predicted = tabular_models.REGRESSORS["forest density"](queries, 0, "")
+        density = np.exp(predicted.log_density)
+        assert density.sum() * (grid[1] - grid[0]) == pytest.approx(1, abs=0.02)
+        mean = (density * grid).sum() * (grid[1] - grid[0])
+        np.testing.assert_allclose(predicted.mean, mean, atol=0.02)
+        low, high = np.interp([0.25, 0.75], predicted.probability_below, grid)
+        widths.append(high - low)
+    assert 5 * widths[0] < widths[1] < 2.5
 
 
 def double(x, version):
