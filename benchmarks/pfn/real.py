@@ -2,7 +2,7 @@
 
 Networks: `regression` and `classification`, one forward pass, nothing tuned. Competitors, tuned as
 by default (`tabular_models.py` has grids and densities): scikit-learn's Gaussian process, random
-forest, gradient boosting and linear model, BoTorch's SingleTaskGP (regression), and the training
+forest (with two densities), gradient boosting and linear model, BoTorch's SingleTaskGP (regression), and the training
 mean or the class frequencies. Sets: scikit-learn's, and UCI's from a folder (`datasets.py`); up to
 512 training rows, 10 random splits, the same for all models.
 
@@ -10,11 +10,12 @@ Scores: NLL (log loss in classification), RMSE or accuracy, coverage of 90 % int
 overconfidence, seconds of fit and prediction; ranks by mean NLL over the splits of each set, and
 their mean over the sets; the network minus each competitor, paired by split. The aim is the best
 mean rank in NLL. "unlike" counts the splits on which the network warned that the data set is unlike
-its prior; its prediction counts all the same.
+its prior; its prediction counts all the same. Networks and SingleTaskGP run on the GPU where there
+is one, the others on one CPU thread.
 
     python -m benchmarks pfn real --data ../shared/data/uci    # about an hour on one core
     python -m benchmarks pfn real                              # scikit-learn's sets: half an hour
-    python -m benchmarks pfn real --quick                      # 2 splits of 3 small sets, a minute
+    python -m benchmarks pfn real --quick                      # 2 splits of 2 small sets, a minute
 
 An interrupted run goes on where it stopped: pieces are kept under `runs/`.
 """
@@ -32,22 +33,22 @@ import sklearn
 
 from benchmarks.pfn import common, datasets, jobs, scores, tabular_models
 from benchmarks.pfn.datasets import Table, load_tables
-from benchmarks.pfn.tabular_models import CLASSIFIERS, NETWORK, REGRESSORS
+from benchmarks.pfn.tabular_models import CLASSIFIERS, NETWORK, ON_DEVICE, REGRESSORS
 
 KINDS = ("regression", "classification")
 METRICS = {
     "regression": ("nll", "rmse", "coverage", "seconds"),
     "classification": ("nll", "accuracy", "overconfidence", "seconds"),
 }
-QUICK = ("diabetes", "iris", "wine")
+QUICK = ("diabetes", "iris")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Score all models on all splits, print tables, write JSON."""
     parser = common.parser("real", __doc__)
     at = os.environ.get("WIDEPRIOR_DATA")
-    where = None if at is None else Path(at) / "uci"
-    parser.add_argument("--data", type=Path, default=where, help="folder of UCI sets, NAME.npz")
+    usual = None if at is None else Path(at) / "uci"
+    parser.add_argument("--data", type=Path, default=usual, help="folder of UCI sets, NAME.npz")
     parser.add_argument("--splits", type=int, help="random splits of each set (10)")
     parser.add_argument("--sets", nargs="+", help="only these sets")
     parser.add_argument("--network", default="regression", help="shipped name or file")
@@ -79,7 +80,9 @@ def main(argv: list[str] | None = None) -> int:
         for table in tables:
             for model in models_of(table):
                 file, version = networks[_kind(table)] if model == NETWORK else ("", "")
-                task = (table.name, model, seed, folder, file, version, device)
+                where = folder if table.name in datasets.UCI else ""
+                on = device if model in ON_DEVICE else "cpu"
+                task = (table.name, model, seed, where, file, version, on)
                 tasks[table.name, model, seed] = task
     cache = jobs.cache_file("real", *(m.__file__ for m in (datasets, scores, tabular_models)))
     found = jobs.run(evaluate, list(tasks.values()), cache, options.processes)
@@ -165,7 +168,7 @@ def report(kind: str, names: list[str], results: dict[str, Any]) -> None:
         print("; ".join(cells))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _tables(folder: str) -> dict[str, Table]:
     return {table.name: table for table in load_tables(folder or None)}
 

@@ -49,9 +49,10 @@ from benchmarks.pfn.datasets import Split
 from benchmarks.pfn.scores import Prediction, class_scores, density_scores
 from priors.posterior import as_predictive
 
-__all__ = ["CLASSIFIERS", "NETWORK", "REGRESSORS", "evaluate", "residual_density"]
+__all__ = ["CLASSIFIERS", "NETWORK", "ON_DEVICE", "REGRESSORS", "evaluate", "residual_density"]
 
 NETWORK = "network"
+ON_DEVICE = (NETWORK, "SingleTaskGP")  # the others know the CPU only
 TREES = 200
 _DEGREES = (2.0, 3.0, 5.0, 10.0, 30.0, np.inf)
 _SKLEARN_JOBS = 1

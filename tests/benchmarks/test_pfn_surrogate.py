@@ -8,7 +8,7 @@ import pytest
 import scipy.optimize
 import torch
 
-from benchmarks.pfn import jobs, surrogate
+from benchmarks.pfn import jobs, optimisation, surrogate
 from pfn import PFN, ArchitectureConfig
 
 
@@ -16,9 +16,9 @@ def run(*regrets):
     return {"regrets": list(regrets), "seconds": [1.0, 3.0]}
 
 
-@pytest.mark.parametrize("name", surrogate.FUNCTIONS)
+@pytest.mark.parametrize("name", optimisation.FUNCTIONS)
 def test_the_maximum_is_that_of_the_function(name):
-    function, maximum = surrogate.problem(name)
+    function, maximum = optimisation.problem(name)
     start = function.optimizers[0].double()
     found = scipy.optimize.minimize(
         lambda x: -float(function(torch.tensor(x))), start.numpy(), method="Nelder-Mead",
@@ -31,21 +31,21 @@ def test_the_maximum_is_that_of_the_function(name):
 
 
 def test_methods_share_their_initial_points_and_regret_falls():
-    runs = [surrogate.optimise("branin", m, 3, 12, "", "") for m in ("sobol", "random")]
+    runs = [optimisation.optimise("branin", m, 3, 12, "", "") for m in ("sobol", "random")]
     first, second = (r["regrets"] for r in runs)
-    assert first[: surrogate.INITIAL] == second[: surrogate.INITIAL]
+    assert first[: optimisation.INITIAL] == second[: optimisation.INITIAL]
     assert len(first) == len(second) == 12
     assert all(a >= b > 0 for a, b in zip(first, first[1:], strict=False))
-    assert surrogate.optimise("branin", "random", 3, 12, "", "") == runs[1]
+    assert optimisation.optimise("branin", "random", 3, 12, "", "") == runs[1]
 
 
 def test_the_proposal_maximises_the_acquisition_function():
     generator = torch.Generator().manual_seed(0)
     X = torch.rand(12, 1, generator=generator, dtype=torch.float64)
     Y = -((X - 0.6) ** 2) + 0.1 * torch.sin(20 * X)
-    model = surrogate.gaussian_process(X, Y)
-    proposed = surrogate.propose(model, X, Y, seed=0)
-    acquisition = surrogate.LogExpectedImprovement(model, best_f=Y.max())
+    model = optimisation.gaussian_process(X, Y)
+    proposed = optimisation.propose(model, X, Y, seed=0)
+    acquisition = optimisation.LogExpectedImprovement(model, best_f=Y.max())
     grid = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None, None]
     with torch.no_grad():
         assert acquisition(proposed[:, None]) >= acquisition(grid).max() - 1e-3
