@@ -39,11 +39,12 @@ def test_methods_share_their_initial_points_and_regret_falls():
     assert optimisation.optimise("branin", "random", 3, 12, "", "") == runs[1]
 
 
-def test_the_proposal_maximises_the_acquisition_function():
+@pytest.mark.parametrize("fit", [optimisation.gaussian_process, optimisation.exact_process])
+def test_the_proposal_maximises_the_acquisition_function(fit):
     generator = torch.Generator().manual_seed(0)
     X = torch.rand(12, 1, generator=generator, dtype=torch.float64)
     Y = -((X - 0.6) ** 2) + 0.1 * torch.sin(20 * X)
-    model = optimisation.gaussian_process(X, Y)
+    model = fit(X, Y)
     proposed = optimisation.propose(model, X, Y, seed=0)
     acquisition = optimisation.LogExpectedImprovement(model, best_f=Y.max())
     grid = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None, None]
@@ -55,6 +56,7 @@ def test_summary_by_hand():
     of_methods = {
         "network": [run(1.0, 0.1), run(1.0, 1e-9)],
         "SingleTaskGP": [run(1.0, 1.0), run(1.0, 1e-5)],
+        "noise-free GP": [run(1.0, 1.0), run(1.0, 1.0)],
         "sobol": [run(1.0, 1.0), run(1.0, 1.0)],
         "random": [run(1.0, 0.01), run(1.0, 1.0)],
     }
