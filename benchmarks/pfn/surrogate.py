@@ -9,12 +9,12 @@ the same maximisation of it and the same initial points; pure random and Sobol s
 designs and models like to look.
 
 Simple regret is the optimum minus the best value so far; log10 regrets are compared, with 1e-6 as
-the smallest regret. Seconds are of one proposal: conditioning or fitting, and maximising the
-acquisition function, on one CPU thread.
+the smallest regret. CPU seconds, of one thread, are of one proposal: conditioning or fitting, and
+maximising the acquisition function. They are no wall clock, so that busy machines count alike.
 
-    python -m benchmarks pfn surrogate                # 600 runs, two to three hours on one core
+    python -m benchmarks pfn surrogate                # 600 runs, two hours on one core
     python -m benchmarks pfn surrogate --quick        # 2 functions, 2 seeds, 20 evaluations
-    python -m benchmarks pfn surrogate --processes 8  # seconds per proposal then hold for 8 at a time
+    python -m benchmarks pfn surrogate --processes 8  # seeds in parallel
 
 An interrupted run goes on where it stopped: every finished run is kept under `runs/`.
 """
@@ -124,7 +124,7 @@ def report(summary: dict[str, Any], num_seeds: int, evaluations: int) -> None:
         print(f"{name:<13}{cells}{_cell(gap):>18}{gap['wins']:>6}")
     for method, gap in summary["overall_network_minus"].items():
         print(f"network - {method}, mean over the functions: {_cell(gap)}")
-    print("seconds per proposal: " + ", ".join(MODELS))
+    print("CPU seconds per proposal: " + ", ".join(MODELS))
     for name, found in summary["functions"].items():
         seconds = found["seconds_per_proposal"]
         print(f"{name:<13}" + "".join(f"{seconds[m]:>18.3f}" for m in MODELS))
