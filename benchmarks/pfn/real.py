@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
                 on = device if model in ON_DEVICE else "cpu"
                 task = (table.name, model, seed, where, file, version, on)
                 tasks[table.name, model, seed] = task
-    cache = jobs.cache_file("real", *(m.__file__ for m in (datasets, scores, tabular_models)))
+    cache = jobs.cache_file("real", *(str(m.__file__) for m in (datasets, scores, tabular_models)))
     found = jobs.run(evaluate, list(tasks.values()), cache, options.processes)
 
     results: dict[str, Any] = {"sets": {}, "ranks": {}, "network_minus": {}}
@@ -158,8 +158,8 @@ def report(kind: str, names: list[str], results: dict[str, Any]) -> None:
     ranks = results["ranks"][kind]
     print(f"\n{kind}: rank in NLL" + "".join(f"{name[:12]:>14}" for name in [*names, "mean"]))
     for model in sorted(ranks, key=lambda m: ranks[m]["mean"]):
-        cells = "".join(f"{ranks[model][name]:>14.2f}" for name in [*names, "mean"])
-        print(f"  {model:<{len(kind) + 11}}{cells}")
+        of_sets = "".join(f"{ranks[model][name]:>14.2f}" for name in [*names, "mean"])
+        print(f"  {model:<{len(kind) + 11}}{of_sets}")
     print("\nNLL of the network minus that of ..., paired; negative is better")
     for name in names:
         gaps = results["network_minus"][name]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -142,7 +142,7 @@ def _gaussian_process(split: Split, seed: int, device: str) -> Prediction:
     return _of_scipy(scipy.stats.norm(mean, deviation), split.test_y)
 
 
-def _tuned(estimator: Any, grid: dict[str, list[Any]]) -> Callable[..., Prediction]:
+def _tuned(estimator: Any, grid: Mapping[str, Sequence[Any]]) -> Callable[..., Prediction]:
     def predict(split: Split, seed: int, device: str) -> Prediction:
         folds = KFold(5, shuffle=True, random_state=seed)
         model = _seeded(estimator, seed)
@@ -232,7 +232,7 @@ def _gaussian_process_classes(split: Split, seed: int) -> np.ndarray:
     return model.fit(split.train_X, split.train_y).predict_proba(split.test_X)
 
 
-def _tuned_classes(estimator: Any, grid: dict[str, list[Any]]) -> Callable[..., np.ndarray]:
+def _tuned_classes(estimator: Any, grid: Mapping[str, Sequence[Any]]) -> Callable[..., np.ndarray]:
     def predict(split: Split, seed: int) -> np.ndarray:
         folds = StratifiedKFold(5, shuffle=True, random_state=seed)
         model = _seeded(estimator, seed)
@@ -254,7 +254,11 @@ def _seeded(estimator: Any, seed: int) -> Any:
     return model.set_params(random_state=seed) if "random_state" in model.get_params() else model
 
 
-_BOOSTING = {"learning_rate": [0.03, 0.1], "max_leaf_nodes": [4, 16], "max_iter": [75, 300]}
+_BOOSTING: dict[str, list[Any]] = {
+    "learning_rate": [0.03, 0.1],
+    "max_leaf_nodes": [4, 16],
+    "max_iter": [75, 300],
+}
 
 REGRESSORS: dict[str, Callable[..., Prediction]] = {
     "SingleTaskGP": _single_task_gp,
