@@ -1,0 +1,105 @@
+"""Long benchmarks in pieces: parallel processes, and results that survive an interruption.
+
+Every finished piece is one line of JSON; a run starts with the lines that are there. The file is
+named by the code that made it, so that other code starts anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import pfn
+from benchmarks.pfn.common import ROOT
+
+__all__ = ["cache_file", "describe", "network_file", "run"]
+
+Task = tuple[str | int, ...]
+
+
+def network_file(name_or_path: str) -> tuple[str, str]:
+    """Absolute path of a network, and the start of the SHA-256 of its file."""
+    path = Path(name_or_path)
+    if not path.exists():
+        path = Path(pfn.__file__).parent / "checkpoints" / f"{name_or_path}.safetensors"
+    pfn.load(path if path.exists() else name_or_path)  # fails early, with a message that helps
+    return str(path.resolve()), hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def describe(path: str, digest: str) -> dict[str, Any]:
+    """Which network it was."""
+    metadata = pfn.load(path).metadata
+    training, command = metadata.get("training") or {}, metadata.get("command")
+    told = {key: training[key] for key in ("tasks", "seconds") if key in training}
+    return {"file": Path(path).name, "sha256": digest, "command": command, **told}
+
+
+def cache_file(name: str, *sources: str) -> Path:
+    """Where the pieces of a benchmark are kept, for this content of its source files."""
+    digest = hashlib.sha256(b"".join(Path(source).read_bytes() for source in sources))
+    return ROOT / "runs" / f"pfn-{name}" / f"{digest.hexdigest()[:12]}.jsonl"
+
+
+def run(
+    function: Callable[..., dict[str, Any]],
+    tasks: Sequence[Task],
+    cache: Path,
+    processes: int = 1,
+) -> dict[Task, dict[str, Any]]:
+    """`function(*task)` for every task that the cache lacks; all results by task.
+
+    Args:
+        function: A module's function; its result must be JSON.
+        tasks: Arguments; they identify a result.
+        cache: File of JSON lines; finished tasks are appended one by one.
+        processes: How many at a time; each computes on one thread.
+    """
+    found = _read(cache)
+    missing = [task for task in tasks if task not in found]
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    if cache.exists() and not cache.read_bytes().endswith(b"\n"):  # cut off by an interruption
+        with cache.open("a") as file:
+            file.write("\n")
+    with tqdm(total=len(tasks), initial=len(tasks) - len(missing), mininterval=5) as progress:
+
+        def keep(task: Task, result: dict[str, Any]) -> None:
+            found[task] = result
+            with cache.open("a") as file:
+                file.write(json.dumps({"task": task, "result": result}) + "\n")
+            progress.update()
+
+        if processes > 1 and len(missing) > 1:
+            with ProcessPoolExecutor(
+                processes, mp_context=get_context("spawn"), initializer=_one_thread
+            ) as pool:
+                futures = {pool.submit(function, *task): task for task in missing}
+                for future in as_completed(futures):
+                    keep(futures[future], future.result())
+        else:
+            for task in missing:
+                progress.set_postfix_str(" ".join(str(word) for word in task[:3]))
+                keep(task, function(*task))
+    return {task: found[task] for task in tasks}
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _read(cache: Path) -> dict[Task, dict[str, Any]]:
+    found = {}
+    for line in cache.read_text().splitlines() if cache.exists() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # half a line
+            continue
+        found[tuple(record["task"])] = record["result"]
+    return found
