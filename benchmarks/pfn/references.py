@@ -360,7 +360,10 @@ def mixture_nll(
 
 
 def diagnostics(draws: Tensor) -> tuple[float, float]:
-    """Worst R-hat and smallest bulk ESS over the quantities of `draws` `[C, S, Q]`, by arviz."""
+    """Worst R-hat and smallest bulk ESS over the quantities of `draws` `[C, S, Q]`, by arviz.
+
+    R-hat is 100 at most, and where it is not defined: chains that never moved.
+    """
     import warnings
 
     with warnings.catch_warnings():
@@ -369,7 +372,8 @@ def diagnostics(draws: Tensor) -> tuple[float, float]:
 
         data: Any = arviz.convert_to_dataset({"q": draws.numpy()})
         rhat, ess = arviz.rhat(data)["q"].values, arviz.ess(data)["q"].values
-    return float(rhat.max()), float(ess.min())
+    worst = float(rhat.max())  # NaN if any is
+    return worst if worst < 100 else 100.0, float(ess.min())
 
 
 def hyperparameters(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
