@@ -116,7 +116,9 @@ class GPTasks:
         def model() -> None:
             z = pyro.sample("z", dist.Normal(X.new_zeros(3), X.new_ones(3)).to_event(1))
             lengthscale, outputscale, noise = (v[0] for v in hyperparameters(z[None]))
-            covariance = _with_noise(matern(X, X, lengthscale[None], outputscale[None]), noise[None])
+            covariance = _with_noise(
+                matern(X, X, lengthscale[None], outputscale[None]), noise[None]
+            )
             root = torch.linalg.cholesky(covariance[0])
             pyro.sample("y", dist.MultivariateNormal(X.new_zeros(len(X)), scale_tril=root), obs=y)
 

@@ -1,9 +1,9 @@
 """How much faster than sampling is a trained network, at equal data and at equal accuracy?
 
-Two priors with a sampler's hardest ordinary jobs (`benchmarks.pfn.references`): a Gaussian process
-with random hyperparameters, and a small random network. For each a network is trained on exactly
-that prior (`--minutes` each; it is kept in runs/ and used again), and then conditioned on fresh data
-sets next to
+Two priors that need a sampler (`benchmarks.pfn.references`): a Gaussian process with random
+hyperparameters, and a small random network. For each a network is trained on exactly that prior
+(`--minutes` each; it is kept in runs/ and used again), and then conditioned on fresh data sets next
+to
 
     grid       quadrature over the GP's three hyperparameters: the exact posterior (GP only)
     MLE-II     BoTorch's SingleTaskGP, same kernel, marginal likelihood maximised; with the
@@ -29,6 +29,7 @@ no worse than the network's there; and after how many data sets the training is 
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -305,12 +306,15 @@ def measure(
         "queries": task.y.shape[1] - n,
         "pfn_parameters": sum(p.numel() for p in network.network.parameters()),
         "training": {k: training[k] for k in ("tasks", "seconds")} | {"cpu_s": training_cpu},
+        "load_average": os.getloadavg(),
         "pfn_cpu_s_in_a_batch": together,
         "batch": TOGETHER,
         "methods": summary,
     }
     equal = {s: equal_nll(summary, s, training_cpu) for s in ("HMC", "NUTS", "MLE-II", "grid 9^3")}
-    result["at_equal_nll"] = {k: v for k, v in equal.items() if any(n.startswith(k) for n in summary)}
+    result["at_equal_nll"] = {
+        k: v for k, v in equal.items() if any(n.startswith(k) for n in summary)
+    }
     return result
 
 
@@ -322,7 +326,9 @@ def show(result: dict[str, Any]) -> None:
         f"training: {training['tasks']:,} tasks, {training['cpu_s']:.0f} CPU s; PFN in a batch of "
         f"{result['batch']}: {1e3 * result['pfn_cpu_s_in_a_batch']:.2f} ms per data set"
     )
-    head = f"{'':10} {'sets':>4} {'NLL':>8} {'minus PFN':>17} {'CPU s':>9} {'ratio':>8} {'batch':>8}"
+    head = (
+        f"{'':10} {'sets':>4} {'NLL':>8} {'minus PFN':>17} {'CPU s':>9} {'ratio':>8} {'batch':>8}"
+    )
     print(head + "  worst R-hat, ESS (converged)")
     for name, row in result["methods"].items():
         line = (
@@ -344,6 +350,7 @@ def main(argv: list[str]) -> int:
     options_parser.add_argument("--only", choices=("gp", "network"))
     options_parser.add_argument("--sets", type=int, help="data sets (64; NUTS fewer)")
     options_parser.add_argument("--nuts-sets", type=int, help="data sets for NUTS (8 and 2)")
+    options_parser.add_argument("--nuts-lengths", type=int, nargs="*", help="draws per chain")
     options_parser.add_argument("--networks", type=Path, default=common.ROOT / "runs")
     options = options_parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -375,6 +382,8 @@ def main(argv: list[str]) -> int:
             network = trained(name, case.pop("training"), minutes, options.networks, options.seed)
             if options.nuts_sets is not None:
                 case["nuts_sets"] = options.nuts_sets
+            if options.nuts_lengths is not None:
+                case["nuts_lengths"] = tuple(options.nuts_lengths)
             results[name] = measure(name, network=network, seed=options.seed, sets=sets, **case)
             show(results[name])
     command = "python -m benchmarks pfn speed " + " ".join(argv)

@@ -72,7 +72,9 @@ class OneTask:
             number = torch.full((batch,), 2)
         n = SHARE * self.rows // 100
         task = Task(X, y, f, torch.full((batch,), 0.01), n, num_classes=number)
-        return Task(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(task).items()})
+        return Task(
+            **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(task).items()}
+        )
 
 
 def peak(dtype: torch.dtype, device: torch.device, size: int) -> float:

@@ -25,5 +25,7 @@ def median_seconds(
             torch.cuda.synchronize(device)
         now = time.perf_counter() - wall
         times.append((now if gpu else time.process_time() - cpu, now))
-    cpu_seconds, wall_seconds = (sorted(column)[repeats // 2] for column in zip(*times, strict=True))
+    cpu_seconds, wall_seconds = (
+        sorted(column)[repeats // 2] for column in zip(*times, strict=True)
+    )
     return cpu_seconds, wall_seconds
