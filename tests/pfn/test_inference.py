@@ -566,10 +566,12 @@ def test_a_model_has_weights_of_its_own(each_network, dtype):
     values, shared = own.state_dict(), {v.data_ptr() for v in each_network.state_dict().values()}
     assert values.keys() == expected.state_dict().keys()
     for name, value in expected.state_dict().items():
-        assert torch.equal(values[name], value) and values[name].dtype == value.dtype
+        assert torch.equal(values[name], value)
+        assert values[name].dtype == value.dtype
         assert values[name].data_ptr() not in shared
     assert [str(m) for m in own.modules()] == [str(m) for m in expected.modules()]
-    assert not own.training and not any(p.requires_grad for p in own.parameters())
+    assert not own.training
+    assert not any(p.requires_grad for p in own.parameters())
     own.metadata["changed"] = True
     with torch.no_grad():
         for value in own.state_dict().values():
