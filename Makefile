@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help demo test test-slow check bench neural-tangents clean
+.PHONY: help demo test test-slow check bench neural-tangents pfns clean
 
 help:
 	@echo "make demo       fit, query and search on real data; figures and report in out/"
@@ -14,6 +14,7 @@ help:
 	@echo "make check      formatter, linter, type checker, import contract"
 	@echo "make bench      the benchmarks, quickly; without --quick by hand, see README.md"
 	@echo "make neural-tangents  the competitor of 'benchmarks kernels', 2 GB in .venv-neural-tangents"
+	@echo "make pfns       the competitor of 'benchmarks pfn throughput', 1 GB in .venv-pfns"
 
 # torch first and pinned: left to the other packages, pip may pull another build of it.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -53,5 +54,15 @@ neural-tangents: .venv-neural-tangents/.installed
 		tf2jax==0.3.6 tensorflow==2.21.0
 	touch $@
 
+# Its requirements include a formatter and a test runner, which have no place among ours.
+pfns: .venv-pfns/.installed
+
+.venv-pfns/.installed: constraints.txt
+	test -x .venv-pfns/bin/python || $(PYTHON) -m venv .venv-pfns
+	.venv-pfns/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-pfns/bin/pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt pfns==0.4.2
+	touch $@
+
 clean:
-	rm -rf .venv .venv-neural-tangents out runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-neural-tangents .venv-pfns out runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -15,7 +15,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from botorch.acquisition.objective import PosteriorTransform
@@ -23,7 +23,7 @@ from botorch.models.model import Model
 from botorch.posteriors import Posterior
 from botorch.sampling.base import MCSampler
 from botorch.utils.types import DEFAULT
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.distributions.transforms import AffineTransform
 
@@ -38,6 +38,8 @@ from priors.posterior import (
 from priors.transforms import make_input_transform, make_outcome_transform
 
 __all__ = ["BarPosterior", "CategoricalPosterior", "PFNModel"]
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class PFNModel(Model):
@@ -89,7 +91,7 @@ class PFNModel(Model):
             outcome = None
         self._outcome = make_outcome_transform(outcome, y)
         # Its own weights, in the dtype and on the device of the data, and not trained any more.
-        self.pfn = copy.deepcopy(pfn).to(X).eval().requires_grad_(False)
+        self.pfn = _frozen(pfn, X)
         self._encode()
 
     @property
@@ -641,6 +643,33 @@ class CategoricalPosterior(Posterior):
 
     def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
         return torch.Size(sample_shape) + self.logits.shape
+
+
+def _frozen(module: _Module, like: Tensor) -> _Module:
+    """`copy.deepcopy(module).to(like).eval().requires_grad_(False)`, several times faster.
+
+    Conditioning copies the network, for a small one as costly as encoding. Attributes that are
+    neither tensors nor modules nor dicts are shared: they are never changed.
+    """
+    new = module.__new__(type(module))
+    new.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in vars(module).items()}
+
+    def own(value: Tensor) -> Tensor:
+        value = value.detach()
+        floating = value.is_floating_point()
+        return value.to(like, copy=True) if floating else value.to(like.device, copy=True)
+
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            new._parameters[name] = nn.Parameter(own(parameter), requires_grad=False)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            new._buffers[name] = own(buffer)
+    for name, child in module._modules.items():
+        if child is not None:
+            new._modules[name] = _frozen(child, like)
+    new.training = False
+    return new
 
 
 def _probabilities(base_samples: Tensor) -> Tensor:

@@ -557,6 +557,31 @@ def test_gradients_in_queries(network):
     assert not any(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_has_weights_of_its_own(each_network, dtype):
+    """As if deeply copied: same values, no shared memory, the network left as it was."""
+    before = copy.deepcopy(each_network.state_dict())
+    own = each_network.condition(*data(4, dtype=dtype), check=False).pfn
+    expected = copy.deepcopy(each_network).to(dtype).eval()
+    values, shared = own.state_dict(), {v.data_ptr() for v in each_network.state_dict().values()}
+    assert values.keys() == expected.state_dict().keys()
+    for name, value in expected.state_dict().items():
+        assert torch.equal(values[name], value)
+        assert values[name].dtype == value.dtype
+        assert values[name].data_ptr() not in shared
+    assert [str(m) for m in own.modules()] == [str(m) for m in expected.modules()]
+    assert not own.training
+    assert not any(p.requires_grad for p in own.parameters())
+    own.metadata["changed"] = True
+    with torch.no_grad():
+        for value in own.state_dict().values():
+            value.zero_()
+    assert "changed" not in each_network.metadata
+    assert any(p.requires_grad for p in each_network.parameters())
+    for name, value in each_network.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
 def test_dtype_follows_the_data(network):
     X, y = data(6, dtype=torch.float32)
     single = network.condition(X, y)
