@@ -214,7 +214,7 @@ _TABLES: dict[str, Callable[[str], Any]] = {"by_context": int, "by_features": in
 
 def certify(
     pfn: PFN,
-    task_prior: TaskPrior,
+    task_prior: TaskPrior | Callable[[int], TaskPrior],
     *,
     reference: Reference | None = None,
     reference_is: str = "exact",
@@ -230,7 +230,10 @@ def certify(
 
     Args:
         pfn: The network, with its metadata left as it is.
-        task_prior: Where tasks come from; their split into context and queries is not used.
+        task_prior: Where tasks come from; their split into context and queries is not used. Or a
+            function from a number of context rows to a prior of tasks with so many, whose split
+            is used: where inputs depend on what was observed, as in optimisation, a part of the
+            context with the queries of the whole is no task of the prior.
         reference: From a task to the posterior of y at its query rows, `[B, m, 1]`: the exact
             one, or one that knows more.
         reference_is: "exact" or "upper bound".
@@ -254,22 +257,29 @@ def certify(
     scores: dict[int, list[Tensor]] = {}
     coherence: list[dict[str, float]] = []
     pfn = pfn.eval()
+    joint = pfn.bars is not None and bool(pfn.metadata.get("max_buffer"))
+    if isinstance(task_prior, TaskPrior):
+        groups = [(tuple(context_sizes), task_prior)]
+    else:
+        groups = [((n,), task_prior(n)) for n in context_sizes]
     with torch.no_grad(), tqdm(total=num_tasks, disable=not progress, desc="certify") as bar:
         for start in range(0, num_tasks, batch):
             size = min(batch, num_tasks - start)
-            task = task_prior.sample(
-                size, generator=generator, device=parameter.device, dtype=parameter.dtype
-            )
-            for n in context_sizes:
-                if n + num_queries <= task.X.shape[1]:
-                    part = _split(task, n, num_queries)
-                    measured.add(n, part, _measure(pfn, part, reference, lower_reference))
-            for n in _SCORE_SIZES:
-                if n <= min(task.X.shape[1], max(context_sizes)):
-                    scores.setdefault(n, []).append(_task_scores(pfn, _split(task, n, 0)))
-            if pfn.bars is not None and pfn.metadata.get("max_buffer") and len(coherence) < 8:
-                n = min(10, task.X.shape[1] - 2)
-                coherence += [_coherence(pfn, _split(task, n, 2))] if n >= 0 else []
+            for sizes, prior in groups:
+                task = prior.sample(
+                    size, generator=generator, device=parameter.device, dtype=parameter.dtype
+                )
+                rows, own = task.X.shape[1], len(groups) > 1
+                for n in sizes:
+                    if n + num_queries <= rows:
+                        part = _split(task, n, num_queries)
+                        measured.add(n, part, _measure(pfn, part, reference, lower_reference))
+                for n in sizes if own else _SCORE_SIZES:
+                    if 4 <= n <= min(rows, max(sizes)):
+                        scores.setdefault(n, []).append(_task_scores(pfn, _split(task, n, 0)))
+                if joint and len(coherence) < 8:
+                    n = task.num_context if own else min(10, rows - 2)
+                    coherence += [_coherence(pfn, _split(task, n, 2))] if n >= 0 else []
             bar.update(size)
     if not measured.values:
         raise ValueError(
@@ -278,7 +288,7 @@ def certify(
         )
     levels = torch.tensor(_SCORE_LEVELS, dtype=torch.float64)
     return Certificate(
-        prior=getattr(task_prior, "description", type(task_prior).__name__),
+        prior=getattr(groups[-1][1], "description", type(groups[-1][1]).__name__),
         reference="none" if reference is None else reference_is,
         seed=seed,
         by_context=measured.table(measured.context),

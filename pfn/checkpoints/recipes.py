@@ -45,7 +45,8 @@ class Recipe:
         prior: Its tasks.
         config: Its training, but for the time.
         certified: Other arguments of `certify`.
-        certified_prior: What the certificate's tasks are drawn from, if not from `prior`.
+        certified_prior: What the certificate's tasks are drawn from, if not from `prior`; or
+            from which prior for every number of context rows.
         reference: The reference of the certificate, if there is one.
         reference_is: What the reference is.
     """
@@ -53,7 +54,7 @@ class Recipe:
     prior: TaskPrior
     config: TrainingConfig
     certified: dict[str, Any] = field(default_factory=dict)
-    certified_prior: TaskPrior | None = None
+    certified_prior: TaskPrior | Callable[[int], TaskPrior] | None = None
     reference: Reference | None = None
     reference_is: str = "exact"
 
@@ -143,12 +144,11 @@ def _learning_curve() -> Recipe:
             evaluate_every=2_000,
         ),
         certified={"context_sizes": (0, 5, 20, 80, 256), "num_tasks": 480},
-        certified_prior=LearningCurveTaskPrior(num_context=256),
+        certified_prior=lambda n: LearningCurveTaskPrior(num_context=n),
     )
 
 
 def _bo() -> Recipe:
-    certified = OptimizationTaskPrior(num_context=128, output_warping=0.0)
     return Recipe(
         prior=OptimizationTaskPrior(),
         config=TrainingConfig(
@@ -160,8 +160,8 @@ def _bo() -> Recipe:
             evaluate_every=2_000,
         ),
         certified={"context_sizes": (0, 5, 10, 20, 50, 128), "num_tasks": 480},
-        certified_prior=certified,
-        reference=certified.oracle,
+        certified_prior=lambda n: OptimizationTaskPrior(num_context=n, output_warping=0.0),
+        reference=OptimizationTaskPrior().oracle,
         reference_is="upper bound",
     )
 
