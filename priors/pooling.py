@@ -119,6 +119,12 @@ class MixturePosterior(PredictivePosterior):
         each = [c.log_expected_improvement(best_f, maximize) for c in self.components]
         return self._log_average(each)
 
+    def log_probability_of_improvement(
+        self, best_f: Tensor | float, maximize: bool = True
+    ) -> Tensor:
+        each = [c.log_probability_of_improvement(best_f, maximize) for c in self.components]
+        return self._log_average(each)
+
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         event = self._event
         own = base_samples[..., :-1].reshape(*base_samples.shape[:-1], *event)

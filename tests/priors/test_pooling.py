@@ -58,6 +58,10 @@ def test_equals_the_mixture_of_gaussians():
             pool.log_expected_improvement(0.4, maximize),
             truth.log_expected_improvement(0.4, maximize),
         )
+        torch.testing.assert_close(
+            pool.log_probability_of_improvement(0.4, maximize),
+            truth.log_probability_of_improvement(0.4, maximize),
+        )
 
 
 def test_quantiles_are_differentiable():
