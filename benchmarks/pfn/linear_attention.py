@@ -43,7 +43,7 @@ class LinearTasks:
     context: int
 
     def sample(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs `[B, n + 1, d]`, noisy targets of the context `[B, n]`, w' x of the query `[B]`."""
+        """Inputs `[B, n + 1, d]`, noisy context targets `[B, n]`, w' x of the query `[B]`."""
         d = len(self.spectrum)
         S = torch.tensor(self.spectrum)
         X = torch.randn(batch, self.context + 1, d, generator=generator) * S.sqrt()
@@ -95,7 +95,7 @@ class LinearAttention(nn.Module):
         self.key_query = nn.Parameter(0.3 * torch.randn(d + 1, d, generator=generator))
 
     def forward(self, X: Tensor, y: Tensor) -> Tensor:
-        """Prediction `[B]` from inputs `[B, n + 1, d]`, the last being the query's, and `[B, n]`."""
+        """Prediction `[B]` from inputs `[B, n + 1, d]`, the last the query's, and `[B, n]`."""
         rows = torch.cat([X[:, :-1], y[..., None]], dim=-1)  # [B, n, d + 1]
         queries = X[:, -1] @ self.key_query.mT  # [B, d + 1]
         scores = (rows @ queries[..., None])[..., 0]  # [B, n]
@@ -125,7 +125,7 @@ class LinearAttention(nn.Module):
 def train_linear_attention(
     tasks: LinearTasks, *, steps: int, batch: int, seed: int
 ) -> LinearAttention:
-    """Adam with a cosine schedule on fresh tasks; the weights are averaged over the last quarter."""
+    """Adam with a cosine schedule on fresh tasks; the weights of the last quarter averaged."""
     generator = torch.Generator().manual_seed(seed)
     layer = LinearAttention(len(tasks.spectrum), generator)
     optimiser = torch.optim.Adam(layer.parameters(), lr=1e-2)

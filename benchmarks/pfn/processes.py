@@ -212,7 +212,7 @@ class MixtureTasks:
         return MixtureSameFamily(weights, parts)
 
     def best_component(self, task: Task) -> Distribution:
-        """The component of the largest marginal likelihood alone: maximum likelihood on the grid."""
+        """The component of the largest marginal likelihood alone."""
         mean, variance, evidence = self.conditionals(task)
         best = evidence.argmax(-1)[:, None, None].expand(*mean.shape[:2], 1)
         return Normal(mean.gather(-1, best), variance.gather(-1, best).sqrt())
