@@ -32,6 +32,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import sys
 import time
 import warnings
@@ -525,9 +526,8 @@ def slope(points: Sequence[tuple[float, float]]) -> float | None:
 def ablation(options: argparse.Namespace) -> dict[str, Any]:
     """One setting changed at a time, at equal processor time."""
     found: dict[str, Any] = {}
-    for name, changes in ABLATION.items():
-        if options.quick and len(found) == 2:
-            break
+    for name in options.settings:
+        changes = ABLATION[name]
         config = replace(TRAINING, **changes)
         network, entries = trained(
             f"ablation {name}",
@@ -609,6 +609,7 @@ def options_of(argv: Sequence[str]) -> argparse.Namespace:
     made.add_argument("--mixture-minutes", type=float, help="for the network of `mixture` (40)")
     made.add_argument("--scaling-minutes", type=float, help="processor minutes per size (15)")
     made.add_argument("--ablation-minutes", type=float, help="processor minutes per setting (3)")
+    made.add_argument("--settings", nargs="+", choices=list(ABLATION), help="of `ablation` (all)")
     made.add_argument("--dimensions", nargs="+", type=int, default=[1, 2, 5])
     made.add_argument("--tasks", type=int, help="tasks of each measurement (1024)")
     made.add_argument("--fits", type=int, help="tasks on which fits are compared (256)")
@@ -616,7 +617,7 @@ def options_of(argv: Sequence[str]) -> argparse.Namespace:
     made.add_argument("--networks", type=Path, default=ROOT / "runs" / "mimicry")
     made.add_argument("--reuse", action="store_true", help="do not train networks that are saved")
     options = made.parse_args(argv)
-    usual = {
+    usual: dict[str, tuple[Any, Any]] = {
         "minutes": (40.0, 0.5),
         "process_minutes": (40.0, 0.5),
         "mixture_minutes": (40.0, 0.5),
@@ -625,6 +626,7 @@ def options_of(argv: Sequence[str]) -> argparse.Namespace:
         "tasks": (1024, 64),
         "fits": (256, 8),
         "botorch_fits": (32, 2),
+        "settings": (list(ABLATION), list(ABLATION)[:2]),
     }
     for name, values in usual.items():
         if getattr(options, name) is None:
@@ -657,7 +659,7 @@ def main(argv: list[str] | None = None) -> int:
         start = time.perf_counter()
         found = runs[name](options)
         results[name] = {
-            "command": "python -m benchmarks pfn mimicry " + " ".join(argv),
+            "command": "python -m benchmarks pfn mimicry " + shlex.join(argv),
             "minutes": (time.perf_counter() - start) / 60,
             "networks": found,
         }
