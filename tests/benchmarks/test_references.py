@@ -7,12 +7,14 @@ from functools import partial
 import pytest
 import torch
 from gpytorch.kernels import MaternKernel, RBFKernel
+from torch import nn
 from torch.distributions import MultivariateNormal, Normal
 
 from bayes import GaussianProcess, StudentTProcess
 from benchmarks.pfn import linear, mimicry
 from benchmarks.pfn.linear_attention import LinearTasks, train_linear_attention
 from benchmarks.pfn.processes import Component, GaussianTasks, MixtureTasks, Sizes, matern52, rbf
+from priors import NNGPKernel
 
 SIZES = Sizes(2, (2.0,), max_context=6, queries=3, full=True)
 
@@ -109,6 +111,25 @@ class TestGaussianTasks:
         X = prior.full((5.0,)).sample(8, generator=generator()).X
         assert X.shape == (8, 104, 2)
         assert 2.4 < X.abs().max() <= 2.5
+
+    def test_the_limit_of_a_network_is_that_of_the_package(self):
+        prior = mimicry.network_limit()
+        task = mimicry.part(draw(prior.full(), 2), 6, 3)
+        layers = [nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)]
+        kernel = NNGPKernel(nn.Sequential(*layers), weight_var=2.0, bias_var=0.1)
+        X, y = task.X[0], task.y[0]
+        model = GaussianProcess(
+            X[:6],
+            y[:6],
+            kernel,
+            train_Yvar=torch.full_like(y[:6], 0.01),
+            input_transform=None,
+            outcome_transform=None,
+        )
+        noise = torch.full_like(y[6:], 0.01)
+        expected = model.posterior(X[6:], observation_noise=noise).log_prob(y[6:])
+        found = prior.reference(task).log_prob(task.y[:, 6:])[0]
+        torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
 
 
 class TestMixtureTasks:
