@@ -58,6 +58,8 @@ class Sizes:
         log_share: Share of the batches whose context size is log-uniform instead of uniform.
         full: Draw `max_context` context rows always, as certificates need.
         normal: Inputs are standard normal instead, times the side.
+        growing: Half the tasks have only their first features, a random number of them, the others
+            being 0. The posterior given the inputs is the same function of them.
     """
 
     features: int = 1
@@ -67,6 +69,7 @@ class Sizes:
     log_share: float = 0.5
     full: bool = False
     normal: bool = False
+    growing: bool = False
 
     def draw(
         self, batch: int, generator: torch.Generator | None, device: torch.device | str | None
@@ -84,6 +87,10 @@ class Sizes:
         shape = (batch, n + self.queries, self.features)
         make = {"generator": generator, "device": device, "dtype": torch.float64}
         X = torch.randn(shape, **make) if self.normal else torch.rand(shape, **make) - 0.5
+        if self.growing and not self.full:
+            d = self.features
+            active = torch.randint(1, 2 * d, (batch,), generator=generator, device=device)
+            X = X * (torch.arange(d, device=device) < active[:, None, None])
         return X * sides[which, None, None], n
 
 
