@@ -185,6 +185,13 @@ class TestLinear:
         variance = (X[7:] @ precision.inverse() * X[7:]).sum(-1) + 0.1
         torch.testing.assert_close(prior.reference(task).variance[0, :, 0], variance)
 
+    def test_some_training_tasks_have_few_features(self):
+        prior = linear.linear_prior()
+        used = (draw(prior, 400).X != 0).any(1)
+        assert (used[:, 0]).all()
+        assert 0.4 < used.all(-1).double().mean() < 0.7
+        assert (draw(prior.full(), 20).X != 0).all()
+
     @pytest.mark.parametrize("name", list(linear.TASKS))
     def test_the_step_size_is_the_minimum_of_the_risk(self, name):
         tasks = linear.TASKS[name]
