@@ -38,9 +38,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ArchitectureConfig", "Context", "Rows", "Targets", "Transformer"]
+__all__ = ["CODE_SIZE", "ArchitectureConfig", "Context", "Rows", "Targets", "Transformer"]
 
-_CODE = 16  # numbers that tell a column apart
+CODE_SIZE = 16  # numbers that tell a column apart
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,13 @@ class Rows:
     codes: Tensor | None = None
     noise: Tensor | None = None
 
-    def __getitem__(self, index: slice) -> Rows:
-        """Some of the rows."""
-        return Rows(
-            self.values[:, index],
-            None if self.missing is None else self.missing[:, index],
-            self.categorical,
-            self.codes,
-            None if self.noise is None else self.noise[:, index],
-        )
+    @property
+    def channels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Value, whether it is missing, whether it is a category: numbers `[B, n, d]` each."""
+        x = self.values
+        missing = torch.zeros_like(x) if self.missing is None else self.missing.to(x)
+        kind = torch.zeros_like(x[:, :1]) if self.categorical is None else self.categorical[:, None]
+        return x, missing, kind.to(x).expand_as(x)
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,6 @@ class Context:
         count: Number of context rows, `[B, 1, 1, 1]`.
         mask: `[B, 1, 1, T + n]`, True for rows that may be attended to; None if all.
         columns: What queries need of each layer over cells, `[B, d, I, E_c]`.
-        num_features: Features of the rows.
     """
 
     keys: tuple[Tensor, ...]
@@ -154,7 +151,6 @@ class Context:
     count: Tensor
     mask: Tensor | None
     columns: tuple[Tensor, ...]
-    num_features: int
 
     def select(self, index: Tensor) -> Context:
         """The tasks `index` `[B']`, with repetitions."""
@@ -164,7 +160,6 @@ class Context:
             self.count[index],
             None if self.mask is None else self.mask[index],
             tuple(column[index] for column in self.columns),
-            self.num_features,
         )
 
 
@@ -209,7 +204,7 @@ class Transformer(nn.Module):
             targets: Of the same rows.
             mask: `[B, n]`, False for padding.
         """
-        B, n, d = rows.values.shape
+        B, n, _ = rows.values.shape
         embedded, columns = self._inputs(rows, targets, mask)
         tokens = self._join(embedded, rows, self.embed_y(_as_input(targets.values, embedded)))
         units = self.embed_units(targets.units)
@@ -229,7 +224,7 @@ class Transformer(nn.Module):
             values.append(value)
             if i + 1 < len(self.blocks):  # the last layer's context rows are read by nobody
                 tokens = block(tokens, key, value, count, attend)
-        return Context(tuple(keys), tuple(values), count, attend, columns, d)
+        return Context(tuple(keys), tuple(values), count, attend, columns)
 
     def append(self, context: Context, rows: Rows, targets: Targets) -> Context:
         """A context with further rows, which see it and those before them; it stays as it is.
@@ -263,7 +258,6 @@ class Transformer(nn.Module):
             context.count + k,
             mask,
             context.columns,
-            rows.values.shape[2],
         )
 
     def decode(self, context: Context, rows: Rows) -> tuple[Tensor, Tensor | None]:
@@ -278,7 +272,7 @@ class Transformer(nn.Module):
     def codes(self, d: int, like: Tensor, *, seed: int = 0) -> Tensor:
         """The codes of d columns for a seed, `[1, d, 16]`; the same on every device."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(1, d, _CODE, generator=generator, dtype=torch.float64).to(like)
+        return torch.randn(1, d, CODE_SIZE, generator=generator, dtype=torch.float64).to(like)
 
     def _inputs(
         self,
@@ -297,9 +291,7 @@ class Transformer(nn.Module):
             return self.embed_x(cells), columns
         D, d = self.config.max_features, x.shape[-1]
         share = torch.full_like(x[..., :1], d / D)
-        missing = torch.zeros_like(x) if rows.missing is None else rows.missing.to(x)
-        kind = torch.zeros_like(x[:, :1]) if rows.categorical is None else rows.categorical[:, None]
-        parts = [F.pad(part, (0, D - d)) for part in (x, missing, kind.to(x).expand_as(x))]
+        parts = [F.pad(part, (0, D - d)) for part in rows.channels]
         return self.embed_x(torch.cat([*parts, share], dim=-1)), ()
 
     def _join(self, embedded: Tensor, rows: Rows, target: Tensor) -> Tensor:
@@ -402,7 +394,7 @@ class _Cells(nn.Module):
         super().__init__()
         E = config.cell_embedding
         self.embed = nn.Sequential(nn.Linear(3, 2 * E), nn.GELU(), nn.Linear(2 * E, E))
-        self.embed_code = nn.Linear(_CODE, E)
+        self.embed_code = nn.Linear(CODE_SIZE, E)
         self.embed_y = _target_embedding(config, E)
         self.query_token = nn.Parameter(torch.zeros(E))
         self.summaries = nn.Parameter(torch.randn(config.summaries, E) * 0.02)
@@ -419,9 +411,7 @@ class _Cells(nn.Module):
         """Summaries of the rows `[B, n, S E_c]`; `columns` None for the set of context rows."""
         x = rows.values
         B, n, d = x.shape
-        missing = torch.zeros_like(x) if rows.missing is None else rows.missing.to(x)
-        kind = torch.zeros_like(x[:, :1]) if rows.categorical is None else rows.categorical[:, None]
-        cells = self.embed(torch.stack([x, missing, kind.to(x).expand_as(x)], dim=-1))
+        cells = self.embed(torch.stack(rows.channels, dim=-1))
         assert rows.codes is not None
         cells = cells + self.embed_code(rows.codes)[:, None]  # [B, n, d, E]
         target = self.query_token

@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from pfn.inference import BarPosterior, CategoricalPosterior
 from pfn.network import PFN, Encoding
 from priors.posterior import PredictivePosterior, TransformedPosterior
-from priors.tasks import Task, TaskPrior
+from priors.tasks import Task, TaskPrior, describe
 
 __all__ = [
     "Certificate",
@@ -288,7 +288,7 @@ def certify(
         )
     levels = torch.tensor(_SCORE_LEVELS, dtype=torch.float64)
     return Certificate(
-        prior=getattr(groups[-1][1], "description", type(groups[-1][1]).__name__),
+        prior=describe(groups[-1][1]),
         reference="none" if reference is None else reference_is,
         seed=seed,
         by_context=measured.table(measured.context),

@@ -222,11 +222,9 @@ class PFNModel(Model):
             return None
         from pfn.certificate import context_score
 
-        rows = self.train_X if self._input is None else self._input(self.train_X)
-        rows, targets, noise = _flatten_data(rows, *self._to_network(self.train_Y, self.train_Yvar))
-        kind = None if self._categorical is None else self._categorical.expand(len(rows), -1)
+        rows, targets, told = self._data()
         with torch.no_grad():
-            scores = context_score(self.pfn, rows, targets, noise_var=noise, categorical=kind)
+            scores = context_score(self.pfn, rows, targets, **told)
         worst = scores[(scores - (usual[0] + usual[1]) / 2).abs().argmax()].item()
         if usual[0] <= worst <= usual[1]:
             return None
@@ -257,9 +255,8 @@ class PFNModel(Model):
                 "observation_noise holds variances, or is None for the model's own noise; got "
                 f"{observation_noise!r}."
             )
-        if observation_noise is None and self.train_Yvar is not None:
-            mean = self.train_Yvar.mean(-2, keepdim=True)
-            observation_noise = mean if bool(mean.isfinite().all()) else None
+        if observation_noise is None:
+            observation_noise = self._mean_noise()
         batch = torch.broadcast_shapes(self.batch_shape, X.shape[:-2])
         noise: bool | Tensor = True if observation_noise is None else observation_noise
         if X.shape[-2] == 0:
@@ -294,17 +291,23 @@ class PFNModel(Model):
 
     def _encode(self) -> None:
         """Encode all rows together."""
+        rows, targets, told = self._data()
+        self._encoding = self.pfn.encode(rows, targets, **told, column_seed=self._column_seed)
+        self._appended = 0
+
+    def _data(self) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
+        """All rows as flat data sets: inputs, targets, and the network's arguments on them."""
         rows = self.train_X if self._input is None else self._input(self.train_X)
         rows, targets, noise = _flatten_data(rows, *self._to_network(self.train_Y, self.train_Yvar))
-        kind = self._categorical
-        self._encoding = self.pfn.encode(
-            rows,
-            targets,
-            noise_var=noise,
-            categorical=None if kind is None else kind.expand(len(rows), -1),
-            column_seed=self._column_seed,
-        )
-        self._appended = 0
+        kind = None if self._categorical is None else self._categorical.expand(len(rows), -1)
+        return rows, targets, {"noise_var": noise, "categorical": kind}
+
+    def _mean_noise(self) -> Tensor | None:
+        """Mean known noise variance of the training data `[..., 1, m]`; None if some is not."""
+        if self.train_Yvar is None:
+            return None
+        mean = self.train_Yvar.mean(-2, keepdim=True)
+        return mean if bool(mean.isfinite().all()) else None
 
     def _to_network(self, Y: Tensor, Yvar: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self._outcome is None:
@@ -331,17 +334,13 @@ class PFNModel(Model):
 
     def _query_noise(self, given: bool | Tensor, rows: Tensor) -> Tensor | None:
         """Known variances `[..., q, m]` in the scale after the outcome transform, or None."""
-        if given is False or (given is True and self.train_Yvar is None):
+        if given is False:
+            return None
+        noise = self._mean_noise() if given is True else torch.as_tensor(given).to(rows)
+        if noise is None or bool(noise.isnan().any()):
             return None
         batch = torch.broadcast_shapes(rows.shape[:-2], self.batch_shape)
         shape = (*batch, rows.shape[-2], self.train_Y.shape[-1])
-        if given is True:
-            assert self.train_Yvar is not None
-            noise = self.train_Yvar.mean(-2, keepdim=True)
-        else:
-            noise = torch.as_tensor(given).to(rows)
-        if bool(noise.isnan().any()):
-            return None
         if self._outcome is not None:
             noise = noise / self._outcome_scale() ** 2
         return noise.expand(shape)

@@ -176,7 +176,7 @@ class PFN(nn.Module):
             location, scale = self.units(y, mask)
             units = torch.cat([location, scale.log()], dim=-1)
             z = (y - location) / scale
-        empty = Context((), (), scale, None, (), d)
+        empty = Context((), (), scale, None, ())
         encoding = Encoding(
             empty, location, scale, column_location, column_scale, kind, codes, num_classes
         )

@@ -32,12 +32,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pfn.architecture import ArchitectureConfig
+from pfn.architecture import CODE_SIZE, ArchitectureConfig
 from pfn.certificate import Reference, reference_nll
 from pfn.distribution import choose_num_nodes, place_nodes
 from pfn.network import PFN, Encoding
 from priors.files import read_safetensors, write_safetensors_atomically
-from priors.tasks import Task, TaskPrior
+from priors.tasks import Task, TaskPrior, describe
 
 __all__ = ["TrainingConfig", "train"]
 
@@ -274,10 +274,6 @@ def _encoding(pfn: PFN, task: Task, told: _Told, noise: Tensor | None) -> Encodi
     n = task.num_context
     first = n - told.appended
     mask = None if task.points is None else task.points[:, :first]
-    codes = None
-    if pfn.architecture.cell_layers:
-        shape = (len(task.X), task.X.shape[-1], pfn.network.codes(1, task.X).shape[-1])
-        codes = task.latents["column_codes"].reshape(shape)
     encoding = pfn.encode(
         task.X[:, :first],
         task.y[:, :first, 0],
@@ -285,7 +281,7 @@ def _encoding(pfn: PFN, task: Task, told: _Told, noise: Tensor | None) -> Encodi
         noise_var=None if noise is None else noise[:, :first],
         categorical=task.categorical,
         num_classes=task.num_classes,
-        codes=codes,
+        codes=task.latents.get("column_codes"),
     )
     if told.appended == 0:
         return encoding
@@ -466,7 +462,7 @@ class _State:
         pfn.network.load_state_dict(chosen, strict=False)
         training = {
             "config": self.config.to_json(),
-            "prior": getattr(self.task_prior, "description", type(self.task_prior).__name__),
+            "prior": describe(self.task_prior),
             "steps": self.step,
             "tasks": self.tasks,
             "seconds": round(self.elapsed, 1),
@@ -601,7 +597,7 @@ def _sample(
     # Always one draw, so that networks of both kinds are trained and compared on the same tasks.
     seed = int(torch.randint(2**62, (), generator=generator, device=device))
     if config.architecture.cell_layers:
-        shape = (len(task.X), task.X.shape[-1], 16)
+        shape = (len(task.X), task.X.shape[-1], CODE_SIZE)
         own = torch.Generator(device).manual_seed(seed)
         task.latents["column_codes"] = torch.randn(shape, generator=own, device=device)
     return task

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from priors.draws import Draws
 from priors.observation import RandomInputs
-from priors.tasks import Task, TaskPrior
+from priors.tasks import Task, TaskPrior, describe
 
 __all__ = ["Tabular"]
 
@@ -70,7 +70,7 @@ class Tabular:
     @property
     def description(self) -> str:
         """One line for a checkpoint."""
-        inner = getattr(self.prior, "description", type(self.prior).__name__)
+        inner = describe(self.prior)
         return (
             f"{inner}; columns categorical {self.categorical:g}, missing {self.missing:g}, "
             f"irrelevant {self.irrelevant:g}, warped {self.warp:g}, targets warped "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from priors.checks import check_probabilities
 from priors.draws import Draws
 from priors.latent_tasks import LatentTaskPrior, gaussian_oracle, relevance
 from priors.network_tasks import draw_networks, network_covariance
@@ -64,8 +65,7 @@ class RandomKernelTaskPrior(LatentTaskPrior):
             )
         if sum(self.form_weights) <= 0:
             raise ValueError("form_weights must have a positive weight.")
-        if not 0 <= self.periodic <= 1:
-            raise ValueError(f"periodic is a probability, got {self.periodic}.")
+        check_probabilities(self, "periodic")
         if not 1 <= self.max_components <= 3:
             raise ValueError(f"max_components must be 1, 2 or 3, got {self.max_components}.")
         a = self.scale_concentration

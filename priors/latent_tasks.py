@@ -15,6 +15,7 @@ from gpytorch.distributions import MultivariateNormal
 from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
 
+from priors.checks import check_at_least
 from priors.draws import Draws
 from priors.observation import RandomInputs, RandomNoise
 from priors.posterior import GaussianPosterior
@@ -45,16 +46,9 @@ class TaskSize:
     num_context: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("max_features", 1),
-            ("max_context", 0),
-            ("num_queries", 1),
-            ("num_features", 1),
-            ("num_context", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        check_at_least(
+            self, max_features=1, max_context=0, num_queries=1, num_features=1, num_context=0
+        )
 
     def draw(
         self,

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta
 
+from priors.checks import check_at_least, check_probabilities
 from priors.functions import draw
 from priors.tasks import Task
 
@@ -105,21 +106,17 @@ class LearningCurveTaskPrior:
     num_context: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("failure", "divergence", "overfitting"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability, got {getattr(self, name)}.")
-        for name, least in (
-            ("max_hyperparameters", 0),
-            ("max_curves", 1),
-            ("max_context", 0),
-            ("num_queries", 1),
-            ("num_hyperparameters", 0),
-            ("num_curves", 1),
-            ("num_context", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        check_probabilities(self, "failure", "divergence", "overfitting")
+        check_at_least(
+            self,
+            max_hyperparameters=0,
+            max_curves=1,
+            max_context=0,
+            num_queries=1,
+            num_hyperparameters=0,
+            num_curves=1,
+            num_context=0,
+        )
         if (self.num_curves or 1) > 1 and 0 in (self.num_hyperparameters, self.max_hyperparameters):
             raise ValueError(
                 f"{self.num_curves} curves cannot be told apart without hyperparameters; allow "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from priors.checks import check_probabilities
 from priors.draws import Draws
 
 __all__ = ["INPUT_KINDS", "RandomInputs", "RandomNoise"]
@@ -34,7 +35,7 @@ class RandomInputs:
         unknown = [kind for kind in self.kinds if kind not in INPUT_KINDS]
         if unknown or not self.kinds:
             raise ValueError(f"kinds of inputs are {INPUT_KINDS}, got {self.kinds}.")
-        _check_probability("mixed", self.mixed)
+        check_probabilities(self, "mixed")
 
     def draw(self, draws: Draws, batch: int, points: int, features: int) -> Tensor:
         """Inputs `[batch, points, features]`."""
@@ -117,8 +118,7 @@ class RandomNoise:
                 "low, the least noise variance, lies in (0, 1] and high, the largest, is at least "
                 f"0.2; got {self.low} and {self.high}."
             )
-        _check_probability("heteroscedastic", self.heteroscedastic)
-        _check_probability("outliers", self.outliers)
+        check_probabilities(self, "heteroscedastic", "outliers")
 
     def draw(self, draws: Draws, X: Tensor) -> tuple[Tensor, Tensor]:
         """Noise at the inputs `X` `[B, N, d]`.
@@ -150,8 +150,3 @@ class RandomNoise:
             infinite = has if noise_var.dim() == 1 else has[:, None]
             noise_var = noise_var.masked_fill(infinite, torch.inf)
         return noise, noise_var
-
-
-def _check_probability(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} is a probability and must lie in [0, 1], got {value}.")

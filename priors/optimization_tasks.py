@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.distributions import Gamma
 from torch.quasirandom import SobolEngine
 
+from priors.checks import check_at_least, check_probabilities
 from priors.functions import draw
 from priors.posterior import GaussianPosterior
 from priors.tasks import Task
@@ -81,19 +82,10 @@ class OptimizationTaskPrior:
     num_context: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("input_warping", "output_warping", "adaptive"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability, got {getattr(self, name)}.")
-        for name, least in (
-            ("max_features", 1),
-            ("max_context", 0),
-            ("num_queries", 1),
-            ("num_features", 1),
-            ("num_context", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        check_probabilities(self, "input_warping", "output_warping", "adaptive")
+        check_at_least(
+            self, max_features=1, max_context=0, num_queries=1, num_features=1, num_context=0
+        )
 
     @property
     def description(self) -> str:

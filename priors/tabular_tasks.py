@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from priors.checks import check_probabilities
 from priors.draws import Draws
 from priors.latent_tasks import LatentTaskPrior, gaussian_oracle, relevance
 from priors.observation import RandomNoise
@@ -158,8 +159,7 @@ class TreeTaskPrior(LatentTaskPrior):
                 "max_trees is at least 1 and max_depth lies in 1 .. 12, got "
                 f"{self.max_trees} and {self.max_depth}."
             )
-        if not 0 <= self.oblique <= 1:
-            raise ValueError(f"oblique is a probability, got {self.oblique}.")
+        check_probabilities(self, "oblique")
 
     @property
     def description(self) -> str:
@@ -231,8 +231,7 @@ class LinearTaskPrior(LatentTaskPrior):
     intercept: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sparse <= 1:
-            raise ValueError(f"sparse is a probability, got {self.sparse}.")
+        check_probabilities(self, "sparse")
         if not 0 <= self.intercept < 1:
             raise ValueError(f"intercept is a share in [0, 1), got {self.intercept}.")
 

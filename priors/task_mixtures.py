@@ -10,7 +10,7 @@ from torch import Tensor
 
 from priors.draws import Draws
 from priors.latent_tasks import LatentTaskPrior
-from priors.tasks import Task, TaskPrior
+from priors.tasks import Task, TaskPrior, describe
 
 __all__ = ["ClassificationTaskPrior", "MixtureTaskPrior"]
 
@@ -43,7 +43,7 @@ class MixtureTaskPrior:
         """One line for a checkpoint."""
         total = sum(self.weights)
         parts = (
-            f"{weight / total:.3g} {getattr(prior, 'description', type(prior).__name__)}"
+            f"{weight / total:.3g} {describe(prior)}"
             for weight, prior in zip(self.weights, self.priors, strict=True)
         )
         return "mixture of " + "; ".join(parts)
@@ -103,7 +103,7 @@ class ClassificationTaskPrior:
     @property
     def description(self) -> str:
         """One line for a checkpoint."""
-        inner = getattr(self.prior, "description", type(self.prior).__name__)
+        inner = describe(self.prior)
         return f"2-{self.max_classes} classes from {inner}"
 
     def sample(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from priors.functions import GaussianProcessPrior, ScaleMixturePrior
 from priors.network import NetworkPrior
-from priors.tasks import Task, TaskPrior
+from priors.tasks import Task, TaskPrior, describe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ def plot_tasks(
         ax.tick_params(labelsize=8)
     for ax in axes[num:]:
         ax.set_axis_off()
-    figure.suptitle(getattr(task_prior, "description", type(task_prior).__name__), fontsize=11)
+    figure.suptitle(describe(task_prior), fontsize=11)
     _add_legend(figure, shown)
     return figure
 

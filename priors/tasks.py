@@ -77,6 +77,11 @@ class TaskPrior(Protocol):
         ...
 
 
+def describe(task_prior: object) -> str:
+    """One line on a task prior: its `description` if it has one, else the name of its kind."""
+    return getattr(task_prior, "description", type(task_prior).__name__)
+
+
 class FunctionTaskPrior:
     """Tasks whose functions come from one function prior.
 
