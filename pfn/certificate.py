@@ -27,7 +27,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 
 from pfn.inference import BarPosterior, CategoricalPosterior
 from pfn.network import PFN, Encoding
-from priors.posterior import PredictivePosterior, TransformedPosterior
+from priors.posterior import TransformedPosterior
 from priors.tasks import Task, TaskPrior, describe
 
 __all__ = [
@@ -47,8 +47,19 @@ __all__ = [
     "reference_nll",
 ]
 
-# Task -> posterior of y at its query rows, [B, m, 1].
-Reference = Callable[[Task], PredictivePosterior]
+
+class Density(Protocol):
+    """A posterior of y, or a distribution of it."""
+
+    def log_prob(self, Y: Tensor, /) -> Tensor:
+        """Log densities of values `[B, m, 1]`, of the same shape."""
+        ...
+
+
+# Task -> density of y at its query rows, [B, m, 1].
+Reference = Callable[[Task], Density]
+# One that may decline, where a task is too large for it.
+LowerReference = Callable[[Task], Density | None]
 
 _LEVELS = (0.5, 0.8, 0.9, 0.95)
 _PIT_BINS = 20
@@ -218,7 +229,8 @@ def certify(
     *,
     reference: Reference | None = None,
     reference_is: str = "exact",
-    lower_reference: Reference | None = None,
+    lower_reference: LowerReference | None = None,
+    lower_tasks: int = 64,
     context_sizes: Sequence[int] = (0, 5, 20, 80),
     num_queries: int = 16,
     num_tasks: int = 512,
@@ -234,10 +246,12 @@ def certify(
             function from a number of context rows to a prior of tasks with so many, whose split
             is used: where inputs depend on what was observed, as in optimisation, a part of the
             context with the queries of the whole is no task of the prior.
-        reference: From a task to the posterior of y at its query rows, `[B, m, 1]`: the exact
-            one, or one that knows more.
+        reference: From a task to the posterior of y at its query rows, `[B, m, 1]`, or another
+            density: the exact one, or one that knows more.
         reference_is: "exact" or "upper bound".
-        lower_reference: Another approximation of the exact posterior, for a lower bound.
+        lower_reference: Another approximation of the exact posterior, for a lower bound; it may
+            decline a task by None.
+        lower_tasks: Tasks of each size that it is asked for: long samplers are slow.
         context_sizes: Numbers of context rows to measure; a task serves those that leave it
             `num_queries` rows.
         num_queries: Query rows of each task, its last ones.
@@ -273,7 +287,8 @@ def certify(
                 for n in sizes:
                     if n + num_queries <= rows:
                         part = _split(task, n, num_queries)
-                        measured.add(n, part, _measure(pfn, part, reference, lower_reference))
+                        lower = lower_reference if start < lower_tasks else None
+                        measured.add(n, part, _measure(pfn, part, reference, lower))
                 for n in sizes if own else _SCORE_SIZES:
                     if 4 <= n <= min(rows, max(sizes)):
                         scores.setdefault(n, []).append(_task_scores(pfn, _split(task, n, 0)))
@@ -305,7 +320,8 @@ def certify(
 
 def reference_nll(reference: Reference, task: Task) -> Tensor:
     """Mean negative log density of a reference at the queries of each task, `[B]`, nats."""
-    return -reference(task).log_prob(task.y[:, task.num_context :]).mean(dim=(1, 2))
+    log_p = reference(task).log_prob(task.y[:, task.num_context :].double())
+    return -log_p.mean(dim=(1, 2)).to(task.y)
 
 
 def context_score(
@@ -366,13 +382,14 @@ def _split(task: Task, num_context: int, num_queries: int) -> Task:
         X=rows(task.X),
         y=rows(task.y),
         f=None if task.f is None else rows(task.f),
+        row_latents={name: rows(value) for name, value in task.row_latents.items()},
         noise_var=task.noise_var if task.noise_var.dim() == 1 else rows(task.noise_var),
         num_context=num_context,
     )
 
 
 def _measure(
-    pfn: PFN, task: Task, reference: Reference | None, lower: Reference | None
+    pfn: PFN, task: Task, reference: Reference | None, lower: LowerReference | None
 ) -> tuple[Tensor, Tensor]:
     """Per task the numbers of a row, `[B, 8]`; and the probability integral transforms `[B, m]`."""
     n = task.num_context
@@ -388,10 +405,11 @@ def _measure(
     log_q = posterior.log_prob(y)
     gaps = []
     for known in (reference, lower):
-        if known is None:
+        density = None if known is None else known(task)
+        if density is None:
             gaps.append(torch.full_like(log_q, math.nan))
             continue
-        log_p = known(task).log_prob(y)
+        log_p = density.log_prob(y.double()).to(log_q)
         if log_p.shape != log_q.shape:
             raise ValueError(
                 f"reference gave densities of shape {tuple(log_p.shape)} at queries of shape "
@@ -448,11 +466,18 @@ class _Measurements:
 
 def _row(values: Tensor) -> CertificateRow:
     tasks = len(values)
-    nll, gap, lower, *rest = values.mean(0).tolist()
-    gaps = values[:, 1]
+    nll, gap, _, *rest = values.mean(0).tolist()
+    gaps, lower = values[:, 1], values[:, 2]
     worst = gaps.sort(descending=True).values[: max(1, tasks // 100)].mean()
-    errors = (values[:, 1:3].std(0) / math.sqrt(tasks)).tolist() if tasks > 1 else [math.nan] * 2
-    return CertificateRow(tasks, nll, gap, errors[0], float(worst), lower, errors[1], *rest)
+    lower = lower[~lower.isnan()]
+    return CertificateRow(
+        tasks, nll, gap, _error(gaps), float(worst), float(lower.mean()), _error(lower), *rest
+    )
+
+
+def _error(values: Tensor) -> float:
+    """Standard error of a mean."""
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def _decade(power: int) -> str:

@@ -8,6 +8,7 @@ from priors.acquisition import (
     ProbabilityOfImprovement,
     UpperConfidenceBound,
 )
+from priors.annealing import AnnealedSampler
 from priors.batch_norm import batch_kernel
 from priors.columns import Tabular
 from priors.empirical import EmpiricalNTKKernel, empirical_ntk, linearize, monte_carlo_kernels
@@ -36,6 +37,7 @@ from priors.tracing import Nonlinearity
 from priors.universal_features import UniversalFeatures
 
 __all__ = [
+    "AnnealedSampler",
     "CausalTaskPrior",
     "ClassificationTaskPrior",
     "EmpiricalNTKKernel",

@@ -82,7 +82,7 @@ class Draws:
             shape: Of the result.
         """
         degrees = round(2 * concentration)
-        return self.normal(degrees, *shape).square().sum(0) / 2
+        return self.normal(*shape, degrees).square().sum(-1) / 2
 
     def number(self) -> float:
         """One uniform number on [0, 1)."""

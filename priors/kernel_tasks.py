@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from priors.annealing import AnnealedSampler, gaussian_average
 from priors.checks import check_probabilities
 from priors.draws import Draws
 from priors.latent_tasks import LatentTaskPrior, gaussian_oracle, relevance
 from priors.network_tasks import draw_networks, network_covariance
-from priors.posterior import GaussianPosterior
+from priors.posterior import GaussianPosterior, PredictivePosterior
 from priors.tasks import Task
 
 __all__ = ["FORMS", "SMOOTHNESS", "RandomKernelTaskPrior"]
@@ -102,6 +103,34 @@ class RandomKernelTaskPrior(LatentTaskPrior):
         to the exact posterior under this prior.
         """
         return gaussian_oracle(task, self.covariance(task.X.double(), task.latents))
+
+    def annealed(self, task: Task, sampler: AnnealedSampler | None = None) -> PredictivePosterior:
+        """Posterior of y at the queries of `task` given its context, by sampling hyperparameters.
+
+        It knows the prior and the context only, so that the gap to it is a lower bound of the gap
+        to the exact posterior, and close to it if the sampler runs long.
+
+        Args:
+            task: Drawn from this prior.
+            sampler: How long to sample; `AnnealedSampler()` if None.
+
+        Raises:
+            ValueError: there is no noise, or it has outliers: the likelihood is not Gaussian.
+        """
+        noise = self.noise
+        if noise is None or noise.outliers > 0:
+            raise ValueError("The sampler needs Gaussian noise: RandomNoise(outliers=0).")
+        particles = AnnealedSampler() if sampler is None else sampler
+        X = task.X.double().repeat_interleave(particles.particles, 0)
+
+        def program(draws: Draws, rows: int) -> dict[str, Tensor]:
+            latents = self._draw_kernels(draws, rows, X.shape[-1])
+            noise_var = noise.draw_variance(draws, X)
+            if "scale" in latents:
+                noise_var = noise_var * latents["scale"].view(-1, *(1,) * (noise_var.dim() - 1))
+            return {**latents, "noise_var": noise_var}
+
+        return gaussian_average(task, program, self.covariance, particles)
 
     def covariance(self, X: Tensor, latents: dict[str, Tensor]) -> Tensor:
         """Covariance of f at `X` `[B, N, d]` given the latents of the tasks, `[B, N, N]`."""

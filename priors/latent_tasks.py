@@ -7,6 +7,7 @@ the base makes tasks of them. Everything is batched over tasks.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -21,7 +22,14 @@ from priors.observation import RandomInputs, RandomNoise
 from priors.posterior import GaussianPosterior
 from priors.tasks import Task
 
-__all__ = ["LatentTaskPrior", "TaskSize", "gaussian_oracle", "relevance"]
+__all__ = [
+    "LatentTaskPrior",
+    "TaskSize",
+    "gaussian_log_evidence",
+    "gaussian_oracle",
+    "gaussian_predictions",
+    "relevance",
+]
 
 
 @dataclass(frozen=True)
@@ -201,10 +209,32 @@ def gaussian_oracle(task: Task, covariance: Tensor) -> GaussianPosterior:
         raise ValueError("The oracle needs Gaussian noise, but a noise variance is not finite.")
     if task.num_classes is not None or not bool(task.X.isfinite().all()):
         raise ValueError("The oracle is of regression without missing values.")
-    root = torch.linalg.cholesky(covariance[:, :n, :n] + torch.diag_embed(noise[:, :n]))
+    mean, variance = gaussian_predictions(covariance, noise, task.y[:, :n, 0].to(covariance))
+    return GaussianPosterior(
+        MultivariateNormal(mean.to(task.y), DiagLinearOperator(variance.to(task.y)))
+    )
+
+
+def gaussian_predictions(covariance: Tensor, noise_var: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances of y at the rows behind the known ones, `[B, N - n]`.
+
+    Args:
+        covariance: Of f at N rows, `[B, N, N]`.
+        noise_var: `[B, N]`.
+        y: Of the first n rows, `[B, n]`.
+    """
+    n = y.shape[1]
+    root = torch.linalg.cholesky(covariance[:, :n, :n] + torch.diag_embed(noise_var[:, :n]))
     cross = torch.linalg.solve_triangular(root, covariance[:, :n, n:], upper=False)
-    y = task.y[:, :n].to(covariance)
-    mean = (cross.mT @ torch.linalg.solve_triangular(root, y, upper=False))[..., 0]
+    target = torch.linalg.solve_triangular(root, y[..., None], upper=False)
+    mean = (cross.mT @ target)[..., 0]
     variance = covariance[:, n:, n:].diagonal(dim1=-2, dim2=-1) - cross.square().sum(1)
-    variance = (variance.clamp_min(0) + noise[:, n:]).to(task.y)
-    return GaussianPosterior(MultivariateNormal(mean.to(task.y), DiagLinearOperator(variance)))
+    return mean, variance.clamp_min(0) + noise_var[:, n:]
+
+
+def gaussian_log_evidence(covariance: Tensor, noise_var: Tensor, y: Tensor) -> Tensor:
+    """Log density of y `[B, n]` at rows of the covariance `[B, n, n]` and noise `[B, n]`, `[B]`."""
+    root = torch.linalg.cholesky(covariance + torch.diag_embed(noise_var))
+    target = torch.linalg.solve_triangular(root, y[..., None], upper=False)
+    log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return -0.5 * (target.square().sum((1, 2)) + y.shape[1] * math.log(2 * math.pi)) - log_det

@@ -29,9 +29,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import Beta
+from torch.distributions import Beta, Categorical, MixtureSameFamily
 
+from priors.annealing import AnnealedSampler
 from priors.checks import check_at_least, check_probabilities
+from priors.draws import Draws
 from priors.functions import draw
 from priors.tasks import Task
 
@@ -41,6 +43,7 @@ FAMILIES = ("power", "exponential", "ilog2", "weibull", "mmf")
 
 _HIDDEN = 32
 _FLOOR = 0.002
+_MARGIN = 1e-6  # of an observed value to 0 and 1, where its density may be infinite
 _FEWEST_STEPS = 5
 # quantities of a curve that are functions of its hyperparameters, after a rate and a shape for
 # each family
@@ -77,8 +80,8 @@ class LearningCurveTaskPrior:
     curves that have not ended, a quarter of them the last step. The metric is larger for better
     networks; give 1 - loss for a loss scaled to [0, 1].
 
-    Latents: "curve" `[B, N]`, the number of each row's curve; "steps" `[B]`; "failed", "diverged",
-    "overfits" `[B, C]`; and what `curves` needs.
+    Latents: "steps" `[B]`; "failed", "diverged", "overfits" `[B, C]`; and what `curves` needs. Of
+    every row: "curve", the number of its curve, and "step", both `[B, N]`.
 
     Attributes:
         max_hyperparameters: Most hyperparameters; a task has one feature more.
@@ -147,25 +150,22 @@ class LearningCurveTaskPrior:
 
         p, C, n = self._draw_sizes([float(u) for u in uniform(4)])
         h = uniform(batch, C, p)
-        latents = self._draw_curves(h, generator)
+        latents = self._draw_curves(h, Draws(generator, device, torch.float64))
         curve, step, steps = _draw_rows(batch, C, n, self.num_queries, generator, device)
-        f = _values(latents, curve, step / steps[:, None])
         x = log_time(step, steps[:, None])
         X = torch.cat([x[..., None], h.gather(1, curve[..., None].expand(-1, -1, p))], -1)
-        # larger early in most tasks; at most 1/4, at f = 1/2
-        log_std = latents["noise"].gather(1, curve) + latents["noise_trend"][:, None] * (0.5 - x)
-        scale = log_std.exp().clamp(max=0.25)
-        precision = 1 / (4 * scale**2) - 1
-        y = draw(Beta(f * precision, (1 - f) * precision), torch.Size(), generator=generator)
-        latents |= {"curve": curve, "steps": steps}
+        latents["steps"] = steps
+        f, noisy = _metric(latents, curve, step, steps)
+        y = draw(noisy, torch.Size(), generator=generator).clamp(_MARGIN, 1 - _MARGIN)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         return Task(
             X=X.to(dtype),
             y=y[..., None].to(dtype),
             f=f[..., None].to(dtype),
-            noise_var=(f * (1 - f) / (1 + precision)).to(dtype),
+            noise_var=noisy.variance.to(dtype),
             num_context=n,
             latents=latents,
+            row_latents={"curve": curve, "step": step},
         )
 
     def curves(self, task: Task, time: Tensor) -> Tensor:
@@ -184,6 +184,47 @@ class LearningCurveTaskPrior:
         f = _values(task.latents, number.expand(batch, -1), time.repeat(C).expand(batch, -1))
         return f.view(batch, C, len(time)).to(task.y)
 
+    def oracle(self, task: Task) -> Beta:
+        """Distribution of y at the queries `[B, m, 1]` *given the task's curves and noise*.
+
+        It knows what a network has to infer, so that the gap to it is an upper bound of the gap
+        to the exact posterior under this prior.
+        """
+        rows = slice(task.num_context, None)
+        _, noisy = _metric(task.latents, *_rows(task, rows))
+        return Beta(noisy.concentration1[..., None], noisy.concentration0[..., None])
+
+    def annealed(self, task: Task, sampler: AnnealedSampler | None = None) -> MixtureSameFamily:
+        """Distribution of y at the queries `[B, m, 1]` given the context, by sampling curves.
+
+        It knows the prior, the context and how many steps the curves have, so that the gap to it
+        is a lower bound of the gap to the exact posterior.
+
+        Args:
+            task: Drawn from this prior.
+            sampler: How long to sample; `AnnealedSampler()` if None.
+        """
+        sampler = AnnealedSampler() if sampler is None else sampler
+        B, n, S = len(task.y), task.num_context, sampler.particles
+        known, asked = (
+            tuple(value.repeat_interleave(S, 0) for value in _rows(task, rows))
+            for rows in (slice(n), slice(n, None))
+        )
+        h = task.latents["hyperparameters"].repeat_interleave(S, 0)
+        y = task.y[:, :n, 0].double().repeat_interleave(S, 0)
+
+        def log_likelihood(latents: dict[str, Tensor]) -> Tensor:
+            return _metric(latents, *known)[1].log_prob(y).sum(-1)
+
+        latents, _ = sampler.run(
+            lambda draws, _: self._draw_curves(h, draws), log_likelihood, B, device=y.device
+        )
+        noisy = _metric(latents, *asked)[1]
+        a, b = (
+            c.view(B, S, -1, 1).movedim(1, -1) for c in (noisy.concentration1, noisy.concentration0)
+        )
+        return MixtureSameFamily(Categorical(logits=torch.zeros_like(a)), Beta(a, b))
+
     def _draw_sizes(self, u: list[float]) -> tuple[int, int, int]:
         """Numbers of hyperparameters, curves and context rows."""
         least = 1 if (self.num_curves or 1) > 1 else 0
@@ -199,18 +240,12 @@ class LearningCurveTaskPrior:
             n = int(u[2] * size if u[3] < 0.5 else math.exp(u[2] * math.log(size)))
         return p, C, n
 
-    def _draw_curves(self, h: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+    def _draw_curves(self, h: Tensor, draws: Draws) -> dict[str, Tensor]:
         """What determines the curves at hyperparameters `h` `[B, C, p]`: `[B, C, ...]` or `[B]`."""
         batch, C, _ = h.shape
-
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand(shape, generator=generator, device=h.device, dtype=h.dtype)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, device=h.device, dtype=h.dtype)
-
+        uniform, normal = draws.uniform, draws.normal
         k = len(FAMILIES)
-        z = _related(h, 2 * k + len(_QUANTITIES), generator)
+        z = _related(h, 2 * k + len(_QUANTITIES), draws)
         rate, shape = z[..., :k], z[..., k : 2 * k]
         named = dict(zip(_QUANTITIES, z[..., 2 * k :].unbind(-1), strict=True))
         # Curves that start fast end low in some tasks and high in others; fast ones diverge.
@@ -258,16 +293,28 @@ class LearningCurveTaskPrior:
         }
 
 
-def _related(h: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
+def _rows(task: Task, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Curve and step of some rows, `[B, M]`, and the number of steps of their tasks, `[B]`."""
+    curve, step = (task.row_latents[name][:, rows] for name in ("curve", "step"))
+    return curve, step, task.latents["steps"]
+
+
+def _metric(
+    latents: dict[str, Tensor], curve: Tensor, step: Tensor, steps: Tensor
+) -> tuple[Tensor, Beta]:
+    """Noise-free and noisy values at rows `[B, M]` of tasks of so many steps, `[B]`."""
+    f = _values(latents, curve, step / steps[:, None])
+    # larger early in most tasks; at most 1/4, at f = 1/2
+    trend = latents["noise_trend"][:, None] * (0.5 - log_time(step, steps[:, None]))
+    scale = (latents["noise"].gather(1, curve) + trend).exp().clamp(max=0.25)
+    precision = 1 / (4 * scale**2) - 1
+    return f, Beta(f * precision, (1 - f) * precision)
+
+
+def _related(h: Tensor, num: int, draws: Draws) -> Tensor:
     """`num` standard normal quantities of the settings `h` `[B, C, p]`; see the module's text."""
     batch, C, p = h.shape
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, device=h.device, dtype=h.dtype)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=h.device, dtype=h.dtype)
-
+    uniform, normal = draws.uniform, draws.normal
     relevance = torch.exp(0.9 + 0.8 * normal(batch, p, 1)) * (uniform(batch, p, 1) < 0.8)
     angle = h @ (relevance * normal(batch, p, _HIDDEN))
     hidden = torch.cat([angle.sin(), angle.cos()], -1) / math.sqrt(_HIDDEN)

@@ -126,7 +126,22 @@ class RandomNoise:
         Returns:
             The noise `[B, N]` and its variance, `[B]`, or `[B, N]` where it may differ by row.
         """
-        B, N, d = X.shape
+        B, N, _ = X.shape
+        noise_var = self.draw_variance(draws, X)
+        rows = noise_var if noise_var.dim() == 2 else noise_var[:, None]
+        noise = rows.sqrt() * draws.normal(B, N)
+        if self.outliers > 0:
+            has = draws.bernoulli(self.outliers, B)
+            wild = draws.bernoulli(draws.uniform(B, 1) * 0.1, B, N) & has[:, None]
+            t = draws.normal(B, N) / (2 * draws.gamma(1.5, B, N)).sqrt().clamp_min(1e-2)
+            noise = torch.where(wild, 5 * rows.sqrt() * t, noise)
+            infinite = has if noise_var.dim() == 1 else has[:, None]
+            noise_var = noise_var.masked_fill(infinite, torch.inf)
+        return noise, noise_var
+
+    def draw_variance(self, draws: Draws, X: Tensor) -> Tensor:
+        """Noise variances at the inputs but for outliers, `[B]`, or `[B, N]` if they may differ."""
+        B, _, d = X.shape
         noise_var = torch.where(
             draws.bernoulli(0.5, B),
             draws.log_uniform(self.low, 1.0, B),
@@ -140,13 +155,4 @@ class RandomNoise:
             strength = strength * draws.bernoulli(self.heteroscedastic, B, 1)
             # E exp(s sin U) = I_0(s)
             noise_var = noise_var[:, None] * torch.exp(strength * wave) / torch.i0(strength)
-        rows = noise_var if noise_var.dim() == 2 else noise_var[:, None]
-        noise = rows.sqrt() * draws.normal(B, N)
-        if self.outliers > 0:
-            has = draws.bernoulli(self.outliers, B)
-            wild = draws.bernoulli(draws.uniform(B, 1) * 0.1, B, N) & has[:, None]
-            t = draws.normal(B, N) / (2 * draws.gamma(1.5, B, N)).sqrt().clamp_min(1e-2)
-            noise = torch.where(wild, 5 * rows.sqrt() * t, noise)
-            infinite = has if noise_var.dim() == 1 else has[:, None]
-            noise_var = noise_var.masked_fill(infinite, torch.inf)
-        return noise, noise_var
+        return noise_var

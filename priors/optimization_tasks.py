@@ -27,15 +27,14 @@ import math
 from dataclasses import dataclass
 
 import torch
-from gpytorch.distributions import MultivariateNormal
-from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
-from torch.distributions import Gamma
 from torch.quasirandom import SobolEngine
 
+from priors.annealing import AnnealedSampler, gaussian_average
 from priors.checks import check_at_least, check_probabilities
-from priors.functions import draw
-from priors.posterior import GaussianPosterior
+from priors.draws import Draws
+from priors.latent_tasks import gaussian_oracle
+from priors.posterior import GaussianPosterior, PredictivePosterior
 from priors.tasks import Task
 
 __all__ = ["OptimizationTaskPrior"]
@@ -58,8 +57,8 @@ class OptimizationTaskPrior:
     on [1e-6, 1] for half of the tasks, on [1e-6, 1e-3] for the others; f has variance about 1.
 
     Latents: "kernel" `[B]`, "lengthscale", "warp_a", "warp_b" `[B, d]`, "trend_share" `[B]`,
-    "linear_var", "quadratic_var" `[B, d]`, "skew" `[B]` (c above, 0 for f = z), "z" `[B, N]`, and
-    "near" `[B, N]`, True for rows that were placed near good ones.
+    "linear_var", "quadratic_var" `[B, d]`, "skew" `[B]` (c above, 0 for f = z). Of every row:
+    "z", and "near", True for rows that were placed near good ones, both `[B, N]`.
 
     Attributes:
         max_features: Most features.
@@ -116,9 +115,11 @@ class OptimizationTaskPrior:
             n = int(u[1] * size if u[2] < 0.5 else math.exp(u[1] * math.log(size)))
         first = n if n < 4 or u[3] < 0.3 else max(2, int(n * (0.1 + 0.6 * u[4])))
         half = (n - first + 1) // 2
-        latents = self._draw_latents(batch, d, generator, device)
-        noise_var = 10 ** (torch.where(uniform(batch) < 0.5, 6.0, 3.0) * uniform(batch) - 6)
-        X, f, y = self._draw_run(latents, noise_var, (first, half, n - first - half), generator)
+        draws = Draws(generator, device, torch.float64)
+        latents = self._draw_latents(draws, batch, d)
+        noise_var = _draw_noise_var(draws, batch)
+        rounds = first, half, n - first - half
+        X, f, y, rows = self._draw_run(latents, noise_var, rounds, generator)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         return Task(
             X=X.to(dtype),
@@ -127,6 +128,7 @@ class OptimizationTaskPrior:
             noise_var=noise_var.to(dtype),
             num_context=n,
             latents=latents,
+            row_latents=rows,
         )
 
     def oracle(self, task: Task) -> GaussianPosterior:
@@ -144,21 +146,35 @@ class OptimizationTaskPrior:
                 "the posterior of a warped output is not Gaussian; draw tasks for the oracle from "
                 "OptimizationTaskPrior(output_warping=0)."
             )
-        n = task.num_context
-        X, y = task.X.double(), task.y.double()
-        noise = task.noise_var.double()[:, None, None] + _JITTER
-        eye = torch.eye(n, dtype=X.dtype, device=X.device)
-        known, asked = X[:, :n], X[:, n:]
-        root = torch.linalg.cholesky(self.covariance(known, known, task.latents) + noise * eye)
-        cross = torch.linalg.solve_triangular(
-            root, self.covariance(known, asked, task.latents), upper=False
-        )
-        target = torch.linalg.solve_triangular(root, y[:, :n], upper=False)
-        mean = (cross.mT @ target)[..., 0]
-        prior = self.covariance(asked, asked, task.latents).diagonal(dim1=-2, dim2=-1)
-        variance = prior - cross.square().sum(1) + noise[:, 0]
-        mean, variance = mean.to(task.y), variance.to(task.y)
-        return GaussianPosterior(MultivariateNormal(mean, DiagLinearOperator(variance)))
+        return gaussian_oracle(task, self._covariance(task.X.double(), task.latents))
+
+    def annealed(self, task: Task, sampler: AnnealedSampler | None = None) -> PredictivePosterior:
+        """Posterior of y at the queries of `task` given its context, by sampling hyperparameters.
+
+        It knows the prior and the context only, so that the gap to it is a lower bound of the gap
+        to the exact posterior, and close to it if the sampler runs long.
+
+        Args:
+            task: Drawn from this prior.
+            sampler: How long to sample; `AnnealedSampler()` if None.
+
+        Raises:
+            ValueError: outputs may be warped, so that the likelihood is not Gaussian.
+        """
+        if self.output_warping > 0:
+            raise ValueError("The sampler needs Gaussian outputs: output_warping=0.")
+
+        def program(draws: Draws, rows: int) -> dict[str, Tensor]:
+            latents = self._draw_latents(draws, rows, task.X.shape[-1])
+            return {**latents, "noise_var": _draw_noise_var(draws, rows)}
+
+        particles = AnnealedSampler() if sampler is None else sampler
+        return gaussian_average(task, program, self._covariance, particles)
+
+    def _covariance(self, X: Tensor, latents: dict[str, Tensor]) -> Tensor:
+        """Covariance of z at `X` `[B, N, d]`, of positive eigenvalues, `[B, N, N]`."""
+        eye = torch.eye(X.shape[1], dtype=X.dtype, device=X.device)
+        return self.covariance(X, X, latents) + _JITTER * eye
 
     def covariance(self, x1: Tensor, x2: Tensor, latents: dict[str, Tensor]) -> Tensor:
         """Covariance of z given the latents of the tasks.
@@ -187,23 +203,11 @@ class OptimizationTaskPrior:
         var = torch.cat([latents["linear_var"], latents["quadratic_var"]], -1)[:, None]
         return torch.baddbmm((1 - share) * out, share * var * _trend(u1), _trend(u2).mT)
 
-    def _draw_latents(
-        self,
-        batch: int,
-        d: int,
-        generator: torch.Generator | None,
-        device: torch.device | str | None,
-    ) -> dict[str, Tensor]:
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, device=device, dtype=torch.float64)
-
+    def _draw_latents(self, draws: Draws, batch: int, d: int) -> dict[str, Tensor]:
+        uniform, normal = draws.uniform, draws.normal
         lognormal = 0.4 * torch.exp(0.7 * normal(batch, 1) + 0.5 * normal(batch, d))
-        gamma = Gamma(torch.tensor(3.0, dtype=torch.float64), 6.0)
-        other = draw(gamma, torch.Size([batch, d]), generator=generator).to(lognormal)
-        lengthscale = torch.where(uniform(batch, 1) < 0.5, lognormal, other.clamp(min=0.05))
+        gamma = (draws.gamma(3.0, batch, d) / 6).clamp(min=0.05)
+        lengthscale = torch.where(uniform(batch, 1) < 0.5, lognormal, gamma)
         idle = (uniform(batch, 1) < 0.5) & (uniform(batch, d) < 0.25)
         warped = (uniform(batch, 1) < self.input_warping).to(torch.float64)
         weight = normal(batch, 2 * d) ** 2 * (uniform(batch, 2 * d) < 0.7) + 1e-3
@@ -212,7 +216,7 @@ class OptimizationTaskPrior:
         sign = torch.where(uniform(batch) < 0.7, -1.0, 1.0)
         skewed = uniform(batch) < self.output_warping
         return {
-            "kernel": (uniform(batch) * len(KERNELS)).long(),
+            "kernel": draws.integers(len(KERNELS), batch),
             "lengthscale": math.sqrt(d) * lengthscale * torch.where(idle, 20.0, 1.0),
             "warp_a": torch.exp(0.75 * warped * normal(batch, d)),
             "warp_b": torch.exp(0.75 * warped * normal(batch, d)),
@@ -229,10 +233,10 @@ class OptimizationTaskPrior:
         noise_var: Tensor,
         rounds: tuple[int, ...],
         generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Inputs `[B, N, d]`, f and y `[B, N]`: the rounds of the context, then the queries.
 
-        Adds "z" and "near" to `latents`.
+        Also what there is to say of every row.
         """
         batch, d = latents["lengthscale"].shape
         like = latents["lengthscale"]
@@ -265,8 +269,12 @@ class OptimizationTaskPrior:
                 above = torch.cat([root, torch.zeros_like(cross)], 2)
                 root = torch.cat([above, torch.cat([cross.mT, corner], 2)], 1)
                 white = torch.cat([white, fresh], 1)
-        latents |= {"z": z, "near": near}
-        return X, _skewed(z, latents["skew"]), y
+        return X, _skewed(z, latents["skew"]), y, {"z": z, "near": near}
+
+
+def _draw_noise_var(draws: Draws, batch: int) -> Tensor:
+    quiet = draws.uniform(batch) < 0.5
+    return 10 ** (torch.where(quiet, 3.0, 6.0) * draws.uniform(batch) - 6)
 
 
 def _place(

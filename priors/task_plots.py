@@ -2,7 +2,7 @@
 
 Each panel is a task. Context is drawn filled, queries as rings, the function behind them as a
 line where one can be drawn: over the only feature, or over time for learning curves (tasks whose
-latents hold "curve", the number of each row's curve, and whose first feature is time). With
+row latents hold "curve", the number of each row's curve, and whose first feature is time). With
 several features a panel shows y over the feature that tells most about it, coloured by the one
 that tells second most; in classification these two features, coloured by class. Features count by
 the share of the variance of y that the mean of y in ten bins of the feature explains. "Noise" in
@@ -116,7 +116,7 @@ class _Shown:
         kept = torch.ones(d, dtype=torch.bool) if task.features is None else first(task.features)
         none = torch.zeros(d, dtype=torch.bool)
         categorical = none if task.categorical is None else first(task.categorical)
-        curve = task.latents.get("curve")
+        curve = task.row_latents.get("curve")
         is_curves = curve is not None and curve.shape[1:] == (N,) and d > 0
         noise = first(task.row_noise_var)[rows].double().sqrt()
         names = [f"x{k + 1}" for k in kept.nonzero()[:, 0].tolist()]

@@ -41,6 +41,7 @@ class Task:
         categorical: `[B, d]`, True where a feature is a category; None means none is.
         num_classes: Classes of each task `[B]`; None means regression.
         latents: What else was drawn, by name, each `[B, ...]`.
+        row_latents: What else was drawn for every row, each `[B, N, ...]`.
     """
 
     X: Tensor
@@ -53,6 +54,7 @@ class Task:
     categorical: Tensor | None = None
     num_classes: Tensor | None = None
     latents: dict[str, Tensor] = field(default_factory=dict)
+    row_latents: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def row_noise_var(self) -> Tensor:

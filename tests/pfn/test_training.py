@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from math import isfinite, isnan
 
 import pytest
 import torch
@@ -306,6 +307,34 @@ def test_a_bracket_is_reported():
         loss = 0.5 * torch.tensor(1.5).log().item() - 0.5 * (1 - 1 / 1.5)
         assert row.gap - row.lower == pytest.approx(loss, abs=0.05)
     assert "at least" in str(measured)
+
+    declined = certify(
+        made,
+        fixed_gp(),
+        reference=exact,
+        lower_reference=lambda task: blurred(task) if task.num_context < 5 else None,
+        lower_tasks=32,
+        num_tasks=64,
+        progress=False,
+    )
+    assert isfinite(declined.by_context[0].lower_error)
+    assert isnan(declined.by_context[5].lower)
+    # on the first tasks only
+    assert declined.by_context[0].lower != measured.by_context[0].lower
+    assert declined.by_context[0].gap == pytest.approx(measured.by_context[0].gap)
+
+
+@pytest.mark.parametrize("name", ["regression", "learning-curve", "bo"])
+def test_a_recipe_brackets_the_gap(name):
+    """A short run of the sampler is below the reference that knows the hyperparameters."""
+    recipe = RECIPES[name]()
+    brief = replace(recipe.config, steps=1, batch=2, held_out_tasks=2)
+    made = train(recipe.prior, config=brief, device="cpu", progress=False)
+    small = recipe.certificate(made, num_tasks=4, context_sizes=(5,), progress=False)
+    row = small.by_context[5]
+    assert small.reference == "upper bound"
+    assert isfinite(row.lower)
+    assert row.lower < row.gap + 0.1
 
 
 def test_certificate_of_known_calibration():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from priors import LearningCurveTaskPrior, TaskPrior, log_time
+from priors.draws import Draws
 from priors.learning_curve_tasks import FAMILIES, _growth, _related
 
 
@@ -126,7 +127,7 @@ def test_curves_are_monotone_without_failures():
 def test_rows_are_points_of_the_curves():
     prior = LearningCurveTaskPrior(num_curves=4, num_context=20)
     task = prior.sample(5, generator=seeded(), dtype=torch.float64)
-    curve, steps = task.latents["curve"], task.latents["steps"]
+    curve, steps = task.row_latents["curve"], task.latents["steps"]
     step = torch.expm1(task.X[..., 0] * torch.log1p(steps)[:, None])
     for b in range(5):
         for i in (0, 7, 19, 20, 50, 83):
@@ -142,7 +143,7 @@ def test_context_of_each_curve_precedes_its_queries():
     finals = cut = unseen = ended = 0
     for _ in range(80):
         task = prior.sample(4, generator=generator, dtype=torch.float64)
-        n, curve, time = task.num_context, task.latents["curve"], task.X[..., 0]
+        n, curve, time = task.num_context, task.row_latents["curve"], task.X[..., 0]
         same = curve[:, :n, None] == curve[:, None, n:]
         later = time[:, None, n:] > time[:, :n, None] + 1e-9
         assert (later | ~same).all()
@@ -166,7 +167,7 @@ def test_context_is_a_prefix_of_every_step_in_most_tasks():
     assert 0.6 < whole.double().mean() < 0.8
     for b in whole.nonzero()[:50, 0]:
         for c in range(5):
-            mine = step[b, task.latents["curve"][b, :60] == c].round()
+            mine = step[b, task.row_latents["curve"][b, :60] == c].round()
             assert torch.equal(mine, torch.arange(1.0, len(mine) + 1).double())
 
 
@@ -185,7 +186,7 @@ def test_noise_has_its_variance_and_is_larger_early():
 def test_quantities_are_standard_normal_and_alike_for_similar_settings():
     h = torch.rand(4000, 1, 3, generator=seeded(), dtype=torch.float64)
     h = torch.cat([h, h + 0.02, 1 - h], 1)
-    z = _related(h, 2, seeded(1))
+    z = _related(h, 2, Draws(seeded(1), dtype=torch.float64))
     assert within(z, 0.0)
     assert within(z**2, 1.0)
     assert within(z**4, 3.0)

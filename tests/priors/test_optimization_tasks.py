@@ -115,10 +115,10 @@ def test_values_have_the_covariance_given_the_latents_at_adaptive_points():
     prior = OptimizationTaskPrior(num_queries=3)
     latents = fixed_latents(batch)
     noise_var = torch.full((batch,), 0.1).double()
-    X, f, y = prior._draw_run(latents, noise_var, (3, 2, 2), seeded())
+    X, f, y, rows = prior._draw_run(latents, noise_var, (3, 2, 2), seeded())
     assert X.shape == (batch, 10, 2)
-    assert 0.5 < latents["near"][:, 3:7].double().mean() < 0.9
-    assert torch.equal(f, latents["z"])
+    assert 0.5 < rows["near"][:, 3:7].double().mean() < 0.9
+    assert torch.equal(f, rows["z"])
     K = prior.covariance(X, X, latents) + 1e-8 * torch.eye(10)
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(K), f[..., None], upper=False)
     products = (white @ white.mT).flatten(1)
@@ -137,7 +137,7 @@ def test_values_have_the_covariance_at_fixed_points(monkeypatch):
     monkeypatch.setattr("priors.optimization_tasks._place", fixed)
     prior = OptimizationTaskPrior(num_queries=2)
     latents = fixed_latents(batch, "rbf")
-    _, f, _ = prior._draw_run(latents, torch.zeros(batch).double(), (2, 0, 1), seeded())
+    _, f, _, _ = prior._draw_run(latents, torch.zeros(batch).double(), (2, 0, 1), seeded())
     expected = prior.covariance(points[None], points[None], latents_of_one(latents))[0]
     assert within(f[:, :, None] * f[:, None], expected)
 
@@ -177,8 +177,9 @@ def test_share_of_warped_tasks_and_values():
     assert within((latents["skew"] != 0).double(), 0.3)
     assert within((latents["warp_a"] != 1).all(-1).double(), 0.5)
     plain = latents["skew"] == 0
-    assert torch.equal(task.f[plain][..., 0], latents["z"][plain])
-    assert not torch.isclose(task.f[~plain][..., 0], latents["z"][~plain]).all()
+    z = task.row_latents["z"]
+    assert torch.equal(task.f[plain][..., 0], z[plain])
+    assert not torch.isclose(task.f[~plain][..., 0], z[~plain]).all()
     ratio = ((task.y - task.f)[..., 0] ** 2).mean(-1) / task.noise_var
     assert within(ratio, 1.0)
 

@@ -115,7 +115,7 @@ def test_curves_have_a_line_each():
     prior = LearningCurveTaskPrior(num_curves=5, num_context=60)
     task = prior.sample(1, generator=torch.Generator().manual_seed(2))
     figure = plot_tasks(prior, 1, seed=2)
-    curves = len(task.latents["curve"].unique())
+    curves = len(task.row_latents["curve"].unique())
     assert len(figure.axes[0].lines) == curves
     assert f"{curves} curve" in figure.axes[0].get_title()
 
