@@ -63,13 +63,12 @@ class Recipe:
     def certificate(self, pfn: PFN, *, progress: bool = True, **changes: Any) -> Certificate:
         """Measure a network against this recipe's prior; `changes` are arguments of `certify`."""
         prior = self.prior if self.certified_prior is None else self.certified_prior
-        options = {"seed": 1, **self.certified, **changes}
+        options = {"lower_reference": self.lower_reference, "seed": 1, **self.certified, **changes}
         return certify(
             pfn,
             prior,
             reference=self.reference,
             reference_is=self.reference_is,
-            lower_reference=self.lower_reference,
             progress=progress,
             **options,
         )

@@ -42,6 +42,10 @@ def test_metadata(name):
     measured = network.certificate
     assert measured.reference == ("none" if recipe.reference is None else recipe.reference_is)
     assert list(measured.by_context) == list(recipe.certified["context_sizes"])
+    if recipe.lower_reference is not None:
+        for row in measured.by_context.values():
+            assert math.isnan(row.lower) or row.lower < row.gap + 3 * row.lower_error
+        assert math.isfinite(measured.by_context[5].lower)
     if not network.architecture.classes:
         assert measured.coherence.keys() == {"martingale", "order"}
     assert network.max_context >= max(measured.by_context)
@@ -51,7 +55,9 @@ def test_metadata(name):
 def test_certificates_are_reproducible(name):
     """A fresh, smaller measurement agrees with the stored one within its standard errors."""
     network, recipe = pfn.load(name), RECIPES[name]()
-    measured = recipe.certificate(network, num_tasks=64, seed=7, progress=False)
+    measured = recipe.certificate(
+        network, num_tasks=64, seed=7, lower_reference=None, progress=False
+    )
     for size, row in measured.by_context.items():
         stored = network.certificate.by_context[size]
         if math.isfinite(row.gap):
