@@ -310,14 +310,29 @@ class PFN(nn.Module):
         values = self.metadata.get("certificate")
         return None if values is None else Certificate.from_json(values)
 
+    @property
+    def trainings(self) -> list[dict[str, Any]]:
+        """What is recorded of each training that led here, the last one first."""
+        found, training = [], self.metadata.get("training")
+        while training:
+            found.append(training)
+            training = training.get("from")
+        return found
+
+    @property
+    def tasks_seen(self) -> int:
+        """Number of tasks in all trainings."""
+        return sum(training["tasks"] for training in self.trainings)
+
     def __str__(self) -> str:
-        training = self.metadata.get("training") or {}
+        trainings = self.trainings
+        seconds = sum(training["seconds"] for training in trainings)
         size = sum(p.numel() for p in self.network.parameters())
         kind = f"{self.architecture.classes} classes" if self.architecture.classes else "regression"
         lines = [
             f"PFN, {kind}, {size:,} parameters; inputs {self.inputs}, targets {self.targets}",
-            f"prior: {training.get('prior', 'not recorded')}",
-            f"training: {training.get('tasks', 0):,} tasks in {training.get('seconds', 0):,} s; "
+            f"prior: {trainings[0]['prior'] if trainings else 'not recorded'}",
+            f"training: {self.tasks_seen:,} tasks in {seconds:,.0f} s; "
             f"up to {self.max_context} context rows, {self.architecture.max_features} features",
             str(self.certificate or "no certificate"),
         ]

@@ -315,8 +315,9 @@ class _State:
             self.pfn = _initial_network(task_prior, config, self.generator, self.device)
         if initial is not None:
             self._start_from(initial)
-        # Processes share the weights but not the tasks.
-        self.generator.manual_seed(config.seed + 1 + 1_000_003 * fabric.global_rank)
+        # Processes share the weights but not the tasks, nor does a training with what it continues.
+        stream = 1_000_003 * fabric.global_rank + (0 if initial is None else initial.tasks_seen)
+        self.generator.manual_seed(config.seed + 1 + stream)
         self.average = {k: p.detach().clone() for k, p in self.pfn.network.named_parameters()}
         self.best = {k: v.clone() for k, v in self.average.items()}
         self.held_out = self._held_out(reference)

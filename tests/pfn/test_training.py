@@ -405,6 +405,8 @@ class TestOptions:
         )
         assert torch.equal(weights(first), weights(second))
         assert second.metadata["training"]["from"] == first.metadata["training"]
+        assert len(second.trainings) == 2
+        assert second.tasks_seen == first.tasks_seen + second.trainings[0]["tasks"]
         with pytest.raises(ValueError, match="must agree"):
             train(
                 fixed_gp(),
@@ -413,6 +415,22 @@ class TestOptions:
                 initial=first,
                 progress=False,
             )
+
+    def test_a_continued_training_sees_other_tasks(self):
+        drawn = []
+
+        class Recording:
+            def sample(self, batch, **options):
+                drawn.append(fixed_gp().sample(batch, **options))
+                return drawn[-1]
+
+        once = config(steps=1)
+        first = train(Recording(), config=once, device="cpu", progress=False)
+        used = drawn[-1].X
+        train(Recording(), config=once, device="cpu", progress=False)
+        assert torch.equal(drawn[-1].X, used)
+        train(Recording(), config=once, device="cpu", initial=first, progress=False)
+        assert drawn[-1].X.shape != used.shape or not torch.equal(drawn[-1].X, used)
 
     def test_large_gradients_are_left_out(self):
         """With the limit just below the usual norm some steps are left out, and some are not."""
