@@ -469,10 +469,20 @@ def _row(values: Tensor) -> CertificateRow:
     nll, gap, _, *rest = values.mean(0).tolist()
     gaps, lower = values[:, 1], values[:, 2]
     worst = gaps.sort(descending=True).values[: max(1, tasks // 100)].mean()
-    lower = lower[~lower.isnan()]
-    return CertificateRow(
-        tasks, nll, gap, _error(gaps), float(worst), float(lower.mean()), _error(lower), *rest
-    )
+    return CertificateRow(tasks, nll, gap, _error(gaps), float(worst), *_lower(gaps, lower), *rest)
+
+
+def _lower(gaps: Tensor, lower: Tensor) -> tuple[float, float]:
+    """Lower bound of the gap and its standard error, if it was measured for some tasks only.
+
+    The bounds of one task are close to each other, tasks are not: where both are known, their
+    difference is averaged over the tasks that have it, and the upper bound over all.
+    """
+    known = ~lower.isnan()
+    if not bool(gaps.isfinite().all()):
+        return float(lower[known].mean()), _error(lower[known])
+    apart = (gaps - lower)[known]
+    return float(gaps.mean() - apart.mean()), math.hypot(_error(gaps), _error(apart))
 
 
 def _error(values: Tensor) -> float:
