@@ -29,9 +29,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import Beta, Categorical, MixtureSameFamily
+from torch.distributions import Beta
 
-from priors.annealing import AnnealedSampler
 from priors.checks import check_at_least, check_probabilities
 from priors.draws import Draws
 from priors.functions import draw
@@ -193,37 +192,6 @@ class LearningCurveTaskPrior:
         rows = slice(task.num_context, None)
         _, noisy = _metric(task.latents, *_rows(task, rows))
         return Beta(noisy.concentration1[..., None], noisy.concentration0[..., None])
-
-    def annealed(self, task: Task, sampler: AnnealedSampler | None = None) -> MixtureSameFamily:
-        """Distribution of y at the queries `[B, m, 1]` given the context, by sampling curves.
-
-        It knows the prior, the context and how many steps the curves have, so that the gap to it
-        is a lower bound of the gap to the exact posterior.
-
-        Args:
-            task: Drawn from this prior.
-            sampler: How long to sample; `AnnealedSampler()` if None.
-        """
-        sampler = AnnealedSampler() if sampler is None else sampler
-        B, n, S = len(task.y), task.num_context, sampler.particles
-        known, asked = (
-            tuple(value.repeat_interleave(S, 0) for value in _rows(task, rows))
-            for rows in (slice(n), slice(n, None))
-        )
-        h = task.latents["hyperparameters"].repeat_interleave(S, 0)
-        y = task.y[:, :n, 0].double().repeat_interleave(S, 0)
-
-        def log_likelihood(latents: dict[str, Tensor]) -> Tensor:
-            return _metric(latents, *known)[1].log_prob(y).sum(-1)
-
-        latents, _ = sampler.run(
-            lambda draws, _: self._draw_curves(h, draws), log_likelihood, B, device=y.device
-        )
-        noisy = _metric(latents, *asked)[1]
-        a, b = (
-            c.view(B, S, -1, 1).movedim(1, -1) for c in (noisy.concentration1, noisy.concentration0)
-        )
-        return MixtureSameFamily(Categorical(logits=torch.zeros_like(a)), Beta(a, b))
 
     def _draw_sizes(self, u: list[float]) -> tuple[int, int, int]:
         """Numbers of hyperparameters, curves and context rows."""

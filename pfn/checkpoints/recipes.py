@@ -151,7 +151,6 @@ def _learning_curve() -> Recipe:
         certified_prior=lambda n: LearningCurveTaskPrior(num_context=n),
         reference=prior.oracle,
         reference_is="upper bound",
-        lower_reference=prior.annealed,
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from priors import LearningCurveTaskPrior, OptimizationTaskPrior, RandomKernelTaskPrior, TaskSize
+from priors import OptimizationTaskPrior, RandomKernelTaskPrior, TaskSize
 from priors.annealing import AnnealedSampler
 from priors.observation import RandomNoise
 
@@ -96,9 +96,9 @@ def with_latents(task, drawn):
         X=task.X.expand(rows, -1, -1),
         y=task.y.expand(rows, -1, -1),
         f=None,
-        noise_var=drawn.noise_var if drawn.noise_var.dim() == 1 else drawn.noise_var[:, :1],
-        latents={**drawn.latents, "steps": task.latents.get("steps", torch.zeros(1)).expand(rows)},
-        row_latents={k: v.expand(rows, -1) for k, v in task.row_latents.items()},
+        noise_var=drawn.noise_var,
+        latents=drawn.latents,
+        row_latents={},
     )
 
 
@@ -111,9 +111,6 @@ PRIORS = {
     "optimisation": OptimizationTaskPrior(
         num_context=3, num_queries=4, num_features=2, output_warping=0.0
     ),
-    "curves": LearningCurveTaskPrior(
-        num_context=1, num_queries=4, num_hyperparameters=0, num_curves=1
-    ),
 }
 
 
@@ -125,12 +122,7 @@ def test_predictions_are_those_of_brute_force(name):
     n = task.num_context
     drawn = prior.sample(40_000, generator=seeded(6), dtype=torch.float64)
     many = with_latents(task, drawn)
-    if name == "curves":
-        every = prior.oracle(dataclasses.replace(many, num_context=0))
-        log_weights = every.log_prob(many.y)[:, :n].sum((1, 2))
-    else:
-        log_weights = gaussian_context_density(prior, task, drawn)
-    weights = log_weights.softmax(0)
+    weights = gaussian_context_density(prior, task, drawn).softmax(0)
     effective = float(1 / weights.square().sum())
     assert effective > 300
     density = prior.oracle(many).log_prob(many.y[:, n:]).exp()[..., 0]

@@ -194,6 +194,19 @@ def test_quantities_are_standard_normal_and_alike_for_similar_settings():
     assert near > 0.8 > far + 0.2
 
 
+def test_the_oracle_is_the_distribution_of_the_queries():
+    task = LearningCurveTaskPrior(num_context=20).sample(
+        500, generator=seeded(), dtype=torch.float64
+    )
+    known = LearningCurveTaskPrior().oracle(task)
+    torch.testing.assert_close(known.mean, task.f[:, 20:])
+    torch.testing.assert_close(known.variance[..., 0], task.noise_var[:, 20:])
+    # Beta(a, b) has log density of mean -entropy; values next to 0 and 1 are moved
+    inner = (known.concentration0 > 1) & (known.concentration1 > 1)
+    surprise = (known.log_prob(task.y[:, 20:]) + known.entropy())[inner]
+    assert abs(surprise.mean()) < 4 * surprise.std() / len(surprise) ** 0.5
+
+
 def test_some_curves_cross():
     prior = LearningCurveTaskPrior(
         num_curves=2, num_context=0, failure=0, divergence=0, overfitting=0
