@@ -104,6 +104,8 @@ def _train(options: argparse.Namespace) -> None:
     command = f"python -m pfn train {options.prior} --hours {options.hours:g}"
     if options.initial is not None:
         command += f" --initial {options.initial}"
+    if options.config is not None:
+        command += f" --config {options.config.name}"  # whose values are in the metadata
     pfn.metadata["command"] = command
     pfn.save(out)  # before the certificate, so that an interrupted one loses nothing
     measured = recipe.certificate(pfn)
