@@ -28,7 +28,11 @@ from torch import Tensor
 
 from priors.checks import check_at_least
 from priors.draws import Draws
-from priors.latent_tasks import gaussian_log_evidence, gaussian_predictions
+from priors.latent_tasks import (
+    check_complete_regression,
+    gaussian_log_evidence,
+    gaussian_predictions,
+)
 from priors.mixture import GaussianMixturePosterior
 from priors.tasks import Task
 
@@ -114,8 +118,7 @@ class AnnealedSampler:
             nonlocal latents, current
             before = numbers.propose()
             proposed, value = evaluate()
-            power = temperature.repeat_interleave(S)
-            gain = torch.where(power > 0, power * (value - current), 0.0)
+            gain = temperature.repeat_interleave(S) * (value - current)
             accepted = numbers.fresh_uniform(rows).log() < gain
             numbers.restore(before, ~accepted)
             current = torch.where(accepted, value, current)
@@ -258,8 +261,7 @@ def gaussian_average(
     Raises:
         ValueError: classes or missing values.
     """
-    if task.num_classes is not None or not bool(task.X.isfinite().all()):
-        raise ValueError("The sampler is of regression without missing values.")
+    check_complete_regression(task, "sampler")
     B, N, _ = task.X.shape
     S, n = sampler.particles, task.num_context
     X, y = task.X.double(), task.y[..., 0].double()

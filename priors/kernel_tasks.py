@@ -10,7 +10,7 @@ from torch import Tensor
 from priors.annealing import AnnealedSampler, gaussian_average
 from priors.checks import check_probabilities
 from priors.draws import Draws
-from priors.latent_tasks import LatentTaskPrior, gaussian_oracle, relevance
+from priors.latent_tasks import LatentTaskPrior, gaussian_oracle, relevance, scaled_variance
 from priors.network_tasks import draw_networks, network_covariance
 from priors.posterior import GaussianPosterior, PredictivePosterior
 from priors.tasks import Task
@@ -125,9 +125,7 @@ class RandomKernelTaskPrior(LatentTaskPrior):
 
         def program(draws: Draws, rows: int) -> dict[str, Tensor]:
             latents = self._draw_kernels(draws, rows, X.shape[-1])
-            noise_var = noise.draw_variance(draws, X)
-            if "scale" in latents:
-                noise_var = noise_var * latents["scale"].view(-1, *(1,) * (noise_var.dim() - 1))
+            noise_var = scaled_variance(noise.draw_variance(draws, X), latents)
             return {**latents, "noise_var": noise_var}
 
         return gaussian_average(task, program, self.covariance, particles)

@@ -25,10 +25,12 @@ from priors.tasks import Task
 __all__ = [
     "LatentTaskPrior",
     "TaskSize",
+    "check_complete_regression",
     "gaussian_log_evidence",
     "gaussian_oracle",
     "gaussian_predictions",
     "relevance",
+    "scaled_variance",
 ]
 
 
@@ -157,9 +159,8 @@ class LatentTaskPrior(ABC):
             else:
                 noise, noise_var = self.noise.draw(draws, X)
                 if "scale" in latents:  # a scale mixture scales its noise too
-                    by_row = latents["scale"].reshape(batch, *(1,) * (noise_var.dim() - 1))
                     noise = noise * latents["scale"].sqrt()[:, None]
-                    noise_var = noise_var * by_row
+                    noise_var = scaled_variance(noise_var, latents)
                 y = f + noise[..., None]
         task = Task(
             X=X.to(dtype),
@@ -193,6 +194,19 @@ def relevance(draws: Draws, *shape: int, uneven: float = 0.5) -> Tensor:
     return torch.where(differ, weights, torch.ones_like(weights))
 
 
+def scaled_variance(noise_var: Tensor, latents: dict[str, Tensor]) -> Tensor:
+    """Noise variances `[B]` or `[B, N]` times the tasks' "scale", if they have one."""
+    if "scale" not in latents:
+        return noise_var
+    return noise_var * latents["scale"].reshape(-1, *(1,) * (noise_var.dim() - 1))
+
+
+def check_complete_regression(task: Task, name: str) -> None:
+    """Refuse classes and missing values, for which what is called `name` has no formula."""
+    if task.num_classes is not None or not bool(task.X.isfinite().all()):
+        raise ValueError(f"The {name} is of regression without missing values.")
+
+
 def gaussian_oracle(task: Task, covariance: Tensor) -> GaussianPosterior:
     """Posterior of y at the queries of `task` for Gaussian f and noise of known covariance.
 
@@ -207,8 +221,7 @@ def gaussian_oracle(task: Task, covariance: Tensor) -> GaussianPosterior:
     noise = task.row_noise_var.to(covariance)
     if not bool(noise.isfinite().all()):
         raise ValueError("The oracle needs Gaussian noise, but a noise variance is not finite.")
-    if task.num_classes is not None or not bool(task.X.isfinite().all()):
-        raise ValueError("The oracle is of regression without missing values.")
+    check_complete_regression(task, "oracle")
     mean, variance = gaussian_predictions(covariance, noise, task.y[:, :n, 0].to(covariance))
     return GaussianPosterior(
         MultivariateNormal(mean.to(task.y), DiagLinearOperator(variance.to(task.y)))
