@@ -9,6 +9,8 @@ from botorch.models.transforms.outcome import OutcomeTransform
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform, Transform
 
+from priors.transforms import of_outputs
+
 __all__ = ["ElementwiseOutcome"]
 
 
@@ -32,13 +34,7 @@ class ElementwiseOutcome(OutcomeTransform):
 
     def of_outputs(self, outputs: Sequence[int]) -> Transform:
         """The map of some outputs, `[..., n, len(outputs)]`."""
-        if not self.affine:
-            return self._transform
-        loc, scale = (
-            value[..., list(outputs)] if value.shape[-1] > 1 else value
-            for value in (self.loc, self.scale)
-        )
-        return AffineTransform(loc, scale)
+        return of_outputs(self.transform, outputs)
 
     def forward(
         self, Y: Tensor, Yvar: Tensor | None = None, X: Tensor | None = None

@@ -35,7 +35,7 @@ from priors.posterior import (
     apply_posterior_transform,
     leading,
 )
-from priors.transforms import make_input_transform, make_outcome_transform
+from priors.transforms import make_input_transform, make_outcome_transform, of_outputs
 
 __all__ = ["BarPosterior", "CategoricalPosterior", "PFNModel"]
 
@@ -150,9 +150,8 @@ class PFNModel(Model):
             for value in (self._encoding.location, self._encoding.scale)
         )
         posterior = TransformedPosterior(posterior, AffineTransform(location, scale))
-        outcome = _of_outputs(self._outcome, list(chosen))
-        if outcome is not None:
-            posterior = TransformedPosterior(posterior, outcome)
+        if self._outcome is not None:
+            posterior = TransformedPosterior(posterior, of_outputs(self._outcome, list(chosen)))
         return apply_posterior_transform(posterior_transform, posterior, X)
 
     def condition_on_observations(
@@ -286,7 +285,7 @@ class PFNModel(Model):
         new.train_Y = self.train_Y[..., index]
         new.train_Yvar = None if self.train_Yvar is None else self.train_Yvar[..., index]
         new._encoding = self._encoding.select(self._index(self.batch_shape, index))
-        new._outcome = _of_outputs(self._outcome, index)
+        new._outcome = None if self._outcome is None else of_outputs(self._outcome, index)
         return new
 
     def _encode(self) -> None:
@@ -695,15 +694,3 @@ def _flatten_data(
         return value.reshape(batch, n, m).mT.reshape(batch * m, n)
 
     return rows, flat(y), None if noise is None else flat(noise)
-
-
-def _of_outputs(transform: Any, index: list[int]) -> Any:
-    """The outcome transform of some outputs."""
-    if not isinstance(transform, AffineTransform):
-        return transform
-    return AffineTransform(_columns(transform.loc, index), _columns(transform.scale, index))
-
-
-def _columns(value: Any, index: list[int]) -> Any:
-    """The columns of a transform's parameter; a number or a single column serves all."""
-    return value[..., index] if isinstance(value, Tensor) and value.shape[-1:] != (1,) else value

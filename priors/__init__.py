@@ -34,6 +34,7 @@ from priors.task_mixtures import ClassificationTaskPrior, MixtureTaskPrior
 from priors.task_plots import plot_tasks
 from priors.tasks import FunctionTaskPrior, Task, TaskPrior
 from priors.tracing import Nonlinearity
+from priors.transforms import TailCompression
 from priors.universal_features import UniversalFeatures
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "RandomNoise",
     "ScaleMixturePrior",
     "Tabular",
+    "TailCompression",
     "Task",
     "TaskPrior",
     "TaskSize",

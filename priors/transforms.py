@@ -3,22 +3,33 @@
 All engines take `input_transform` and `outcome_transform`. `DEFAULT` standardises by the training
 rows, `None` leaves the data alone, and anything else is used as given: a BoTorch `InputTransform`
 for inputs, an elementwise monotone `torch.distributions` transform from the model's scale z to
-the user's y for outcomes. Statistics are those of the training rows and never change afterwards.
+the user's y for outcomes, such as `TailCompression(Y)` for what is to be optimised. Statistics are
+those of the training rows and never change afterwards.
 
 A column that is constant up to rounding has scale 1: it becomes 0 and no NaN arises.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from botorch.models.transforms.input import AffineInputTransform, InputTransform
 from botorch.utils.types import DEFAULT
 from torch import Tensor
+from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform, Transform
 
-__all__ = ["DEFAULT", "location_scale", "make_input_transform", "make_outcome_transform"]
+__all__ = [
+    "DEFAULT",
+    "TailCompression",
+    "location_scale",
+    "make_input_transform",
+    "make_outcome_transform",
+    "of_outputs",
+]
 
 
 def location_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,3 +129,94 @@ def make_outcome_transform(outcome_transform: Any, train_Y: Tensor) -> Transform
             f"train_Y has values outside the range of outcome_transform {outcome_transform}."
         )
     return outcome_transform
+
+
+class TailCompression(Transform):
+    r"""Outcome transform for optimisation: good values as they are, bad ones on a log scale.
+
+    With a the `quantile` of the training rows, s = max Y - a, and y to be maximised,
+
+        w = y for y >= a,   a - s log(1 + (a - y) / s) below;   z = (w - mean) / deviation,
+
+    once differentiable and monotone, so that densities and quantiles are exact. Test functions
+    and losses are often very bad somewhere; standardised as they are, all that matters near the
+    optimum is then smaller than what a model resolves. Improvements on a value above a are in
+    units of y, up to the factor `deviation`, and have their closed form. Winsorising, as in Ax,
+    cuts the tail instead. Moments of a heavy-tailed posterior need not exist behind the
+    exponential that leads back to y; they are taken by quadrature then.
+
+    Args:
+        Y: Training outcomes `[..., n, m]`, n >= 1.
+        quantile: Share of the rows that counts as bad, in [0, 1).
+        maximize: Whether large values are good.
+
+    Raises:
+        ValueError: there are no rows, or the quantile is out of range.
+    """
+
+    domain = constraints.real
+    codomain = constraints.real
+    bijective = True
+    sign = 1
+
+    def __init__(self, Y: Tensor, *, quantile: float = 0.75, maximize: bool = True) -> None:
+        super().__init__()
+        if not 0 <= quantile < 1:
+            raise ValueError(f"quantile must lie in [0, 1), got {quantile}.")
+        _, deviation = location_scale(Y)
+        self._side = 1.0 if maximize else -1.0
+        good = self._side * Y
+        self._anchor = good.quantile(quantile, dim=-2, keepdim=True)
+        spread = good.amax(-2, keepdim=True) - self._anchor
+        self._spread = torch.where(spread > 0, spread, deviation)
+        self._location, self._scale = location_scale(self._compressed(good))
+
+    def straight(self, best_f: Tensor, maximize: bool) -> AffineTransform | None:
+        """The transform of all values better than `best_f`; None where it is not affine."""
+        good = self._side * best_f
+        if (self._side > 0) != maximize or not bool((good >= self._anchor).all()):
+            return None
+        return AffineTransform(self._side * self._location, self._scale)
+
+    def columns(self, index: Sequence[int]) -> TailCompression:
+        """The transform of some outputs."""
+        new = copy.copy(self)
+        for name in ("_anchor", "_spread", "_location", "_scale"):
+            value = getattr(self, name)
+            setattr(new, name, value[..., list(index)] if value.shape[-1] > 1 else value)
+        return new
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Of dy / dz."""
+        return self._scale.log() + self._depth(x)
+
+    def _call(self, x: Tensor) -> Tensor:
+        good = self._location + self._scale * (self._side * x)
+        return self._side * (good.clamp(min=self._anchor) - self._spread * self._depth(x).expm1())
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._side * (self._compressed(self._side * y) - self._location) / self._scale
+
+    def _compressed(self, good: Tensor) -> Tensor:
+        below = (self._anchor - good).clamp(min=0) / self._spread
+        return good.clamp(min=self._anchor) - self._spread * below.log1p()
+
+    def _depth(self, x: Tensor) -> Tensor:
+        """How far z is below the anchor, in units of the spread; 0 above."""
+        good = self._location + self._scale * (self._side * x)
+        return (self._anchor - good).clamp(min=0) / self._spread
+
+
+def of_outputs(transform: Transform, index: Sequence[int]) -> Transform:
+    """The outcome transform of some outputs."""
+    if isinstance(transform, TailCompression):
+        return transform.columns(index)
+    if not isinstance(transform, AffineTransform):
+        return transform
+
+    def columns(value: Tensor | float) -> Tensor | float:
+        # a number or a single column serves all
+        shared = not isinstance(value, Tensor) or value.shape[-1:] == (1,)
+        return value if shared else value[..., list(index)]
+
+    return AffineTransform(columns(transform.loc), columns(transform.scale))

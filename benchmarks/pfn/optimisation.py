@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -34,7 +33,8 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 import pfn
-from priors import LogExpectedImprovement
+from priors import LogExpectedImprovement, TailCompression
+from priors.transforms import DEFAULT
 
 __all__ = [
     "FUNCTIONS",
@@ -43,13 +43,16 @@ __all__ = [
     "METHODS",
     "MODELS",
     "NETWORK",
+    "NETWORKS",
     "optimise",
     "problem",
     "propose",
 ]
 
-NETWORK, GP, EXACT_GP = "network", "SingleTaskGP", "noise-free GP"
-MODELS = (NETWORK, GP, EXACT_GP)
+NETWORK, PLAIN_NETWORK = "network", "network, plain"
+GP, EXACT_GP, TAIL_GP = "SingleTaskGP", "noise-free GP", "GP, tail"
+NETWORKS = (NETWORK, PLAIN_NETWORK)
+MODELS = (*NETWORKS, GP, TAIL_GP, EXACT_GP)
 METHODS = (*MODELS, "sobol", "random")
 INITIAL = 10
 
@@ -105,10 +108,10 @@ def optimise(
             rest = torch.rand(evaluations - INITIAL, d, dtype=torch.float64)
             Y = torch.cat([Y, evaluate(rest)])
         else:
-            fits = {NETWORK: network_model(network), GP: gaussian_process, EXACT_GP: exact_process}
             for step in range(evaluations - INITIAL):
                 start = time.process_time()
-                proposed = propose(fits[method](X, Y), X, Y, seed=1000 * seed + step)
+                model, values = fitted(method, X, Y, network)
+                proposed = propose(model, X, values, seed=1000 * seed + step)
                 seconds.append(time.process_time() - start)
                 X, Y = torch.cat([X, proposed]), torch.cat([Y, evaluate(proposed)])
     regrets = maximum - Y[:, 0].cummax(0).values
@@ -141,24 +144,21 @@ def propose(model: Model, X: Tensor, Y: Tensor, *, seed: int) -> Tensor:
     return proposed.detach()
 
 
-def gaussian_process(X: Tensor, Y: Tensor) -> SingleTaskGP:
-    """BoTorch's default, fitted by maximum a posteriori."""
-    model = SingleTaskGP(X, Y, outcome_transform=Standardize(m=1))
-    fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-    return model
-
-
-def exact_process(X: Tensor, Y: Tensor) -> SingleTaskGP:
-    """The same, told that the function is observed without noise: 1e-6 of the variance of Y."""
-    noise = torch.full_like(Y, 1e-6) * Y.var()
+def fitted(method: str, X: Tensor, Y: Tensor, network: str) -> tuple[Model, Tensor]:
+    """A model of the data, and the values of the data in its units."""
+    compression = TailCompression(Y)
+    if method in NETWORKS:
+        # What is unlike the network's prior does not warn at every step.
+        transform = compression if method == NETWORK else DEFAULT
+        return _load(network).condition(X, Y, outcome_transform=transform, check=False), Y
+    noise = None
+    if method == EXACT_GP:  # told that there is no noise: 1e-6 of the variance
+        noise = torch.full_like(Y, 1e-6) * Y.var()
+    if method == TAIL_GP:  # expected improvement is the same in both units but for a factor
+        Y = compression.inv(Y)
     model = SingleTaskGP(X, Y, noise, outcome_transform=Standardize(m=1))
     fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-    return model
-
-
-def network_model(network: str) -> Callable[[Tensor, Tensor], Model]:
-    """The network on data; what is unlike its prior does not warn at every step."""
-    return lambda X, Y: _load(network).condition(X, Y, check=False)
+    return model, Y
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ from torch import nn
 
 import pfn
 from pfn import PFN, ArchitectureConfig, BarDistribution, BarPosterior
-from priors import LogExpectedImprovement
+from priors import LogExpectedImprovement, TailCompression
 from priors.testing import ModelContract, PosteriorContract
 
 SMALL = ArchitectureConfig(
@@ -608,6 +608,29 @@ def test_expected_improvement_in_optimize_acqf(network, maximize):
     grid = 4 * torch.rand(500, 1, 3, dtype=torch.float64) - 2
     assert value >= acquisition(grid).max() - 0.05
     assert candidate.shape == (1, 3)
+
+
+def test_tail_compression_reaches_the_network_and_comes_back(network):
+    X, _ = data(12)
+    Y = -torch.exp(3 * data(12, m=2)[1] - 9)
+    Q, _ = data(5, seed=1)
+    tails = TailCompression(Y)
+    model = network.condition(X, Y, outcome_transform=tails)
+    plain = network.condition(X, tails.inv(Y), outcome_transform=None)
+    posterior, inner = model.posterior(Q), plain.posterior(Q)
+    y = Y[:5]
+    z = tails.inv(y)
+    density = inner.log_prob(z) - tails.log_abs_det_jacobian(z, y)
+    torch.testing.assert_close(posterior.log_prob(y), density)
+    torch.testing.assert_close(posterior.cdf(y), inner.cdf(z))
+    # One output alone is measured in its own column of the transform.
+    one = model.subset_output([1])
+    torch.testing.assert_close(one.posterior(Q).mean, posterior.mean[..., 1:])
+    found = LogExpectedImprovement(one, best_f=Y[:, 1].max())(Q[:, None])
+    scale = tails.columns([1]).straight(Y[:, 1].max(), True).scale.log()
+    best = tails.inv(Y)[:, 1].max()
+    expected = LogExpectedImprovement(plain.subset_output([1]), best_f=best)(Q[:, None]) + scale
+    torch.testing.assert_close(found, expected.flatten())
 
 
 def test_monte_carlo_acquisition_agrees_with_the_closed_form(network):

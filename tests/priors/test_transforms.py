@@ -2,13 +2,17 @@ import pytest
 import torch
 from botorch.models.transforms.input import Normalize
 from botorch.models.transforms.outcome import Standardize
+from gpytorch.distributions import MultivariateNormal
 from torch.distributions.transforms import AffineTransform, ExpTransform, StickBreakingTransform
 
+from priors.posterior import GaussianPosterior, TransformedPosterior
 from priors.transforms import (
     DEFAULT,
+    TailCompression,
     location_scale,
     make_input_transform,
     make_outcome_transform,
+    of_outputs,
 )
 
 
@@ -68,3 +72,66 @@ def test_wrong_transforms_are_refused():
         make_outcome_transform(ExpTransform(), Y)
     with pytest.raises(ValueError, match="n >= 1"):
         location_scale(torch.empty(0, 2))
+
+
+def outcomes(n=30, m=2):
+    """Values with a long tail of bad ones, for maximising."""
+    generator = torch.Generator().manual_seed(1)
+    return -torch.exp(3 * torch.randn(n, m, generator=generator, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_tail_compression_is_a_smooth_bijection_which_leaves_good_values_alone(maximize):
+    side = 1.0 if maximize else -1.0
+    Y = side * outcomes()
+    transform = TailCompression(Y, quantile=0.75, maximize=maximize)
+    Z = transform.inv(Y)
+    torch.testing.assert_close(transform(Z), Y, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(Z.mean(-2), torch.zeros(2, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(Z.std(-2), torch.ones(2, dtype=torch.float64))
+    assert torch.equal(Z.argsort(-2), Y.argsort(-2))
+    # The documented formula, and an affine map of the best quarter.
+    good = side * Y
+    anchor, best = good.quantile(0.75, dim=-2), good.amax(-2)
+    w = torch.where(
+        good >= anchor,
+        good,
+        anchor - (best - anchor) * torch.log1p((anchor - good) / (best - anchor)),
+    )
+    torch.testing.assert_close(Z, side * (w - w.mean(-2)) / w.std(-2))
+    # The derivative against automatic differentiation, across the anchor.
+    z = torch.linspace(-4, 4, 81, dtype=torch.float64)[:, None].repeat(1, 2).requires_grad_()
+    y = transform(z)
+    (slope,) = torch.autograd.grad(y.sum(), z)
+    torch.testing.assert_close(transform.log_abs_det_jacobian(z, y), slope.log())
+    assert torch.equal(of_outputs(transform, [1])(z[:, 1:]), y[:, 1:])
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_improvement_under_tail_compression_is_that_of_the_values_themselves(maximize):
+    Y = (1.0 if maximize else -1.0) * outcomes(m=1)
+    transform = TailCompression(Y, maximize=maximize)
+    mean = torch.tensor([0.5, 1.5], dtype=torch.float64) * (1 if maximize else -1)
+    normal = MultivariateNormal(mean, torch.diag(torch.tensor([0.3, 0.8], dtype=torch.float64)))
+    posterior = TransformedPosterior(GaussianPosterior(normal), transform)
+    best = Y.amax() if maximize else Y.amin()
+    draws = transform(posterior.base.rsample(torch.Size([400_000]))).squeeze(-1)
+    gain = ((draws - best) * (1 if maximize else -1)).clamp(min=0)
+    error = gain.std(0) / len(draws) ** 0.5
+    exact = posterior.log_expected_improvement(best, maximize).exp().squeeze(-1)
+    assert ((gain.mean(0) - exact).abs() < 4.5 * error).all()
+    with pytest.raises(NotImplementedError, match="closed-form"):  # over a bad value
+        posterior.log_expected_improvement(Y.median(), maximize)
+    with pytest.raises(NotImplementedError, match="closed-form"):  # in the other direction
+        posterior.log_expected_improvement(best, not maximize)
+
+
+def test_tail_compression_of_equal_or_single_values_standardises():
+    for Y in (torch.full((5, 1), 3.0), torch.tensor([[3.0]])):
+        transform = TailCompression(Y)
+        assert torch.equal(transform.inv(Y), torch.zeros_like(Y))
+        assert transform(torch.tensor([[1.0]])).item() == pytest.approx(4.0)
+    with pytest.raises(ValueError, match="n >= 1"):
+        TailCompression(torch.empty(0, 1))
+    with pytest.raises(ValueError, match="quantile"):
+        TailCompression(torch.rand(5, 1), quantile=1.0)
