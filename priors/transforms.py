@@ -215,8 +215,8 @@ def of_outputs(transform: Transform, index: Sequence[int]) -> Transform:
         return transform
 
     def columns(value: Tensor | float) -> Tensor | float:
-        # a number or a single column serves all
-        shared = not isinstance(value, Tensor) or value.shape[-1:] == (1,)
-        return value if shared else value[..., list(index)]
+        if not isinstance(value, Tensor) or value.shape[-1:] == (1,):  # serves all
+            return value
+        return value[..., list(index)]
 
     return AffineTransform(columns(transform.loc), columns(transform.scale))
