@@ -73,7 +73,7 @@ class PFNModel(Model):
         if train_Yvar is not None and train_Yvar.dim() == X.dim() - 1:
             train_Yvar = train_Yvar.unsqueeze(-1)
         pfn.check(X, y, train_Yvar)
-        pfn.warn_beyond_training(X.shape[-2])
+        pfn.warn_beyond_training(X.shape[-2], X.shape[-1])
         if num_orders < 1:
             raise ValueError(f"num_orders must be at least 1, got {num_orders}.")
         if categorical is not None and categorical.shape != X.shape[-1:]:

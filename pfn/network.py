@@ -51,6 +51,7 @@ class Encoding:
         categorical: `[B, d]` or None.
         codes: Column codes, `[B, d, 16]` or None.
         num_classes: `[B]`, in classification.
+        order: Which columns fill the slots, `[D]` at most; None for all of them as given.
     """
 
     context: Context
@@ -61,6 +62,7 @@ class Encoding:
     categorical: Tensor | None
     codes: Tensor | None
     num_classes: Tensor | None = None
+    order: Tensor | None = None
 
     def select(self, index: Tensor) -> Encoding:
         """The data sets `index` `[B']`, with repetitions."""
@@ -77,6 +79,7 @@ class Encoding:
             rows(self.categorical),
             rows(self.codes),
             rows(self.num_classes),
+            self.order,
         )
 
 
@@ -155,7 +158,8 @@ class PFN(nn.Module):
             num_classes: `[B]`, in classification; by default that of the largest class seen.
             codes: Column codes `[B, d, 16]` of a network of cells; by default those of
                 `column_seed`.
-            column_seed: Seed of the column codes.
+            column_seed: Seed of the column codes, or of the order in which columns fill slots;
+                see `condition`.
         """
         B, _, d = X.shape
         column_location, column_scale = self._column_units(X, mask)
@@ -177,8 +181,9 @@ class PFN(nn.Module):
             units = torch.cat([location, scale.log()], dim=-1)
             z = (y - location) / scale
         empty = Context((), (), scale, None, ())
+        order = None if self.architecture.cell_layers else self._order(d, column_seed, X.device)
         encoding = Encoding(
-            empty, location, scale, column_location, column_scale, kind, codes, num_classes
+            empty, location, scale, column_location, column_scale, kind, codes, num_classes, order
         )
         context = self.network.encode(self._rows(encoding, X, noise_var), Targets(z, units), mask)
         return replace(encoding, context=context)
@@ -260,7 +265,12 @@ class PFN(nn.Module):
                 elementwise `torch.distributions` transform from the network's scale to y's.
             num_orders: Orders of the points over which joint samples and joint densities are
                 averaged.
-            column_seed: Seed of the codes of the columns, for networks of cells.
+            column_seed: Seed of the codes of the columns, for networks of cells: invariance to
+                the order of columns is exact in distribution over seeds. For networks of slots
+                the seed of a random order in which columns fill the slots, in distribution over
+                which invariance is exact as well; 0 is the order given, for which it is learnt as
+                far as the prior has it. With more columns than slots the first of that order are
+                used.
             check: Whether to compare how well the two halves of each data set predict each other
                 with what data sets of the prior do, where the certificate knows that; a data set
                 outside the range of 99% of them warns. Costs two more encodings.
@@ -272,8 +282,7 @@ class PFN(nn.Module):
 
         Raises:
             TypeError: not floating-point tensors of one dtype.
-            ValueError: shapes disagree, values are not finite, or there are more features than
-                the network has slots.
+            ValueError: shapes disagree or values are not finite.
         """
         from pfn.inference import PFNModel
 
@@ -382,10 +391,23 @@ class PFN(nn.Module):
             )
         if self.architecture.classes:
             self._check_classes(y, Yvar)
-        self._check_features(X.shape[-1])
+        if X.shape[-1] < 1:
+            most = self.architecture.max_features
+            raise ValueError(f"X has no features; this network takes 1 to {most}.")
 
-    def warn_beyond_training(self, rows: int) -> None:
-        """Warn if a context is longer than those of the training."""
+    def warn_beyond_training(self, rows: int, features: int = 0) -> None:
+        """Warn if a context is longer or wider than those of the training."""
+        most = self.architecture.max_features
+        if features > most:
+            what = "beyond that its predictions are extrapolation"
+            if not self.architecture.cell_layers:
+                what = f"it sees {most} of them, those that `column_seed` chooses"
+            warnings.warn(
+                f"This network was trained on up to {most} features and got {features}; {what}. "
+                "Select features, or silence this with "
+                "warnings.filterwarnings('ignore', 'This network').",
+                stacklevel=4,
+            )
         if rows > self.max_context:
             warnings.warn(
                 f"This network was trained on up to {self.max_context} context rows and got "
@@ -405,20 +427,12 @@ class PFN(nn.Module):
                 f"{tuple(y.shape)} with values from {y.min():g} to {y.max():g}."
             )
 
-    def _check_features(self, d: int) -> None:
+    def _order(self, d: int, seed: int, device: torch.device) -> Tensor | None:
+        """Which columns fill the slots; None for all of them as given. The same on any device."""
         most = self.architecture.max_features
-        if d < 1 or (d > most and not self.architecture.cell_layers):
-            raise ValueError(
-                f"X has {d} features; this network takes 1 to {most}. Select features, "
-                "or train a network with more slots."
-            )
-        if d > most:
-            warnings.warn(
-                f"This network was trained on up to {most} features and got {d}; beyond that its "
-                "predictions are extrapolation. Select features, or silence this with "
-                "warnings.filterwarnings('ignore', 'This network').",
-                stacklevel=5,
-            )
+        if seed == 0:
+            return torch.arange(most, device=device) if d > most else None
+        return torch.randperm(d, generator=torch.Generator().manual_seed(seed))[:most].to(device)
 
     def _column_units(self, X: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Location and scale `[B, 1, d]` of the inputs; 0 and 1 where they are raw or unknown."""
@@ -442,16 +456,14 @@ class PFN(nn.Module):
         values = (X - encoding.column_location) / encoding.column_scale
         if self.inputs == "standardised":
             values = _LARGEST * torch.tanh(values / _LARGEST)
-        noise = None
-        if noise_var is not None:
-            noise = (noise_var / encoding.scale**2).log()
-        return Rows(
-            values if absent is None else torch.where(absent, 0, values),
-            absent,
-            encoding.categorical,
-            encoding.codes,
-            noise,
-        )
+        if absent is not None:
+            values = torch.where(absent, 0, values)
+        kind, order = encoding.categorical, encoding.order
+        if order is not None:
+            values = values[..., order]
+            absent, kind = (None if part is None else part[..., order] for part in (absent, kind))
+        noise = None if noise_var is None else (noise_var / encoding.scale**2).log()
+        return Rows(values, absent, kind, encoding.codes, noise)
 
 
 def load(name_or_path: str | os.PathLike[str]) -> PFN:

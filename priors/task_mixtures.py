@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
 
 from priors.draws import Draws
 from priors.latent_tasks import LatentTaskPrior
@@ -80,6 +81,8 @@ class ClassificationTaskPrior:
     labels, up to `max_label_noise`, are replaced by classes drawn uniformly.
 
     `Task.f` is None, `Task.noise_var` infinite, and not every class need occur in a task.
+    Latents: "label_noise" `[B]`, the share of labels that are replaced; of every row "label"
+    `[B, N]`, the class before that.
 
     Attributes:
         prior: Of the functions; one of regression.
@@ -140,7 +143,7 @@ class ClassificationTaskPrior:
         share = self.max_label_noise * draws.uniform(batch, 1) * draws.bernoulli(0.5, batch, 1)
         noisy = draws.bernoulli(share, *label.shape)
         random = (draws.uniform(*label.shape) * count[:, None]).long()
-        label = torch.where(noisy, random.minimum(count[:, None] - 1), label)
+        true, label = label, torch.where(noisy, random.minimum(count[:, None] - 1), label)
         return replace(
             task,
             y=label[..., None].to(task.y),
@@ -148,7 +151,27 @@ class ClassificationTaskPrior:
             noise_var=task.y.new_full((batch,), torch.inf),
             num_classes=count,
             latents={**task.latents, "label_noise": share[:, 0]},
+            row_latents={**task.row_latents, "label": true},
         )
+
+    @staticmethod
+    def oracle(task: Task) -> Categorical:
+        """Distribution of classes at the queries `[B, m, 1]` *given those before label noise*.
+
+        It knows what a network has to infer, so that the gap to it is an upper bound of the gap
+        to the exact posterior under this prior, and a loose one: it knows noise of f as well.
+
+        Args:
+            task: Of this prior, alone or within a mixture or a table.
+        """
+        assert task.num_classes is not None
+        n, C = task.num_context, int(task.num_classes.max())
+        share = task.latents["label_noise"].double()[:, None, None]
+        count = task.num_classes.double()[:, None, None]
+        known = torch.arange(C, device=task.X.device)
+        spread = share / count * (known < count)
+        right = (1 - share) * (task.row_latents["label"][:, n:, None] == known)
+        return Categorical(probs=(spread + right)[:, :, None])
 
     def _unusable(self, count: Tensor) -> Tensor:
         """Which class numbers a task does not have, `[B, max_classes]`."""

@@ -134,6 +134,8 @@ def _classification() -> Recipe:
         ),
         certified={"context_sizes": (0, 5, 20, 80, 256, 512), "num_tasks": 480},
         certified_prior=priors(TaskSize(num_context=512, num_queries=16)),
+        reference=ClassificationTaskPrior.oracle,
+        reference_is="upper bound",
     )
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import itertools
+import math
 
 import pytest
 import torch
@@ -134,6 +136,43 @@ def test_a_padded_context_equals_the_unpadded(each_network):
     for one, other in ((full, own), longer):
         for a, b in zip(network.decode(one, Q), network.decode(other, Q), strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_column_seeds_draw_the_order_of_the_slots(network):
+    X, y = data(9)
+    Q, _ = data(5, seed=1)
+    natural = answers(network.condition(X, y), Q)
+    assert torch.equal(answers(network.condition(X, y, column_seed=0), Q), natural)
+    orders = {
+        order: answers(network.condition(X[:, list(order)], y), Q[:, list(order)])
+        for order in itertools.permutations(range(3))
+    }
+    met = set()
+    for seed in range(1, 40):
+        found = answers(network.condition(X, y, column_seed=seed), Q)
+        equal = [order for order, value in orders.items() if torch.allclose(found, value)]
+        assert len(equal) == 1
+        met.update(equal)
+    assert met == set(orders)  # all of them, so that their law is invariant
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_features_beyond_the_slots_are_left_out_with_a_warning(network, seed):
+    X, y = data(9, d=6)
+    Q, _ = data(5, d=6, seed=1)
+    X[2, 1] = Q[3, 4] = math.nan
+    kind = torch.tensor([False, True, False, False, True, False])
+    with pytest.warns(UserWarning, match="up to 4 features and got 6; it sees 4 of them"):
+        model = network.condition(X, y, column_seed=seed, categorical=kind)
+    used = list(range(4))
+    if seed:
+        used = torch.randperm(6, generator=torch.Generator().manual_seed(seed))[:4].tolist()
+    direct = network.condition(X[:, used], y, categorical=kind[used])
+    torch.testing.assert_close(answers(model, Q), answers(direct, Q[:, used]))
+    more, values = data(2, d=6, seed=5)
+    model = model.condition_on_observations(more, values)
+    direct = direct.condition_on_observations(more[:, used], values)
+    torch.testing.assert_close(answers(model, Q), answers(direct, Q[:, used]))
 
 
 def test_zero_features_slots_equal_missing_ones_only_with_the_same_count(network):
@@ -691,8 +730,8 @@ class TestBadInput:
             network.condition(X, y * float("nan"))
         with pytest.raises(ValueError, match="same rows"):
             network.condition(X, y[:3])
-        with pytest.raises(ValueError, match="this network takes 1 to 4"):
-            network.condition(torch.cat([X, X], -1), y)
+        with pytest.raises(ValueError, match="X has no features; this network takes 1 to 4"):
+            network.condition(X[:, :0], y)
         with pytest.raises(TypeError, match="must agree"):
             network.condition(X, y.float())
         with pytest.raises(ValueError, match=r"\[..., q, 3\]"):

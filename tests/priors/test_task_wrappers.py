@@ -213,6 +213,25 @@ def test_label_noise_has_its_share():
     assert (changed[share == 0] == 0).all()
 
 
+def test_what_is_known_of_labels_before_their_noise():
+    inner = ClassificationTaskPrior(LINEAR, max_classes=5, max_label_noise=0.6)
+    prior = Tabular(MixtureTaskPrior([inner, inner]), max_features=6)
+    task = prior.sample(2000, generator=seeded(), dtype=torch.float64)
+    known = ClassificationTaskPrior.oracle(task)
+    y = task.y[:, task.num_context :]
+    probs = known.probs
+    assert probs.shape == (2000, 20, 1, 5)
+    torch.testing.assert_close(probs.sum(-1), torch.ones(2000, 20, 1, dtype=torch.float64))
+    impossible = torch.arange(5) >= task.num_classes[:, None]
+    assert (probs[:, :, 0].transpose(1, 2)[impossible] == 0).all()
+    assert ((y == probs.argmax(-1)) | (task.latents["label_noise"] > 0)[:, None, None]).all()
+    # A probability forecast that is right: its scores have the expected mean, in every class.
+    surprise = (known.log_prob(y) + known.entropy()).mean((1, 2))
+    assert within(surprise, 0.0)
+    for k in range(5):
+        assert within(((y == k).double() - probs[..., k]).mean((1, 2)), 0.0)
+
+
 def test_classes_of_other_priors():
     trees = TreeTaskPrior(size=SIZE, noise=None)
     task = ClassificationTaskPrior(trees, intervals=0.0).sample(8, generator=seeded())
