@@ -70,7 +70,7 @@ class TrainingConfig:
         appended: Share of the steps in which some context rows are appended to the others.
         max_buffer: Most appended rows.
         precision: Of Lightning Fabric, such as "32-true" or "bf16-mixed".
-        compile: Whether to compile the network by `torch.compile`.
+        compile: Whether to compile the blocks of the network by `torch.compile`.
         border_tasks: Tasks from whose targets the bars are placed.
         held_out_tasks: Tasks on which the average is compared with its earlier states.
         evaluate_every: Steps between such comparisons.
@@ -322,10 +322,12 @@ class _State:
         self.best = {k: v.clone() for k, v in self.average.items()}
         self.held_out = self._held_out(reference)
         self.optimisers, self.peaks = _optimisers(self.pfn, config)
-        step: nn.Module = _Loss(self.pfn)
         if config.compile:
-            step = torch.compile(step, dynamic=True)  # type: ignore[assignment]
-        self.loss, *wrapped = fabric.setup(step, *self.optimisers)
+            # Block by block: they share one compilation, of a minute on a CPU. With all sizes
+            # unknown that of the whole network did not end within seven.
+            for block in self.pfn.network.blocks:
+                block.compile(dynamic=True)
+        self.loss, *wrapped = fabric.setup(_Loss(self.pfn), *self.optimisers)
         self.steppers = wrapped
 
     def out_of_time(self) -> bool:

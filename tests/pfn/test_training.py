@@ -1,5 +1,6 @@
 """Training and certificates: resuming, learning, and the gap to an exact posterior."""
 
+import copy
 import json
 import os
 import subprocess
@@ -359,6 +360,29 @@ def test_certificate_of_known_calibration():
         assert getattr(row, f"coverage{level}") == pytest.approx(share, abs=4 * error)
     pit = torch.tensor(measured.pit[4])
     assert (pit - 0.05).abs().max() < 5 * (0.05 * 0.95 / (640 * 16)) ** 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler looks at it
+def test_compiled_blocks_compute_the_same():
+    """A minute of compilation; other sizes of tasks then reuse it."""
+    options = config(steps=1, known_noise=0.0, appended=0.0, compile=True)
+    compiled = train(fixed_gp(), config=options, device="cpu", progress=False).train()
+    plain = copy.deepcopy(compiled)
+    assert compiled.network.blocks[0]._compiled_call_impl is not None
+    assert plain.network.blocks[0]._compiled_call_impl is None
+    for B, n in ((4, 7), (3, 20)):
+        generator = torch.Generator().manual_seed(n)
+        task = fixed_gp().sample(B, generator=generator, dtype=torch.float32)
+        found = []
+        for network in (compiled, plain):
+            encoding = network.encode(task.X[:, :n], task.y[:, :n, 0])
+            logits, _ = network.decode(encoding, task.X[:, n:])
+            gradients = torch.autograd.grad(
+                logits.square().sum(), list(network.network.blocks.parameters()), allow_unused=True
+            )
+            found.append([logits, *(g for g in gradients if g is not None)])
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 class TestOptions:
