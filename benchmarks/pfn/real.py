@@ -1,10 +1,11 @@
 """Are the shipped networks any good on real data, with their defaults?
 
-Networks: `regression` and `classification`, one forward pass, nothing tuned. Competitors, tuned as
-by default (`tabular_models.py` has grids and densities): scikit-learn's Gaussian process, random
-forest (with two densities), gradient boosting and linear model, BoTorch's SingleTaskGP
-(regression), and the training mean or the class frequencies. Sets: scikit-learn's, and UCI's from a
-folder (`datasets.py`); up to 512 training rows, 10 random splits, the same for all models.
+Networks: `regression` and `classification`, in one forward pass and as an ensemble of 8, nothing
+tuned. Competitors, tuned as by default (`tabular_models.py` has grids and densities):
+scikit-learn's Gaussian process, random forest (with two densities), gradient boosting and linear
+model, BoTorch's SingleTaskGP (regression), and the training mean or the class frequencies. Sets:
+scikit-learn's, and UCI's from a folder (`datasets.py`); up to 512 training rows, 10 random
+splits, the same for all models.
 
 Scores: NLL (log loss in classification), RMSE or accuracy, coverage of 90 % intervals or
 overconfidence, seconds of fit and prediction; ranks by mean NLL over the splits of each set, and
@@ -33,7 +34,7 @@ import sklearn
 
 from benchmarks.pfn import common, datasets, jobs, scores, tabular_models
 from benchmarks.pfn.datasets import Table, load_tables
-from benchmarks.pfn.tabular_models import CLASSIFIERS, NETWORK, ON_DEVICE, REGRESSORS
+from benchmarks.pfn.tabular_models import CLASSIFIERS, NETWORK, NETWORKS, ON_DEVICE, REGRESSORS
 
 KINDS = ("regression", "classification")
 METRICS = {
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     for seed in seeds:  # the splits outside, so that an interrupted run has whole ones
         for table in tables:
             for model in models_of(table):
-                file, version = networks[_kind(table)] if model == NETWORK else ("", "")
+                file, version = networks[_kind(table)] if model in NETWORKS else ("", "")
                 where = folder if table.name in datasets.UCI else ""
                 on = device if model in ON_DEVICE else "cpu"
                 task = (table.name, model, seed, where, file, version, on)
@@ -128,7 +129,7 @@ def evaluate(
 
 def models_of(table: Table) -> list[str]:
     """The names of the models that are compared on a set."""
-    return [NETWORK, *(REGRESSORS if table.classes is None else CLASSIFIERS)]
+    return [*NETWORKS, *(REGRESSORS if table.classes is None else CLASSIFIERS)]
 
 
 def summarise(of_models: dict[str, list[dict[str, Any]]], kind: str) -> dict[str, dict[str, Any]]:

@@ -206,8 +206,11 @@ def test_the_benchmark_runs_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert real.main([*arguments, "--sets", "iris", "diabetes"]) == 0
     record = json.loads((tmp_path / "pfn_real_quick.json").read_text())
     assert set(record["sets"]) == {"iris", "diabetes"}
-    assert set(record["sets"]["diabetes"]) == {"network", *tabular_models.REGRESSORS}
-    assert set(record["ranks"]["classification"]) == {"network", *tabular_models.CLASSIFIERS}
+    assert set(record["sets"]["diabetes"]) == {*tabular_models.NETWORKS, *tabular_models.REGRESSORS}
+    assert set(record["ranks"]["classification"]) == {
+        *tabular_models.NETWORKS,
+        *tabular_models.CLASSIFIERS,
+    }
     # Models that work at all; diabetes and iris are known.
     assert 50 < record["sets"]["diabetes"]["linear"]["rmse"] < 65
     assert record["sets"]["iris"]["sklearn GP"]["accuracy"] > 0.9
