@@ -103,7 +103,7 @@ def _train(options: argparse.Namespace) -> None:
     )
     command = f"python -m pfn train {options.prior} --hours {options.hours:g}"
     if options.initial is not None:
-        command += f" --initial {options.initial}"
+        command += f" --initial {Path(options.initial).name}"  # no folders of this machine
     if options.config is not None:
         command += f" --config {options.config.name}"  # whose values are in the metadata
     pfn.metadata["command"] = command
