@@ -26,12 +26,18 @@ Task = tuple[str | int, ...]
 
 
 def network_file(name_or_path: str) -> tuple[str, str]:
-    """Absolute path of a network, and the start of the SHA-256 of its file."""
+    """Path of a network, and the start of the SHA-256 of its file.
+
+    Within the folder of the run the path is relative: it is part of what identifies a piece, and
+    another checkout has the same.
+    """
     path = Path(name_or_path)
     if not path.exists():
         path = Path(pfn.__file__).parent / "checkpoints" / f"{name_or_path}.safetensors"
     pfn.load(path if path.exists() else name_or_path)  # fails early, with a message that helps
-    return str(path.resolve()), hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    path, here = path.resolve(), Path.cwd()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return str(path.relative_to(here) if path.is_relative_to(here) else path), digest
 
 
 def describe(path: str, digest: str) -> dict[str, Any]:
