@@ -188,22 +188,24 @@ class TailCompression(Transform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Of dy / dz."""
-        return self._scale.log() + self._depth(x)
+        return self._scale.log() + self._depth(self._unscaled(x))
 
     def _call(self, x: Tensor) -> Tensor:
-        good = self._location + self._scale * (self._side * x)
-        return self._side * (good.clamp(min=self._anchor) - self._spread * self._depth(x).expm1())
+        good = self._unscaled(x)
+        stretched = self._spread * self._depth(good).expm1()
+        return self._side * (good.clamp(min=self._anchor) - stretched)
 
     def _inverse(self, y: Tensor) -> Tensor:
         return self._side * (self._compressed(self._side * y) - self._location) / self._scale
 
-    def _compressed(self, good: Tensor) -> Tensor:
-        below = (self._anchor - good).clamp(min=0) / self._spread
-        return good.clamp(min=self._anchor) - self._spread * below.log1p()
+    def _unscaled(self, x: Tensor) -> Tensor:
+        return self._location + self._scale * (self._side * x)
 
-    def _depth(self, x: Tensor) -> Tensor:
-        """How far z is below the anchor, in units of the spread; 0 above."""
-        good = self._location + self._scale * (self._side * x)
+    def _compressed(self, good: Tensor) -> Tensor:
+        return good.clamp(min=self._anchor) - self._spread * self._depth(good).log1p()
+
+    def _depth(self, good: Tensor) -> Tensor:
+        """How far a value is below the anchor, in units of the spread; 0 above."""
         return (self._anchor - good).clamp(min=0) / self._spread
 
 
