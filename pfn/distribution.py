@@ -27,6 +27,7 @@ Shapes: logits `[..., K + 1]`; values `[...]`, which broadcast with the logits' 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -80,12 +81,10 @@ class BarDistribution(nn.Module):
         """Log density at `y`, nats per unit of y."""
         logits, b = self._prepare(logits)
         a, s = self.tail_index, self.tail_scale
-        batch = torch.broadcast_shapes(y.shape, logits.shape[:-1])
-        y = y.expand(batch)
+        logits, y, restore = _by_row(logits, y)
         left = (torch.searchsorted(b, y.detach().contiguous()) - 1).clamp(0, len(b) - 2)
         ends = torch.stack([left, left + 1], dim=-1)
-        log_weight = logits.log_softmax(-1).expand(*batch, -1).gather(-1, ends)
-        log_height = log_weight - self._areas(b).log()[ends]
+        log_height = _gather(logits.log_softmax(-1), ends) - self._areas(b).log()[ends]
         low, high = b[left], b[left + 1]
         # Beyond an end node the shares are (1, 0) or (0, 1), and the density there that node's.
         nearest = y.clamp(b[0], b[-1])
@@ -96,14 +95,13 @@ class BarDistribution(nn.Module):
         ratio = (log_height - top).clamp_max(60.0).exp()
         inside = top[..., 0] + (share * ratio).sum(-1).log()
         outside = F.relu(b[0] - y) + F.relu(y - b[-1])
-        return inside - (a + 1) * torch.log1p(outside / s)
+        return restore(inside - (a + 1) * torch.log1p(outside / s))
 
     def cdf(self, logits: Tensor, y: Tensor) -> Tensor:
         """Probability of a value at most `y`."""
         logits, b = self._prepare(logits)
         a, s = self.tail_index, self.tail_scale
-        batch = torch.broadcast_shapes(y.shape, logits.shape[:-1])
-        y = y.expand(batch)
+        logits, y, restore = _by_row(logits, y)
         height, mass = self._masses(logits, b)
         below = mass[..., :-1].cumsum(-1)  # at the nodes
         left = (torch.searchsorted(b, y.detach().contiguous()) - 1).clamp(0, len(b) - 2)
@@ -111,11 +109,10 @@ class BarDistribution(nn.Module):
         low, width = b[left], b.diff()[left]
         u = (y.clamp(b[0], b[-1]) - low) / width
         parts = width[..., None] * torch.stack([u * (2 - u) / 2, u**2 / 2], dim=-1)
-        inside = (height.expand(*batch, -1).gather(-1, ends) * parts).sum(-1)
-        inside = inside + below.expand(*batch, -1).gather(-1, ends[..., :1])[..., 0]
-        lower = mass[..., 0] * (1 + F.relu(b[0] - y) / s) ** -a
-        upper = -mass[..., -1] * torch.expm1(-a * torch.log1p(F.relu(y - b[-1]) / s))
-        return torch.where(y < b[0], lower, inside + upper)
+        inside = below.gather(-1, left) + (_gather(height, ends) * parts).sum(-1)
+        lower = mass[..., :1] * (1 + F.relu(b[0] - y) / s) ** -a
+        upper = -mass[..., -1:] * torch.expm1(-a * torch.log1p(F.relu(y - b[-1]) / s))
+        return restore(torch.where(y < b[0], lower, inside + upper))
 
     def log_cdf(self, logits: Tensor, y: Tensor) -> Tensor:
         """Log probability of a value at most `y`, accurate far below."""
@@ -256,30 +253,22 @@ class BarDistribution(nn.Module):
         return torch.cat([log_height + log_terms, log_tail], dim=-1).logsumexp(-1)
 
     def _quantile(self, logits: Tensor, b: Tensor, p: Tensor) -> Tensor:
+        logits, p, restore = _by_row(logits, p)
         height, mass = self._masses(logits, b)
         below = self._lower_quantile(height, mass, b, p.clamp(max=0.5))
         mirrored = height.flip(-1), mass.flip(-1), -b.flip(0)
         above = self._lower_quantile(*mirrored, (1 - p).clamp(max=0.5))
-        return torch.where(p <= 0.5, below, -above)
+        return restore(torch.where(p <= 0.5, below, -above))
 
     def _lower_quantile(self, height: Tensor, mass: Tensor, b: Tensor, p: Tensor) -> Tensor:
-        """The quantile of p <= 1/2, from masses added up from below."""
+        """The quantiles `[*b, L]` of p <= 1/2, from masses added up from below."""
         a, s = self.tail_index, self.tail_scale
         tiny = torch.finfo(b.dtype).tiny
         total = mass.cumsum(-1)
-        batch = torch.broadcast_shapes(p.shape, mass.shape[:-1])
-        p = p.expand(batch)
-        found = torch.searchsorted(
-            total.detach().expand(*batch, -1).contiguous(), p.detach()[..., None].contiguous()
-        ).clamp(max=len(b))
-
-        def at(values: Tensor, index: Tensor) -> Tensor:
-            return values.expand(*batch, -1).gather(-1, index)[..., 0]
-
-        own = at(mass, found).clamp_min(tiny)
-        end = at(total, found)
-        start = at(total, (found - 1).clamp_min(0))
-        index = found[..., 0]
+        index = torch.searchsorted(total.detach(), p.detach().contiguous()).clamp(max=len(b))
+        own = mass.gather(-1, index).clamp_min(tiny)
+        end = total.gather(-1, index)
+        start = total.gather(-1, (index - 1).clamp_min(0))
         in_lower, in_upper = index == 0, index == len(b)
         lower = b[0] - s * ((p / torch.where(in_lower, own, 1.0)).clamp(tiny, 1) ** (-1 / a) - 1)
         left_over = (end - p) / torch.where(in_upper, own, 1.0)
@@ -288,7 +277,7 @@ class BarDistribution(nn.Module):
         # where it is alpha <= 1: alpha u + (1 - alpha) u^2 = v, no cancellation in its root.
         cell = (index - 1).clamp(0, len(b) - 2)
         low, width = b[cell], b.diff()[cell]
-        left, right = (at(height, (cell + i)[..., None]) for i in (0, 1))
+        left, right = height.gather(-1, cell), height.gather(-1, cell + 1)
         rises = left <= right
         inner = ~(in_lower | in_upper)
         own = torch.where(inner, own, 1.0)
@@ -298,6 +287,35 @@ class BarDistribution(nn.Module):
         u = 2 * v / (alpha + root)
         inside = low + width * torch.where(rises, u, 1 - u)
         return torch.where(in_lower, lower, torch.where(in_upper, upper, inside))
+
+
+def _by_row(logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """Logits `[*b, K + 1]` and the values that belong to each of them, `[*b, L]`.
+
+    Dimensions of the values that the logits lack (samples, probabilities) are L: searchsorted and
+    gather then take many values for one row, where logits expanded to `[L, *b, K + 1]` would be
+    held in memory, in the backward pass too.
+
+    Returns:
+        Both, and what gives a result `[*b, L]` the shape of the broadcast.
+    """
+    batch = torch.broadcast_shapes(values.shape, logits.shape[:-1])
+    own = (1,) * (len(batch) - logits.dim() + 1) + logits.shape[:-1]
+    kept = [n for n, size in zip(own, batch, strict=True) if n == size]
+    lacking = [i for i, size in enumerate(batch) if own[i] != size]
+    last = list(range(-len(lacking), 0))
+    moved = values.expand(batch).movedim(lacking, last)
+
+    def restore(found: Tensor) -> Tensor:
+        return found.reshape(moved.shape).movedim(last, lacking)
+
+    rows = moved.unsqueeze(-1).flatten(len(kept))
+    return logits.reshape(*kept, logits.shape[-1]), rows, restore
+
+
+def _gather(values: Tensor, index: Tensor) -> Tensor:
+    """Entries of `values` `[*b, K]`, several for each place: `index` `[*b, L, k]`."""
+    return values.gather(-1, index.flatten(-2)).unflatten(-1, index.shape[-2:])
 
 
 def place_nodes(

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad_vec
 from scipy.stats import kstest
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pfn import BarDistribution
 from pfn.distribution import binning_error, choose_num_nodes, place_nodes
@@ -235,6 +236,56 @@ def test_gradients(bars, logits):
                 torch.autograd.gradcheck(
                     lambda v, b, f=method, m=maximize: f(v, b, m), (logits, point)
                 )
+
+
+@pytest.mark.parametrize(
+    ("rows", "values"),
+    [((), (5,)), ((3,), (2, 3)), ((3, 1), (3, 5)), ((2, 1, 3), (4, 1, 5, 3)), ((3,), (0, 3))],
+)
+def test_broadcasting_is_a_loop(bars, rows, values):
+    """Values and gradients, with dimensions that the logits lack before and between theirs."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(*rows, 8, generator=generator, dtype=torch.float64)
+    logits.requires_grad_()
+    shape = torch.broadcast_shapes(rows, values)
+    for method in (bars.log_prob, bars.cdf, bars.quantile):
+        at = torch.rand(values, generator=generator, dtype=torch.float64)
+        at = (at if method == bars.quantile else 8 * at - 4).requires_grad_()
+        every = zip(
+            logits.expand(*shape, 8).flatten(0, -2), at.expand(shape).flatten(), strict=True
+        )
+        expected = [method(row, value) for row, value in every]
+        expected = torch.stack(expected).reshape(shape) if expected else at
+        found = method(logits, at)
+        torch.testing.assert_close(found, expected)
+        weights = torch.rand(shape, generator=generator, dtype=torch.float64)
+        gradients = torch.autograd.grad((weights * found).sum(), (logits, at))
+        if len(expected):
+            wanted = torch.autograd.grad((weights * expected).sum(), (logits, at))
+            torch.testing.assert_close(gradients, wanted)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Counts the numbers of the largest tensor that any operation makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for value in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(value, torch.Tensor):
+                self.numel = max(self.numel, value.untyped_storage().nbytes() // value.itemsize)
+        return made
+
+
+def test_memory_does_not_grow_with_values_times_nodes():
+    bars = BarDistribution(torch.linspace(-3, 3, 200), tail_scale=0.7)
+    logits = torch.randn(7, 200, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    p = torch.rand(100, 7, generator=torch.Generator().manual_seed(1))
+    for method in (bars.quantile, bars.log_prob, bars.cdf):
+        with LargestTensor() as largest:
+            method(logits, p).sum().backward()
+        assert largest.numel <= 2 * logits.numel()  # and not 100 times them
 
 
 def test_gradient_at_a_node_is_one_sided(bars, logits):
