@@ -1,20 +1,24 @@
 """Tables of mixed columns as numbers, for the estimators.
 
-Numbers stay; text, booleans and pandas categories are numbered 0, 1, ... in their order, by the
-training data alone. A missing value is NaN, and so is a category that the training data lack.
-pandas is recognised by its interface and never imported.
+Numbers stay, decimals and fractions too; text, booleans and pandas categories are numbered 0, 1,
+... in their order, by the training data alone. A missing value is NaN, and so is a category that
+the training data lack. pandas is recognised by its interface and never imported.
 """
 
 from __future__ import annotations
 
+import datetime
 import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Column", "Columns", "imputation", "imputed", "read_columns"]
+__all__ = ["Column", "Columns", "imputation", "imputed", "is_missing", "read_columns"]
+
+_DATES = (datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.timedelta64)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Column:
 
     def _present(self) -> Iterator[tuple[int, Any]]:
         for i, value in enumerate(self.values.tolist()):
-            if not _is_missing(value, self.name):
+            if not is_missing(value):
                 yield i, value
 
     def is_text(self) -> bool:
@@ -114,7 +118,8 @@ def read_columns(X: Any) -> list[Column]:
     """The columns of a DataFrame, an array or a list of rows.
 
     Raises:
-        TypeError: a sparse matrix, dates, or values that are neither text nor numbers.
+        TypeError: a sparse matrix, dates (but as pandas categories), or values that are neither
+            text nor numbers.
         ValueError: no table of two dimensions with rows and columns, or infinite values.
     """
     from sklearn.utils import check_array  # an extra: `pfn` imports without it
@@ -132,7 +137,17 @@ def read_columns(X: Any) -> list[Column]:
         numeric = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan")
         return [Column(i, column) for i, column in enumerate(numeric.T)]
     array = check_array(array.astype(object), dtype=None, ensure_all_finite=False)
-    return [Column(i, column) for i, column in enumerate(array.T)]
+    return [_of_objects(i, column) for i, column in enumerate(array.T)]
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is None, NaN, NaT or pandas' NA."""
+    if value is None:
+        return True
+    try:
+        return bool(value != value)
+    except TypeError:  # pandas.NA is neither true nor false
+        return True
 
 
 def _series(name: Any, series: Any) -> Column:
@@ -142,8 +157,8 @@ def _series(name: Any, series: Any) -> Column:
         return Column(name, objects, series.dtype.categories.tolist())
     if kind in "iuf":
         return Column(name, series.to_numpy(dtype=np.float64, na_value=np.nan))
-    if kind in "OUSbT":
-        return Column(name, series.astype(object).to_numpy())
+    if kind in "OUSbT" and not str(series.dtype).startswith("period"):
+        return _of_objects(name, series.astype(object).to_numpy())
     if kind == "c":
         raise ValueError(f"Complex data not supported: column {name!r}.")
     raise TypeError(
@@ -151,23 +166,23 @@ def _series(name: Any, series: Any) -> Column:
     )
 
 
-def _is_missing(value: Any, column: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError as error:
-        raise TypeError(
-            f"column {column!r} got {value!r:.60}; argument must be a string or a number."
-        ) from error
-    if value is None:
-        return True
-    try:
-        return bool(value != value)
-    except TypeError:  # pandas.NA is neither true nor false
-        return True
+def _of_objects(name: Any, values: np.ndarray) -> Column:
+    for value in values.tolist():
+        try:
+            hash(value)
+        except TypeError as error:
+            raise TypeError(
+                f"column {name!r} got {value!r:.60}; argument must be a string or a number."
+            ) from error
+        if isinstance(value, _DATES) and not is_missing(value):
+            raise TypeError(
+                f"column {name!r} got {value!r:.60}; convert dates to numbers or categories first."
+            )
+    return Column(name, values)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+    return isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool | np.bool_)
 
 
 def _chosen(chosen: Any, names: list[Any]) -> set[int] | None:

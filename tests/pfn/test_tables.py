@@ -1,0 +1,62 @@
+"""Tables as numbers: what is a number, a category, missing, or refused."""
+
+import datetime
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pfn.tables import Columns, is_missing, read_columns
+
+
+def encode(X, chosen="auto"):
+    table = read_columns(X)
+    columns = Columns.fit(table, chosen)
+    return columns.categorical.tolist(), columns.encode(table)
+
+
+@pytest.mark.parametrize("frame", [True, False], ids=["frame", "rows"])
+def test_decimals_and_fractions_are_numbers(frame):
+    rows = [[Decimal("1.25"), Fraction(1, 4)], [None, 2], [Decimal("NaN"), 3.5]]
+    categorical, values = encode(pd.DataFrame(rows, dtype=object) if frame else rows)
+    assert categorical == [False, False]
+    np.testing.assert_array_equal(values, [[1.25, 0.25], [np.nan, 2], [np.nan, 3.5]])
+
+
+DATES = [
+    datetime.date(2020, 1, 31),
+    datetime.datetime(2020, 1, 31, 12),
+    datetime.time(12),
+    datetime.timedelta(days=1),
+    pd.Timestamp("2020-01-31"),
+    np.datetime64("2020-01-31"),
+]
+
+
+@pytest.mark.parametrize("date", DATES, ids=lambda date: type(date).__name__)
+def test_dates_among_objects_are_refused(date):
+    values = np.array([None, "text", date], dtype=object)
+    with pytest.raises(TypeError, match="column 'when' got .*; convert dates to numbers"):
+        read_columns(pd.DataFrame({"when": values}))
+    with pytest.raises(TypeError, match="column 1 got .*; convert dates to numbers"):
+        read_columns([[1.0, value] for value in values])
+
+
+def test_columns_of_dates():
+    days = pd.period_range("2020-01-01", periods=3)
+    with pytest.raises(TypeError, match=r"column 'day' has dtype period\[D\]"):
+        read_columns(pd.DataFrame({"day": days}))
+    # as categories if that is what they are declared to be
+    dates = [datetime.date(2021, 1, 1), datetime.date(2020, 1, 1), None]
+    categorical, values = encode(pd.DataFrame({"when": pd.Categorical(dates)}))
+    assert categorical == [True]
+    np.testing.assert_array_equal(values, [[1], [0], [np.nan]])
+
+
+def test_what_is_missing():
+    for value in (None, np.nan, np.float32("nan"), pd.NA, pd.NaT, Decimal("NaN")):
+        assert is_missing(value)
+    for value in (0, "", "nan", False, np.inf, pd.Timestamp("2020-01-31")):
+        assert not is_missing(value)
