@@ -54,7 +54,7 @@ def reweight(
         model: A network conditioned on one data set of one output.
         X: Queries `[q, d]`; few, since weights get worse with every point.
         log_density: From inputs `[n + q, d]`, context first, and targets `[S, n + q]` to the log
-            density of all the targets, `[S]`, up to a constant.
+            density of all the targets, `[S]`, up to a constant; -inf where the density is zero.
         num_samples: Number S of proposals.
         generator: Source of the proposals.
 
@@ -62,7 +62,8 @@ def reweight(
         Weighted samples `[S, q, 1]`; warns where their weights are unreliable.
 
     Raises:
-        ValueError: a batch of data sets, several outputs, or densities that are not finite.
+        ValueError: a batch of data sets, several outputs, a density that is NaN or infinite, or
+            zero at every proposal.
     """
     if model.batch_shape or model.num_outputs != 1 or X.dim() != 2:
         raise ValueError(
@@ -79,10 +80,20 @@ def reweight(
         known = model.train_Y[:, 0].expand(num_samples, -1)
         inputs = torch.cat([model.train_X, X])
         target = log_density(inputs, torch.cat([known, draws[..., 0]], dim=-1))
-    if target.shape != (num_samples,) or bool(target.isnan().any()):
+    if target.shape != (num_samples,):
         raise ValueError(
-            f"log_density must give finite numbers of shape ({num_samples},), got shape "
-            f"{tuple(target.shape)} with {int(target.isnan().sum())} NaN."
+            f"log_density must have shape ({num_samples},), got {tuple(target.shape)}."
+        )
+    unusable = target.isnan() | target.isposinf()
+    if bool(unusable.any()):
+        raise ValueError(
+            f"log_density gave {int(unusable.sum())} NaN or +inf for {num_samples} proposals; it "
+            "must give numbers, or -inf where the density is zero."
+        )
+    if bool(target.isneginf().all()):
+        raise ValueError(
+            f"log_density is -inf at all {num_samples} proposals: none can be reweighted. Ask for "
+            "more samples or fewer points at once, or use an exact engine."
         )
     ratios = (target - proposal).double()
     smoothed, shape = arviz.psislw(ratios.cpu().numpy(), normalize=True)

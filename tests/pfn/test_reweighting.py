@@ -68,5 +68,43 @@ def test_proposals_that_miss_the_target_warn(model):
 def test_bad_input(model):
     with pytest.raises(ValueError, match="one data set"):
         reweight(model, torch.zeros(2, 1, 1).double(), log_density)
-    with pytest.raises(ValueError, match="NaN"):
-        reweight(model, torch.zeros(1, 1).double(), lambda X, Y: Y[:, 0] * torch.nan, num_samples=8)
+    Q = torch.zeros(1, 1).double()
+    with pytest.raises(ValueError, match=r"must have shape \(8,\), got \(8, 7\)"):
+        reweight(model, Q, lambda X, Y: Y, num_samples=8)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0.0, 0, 0, torch.nan], "gave 1 NaN or"),
+        ([0.0, 0, torch.inf, torch.nan], "gave 2 NaN or"),
+        ([-torch.inf] * 4, "-inf at all 4 proposals"),
+    ],
+)
+def test_densities_without_moments_are_refused(model, values, message):
+    with pytest.raises(ValueError, match=message):
+        reweight(
+            model,
+            torch.zeros(1, 1).double(),
+            lambda X, Y: torch.tensor(values, dtype=torch.float64),
+            num_samples=4,
+        )
+
+
+def test_a_density_of_zero_is_a_weight_of_zero(model):
+    """A normal law cut off below zero: the proposals there have no weight."""
+
+    def positive(X, Y):
+        return torch.where(Y[:, -1] > 0, -0.5 * Y[:, -1].square(), -torch.inf)
+
+    found = reweight(
+        model,
+        torch.tensor([[0.3]]).double(),
+        positive,
+        num_samples=2_000,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert (found.log_weights.exp()[found.draws[:, 0, 0] < 0] == 0).all()
+    half_normal = (2 / torch.pi) ** 0.5
+    spread = (1 - half_normal**2) ** 0.5
+    assert abs(found.mean.item() - half_normal) < 4 * spread / found.effective_samples**0.5
