@@ -15,6 +15,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -89,7 +90,11 @@ def _train(options: argparse.Namespace) -> None:
         config = replace(config, seed=options.seed)
     if options.config is not None:
         changes = json.loads(options.config.read_text())
-        config = TrainingConfig.from_json({**config.to_json(), **changes})
+        merged = _merged(config.to_json(), changes, str(options.config))
+        try:
+            config = TrainingConfig.from_json(merged)
+        except TypeError as error:  # such as text where a number belongs
+            raise ValueError(f"{options.config}: {error}.") from error
     out = options.out or Path("runs") / f"{options.prior.replace(':', '_')}.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
     pfn = train(
@@ -102,6 +107,8 @@ def _train(options: argparse.Namespace) -> None:
         initial=None if options.initial is None else load(options.initial),
     )
     command = f"python -m pfn train {options.prior} --hours {options.hours:g}"
+    if options.seed is not None:
+        command += f" --seed {options.seed}"
     if options.initial is not None:
         command += f" --initial {Path(options.initial).name}"  # no folders of this machine
     if options.config is not None:
@@ -112,6 +119,22 @@ def _train(options: argparse.Namespace) -> None:
     pfn.metadata["certificate"] = measured.to_json()
     pfn.save(out)
     print(pfn)
+
+
+def _merged(known: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:
+    """`known` with some of its values changed, those of dicts within it one by one."""
+    if not isinstance(changes, dict):
+        raise ValueError(f"{where} must be a JSON object, got {changes!r:.60}.")
+    for key in changes:
+        if key not in known:
+            raise ValueError(f"{where} has {key!r}; known are {', '.join(known)}.")
+    merged = {
+        key: _merged(known[key], value, f"{key} of {where}")
+        if isinstance(known[key], dict)
+        else value
+        for key, value in changes.items()
+    }
+    return {**known, **merged}
 
 
 def _certify(options: argparse.Namespace) -> None:
@@ -133,20 +156,18 @@ def _certify(options: argparse.Namespace) -> None:
 
 
 def _predict(path: Path, target: str, network: str) -> None:
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = _read(path)
     if not rows or target not in rows[0]:
         raise ValueError(f"{path} has no rows, or no column {target!r} in its header.")
     names = [name for name in rows[0] if name != target]
     pfn = load(network)
     try:
-        X = torch.tensor([[_number(row[name]) for name in names] for row in rows])
+        cells = [[_number(row[name]) for name in names] for row in rows]
         given = [row[target].strip() != "" for row in rows]
-        y = torch.tensor(
-            [float(row[target]) for row, known in zip(rows, given, strict=True) if known]
-        )
-    except (TypeError, ValueError) as error:
+        targets = [float(row[target]) for row, known in zip(rows, given, strict=True) if known]
+    except ValueError as error:
         raise ValueError(f"{path} must hold numbers only: {error}.") from error
+    X, y = torch.tensor(cells, dtype=torch.float64), torch.tensor(targets, dtype=torch.float64)
     known = torch.tensor(given)
     if known.all() or not known.any():
         raise ValueError(f"some rows of {path} need a value in {target!r}, and some none.")
@@ -155,11 +176,26 @@ def _predict(path: Path, target: str, network: str) -> None:
         print("row,class," + ",".join(f"p{k}" for k in range(pfn.architecture.classes)))
         columns = [posterior.mean.argmax(-1), *posterior.mean.unbind(-1)]
     else:
-        low, high = posterior.quantile(torch.tensor([0.05, 0.95]))
+        low, high = posterior.quantile(torch.tensor([0.05, 0.95], dtype=X.dtype))
         print("row,mean,std,5%,95%")
         columns = [v[:, 0] for v in (posterior.mean, posterior.variance.sqrt(), low, high)]
     for i, row in enumerate(torch.nonzero(~known)[:, 0].tolist()):
         print(",".join([str(row + 1), *(f"{float(column[i]):.6g}" for column in columns)]))
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    """Rows by column; of UTF-8, with the mark at its start that spreadsheets write or without."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        rows = []
+        for row in reader:
+            if None in row or None in row.values():  # csv's marks of too many and too few cells
+                raise ValueError(
+                    f"line {reader.line_num} of {path} has more or fewer cells than the "
+                    f"{len(reader.fieldnames or ())} of the header."
+                )
+            rows.append(row)
+    return rows
 
 
 def _number(text: str) -> float:

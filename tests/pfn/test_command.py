@@ -49,10 +49,12 @@ def run(*words):
 
 
 def test_a_prior_of_ones_own(folder, capsys):
-    assert run("train", "ownprior:prior", "--config", "tiny.json", "--out", "net.safetensors") == 0
+    words = ["--config", "tiny.json", "--out", "net.safetensors", "--seed", 3]
+    assert run("train", "ownprior:prior", *words) == 0
     made = pfn.load("net.safetensors")
     assert made.metadata["training"]["steps"] == 5
-    assert made.metadata["command"].startswith("python -m pfn train ownprior:prior")
+    command = "python -m pfn train ownprior:prior --hours 2 --seed 3 --config tiny.json"
+    assert made.metadata["command"] == command
     assert made.certificate.reference == "none"
     assert "nats per query" in capsys.readouterr().out
     steps = [json.loads(line)["step"] for line in (folder / "net.jsonl").read_text().splitlines()]
@@ -72,10 +74,98 @@ def test_rows_without_a_target_are_predicted(folder, capsys):
     assert lines[0] == "row,mean,std,5%,95%"
     assert [line.split(",")[0] for line in lines[1:]] == ["2", "4"]
     model = pfn.load("net.safetensors").condition(
-        torch.tensor([[0.1, 0.2], [0.7, 0.9]]), torch.tensor([1.0, 3.0])
+        torch.tensor([[0.1, 0.2], [0.7, 0.9]]).double(), torch.tensor([1.0, 3.0]).double()
     )
-    mean = model.posterior(torch.tensor([[0.5, 0.1]]), observation_noise=True).mean.item()
-    assert float(lines[1].split(",")[1]) == pytest.approx(mean, rel=1e-4)
+    at = torch.tensor([[0.5, 0.1]]).double()
+    mean = model.posterior(at, observation_noise=True).mean.item()
+    assert float(lines[1].split(",")[1]) == pytest.approx(mean, rel=1e-5)
+
+
+def test_predictions_are_made_in_double_precision(folder, capsys):
+    """Targets of which single precision sees the first digits only."""
+    y = [1e8 + i for i in range(4)]
+    rows = "".join(f"{i},{value}\n" for i, value in enumerate(y))
+    (folder / "data.csv").write_text(f"a,y\n{rows}1.5,\n")
+    assert run("predict", "data.csv", "--target", "y") == 0
+    std = float(capsys.readouterr().out.splitlines()[1].split(",")[2])
+    X = torch.arange(4.0, dtype=torch.float64)[:, None]
+    model = pfn.load("regression").condition(X, torch.tensor(y, dtype=torch.float64) - 1e8)
+    at = torch.tensor([[1.5]], dtype=torch.float64)
+    exact = model.posterior(at, observation_noise=True).variance.sqrt().item()
+    assert std == pytest.approx(exact, rel=1e-4)
+
+
+def test_spreadsheets_mark_their_files(folder, capsys):
+    text = "a,y\n0.1,1\n0.5,\n0.7,3\n"
+    found = []
+    for encoding in ("utf-8", "utf-8-sig"):
+        (folder / "data.csv").write_text(text, encoding=encoding)
+        assert run("predict", "data.csv", "--target", "y") == 0
+        (folder / "data.csv").write_text(text.replace("a,y", "y,a"), encoding=encoding)
+        assert run("predict", "data.csv", "--target", "a") == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b,y\n1,2,3\n1,2\n1,2,\n", "line 3 of data.csv has more or fewer cells than the 3"),
+        ("a,b,y\n1,2,3,4\n1,2,\n", "line 2 of data.csv has more or fewer cells"),
+        ('a,b,y\n1,"2\n",3\n1,2,\n1,2,3,\n', "line 5 of data.csv has more"),
+        ("a,b,y\n1,two,3\n1,2,\n", "data.csv must hold numbers only"),
+        ("a,b\n1,2\n", "no column 'y'"),
+        ("a,b,y\n1,2,3\n", "some rows of data.csv need a value in 'y'"),
+    ],
+)
+def test_unusable_tables(folder, capsys, text, message):
+    (folder / "data.csv").write_text(text)
+    assert run("predict", "data.csv", "--target", "y") == 1
+    assert message in capsys.readouterr().err
+
+
+def recorded(monkeypatch):
+    """Configurations with which `train` was called; nothing is trained."""
+    configs = []
+
+    def train(prior, *, config, **options):
+        configs.append(config)
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr("pfn.__main__.train", train)
+    return configs
+
+
+def test_a_configuration_changes_what_it_names(folder, monkeypatch):
+    configs = recorded(monkeypatch)
+    (folder / "deeper.json").write_text(json.dumps({"steps": 7, "architecture": {"layers": 9}}))
+    run("train", "regression", "--config", "deeper.json", "--hours", 3)
+    usual = RECIPES["regression"]().config
+    assert configs[0] == dataclasses.replace(
+        usual,
+        steps=7,
+        time_limit=3 * 3600.0,
+        architecture=dataclasses.replace(usual.architecture, layers=9),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stepps": 7}, "changes.json has 'stepps'; known are architecture, inputs"),
+        ({"architecture": {"depth": 9}}, "architecture of changes.json has 'depth'; known are max"),
+        ({"architecture": 9}, "architecture of changes.json must be a JSON object, got 9"),
+        ([7], "changes.json must be a JSON object, got [7]"),
+        ({"steps": "many"}, "changes.json: "),
+        ({"steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_unusable_configurations(folder, monkeypatch, capsys, changes, message):
+    configs = recorded(monkeypatch)
+    (folder / "changes.json").write_text(json.dumps(changes))
+    assert run("train", "regression", "--config", "changes.json") == 1
+    assert message in capsys.readouterr().err
+    assert not configs
 
 
 def test_errors_are_one_line(folder, capsys):
