@@ -96,13 +96,10 @@ def test_predictions_are_made_in_double_precision(folder, capsys):
 
 
 def test_spreadsheets_mark_their_files(folder, capsys):
-    text = "a,y\n0.1,1\n0.5,\n0.7,3\n"
     found = []
     for encoding in ("utf-8", "utf-8-sig"):
-        (folder / "data.csv").write_text(text, encoding=encoding)
+        (folder / "data.csv").write_text("y,a\n1,0.1\n,0.5\n3,0.7\n", encoding=encoding)
         assert run("predict", "data.csv", "--target", "y") == 0
-        (folder / "data.csv").write_text(text.replace("a,y", "y,a"), encoding=encoding)
-        assert run("predict", "data.csv", "--target", "a") == 0
         found.append(capsys.readouterr().out)
     assert found[0] == found[1]
 
