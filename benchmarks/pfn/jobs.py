@@ -1,7 +1,8 @@
 """Long benchmarks in pieces: parallel processes, and results that survive an interruption.
 
 Every finished piece is one line of JSON; a run starts with the lines that are there. The file is
-named by the code that made it, so that other code starts anew.
+named by the code that made it, the benchmark's and what predictions pass through, and by the
+versions of the libraries under it, so that other code starts anew.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,15 @@ import torch
 from tqdm import tqdm
 
 import pfn
+import priors
 from benchmarks.pfn.common import ROOT
 
 __all__ = ["cache_file", "describe", "network_file", "run"]
 
 Task = tuple[str | int, ...]
+
+_OF_PRIORS = ("transforms", "posterior", "acquisition", "pooling")
+_LIBRARIES = ("torch", "gpytorch", "botorch", "scikit-learn")
 
 
 def network_file(name_or_path: str) -> tuple[str, str]:
@@ -50,8 +56,13 @@ def describe(path: str, digest: str) -> dict[str, Any]:
 
 def cache_file(name: str, *sources: str) -> Path:
     """Where the pieces of a benchmark are kept, for this content of its source files."""
-    digest = hashlib.sha256(b"".join(Path(source).read_bytes() for source in sources))
-    return ROOT / "runs" / f"pfn-{name}" / f"{digest.hexdigest()[:12]}.jsonl"
+    folder = Path(priors.__file__).parent
+    files = [*map(Path, sources), *sorted(Path(pfn.__file__).parent.glob("*.py"))]
+    files += [folder / f"{module}.py" for module in _OF_PRIORS]
+    parts = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    parts += [_version(library) for library in _LIBRARIES]
+    digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    return ROOT / "runs" / f"pfn-{name}" / f"{digest[:12]}.jsonl"
 
 
 def run(
@@ -94,6 +105,13 @@ def run(
                 progress.set_postfix_str(" ".join(str(word) for word in task[:3]))
                 keep(task, function(*task))
     return {task: found[task] for task in tasks}
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _one_thread() -> None:

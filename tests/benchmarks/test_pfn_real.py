@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,6 +174,24 @@ def test_finished_jobs_are_not_run_again(tmp_path):
     assert double.calls == 4
     assert jobs.run(double, [(3, "a")], cache) == {(3, "a"): {"value": 6}}
     assert double.calls == 4
+
+
+def test_other_code_or_libraries_start_anew(tmp_path, monkeypatch):
+    for package in ("pfn", "priors"):
+        (tmp_path / package).mkdir()
+        for file in Path(getattr(jobs, package).__file__).parent.glob("*.py"):
+            shutil.copy(file, tmp_path / package)
+        monkeypatch.setattr(getattr(jobs, package), "__file__", f"{tmp_path}/{package}/__init__.py")
+    benchmark = tmp_path / "benchmark.py"
+    benchmark.write_text("")
+    found = [jobs.cache_file("real", str(benchmark))]
+    assert found[0] == jobs.cache_file("real", str(benchmark))
+    for name in ("benchmark", "pfn/inference", "pfn/estimators", "priors/pooling"):
+        (tmp_path / f"{name}.py").write_text("# changed")
+        found.append(jobs.cache_file("real", str(benchmark)))
+    monkeypatch.setattr(jobs, "version", lambda library: "0")
+    found.append(jobs.cache_file("real", str(benchmark)))
+    assert len(set(found)) == len(found)
 
 
 def test_an_unknown_set_or_folder_is_an_error(capsys, tmp_path):
