@@ -29,10 +29,9 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import torch
-from botorch.exceptions import InputDataWarning
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
-from botorch.models.transforms import Standardize
+from botorch.models.transforms import Normalize, Standardize
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from scipy.special import logsumexp
 from sklearn.ensemble import (
@@ -81,7 +80,6 @@ def evaluate(model: str, split: Split, network: str, seed: int, device: str) -> 
         device: Of the network and of BoTorch's model.
     """
     warnings.filterwarnings("ignore", category=ConvergenceWarning)
-    warnings.filterwarnings("ignore", category=InputDataWarning)
     if model in NETWORKS:
         _load(network, device)  # reading the file is not part of the time
     unlike = False
@@ -148,8 +146,11 @@ def _prediction(posterior: Any, targets: torch.Tensor) -> Prediction:
 
 
 def _single_task_gp(split: Split, seed: int, device: str) -> Prediction:
+    """BoTorch's defaults, whose prior of the length-scales is meant for inputs in the unit cube."""
     X, y, Q, targets = _tensors(split, device)
-    model = SingleTaskGP(X, y[:, None], outcome_transform=Standardize(m=1))
+    model = SingleTaskGP(
+        X, y[:, None], input_transform=Normalize(X.shape[-1]), outcome_transform=Standardize(m=1)
+    )
     fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
     with torch.no_grad():
         return _prediction(model.posterior(Q, observation_noise=True), targets)

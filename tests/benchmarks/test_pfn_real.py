@@ -216,6 +216,26 @@ def test_the_network_is_scored_in_units_of_y(tables):
     np.testing.assert_allclose(np.exp(predicted.log_density), slope[:, 0].numpy(), rtol=1e-2)
 
 
+def test_the_units_of_inputs_do_not_matter_to_botorchs_model():
+    """Its prior of the length-scales is for the unit cube; a constant column does no harm."""
+    random = np.random.default_rng(0)
+    X, Q = random.normal(size=(30, 3)), random.normal(size=(10, 3))
+    X[:, 2] = Q[:, 2] = 0.0
+    y, targets = (np.sin(2 * rows[:, 0]) + rows[:, 1] for rows in (X, Q))
+    scale, shift = np.array([20.0, 0.01, 1.0]), np.array([5.0, -5.0, 0.0])
+    found, expected = (
+        tabular_models.REGRESSORS["SingleTaskGP"](datasets.Split(*rows), 0, "cpu")
+        for rows in ((X * scale + shift, y, Q * scale + shift, targets), (X, y, Q, targets))
+    )
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-3, atol=1e-3)
+    assert scores.density_scores(expected, targets)["nll"] < 0.5
+
+
+def test_the_best_competitor_is_no_network():
+    nll = {"network": 0.1, "network, ensemble": 0.2, "forest": 0.5, "linear": 0.4}
+    assert real.best_competitor({model: {"nll": value} for model, value in nll.items()}) == "linear"
+
+
 @pytest.mark.slow
 def test_the_benchmark_runs_from_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jobs, "ROOT", tmp_path)
@@ -231,7 +251,14 @@ def test_the_benchmark_runs_from_end_to_end(tmp_path, monkeypatch, capsys):
         *tabular_models.NETWORKS,
         *tabular_models.CLASSIFIERS,
     }
+    best = record["network_minus_best"]["diabetes"]
+    assert best["mean"] == record["network_minus"]["diabetes"][best["model"]]["mean"]
+    nll = {model: row["nll"] for model, row in record["sets"]["diabetes"].items()}
+    competitors = [nll[model] for model in tabular_models.REGRESSORS]
+    assert best["mean"] == pytest.approx(nll["network"] - min(competitors))
     # Models that work at all; diabetes and iris are known.
     assert 50 < record["sets"]["diabetes"]["linear"]["rmse"] < 65
     assert record["sets"]["iris"]["sklearn GP"]["accuracy"] > 0.9
-    assert "rank in NLL" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "rank in NLL" in printed
+    assert f"the best, {best['model']} {best['mean']:+.3f}" in printed
