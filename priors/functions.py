@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from copy import deepcopy
+from itertools import chain
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.means import Mean, ZeroMean
 from linear_operator.utils.cholesky import psd_safe_cholesky
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
+
+from priors.draws import Draws
 
 __all__ = [
     "FunctionPrior",
@@ -18,6 +22,8 @@ __all__ = [
     "ScaleMixturePrior",
     "draw",
 ]
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @runtime_checkable
@@ -31,12 +37,18 @@ class FunctionPrior(Protocol):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw functions at `X` `[*batch, n, d]`, `[*size, *batch, n, m]`, without noise."""
+        """Draw functions at `X` `[*batch, n, d]`, `[*size, *batch, n, m]`, without noise.
+
+        Batch elements of X get independent functions, as the draws of `size` are, in the dtype
+        and on the device of X.
+        """
         ...
 
 
 class GaussianProcessPrior:
     """A Gaussian process; with a `NNGPKernel` the limit of a network.
+
+    Inputs on another device than the kernel's are answered by a copy of kernel and mean there.
 
     Args:
         kernel: Covariance of one output.
@@ -49,7 +61,7 @@ class GaussianProcessPrior:
 
     def distribution(self, X: Tensor) -> MultivariateNormal:
         """Joint distribution of the function's values at `X` `[*batch, n, d]`."""
-        return MultivariateNormal(self.mean(X), self.kernel(X))
+        return MultivariateNormal(_on(self.mean, X.device)(X), _on(self.kernel, X.device)(X))
 
     def sample(
         self,
@@ -64,15 +76,13 @@ class GaussianProcessPrior:
         1e-8 of the variance: the covariance of a smooth function is singular in float32.
         """
         _check_inputs(X)
-        covariance = self.kernel(X.double()).to_dense()
+        covariance = _on(self.kernel, X.device)(X.double()).to_dense()
         jitter = 1e-8 * covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
         root = psd_safe_cholesky(
             covariance + torch.diag_embed(jitter.expand(covariance.shape[:-1]))
         )
-        noise = torch.randn(
-            *size, *root.shape[:-1], 1, generator=generator, dtype=root.dtype, device=root.device
-        )
-        return (root @ noise + self.mean(X.double())[..., None]).to(X)
+        noise = Draws(generator, root.device, root.dtype).normal(*size, *root.shape[:-1], 1)
+        return (root @ noise + _on(self.mean, X.device)(X.double())[..., None]).to(X)
 
 
 class ScaleMixturePrior:
@@ -127,6 +137,16 @@ def draw(
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         return distribution.sample(shape)
+
+
+def _on(module: _Module, device: torch.device) -> _Module:
+    """The module itself if it lies on `device`, else a copy there: the user's never moves.
+
+    A copy takes about a millisecond, and unlike a stored one follows the user's changes.
+    """
+    if all(t.device == device for t in chain(module.parameters(), module.buffers())):
+        return module
+    return deepcopy(module).to(device)
 
 
 def _check_inputs(X: Tensor) -> None:

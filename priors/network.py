@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from priors.activations import Activation
 from priors.criticality import critical_initialisation, susceptibilities
+from priors.draws import Draws
 from priors.evaluation import Evaluation
 from priors.functional import call_module
 from priors.moments import Points, Settings
@@ -610,16 +611,10 @@ class NetworkPrior(_Network):
     ) -> dict[str, Tensor]:
         """Draw the module's parameters, each `[*size, *its shape]`."""
         shapes = {name: p.shape for name, p in self.module.named_parameters()}
-        device = None if generator is None else generator.device
-
-        def normal(name: str, std: Tensor) -> Tensor:
-            shape = (*size, *shapes[name])
-            where = std.device if device is None else device
-            return torch.randn(shape, generator=generator, dtype=std.dtype, device=where)
-
         mean = self.parameter_mean()
         return {
-            name: mean[name] + std * normal(name, std).to(std.device)
+            name: mean[name]
+            + std * Draws(generator, std.device, std.dtype).normal(*size, *shapes[name])
             for name, std in self.parameter_std().items()
         }
 
@@ -634,23 +629,23 @@ class NetworkPrior(_Network):
             `[*size, ..., n, m]`.
         """
         self._check_rows(X, "X")
-        shape = [s or X.shape[-1] for s in self.program.input_shape]
-        flat = X.reshape(-1, *shape)
-        module = self.module
-        own = {name: p.shape for name, p in module.named_parameters()}
+        own = {name: p.shape for name, p in self.module.named_parameters()}
         first = next(iter(parameters))
         size = parameters[first].shape[: parameters[first].dim() - len(own[first])]
-
-        def call(values: dict[str, Tensor]) -> Tensor:
-            return call_module(module, values, flat)
-
         values = {name: p.to(X) for name, p in parameters.items()}
-        if size:
-            stacked = {k: v.reshape(-1, *own[k]) for k, v in values.items()}
-            out = torch.func.vmap(call)(stacked)
-        else:
-            out = call(values)
-        return out.reshape(*size, *X.shape[:-1], out.shape[-1])
+        if not size:
+            return self._call(values, X)
+        stacked = {k: v.reshape(-1, *own[k]) for k, v in values.items()}
+        out = torch.func.vmap(self._call, in_dims=(0, None))(stacked, X)
+        return out.reshape(*size, *out.shape[1:])
+
+    def _call(self, values: dict[str, Tensor], X: Tensor) -> Tensor:
+        """One network at inputs `[..., n, d]`, `[..., n, m]`."""
+        shape = [s or X.shape[-1] for s in self.program.input_shape]
+        # buffers, such as a mask, lie where the module does
+        buffers = {name: buffer.to(X.device) for name, buffer in self.module.named_buffers()}
+        out = call_module(self.module, {**buffers, **values}, X.reshape(-1, *shape))
+        return out.reshape(*X.shape[:-1], out.shape[-1])
 
     def sample(
         self,
@@ -659,21 +654,21 @@ class NetworkPrior(_Network):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw noise-free functions at `X` `[..., n, d]`, `[*size, ..., n, m]`.
+        """Draw noise-free functions at `X` `[*batch, n, d]`, `[*size, *batch, n, m]`.
 
-        Networks are drawn a few at a time, so that memory holds at most 2^25 weights or one
-        network.
+        Every batch element has a network of its own. They are drawn a few at a time, so that
+        memory holds at most 2^25 weights or one network.
         """
-        size = torch.Size(size)
+        self._check_rows(X, "X")
         per_network = sum(p.numel() for p in self.module.parameters())
-        chunk = max(1, 2**25 // max(1, per_network))
-        parts = [
-            self.apply_parameters(
-                self.draw(torch.Size([min(chunk, size.numel() - start)]), generator=generator), X
-            )
-            for start in range(0, size.numel(), chunk)
-        ]
-        return torch.cat(parts).reshape(*size, *parts[0].shape[1:])
+        rows = X.expand(*size, *X.shape).reshape(-1, *X.shape[-2:])  # [networks, n, d]
+        parts = []
+        for some in rows.split(max(1, 2**25 // max(1, per_network))):
+            drawn = self.draw(torch.Size([len(some)]), generator=generator)
+            values = {name: p.to(X) for name, p in drawn.items()}
+            parts.append(torch.func.vmap(self._call)(values, some))
+        out = torch.cat(parts)
+        return out.reshape(*size, *X.shape[:-1], out.shape[-1])
 
 
 def _per_layer(

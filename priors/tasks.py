@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from priors.draws import Draws
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior, draw
 
 __all__ = ["FunctionTaskPrior", "Task", "TaskPrior"]
@@ -141,8 +142,8 @@ class FunctionTaskPrior:
         dtype: torch.dtype | None = None,
     ) -> Task:
         """Draw `batch` tasks; see `Task`."""
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        X = self._draw_inputs(batch, generator, device, dtype)
+        draws = Draws(generator, device, dtype)
+        X = self._draw_inputs(batch, draws)
         prior, latents = self._draw_hyperparameters(batch, generator, X)
         scale = torch.ones(batch, dtype=X.dtype, device=X.device)
         with torch.no_grad():
@@ -159,26 +160,18 @@ class FunctionTaskPrior:
         else:
             noise_var = torch.full_like(scale, self.noise_var)
         noise_var = noise_var * scale
-        noise = torch.randn(f.shape, generator=generator, dtype=f.dtype, device=f.device)
-        context = torch.randint(
-            self.num_points, (), generator=generator, device=generator.device if generator else None
-        )
+        noise = Draws(generator, f.device, f.dtype).normal(*f.shape)
         return Task(
             X=X,
             y=f + noise_var.sqrt()[:, None, None] * noise,
             f=f,
             noise_var=noise_var,
-            num_context=int(context),
+            num_context=Draws(generator).integer(0, self.num_points - 1),
             latents=latents,
         )
 
-    def _draw_inputs(
-        self,
-        batch: int,
-        generator: torch.Generator | None,
-        device: torch.device | str | None,
-        dtype: torch.dtype,
-    ) -> Tensor:
+    def _draw_inputs(self, batch: int, draws: Draws) -> Tensor:
+        generator, device, dtype = draws.generator, draws.device, draws.dtype
         if not isinstance(self.inputs, Distribution):
             return self.inputs(
                 batch, self.num_points, generator=generator, device=device, dtype=dtype

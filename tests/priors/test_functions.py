@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from gpytorch.kernels import RBFKernel, ScaleKernel
+from gpytorch.kernels import PolynomialKernel, RBFKernel, ScaleKernel
 from gpytorch.means import ConstantMean
+from torch import nn
 from torch.distributions import Gamma, InverseGamma
 
 from priors import FunctionPrior, GaussianProcessPrior, NetworkPrior, ScaleMixturePrior
@@ -87,6 +88,46 @@ def test_all_are_function_priors():
     network = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
     for prior in (GaussianProcessPrior(rbf()), NetworkPrior(network)):
         assert isinstance(prior, FunctionPrior)
+
+
+def test_inputs_on_another_device_are_answered_there(monkeypatch):
+    # "meta" stands in for a GPU; it has no values to factorise
+    monkeypatch.setattr("priors.functions.psd_safe_cholesky", lambda covariance: covariance)
+    kernel, mean = PolynomialKernel(2), ConstantMean()
+    network = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+    X = torch.rand(3, 5, 2, device="meta")
+    for prior in (
+        GaussianProcessPrior(kernel, mean),
+        ScaleMixturePrior(kernel, Gamma(2.0, 2.0)),
+        NetworkPrior(network),
+    ):
+        f = prior.sample(X, torch.Size([6]), generator=torch.Generator().manual_seed(0))
+        assert f.is_meta
+        assert f.shape == (6, 3, 5, 1)
+    assert GaussianProcessPrior(kernel, mean).distribution(X).mean.is_meta
+    for module in (kernel, mean, network):
+        assert {p.device.type for p in module.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("size", [(), (2,)])
+def test_batch_elements_get_independent_functions(size):
+    module = nn.Linear(2, 1, bias=False)
+    X = torch.tensor([[1.0, 0.5], [-0.3, 2.0]], dtype=torch.float64).expand(10_000, 2, 2)
+    for prior in (
+        GaussianProcessPrior(rbf()),
+        ScaleMixturePrior(rbf(), InverseGamma(9.0, 8.0)),
+        NetworkPrior(module),
+    ):
+        f = prior.sample(X, torch.Size(size), generator=torch.Generator().manual_seed(0))
+        assert f.shape == (*size, 10_000, 2, 1)
+        f = f[..., 0].reshape(-1, 2).detach()
+        products = f[1:] * f[:-1]  # of neighbours in the batch
+        assert (products.mean(0).abs() < 4 * products.std(0) / len(products) ** 0.5).all()
+        if isinstance(prior, NetworkPrior):
+            products = f[:, :, None] * f[:, None, :]
+            expected = X[0] @ X[0].T / 2
+            error = products.std(0) / len(f) ** 0.5
+            assert ((products.mean(0) - expected).abs() < 4 * error).all()
 
 
 def test_bad_input():

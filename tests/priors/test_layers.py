@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from priors import InfiniteNetwork, NetworkPrior, Nonlinearity, QuasiMonteCarlo
+from priors.functional import call_module
 
 WIDTH = 64
 BIAS = 4.0
@@ -419,6 +420,19 @@ def test_cuda_agrees_with_cpu(name):
         expected = made.kernels(x)
         for a, b in zip(made.cuda().kernels(x.cuda()), expected, strict=True):
             torch.testing.assert_close(a.cpu(), b, rtol=1e-6, atol=1e-9)
+
+
+def test_buffers_follow_the_inputs(monkeypatch):
+    def checked(module, tensors, x):
+        assert {t.device for t in tensors.values()} == {x.device}
+        assert "adjacency" in tensors
+        return call_module(module, tensors, x)
+
+    monkeypatch.setattr("priors.network.call_module", checked)
+    module = Graph(graph, a=dense(2), b=dense(), r=dense(WIDTH, 4))
+    prior = NetworkPrior(module, input_shape=(3, 2))
+    assert prior.sample(torch.rand(5, 6, device="meta")).is_meta  # stands in for a GPU
+    assert module.adjacency.device.type == "cpu"
 
 
 def test_position_embeddings_are_learnt_positions():

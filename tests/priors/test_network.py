@@ -167,6 +167,16 @@ class TestNetworkPrior:
         assert torch.equal(first, again)
         assert prior.sample(X).shape == (5, 4, 2)
 
+    def test_every_batch_element_is_a_drawn_network_at_its_own_rows(self):
+        module = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+        prior = NetworkPrior(module, bias_var=0.1)
+        X = torch.randn(2, 5, 4, 3)
+        f = prior.sample(X, torch.Size([6]), generator=torch.Generator().manual_seed(0))
+        draws = prior.draw(torch.Size([6, 2, 5]), generator=torch.Generator().manual_seed(0))
+        for index in [(0, 0, 0), (0, 1, 2), (5, 1, 4)]:
+            own = {name: value[index] for name, value in draws.items()}
+            torch.testing.assert_close(f[index], prior.apply_parameters(own, X[index[1:]]))
+
     def test_apply_parameters_equals_the_module(self):
         module = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
         prior = NetworkPrior(module)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gpytorch.kernels import RBFKernel, ScaleKernel
+from gpytorch.kernels import PolynomialKernel, RBFKernel, ScaleKernel
 from torch import nn
 from torch.distributions import Gamma, InverseGamma, LogNormal, Normal, Uniform
 
@@ -123,6 +123,38 @@ def test_finite_networks_and_one_dimensional_inputs():
     task = tasks(function_prior=network, inputs=Normal(0.0, 1.0)).sample(3)
     assert task.X.shape == (3, 6, 1)
     assert not task.f.requires_grad
+
+
+def test_every_task_has_a_network_of_its_own():
+    network = NetworkPrior(nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 1)))
+    task = tasks(
+        function_prior=network,
+        inputs=lambda batch, points, **options: torch.ones(
+            batch, points, 1, dtype=options["dtype"]
+        ),
+        num_points=1,
+    ).sample(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    products = (task.f[1:] * task.f[:-1]).flatten()
+    assert abs(products.mean()) < 4 * products.std() / len(products) ** 0.5
+
+
+def test_tasks_on_another_device_than_the_prior(monkeypatch):
+    # "meta" stands in for a GPU; it has no values to factorise
+    monkeypatch.setattr("priors.functions.psd_safe_cholesky", lambda covariance: covariance)
+    kernel = PolynomialKernel(2)
+    for prior in (
+        GaussianProcessPrior(kernel),
+        ScaleMixturePrior(kernel, InverseGamma(6.0, 5.0)),
+        NetworkPrior(nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1))),
+    ):
+        for generator in (None, torch.Generator().manual_seed(0)):
+            task = tasks(function_prior=prior, noise_var=Gamma(2.0, 4.0)).sample(
+                3, generator=generator, device="meta"
+            )
+            assert task.X.is_meta
+            assert task.y.is_meta
+            assert task.noise_var.is_meta
+    assert kernel.offset.device.type == "cpu"
 
 
 def test_reproducible_and_global_state_untouched():
