@@ -143,14 +143,11 @@ class LearningCurveTaskPrior:
         dtype: torch.dtype | None = None,
     ) -> Task:
         """Draw `batch` tasks."""
-
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
-
-        p, C, n = self._draw_sizes([float(u) for u in uniform(4)])
-        h = uniform(batch, C, p)
-        latents = self._draw_curves(h, Draws(generator, device, torch.float64))
-        curve, step, steps = _draw_rows(batch, C, n, self.num_queries, generator, device)
+        draws = Draws(generator, device, torch.float64)
+        p, C, n = self._draw_sizes([float(u) for u in draws.uniform(4)])
+        h = draws.uniform(batch, C, p)
+        latents = self._draw_curves(h, draws)
+        curve, step, steps = _draw_rows(draws, batch, C, n, self.num_queries)
         x = log_time(step, steps[:, None])
         X = torch.cat([x[..., None], h.gather(1, curve[..., None].expand(-1, -1, p))], -1)
         latents["steps"] = steps
@@ -296,22 +293,13 @@ def _related(h: Tensor, num: int, draws: Draws) -> Tensor:
     )
 
 
-def _draw_rows(
-    batch: int,
-    C: int,
-    n: int,
-    q: int,
-    generator: torch.Generator | None,
-    device: torch.device | str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _draw_rows(draws: Draws, batch: int, C: int, n: int, q: int) -> tuple[Tensor, Tensor, Tensor]:
     """Curve and step of every row, `[B, n + q]`, and the number of steps of each task, `[B]`.
 
     The n context rows are shared out among the curves at random; a curve with m of them is known
     up to step m.
     """
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+    uniform = draws.uniform
 
     def pick(weight: Tensor, num: int) -> Tensor:
         """Curve numbers `[B, num]` in proportion to `weight` `[B, C]`."""

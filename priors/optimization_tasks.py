@@ -63,7 +63,8 @@ class OptimizationTaskPrior:
     Attributes:
         max_features: Most features.
         max_context: Most context rows.
-        num_queries: Query rows of each task, half of them near the best context row.
+        num_queries: Query rows of each task; half of them, in random order, lie near the best
+            context row.
         input_warping: Probability that the inputs of a task are warped.
         output_warping: Probability that its output is.
         adaptive: Probability that a task has points near good ones.
@@ -103,11 +104,8 @@ class OptimizationTaskPrior:
         dtype: torch.dtype | None = None,
     ) -> Task:
         """Draw `batch` tasks."""
-
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
-
-        u = [float(value) for value in uniform(5)]
+        draws = Draws(generator, device, torch.float64)
+        u = [float(value) for value in draws.uniform(5)]
         d = self.num_features or 1 + int(u[0] * self.max_features)
         n = self.num_context
         if n is None:
@@ -115,11 +113,10 @@ class OptimizationTaskPrior:
             n = int(u[1] * size if u[2] < 0.5 else math.exp(u[1] * math.log(size)))
         first = n if n < 4 or u[3] < 0.3 else max(2, int(n * (0.1 + 0.6 * u[4])))
         half = (n - first + 1) // 2
-        draws = Draws(generator, device, torch.float64)
         latents = self._draw_latents(draws, batch, d)
         noise_var = _draw_noise_var(draws, batch)
         rounds = first, half, n - first - half
-        X, f, y, rows = self._draw_run(latents, noise_var, rounds, generator)
+        X, f, y, rows = self._draw_run(draws, latents, noise_var, rounds)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         return Task(
             X=X.to(dtype),
@@ -229,10 +226,10 @@ class OptimizationTaskPrior:
 
     def _draw_run(
         self,
+        draws: Draws,
         latents: dict[str, Tensor],
         noise_var: Tensor,
         rounds: tuple[int, ...],
-        generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Inputs `[B, N, d]`, f and y `[B, N]`: the rounds of the context, then the queries.
 
@@ -240,17 +237,13 @@ class OptimizationTaskPrior:
         """
         batch, d = latents["lengthscale"].shape
         like = latents["lengthscale"]
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-
         X = like.new_empty(batch, 0, d)
         y = like.new_empty(batch, 0)
         z, white, near, root = y, y, y.bool(), like.new_empty(batch, 0, 0)
         sizes = [size for size in rounds if size] + [self.num_queries]
         for number, size in enumerate(sizes):
             queries = number == len(sizes) - 1
-            new, close = _place(X, y, size, queries, latents["adaptive"], generator)
+            new, close = _place(draws, X, y, size, queries, latents["adaptive"])
             # one more block of rows of the Cholesky factor, and of z = root @ white
             cross = torch.linalg.solve_triangular(
                 root, self.covariance(X, new, latents), upper=False
@@ -258,11 +251,10 @@ class OptimizationTaskPrior:
             eye = _JITTER * torch.eye(size, dtype=like.dtype, device=like.device)
             rest = self.covariance(new, new, latents) + eye - cross.mT @ cross
             corner = torch.linalg.cholesky(rest)
-            fresh = normal(batch, size)
+            fresh = draws.normal(batch, size)
             value = (cross.mT @ white[..., None] + corner @ fresh[..., None])[..., 0]
-            value_y = _skewed(value, latents["skew"]) + noise_var.sqrt()[:, None] * normal(
-                batch, size
-            )
+            noise = noise_var.sqrt()[:, None] * draws.normal(batch, size)
+            value_y = _skewed(value, latents["skew"]) + noise
             X, z, y = torch.cat([X, new], 1), torch.cat([z, value], 1), torch.cat([y, value_y], 1)
             near = torch.cat([near, close], 1)
             if not queries:
@@ -278,22 +270,15 @@ def _draw_noise_var(draws: Draws, batch: int) -> Tensor:
 
 
 def _place(
-    X: Tensor,
-    y: Tensor,
-    size: int,
-    queries: bool,
-    adaptive: Tensor,
-    generator: torch.Generator | None,
+    draws: Draws, X: Tensor, y: Tensor, size: int, queries: bool, adaptive: Tensor
 ) -> tuple[Tensor, Tensor]:
     """New inputs `[B, size, d]`, given those before and their noisy values; which are near good.
 
-    A round of context goes near rows drawn by their rank, queries near the best one.
+    A round of context goes near rows drawn by their rank; half of the queries, in random places
+    so that any few of them are of both kinds, near the best one.
     """
     batch, n, d = X.shape
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, device=X.device, dtype=X.dtype)
-
+    uniform = draws.uniform
     sobol = SobolEngine(d, scramble=False).draw(size, dtype=torch.float64).to(X)
     spread = torch.where(
         uniform(batch, 1, 1) < 0.5, (sobol + uniform(batch, 1, d)) % 1, uniform(batch, size, d)
@@ -307,11 +292,11 @@ def _place(
     if queries:
         place = torch.zeros_like(place)
     centre = X.gather(1, rank.gather(1, place)[..., None].expand(-1, -1, d))
-    step = torch.randn(batch, size, d, generator=generator, device=X.device, dtype=X.dtype)
+    step = draws.normal(batch, size, d)
     point = (centre + 10 ** (-2 + 1.5 * uniform(batch, size, 1)) * step) % 2
     point = torch.where(point > 1, 2 - point, point)  # reflected at the walls
     if queries:
-        close = (torch.arange(size, device=X.device) >= (size + 1) // 2).expand(batch, -1)
+        close = draws.permutations(size, batch) >= (size + 1) // 2
     else:
         close = adaptive[:, None] & (uniform(batch, size) < 0.8)
     return torch.where(close[..., None], point, spread), close

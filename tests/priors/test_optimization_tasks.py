@@ -8,11 +8,16 @@ import torch
 from gpytorch.kernels import MaternKernel, RBFKernel
 
 from priors import OptimizationTaskPrior, TaskPrior
+from priors.draws import Draws
 from priors.optimization_tasks import KERNELS, _kumaraswamy, _place, _skewed, _trend
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def double(seed=0):
+    return Draws(seeded(seed), dtype=torch.float64)
 
 
 def within(values, expected):
@@ -115,7 +120,7 @@ def test_values_have_the_covariance_given_the_latents_at_adaptive_points():
     prior = OptimizationTaskPrior(num_queries=3)
     latents = fixed_latents(batch)
     noise_var = torch.full((batch,), 0.1).double()
-    X, f, y, rows = prior._draw_run(latents, noise_var, (3, 2, 2), seeded())
+    X, f, y, rows = prior._draw_run(double(), latents, noise_var, (3, 2, 2))
     assert X.shape == (batch, 10, 2)
     assert 0.5 < rows["near"][:, 3:7].double().mean() < 0.9
     assert torch.equal(f, rows["z"])
@@ -130,14 +135,14 @@ def test_values_have_the_covariance_at_fixed_points(monkeypatch):
     batch = 4000
     points = torch.rand(5, 2, generator=seeded(3), dtype=torch.float64)
 
-    def fixed(X, y, size, *_):
+    def fixed(draws, X, y, size, *_):
         n = X.shape[1]
         return points[n : n + size].expand(batch, -1, -1), torch.zeros(batch, size).bool()
 
     monkeypatch.setattr("priors.optimization_tasks._place", fixed)
     prior = OptimizationTaskPrior(num_queries=2)
     latents = fixed_latents(batch, "rbf")
-    _, f, _, _ = prior._draw_run(latents, torch.zeros(batch).double(), (2, 0, 1), seeded())
+    _, f, _, _ = prior._draw_run(double(), latents, torch.zeros(batch).double(), (2, 0, 1))
     expected = prior.covariance(points[None], points[None], latents_of_one(latents))[0]
     assert within(f[:, :, None] * f[:, None], expected)
 
@@ -189,15 +194,17 @@ def test_a_round_lies_near_good_points_and_queries_near_the_best():
     y = -(X - 0.5).abs().sum(-1)
     best = X.gather(1, y.argmax(-1)[:, None, None].expand(-1, 1, 3))
     yes = torch.ones(500, dtype=torch.bool)
-    new, near = _place(X, y, 20, False, yes, seeded(1))
+    new, near = _place(double(1), X, y, 20, False, yes)
     distance = (new - 0.5).abs().sum(-1)
     assert within(near.double().mean(-1), 0.8)
     assert distance[near].mean() < distance[~near].mean() - 0.15
-    queries, near = _place(X, y, 20, True, yes, seeded(1))
-    assert (near == (torch.arange(20) >= 10)).all()
+    queries, near = _place(double(1), X, y, 20, True, yes)
+    assert (near.sum(-1) == 10).all()
+    assert within(near.double(), 0.5)  # in every place
+    assert within((near[:, :10].sum(-1) - 5.0).square(), 10 / 4 * 10 / 19)  # of random halves
     distance = (queries - best).norm(dim=-1)
     assert distance[near].median() < 0.2 < distance[~near].median()
-    assert not _place(X, y, 20, False, ~yes, seeded(1))[1].any()
+    assert not _place(double(1), X, y, 20, False, ~yes)[1].any()
 
 
 def test_oracle_is_calibrated_and_exact_on_three_points():

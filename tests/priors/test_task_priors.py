@@ -4,13 +4,21 @@ import math
 
 import pytest
 import torch
+from gpytorch.kernels import RBFKernel
+from torch.distributions import Gamma, Uniform
+from torch.overrides import TorchFunctionMode
 
 from priors import (
     CausalTaskPrior,
     ClassificationTaskPrior,
+    FunctionTaskPrior,
+    GaussianProcessPrior,
+    LearningCurveTaskPrior,
     LinearTaskPrior,
     MixtureTaskPrior,
+    NetworkPrior,
     NetworkTaskPrior,
+    OptimizationTaskPrior,
     RandomInputs,
     RandomKernelTaskPrior,
     RandomNoise,
@@ -42,6 +50,24 @@ ALL["mixture"] = MixtureTaskPrior([ALL["tree"], ALL["causal"]])
 ALL["tabular"] = Tabular(ALL["network"], max_features=6)
 ALL["classes"] = ClassificationTaskPrior(ALL["linear"])
 ALL["table of classes"] = Tabular(ClassificationTaskPrior(ALL["mixture"]), max_features=6)
+
+FUNCTIONS = {"inputs": Uniform(torch.zeros(2), torch.ones(2)), "num_points": 9, "noise_var": 0.1}
+# with those of other sizes
+EVERY = {
+    **ALL,
+    "function": FunctionTaskPrior(GaussianProcessPrior(RBFKernel()), **FUNCTIONS),
+    "hyperprior": FunctionTaskPrior(
+        GaussianProcessPrior(RBFKernel()), hyperprior={"lengthscale": Gamma(3.0, 3.0)}, **FUNCTIONS
+    ),
+    "finite network": FunctionTaskPrior(
+        NetworkPrior(
+            torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.ReLU(), torch.nn.Linear(5, 1))
+        ),
+        **FUNCTIONS,
+    ),
+    "learning curves": LearningCurveTaskPrior(max_context=20),
+    "optimisation": OptimizationTaskPrior(max_context=20),
+}
 
 
 def seeded(seed=0):
@@ -447,12 +473,31 @@ def test_bad_arguments(make, message):
         make()
 
 
+class OwnDevice(TorchFunctionMode):
+    """A generator serves its own device only, as a GPU's does; "cpu:0" counts as another one."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        generator = kwargs.get("generator")
+        if generator is not None:
+            assert torch.device(kwargs.get("device") or "cpu") == generator.device
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_generator_of_another_device(name):
+    with OwnDevice():
+        EVERY[name].sample(4, generator=seeded(), device="cpu:0")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_on_the_gpu(name):
     generator = torch.Generator("cuda").manual_seed(0)
-    task = ALL[name].sample(4, generator=generator, device="cuda")
+    task = EVERY[name].sample(4, generator=generator, device="cuda")
     assert task.y.is_cuda
     assert task.y.isfinite().all()
-    assert ALL[name].sample(4, generator=seeded(), device="cuda").y.is_cuda
+    assert EVERY[name].sample(4, generator=seeded(), device="cuda").y.is_cuda
+    assert EVERY[name].sample(4, generator=generator).y.is_cuda
+    assert EVERY[name].sample(4, device="cuda").y.is_cuda
