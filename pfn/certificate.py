@@ -64,6 +64,7 @@ LowerReference = Callable[[Task], Density | None]
 _LEVELS = (0.5, 0.8, 0.9, 0.95)
 _PIT_BINS = 20
 _SCORE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_COHERENCE_ROWS, _COHERENCE_TASKS = 10, 256
 _SCORE_LEVELS = (0.005, 0.05, 0.5, 0.95, 0.995)
 
 
@@ -75,10 +76,11 @@ class CertificateRow:
         tasks: Number of tasks.
         nll: Mean negative log density of the network.
         gap: Mean of log p - log q; NaN without a reference.
-        gap_error: Standard error of `gap` over tasks.
+        gap_error: Standard error of `gap`, of tasks that are dependent within a batch.
         gap_worst: Mean gap of the worst 1% of tasks (at least one).
-        lower: The same for the lower reference, a lower bound of the gap; NaN without one.
-        lower_error: Standard error of `lower` over tasks.
+        lower: The same for the lower reference, a lower bound of the gap; NaN without one, or
+            where it declined all tasks of some number of context rows.
+        lower_error: Standard error of `lower`.
         coverage50: Share of targets in the central 50% interval; NaN in classification.
         coverage80: Likewise, 80%.
         coverage90: Likewise, 90%.
@@ -234,7 +236,7 @@ def certify(
     context_sizes: Sequence[int] = (0, 5, 20, 80),
     num_queries: int = 16,
     num_tasks: int = 512,
-    batch: int = 32,
+    batch: int = 4,
     seed: int = 0,
     progress: bool = True,
 ) -> Certificate:
@@ -256,7 +258,8 @@ def certify(
             `num_queries` rows.
         num_queries: Query rows of each task, its last ones.
         num_tasks: Tasks in all.
-        batch: Tasks at a time.
+        batch: Tasks at a time. Tasks of a batch share what a prior draws for all of them, such as
+            the number of features: larger batches are faster and tell less.
         seed: Of the tasks.
         progress: Show a progress bar.
 
@@ -270,6 +273,7 @@ def certify(
     measured = _Measurements()
     scores: dict[int, list[Tensor]] = {}
     coherence: list[dict[str, float]] = []
+    usual = min(context_sizes, key=lambda n: abs(n - _COHERENCE_ROWS))
     pfn = pfn.eval()
     joint = pfn.bars is not None and bool(pfn.metadata.get("max_buffer"))
     if isinstance(task_prior, TaskPrior):
@@ -288,12 +292,12 @@ def certify(
                     if n + num_queries <= rows:
                         part = _split(task, n, num_queries)
                         lower = lower_reference if start < lower_tasks else None
-                        measured.add(n, part, _measure(pfn, part, reference, lower))
+                        measured.add(n, start, part, _measure(pfn, part, reference, lower))
                 for n in sizes if own else _SCORE_SIZES:
                     if 4 <= n <= min(rows, max(sizes)):
                         scores.setdefault(n, []).append(_task_scores(pfn, _split(task, n, 0)))
-                if joint and len(coherence) < 8:
-                    n = task.num_context if own else min(10, rows - 2)
+                if joint and start < _COHERENCE_TASKS and (usual in sizes or not own):
+                    n = usual if own else min(_COHERENCE_ROWS, rows - 2)
                     coherence += [_coherence(pfn, _split(task, n, 2))] if n >= 0 else []
             bar.update(size)
     if not measured.values:
@@ -301,20 +305,19 @@ def certify(
             f"No task had room for {num_queries} queries and one of {tuple(context_sizes)} context "
             "rows; ask for smaller ones."
         )
-    levels = torch.tensor(_SCORE_LEVELS, dtype=torch.float64)
     return Certificate(
         prior=describe(groups[-1][1]),
         reference="none" if reference is None else reference_is,
         seed=seed,
-        by_context=measured.table(measured.context),
-        by_features=measured.table(measured.features),
-        by_noise={_decade(k): row for k, row in measured.table(measured.noise).items() if k < 99},
+        by_context=measured.table("context"),
+        by_features=measured.table("features"),
+        by_noise={_decade(k): row for k, row in measured.table("noise").items() if k < 99},
         pit=measured.pits() if pfn.bars is not None else {},
         coherence={
             name: sum(found[name] for found in coherence) / len(coherence)
             for name in (coherence[0] if coherence else ())
         },
-        scores={n: torch.cat(s).double().quantile(levels).tolist() for n, s in scores.items()},
+        scores={n: _quantiles(parts) for n, parts in scores.items()},
     )
 
 
@@ -353,6 +356,11 @@ def context_score(
         total = total + _marginals(pfn, encoding, logits).log_prob(y[:, asked, None]).sum((1, 2))
     scale = 1.0 if pfn.architecture.classes else pfn.units(y)[1][:, 0]
     return total / y.shape[1] + torch.as_tensor(scale).to(total).log()
+
+
+def _quantiles(parts: list[Tensor]) -> list[float]:
+    values = torch.cat(parts).double().cpu()
+    return values.quantile(torch.tensor(_SCORE_LEVELS, dtype=values.dtype)).tolist()
 
 
 def _task_scores(pfn: PFN, task: Task) -> Tensor:
@@ -433,27 +441,28 @@ class _Measurements:
 
     def __init__(self) -> None:
         self.values: list[Tensor] = []
-        self.context: list[Tensor] = []
-        self.features: list[Tensor] = []
-        self.noise: list[Tensor] = []
+        self.keys: dict[str, list[Tensor]] = {k: [] for k in (*_KEYS, "batch")}
         self._pit: dict[int, list[Tensor]] = {}
 
-    def add(self, n: int, task: Task, found: tuple[Tensor, Tensor]) -> None:
+    def add(self, n: int, batch: int, task: Task, found: tuple[Tensor, Tensor]) -> None:
         values, pit = found
-        self.values.append(values)
-        self.context.append(torch.full((len(values),), n))
-        self.features.append(torch.full((len(values),), task.X.shape[-1]))
+        self.values.append(values.cpu())
         noise = task.row_noise_var.double().mean(1).cpu()
         usable = noise.isfinite() & (noise > 0)
         if task.num_classes is not None:
             usable = torch.zeros_like(usable)
         decade = torch.where(usable, noise, 1.0).log10().floor().clamp(-9, 9).long()
-        self.noise.append(torch.where(usable, decade, 99))
+        self.keys["noise"].append(torch.where(usable, decade, 99))
+        for name, value in (("context", n), ("features", task.X.shape[-1]), ("batch", batch)):
+            self.keys[name].append(torch.full((len(values),), value))
         self._pit.setdefault(n, []).append(pit.flatten())
 
-    def table(self, keys: list[Tensor]) -> dict[int, CertificateRow]:
-        key, values = torch.cat(keys).to(self.values[0].device), torch.cat(self.values)
-        return {int(k): _row(values[key == k]) for k in key.unique()}
+    def table(self, name: str) -> dict[int, CertificateRow]:
+        key, values = torch.cat(self.keys[name]), torch.cat(self.values)
+        context, batch = torch.cat(self.keys["context"]), torch.cat(self.keys["batch"])
+        return {
+            int(k): _row(values[key == k], context[key == k], batch[key == k]) for k in key.unique()
+        }
 
     def pits(self) -> dict[int, list[float]]:
         shares = {}
@@ -464,30 +473,43 @@ class _Measurements:
         return shares
 
 
-def _row(values: Tensor) -> CertificateRow:
+_KEYS = ("context", "features", "noise")
+
+
+def _row(values: Tensor, context: Tensor, batch: Tensor) -> CertificateRow:
     tasks = len(values)
     nll, gap, _, *rest = values.mean(0).tolist()
     gaps, lower = values[:, 1], values[:, 2]
     worst = gaps.sort(descending=True).values[: max(1, tasks // 100)].mean()
-    return CertificateRow(tasks, nll, gap, _error(gaps), float(worst), *_lower(gaps, lower), *rest)
+    bound = _lower(gaps, lower, context, batch)
+    return CertificateRow(tasks, nll, gap, _error(gaps, batch), float(worst), *bound, *rest)
 
 
-def _lower(gaps: Tensor, lower: Tensor) -> tuple[float, float]:
+def _lower(gaps: Tensor, lower: Tensor, context: Tensor, batch: Tensor) -> tuple[float, float]:
     """Lower bound of the gap and its standard error, if it was measured for some tasks only.
 
     The bounds of one task are close to each other, tasks are not: where both are known, their
-    difference is averaged over the tasks that have it, and the upper bound over all.
+    difference is averaged over the tasks that have it, and the upper bound over all. Only tasks
+    of the same sizes are alike: without one of the sizes there is no bound.
     """
     known = ~lower.isnan()
+    if not torch.equal(context[known].unique(), context.unique()):
+        return math.nan, math.nan
     if not bool(gaps.isfinite().all()):
-        return float(lower[known].mean()), _error(lower[known])
+        return float(lower[known].mean()), _error(lower[known], batch[known])
     apart = (gaps - lower)[known]
-    return float(gaps.mean() - apart.mean()), math.hypot(_error(gaps), _error(apart))
+    error = math.hypot(_error(gaps, batch), _error(apart, batch[known]))
+    return float(gaps.mean() - apart.mean()), error
 
 
-def _error(values: Tensor) -> float:
-    """Standard error of a mean."""
-    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+def _error(values: Tensor, batch: Tensor) -> float:
+    """Standard error of a mean of values that are dependent within their batches."""
+    _, group = batch.unique(return_inverse=True)
+    count = int(group.max()) + 1 if len(group) else 0
+    if count < 2:
+        return math.nan
+    sums = values.new_zeros(count).index_add_(0, group, values - values.mean())
+    return float(sums.square().sum().sqrt()) / len(values) * math.sqrt(count / (count - 1))
 
 
 def _decade(power: int) -> str:

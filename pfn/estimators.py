@@ -11,6 +11,8 @@ the training data; one that is new in a query counts as missing. A network that 
 without missing values (`metadata["missing"]`) gets the mean of the training data in their place,
 or the most frequent category.
 
+Like `PFN.condition`, `fit` warns of data that are unlike the network's prior.
+
 Everything runs in float64 by default: predictions then depend neither on the other queries of a
 call nor on how targets are scaled, beyond rounding that nobody sees.
 
@@ -25,6 +27,7 @@ import numbers
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +39,7 @@ from torch.distributions.transforms import AffineTransform, Transform
 
 from pfn.inference import BarPosterior
 from pfn.network import PFN, Encoding, load
-from pfn.tables import Columns, imputation, imputed, read_columns
+from pfn.tables import Columns, imputation, imputed, is_missing, read_columns
 from priors.pooling import MixturePosterior
 from priors.posterior import PredictivePosterior, TransformedPosterior
 
@@ -57,6 +60,10 @@ __all__ = ["PFNClassifier", "PFNRegressor"]
 # Range of the power of transformed targets. At 1/2 the tails of the bars, of index 5, still have
 # a variance after the transform is undone.
 _POWERS = (0.5, 1.5)
+_WHAT_TO_DO = (
+    "Look for outliers and wrong units, try power_transforms in an ensemble, or take another "
+    "network or model; check=False silences this."
+)
 
 
 class _PFNEstimator(BaseEstimator):
@@ -72,8 +79,10 @@ class _PFNEstimator(BaseEstimator):
     random_state: Any
     device: Any
     dtype: str
+    check: bool
     network_: PFN
     classes_: np.ndarray
+    unlike_the_prior_: str | None
     _columns: Columns
     _members: list[_Member]
     _encodings: list[Encoding]
@@ -117,8 +126,19 @@ class _PFNEstimator(BaseEstimator):
                 f"max_context must be 'network', None or a positive integer, got {limit!r}."
             )
 
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """A fit that fails leaves the estimator as it was, fitted before or not."""
+        before = self.__dict__.copy()
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            raise
+
     def _read_table(self, X: Any, y: Any, *, numeric: bool) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of X, NaN where missing, and y; sets what scikit-learn wants to know of X."""
+        _refuse_missing(y)
         table = read_columns(X)
         self._columns = Columns.fit(table, self.categorical_features)
         values, y = check_X_y(
@@ -162,6 +182,9 @@ class _PFNEstimator(BaseEstimator):
         self._X, self._y = self._prepare(X), y
         self._members = self._plan()
         self._encodings = [self._encode(member) for member in self._members]
+        self.unlike_the_prior_ = self._compare_with_prior() if self.check else None
+        if self.unlike_the_prior_ is not None:
+            warnings.warn(f"{self.unlike_the_prior_} {_WHAT_TO_DO}", stacklevel=3)
 
     def _prepare(self, X: np.ndarray) -> np.ndarray:
         """The features that are used, imputed unless the network knows missing values."""
@@ -275,23 +298,39 @@ class _PFNEstimator(BaseEstimator):
         if self._limit > trained and n > self._limit:
             self.network_.warn_beyond_training(int(self._limit))
 
-    def _encode(self, member: _Member) -> Encoding:
+    def _data(self, member: _Member) -> tuple[Tensor, Tensor]:
+        """What a member sees, `[1, n, d]` and `[1, n]`."""
         X, y = self._X[member.rows], self._y[member.rows]
         if member.target is not None:
             y = member.target.apply(y)
         if member.classes is not None:
             y = member.classes[y]
+        return self._tensor(member.inputs_of(X))[None], self._tensor(y)[None]
+
+    def _encode(self, member: _Member) -> Encoding:
         number = None
         if member.classes is not None:
             number = torch.tensor([len(member.classes)], device=self._where.device)
         with torch.no_grad():
             return self.network_.encode(
-                self._tensor(member.inputs_of(X))[None],
-                self._tensor(y)[None],
+                *self._data(member),
                 categorical=self._kinds(member),
                 num_classes=number,
                 column_seed=member.column_seed,
             )
+
+    def _compare_with_prior(self) -> str | None:
+        """`PFNModel.unlike_the_prior` of what the first member sees, which nothing transforms."""
+        member = self._members[0]
+        (X, y), kinds = self._data(member), self._kinds(member)
+        certificate = self.network_.certificate
+        if certificate is None or certificate.usual_scores(X.shape[1]) is None:
+            return None
+        categorical = None if kinds is None else kinds[0]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This network was trained on up to")  # already told
+            model = self.network_.condition(X[0], y[0], categorical=categorical, check=False)
+        return model.unlike_the_prior()
 
     def _kinds(self, member: _Member) -> Tensor | None:
         """Which columns are categories, `[1, d]`, for a network that was trained to be told."""
@@ -359,9 +398,13 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
             needs no random numbers.
         device: Where the network runs; the GPU when there is one if None.
         dtype: "float64" or "float32", faster on GPUs.
+        check: Whether to warn if the two halves of the training data predict each other unlike
+            those of 99% of the network's prior, where its certificate knows that. Costs two more
+            encodings of all rows.
 
     Attributes:
         network_: The network in use.
+        unlike_the_prior_: The sentence of that warning; None without.
         selected_features_: Indices of the features in use; fewer than given only for a network
             of slots that has too few of them.
         n_features_in_: Features of the training data.
@@ -381,6 +424,7 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
         random_state: int | np.random.RandomState | None = 0,
         device: str | torch.device | None = None,
         dtype: str = "float64",
+        check: bool = True,
     ) -> None:
         self.network = network
         self.num_ensemble = num_ensemble
@@ -392,6 +436,7 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
         self.random_state = random_state
         self.device = device
         self.dtype = dtype
+        self.check = check
 
     def fit(self, X: Any, y: Any) -> PFNRegressor:
         """Encode a data set.
@@ -402,14 +447,15 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
 
         Raises:
             TypeError: a network or values of an unusable kind.
-            ValueError: unusable data or parameters.
+            ValueError: unusable data or parameters. The estimator is then as it was.
         """
         self._check_parameters()
-        X, y = self._read_table(X, y, numeric=True)
-        y = y.astype(np.float64)
-        self.network_ = self._load_network(classes=False)
-        self._limit_context(len(y))
-        self._condition(X, y, _ranks(y[:, None]))
+        with self._all_or_nothing():
+            X, y = self._read_table(X, y, numeric=True)
+            y = y.astype(np.float64)
+            self.network_ = self._load_network(classes=False)
+            self._limit_context(len(y))
+            self._condition(X, y, _ranks(y[:, None]))
         return self
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
@@ -465,6 +511,7 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
             y: Targets `[m]`.
         """
         values = self._queries(X)
+        _refuse_missing(y)
         _, y = check_X_y(values, y, ensure_all_finite="allow-nan", y_numeric=True)
         y = y.astype(np.float64)
         found = [
@@ -482,7 +529,7 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
             units = AffineTransform(encoding.location[0], encoding.scale[0])
             posterior = TransformedPosterior(posterior, units)
             if member.target is not None:
-                for transform in member.target.undo(posterior.mean):
+                for transform in member.target.undo(encoding.location):
                     posterior = TransformedPosterior(posterior, transform)
             components.append(posterior)
         return components[0] if len(components) == 1 else MixturePosterior(components)
@@ -505,10 +552,12 @@ class PFNClassifier(ClassifierMixin, _PFNEstimator):
         random_state: As in `PFNRegressor`.
         device: Where the network runs; the GPU when there is one if None.
         dtype: "float64" or "float32", faster on GPUs.
+        check: As in `PFNRegressor`.
 
     Attributes:
         classes_: Classes, sorted; at most as many as the network was made for.
         network_: The network in use.
+        unlike_the_prior_: As in `PFNRegressor`.
         selected_features_: As in `PFNRegressor`.
         n_features_in_: Features of the training data.
         feature_names_in_: Their names, if they are all text.
@@ -527,6 +576,7 @@ class PFNClassifier(ClassifierMixin, _PFNEstimator):
         random_state: int | np.random.RandomState | None = 0,
         device: str | torch.device | None = None,
         dtype: str = "float64",
+        check: bool = True,
     ) -> None:
         self.network = network
         self.num_ensemble = num_ensemble
@@ -538,6 +588,7 @@ class PFNClassifier(ClassifierMixin, _PFNEstimator):
         self.random_state = random_state
         self.device = device
         self.dtype = dtype
+        self.check = check
 
     def fit(self, X: Any, y: Any) -> PFNClassifier:
         """Encode a data set.
@@ -548,22 +599,24 @@ class PFNClassifier(ClassifierMixin, _PFNEstimator):
 
         Raises:
             TypeError: a network or values of an unusable kind.
-            ValueError: unusable data or parameters, or more classes than the network has.
+            ValueError: unusable data or parameters, missing labels, or more classes than the
+                network has. The estimator is then as it was.
         """
         self._check_parameters()
-        X, y = self._read_table(X, y, numeric=False)
-        check_classification_targets(y)
-        self.classes_, y = np.unique(y, return_inverse=True)
-        self.network_ = self._load_network(classes=True)
-        most = self.network_.architecture.classes
-        if len(self.classes_) > most:
-            raise ValueError(
-                f"y has {len(self.classes_)} classes and this network tells {most} apart; merge "
-                "classes, wrap the estimator in sklearn.multiclass.OneVsRestClassifier, or train "
-                "a network with more."
-            )
-        self._limit_context(len(y))
-        self._condition(X, y, np.eye(len(self.classes_))[y])
+        with self._all_or_nothing():
+            X, y = self._read_table(X, y, numeric=False)
+            check_classification_targets(y)
+            self.classes_, y = np.unique(y, return_inverse=True)
+            self.network_ = self._load_network(classes=True)
+            most = self.network_.architecture.classes
+            if len(self.classes_) > most:
+                raise ValueError(
+                    f"y has {len(self.classes_)} classes and this network tells {most} apart; "
+                    "merge classes, wrap the estimator in sklearn.multiclass.OneVsRestClassifier, "
+                    "or train a network with more."
+                )
+            self._limit_context(len(y))
+            self._condition(X, y, np.eye(len(self.classes_))[y])
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -719,6 +772,19 @@ class _YeoJohnson(Transform):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log of the derivative at x."""
         return x.sign() * (self.power - 1) * x.abs().log1p()
+
+
+def _refuse_missing(y: Any) -> None:
+    """Before anything else reads y: None and pandas' NA end in errors about types."""
+    if y is None:  # scikit-learn has its own message
+        return
+    values = np.ravel(np.asarray(y, dtype=object))
+    missing = sum(map(is_missing, values))
+    if missing:
+        raise ValueError(
+            f"y lacks {missing} of {len(values)} values; drop those rows from X and y, or give "
+            "missing classes a name."
+        )
 
 
 def _relevance(X: np.ndarray, targets: np.ndarray, categorical: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.models.model import Model
+from botorch.models.transforms.input import InputTransform
 from botorch.posteriors import Posterior
 from botorch.sampling.base import MCSampler
 from botorch.utils.types import DEFAULT
@@ -63,36 +64,49 @@ class PFNModel(Model):
         *,
         train_Yvar: Tensor | None,
         categorical: Tensor | None,
+        num_classes: int | None,
         input_transform: Any,
         outcome_transform: Any,
         num_orders: int,
         column_seed: int,
     ) -> None:
         super().__init__()
-        y = y.unsqueeze(-1) if y.dim() == X.dim() - 1 else y
-        if train_Yvar is not None and train_Yvar.dim() == X.dim() - 1:
+        if isinstance(y, Tensor) and isinstance(X, Tensor):
+            y = y.unsqueeze(-1) if y.dim() == X.dim() - 1 else y
+            y = y.to(X.dtype) if pfn.architecture.classes and not y.is_floating_point() else y
+        if isinstance(train_Yvar, Tensor) and train_Yvar.dim() == X.dim() - 1:
             train_Yvar = train_Yvar.unsqueeze(-1)
         pfn.check(X, y, train_Yvar)
         pfn.warn_beyond_training(X.shape[-2], X.shape[-1])
         if num_orders < 1:
             raise ValueError(f"num_orders must be at least 1, got {num_orders}.")
-        if categorical is not None and categorical.shape != X.shape[-1:]:
-            raise ValueError(
-                f"categorical must be a mask [{X.shape[-1]}], got {tuple(categorical.shape)}."
-            )
+        _check_categorical(pfn, categorical, X)
+        _check_num_classes(pfn, num_classes, y)
         self.train_X, self.train_Y, self.train_Yvar = X, y, train_Yvar
         self.num_orders = num_orders
         self._categorical, self._column_seed = categorical, column_seed
-        self._input = None if input_transform is DEFAULT else input_transform
-        self._input = make_input_transform(self._input, X)
-        outcome = outcome_transform
-        left_alone = pfn.targets != "standardised" or bool(pfn.architecture.classes)
-        if outcome is DEFAULT and (left_alone or X.shape[-2] == 0):
-            outcome = None
+        self._num_classes = num_classes
+        self._input = _fitted(None if input_transform is DEFAULT else input_transform, X)
+        outcome = None if outcome_transform is DEFAULT else outcome_transform
         self._outcome = make_outcome_transform(outcome, y)
+        pfn.warn_outside_range(self._seen(X))
         # Its own weights, in the dtype and on the device of the data, and not trained any more.
         self.pfn = _frozen(pfn, X)
+        self.eval()
         self._encode()
+
+    def train(self, mode: bool = True) -> PFNModel:
+        """Stays in evaluation mode: nothing is trained here, and input transforms are fitted."""
+        return super().train(False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PFNModel:
+        now = fn(self.train_X)
+        if now.dtype != self.train_X.dtype or now.device != self.train_X.device:
+            raise NotImplementedError(
+                f"the model was conditioned in {self.train_X.dtype} on {self.train_X.device} and "
+                f"stays there; condition the network on data in {now.dtype} on {now.device}."
+            )
+        return self
 
     @property
     def num_outputs(self) -> int:
@@ -117,8 +131,9 @@ class PFNModel(Model):
             X: Queries, in units of the training inputs.
             output_indices: Outputs to return; all if None.
             observation_noise: Whether of the noisy y, or of the function f; or the variances of
-                the noise at the queries, `[..., q, m]`, for a network that knows noise. True
-                takes the mean of the training data's variances where all of them are known.
+                the noise at the queries, `[..., q, m]`, NaN where unknown, for a network that
+                knows noise. True takes the mean of the training data's variances where all of
+                them are known.
             posterior_transform: Applied last.
 
         Returns:
@@ -127,10 +142,13 @@ class PFNModel(Model):
 
         Raises:
             TypeError: another dtype than the training data's.
-            ValueError: another number of features, or infinite values.
+            ValueError: another number of features, infinite values, or negative variances.
         """
         self._check_queries(X)
+        if not isinstance(observation_noise, Tensor):
+            observation_noise = bool(observation_noise)
         rows = X if self._input is None else self._input(X)
+        self.pfn.warn_outside_range(rows)
         chosen = list(range(self.train_Y.shape[-1])) if output_indices is None else output_indices
         if self.pfn.architecture.classes:
             flat = self._flat(rows, [0])
@@ -159,19 +177,26 @@ class PFNModel(Model):
     ) -> PFNModel:
         """A model with further observations, in the units of this one.
 
-        They are appended to the encoding as long as no more rows are appended than in training;
-        then everything is encoded anew.
+        They are appended to the encoding as long as no more rows are appended than in training,
+        and the units of the encoded rows still fit; then everything is encoded anew.
 
         Args:
             X: Inputs `[..., n', d]`; further batch dimensions give a batch of models.
             Y: Targets `[..., n', m]`.
-            noise: Known noise variances of the shape of Y; zero for exact values of f.
+            noise: Known noise variances of the shape of Y, NaN where unknown; zero for exact
+                values of f.
             kwargs: Ignored: BoTorch's fantasies pass sampler arguments.
 
         Raises:
             TypeError: another dtype or device than the model's.
             ValueError: rows or columns disagree, or values are not finite.
         """
+        return self._with_observations(X, Y, noise, imagined=False)
+
+    def _with_observations(
+        self, X: Tensor, Y: Tensor, noise: Tensor | None, *, imagined: bool
+    ) -> PFNModel:
+        """Imagined observations never change the units, so that fantasies are smooth in X."""
         given = [X.shape[:-2], Y.shape[:-2], *([] if noise is None else [noise.shape[:-2]])]
         batch = torch.broadcast_shapes(self.batch_shape, *given)
         X, Y = X.expand(*batch, *X.shape[-2:]), Y.expand(*batch, *Y.shape[-2:])
@@ -198,21 +223,30 @@ class PFNModel(Model):
             old = torch.full_like(self.train_Y, math.nan) if old is None else old
             Yvar = torch.full_like(Y, math.nan) if Yvar is None else Yvar
             new.train_Yvar = torch.cat([old.expand(*batch, -1, -1), Yvar], -2)
-        if self._appended + k > self.pfn.metadata.get("max_buffer", 0):
+        encoding = self._encoding.select(self._index(batch, list(range(self.train_Y.shape[-1]))))
+        most = self.pfn.metadata.get("max_buffer", 0)
+        if self._appended + k > most or not (imagined or new._fits(encoding)):
             new._encode()
             return new
-        m = self.train_Y.shape[-1]
-        encoding = self._encoding.select(self._index(batch, list(range(m))))
-        rows = X if self._input is None else self._input(X)
-        rows, targets, known = _flatten_data(rows, *self._to_network(Y, Yvar))
+        rows, targets, known = _flatten_data(self._seen(X), *self._to_network(Y, Yvar))
         new._encoding = self.pfn.append(encoding, rows, targets, noise_var=known)
         new._appended = self._appended + k
         return new
 
-    def unlike_the_prior(self) -> str | None:
-        """A sentence if a data set scores outside what 99% of the prior's do, else None.
+    def _fits(self, encoding: Encoding) -> bool:
+        """Whether the units, and classes, of an encoding of some rows suit all of them."""
+        rows, targets, _ = self._data()
+        if encoding.num_classes is not None and self._num_classes is None:
+            if bool((targets.amax(-1) >= encoding.num_classes).any()):
+                return False
+        return self.pfn.still_fits(encoding, rows, targets)
 
-        None also where the certificate of the network has no scores of that size.
+    def unlike_the_prior(self) -> str | None:
+        """A sentence if data sets score outside what 99% of the prior's do, else None.
+
+        Of several data sets, and several outputs are such, 1% may by chance, and three standard
+        deviations of that share. None also where the certificate of the network has no scores of
+        that size.
         """
         certificate = self.pfn.certificate
         n = self.train_X.shape[-2]
@@ -222,15 +256,17 @@ class PFNModel(Model):
         from pfn.certificate import context_score
 
         rows, targets, told = self._data()
-        with torch.no_grad():
-            scores = context_score(self.pfn, rows, targets, **told)
-        worst = scores[(scores - (usual[0] + usual[1]) / 2).abs().argmax()].item()
-        if usual[0] <= worst <= usual[1]:
+        with torch.no_grad():  # scores of the prior are of unknown noise
+            scores = context_score(self.pfn, rows, targets, categorical=told["categorical"])
+        share = ((scores < usual[0]) | (scores > usual[1])).double().mean().item()
+        if share <= 0.01 + 3 * math.sqrt(0.01 * 0.99 / max(len(scores), 1)):
             return None
+        worst = scores[(scores - (usual[0] + usual[1]) / 2).abs().argmax()].item()
+        whose = "This data set is" if len(scores) == 1 else f"{share:.0%} of these data sets are"
         return (
-            f"This data set is unlike the prior of the network: its halves predict each other with "
-            f"a log score of {worst:.3g} per row, 99% of the prior's data sets of {n} rows score "
-            f"between {usual[0]:.3g} and {usual[1]:.3g}."
+            f"{whose} unlike the prior of the network: halves predict each other with a log score "
+            f"of {worst:.3g} per row, 99% of the prior's data sets of {n} rows score between "
+            f"{usual[0]:.3g} and {usual[1]:.3g}."
         )
 
     def fantasize(
@@ -244,11 +280,16 @@ class PFNModel(Model):
             observation_noise: Known noise variances of them, broadcasting with `[..., q, m]`, in
                 squared units of y. Without it the mean of the training data's where all of them
                 are known, and else noise of unknown variance.
-            kwargs: Go to `condition_on_observations`.
+            kwargs: Ignored, as by `condition_on_observations`.
 
         Returns:
             A model with batch shape `[*sampler.sample_shape, ...]`.
+
+        Raises:
+            NotImplementedError: a classification network.
         """
+        if self.pfn.architecture.classes:
+            raise NotImplementedError("fantasies are of regression; this network tells classes.")
         if observation_noise is not None and not isinstance(observation_noise, Tensor):
             raise TypeError(
                 "observation_noise holds variances, or is None for the model's own noise; got "
@@ -262,9 +303,8 @@ class PFNModel(Model):
             Y = X.new_empty(*sampler.sample_shape, *batch, 0, self.num_outputs)
         else:
             Y = sampler(self.posterior(X, observation_noise=noise))
-        if observation_noise is not None:
-            kwargs["noise"] = observation_noise.expand(Y.shape)
-        return self.condition_on_observations(X, Y, **kwargs)
+        known = None if observation_noise is None else observation_noise.expand(Y.shape)
+        return self._with_observations(X, Y, known, imagined=True)
 
     def subset_output(self, idcs: Sequence[int]) -> PFNModel:
         """The model of some outputs only.
@@ -291,15 +331,21 @@ class PFNModel(Model):
     def _encode(self) -> None:
         """Encode all rows together."""
         rows, targets, told = self._data()
+        if self._num_classes is not None:
+            told["num_classes"] = targets.new_full((len(rows),), self._num_classes)
         self._encoding = self.pfn.encode(rows, targets, **told, column_seed=self._column_seed)
         self._appended = 0
 
     def _data(self) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
         """All rows as flat data sets: inputs, targets, and the network's arguments on them."""
-        rows = self.train_X if self._input is None else self._input(self.train_X)
-        rows, targets, noise = _flatten_data(rows, *self._to_network(self.train_Y, self.train_Yvar))
+        values = self._to_network(self.train_Y, self.train_Yvar)
+        rows, targets, noise = _flatten_data(self._seen(self.train_X), *values)
         kind = None if self._categorical is None else self._categorical.expand(len(rows), -1)
         return rows, targets, {"noise_var": noise, "categorical": kind}
+
+    def _seen(self, X: Tensor) -> Tensor:
+        """Inputs of observed rows as the network sees them."""
+        return X if self._input is None else self._input.preprocess_transform(X)
 
     def _mean_noise(self) -> Tensor | None:
         """Mean known noise variance of the training data `[..., 1, m]`; None if some is not."""
@@ -327,17 +373,20 @@ class PFNModel(Model):
             raise ValueError(
                 f"X must have shape [..., q, {self.train_X.shape[-1]}], got {tuple(X.shape)}."
             )
-        usable = X.isfinite() | X.isnan() if self.pfn.metadata.get("missing") else X.isfinite()
-        if not bool(usable.all()):
-            raise ValueError("X has NaN or infinite values; remove or impute those rows first.")
+        self.pfn.check_finite(X)
 
     def _query_noise(self, given: bool | Tensor, rows: Tensor) -> Tensor | None:
         """Known variances `[..., q, m]` in the scale after the outcome transform, or None."""
         if given is False:
             return None
-        noise = self._mean_noise() if given is True else torch.as_tensor(given).to(rows)
-        if noise is None or bool(noise.isnan().any()):
+        noise = given.to(rows) if isinstance(given, Tensor) else self._mean_noise()
+        if noise is None:
             return None
+        if not self.pfn.knows_noise or bool((noise < 0).any()):
+            raise ValueError(
+                "observation_noise holds variances, none negative and NaN where unknown, for a "
+                "network that was trained with known noise; else it is True or False."
+            )
         batch = torch.broadcast_shapes(rows.shape[:-2], self.batch_shape)
         shape = (*batch, rows.shape[-2], self.train_Y.shape[-1])
         if self._outcome is not None:
@@ -356,19 +405,27 @@ class PFNModel(Model):
 
     def _logits(self, flat: _Flat, noise: Tensor | None, noisy: bool) -> Tensor:
         """Logits `[B' m', q, K]` of queries, by data set so that each is looked up once."""
-        own, m = self.batch_shape.numel(), self.train_Y.shape[-1]
+        own, m = self.batch_shape, self.train_Y.shape[-1]
         batch, outputs = flat.batch, flat.outputs
-        lead = batch.numel() // max(own, 1)
-        index = torch.arange(own * m, device=self.train_X.device).reshape(own, m)[:, outputs]
         encoding = self._encoding
         if len(outputs) != m:
-            encoding = encoding.select(index.flatten())
-        q, k = flat.rows.shape[-2], len(outputs)
+            encoding = encoding.select(self._index(own, outputs))
+        # Dimensions along which queries share a data set, wherever they are, go to their rows.
+        aligned = (1,) * (len(batch) - len(own)) + tuple(own)
+        shared = [i for i, size in enumerate(aligned) if size == 1]
+        apart = [i for i, size in enumerate(aligned) if size != 1]
+        order = [*apart, len(batch), *shared, len(batch) + 1]
+        shape = [*batch, len(outputs), flat.rows.shape[-2]]
+        merged = [
+            own.numel() * len(outputs),
+            math.prod(shape[i] for i in [*shared, len(shape) - 1]),
+        ]
 
         def by_data_set(value: Tensor) -> Tensor:
-            """[lead * own * k, q, ...] -> [own * k, lead * q, ...]"""
-            value = value.unflatten(0, (lead, own * k)).transpose(0, 1)
-            return value.reshape(own * k, lead * q, *value.shape[3:])
+            """[B k, q, ...] -> [own k, shared q, ...]"""
+            value = value.reshape(*shape, *value.shape[2:])
+            value = value.permute(*order, *range(len(order), value.dim()))
+            return value.reshape(*merged, *value.shape[len(order) :])
 
         rows = by_data_set(flat.inputs())
         known = None if noise is None else by_data_set(noise)
@@ -379,8 +436,12 @@ class PFNModel(Model):
                 encoding, rows[:, part], noise_var=None if known is None else known[:, part]
             )
             parts.append(of_y if noisy or of_f is None else of_f)
-        logits = torch.cat(parts, dim=1).unflatten(1, (lead, q)).transpose(0, 1)
-        return logits.flatten(0, 1)
+        logits = torch.cat(parts, dim=1)
+        logits = logits.reshape(*(shape[i] for i in order), logits.shape[-1])
+        back = [order.index(i) for i in range(len(order))]
+        return logits.permute(*back, -1).reshape(
+            math.prod(shape[:-1]), *shape[-1:], *logits.shape[-1:]
+        )
 
 
 @dataclass(frozen=True)
@@ -418,38 +479,41 @@ class _Joint:
 
     def sample(self, lead: torch.Size, p: Tensor) -> Tensor:
         """Values with conditional probabilities `p` below them, `[*lead, *batch, q, m]` both."""
-        values = self._chain(lead, self.flat.flatten(p), None)[0]
+        orders = torch.arange(lead.numel(), device=p.device)
+        values = self._chain(orders, self.flat.flatten(p), None)[0]
         return self.flat.restore(values, lead)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Joint log densities of `z` `[*lead, *batch, q, m]`, averaged over orders, `[...]`."""
-        lead = z.shape[: z.dim() - 2 - len(self.flat.batch)]
-        repeats = self.model.num_orders
-        many = torch.Size([repeats]) + lead
-        z = z.expand(repeats, *z.shape)
-        density = self._chain(many, None, self.flat.flatten(z))[1]
-        total = density.reshape(*many, *self.flat.batch, -1).sum(-1)
+        flat, repeats = self.flat, self.model.num_orders
+        points = torch.Size([*flat.batch, flat.rows.shape[-2], len(flat.outputs)])
+        shape = torch.broadcast_shapes(z.shape, points)
+        lead = shape[: len(shape) - len(points)]
+        z = z.expand(repeats, *shape)
+        orders = torch.arange(repeats, device=z.device).repeat_interleave(lead.numel())
+        density = self._chain(orders, None, flat.flatten(z))[1]
+        total = density.reshape(repeats, *lead, *flat.batch, len(flat.outputs)).sum(-1)
         return total.logsumexp(0) - math.log(repeats)
 
-    def _chain(self, lead: torch.Size, p: Tensor | None, z: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _chain(self, number: Tensor, p: Tensor | None, z: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Values and log densities `[L B m, q]`, `[L B m]`; `number` `[L]` chooses the orders."""
         model, flat = self.model, self.flat
         known = p if p is not None else z
         assert known is not None
         copies, q = known.shape
         index = model._index(flat.batch, flat.outputs)
-        index = index.expand(lead.numel(), -1).flatten()
-        X = flat.inputs().expand(lead.numel(), -1, -1, -1).flatten(0, 1)
+        each = len(index)
+        index = index.expand(len(number), -1).flatten()
+        X = flat.inputs().expand(len(number), -1, -1, -1).flatten(0, 1)
         noise = None
         if self.noise is not None:
-            noise = self.noise.expand(lead.numel(), -1, -1).flatten(0, 1)
-        # The first dimension of `lead` cycles through the orders.
-        first = lead[0] if lead else 1
-        cycle = torch.arange(copies, device=X.device) // (copies // first)
-        orders = _orders(q, model.num_orders, X.device)[cycle % model.num_orders]
+            noise = self.noise.expand(len(number), -1, -1).flatten(0, 1)
+        chosen = (number % model.num_orders).repeat_interleave(each)
+        orders = _orders(q, model.num_orders, X.device)[chosen]
         keys = model._encoding.context.keys
         size = sum(2 * key[0].numel() for key in keys) + 2 * len(keys) * q * keys[0].shape[1] * 64
         step = max(1, model._numbers_at_once // size)
-        values, densities = [], []
+        values, densities = [known.new_empty(0, q)], [known.new_empty(0)]
         for start in range(0, copies, step):
             part = slice(start, start + step)
             found = self._chunk(
@@ -639,6 +703,11 @@ class CategoricalPosterior(Posterior):
         """Dtype of the distribution."""
         return self.logits.dtype
 
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Batch shape, without points and classes."""
+        return self.logits.shape[:-2]
+
     def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
         return torch.Size(sample_shape) + self.logits.shape
 
@@ -668,6 +737,43 @@ def _frozen(module: _Module, like: Tensor) -> _Module:
             new._modules[name] = _frozen(child, like)
     new.training = False
     return new
+
+
+def _fitted(input_transform: Any, X: Tensor) -> InputTransform | None:
+    """A copy of an input transform that has learnt from X whatever it learns, and never again."""
+    made = make_input_transform(input_transform, X)
+    if made is None:
+        return None
+    made = copy.deepcopy(made).to(X).train()
+    if X.shape[-2]:
+        made(X)
+    return made.eval()
+
+
+def _check_categorical(pfn: PFN, categorical: Tensor | None, X: Tensor) -> None:
+    if categorical is None:
+        return
+    if categorical.shape != X.shape[-1:]:
+        raise ValueError(
+            f"categorical must be a mask [{X.shape[-1]}], got {tuple(categorical.shape)}."
+        )
+    if not pfn.metadata.get("categorical"):
+        raise ValueError(
+            "this network was trained without categorical columns; leave `categorical` away, or "
+            "train it on tasks that have some (`priors.Tabular`)."
+        )
+
+
+def _check_num_classes(pfn: PFN, num_classes: int | None, y: Tensor) -> None:
+    if num_classes is None:
+        return
+    most = pfn.architecture.classes
+    least = 1 + (int(y.max()) if y.numel() else 0)
+    if not least <= num_classes <= most:
+        raise ValueError(
+            f"num_classes must lie between {least}, as many as y has, and {most}, as many as the "
+            f"network has (none in regression); got {num_classes}."
+        )
 
 
 def _probabilities(base_samples: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ is made of, and what training uses, so that a network sees the same numbers in b
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from pfn.architecture import ArchitectureConfig, Context, Rows, Targets, Transformer
 from pfn.distribution import BarDistribution
 from priors.files import read_safetensors, write_safetensors_atomically
-from priors.transforms import DEFAULT
+from priors.transforms import DEFAULT, location_scale
 
 if TYPE_CHECKING:
     from botorch.models.model import Model
@@ -31,8 +32,8 @@ __all__ = ["PFN", "Encoding", "load"]
 # Context rows that the prior's location and scale count for.
 _PRIOR_ROWS = 1.0
 _WHAT_TO_DO = (
-    "Pass `fallback`, train a network on a prior that fits, or silence this with "
-    "warnings.filterwarnings('ignore', 'This data set')."
+    "Pass `fallback`, repair predictions by `pfn.reweighting.reweight`, train a network on a prior "
+    "that fits, or silence this with warnings.filterwarnings('ignore', 'This data set')."
 )
 _LARGEST = 10.0  # standardised inputs are squashed to this; few context rows make large ones
 _INPUTS, _TARGETS = ("raw", "standardised"), ("raw", "given", "standardised")
@@ -46,6 +47,7 @@ class Encoding:
         context: What queries attend to.
         location: Of the targets, `[B, 1]`; 0 in classification.
         scale: Of the targets, `[B, 1]`; 1 in classification.
+        told: What the network is told of the units, or of the number of classes, `[B, 2]`.
         column_location: Of the inputs, `[B, 1, d]`.
         column_scale: Of the inputs, `[B, 1, d]`.
         categorical: `[B, d]` or None.
@@ -57,6 +59,7 @@ class Encoding:
     context: Context
     location: Tensor
     scale: Tensor
+    told: Tensor
     column_location: Tensor
     column_scale: Tensor
     categorical: Tensor | None
@@ -74,6 +77,7 @@ class Encoding:
             self.context.select(index),
             self.location[index],
             self.scale[index],
+            self.told[index],
             self.column_location[index],
             self.column_scale[index],
             rows(self.categorical),
@@ -97,12 +101,14 @@ class PFN(nn.Module):
         targets: "raw", in fixed units of the prior; "given", standardised by mean and standard
             deviation of the context shrunk towards the prior's, both inputs of the network,
             which therefore still knows the raw targets (an empty or one-point context has about
-            the prior's); "standardised", the same for a prior of unit variance that means nothing
-            in absolute units: `condition` standardises the user's targets first.
+            the prior's); "standardised", by mean and deviation of the context alone (one point has
+            the prior's deviation, an empty context also its mean), so that predictions follow any
+            shift and scale of the targets and the network knows no absolute units.
         prior_location: Mean of y under the prior.
         prior_scale: Standard deviation of y under the prior.
         metadata: How it was trained, its certificate, ...; plain JSON values. "max_context",
-            "max_buffer", "missing" and "categorical" say what the training covered.
+            "max_buffer", "missing", "categorical", "known_noise" and, for raw inputs,
+            "input_range" say what the training covered.
     """
 
     def __init__(
@@ -175,17 +181,15 @@ class PFN(nn.Module):
                 counted = z if mask is None else z.masked_fill(~mask, 0)
                 num_classes = counted.amax(-1) + 1 if z.shape[-1] else z.new_full((B,), 2)
             number = num_classes.to(X).log()
-            units = torch.stack([number, torch.zeros_like(number)], dim=-1)
+            told = torch.stack([number, torch.zeros_like(number)], dim=-1)
         else:
-            location, scale = self.units(y, mask)
-            units = torch.cat([location, scale.log()], dim=-1)
+            location, scale, told = self.units(y, mask)
             z = (y - location) / scale
         empty = Context((), (), scale, None, ())
         order = None if self.architecture.cell_layers else self._order(d, column_seed, X.device)
-        encoding = Encoding(
-            empty, location, scale, column_location, column_scale, kind, codes, num_classes, order
-        )
-        context = self.network.encode(self._rows(encoding, X, noise_var), Targets(z, units), mask)
+        columns = (column_location, column_scale, kind, codes)
+        encoding = Encoding(empty, location, scale, told, *columns, num_classes, order)
+        context = self.network.encode(self._rows(encoding, X, noise_var), Targets(z, told), mask)
         return replace(encoding, context=context)
 
     def append(
@@ -197,11 +201,8 @@ class PFN(nn.Module):
         invariance holds among the rows encoded together, and is learnt for appended ones.
         """
         z = y.long() if self.architecture.classes else (y - encoding.location) / encoding.scale
-        units = torch.cat([encoding.location, encoding.scale.log()], dim=-1)
-        rows = self._rows(encoding, X, noise_var)
-        return replace(
-            encoding, context=self.network.append(encoding.context, rows, Targets(z, units))
-        )
+        rows, targets = self._rows(encoding, X, noise_var), Targets(z, encoding.told)
+        return replace(encoding, context=self.network.append(encoding.context, rows, targets))
 
     def decode(
         self, encoding: Encoding, X: Tensor, *, noise_var: Tensor | None = None
@@ -222,18 +223,42 @@ class PFN(nn.Module):
             logits_y = logits_y.masked_fill(impossible, -torch.inf)
         return logits_y, logits_f
 
-    def units(self, y: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Location and scale `[B, 1]` in which the network sees the targets `[B, n]`."""
+    def units(self, y: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Units in which the network sees the targets `[B, n]`.
+
+        Returns:
+            Location and scale `[B, 1]`, and what the network is told of them `[B, 2]`.
+        """
+        first, spread = y.new_zeros(len(y), 1), y.new_ones(len(y), 1)
         if self.targets == "raw":
-            return (
-                y.new_full((len(y), 1), self.prior_location),
-                y.new_full((len(y), 1), self.prior_scale),
-            )
+            location, scale = first + self.prior_location, spread * self.prior_scale
+            return location, scale, torch.cat([location, scale.log()], dim=-1)
         weight = torch.ones_like(y) if mask is None else mask.to(y)
+        if self.targets == "standardised" and y.shape[1]:
+            present = torch.ones_like(y, dtype=torch.bool) if mask is None else mask
+            units = location_scale(y[..., None], present[..., None])
+            first, spread = (value[..., 0] for value in units)
+        z = (y - first) / spread
         count = weight.sum(-1, keepdim=True) + _PRIOR_ROWS
-        location = ((y * weight).sum(-1, keepdim=True) + _PRIOR_ROWS * self.prior_location) / count
-        squares = ((y - location).square() * weight).sum(-1, keepdim=True)
-        return location, ((squares + _PRIOR_ROWS * self.prior_scale**2) / count).sqrt()
+        location = ((z * weight).sum(-1, keepdim=True) + _PRIOR_ROWS * self.prior_location) / count
+        squares = ((z - location).square() * weight).sum(-1, keepdim=True)
+        scale = ((squares + _PRIOR_ROWS * self.prior_scale**2) / count).sqrt()
+        told = torch.cat([location, scale.log()], dim=-1)
+        return first + spread * location, spread * scale, told
+
+    def still_fits(self, encoding: Encoding, X: Tensor, y: Tensor) -> bool:
+        """Whether all data sets `[B, n, d]`, `[B, n]` have about the units of their encodings.
+
+        Scales within a factor of 2 and locations within one scale. Units are those of the rows
+        that were encoded together; rows that were appended may tell of very different ones.
+        """
+        pairs = [(encoding.column_location, encoding.column_scale, *self._column_units(X, None))]
+        if not self.architecture.classes:
+            pairs.append((encoding.location, encoding.scale, *self.units(y)[:2]))
+        return all(
+            bool((((new / scale).log2().abs() <= 1) & ((at - location).abs() <= scale)).all())
+            for location, scale, at, new in pairs
+        )
 
     def condition(
         self,
@@ -242,6 +267,7 @@ class PFN(nn.Module):
         *,
         train_Yvar: Tensor | None = None,
         categorical: Tensor | None = None,
+        num_classes: int | None = None,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
         num_orders: int = 1,
@@ -255,13 +281,17 @@ class PFN(nn.Module):
             X: Inputs `[..., n, d]`; n may be 0; NaN where missing, for a network that was
                 trained with missing values.
             y: Targets `[..., n, m]`, or `[..., n]` for one output; outputs are inferred one by
-                one. In classification classes 0, 1, ..., in one column.
-            train_Yvar: Known noise variances, of the shape of y, in squared units of y.
-            categorical: `[d]`, True for columns that hold category numbers.
+                one. In classification classes 0, 1, ..., in one column, of any number type.
+            train_Yvar: Known noise variances, of the shape of y, in squared units of y; NaN where
+                unknown.
+            categorical: `[d]`, True for columns that hold category numbers, for a network that
+                was trained with such.
+            num_classes: Number of classes that are possible; by default those up to the largest
+                of y. Others have probability 0.
             input_transform: `DEFAULT` or None leave inputs to the network, which standardises
-                them itself if it was trained so; or a BoTorch `InputTransform`.
-            outcome_transform: `DEFAULT` standardises by the rows of y for a network whose targets
-                are "standardised", and leaves them alone for others; None is off; or an
+                them itself if it was trained so; or a BoTorch `InputTransform`, of which the model
+                keeps a copy; one that learns does so from X, once.
+            outcome_transform: `DEFAULT` or None leave targets to the network likewise; or an
                 elementwise `torch.distributions` transform from the network's scale to y's.
             num_orders: Orders of the points over which joint samples and joint densities are
                 averaged.
@@ -273,9 +303,11 @@ class PFN(nn.Module):
                 used.
             check: Whether to compare how well the two halves of each data set predict each other
                 with what data sets of the prior do, where the certificate knows that; a data set
-                outside the range of 99% of them warns. Costs two more encodings.
-            fallback: Makes a model of X and y to return instead when a data set is unlike the
-                prior, such as `lambda X, y: bayes.GaussianProcess(X, y, kernel).fit()`.
+                outside the range of 99% of them warns, and of a batch or several outputs more
+                than chance puts there. Costs two more encodings.
+            fallback: Makes a model of X and y to return instead when data sets are unlike the
+                prior, such as `lambda X, y: bayes.GaussianProcess(X, y, kernel).fit()`. For a
+                batch it replaces the whole model.
 
         Returns:
             A `PFNModel`, or what `fallback` makes.
@@ -292,6 +324,7 @@ class PFN(nn.Module):
             y,
             train_Yvar=train_Yvar,
             categorical=categorical,
+            num_classes=num_classes,
             input_transform=input_transform,
             outcome_transform=outcome_transform,
             num_orders=num_orders,
@@ -368,13 +401,9 @@ class PFN(nn.Module):
                 continue
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 raise TypeError(f"{name} must be a floating-point tensor, got {value!r:.60}.")
-            usable = value.isfinite()
-            if name == "X" and self.metadata.get("missing"):
-                usable = usable | value.isnan()
-            if not bool(usable.all()):
-                raise ValueError(
-                    f"{name} has NaN or infinite values; remove or impute those rows first."
-                )
+        self.check_finite(X)
+        if not bool(y.isfinite().all()):
+            raise ValueError("y has NaN or infinite values; remove those rows first.")
         if X.dim() < 2 or X.shape[:-1] != y.shape[:-1] or y.shape[-1] == 0:
             raise ValueError(
                 f"condition needs X [..., n, d] and y [..., n, m] with the same rows, got "
@@ -384,16 +413,19 @@ class PFN(nn.Module):
             raise TypeError(
                 f"X is {X.dtype} on {X.device} and y {y.dtype} on {y.device}; they must agree."
             )
-        if Yvar is not None and (Yvar.shape != y.shape or bool((Yvar < 0).any())):
-            raise ValueError(
-                f"train_Yvar must hold variances of shape {tuple(y.shape)}, none negative; got "
-                f"shape {tuple(Yvar.shape)}."
-            )
-        if self.architecture.classes:
-            self._check_classes(y, Yvar)
         if X.shape[-1] < 1:
             most = self.architecture.max_features
             raise ValueError(f"X has no features; this network takes 1 to {most}.")
+        if Yvar is not None:
+            self._check_noise(Yvar, y)
+        if self.architecture.classes:
+            self._check_classes(y)
+
+    def check_finite(self, X: Tensor) -> None:
+        """Refuse inputs that are infinite, or missing where the network does not know missing."""
+        missing = self.metadata.get("missing")
+        if not bool((X.isfinite() | X.isnan() if missing else X.isfinite()).all()):
+            raise ValueError("X has NaN or infinite values; remove or impute those rows first.")
 
     def warn_beyond_training(self, rows: int, features: int = 0) -> None:
         """Warn if a context is longer or wider than those of the training."""
@@ -416,9 +448,40 @@ class PFN(nn.Module):
                 stacklevel=4,
             )
 
-    def _check_classes(self, y: Tensor, Yvar: Tensor | None) -> None:
-        if Yvar is not None:
+    def warn_outside_range(self, X: Tensor) -> None:
+        """Warn if raw inputs are outside those of the training."""
+        low, high = self.metadata.get("input_range", (-math.inf, math.inf))
+        values = X[X.isfinite()]
+        slack = 0.05 * (high - low)
+        if values.numel() and not low - slack <= values.min() <= values.max() <= high + slack:
+            warnings.warn(
+                f"This network was trained on inputs between {low:.3g} and {high:.3g}, in fixed "
+                f"units, and got {values.min():.3g} to {values.max():.3g}; outside that its "
+                "predictions are extrapolation. Scale the inputs, by `input_transform` say, or "
+                "silence this with warnings.filterwarnings('ignore', 'This network').",
+                stacklevel=4,
+            )
+
+    @property
+    def knows_noise(self) -> bool:
+        """Whether the network was trained to be told noise variances, as far as is recorded."""
+        return self.metadata.get("known_noise", True)
+
+    def _check_noise(self, Yvar: Tensor, y: Tensor) -> None:
+        if self.architecture.classes:
             raise ValueError("train_Yvar is for regression; this is a classification network.")
+        if not self.knows_noise:
+            raise ValueError(
+                "this network was trained without known noise variances; leave them away, or train "
+                "it with TrainingConfig.known_noise > 0."
+            )
+        if Yvar.shape != y.shape or bool((Yvar < 0).any()) or bool(Yvar.isinf().any()):
+            raise ValueError(
+                f"train_Yvar must hold finite variances of shape {tuple(y.shape)}, none negative "
+                f"and NaN where unknown; got shape {tuple(Yvar.shape)}."
+            )
+
+    def _check_classes(self, y: Tensor) -> None:
         classes = self.architecture.classes
         wrong = (y != y.round()) | (y < 0) | (y >= classes)
         if y.shape[-1] != 1 or bool(wrong.any()):
@@ -436,20 +499,11 @@ class PFN(nn.Module):
 
     def _column_units(self, X: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Location and scale `[B, 1, d]` of the inputs; 0 and 1 where they are raw or unknown."""
-        zero, one = X.new_zeros(len(X), 1, X.shape[-1]), X.new_ones(len(X), 1, X.shape[-1])
         if self.inputs == "raw" or X.shape[1] == 0:
-            return zero, one
+            zero = X.new_zeros(len(X), 1, X.shape[-1])
+            return zero, torch.ones_like(zero)
         present = ~X.isnan()
-        if mask is not None:
-            present = present & mask[..., None]
-        values = torch.where(present, X, 0)
-        count = present.sum(1, keepdim=True).to(X)
-        location = values.sum(1, keepdim=True) / count.clamp_min(1)
-        squares = (torch.where(present, X - location, 0) ** 2).sum(1, keepdim=True)
-        scale = (squares / (count - 1).clamp_min(1)).sqrt()
-        # The mean of equal numbers is off by rounding: such a deviation is not a scale.
-        rounding = 16 * torch.finfo(X.dtype).eps * values.abs().amax(1, keepdim=True)
-        return location, torch.where(scale > rounding, scale, 1.0)
+        return location_scale(X, present if mask is None else present & mask[..., None])
 
     def _rows(self, encoding: Encoding, X: Tensor, noise_var: Tensor | None) -> Rows:
         absent = X.isnan() if self.metadata.get("missing") else None
@@ -480,12 +534,12 @@ def load(name_or_path: str | os.PathLike[str]) -> PFN:
     path = Path(name_or_path)
     folder = Path(__file__).parent / "checkpoints"
     shipped = folder / f"{name_or_path}.safetensors"
-    if not path.exists() and not shipped.exists():
+    if not path.is_file() and not shipped.is_file():
         names = sorted(file.stem for file in folder.glob("*.safetensors"))
         raise FileNotFoundError(
             f"{str(name_or_path)!r} is neither a file nor a shipped network; shipped are {names}."
         )
-    tensors, description = read_safetensors(path if path.exists() else shipped, kind="PFN")
+    tensors, description = read_safetensors(path if path.is_file() else shipped, kind="PFN")
     try:
         tails = {}
         if description["tail_scale"] is not None:
@@ -500,8 +554,9 @@ def load(name_or_path: str | os.PathLike[str]) -> PFN:
             metadata=description["metadata"],
             **tails,
         )
+        pfn.to(next(v.dtype for v in tensors.values() if v.is_floating_point()))
         pfn.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, StopIteration, TypeError, RuntimeError) as error:
         raise ValueError(
             f"{name_or_path} does not hold the network it describes: {error}"
         ) from error

@@ -34,13 +34,14 @@ from tqdm.auto import tqdm
 
 from pfn.architecture import CODE_SIZE, ArchitectureConfig
 from pfn.certificate import Reference, reference_nll
-from pfn.distribution import choose_num_nodes, place_nodes
+from pfn.distribution import BarDistribution, choose_num_nodes, place_nodes
 from pfn.network import PFN, Encoding
 from priors.files import read_safetensors, write_safetensors_atomically
 from priors.tasks import Task, TaskPrior, describe
 
 __all__ = ["TrainingConfig", "train"]
 
+_SETTLED = 8  # context rows whose deviation is worth something
 _PATIENCE = 20  # steps in a row without a usable gradient before training gives up
 
 
@@ -69,7 +70,7 @@ class TrainingConfig:
         known_noise: Share of the steps in which noise variances are given to the network.
         appended: Share of the steps in which some context rows are appended to the others.
         max_buffer: Most appended rows.
-        precision: Of Lightning Fabric, such as "32-true" or "bf16-mixed".
+        precision: "32-true" or "bf16-mixed".
         compile: Whether to compile the blocks of the network by `torch.compile`.
         border_tasks: Tasks from whose targets the bars are placed.
         held_out_tasks: Tasks on which the average is compared with its earlier states.
@@ -131,6 +132,8 @@ class TrainingConfig:
 _CHOICES = {
     "optimizer": ("muon", "adamw", "schedule-free"),
     "schedule": ("cosine", "linear", "constant"),
+    # Half precision would need its gradients unscaled before they are clipped and judged.
+    "precision": ("32-true", "bf16-mixed"),
 }
 
 
@@ -155,21 +158,23 @@ def train(
         device: Where to train; the GPU when there is one if None.
         checkpoint: File for the state of the training, written every `checkpoint_every` seconds
             and at the end.
-        resume: Continue from `checkpoint` if it exists. The continued run draws the tasks and
-            takes the steps that an uninterrupted one would have.
+        resume: Continue from `checkpoint` if it exists, on a device of the same kind. The continued
+            run draws the tasks that an uninterrupted one would have, and without a time limit,
+            which makes learning rates depend on the clock, takes the same steps.
         log: File to which a line of JSON per 100 steps is appended: step, loss, seconds, tasks
             per second, norm of the gradient; and one per evaluation.
         progress: Show a progress bar.
         reference: From a task to the exact posterior of y at its queries; where given, losses
             on held-out tasks are compared with its own.
-        initial: A trained network of the same architecture to start from.
-        fabric: For several devices or nodes, a `lightning_fabric.Fabric`, launched by `torchrun`
-            or by `fabric.launch()`; every process draws tasks of its own. It has precedence over
-            `device` and `config.precision`.
+        initial: A trained network of the same architecture to start from; the number of bars may
+            be another, for which its heads are interpolated.
+        fabric: A `lightning_fabric.Fabric` of your own, launched; it has precedence over `device`
+            and `config.precision`. Without it the processes that `torchrun` starts, on one node or
+            several, train together by themselves. Every process draws tasks of its own.
 
     Raises:
-        ValueError: the checkpoint is of another configuration, or tasks have more features than
-            the network has slots.
+        ValueError: the checkpoint is of another configuration, prior or kind of device, or tasks
+            have more features than the network has slots.
         RuntimeError: the loss is no longer finite.
     """
     config = TrainingConfig() if config is None else config
@@ -183,8 +188,8 @@ def train(
     if resume and checkpoint is not None and Path(checkpoint).exists():
         state.load(Path(checkpoint))
     main = fabric.is_global_zero
-    saved = time.monotonic()
-    started = saved - state.elapsed
+    saved = fabric.broadcast(time.monotonic())
+    started = saved - state.elapsed  # of the first process, whose clock serves all
     recent: list[tuple[float, float]] = []
     shown: dict[str, str] = {}
     total = config.steps if config.time_limit is None else None  # of unknown length otherwise
@@ -193,8 +198,8 @@ def train(
         while state.step < config.steps and not state.out_of_time():
             recent.append(state.advance())
             bar.update()
-            now = time.monotonic()
-            state.elapsed = fabric.broadcast(now - started) if config.time_limit else now - started
+            now = fabric.broadcast(time.monotonic())
+            state.elapsed = now - started
             if state.step % 100 == 0 or state.step == config.steps:
                 loss, norm = (sum(values) / len(values) for values in zip(*recent, strict=True))
                 shown["loss"] = f"{loss:.4f}"
@@ -363,10 +368,19 @@ class _State:
                 self.fabric.backward(loss / config.accumulate)
             total += float(loss_y.detach()) / config.accumulate
         norm = float(torch.nn.utils.clip_grad_norm_(self.pfn.network.parameters(), config.clip))
+        total = self._over_processes(total, "mean")  # so that all of them take the step, or none
         self._descend(total, norm)
         self.step += 1
         self.tasks += config.batch * config.accumulate * self.fabric.world_size
         return total, norm
+
+    def _over_processes(self, value: float, how: str) -> float:
+        if self.fabric.world_size == 1:
+            return value
+        own = torch.tensor(value, dtype=torch.float64, device=self.device)
+        shared = self.fabric.all_reduce(own, reduce_op=how)
+        assert isinstance(shared, Tensor)
+        return float(shared)
 
     def _draw(self) -> tuple[Task, _Told]:
         config = self.config
@@ -380,7 +394,8 @@ class _State:
         noise = noise and bool(task.noise_var.isfinite().all())
         query_noise = noise and uniform() < 0.5
         appended, exact = 0, False
-        if task.num_context and uniform() < config.appended:
+        # Padding can be hidden among encoded rows, not among appended ones.
+        if task.num_context and task.points is None and uniform() < config.appended:
             most = min(config.max_buffer, task.num_context)
             appended = 1 + int(uniform() * most)
             exact = task.f is not None and uniform() < 0.5
@@ -454,7 +469,8 @@ class _State:
             exact = math.nan
             if reference is not None:
                 n = task.num_context
-                _, scale = self.pfn.units(task.y[:, :n, 0])
+                mask = None if task.points is None else task.points[:, :n]
+                _, scale, _ = self.pfn.units(task.y[:, :n, 0], mask)
                 exact = float(reference_nll(reference, task).mean() - scale.log().mean())
             found.append((task, exact))
         return found
@@ -473,13 +489,15 @@ class _State:
         }
         earlier = pfn.metadata.get("training")
         pfn.metadata["training"] = training if earlier is None else {**training, "from": earlier}
-        pfn.metadata["max_context"] = self.most_context
+        pfn.metadata["max_context"] = int(self._over_processes(self.most_context, "max"))
+        pfn.metadata["known_noise"] = self.config.known_noise > 0
         pfn.metadata["max_buffer"] = self.config.max_buffer if self.config.appended else 0
         return pfn.eval()
 
     def save(self, path: Path) -> None:
         states = self.fabric.all_gather(self.generator.get_state())
         assert isinstance(states, Tensor)
+        self.most_context = int(self._over_processes(self.most_context, "max"))
         if not self.fabric.is_global_zero:
             return
         tensors: dict[str, Tensor] = {"generators": states.reshape(self.fabric.world_size, -1)}
@@ -490,7 +508,14 @@ class _State:
             for index, values in optimiser.state_dict()["state"].items():
                 for key, value in values.items():
                     tensors[f"optimiser.{i}.{index}.{key}"] = torch.as_tensor(value)
-        description: dict[str, Any] = {"config": self.config.to_json()}
+        description: dict[str, Any] = {"config": self.config.to_json(), **self._of_the_run()}
+        description["network"] = {name: getattr(self.pfn, name) for name in _UNITS}
+        description["tail_scale"] = None if self.pfn.bars is None else self.pfn.bars.tail_scale
+        # Schedule-free averages have their weights there.
+        description["groups"] = [
+            [{k: v for k, v in group.items() if isinstance(v, int | float)} for group in groups]
+            for groups in (optimiser.param_groups for optimiser in self.optimisers)
+        ]
         description |= {name: getattr(self, name) for name in _COUNTERS}
         description |= {
             name: getattr(self, name) if math.isfinite(getattr(self, name)) else None
@@ -511,6 +536,16 @@ class _State:
                 f"{path} was written by {len(generators)} processes, this training has "
                 f"{self.fabric.world_size}; start as many."
             )
+        for name, own in self._of_the_run().items():
+            if description[name] != own:
+                raise ValueError(
+                    f"{path} was written by a training with another {name}: {description[name]}, "
+                    f"here {own}. Pass the same, or another checkpoint file."
+                )
+        for name in _UNITS:
+            setattr(self.pfn, name, description["network"][name])
+        if self.pfn.bars is not None:
+            self.pfn.bars.tail_scale = description["tail_scale"]
         for name in _COUNTERS:
             setattr(self, name, description[name])
         for name in _UNKNOWN_AT_FIRST:
@@ -525,39 +560,77 @@ class _State:
             for name, value in _under(f"optimiser.{i}", tensors).items():
                 index, key = name.split(".", 1)
                 values.setdefault(int(index), {})[key] = value
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": values})
+            groups = zip(
+                optimiser.state_dict()["param_groups"], description["groups"][i], strict=True
+            )
+            known = [{**group, **saved} for group, saved in groups]
+            optimiser.load_state_dict({"param_groups": known, "state": values})
+
+    def _of_the_run(self) -> dict[str, str]:
+        """What a resumed run must have in common, beside the configuration."""
+        return {"prior": describe(self.task_prior), "device": self.device.type}
 
     def _start_from(self, initial: PFN) -> None:
-        if initial.architecture != self.pfn.architecture:
+        if replace(initial.architecture, bars=self.pfn.architecture.bars) != self.pfn.architecture:
             raise ValueError(
                 f"initial has the architecture {initial.architecture}, the configuration "
-                f"{self.pfn.architecture}; they must agree."
+                f"{self.pfn.architecture}; they must agree but for the number of bars."
             )
+        values, bars = initial.state_dict(), initial.bars
+        if (
+            bars is not None
+            and self.pfn.bars is not None
+            and len(bars.borders) != len(self.pfn.bars.borders)
+        ):
+            values |= _heads_for(self.pfn.bars, bars.to(self.device), values)
+            bars = self.pfn.bars
         # The bars belong to the weights of the heads.
-        covered = {k: self.pfn.metadata[k] for k in ("missing", "categorical")}
-        values = initial.state_dict()
         self.pfn = PFN(
-            initial.architecture,
-            values.get("bars.borders"),
-            tail_scale=1.0 if initial.bars is None else initial.bars.tail_scale,
-            tail_index=5.0 if initial.bars is None else initial.bars.tail_index,
+            self.pfn.architecture,
+            None if bars is None else bars.borders,
+            tail_scale=1.0 if bars is None else bars.tail_scale,
+            tail_index=5.0 if bars is None else bars.tail_index,
             inputs=self.config.inputs,
             targets=self.config.targets,
             prior_location=initial.prior_location,
             prior_scale=initial.prior_scale,
-            metadata={**covered, "training": initial.metadata.get("training")},
+            metadata={**self.pfn.metadata, "training": initial.metadata.get("training")},
         ).to(self.device)
         self.pfn.load_state_dict(values)
 
 
+def _heads_for(
+    new: BarDistribution, old: BarDistribution, values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Nodes, and heads whose log densities there are those of the old heads, interpolated."""
+    b, at = old.borders, new.borders
+    right = torch.searchsorted(b, at).clamp(1, len(b) - 1)
+    share = ((at - b[right - 1]) / (b[right] - b[right - 1])).clamp(0, 1)
+    before, after = old._areas(b).log(), new._areas(at).log()
+    found = {"bars.borders": at}
+    for head in ("network.head_y", "network.head_f"):
+        weight, bias = (values[f"{head}.{kind}"].to(at) for kind in ("weight", "bias"))
+        height = bias - before
+        found[f"{head}.weight"] = torch.lerp(weight[right - 1], weight[right], share[:, None])
+        found[f"{head}.bias"] = torch.lerp(height[right - 1], height[right], share) + after
+    return found
+
+
 _COUNTERS = ("step", "elapsed", "tasks", "skipped", "failed", "most_context")
+_UNITS = ("prior_location", "prior_scale", "metadata")
 _UNKNOWN_AT_FIRST = ("typical_norm", "best_loss")  # not finite then, which JSON cannot hold
 
 
 def _fabric(device: torch.device, precision: str) -> Fabric:
     kind = {"cuda": "cuda", "mps": "mps"}.get(device.type, "cpu")
-    devices: Any = [device.index or 0] if kind == "cuda" else 1
-    return Fabric(accelerator=kind, devices=devices, precision=precision)  # type: ignore[arg-type]
+    options: Any = {"accelerator": kind, "precision": precision}
+    # What torchrun tells its processes.
+    world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if world > 1:
+        fabric = Fabric(devices=local, num_nodes=world // local, strategy="ddp", **options)
+        fabric.launch()
+        return fabric
+    return Fabric(devices=[device.index or 0] if kind == "cuda" else 1, **options)
 
 
 def _optimisers(
@@ -638,10 +711,13 @@ def _initial_network(
             f"The prior draws {max(classes)} classes, the network has "
             f"{config.architecture.classes}; raise ArchitectureConfig.classes."
         )
-    covered = {
+    covered: dict[str, Any] = {
         "missing": any(bool(task.X.isnan().any()) for task in tasks),
         "categorical": any(task.categorical is not None for task in tasks),
     }
+    if config.inputs == "raw":
+        seen = torch.cat([task.X[task.X.isfinite()] for task in tasks])
+        covered["input_range"] = [float(seen.min()), float(seen.max())]
     if classes:
         return PFN(
             config.architecture, None, inputs=config.inputs, targets="raw", metadata=covered
@@ -662,10 +738,12 @@ def _initial_network(
 
     empty = network(torch.tensor([0.0, 1.0]), 1.0)
     targets, narrowest = [], []
-    for task in tasks:
+    # A few rows are a bad standard: what is far out in their units is left to the tails.
+    settled = [task for task in tasks if task.num_context >= _SETTLED] or tasks
+    for task in tasks if config.targets != "standardised" else settled:
         n = task.num_context
         mask = None if task.points is None else task.points[:, :n]
-        location, scale = empty.units(task.y[:, :n, 0], mask)
+        location, scale, _ = empty.units(task.y[:, :n, 0], mask)
         z = (task.y[:, n:, 0] - location) / scale
         targets.append(z.flatten() if task.points is None else z[task.points[:, n:]])
         if task.f is not None:

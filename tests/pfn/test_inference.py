@@ -5,10 +5,13 @@ import dataclasses
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from botorch.acquisition import qLogExpectedImprovement
+from botorch.models.transforms.input import Normalize
 from botorch.optim import optimize_acqf
+from botorch.sampling.normal import SobolQMCNormalSampler
 from torch import nn
 
 import pfn
@@ -32,7 +35,7 @@ def random_network(kind="slots", inputs="standardised", targets="standardised", 
     """A random network in which every part matters: no output projection is zero."""
     architecture = dataclasses.replace(SMALL, **KINDS[kind], **changes)
     borders = None if architecture.classes else torch.linspace(-2.5, 2.5, 21)
-    known = {"max_buffer": 6, "missing": True}
+    known = {"max_buffer": 6, "missing": True, "categorical": True}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = PFN(
@@ -226,6 +229,21 @@ def test_batches_of_data_sets_and_of_queries_equal_loops(each_network):
             torch.testing.assert_close(together[:, :, i, j], one)
 
 
+def test_queries_broadcast_over_data_sets_wherever_their_dimensions_are(network):
+    X, y = data(8, batch=(2, 1), m=2)
+    Q, _ = data(5, batch=(3,), seed=1)
+    model = network.condition(X, y)
+    together = answers(model, Q)  # [quantities, 2, 3, 5, 2]
+    joint = model.posterior(Q, observation_noise=True).rsample(torch.Size([2]))
+    assert joint.shape == (2, 2, 3, 5, 2)
+    for i, j in itertools.product(range(2), range(3)):
+        one = answers(network.condition(X[i, 0], y[i, 0]), Q[j])
+        torch.testing.assert_close(together[:, i, j], one)
+    chosen = model.posterior(Q, output_indices=[1]).mean
+    torch.testing.assert_close(chosen, model.posterior(Q).mean[..., 1:])
+    assert model.posterior(Q[:0]).mean.shape == (2, 0, 5, 2)
+
+
 def test_several_outputs_equal_one_by_one(each_network):
     network = each_network
     X, y = data(8, m=3)
@@ -258,20 +276,38 @@ def test_an_empty_context_gives_the_prior(targets):
     posterior = network.condition(X, y).posterior(Q)
     assert posterior.mean.shape == (5, 1)
     assert posterior.variance.isfinite().all()
-    location, scale = network.units(y[None, :, 0])
+    location, scale, told = network.units(y[None, :, 0])
     assert (location.item(), scale.item()) == (3.0, 2.0)
+    assert told.tolist() == [[3.0, pytest.approx(math.log(2.0))]]
 
 
-@pytest.mark.parametrize("targets", ["given", "standardised"])
-def test_units_of_the_targets(targets):
+def test_units_of_the_targets():
     y = torch.tensor([[1.0, 2.0, 6.0]], dtype=torch.float64)
-    network = random_network(targets=targets)
+    network = random_network(targets="given")
     network.prior_location, network.prior_scale = 7.0, 4.0
-    location, scale = network.units(y)
+    location, scale, told = network.units(y)
     assert location.item() == pytest.approx(16 / 4)
     assert scale.item() == pytest.approx(((9 + 4 + 4 + 16) / 4) ** 0.5)
+    assert told[0].tolist() == [location.item(), scale.log().item()]
     network = random_network(targets="raw")
     assert torch.equal(network.units(y)[0], network.units(100 * y)[0])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9])
+def test_standardised_units_follow_the_targets_and_what_is_told_does_not(n):
+    network = random_network(targets="standardised")
+    network.prior_location, network.prior_scale = 0.3, 2.0
+    y = torch.randn(2, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    location, scale, told = network.units(y)
+    factor = 1.0 if n == 1 else 50.0  # one point has the deviation of the prior
+    moved = network.units(factor * y - 7)
+    torch.testing.assert_close(moved[0], factor * location - 7)
+    torch.testing.assert_close(moved[1], factor * scale)
+    torch.testing.assert_close(moved[2], told)
+    mask = torch.arange(n + 2).expand(2, -1) < n
+    padded = torch.cat([y, torch.full((2, 2), 1e9, dtype=y.dtype)], dim=1)
+    for masked, plain in zip(network.units(padded, mask), (location, scale, told), strict=True):
+        torch.testing.assert_close(masked, plain)
 
 
 def test_raw_units_are_not_invariant_and_given_ones_know_the_scale():
@@ -318,6 +354,9 @@ class TestMissingAndCategorical:
         assert (a - b).abs().max() > 1e-4
         with pytest.raises(ValueError, match=r"mask \[3\]"):
             each_network.condition(X, y, categorical=kind[:2])
+        each_network.metadata["categorical"] = False
+        with pytest.raises(ValueError, match="without categorical columns"):
+            each_network.condition(X, y, categorical=kind)
 
 
 class TestColumns:
@@ -373,14 +412,42 @@ class TestAppending:
         assert (a - b).abs().max() > 1e-4
         torch.testing.assert_close(each_network.decode(by_hand, Q[None])[0], a)
 
+    def test_one_layer_sees_appended_rows_like_encoded_ones(self):
+        """In one layer rows are keys as they were embedded, whatever they attend to themselves."""
+        network = random_network(inputs="raw", targets="raw", layers=1)
+        X, y = data(9)
+        Q, _ = data(4, seed=1)
+        first = network.encode(X[None, :6], y[None, :6, 0])
+        appended = network.append(first, X[None, 6:], y[None, 6:, 0])
+        recomputed = network.encode(X[None], y[None, :, 0])
+        for a, b in zip(
+            network.decode(appended, Q[None]), network.decode(recomputed, Q[None]), strict=True
+        ):
+            torch.testing.assert_close(a, b)
+
     def test_beyond_the_trained_buffer_all_is_encoded_anew(self, each_network):
         X, y = data(14)
         Q, _ = data(4, seed=1)
-        model = each_network.condition(X[:7], y[:7], outcome_transform=None)
+        model = each_network.condition(X[:7], y[:7])
         model = model.condition_on_observations(X[7:10], y[7:10])
         longer = model.condition_on_observations(X[10:], y[10:])
-        whole = each_network.condition(X, y, outcome_transform=None)
+        whole = each_network.condition(X, y)
         torch.testing.assert_close(answers(longer, Q), answers(whole, Q))
+
+    @pytest.mark.parametrize("n", [0, 1, 2])
+    def test_units_that_no_longer_fit_are_taken_anew(self, each_network, n):
+        """From few rows on, in units far from the prior's: as if all had been there at once."""
+        X, y = data(6)
+        y = 1000 * y
+        Q, _ = data(4, seed=1)
+        model = each_network.condition(X[:n], y[:n])
+        grown = model.condition_on_observations(X[n:], y[n:])
+        whole = each_network.condition(X, y)
+        torch.testing.assert_close(answers(grown, Q), answers(whole, Q))
+        inputs = torch.cat([X[:1], 100 + 50 * X[1:]])
+        grown = each_network.condition(inputs[:3], y[:3])
+        grown = grown.condition_on_observations(1e4 * inputs[3:], y[3:])
+        assert grown._appended == 0
 
     def test_batches_broadcast(self, each_network):
         X, y = data(10)
@@ -471,6 +538,25 @@ class TestJoint:
         torch.testing.assert_close(first, samples[..., 1:])
         assert chosen.joint_log_prob(first[0]).shape == (4, 2)
 
+    def test_orders_take_turns_over_all_samples(self, network):
+        """Whatever the shape of the samples."""
+        X, y = data(8)
+        Q, _ = data(3, seed=1)
+        posterior = network.condition(X, y, num_orders=2).posterior(Q)
+        base = torch.randn(4, 3, 1, generator=torch.Generator().manual_seed(0)).double()
+        flat = posterior.rsample_from_base_samples(torch.Size([4]), base)
+        nested = posterior.rsample_from_base_samples(torch.Size([1, 4]), base[None])
+        torch.testing.assert_close(nested[0], flat)
+        assert posterior.rsample(torch.Size([0])).shape == (0, 3, 1)
+
+    def test_densities_broadcast_over_data_sets(self, network):
+        X, y = data(8, batch=(2,))
+        Q, Y = data(3, seed=1)
+        posterior = network.condition(X, y).posterior(Q)
+        torch.testing.assert_close(
+            posterior.joint_log_prob(Y), posterior.joint_log_prob(Y.expand(2, 3, 1))
+        )
+
     def test_orders_are_averaged(self, network):
         X, y = data(8)
         Q, _ = data(3, seed=1)
@@ -534,7 +620,7 @@ class TestKnownNoise:
         X, y = data(5)
         with pytest.raises(ValueError, match="none negative"):
             network.condition(X, y, train_Yvar=-torch.ones_like(y))
-        with pytest.raises(ValueError, match="train_Yvar must hold variances of shape"):
+        with pytest.raises(ValueError, match="train_Yvar must hold finite variances of shape"):
             network.condition(X, y, train_Yvar=torch.ones(3, 1).double())
         with pytest.raises(ValueError, match="affine"):
             network.condition(
@@ -543,6 +629,30 @@ class TestKnownNoise:
                 train_Yvar=torch.ones_like(y),
                 outcome_transform=torch.distributions.ExpTransform(),
             )
+        with pytest.raises(ValueError, match="none negative"):
+            network.condition(X, y).posterior(X, observation_noise=-torch.ones_like(y))
+        network.metadata["known_noise"] = False
+        with pytest.raises(ValueError, match="without known noise"):
+            network.condition(X, y, train_Yvar=torch.ones_like(y))
+        with pytest.raises(ValueError, match="trained with known noise"):
+            network.condition(X, y).posterior(X, observation_noise=torch.ones_like(y))
+
+    def test_some_may_be_unknown(self, network):
+        """A model takes the variances that it holds, and queries are told theirs one by one."""
+        X, y = data(8)
+        noise = torch.full_like(y, 0.3)
+        noise[2:5] = math.nan
+        model = network.condition(X, y, train_Yvar=noise)
+        again = network.condition(model.train_X, model.train_Y, train_Yvar=model.train_Yvar)
+        torch.testing.assert_close(answers(model, X), answers(again, X))
+        mixed = model.posterior(X, observation_noise=noise).mean
+        told = model.posterior(X, observation_noise=torch.full_like(y, 0.3)).mean
+        untold = model.posterior(X, observation_noise=True).mean
+        torch.testing.assert_close(mixed, torch.where(noise.isnan(), untold, told))
+        torch.testing.assert_close(
+            untold,
+            model.posterior(X, observation_noise=np.True_).mean,  # not a variance of 1
+        )
 
 
 class TestClassification:
@@ -575,12 +685,67 @@ class TestClassification:
         one = classifier.condition(X[1][order], y[1][order]).posterior(Q).mean
         torch.testing.assert_close(both[1], one)
 
+    def test_classes_that_were_not_seen(self, classifier):
+        X, _ = data(8)
+        y = torch.arange(8).remainder(2)  # as integers
+        told = classifier.condition(X, y, num_classes=4).posterior(X).mean
+        assert (told[:, :4] > 0).all()
+        assert (told[:, 4] == 0).all()
+        new = torch.tensor([[2.0]]).double()
+        grown = classifier.condition(X, y).condition_on_observations(X[:1], new)
+        whole = classifier.condition(torch.cat([X, X[:1]]), torch.cat([y.double(), new[0]]))
+        torch.testing.assert_close(grown.posterior(X).mean, whole.posterior(X).mean)
+        for wrong in (1, 6):
+            with pytest.raises(ValueError, match="must lie between 2"):
+                classifier.condition(X, y, num_classes=wrong)
+
     def test_messages(self, classifier):
         X, y = data(6)
+        model, sampler = classifier.condition(X, 0 * y), SobolQMCNormalSampler(torch.Size([2]))
+        with pytest.raises(NotImplementedError, match="fantasies are of regression"):
+            model.fantasize(X, sampler)
         with pytest.raises(ValueError, match=r"classes 0 .. 4"):
             classifier.condition(X, y)
         with pytest.raises(ValueError, match="regression"):
             classifier.condition(X, torch.zeros_like(y), train_Yvar=torch.ones_like(y))
+
+
+class TestInputTransforms:
+    def test_they_learn_once_from_the_training_inputs(self, network):
+        X, y = data(8)
+        X = 10 * X
+        Q, _ = data(5, seed=1)
+        transform = Normalize(3)
+        before = copy.deepcopy(transform.state_dict())
+        model = network.condition(X, y, input_transform=transform)
+        assert str(transform.state_dict()) == str(before)
+        low, high = X.amin(0), X.amax(0)
+        by_hand = network.condition((X - low) / (high - low), y)
+        torch.testing.assert_close(answers(model, Q), answers(by_hand, (Q - low) / (high - low)))
+        one = answers(model.train(), Q[:1])
+        torch.testing.assert_close(one, answers(model, Q)[:, :1])
+        grown = model.condition_on_observations(Q, Q[:, :1])
+        expected = by_hand.condition_on_observations((Q - low) / (high - low), Q[:, :1])
+        torch.testing.assert_close(answers(grown, X), answers(expected, (X - low) / (high - low)))
+
+    def test_raw_inputs_beyond_those_of_the_training_warn(self):
+        network = random_network(inputs="raw")
+        network.metadata["input_range"] = [0.0, 1.0]
+        X, y = data(8)
+        X = X.sigmoid()
+        model = network.condition(X, y)
+        with pytest.warns(UserWarning, match="between 0 and 1.*got"):
+            model.posterior(X + 2)
+        with pytest.warns(UserWarning, match="between 0 and 1.*got"):
+            network.condition(100 * X, y)
+        network.condition(100 * X, y, input_transform=Normalize(3))  # no warning
+
+
+def test_a_conditioned_model_stays_where_it_is(network):
+    model = network.condition(*data(8))
+    assert model.double() is model
+    with pytest.raises(NotImplementedError, match="condition the network on data"):
+        model.float()
 
 
 def test_gradients_in_queries(network):
@@ -696,6 +861,19 @@ class TestFiles:
         Q, _ = data(3, seed=1)
         assert torch.equal(answers(loaded.condition(X, y), Q), answers(network.condition(X, y), Q))
 
+    def test_double_precision_is_kept(self, network, tmp_path):
+        with torch.no_grad():
+            next(network.parameters()).add_(1e-12)
+        network.save(tmp_path / "net.safetensors")
+        loaded = pfn.load(tmp_path / "net.safetensors").state_dict()
+        for name, value in network.state_dict().items():
+            assert torch.equal(loaded[name], value)
+
+    def test_a_folder_of_the_name_hides_nothing(self, tmp_path, monkeypatch):
+        (tmp_path / "regression").mkdir()
+        monkeypatch.chdir(tmp_path)
+        assert pfn.load("regression").architecture.max_features == 20
+
     def test_unknown_name(self):
         with pytest.raises(FileNotFoundError, match="neither a file nor a shipped network"):
             pfn.load("no-such-network")
@@ -730,6 +908,8 @@ class TestBadInput:
             network.condition(X, y * float("nan"))
         with pytest.raises(ValueError, match="same rows"):
             network.condition(X, y[:3])
+        with pytest.raises(TypeError, match="X must be a floating-point tensor"):
+            network.condition(X.numpy(), y.numpy())
         with pytest.raises(ValueError, match="X has no features; this network takes 1 to 4"):
             network.condition(X[:, :0], y)
         with pytest.raises(TypeError, match="must agree"):

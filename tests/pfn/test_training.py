@@ -18,7 +18,7 @@ from pfn import ArchitectureConfig, Certificate, TrainingConfig, certify, train
 from pfn.checkpoints.recipes import RECIPES
 from pfn.distribution import binning_error
 from priors import GaussianPosterior, GaussianProcessPrior
-from priors.tasks import FunctionTaskPrior, Task
+from priors.tasks import FunctionTaskPrior, Task, describe
 
 TINY = ArchitectureConfig(
     max_features=2, embedding=16, layers=2, heads=2, hidden=16, thinking_rows=2, bars=24
@@ -70,12 +70,26 @@ def config(**changes):
 
 
 class TestResume:
-    def test_equals_the_uninterrupted_run(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("options", "calls"),
+        [
+            ({}, 17),
+            ({"optimizer": "adamw"}, 17),
+            ({"optimizer": "schedule-free"}, 17),
+            ({"accumulate": 2}, 21),
+        ],
+    )
+    def test_equals_the_uninterrupted_run(self, tmp_path, options, calls):
+        if options.get("optimizer") == "schedule-free":
+            pytest.importorskip("schedulefree")
+
         class Interrupted(Exception):
             pass
 
         class Stops:
             """A prior that fails at a given call."""
+
+            description = describe(fixed_gp())
 
             def __init__(self, after):
                 self.prior, self.left = fixed_gp(), after
@@ -86,16 +100,47 @@ class TestResume:
                     raise Interrupted
                 return self.prior.sample(batch, **options)
 
-        settings = config(steps=12, checkpoint_every=0.0)
+        settings = config(steps=12, checkpoint_every=0.0, **options)
         whole = train(fixed_gp(), config=settings, device="cpu", progress=False)
         file = tmp_path / "state.safetensors"
         with pytest.raises(Interrupted):
-            train(Stops(after=17), config=settings, device="cpu", checkpoint=file, progress=False)
+            train(
+                Stops(after=calls), config=settings, device="cpu", checkpoint=file, progress=False
+            )
         resumed = train(
             fixed_gp(), config=settings, device="cpu", checkpoint=file, resume=True, progress=False
         )
         assert torch.equal(weights(resumed), weights(whole))
-        assert resumed.metadata["training"]["tasks"] == 48
+        assert resumed.metadata == {
+            **whole.metadata,
+            "training": {
+                **whole.metadata["training"],
+                "seconds": resumed.metadata["training"]["seconds"],
+            },
+        }
+        assert resumed.metadata["training"]["tasks"] == 48 * settings.accumulate
+
+    def test_units_come_from_the_file(self, tmp_path):
+        """Not from tasks drawn afresh, which another machine may draw otherwise."""
+        file = tmp_path / "state.safetensors"
+        options = {"config": config(steps=2), "device": "cpu", "checkpoint": file}
+        first = train(fixed_gp(), **options, progress=False)
+
+        class Scaled:
+            description = describe(fixed_gp())
+
+            def sample(self, batch, **options):
+                task = fixed_gp().sample(batch, **options)
+                return replace(task, y=100 * task.y, f=100 * task.f)
+
+        class Other(Scaled):
+            description = "another one"
+
+        resumed = train(Scaled(), **options, resume=True, progress=False)
+        assert resumed.prior_scale == first.prior_scale
+        assert resumed.bars.tail_scale == first.bars.tail_scale
+        with pytest.raises(ValueError, match="another prior"):
+            train(Other(), **options, resume=True, progress=False)
 
     def test_refuses_another_configuration(self, tmp_path):
         file = tmp_path / "state.safetensors"
@@ -215,7 +260,7 @@ class TestCertificate:
         generator = torch.Generator().manual_seed(0)
         scores = []
         for _ in range(8):
-            task = prior.sample(16, generator=generator, dtype=torch.float64)
+            task = prior.sample(32, generator=generator, dtype=torch.float64)
             n = 12
             rows = list(range(n)) + [task.X.shape[1] - 1]
             part = replace(
@@ -255,7 +300,7 @@ def trained():
     made = train(fixed_gp(), config=config(steps=60), device="cpu", progress=False)
     sizes = {"context_sizes": (0, 16), "num_queries": 4}
     made.metadata["certificate"] = certify(
-        made, fixed_gp(), num_tasks=400, progress=False, **sizes
+        made, fixed_gp(), num_tasks=400, batch=50, progress=False, **sizes
     ).to_json()
     return made
 
@@ -394,13 +439,29 @@ class TestOptions:
         made = train(fixed_gp(), config=settings, device="cpu", progress=False)
         assert weights(made).isfinite().all()
 
-    def test_accumulated_parts_are_one_batch(self):
-        """Two parts of two tasks give the gradient of four tasks; here: a finite, other result."""
-        one = train(fixed_gp(), config=config(steps=3), device="cpu", progress=False)
-        two = train(
-            fixed_gp(), config=config(steps=3, batch=2, accumulate=2), device="cpu", progress=False
-        )
-        assert one.metadata["training"]["tasks"] == two.metadata["training"]["tasks"] == 12
+    def test_accumulated_parts_are_one_batch(self, tmp_path):
+        """Two parts of two tasks give the gradient of the four together."""
+        pool = fixed_gp().sample(4, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
+
+        class Cycle:
+            at = 0
+
+            def sample(self, batch, **options):
+                rows = slice(self.at, self.at + batch)
+                self.at = (self.at + batch) % 4
+                noise = pool.noise_var[rows]
+                return replace(
+                    pool, X=pool.X[rows], y=pool.y[rows], f=pool.f[rows], noise_var=noise
+                )
+
+        norms = []
+        for batch, accumulate in ((4, 1), (2, 2)):
+            log = tmp_path / f"{batch}.jsonl"
+            options = {"known_noise": 0.0, "appended": 0.0, "steps": 1, "warmup": 1}
+            settings = config(batch=batch, accumulate=accumulate, **options)
+            train(Cycle(), config=settings, device="cpu", log=log, progress=False)
+            norms.append(json.loads(log.read_text().splitlines()[0])["norm"])
+        assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
     def test_bfloat16(self):
         made = train(
@@ -439,6 +500,32 @@ class TestOptions:
                 initial=first,
                 progress=False,
             )
+
+    def test_starting_from_a_network_with_other_bars(self):
+        """It predicts the same densities, where they are smooth at the scale of the bars."""
+        still = {"learning_rate": 0.0, "matrix_learning_rate": 0.0}
+        coarse, fine = (config(steps=1, architecture=replace(TINY, bars=k)) for k in (100, 160))
+        first = train(fixed_gp(), config=coarse, device="cpu", progress=False)
+        nodes = first.bars.borders
+        with torch.no_grad():
+            for head in (first.network.head_y, first.network.head_f):
+                frequency = torch.linspace(0.2, 2.0, head.in_features)
+                head.weight.copy_(0.1 * torch.sin(frequency * nodes[:, None]))
+                head.bias.copy_(-nodes.square() / 2 + first.bars._areas(nodes).log())
+        fine = replace(fine, **still)
+        second = train(fixed_gp(), config=fine, device="cpu", initial=first, progress=False)
+        assert len(second.bars.borders) == 160
+        task = fixed_gp().sample(1, generator=torch.Generator().manual_seed(0))
+        X, y = task.X[0, :9], task.y[0, :9]
+        Q = torch.linspace(0, 1, 5)[:, None]
+        grid = torch.linspace(-3, 3, 61)[:, None, None]
+        for noisy in (False, True):
+            a, b = (
+                network.condition(X, y).posterior(Q, observation_noise=noisy).density(grid)
+                for network in (first, second)
+            )
+            assert a.max() > 0.2
+            assert (a - b).abs().max() < 0.005
 
     def test_a_continued_training_sees_other_tasks(self):
         drawn = []
@@ -484,6 +571,8 @@ class TestOptions:
             TrainingConfig(optimizer="sgd")
         with pytest.raises(ValueError, match="share"):
             TrainingConfig(appended=2.0)
+        with pytest.raises(ValueError, match="precision"):
+            TrainingConfig(precision="16-mixed")
 
 
 @pytest.mark.slow
@@ -521,3 +610,46 @@ def test_two_processes_train_one_network(tmp_path):
     )
     assert run.returncode == 0, run.stderr[-2000:]
     assert (tmp_path / "state.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_train_together(tmp_path):
+    """By themselves, and one of them being late leaves no one waiting for a checkpoint."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import os, sys, time, torch\n"
+        "from gpytorch.kernels import RBFKernel\n"
+        "from pfn import ArchitectureConfig, TrainingConfig, train\n"
+        "from priors import FunctionTaskPrior, GaussianProcessPrior\n"
+        "uniform = torch.distributions.Uniform(torch.zeros(1), torch.ones(1))\n"
+        "class Late(FunctionTaskPrior):\n"
+        "    def sample(self, batch, **options):\n"
+        "        time.sleep(0.02 * int(os.environ['RANK']))\n"
+        "        return super().sample(batch, **options)\n"
+        "prior = Late(GaussianProcessPrior(RBFKernel()), inputs=uniform, num_points=12,\n"
+        "             noise_var=0.1)\n"
+        "sizes = ArchitectureConfig(max_features=1, embedding=16, layers=2, heads=2, hidden=16,\n"
+        "                           bars=16)\n"
+        "config = TrainingConfig(architecture=sizes, steps=40, batch=4, border_tasks=40,\n"
+        "                        checkpoint_every=0.05, held_out_tasks=0)\n"
+        "made = train(prior, config=config, device='cpu', progress=False, checkpoint=sys.argv[1])\n"
+        "assert made.metadata['training']['tasks'] == 2 * 40 * 4\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    run = subprocess.run(
+        [*command, str(script), str(tmp_path / "state.safetensors")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_training_and_certificate_on_a_gpu():
+    made = train(fixed_gp(), config=config(steps=3), device="cuda", progress=False)
+    found = certify(made, fixed_gp(), context_sizes=(0, 5), num_queries=4, num_tasks=8)
+    assert found.scores
+    assert Certificate.from_json(found.to_json()) == found
