@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -19,7 +20,15 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 from torch import nn
 
-from pfn import PFN, ArchitectureConfig, PFNClassifier, PFNRegressor, TrainingConfig, train
+from pfn import (
+    PFN,
+    ArchitectureConfig,
+    Certificate,
+    PFNClassifier,
+    PFNRegressor,
+    TrainingConfig,
+    train,
+)
 from pfn.estimators import _TargetTransform, _YeoJohnson
 from priors import Task
 from priors.pooling import MixturePosterior
@@ -164,6 +173,16 @@ def test_scikit_learn_checks_of_network_objects(classes, cells):
     results = check_estimator(made, on_fail=None, on_skip=None, expected_failed_checks=EXPECTED)
     failed = {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"}
     assert not failed, failed
+
+
+@pytest.mark.parametrize("made", [PFNRegressor(), PFNClassifier()], ids=["regression", "classes"])
+@pytest.mark.filterwarnings("ignore:This network was trained on up to")
+@pytest.mark.filterwarnings("ignore:This data set is unlike")
+def test_scikit_learn_checks_of_the_defaults(made):
+    results = check_estimator(made, on_fail=None, on_skip=None)
+    failed = {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"}
+    assert not failed, failed
+    assert len(results) > 45
 
 
 @both_tokens
@@ -527,6 +546,97 @@ def test_grid_search_and_pipelines(trained_files):
         PFNClassifier(random_network(4)), {"num_ensemble": [1, 2]}, cv=2, scoring="neg_log_loss"
     )
     assert np.isfinite(search.fit(X, y > 3).best_score_)
+
+
+@both_tokens
+@pytest.mark.parametrize("classes", [0, 4])
+def test_data_unlike_the_prior_warn(classes, cells):
+    """As the network itself says, of what the first member sees."""
+    frame, encoded, y = table()
+    y = np.digitize(y, [3.0, 4.0]) if classes else y
+    encoded[3, 1] = np.nan
+    usual = Certificate("prior", "none", 0, {}, {}, scores={8: [90.0, 100.0], 64: [90.0, 100.0]})
+    network = random_network(classes, cells, certificate=usual.to_json())
+    mask = np.isin(np.arange(6), CATEGORIES)
+    model = network.condition(
+        torch.tensor(encoded), torch.tensor(y).double(), categorical=torch.tensor(mask), check=False
+    )
+    expected = model.unlike_the_prior()
+    kind = PFNClassifier if classes else PFNRegressor
+    made = kind(network, num_ensemble=2, categorical_features=mask)
+    with pytest.warns(UserWarning, match="This data set is unlike .*check=False silences") as told:
+        made.fit(encoded, y)
+    assert told[0].filename == __file__
+    assert made.unlike_the_prior_ == expected
+    score = float(re.search("log score of (\\S+) per row", expected)[1])
+    assert made.set_params(check=False).fit(encoded, y).unlike_the_prior_ is None
+    usual = Certificate("prior", "none", 0, {}, {}, scores={40: [score - 1, score + 1]})
+    network.metadata["certificate"] = usual.to_json()
+    assert made.set_params(check=True).fit(encoded, y).unlike_the_prior_ is None
+    assert made.fit(encoded[:30], y[:30]).unlike_the_prior_ is None  # not measured
+
+
+def test_the_shipped_network_knows_its_prior():
+    X, _ = data(64)
+    assert PFNRegressor().fit(X, X[:, 0] + 0.3 * X[:, 1]).unlike_the_prior_ is None
+    with pytest.warns(UserWarning, match="This data set is unlike the prior"):
+        PFNRegressor().fit(X, np.where(np.arange(64) == 7, 1e6, 1.0))
+
+
+def test_a_failed_fit_leaves_the_estimator_as_it_was(monkeypatch):
+    X, y = data()
+    network, classifier = random_network(), random_network(4)
+    made = PFNRegressor(classifier)
+    with pytest.raises(ValueError, match="needs a network for regression"):
+        made.fit(X, y)
+    with pytest.raises(NotFittedError):
+        made.predict(X)
+    assert not hasattr(made, "n_features_in_")
+    made = PFNClassifier(classifier).fit(X, np.arange(30) % 3)
+    before = made.predict_proba(X)
+    with pytest.raises(ValueError, match="y has 5 classes"):
+        made.fit(X[:, :2], np.arange(30) % 5)
+    assert made.n_features_in_ == 4
+    np.testing.assert_array_equal(made.predict_proba(X), before)
+    # later, while the network encodes
+    made, frame = PFNRegressor(network).fit(X, y), pd.DataFrame(X[:, :2], columns=["a", "b"])
+    before = made.predict(X)
+
+    def encode(self, member):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(PFNRegressor, "_encode", encode)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        made.fit(frame, y)
+    np.testing.assert_array_equal(made.predict(X), before)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ["a", None, "b", None],
+        np.array(["a", np.nan, "b", None], dtype=object),
+        pd.Series(["a", pd.NA, "b", pd.NA], dtype="string"),
+        pd.Series(pd.Categorical(["a", None, "b", None])),
+        pd.Series([1, pd.NA, 0, pd.NA], dtype="Int64"),
+        np.array([0.0, np.nan, 1.0, np.nan]),
+    ],
+    ids=["list", "objects", "string", "category", "integer", "float"],
+)
+def test_missing_labels_are_counted(missing):
+    X, _ = data(4)
+    with pytest.raises(ValueError, match="y lacks 2 of 4 values; drop those rows"):
+        PFNClassifier(random_network(4)).fit(X, missing)
+
+
+def test_missing_targets_are_counted():
+    X, y = data()
+    made = PFNRegressor(random_network()).fit(X, y)
+    missing = pd.Series(y, dtype="Float64")
+    missing[3] = pd.NA
+    for use in (made.fit, made.log_likelihood):
+        with pytest.raises(ValueError, match="y lacks 1 of 30 values"):
+            use(X, missing)
 
 
 @pytest.mark.parametrize(
