@@ -15,6 +15,7 @@ from priors.posterior import (
     PredictivePosterior,
     gaussian_log_expected_improvement,
     gaussian_log_probability_of_improvement,
+    probabilities,
 )
 
 __all__ = ["EmpiricalPosterior", "GaussianMixturePosterior"]
@@ -73,7 +74,7 @@ class EmpiricalPosterior(PredictivePosterior):
         Args:
             value: Probabilities in (0, 1).
         """
-        value = torch.as_tensor(value).to(self.draws)
+        value = probabilities(value, self.draws)
         ordered, order = self.draws.sort(dim=0)
         reached = self.log_weights.exp()[order].cumsum(0).movedim(0, -1).contiguous()
         targets = value.flatten().expand(*reached.shape[:-1], value.numel()).contiguous()
@@ -84,14 +85,16 @@ class EmpiricalPosterior(PredictivePosterior):
         return found.reshape(value.shape + self.draws.shape[1:])
 
     def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
-        gain = self.draws - torch.as_tensor(best_f).to(self.draws)
+        best = torch.as_tensor(best_f, dtype=self.draws.dtype, device=self.draws.device)
+        gain = self.draws - best
         log_gain = log_fatplus(gain if maximize else -gain, tau=_SMOOTHING)
         return _log_average(log_gain, self.log_weights)
 
     def log_probability_of_improvement(
         self, best_f: Tensor | float, maximize: bool = True
     ) -> Tensor:
-        gain = self.draws - torch.as_tensor(best_f).to(self.draws)
+        best = torch.as_tensor(best_f, dtype=self.draws.dtype, device=self.draws.device)
+        gain = self.draws - best
         log_step = log_fatmoid(gain if maximize else -gain, tau=_SMOOTHING)
         return _log_average(log_step, self.log_weights)
 
@@ -150,8 +153,8 @@ class GaussianMixturePosterior(PredictivePosterior):
         return _log_average(self._component_log_prob(Y).sum((-2, -1)), self.log_weights)
 
     def cdf(self, Y: Tensor) -> Tensor:
-        probabilities = torch.special.ndtr(self._standardised(Y))
-        return torch.tensordot(self.log_weights.exp(), probabilities, dims=1)
+        each = torch.special.ndtr(self._standardised(Y))
+        return torch.tensordot(self.log_weights.exp(), each, dims=1)
 
     def quantile(self, value: Tensor) -> Tensor:
         """Marginal quantiles by bisection, to rounding; differentiable in the components.
@@ -162,7 +165,7 @@ class GaussianMixturePosterior(PredictivePosterior):
         Returns:
             `[*p, ..., n, m]`.
         """
-        value = torch.as_tensor(value).to(self.means)
+        value = probabilities(value, self.means)
         return torch.stack([self._quantile(p) for p in value.flatten()]).reshape(
             value.shape + self.means.shape[1:]
         )
@@ -184,7 +187,7 @@ class GaussianMixturePosterior(PredictivePosterior):
 
     def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
         sign = 1.0 if maximize else -1.0
-        best = sign * torch.as_tensor(best_f).to(self.means)
+        best = sign * torch.as_tensor(best_f, dtype=self.means.dtype, device=self.means.device)
         each = gaussian_log_expected_improvement(sign * self.means, self.variances, best)
         return _log_average(each, self.log_weights)
 
@@ -192,7 +195,7 @@ class GaussianMixturePosterior(PredictivePosterior):
         self, best_f: Tensor | float, maximize: bool = True
     ) -> Tensor:
         sign = 1.0 if maximize else -1.0
-        best = sign * torch.as_tensor(best_f).to(self.means)
+        best = sign * torch.as_tensor(best_f, dtype=self.means.dtype, device=self.means.device)
         each = gaussian_log_probability_of_improvement(sign * self.means, self.variances, best)
         return _log_average(each, self.log_weights)
 

@@ -43,15 +43,15 @@ class MixturePosterior(PredictivePosterior):
         if len(set(shapes)) > 1:
             raise ValueError(f"the components of a mixture must have one shape, got {shapes}.")
         self.components = list(components)
-        like = components[0].mean
         if log_weights is None:
-            log_weights = like.new_zeros(len(components))
+            log_weights = torch.zeros(len(components))
         if log_weights.shape != (len(components),):
             raise ValueError(
                 f"log_weights must be [{len(components)}], one per component, got "
                 f"{tuple(log_weights.shape)}."
             )
-        self.log_weights = log_weights.to(like).log_softmax(0)
+        log_weights = log_weights.to(device=components[0].device, dtype=components[0].dtype)
+        self.log_weights = log_weights.log_softmax(0)
 
     @property
     def mean(self) -> Tensor:
@@ -81,8 +81,8 @@ class MixturePosterior(PredictivePosterior):
         """
         if len(self.components) == 1:
             return self.components[0].quantile(value)
-        value = torch.as_tensor(value).to(self.log_weights)
-        p = leading(value, self.mean)
+        p = leading(value, self.log_weights[0].expand(self._extended_shape()))
+        value = torch.as_tensor(value).to(p)
         with torch.no_grad():
             each = [component.quantile(value) for component in self.components]
             found = self._invert(p, torch.stack(each).amin(0), torch.stack(each).amax(0))
@@ -138,7 +138,7 @@ class MixturePosterior(PredictivePosterior):
     @property
     def _event(self) -> torch.Size:
         """Shape of the base samples of one batch element of a component."""
-        batch = self.mean.dim() - 2
+        batch = len(self.batch_shape)
         shapes = {component.base_sample_shape[batch:] for component in self.components}
         if len(shapes) > 1:
             raise NotImplementedError("samples need components of one shape of base samples.")
@@ -146,7 +146,7 @@ class MixturePosterior(PredictivePosterior):
 
     @property
     def base_sample_shape(self) -> torch.Size:
-        return torch.Size([*self.mean.shape[:-2], self._event.numel() + 1])
+        return torch.Size([*self.batch_shape, self._event.numel() + 1])
 
     @property
     def batch_range(self) -> tuple[int, int]:
@@ -159,6 +159,9 @@ class MixturePosterior(PredictivePosterior):
     @property
     def dtype(self) -> torch.dtype:
         return self.log_weights.dtype
+
+    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
+        return self.components[0]._extended_shape(sample_shape)
 
     def _weights(self, like: Tensor) -> Tensor:
         return self.log_weights.reshape(-1, *[1] * (like.dim() - 1))

@@ -40,6 +40,7 @@ __all__ = [
     "apply_posterior_transform",
     "as_predictive",
     "leading",
+    "probabilities",
     "score",
 ]
 
@@ -209,17 +210,15 @@ class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
 
     def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
         sign = 1.0 if maximize else -1.0
-        return gaussian_log_expected_improvement(
-            sign * self.mean, self.variance, sign * torch.as_tensor(best_f).to(self.mean)
-        )
+        best = torch.as_tensor(best_f, dtype=self.dtype, device=self.device)
+        return gaussian_log_expected_improvement(sign * self.mean, self.variance, sign * best)
 
     def log_probability_of_improvement(
         self, best_f: Tensor | float, maximize: bool = True
     ) -> Tensor:
         sign = 1.0 if maximize else -1.0
-        return gaussian_log_probability_of_improvement(
-            sign * self.mean, self.variance, sign * torch.as_tensor(best_f).to(self.mean)
-        )
+        best = torch.as_tensor(best_f, dtype=self.dtype, device=self.device)
+        return gaussian_log_probability_of_improvement(sign * self.mean, self.variance, sign * best)
 
     @property
     def _marginals(self) -> Normal:
@@ -255,11 +254,11 @@ class TransformedPosterior(PredictivePosterior):
             parameters broadcast with `[..., n, m]`; `AffineTransform` undoes a standardisation.
 
     Moments and expected improvement are closed for an affine map; other maps take the moments
-    by Gauss-Legendre quadrature of the quantile function (64 nodes) and have no closed expected
-    improvement, but for `TailCompression` on its good side.
+    by quadrature of the quantile function and have no closed expected improvement, but for
+    `TailCompression` on its good side. The quadrature (tanh-sinh, 256 nodes) ends at probabilities
+    of a rounding error of the dtype, and the variance goes on as a power law: behind tails of
+    index 2.5 it is right to 0.1% in float32. Moments that overflow are `inf`.
     """
-
-    _nodes = 64
 
     def __init__(self, base: PredictivePosterior, transform: Transform) -> None:
         if not transform.bijective or transform.domain.event_dim != 0:
@@ -273,25 +272,45 @@ class TransformedPosterior(PredictivePosterior):
     def _affine(self) -> AffineTransform | None:
         return self.transform if isinstance(self.transform, AffineTransform) else None
 
-    def _sign(self) -> Tensor:
-        return torch.as_tensor(self.transform.sign).to(self.base.mean)
+    def _own(self, value: Tensor | float) -> Tensor:
+        return torch.as_tensor(value, dtype=self.dtype, device=self.device)
 
-    def _moment(self, power: int) -> Tensor:
-        nodes, weights = _gauss_legendre(self._nodes, self.base.mean)
-        return torch.tensordot(weights, self.quantile(nodes) ** power, dims=1)
+    def _sign(self) -> Tensor:
+        return self._own(self.transform.sign)
+
+    def _increasing(self, what: str) -> bool:
+        """Whether the map is increasing in all outputs, rather than decreasing in all."""
+        sign = self._sign()
+        if bool((sign > 0).all()):
+            return True
+        if bool((sign < 0).all()):
+            return False
+        raise NotImplementedError(f"{what} needs a transform of one sign for all outputs.")
+
+    def _quadrature(self) -> tuple[Tensor, Tensor]:
+        """Values of y `[k, ..., n, m]` and their probabilities `[k]`."""
+        nodes, weights = _tanh_sinh(self.dtype)
+        # a few at a time: a quantile may take memory for each of them
+        values = [self.quantile(some) for some in self._own(nodes).split(64)]
+        return torch.cat(values), self._own(weights)
 
     @property
     def mean(self) -> Tensor:
         if self._affine is not None:
             return self.transform(self.base.mean)
-        return self._moment(1)
+        values, weights = self._quadrature()
+        return torch.tensordot(weights, values, dims=1)
 
     @property
     def variance(self) -> Tensor:
         if self._affine is not None:
-            scale = torch.as_tensor(self._affine.scale).to(self.base.mean)
-            return self.base.variance * scale**2
-        return (self._moment(2) - self._moment(1) ** 2).clamp_min(0)
+            return self.base.variance * self._own(self._affine.scale) ** 2
+        values, weights = self._quadrature()
+        mean = torch.tensordot(weights, values, dims=1)
+        squares = (values - mean).square()  # E[y^2] - E[y]^2 would cancel far from zero
+        variance = torch.tensordot(weights, squares, dims=1)
+        variance = variance + _behind(squares) + _behind(squares.flip(0))
+        return torch.where(mean.isfinite(), variance, torch.inf)
 
     def _jacobian(self, z: Tensor, y: Tensor) -> Tensor:
         return self.transform.log_abs_det_jacobian(z, y)
@@ -305,42 +324,31 @@ class TransformedPosterior(PredictivePosterior):
         return torch.where(self._sign() > 0, p, 1 - p)
 
     def quantile(self, value: Tensor) -> Tensor:
-        value = torch.as_tensor(value).to(self.base.mean)
-        if bool((self._sign() > 0).all()):
-            return self.transform(self.base.quantile(value))
-        if bool((self._sign() < 0).all()):
-            return self.transform(self.base.quantile(1 - value))
-        raise NotImplementedError("quantile needs a transform of one sign for all outputs.")
+        value = self._own(value)
+        value = value if self._increasing("quantile") else 1 - value
+        return self.transform(self.base.quantile(value))
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         z = self.transform.inv(Y)
-        jacobian = self._jacobian(z, Y).expand(Y.shape)
+        jacobian = self._jacobian(z, Y).expand(z.shape)
         return self.base.joint_log_prob(z) - jacobian.sum(dim=(-2, -1))
 
     def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
-        best = torch.as_tensor(best_f).to(self.base.mean)
-        affine = self._affine
+        best, affine = self._own(best_f), self._affine
         if isinstance(self.transform, TailCompression):
             affine = self.transform.straight(best, maximize)
         if affine is None:
             return super().log_expected_improvement(best_f, maximize)
-        scale = torch.as_tensor(affine.scale).to(best)
-        if bool((scale <= 0).any()):
-            raise NotImplementedError("Expected improvement needs a positive affine scale.")
-        best = affine.inv(best)
-        return self.base.log_expected_improvement(best, maximize) + scale.log()
+        same = self._increasing("Expected improvement")
+        improvement = self.base.log_expected_improvement(affine.inv(best), maximize == same)
+        return improvement + self._own(affine.scale).abs().log()
 
     def log_probability_of_improvement(
         self, best_f: Tensor | float, maximize: bool = True
     ) -> Tensor:
-        best = self.transform.inv(torch.as_tensor(best_f).to(self.base.mean))
-        if bool((self._sign() > 0).all()):
-            return self.base.log_probability_of_improvement(best, maximize)
-        if bool((self._sign() < 0).all()):
-            return self.base.log_probability_of_improvement(best, not maximize)
-        raise NotImplementedError(
-            "Probability of improvement needs a transform of one sign for all outputs."
-        )
+        same = self._increasing("Probability of improvement")
+        best = self.transform.inv(self._own(best_f))
+        return self.base.log_probability_of_improvement(best, maximize == same)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         return self.transform(self.base.rsample_from_base_samples(sample_shape, base_samples))
@@ -390,7 +398,7 @@ def apply_posterior_transform(
     if isinstance(posterior, GPyTorchPosterior) or not needs_gaussian:
         return transform(posterior=posterior, X=X)
     if isinstance(transform, ScalarizedPosteriorTransform) and len(transform.weights) == 1:
-        scale = transform.weights.to(posterior.mean)
+        scale = transform.weights.to(device=posterior.device, dtype=posterior.dtype)
         assert isinstance(posterior, PredictivePosterior)
         return TransformedPosterior(posterior, AffineTransform(transform.offset, scale))
     raise NotImplementedError(
@@ -469,17 +477,53 @@ def _positive_std(variance: Tensor) -> Tensor:
     return variance.clamp_min(torch.finfo(variance.dtype).tiny ** 0.5).sqrt()
 
 
+def probabilities(value: Tensor, like: Tensor) -> Tensor:
+    """`value` in the dtype and on the device of `like`.
+
+    Raises:
+        ValueError: one of them is outside [0, 1].
+    """
+    value = torch.as_tensor(value)
+    fine = (value >= 0) & (value <= 1)
+    if not bool(fine.all()):
+        raise ValueError(f"quantile takes probabilities in [0, 1], got {value[~fine].tolist()}.")
+    return value.to(like)
+
+
 def leading(value: Tensor, like: Tensor) -> Tensor:
-    """`value` [*p] reshaped to `[*p, 1, ..., 1]` to broadcast over the shape of `like`."""
-    value = torch.as_tensor(value).to(like)
+    """Probabilities `[*p]` as `[*p, 1, ..., 1]`, to broadcast over the shape of `like`.
+
+    Raises:
+        ValueError: one of them is outside [0, 1].
+    """
+    value = probabilities(value, like)
     return value.reshape(value.shape + (1,) * like.dim())
 
 
-def _gauss_legendre(num: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of Gauss-Legendre quadrature on (0, 1)."""
-    index = torch.arange(1, num, dtype=torch.float64)
-    off = index / (4 * index**2 - 1).sqrt()
-    nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
-    weights = 2 * vectors[0] ** 2
-    assert math.isclose(float(weights.sum()), 2.0, rel_tol=1e-9)
-    return ((nodes + 1) / 2).to(like), (weights / 2).to(like)
+def _tanh_sinh(dtype: torch.dtype, num: int = 256) -> tuple[Tensor, Tensor]:
+    """Nodes and weights in float64 of tanh-sinh quadrature on (0, 1).
+
+    Takahasi & Mori 1974: the trapezium rule in u with p = (1 + tanh(pi/2 sinh u)) / 2, which
+    converges with poles of the integrand at both ends; u ends where p, and 1 - p, is eps.
+    """
+    end = math.asinh(2 / math.pi * math.atanh(1 - 2 * torch.finfo(dtype).eps))
+    u = torch.linspace(-end, end, num, dtype=torch.float64)
+    # p of minus the absolute value, without the cancellation of 1 + tanh
+    below = torch.sigmoid(-math.pi * u.abs().sinh())
+    nodes = torch.where(u < 0, below, 1 - below)
+    weights = math.pi * u.cosh() * below * (1 - below) * (u[1] - u[0])
+    weights[[0, -1]] /= 2
+    return nodes, weights / weights.sum()
+
+
+def _behind(values: Tensor) -> Tensor:
+    """Integral over (0, p of the first node of `_tanh_sinh`) of a power law through two nodes.
+
+    Args:
+        values: At the nodes, `[k, ...]`, >= 0.
+    """
+    p = _tanh_sinh(values.dtype)[0]
+    start, inner = values[0], values[8]
+    exponent = (start / inner).detach().log().nan_to_num(0.0) / math.log(p[8] / p[0])
+    # far from 1, where the integral is infinite: two nodes do not tell that for certain
+    return float(p[0]) * start / (1 - exponent.clamp(0, 0.9))

@@ -4,9 +4,18 @@ import pytest
 import torch
 from botorch.sampling.get_sampler import get_sampler
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
-from torch.distributions import Normal
-from torch.distributions.transforms import AffineTransform, ExpTransform, SigmoidTransform
+from torch.distributions import Normal, constraints
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    ExpTransform,
+    SigmoidTransform,
+    Transform,
+)
 
+from bayes.student_t import StudentTPosterior
+from priors.mixture import EmpiricalPosterior, GaussianMixturePosterior
+from priors.pooling import MixturePosterior
 from priors.posterior import GaussianPosterior, TransformedPosterior, score
 from priors.testing import PosteriorContract
 
@@ -70,6 +79,131 @@ def test_log_normal_against_torch():
         posterior.log_expected_improvement(0.0)
 
 
+def independent(mean, std, dtype):
+    """Independent Gaussians at as many points."""
+    mean, std = torch.tensor(mean, dtype=dtype), torch.tensor(std, dtype=dtype)
+    return MultivariateNormal(mean, torch.diag(std.square()))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.float64, 1e-9)])
+def test_moments_of_a_log_normal(dtype, tolerance):
+    mean, std = [0.0, -3.0, 1.0], [1.0, 0.5, 1e-3]
+    posterior = TransformedPosterior(
+        GaussianPosterior(independent(mean, std, dtype)), ExpTransform()
+    )
+    exact = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
+    truth = torch.distributions.LogNormal(*exact)
+    torch.testing.assert_close(
+        posterior.mean[:, 0].double(), truth.mean, rtol=tolerance / 10, atol=0
+    )
+    torch.testing.assert_close(
+        posterior.variance[:, 0].double(), truth.variance, rtol=tolerance, atol=0
+    )
+
+
+class SignedSquare(Transform):
+    """y = z |z|: halves the index of the tails."""
+
+    domain = codomain = constraints.real
+    bijective = True
+    sign = 1
+
+    def _call(self, x):
+        return x.abs() * x
+
+    def _inverse(self, y):
+        return y.sign() * y.abs().sqrt()
+
+    def log_abs_det_jacobian(self, x, y):
+        return (2 * x.abs()).log()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("df", [5.0, 8.0])
+def test_moments_behind_heavy_tails(df, dtype):
+    base = StudentTPosterior(independent([0.0, 3.0], [1.0, 2.0], dtype), df)
+    posterior = TransformedPosterior(base, SignedSquare())
+    # Variance E[z^4] of the first point, E[z^2] = 0 by symmetry; the second against the density.
+    assert posterior.mean[0].item() == pytest.approx(0.0, abs=1e-4)
+    fourth = 3 * df**2 / ((df - 2) * (df - 4))
+    assert posterior.variance[0].item() == pytest.approx(fourth, rel=1e-3)
+    z = torch.linspace(-25, 25, 400_001, dtype=torch.float64).sinh() * 1e-4
+    density = StudentTPosterior(independent([3.0], [2.0], torch.float64), df)
+    p = density.log_prob(z[:, None, None])[:, 0, 0].exp()
+    y = z.abs() * z
+    mean = torch.trapezoid(p * y, z)
+    variance = torch.trapezoid(p * (y - mean).square(), z)
+    assert posterior.mean[1].item() == pytest.approx(mean.item(), rel=1e-4)
+    assert posterior.variance[1].item() == pytest.approx(variance.item(), rel=2e-3)
+
+
+def test_moments_far_from_zero_and_beyond_the_largest_number():
+    def behind(*parts):
+        base = GaussianPosterior(independent([0.0], [1.0], torch.float32))
+        return TransformedPosterior(base, ComposeTransform(parts))
+
+    far = behind(AffineTransform(1e4, 1.0))
+    assert far.mean.item() == pytest.approx(1e4, abs=2e-3)
+    assert far.variance.item() == pytest.approx(1.0, rel=1e-3)
+    endless = behind(AffineTransform(0.0, 40.0), ExpTransform())
+    assert endless.mean.item() == torch.inf
+    assert endless.variance.item() == torch.inf
+    wide = behind(AffineTransform(0.0, 12.0), ExpTransform())
+    assert wide.variance.item() == torch.inf
+    constant = TransformedPosterior(EmpiricalPosterior(torch.full((3, 2, 1), 0.5)), ExpTransform())
+    assert constant.variance.abs().max() < 1e-12
+
+
+def test_only_moments_evaluate_the_mean():
+    class Costly(GaussianPosterior):
+        @property
+        def mean(self):
+            raise AssertionError("the mean is not needed")
+
+        def quantile(self, value):
+            return Normal(0.0, 1.0).icdf(value).reshape(*value.shape, 1, 1).expand(-1, 3, 1)
+
+        def log_probability_of_improvement(self, best_f, maximize=True):
+            return best_f.expand(3, 1)
+
+    base = Costly(independent([0.0] * 3, [1.0] * 3, torch.float64))
+    for transform in (AffineTransform(0.0, 2.0), ExpTransform()):
+        posterior = TransformedPosterior(base, transform)
+        assert posterior.quantile(torch.tensor([0.3])).shape == (1, 3, 1)
+        assert posterior.log_probability_of_improvement(1.0).shape == (3, 1)
+        assert posterior.rsample(torch.Size([2])).shape == (2, 3, 1)
+        pool = MixturePosterior([posterior, posterior])
+        assert pool.dtype == torch.float64
+        assert pool.base_sample_shape == (4,)
+        assert pool.rsample(torch.Size([2])).shape == (2, 3, 1)
+    assert TransformedPosterior(base, ExpTransform()).variance.shape == (3, 1)
+
+
+def test_numbers_are_taken_in_the_dtype_of_the_posterior():
+    base = GaussianPosterior(independent([1e4 + 4e-4], [1e-4], torch.float64))
+    scaled = TransformedPosterior(base, AffineTransform(0.0, 0.1))
+    for posterior, best in ((base, 1e4 + 4e-4), (scaled, 0.1 * (1e4 + 4e-4))):
+        found = posterior.log_probability_of_improvement(best)
+        assert found.item() == pytest.approx(math.log(0.5), rel=1e-5)
+    assert scaled.variance.item() == pytest.approx(1e-10, rel=1e-10)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, torch.nan])
+def test_probabilities_are_checked(p):
+    draws = torch.randn(5, 3, 1)
+    gaussian = GaussianPosterior(independent([0.0] * 3, [1.0] * 3, torch.float32))
+    for posterior in (
+        gaussian,
+        TransformedPosterior(gaussian, AffineTransform(0.0, -1.0)),
+        MixturePosterior([gaussian, gaussian]),
+        EmpiricalPosterior(draws),
+        GaussianMixturePosterior(draws, torch.ones(1)),
+        StudentTPosterior(gaussian.distribution, 5.0),
+    ):
+        with pytest.raises(ValueError, match=r"probabilities in \[0, 1\]"):
+            posterior.quantile(torch.tensor([0.5, p]))
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_joint_density_of_several_outputs_is_the_product(interleaved):
     posterior = several(torch.float64, interleaved)
@@ -97,9 +231,10 @@ def test_joint_density_carries_the_jacobian():
     assert torch.allclose(posterior.joint_log_prob(Z * scale), base.joint_log_prob(Z) - jacobian)
 
 
+@pytest.mark.parametrize("scale", [2.0, -2.0])
 @pytest.mark.parametrize("maximize", [True, False])
-def test_expected_improvement_against_integration(maximize):
-    posterior = TransformedPosterior(single(torch.float64), AffineTransform(5.0, 2.0))
+def test_expected_improvement_against_integration(maximize, scale):
+    posterior = TransformedPosterior(single(torch.float64), AffineTransform(5.0, scale))
     best = 6.5
     y = torch.linspace(-60, 70, 400_001, dtype=torch.float64)
     normal = Normal(posterior.mean.unsqueeze(-1), posterior.variance.sqrt().unsqueeze(-1))
@@ -138,5 +273,5 @@ def test_wrong_transforms_are_refused():
     mixed = AffineTransform(0.0, torch.tensor([[1.0, -1.0]], dtype=torch.float64))
     with pytest.raises(NotImplementedError, match="one sign"):
         TransformedPosterior(several(torch.float64), mixed).quantile(torch.tensor(0.3))
-    with pytest.raises(NotImplementedError, match="positive affine scale"):
+    with pytest.raises(NotImplementedError, match="improvement needs a transform of one sign"):
         TransformedPosterior(several(torch.float64), mixed).log_expected_improvement(0.0)
