@@ -20,7 +20,7 @@ from botorch.models.transforms.input import AffineInputTransform, InputTransform
 from botorch.utils.types import DEFAULT
 from torch import Tensor
 from torch.distributions import constraints
-from torch.distributions.transforms import AffineTransform, Transform
+from torch.distributions.transforms import AffineTransform, ComposeTransform, Transform
 
 __all__ = [
     "DEFAULT",
@@ -32,34 +32,46 @@ __all__ = [
 ]
 
 
-def location_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
+def location_scale(rows: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each column, constant columns with deviation 1.
 
     Args:
-        rows: `[..., n, d]`, n >= 1.
+        rows: `[..., n, d]`, n >= 1 unless there is a mask.
+        present: True where a value counts, broadcasting with `rows`; None means that all do. The
+            others may be anything, NaN too.
 
     Returns:
-        Location and scale (n - 1 in the denominator), each `[..., 1, d]`, scale > 0.
+        Location and scale (n - 1 in the denominator), each `[..., 1, d]`, scale > 0; 0 and 1
+        where no value counts.
 
     Raises:
         ValueError: there are no rows.
     """
-    if rows.dim() < 2 or rows.shape[-2] == 0:
+    if rows.dim() < 2 or (rows.shape[-2] == 0 and present is None):
         raise ValueError(
             f"Standardising needs rows [..., n, d] with n >= 1, got shape {tuple(rows.shape)}."
         )
-    location = rows.mean(dim=-2, keepdim=True)
-    deviation = rows - location
+    if present is None:
+        present = torch.ones_like(rows, dtype=torch.bool)
+    present, rows = torch.broadcast_tensors(present, rows)
+    if rows.shape[-2] == 0:
+        none = rows.sum(-2, keepdim=True)
+        return none, torch.ones_like(none)
+    rows = torch.where(present, rows, 0)
+    count = present.sum(-2, keepdim=True)
+    location = rows.sum(-2, keepdim=True) / count.clamp(min=1)
+    deviation = torch.where(present, rows - location, 0)
     largest = deviation.abs().amax(dim=-2, keepdim=True)
     unit = torch.where(largest > 0, largest, 1)  # squares of the ratio cannot overflow
-    # n = 1 has no standard deviation; its deviation is 0 and it counts as constant below.
-    mean_square = (deviation / unit).square().sum(-2, keepdim=True) / max(rows.shape[-2] - 1, 1)
+    # One value has no standard deviation; its deviation is 0 and it counts as constant below.
+    mean_square = (deviation / unit).square().sum(-2, keepdim=True) / (count - 1).clamp(min=1)
     scale = unit * mean_square.sqrt()
     # The mean of n equal numbers is off by rounding: such a deviation is not a scale.
     size = rows.abs().amax(dim=-2, keepdim=True)
     rounding = 16 * torch.finfo(rows.dtype).eps * size
     constant = scale <= rounding
-    location = torch.where(constant, rows[..., :1, :], location)
+    first = rows.gather(-2, present.int().argmax(-2, keepdim=True))
+    location = torch.where(constant, first, location)
     return location, torch.where(constant, torch.ones_like(scale), scale)
 
 
@@ -134,16 +146,18 @@ def make_outcome_transform(outcome_transform: Any, train_Y: Tensor) -> Transform
 class TailCompression(Transform):
     r"""Outcome transform for optimisation: good values as they are, bad ones on a log scale.
 
-    With a the `quantile` of the training rows, s = max Y - a, and y to be maximised,
+    With a the `quantile` of the training rows, s = max Y - a, the depth t = (a - y) / s, D that
+    of the worst row, and y to be maximised,
 
-        w = y for y >= a,   a - s log(1 + (a - y) / s) below;   z = (w - mean) / deviation,
+        w = y for t <= 0,   a - s (log(1 + min(t, D)) + max(t - D, 0) / (1 + D)) below;
+        z = (w - mean) / deviation,
 
     once differentiable and monotone, so that densities and quantiles are exact. Test functions
     and losses are often very bad somewhere; standardised as they are, all that matters near the
     optimum is then smaller than what a model resolves. Improvements on a value above a are in
     units of y, up to the factor `deviation`, and have their closed form. Winsorising, as in Ax,
-    cuts the tail instead. Moments of a heavy-tailed posterior need not exist behind the
-    exponential that leads back to y; they are taken by quadrature then.
+    cuts the tail instead. Below the worst row the map is linear: behind an exponential without
+    end, moments of a heavy-tailed posterior would not exist.
 
     Args:
         Y: Training outcomes `[..., n, m]`, n >= 1.
@@ -169,6 +183,7 @@ class TailCompression(Transform):
         self._anchor = good.quantile(quantile, dim=-2, keepdim=True)
         spread = good.amax(-2, keepdim=True) - self._anchor
         self._spread = torch.where(spread > 0, spread, deviation)
+        self._deepest = self._depth(good.amin(-2, keepdim=True))
         self._location, self._scale = location_scale(self._compressed(good))
 
     def straight(self, best_f: Tensor, maximize: bool) -> AffineTransform | None:
@@ -181,19 +196,22 @@ class TailCompression(Transform):
     def columns(self, index: Sequence[int]) -> TailCompression:
         """The transform of some outputs."""
         new = copy.copy(self)
-        for name in ("_anchor", "_spread", "_location", "_scale"):
+        for name in ("_anchor", "_spread", "_deepest", "_location", "_scale"):
             value = getattr(self, name)
             setattr(new, name, value[..., list(index)] if value.shape[-1] > 1 else value)
         return new
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Of dy / dz."""
-        return self._scale.log() + self._depth(self._unscaled(x))
+        log_depth = self._depth(self._unscaled(x))
+        return self._scale.log() + torch.minimum(log_depth, self._deepest.log1p())
 
     def _call(self, x: Tensor) -> Tensor:
         good = self._unscaled(x)
-        stretched = self._spread * self._depth(good).expm1()
-        return self._side * (good.clamp(min=self._anchor) - stretched)
+        log_depth, end = self._depth(good), self._deepest.log1p()
+        beyond = (log_depth - end).clamp(min=0) * (1 + self._deepest)
+        depth = torch.minimum(log_depth, end).expm1() + beyond
+        return self._side * (good.clamp(min=self._anchor) - self._spread * depth)
 
     def _inverse(self, y: Tensor) -> Tensor:
         return self._side * (self._compressed(self._side * y) - self._location) / self._scale
@@ -202,7 +220,10 @@ class TailCompression(Transform):
         return self._location + self._scale * (self._side * x)
 
     def _compressed(self, good: Tensor) -> Tensor:
-        return good.clamp(min=self._anchor) - self._spread * self._depth(good).log1p()
+        depth, end = self._depth(good), self._deepest
+        beyond = (depth - end).clamp(min=0) / (1 + end)
+        log_depth = torch.minimum(depth, end).log1p() + beyond
+        return good.clamp(min=self._anchor) - self._spread * log_depth
 
     def _depth(self, good: Tensor) -> Tensor:
         """How far a value is below the anchor, in units of the spread; 0 above."""
@@ -213,11 +234,13 @@ def of_outputs(transform: Transform, index: Sequence[int]) -> Transform:
     """The outcome transform of some outputs."""
     if isinstance(transform, TailCompression):
         return transform.columns(index)
+    if isinstance(transform, ComposeTransform):
+        return ComposeTransform([of_outputs(part, index) for part in transform.parts])
     if not isinstance(transform, AffineTransform):
         return transform
 
     def columns(value: Tensor | float) -> Tensor | float:
-        if not isinstance(value, Tensor) or value.shape[-1:] == (1,):  # serves all
+        if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[-1] == 1:  # serves all
             return value
         return value[..., list(index)]
 

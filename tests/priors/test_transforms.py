@@ -3,8 +3,14 @@ import torch
 from botorch.models.transforms.input import Normalize
 from botorch.models.transforms.outcome import Standardize
 from gpytorch.distributions import MultivariateNormal
-from torch.distributions.transforms import AffineTransform, ExpTransform, StickBreakingTransform
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    ExpTransform,
+    StickBreakingTransform,
+)
 
+from bayes.student_t import StudentTPosterior
 from priors.posterior import GaussianPosterior, TransformedPosterior
 from priors.transforms import (
     DEFAULT,
@@ -40,6 +46,30 @@ def test_constant_columns_become_zero(value, dtype, n):
     location, scale = location_scale(rows)
     assert torch.equal(scale, torch.ones(1, 2, dtype=dtype))
     assert torch.equal((rows - location) / scale, torch.zeros(n, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_absent_values_do_not_count(dtype):
+    generator = torch.Generator().manual_seed(0)
+    rows = 5 + 1e-3 * torch.randn(2, 40, 4, generator=generator).to(dtype)
+    rows[..., 1] *= torch.finfo(dtype).max / 1000  # squares overflow
+    rows[..., 2] = 0.1
+    present = torch.rand(2, 40, 4, generator=generator) < 0.5
+    present[1, :, 0] = False
+    hidden = torch.where(present, rows, torch.nan)
+    location, scale = location_scale(hidden, present)
+    for b in range(2):
+        for j in range(4):
+            some = rows[b, present[b, :, j], j]
+            expected = location_scale(some[:, None]) if len(some) else (0.0, 1.0)
+            for found, truth in zip((location, scale), expected, strict=True):
+                assert float(found[b, 0, j]) == pytest.approx(float(truth), rel=1e-6)
+    one = location_scale(rows[0], present[:, :, 3:])  # one mask for all columns, two tasks
+    assert one[0].shape == one[1].shape == (2, 1, 4)
+    torch.testing.assert_close(one[1][0, 0, 3], scale[0, 0, 3])
+    nothing = location_scale(torch.empty(3, 0, 2), torch.empty(3, 0, 1, dtype=torch.bool))
+    assert torch.equal(nothing[0], torch.zeros(3, 1, 2))
+    assert torch.equal(nothing[1], torch.ones(3, 1, 2))
 
 
 def test_outcome_transform_is_the_inverse_of_standardisation():
@@ -99,11 +129,17 @@ def test_tail_compression_is_a_smooth_bijection_which_leaves_good_values_alone(m
         anchor - (best - anchor) * torch.log1p((anchor - good) / (best - anchor)),
     )
     torch.testing.assert_close(Z, side * (w - w.mean(-2)) / w.std(-2))
-    # The derivative against automatic differentiation, across the anchor.
-    z = torch.linspace(-4, 4, 81, dtype=torch.float64)[:, None].repeat(1, 2).requires_grad_()
+    # The derivative against automatic differentiation, across the anchor and the worst row.
+    z = torch.linspace(-6, 6, 81, dtype=torch.float64)[:, None].repeat(1, 2).requires_grad_()
     y = transform(z)
     (slope,) = torch.autograd.grad(y.sum(), z)
     torch.testing.assert_close(transform.log_abs_det_jacobian(z, y), slope.log())
+    # On both sides of the worst row the slope is the same, and behind it remains so.
+    worst = side * (side * Z).amin(-2)
+    beyond = worst - side * torch.tensor([[-1e-6], [1e-6], [1.0], [50.0]], dtype=torch.float64)
+    log_slope = transform.log_abs_det_jacobian(beyond, transform(beyond))
+    torch.testing.assert_close(log_slope, log_slope[1:2].expand(4, -1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(transform.inv(transform(beyond)), beyond)
     assert torch.equal(of_outputs(transform, [1])(z[:, 1:]), y[:, 1:])
 
 
@@ -124,6 +160,36 @@ def test_improvement_under_tail_compression_is_that_of_the_values_themselves(max
         posterior.log_expected_improvement(Y.median(), maximize)
     with pytest.raises(NotImplementedError, match="closed-form"):  # in the other direction
         posterior.log_expected_improvement(best, not maximize)
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_tail_compression_keeps_the_moments_of_a_heavy_tail(maximize):
+    Y = (1.0 if maximize else -1.0) * outcomes(m=1)
+    transform = TailCompression(Y, maximize=maximize)
+    mean = torch.zeros(1, dtype=torch.float64)
+    base = StudentTPosterior(MultivariateNormal(mean, 4 * torch.eye(1, dtype=torch.float64)), 5.0)
+    posterior = TransformedPosterior(base, transform)
+    # Against the density, with steps that grow towards both ends.
+    z = torch.linspace(-25, 25, 400_001, dtype=torch.float64).sinh()[:, None, None] * 1e-4
+    density = base.log_prob(z).exp()[:, 0, 0]
+    y = transform(z)[:, 0, 0]
+    z = z[:, 0, 0]
+    mean = torch.trapezoid(density * y, z)
+    variance = torch.trapezoid(density * (y - mean).square(), z)
+    assert posterior.mean.item() == pytest.approx(mean.item(), rel=1e-4)
+    assert posterior.variance.item() == pytest.approx(variance.item(), rel=1e-3)
+
+
+def test_outputs_of_transforms_of_several():
+    z = torch.randn(5, 3, dtype=torch.float64)
+    scale = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+    for transform in (
+        AffineTransform(torch.tensor(0.5), torch.tensor(2.0)),
+        ComposeTransform([AffineTransform(scale, torch.tensor(2.0)), ExpTransform()]),
+        ComposeTransform([AffineTransform(0.0, scale), AffineTransform(1.0, scale)]),
+    ):
+        part = of_outputs(transform, [2, 0])
+        assert torch.equal(part(z[:, [2, 0]]), transform(z)[:, [2, 0]])
 
 
 def test_tail_compression_of_equal_or_single_values_standardises():
