@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from botorch.acquisition import AcquisitionFunction
 from botorch.acquisition.objective import PosteriorTransform
+from botorch.exceptions import UnsupportedError
 from botorch.models.model import Model
 from botorch.posteriors import GPyTorchPosterior, Posterior
 from botorch.sampling.base import MCSampler
@@ -53,6 +54,24 @@ class _MarginalAcquisition(AcquisitionFunction, ABC):
                 "choose one by model.subset_output, or use a Monte Carlo one with an objective."
             )
 
+    def set_X_pending(self, X_pending: Tensor | None = None) -> None:
+        """Marginals cannot know of points whose values are still to come.
+
+        Args:
+            X_pending: None.
+
+        Raises:
+            UnsupportedError: there are pending points.
+        """
+        if X_pending is not None:
+            raise UnsupportedError(
+                f"{type(self).__name__} reads the marginal at one candidate and cannot account for "
+                "pending points; use botorch.acquisition.qLogExpectedImprovement, "
+                "qProbabilityOfImprovement or qUpperConfidenceBound, which sample jointly, with "
+                "q > 1, sequential or not."
+            )
+        super().set_X_pending(None)
+
     @t_batch_mode_transform(expected_q=1)
     def forward(self, X: Tensor) -> Tensor:
         """Value at each candidate, `[b, 1, d]` to `[b]`."""
@@ -66,7 +85,9 @@ class _MarginalAcquisition(AcquisitionFunction, ABC):
 class _Improvement(_MarginalAcquisition, ABC):
     def __init__(self, model: Model, best_f: float | Tensor, maximize: bool = True) -> None:
         super().__init__(model)
-        self.register_buffer("best_f", torch.as_tensor(best_f))
+        if not isinstance(best_f, Tensor):
+            best_f = torch.tensor(best_f, dtype=torch.float64)  # as exact as it was given
+        self.register_buffer("best_f", best_f)
         self.maximize = maximize
 
     def _threshold(self, X: Tensor) -> Tensor:
@@ -119,6 +140,9 @@ class ProbabilityOfImprovement(LogProbabilityOfImprovement):
 class UpperConfidenceBound(_MarginalAcquisition):
     """Quantile of the noise-free function: what it exceeds with probability 1 - level.
 
+    The level ends at the largest number below 1 of X's dtype: a beta above 28 counts as 28 in
+    float32, one above 67 as 67 in float64.
+
     Args:
         model: A single-output model of this package, or a Gaussian one of BoTorch.
         beta: The bound is at the probability that a Gaussian has below mean + sqrt(beta) standard
@@ -145,15 +169,15 @@ class UpperConfidenceBound(_MarginalAcquisition):
             if beta < 0:
                 raise ValueError(f"beta must be at least 0, got {beta}.")
             level = NormalDist().cdf(math.sqrt(beta))
-        assert level is not None
-        if not 0 < level < 1:
+        elif level is not None and not 0 < level < 1:
             raise ValueError(f"the probability below the bound must lie in (0, 1), got {level}.")
+        assert level is not None
         self.level = level
         self.maximize = maximize
 
     def _value(self, posterior: PredictivePosterior, X: Tensor) -> Tensor:
-        level = torch.tensor(self.level if self.maximize else 1 - self.level).to(X)
-        bound = posterior.quantile(level)
+        level = min(self.level, 1 - torch.finfo(X.dtype).eps / 2)
+        bound = posterior.quantile(X.new_tensor(level if self.maximize else 1 - level))
         return bound if self.maximize else -bound
 
 

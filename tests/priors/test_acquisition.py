@@ -3,6 +3,8 @@ import math
 import pytest
 import torch
 from botorch.acquisition import qLogExpectedImprovement
+from botorch.exceptions import UnsupportedError
+from botorch.models import SingleTaskGP
 from botorch.optim import optimize_acqf
 from gpytorch.kernels import RBFKernel
 from gpytorch.likelihoods import GaussianLikelihood
@@ -131,6 +133,48 @@ def test_bound_needs_one_of_two():
             UpperConfidenceBound(model, **wrong)
 
 
+@pytest.mark.parametrize("maximize", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "beta", "expected", "tolerance"),
+    [
+        (torch.float64, 36.0, 6.0, 1e-6),
+        (torch.float64, 100.0, 8.2, 0.02),
+        (torch.float32, 16.0, 4.0, 1e-2),
+        (torch.float32, 100.0, 5.3, 0.05),
+    ],
+)
+def test_bound_of_large_beta_has_a_gradient(dtype, beta, expected, tolerance, maximize):
+    X, Y = (values.to(dtype) for values in data())
+    model = GaussianProcess(X, Y, RBFKernel())
+    points = torch.tensor([[[0.05]], [[0.62]]], dtype=dtype, requires_grad=True)
+    value = UpperConfidenceBound(model, beta, maximize)(points)
+    posterior = model.posterior(points.detach())
+    mean, std = posterior.mean[:, 0, 0].detach(), posterior.variance[:, 0, 0].sqrt().detach()
+    found = (value.detach() - (mean if maximize else -mean)) / std
+    assert torch.allclose(found, found.new_tensor(expected), atol=tolerance)
+    (slope,) = torch.autograd.grad(value.sum(), points)
+    assert slope.isfinite().all()
+    assert (slope != 0).all()
+
+
+def test_pending_points_are_refused():
+    acquisition = LogExpectedImprovement(process(GaussianProcess), 0.5)
+    acquisition.set_X_pending(None)
+    with pytest.raises(UnsupportedError, match="qLogExpectedImprovement"):
+        acquisition.set_X_pending(data()[0][:1])
+    with pytest.raises(UnsupportedError, match="pending"):
+        optimize_acqf(acquisition, BOUNDS, q=2, num_restarts=1, raw_samples=4, sequential=True)
+
+
+def test_the_best_value_is_as_exact_as_it_was_given():
+    model = process(GaussianProcess)
+    X = torch.tensor([[[0.4]]], dtype=torch.float64)
+    best = torch.tensor(1.0 + 1e-9, dtype=torch.float64)
+    value = LogExpectedImprovement(model, best.item())(X)
+    assert torch.equal(value, LogExpectedImprovement(model, best)(X))
+    assert (value < LogExpectedImprovement(model, 1.0)(X)).all()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_botorch_monte_carlo_acquisition_optimises_jointly(name):
     model = MODELS[name]()
@@ -191,17 +235,17 @@ def test_a_plain_botorch_model_gives_botorchs_value(maximize):
     from botorch.acquisition.analytic import (
         LogProbabilityOfImprovement as BoTorchLogProbabilityOfImprovement,
     )
-    from botorch.models import SingleTaskGP
 
     generator = torch.Generator().manual_seed(0)
     X = torch.rand(8, 2, dtype=torch.float64, generator=generator)
     model = SingleTaskGP(X, X.sum(-1, keepdim=True).sin())
     points = torch.rand(20, 1, 2, dtype=torch.float64, generator=generator)
-    ours = LogExpectedImprovement(model, best_f=0.7, maximize=maximize)(points)
-    theirs = BoTorchLogExpectedImprovement(model, best_f=0.7, maximize=maximize)(points)
+    best = torch.tensor(0.7, dtype=torch.float64)  # theirs rounds a number to float32
+    ours = LogExpectedImprovement(model, best_f=best, maximize=maximize)(points)
+    theirs = BoTorchLogExpectedImprovement(model, best_f=best, maximize=maximize)(points)
     torch.testing.assert_close(ours, theirs)
-    ours = LogProbabilityOfImprovement(model, best_f=0.7, maximize=maximize)(points)
-    theirs = BoTorchLogProbabilityOfImprovement(model, best_f=0.7, maximize=maximize)(points)
+    ours = LogProbabilityOfImprovement(model, best_f=best, maximize=maximize)(points)
+    theirs = BoTorchLogProbabilityOfImprovement(model, best_f=best, maximize=maximize)(points)
     torch.testing.assert_close(ours, theirs)
     ours = UpperConfidenceBound(model, 3.0, maximize)(points)
     theirs = BoTorchUpperConfidenceBound(model, beta=3.0, maximize=maximize)(points)
