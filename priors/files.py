@@ -1,12 +1,13 @@
 """Model files: tensors in safetensors, their description as JSON in its header, never pickle.
 
 A file holds named tensors and one JSON object that says what they are (`kind`, format version,
-package version, and what the writer adds). Writing is atomic: a reader sees the old file or the
-new one, and a crash leaves the old one in place.
+package version, a digest of the tensors, and what the writer adds). Writing is atomic: a reader
+sees the old file or the new one, and a crash leaves the old one in place.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -49,12 +50,10 @@ def write_safetensors_atomically(
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"Cannot write {path}: the folder {path.parent} does not exist.")
+    stored = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     header = {"kind": kind, "format": FORMAT, "version": _package_version(), **description}
-    text = json.dumps(header, allow_nan=False)
-    content = save(
-        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
-        metadata={_KEY: text},
-    )
+    text = json.dumps({**header, "digest": _digest(stored)}, allow_nan=False)
+    content = save(stored, metadata={_KEY: text})
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with open(partial, "xb") as file:
@@ -85,13 +84,14 @@ def read_safetensors(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, was not written by this package, is of another kind, or
-            was written by a newer format.
+            was written by a newer format. Changed tensors are noticed where the file has a digest
+            of them; those of older versions have none.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
@@ -99,12 +99,15 @@ def read_safetensors(
             f"{path} is not a readable safetensors file (damaged, cut off or another format): "
             f"{error}"
         ) from error
+    foreign = f"{path} is a safetensors file, but was not written by this package."
     if text is None:
-        raise ValueError(f"{path} is a safetensors file, but was not written by this package.")
+        raise ValueError(foreign)
     try:
         description = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"The description in {path} is not valid JSON: {error}") from error
+    if not isinstance(description, dict) or not {"kind", "format", "version"} <= set(description):
+        raise ValueError(foreign)
     if description["format"] > FORMAT:
         raise ValueError(
             f"{path} has format {description['format']}, this version reads up to {FORMAT}; "
@@ -112,7 +115,22 @@ def read_safetensors(
         )
     if kind is not None and description["kind"] != kind:
         raise ValueError(f"{path} holds a {description['kind']}, expected a {kind}.")
-    return tensors, description
+    digest = description.pop("digest", None)
+    if digest is not None and digest != _digest(tensors):
+        raise ValueError(
+            f"{path} is damaged: its tensors are not those that were written. Copy it again, or "
+            "save the model again."
+        )
+    return {name: value.to(device) for name, value in tensors.items()}, description
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, dtypes, shapes and values of contiguous tensors on the CPU."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _package_version() -> str:

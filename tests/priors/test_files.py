@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import priors.files
@@ -54,9 +55,62 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     save_file({"a": torch.ones(2)}, path)
     with pytest.raises(ValueError, match="not written by this package"):
         read_safetensors(path)
+    for header in ("{}", "[]", '{"kind": "Test", "format": 1}', "3"):
+        save_file({"a": torch.ones(2)}, path, metadata={"wideprior": header})
+        with pytest.raises(ValueError, match="not written by this package"):
+            read_safetensors(path)
     save_file({"a": torch.ones(2)}, path, metadata={"wideprior": "{"})
     with pytest.raises(ValueError, match="not valid JSON"):
         read_safetensors(path)
+
+
+def test_every_changed_byte_of_the_tensors_is_noticed(tmp_path):
+    path = tmp_path / "model.safetensors"
+    _write(path)
+    content = path.read_bytes()
+    for place in range(len(content) - 49, len(content)):  # two of 24 bytes and a flag
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged"):
+            read_safetensors(path)
+
+
+def test_tensors_of_other_names_and_shapes_are_noticed(tmp_path):
+    path = tmp_path / "model.safetensors"
+    _write(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors, _ = read_safetensors(path)
+    for changed in (
+        {**tensors, "b": tensors["b"].reshape(3, 2)},
+        {**tensors, "a": tensors["a"].view(torch.int32)},
+        {"a": tensors["a"], "b": tensors["b"], "flags": tensors["flag"]},
+    ):
+        save_file(changed, path, metadata=metadata)
+        with pytest.raises(ValueError, match="damaged"):
+            read_safetensors(path)
+    save_file(tensors, path, metadata=metadata)
+    assert read_safetensors(path)[0].keys() == tensors.keys()
+
+
+def test_files_without_a_digest_are_read(tmp_path):
+    path = tmp_path / "model.safetensors"
+    header = '{"kind": "Test", "format": 1, "version": "0.0.1"}'
+    save_file({"a": torch.ones(2)}, path, metadata={"wideprior": header})
+    assert torch.equal(read_safetensors(path)[0]["a"], torch.ones(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int64, torch.bool, torch.complex64])
+def test_any_dtype_and_no_elements(tmp_path, dtype):
+    path = tmp_path / "model.safetensors"
+    tensors = {"one": torch.ones((), dtype=dtype), "none": torch.ones(0, 3, dtype=dtype)}
+    write_safetensors_atomically(path, tensors, kind="Test", description={"digest": "an old one"})
+    found, description = read_safetensors(path)
+    assert "digest" not in description
+    for name, value in tensors.items():
+        assert found[name].dtype == dtype
+        assert torch.equal(found[name], value)
 
 
 def test_other_kinds_and_newer_formats_are_refused(tmp_path, monkeypatch):
