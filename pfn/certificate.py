@@ -45,6 +45,7 @@ __all__ = [
     "certify",
     "context_score",
     "reference_nll",
+    "unlike_the_prior",
 ]
 
 
@@ -332,7 +333,6 @@ def context_score(
     X: Tensor,
     y: Tensor,
     *,
-    noise_var: Tensor | None = None,
     categorical: Tensor | None = None,
 ) -> Tensor:
     """How well each half of a context predicts the other, `[B]`: mean log density or probability.
@@ -343,19 +343,53 @@ def context_score(
     halves = (slice(0, None, 2), slice(1, None, 2))
     total = y.new_zeros(len(y))
     for known, asked in (halves, halves[::-1]):
-        noise = None if noise_var is None else noise_var[:, known]
         encoding = pfn.encode(
             X[:, known],
             y[:, known],
-            noise_var=noise,
             categorical=categorical,
             num_classes=y.long().amax(-1) + 1 if pfn.architecture.classes else None,
         )
-        asked_noise = None if noise_var is None else noise_var[:, asked]
-        logits, _ = pfn.decode(encoding, X[:, asked], noise_var=asked_noise)
+        logits, _ = pfn.decode(encoding, X[:, asked])
         total = total + _marginals(pfn, encoding, logits).log_prob(y[:, asked, None]).sum((1, 2))
     scale = 1.0 if pfn.architecture.classes else pfn.units(y)[1][:, 0]
     return total / y.shape[1] + torch.as_tensor(scale).to(total).log()
+
+
+def unlike_the_prior(
+    pfn: PFN, X: Tensor, y: Tensor, *, categorical: Tensor | None = None
+) -> str | None:
+    """A sentence if data sets score outside what 99% of the prior's do, else None.
+
+    Of several data sets 1% may by chance, and three standard deviations of that share. None also
+    where the certificate of the network has no scores of that size.
+
+    Args:
+        pfn: The network, with its certificate.
+        X: Inputs `[B, n, d]`.
+        y: Targets `[B, n]`.
+        categorical: `[B, d]`, True for categories.
+    """
+    n, certificate = X.shape[1], pfn.certificate
+    usual = None if certificate is None else certificate.usual_scores(n)
+    if usual is None:
+        return None
+    with torch.no_grad():  # noise is unknown, as for the scores of the prior
+        scores = context_score(pfn, X, y, categorical=categorical)
+    low, high = usual
+    share = ((scores < low) | (scores > high)).double().mean().item()
+    if share <= 0.01 + 3 * math.sqrt(0.01 * 0.99 / max(len(scores), 1)):
+        return None
+    worst = scores[(scores - (low + high) / 2).abs().argmax()].item()
+    whose = (
+        "This data set is"
+        if len(scores) == 1
+        else f"This data set is (in {share:.0%} of its parts)"
+    )
+    return (
+        f"{whose} unlike the prior of the network: halves predict each other with a log score of "
+        f"{worst:.3g} per row, 99% of the prior's data sets of {n} rows score between {low:.3g} "
+        f"and {high:.3g}."
+    )
 
 
 def _quantiles(parts: list[Tensor]) -> list[float]:

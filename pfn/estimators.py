@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform, Transform
 
+from pfn.certificate import unlike_the_prior
 from pfn.inference import BarPosterior
 from pfn.network import PFN, Encoding, load
 from pfn.tables import Columns, imputation, imputed, is_missing, read_columns
@@ -229,9 +230,7 @@ class _PFNEstimator(BaseEstimator):
             of_inputs, of_targets = cycle[i % len(cycle)]
             for rows in self._contexts(random):
                 inputs = self._input_transform(rows) if of_inputs else None
-                target = None
-                if self.network_.targets == "standardised" and not architecture.classes:
-                    target = _TargetTransform.fit(self._y[rows], power=of_targets)
+                target = _TargetTransform.fit(self._y[rows]) if of_targets else None
                 members.append(_Member(rows, columns, seed, classes, inputs, target))
         return members
 
@@ -320,17 +319,9 @@ class _PFNEstimator(BaseEstimator):
             )
 
     def _compare_with_prior(self) -> str | None:
-        """`PFNModel.unlike_the_prior` of what the first member sees, which nothing transforms."""
-        member = self._members[0]
-        (X, y), kinds = self._data(member), self._kinds(member)
-        certificate = self.network_.certificate
-        if certificate is None or certificate.usual_scores(X.shape[1]) is None:
-            return None
-        categorical = None if kinds is None else kinds[0]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This network was trained on up to")  # already told
-            model = self.network_.condition(X[0], y[0], categorical=categorical, check=False)
-        return model.unlike_the_prior()
+        """Of what the first member sees, which nothing transforms."""
+        X, y = self._data(self._members[0])
+        return unlike_the_prior(self.network_, X, y, categorical=self._kinds(self._members[0]))
 
     def _kinds(self, member: _Member) -> Tensor | None:
         """Which columns are categories, `[1, d]`, for a network that was trained to be told."""
@@ -661,8 +652,7 @@ class _Member:
         column_seed: Seed of the column codes.
         classes: The number that each class has here; None in regression.
         inputs: Power transforms of the inputs.
-        target: Standardisation of the targets, with a power transform in some members; None for
-            a network that knows units.
+        target: Power transform of the targets; the network standardises them itself.
     """
 
     rows: np.ndarray
@@ -721,11 +711,11 @@ class _TargetTransform:
     power: float
 
     @classmethod
-    def fit(cls, y: np.ndarray, *, power: bool) -> _TargetTransform:
+    def fit(cls, y: np.ndarray) -> _TargetTransform:
         location, scale = _standardisation(y[:, None])
         z = (y[:, None] - location) / scale
         found = 1.0
-        if power and np.ptp(z) > 0:
+        if np.ptp(z) > 0:
             with np.errstate(all="ignore"):
                 found = float(PowerTransformer(standardize=False).fit(z).lambdas_[0])
         found = found if math.isfinite(found) else 1.0

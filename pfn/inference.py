@@ -242,32 +242,11 @@ class PFNModel(Model):
         return self.pfn.still_fits(encoding, rows, targets)
 
     def unlike_the_prior(self) -> str | None:
-        """A sentence if data sets score outside what 99% of the prior's do, else None.
-
-        Of several data sets, and several outputs are such, 1% may by chance, and three standard
-        deviations of that share. None also where the certificate of the network has no scores of
-        that size.
-        """
-        certificate = self.pfn.certificate
-        n = self.train_X.shape[-2]
-        usual = None if certificate is None else certificate.usual_scores(n)
-        if usual is None:
-            return None
-        from pfn.certificate import context_score
+        """What `pfn.certificate.unlike_the_prior` says of the data."""
+        from pfn.certificate import unlike_the_prior
 
         rows, targets, told = self._data()
-        with torch.no_grad():  # scores of the prior are of unknown noise
-            scores = context_score(self.pfn, rows, targets, categorical=told["categorical"])
-        share = ((scores < usual[0]) | (scores > usual[1])).double().mean().item()
-        if share <= 0.01 + 3 * math.sqrt(0.01 * 0.99 / max(len(scores), 1)):
-            return None
-        worst = scores[(scores - (usual[0] + usual[1]) / 2).abs().argmax()].item()
-        whose = "This data set is" if len(scores) == 1 else f"{share:.0%} of these data sets are"
-        return (
-            f"{whose} unlike the prior of the network: halves predict each other with a log score "
-            f"of {worst:.3g} per row, 99% of the prior's data sets of {n} rows score between "
-            f"{usual[0]:.3g} and {usual[1]:.3g}."
-        )
+        return unlike_the_prior(self.pfn, rows, targets, categorical=told["categorical"])
 
     def fantasize(
         self, X: Tensor, sampler: MCSampler, observation_noise: Tensor | None = None, **kwargs: Any
@@ -583,23 +562,23 @@ class BarPosterior(PredictivePosterior):
         return self.bars.variance(self.logits)
 
     def log_prob(self, Y: Tensor) -> Tensor:
-        return self.bars.log_prob(*self._with(Y))
+        return self.bars.log_prob(self.logits, Y)
 
     def cdf(self, Y: Tensor) -> Tensor:
-        return self.bars.cdf(*self._with(Y))
+        return self.bars.cdf(self.logits, Y)
 
     def quantile(self, value: Tensor) -> Tensor:
         return self.bars.quantile(self.logits, leading(value, self.logits[..., 0]))
 
     def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
         best = torch.as_tensor(best_f).to(self.logits)
-        return self.bars.log_expected_improvement(*self._with(best), maximize)
+        return self.bars.log_expected_improvement(self.logits, best, maximize)
 
     def log_probability_of_improvement(
         self, best_f: Tensor | float, maximize: bool = True
     ) -> Tensor:
         best = torch.as_tensor(best_f).to(self.logits)
-        return self.bars.log_probability_of_improvement(*self._with(best), maximize)
+        return self.bars.log_probability_of_improvement(self.logits, best, maximize)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         return self.bars.quantile(self.logits, _probabilities(base_samples))
@@ -618,10 +597,6 @@ class BarPosterior(PredictivePosterior):
     @property
     def base_sample_shape(self) -> torch.Size:
         return self._extended_shape()
-
-    def _with(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        shape = torch.broadcast_shapes(values.shape, self.logits.shape[:-1])
-        return self.logits.expand(*shape, -1), values.expand(shape)
 
 
 class _JointBarPosterior(BarPosterior):
@@ -684,8 +659,8 @@ class CategoricalPosterior(Posterior):
 
     def log_prob(self, Y: Tensor) -> Tensor:
         """Log probabilities of classes `Y` `[..., n, 1]`, of the same shape."""
-        shape = torch.broadcast_shapes(Y.shape[:-1], self.logits.shape[:-1])
-        return self.logits.expand(*shape, -1).gather(-1, Y.long().expand(*shape, 1))
+        chosen = nn.functional.one_hot(Y[..., 0].long(), self.logits.shape[-1]).bool()
+        return torch.where(chosen, self.logits, 0).sum(-1, keepdim=True)
 
     def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
         """Class indicators `[*sample_shape, ..., n, classes]`; without gradients."""

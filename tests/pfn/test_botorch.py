@@ -440,7 +440,7 @@ REFUSED = {
     "noise of other rows": (
         lambda w: w.one.condition_on_observations(w.X, w.Y, noise=w.Y[:2].abs()),
         ValueError,
-        "train_Yvar must hold variances of shape",
+        "train_Yvar must hold finite variances of shape",
     ),
     "an output that is not there": (
         lambda w: w.two.subset_output([2]),
