@@ -659,7 +659,7 @@ def options_of(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the parts, print tables, write JSON and the figure after each.
 
-    The file keeps what earlier runs found for parts that are not run.
+    The file keeps what earlier runs found for parts and networks that are not run.
     """
     argv = sys.argv[1:] if argv is None else argv
     options = options_of(argv)
@@ -680,8 +680,12 @@ def main(argv: list[str] | None = None) -> int:
     for name in options.parts:
         start = time.perf_counter()
         found = runs[name](options)
+        command = "python -m benchmarks pfn mimicry " + shlex.join(argv)
+        if name in ("gp", "processes"):  # networks that were not trained now stay
+            own = {k: {"command": command, **row} for k, row in found.items()}
+            found = {**results.get(name, {}).get("networks", {}), **own}
         results[name] = {
-            "command": "python -m benchmarks pfn mimicry " + shlex.join(argv),
+            "command": command,
             "minutes": (time.perf_counter() - start) / 60,
             "networks": found,
         }
