@@ -40,7 +40,7 @@ def exact(task: Task) -> GaussianPosterior:
     model = GaussianProcess(
         X[:, :n],
         y[:, :n],
-        kernel().double(),
+        kernel().to(X),
         train_Yvar=noise,
         input_transform=None,
         outcome_transform=None,
