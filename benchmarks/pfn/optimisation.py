@@ -146,16 +146,15 @@ def propose(model: Model, X: Tensor, Y: Tensor, *, seed: int) -> Tensor:
 
 def fitted(method: str, X: Tensor, Y: Tensor, network: str) -> tuple[Model, Tensor]:
     """A model of the data, and the values of the data in its units."""
-    compression = TailCompression(Y)
     if method in NETWORKS:
         # What is unlike the network's prior does not warn at every step.
-        transform = compression if method == NETWORK else DEFAULT
+        transform = TailCompression(Y) if method == NETWORK else DEFAULT
         return _load(network).condition(X, Y, outcome_transform=transform, check=False), Y
     noise = None
     if method == EXACT_GP:  # told that there is no noise: 1e-6 of the variance
         noise = torch.full_like(Y, 1e-6) * Y.var()
     if method == TAIL_GP:  # expected improvement is the same in both units but for a factor
-        Y = compression.inv(Y)
+        Y = TailCompression(Y).inv(Y)
     model = SingleTaskGP(X, Y, noise, outcome_transform=Standardize(m=1))
     fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
     return model, Y
