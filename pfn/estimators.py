@@ -3,7 +3,7 @@
 Fitting trains nothing: the table becomes numbers, and the network encodes it once per member of an
 ensemble. Predictions of members are pooled as mixtures (`priors.pooling.MixturePosterior`), never
 as averaged means or parameters. Members see the same data differently: other orders of the columns
-(other column codes in networks of cells), other numbers for the classes, optionally power
+(other column codes in networks of cells), other numbers for the classes, power
 transforms. Networks are not exactly invariant to these, and what differs is averaged out.
 
 A table may hold text, booleans, pandas categories and missing values. Categories are numbered by
@@ -72,7 +72,7 @@ class _PFNEstimator(BaseEstimator):
 
     network: Any
     num_ensemble: int
-    power_transforms: bool
+    power_transforms: bool | str
     categorical_features: Any
     max_context: Any
     context_strategy: str
@@ -117,6 +117,10 @@ class _PFNEstimator(BaseEstimator):
         if self.context_strategy not in ("subsample", "chunk"):
             raise ValueError(
                 f"context_strategy must be 'subsample' or 'chunk', got {self.context_strategy!r}."
+            )
+        if self.power_transforms not in (True, False, "auto"):
+            raise ValueError(
+                f"power_transforms must be True, False or 'auto', got {self.power_transforms!r}."
             )
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
@@ -236,23 +240,21 @@ class _PFNEstimator(BaseEstimator):
 
     def _transforms(self) -> list[tuple[bool, bool]]:
         """Which members transform inputs and targets; repeated over the ensemble."""
-        if not self.power_transforms:
-            return [(False, False)]
         network = self.network_
-        if self.num_ensemble < 2:
-            raise ValueError(
-                "power_transforms are for part of an ensemble; num_ensemble must be at least 2."
-            )
         inputs = network.inputs == "standardised"
         targets = network.targets == "standardised" and not network.architecture.classes
         wanted = [(False, False), (True, True), (True, False), (False, True)]
         allowed = [(i, t) for i, t in wanted if (inputs or not i) and (targets or not t)]
-        if len(allowed) == 1:
+        if self.power_transforms is True and self.num_ensemble < 2:
+            raise ValueError(
+                "power_transforms are for part of an ensemble; num_ensemble must be at least 2."
+            )
+        if self.power_transforms is True and len(allowed) == 1:
             raise ValueError(
                 "power_transforms need a network that was trained on standardised inputs or "
                 "targets; this one knows their units."
             )
-        return allowed
+        return allowed if self.power_transforms else allowed[:1]
 
     def _input_transform(self, rows: np.ndarray) -> _InputTransform | None:
         X = self._X[rows]
@@ -372,10 +374,12 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
     Args:
         network: A shipped name, the path of a file, or a `PFN`.
         num_ensemble: Members of the ensemble. The first sees the data as they are; the others
-            permute the columns, or draw column codes in a network of cells.
+            permute the columns, or draw column codes in a network of cells. 1 is one forward
+            pass, as `PFN.condition` makes.
         power_transforms: Whether some members see inputs, targets or both after a Yeo-Johnson
             transform that is fitted to their context; in a network trained on standardised ones.
-            Means and variances of members with transformed targets are quadratures.
+            "auto": in ensembles of such networks. Means and variances of members with transformed
+            targets are quadratures.
         categorical_features: "auto" takes columns of text, booleans or pandas categories; else
             the indices or names of columns, or a mask.
         max_context: Most rows of a context: "network" for as many as it was trained on, a
@@ -406,8 +410,8 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
         self,
         network: str | os.PathLike[str] | PFN = "regression",
         *,
-        num_ensemble: int = 1,
-        power_transforms: bool = False,
+        num_ensemble: int = 8,
+        power_transforms: bool | str = "auto",
         categorical_features: str | Sequence[Any] | None = "auto",
         max_context: str | int | None = "network",
         context_strategy: str = "subsample",
@@ -535,7 +539,8 @@ class PFNClassifier(ClassifierMixin, _PFNEstimator):
             permute the columns, or draw column codes in a network of cells, and renumber the
             classes.
         power_transforms: Whether every other member sees inputs after a Yeo-Johnson transform
-            that is fitted to its context; in a network trained on standardised inputs.
+            that is fitted to its context; in a network trained on standardised inputs. "auto": in
+            ensembles of such networks.
         categorical_features: As in `PFNRegressor`.
         max_context: As in `PFNRegressor`.
         context_strategy: As in `PFNRegressor`.
@@ -558,8 +563,8 @@ class PFNClassifier(ClassifierMixin, _PFNEstimator):
         self,
         network: str | os.PathLike[str] | PFN = "classification",
         *,
-        num_ensemble: int = 1,
-        power_transforms: bool = False,
+        num_ensemble: int = 8,
+        power_transforms: bool | str = "auto",
         categorical_features: str | Sequence[Any] | None = "auto",
         max_context: str | int | None = "network",
         context_strategy: str = "subsample",

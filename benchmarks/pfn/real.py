@@ -1,11 +1,11 @@
 """Are the shipped networks any good on real data, with their defaults?
 
-Networks: `regression` and `classification`, in one forward pass and as an ensemble of 8, nothing
-tuned. Competitors, tuned as by default (`tabular_models.py` has grids and densities):
-scikit-learn's Gaussian process, random forest (with two densities), gradient boosting and linear
-model, BoTorch's SingleTaskGP (regression), and the training mean or the class frequencies. Sets:
-scikit-learn's, and UCI's from a folder (`datasets.py`); up to 512 training rows, 10 random
-splits, the same for all models.
+Networks: `regression` and `classification` in the estimators with their defaults, ensembles of 8,
+and in one forward pass; nothing tuned. Competitors, tuned as by default (`tabular_models.py` has
+grids and densities): scikit-learn's Gaussian process, random forest (with two densities), gradient
+boosting and linear model, BoTorch's SingleTaskGP (regression), and the training mean or the class
+frequencies. Sets: scikit-learn's, and UCI's from a folder (`datasets.py`); up to 512 training rows,
+10 random splits, the same for all models.
 
 Scores: NLL (log loss in classification), RMSE or accuracy, coverage of 90 % intervals or
 overconfidence, seconds of fit and prediction; ranks by mean NLL over the splits of each set, and

@@ -206,7 +206,7 @@ def test_an_unknown_set_or_folder_is_an_error(capsys, tmp_path):
 def test_the_network_is_scored_in_units_of_y(tables):
     network = small_network().double()
     made = split(tables["diabetes"], 0)
-    predicted = tabular_models._network(made, network)
+    predicted = tabular_models._single_pass(made, network)
     model = network.condition(torch.tensor(made.train_X), torch.tensor(made.train_y)[:, None])
     posterior = model.posterior(torch.tensor(made.test_X), observation_noise=True)
     np.testing.assert_allclose(predicted.mean, posterior.mean[:, 0].numpy())
@@ -232,7 +232,7 @@ def test_the_units_of_inputs_do_not_matter_to_botorchs_model():
 
 
 def test_the_best_competitor_is_no_network():
-    nll = {"network": 0.1, "network, ensemble": 0.2, "forest": 0.5, "linear": 0.4}
+    nll = {"network": 0.1, "network, one pass": 0.2, "forest": 0.5, "linear": 0.4}
     assert real.best_competitor({model: {"nll": value} for model, value in nll.items()}) == "linear"
 
 
