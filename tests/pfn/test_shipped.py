@@ -63,7 +63,8 @@ def test_certificates_are_reproducible(name):
         if math.isfinite(row.gap):
             assert abs(row.gap - stored.gap) < 4.5 * math.hypot(row.gap_error, stored.gap_error)
         if math.isfinite(row.coverage90):
-            assert abs(row.coverage90 - stored.coverage90) < 0.06
+            error = (0.9 * 0.1 / row.tasks) ** 0.5  # if the queries of a task share their fate
+            assert abs(row.coverage90 - stored.coverage90) < 4 * error
 
 
 def test_diabetes_beats_the_training_mean_by_a_wide_margin(regression):
