@@ -445,9 +445,9 @@ def test_features_beyond_the_slots_are_selected():
     with pytest.warns(UserWarning, match="up to 8 features and got 12; the 8 that tell most"):
         made = PFNRegressor(network, categorical_features=[5, 6], num_ensemble=1).fit(X, y)
     assert {3, 6, 10} <= set(made.selected_features_)
-    expected = PFNRegressor(network, categorical_features=made._columns.categorical[
-        made.selected_features_
-    ]).fit(X[:, made.selected_features_], y)  # fmt: skip
+    kinds = made._columns.categorical[made.selected_features_]
+    expected = PFNRegressor(network, categorical_features=kinds, num_ensemble=1)
+    expected.fit(X[:, made.selected_features_], y)
     np.testing.assert_allclose(
         made.predict(X), expected.predict(X[:, made.selected_features_]), rtol=1e-12
     )
