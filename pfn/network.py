@@ -6,7 +6,6 @@ is made of, and what training uses, so that a network sees the same numbers in b
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Callable
@@ -450,7 +449,10 @@ class PFN(nn.Module):
 
     def warn_outside_range(self, X: Tensor) -> None:
         """Warn if raw inputs are outside those of the training."""
-        low, high = self.metadata.get("input_range", (-math.inf, math.inf))
+        known = self.metadata.get("input_range")
+        if known is None:
+            return
+        low, high = known
         values = X[X.isfinite()]
         slack = 0.05 * (high - low)
         if values.numel() and not low - slack <= values.min() <= values.max() <= high + slack:

@@ -739,8 +739,8 @@ def _initial_network(
     empty = network(torch.tensor([0.0, 1.0]), 1.0)
     targets, narrowest = [], []
     # A few rows are a bad standard: what is far out in their units is left to the tails.
-    settled = [task for task in tasks if task.num_context >= _SETTLED] or tasks
-    for task in tasks if config.targets != "standardised" else settled:
+    fewest = _SETTLED if config.targets == "standardised" else 0
+    for task in [task for task in tasks if task.num_context >= fewest] or tasks:
         n = task.num_context
         mask = None if task.points is None else task.points[:, :n]
         location, scale, _ = empty.units(task.y[:, :n, 0], mask)
