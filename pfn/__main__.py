@@ -12,6 +12,7 @@ import argparse
 import csv
 import importlib
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,8 @@ def _train(options: argparse.Namespace) -> None:
         log=out.with_suffix(".jsonl"),
         initial=None if options.initial is None else load(options.initial),
     )
+    if int(os.environ.get("RANK", "0")):
+        return  # of the processes of torchrun, which hold the same network, the first one goes on
     command = f"python -m pfn train {options.prior} --hours {options.hours:g}"
     if options.seed is not None:
         command += f" --seed {options.seed}"

@@ -65,6 +65,14 @@ def test_a_prior_of_ones_own(folder, capsys):
     assert "FunctionTaskPrior" in capsys.readouterr().out
 
 
+def test_the_first_process_certifies_and_writes(folder, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    words = ["--config", "tiny.json", "--out", "net.safetensors"]
+    assert run("train", "ownprior:prior", *words) == 0
+    assert not (folder / "net.safetensors").exists()
+    assert capsys.readouterr().out == ""
+
+
 def test_rows_without_a_target_are_predicted(folder, capsys):
     run("train", "ownprior:prior", "--config", "tiny.json", "--out", "net.safetensors")
     capsys.readouterr()
