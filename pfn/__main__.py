@@ -81,7 +81,24 @@ def _recipe(name: str) -> Recipe:
         ) from error
     if not isinstance(prior, TaskPrior):
         raise ValueError(f"{name} is a {type(prior).__name__}, not a task prior.")
-    return Recipe(prior, TrainingConfig())
+    return Recipe(prior, TrainingConfig(), certified=_sizes(prior))
+
+
+def _sizes(prior: TaskPrior) -> dict[str, Any]:
+    """What a certificate can measure on the tasks of a prior, as far as some of them show."""
+    generator = torch.Generator().manual_seed(0)
+    rows = max(prior.sample(1, generator=generator).X.shape[1] for _ in range(16))
+    queries = min(16, max(1, rows // 2))
+    return {
+        "context_sizes": tuple(n for n in (0, 5, 20, 80) if n + queries <= rows),
+        "num_queries": queries,
+    }
+
+
+def _beside(out: Path, suffix: str) -> Path:
+    """Another file of the same training."""
+    stem = out.name.removesuffix(".safetensors")
+    return out.with_name(stem + suffix)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -102,9 +119,9 @@ def _train(options: argparse.Namespace) -> None:
         recipe.prior,
         config=config,
         device=options.device,
-        checkpoint=out.with_suffix(".training"),
+        checkpoint=_beside(out, ".training"),
         resume=options.resume,
-        log=out.with_suffix(".jsonl"),
+        log=_beside(out, ".jsonl"),
         initial=None if options.initial is None else load(options.initial),
     )
     if int(os.environ.get("RANK", "0")):
@@ -144,12 +161,13 @@ def _certify(options: argparse.Namespace) -> None:
     pfn = load(options.network)
     name = options.prior or options.network
     if name not in RECIPES and options.prior is None:
-        command = pfn.metadata.get("command", "").split()
-        name = next((word for word in command if word in RECIPES), name)
+        words = pfn.metadata.get("command", "").split()
+        own = words[words.index("train") + 1 :][:1] if "train" in words else []
+        name = own[0] if own and own[0] in RECIPES else name
     recipe = _recipe(name)
     changes = {} if options.tasks is None else {"num_tasks": options.tasks}
     if options.prior is not None and options.prior not in RECIPES:
-        measured = certify(pfn, recipe.prior, **changes)
+        measured = certify(pfn, recipe.prior, **recipe.certified, **changes)
     else:
         measured = recipe.certificate(pfn, **changes)
     print(measured)
@@ -190,12 +208,16 @@ def _read(path: Path) -> list[dict[str, str]]:
     """Rows by column; of UTF-8, with the mark at its start that spreadsheets write or without."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
+        names = list(reader.fieldnames or ())
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{path} has several columns named {', '.join(twice)}; rename them.")
         rows = []
         for row in reader:
             if None in row or None in row.values():  # csv's marks of too many and too few cells
                 raise ValueError(
                     f"line {reader.line_num} of {path} has more or fewer cells than the "
-                    f"{len(reader.fieldnames or ())} of the header."
+                    f"{len(names)} of the header."
                 )
             rows.append(row)
     return rows

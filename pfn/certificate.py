@@ -270,7 +270,7 @@ def certify(
     if reference_is not in ("exact", "upper bound"):
         raise ValueError(f"reference_is must be 'exact' or 'upper bound', got {reference_is!r}.")
     parameter = next(pfn.parameters())
-    generator = torch.Generator(parameter.device).manual_seed(seed)
+    generator = torch.Generator(parameter.device).manual_seed(seed + 2**33)  # not of a training
     measured = _Measurements()
     scores: dict[int, list[Tensor]] = {}
     coherence: list[dict[str, float]] = []
@@ -293,7 +293,7 @@ def certify(
                     if n + num_queries <= rows:
                         part = _split(task, n, num_queries)
                         lower = lower_reference if start < lower_tasks else None
-                        measured.add(n, start, part, _measure(pfn, part, reference, lower))
+                        measured.add(n, start, own, part, _measure(pfn, part, reference, lower))
                 for n in sizes if own else _SCORE_SIZES:
                     if 4 <= n <= min(rows, max(sizes)):
                         scores.setdefault(n, []).append(_task_scores(pfn, _split(task, n, 0)))
@@ -475,10 +475,11 @@ class _Measurements:
 
     def __init__(self) -> None:
         self.values: list[Tensor] = []
-        self.keys: dict[str, list[Tensor]] = {k: [] for k in (*_KEYS, "batch")}
+        self.keys: dict[str, list[Tensor]] = {k: [] for k in (*_KEYS, "batch", "task")}
         self._pit: dict[int, list[Tensor]] = {}
 
-    def add(self, n: int, batch: int, task: Task, found: tuple[Tensor, Tensor]) -> None:
+    def add(self, n: int, batch: int, own: bool, task: Task, found: tuple[Tensor, Tensor]) -> None:
+        """Tasks of a batch; `own` if every number of context rows has tasks of its own."""
         values, pit = found
         self.values.append(values.cpu())
         noise = task.row_noise_var.double().mean(1).cpu()
@@ -489,13 +490,15 @@ class _Measurements:
         self.keys["noise"].append(torch.where(usable, decade, 99))
         for name, value in (("context", n), ("features", task.X.shape[-1]), ("batch", batch)):
             self.keys[name].append(torch.full((len(values),), value))
+        self.keys["task"].append(batch + torch.arange(len(values)) + (own * n << 32))
         self._pit.setdefault(n, []).append(pit.flatten())
 
     def table(self, name: str) -> dict[int, CertificateRow]:
         key, values = torch.cat(self.keys[name]), torch.cat(self.values)
-        context, batch = torch.cat(self.keys["context"]), torch.cat(self.keys["batch"])
+        groups = [torch.cat(self.keys[kind]) for kind in ("context", "batch", "task")]
         return {
-            int(k): _row(values[key == k], context[key == k], batch[key == k]) for k in key.unique()
+            int(k): _row(values[key == k], *(group[key == k] for group in groups))
+            for k in key.unique()
         }
 
     def pits(self) -> dict[int, list[float]]:
@@ -510,11 +513,13 @@ class _Measurements:
 _KEYS = ("context", "features", "noise")
 
 
-def _row(values: Tensor, context: Tensor, batch: Tensor) -> CertificateRow:
-    tasks = len(values)
+def _row(values: Tensor, context: Tensor, batch: Tensor, task: Tensor) -> CertificateRow:
     nll, gap, _, *rest = values.mean(0).tolist()
     gaps, lower = values[:, 1], values[:, 2]
-    worst = gaps.sort(descending=True).values[: max(1, tasks // 100)].mean()
+    found, index = task.unique(return_inverse=True)
+    tasks = len(found)
+    own = gaps.new_zeros(tasks).index_add_(0, index, gaps) / index.bincount()
+    worst = own.sort(descending=True).values[: max(1, tasks // 100)].mean()
     bound = _lower(gaps, lower, context, batch)
     return CertificateRow(tasks, nll, gap, _error(gaps, batch), float(worst), *bound, *rest)
 

@@ -185,6 +185,7 @@ class _PFNEstimator(BaseEstimator):
             )
         self.selected_features_ = self._features
         self._X, self._y = self._prepare(X), y
+        self.network_.warn_outside_range(self._tensor(self._X))
         self._members = self._plan()
         self._encodings = [self._encode(member) for member in self._members]
         self.unlike_the_prior_ = self._compare_with_prior() if self.check else None
@@ -221,12 +222,18 @@ class _PFNEstimator(BaseEstimator):
         random = check_random_state(self.random_state)
         architecture, d = self.network_.architecture, self._X.shape[1]
         cycle = self._transforms()
+        # Of units that the network knows the columns may be known too, by their places.
+        moves = self.network_.metadata.get("exchangeable", self.network_.inputs != "raw")
+        random_members = moves or architecture.cell_layers or architecture.classes
+        number = self.num_ensemble
+        if not random_members and len(self._y) <= self._limit:
+            number = min(number, len(cycle))  # the others would be copies
         members = []
-        for i in range(self.num_ensemble):
+        for i in range(number):
             columns, seed, classes = np.arange(d), 0, None
             if i and architecture.cell_layers:
                 seed = int(random.randint(1, 2**31 - 1))
-            elif i:
+            elif i and moves:
                 columns = random.permutation(d)
             if architecture.classes:
                 number = len(self.classes_)
@@ -351,7 +358,9 @@ class _PFNEstimator(BaseEstimator):
             ensure_all_finite="allow-nan",
             estimator=self,
         )
-        return self._prepare(values)
+        rows = self._prepare(values)
+        self.network_.warn_outside_range(self._tensor(rows))
+        return rows
 
     def _batches(self, X: np.ndarray) -> Iterator[np.ndarray]:
         for start in range(0, len(X), self.batch_size):
@@ -375,7 +384,8 @@ class PFNRegressor(RegressorMixin, _PFNEstimator):
         network: A shipped name, the path of a file, or a `PFN`.
         num_ensemble: Members of the ensemble. The first sees the data as they are; the others
             permute the columns, or draw column codes in a network of cells. 1 is one forward
-            pass, as `PFN.condition` makes.
+            pass, as `PFN.condition` makes. Columns keep their places for a network that knows
+            them by these; fewer members are made where others would be copies.
         power_transforms: Whether some members see inputs, targets or both after a Yeo-Johnson
             transform that is fitted to their context; in a network trained on standardised ones.
             "auto": in ensembles of such networks. Means and variances of members with transformed

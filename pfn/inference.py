@@ -27,6 +27,7 @@ from botorch.utils.types import DEFAULT
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.distributions.transforms import AffineTransform
+from torch.utils.checkpoint import checkpoint
 
 from pfn.distribution import BarDistribution
 from pfn.network import PFN, Encoding
@@ -36,7 +37,12 @@ from priors.posterior import (
     apply_posterior_transform,
     leading,
 )
-from priors.transforms import make_input_transform, make_outcome_transform, of_outputs
+from priors.transforms import (
+    check_range,
+    make_input_transform,
+    make_outcome_transform,
+    of_outputs,
+)
 
 __all__ = ["BarPosterior", "CategoricalPosterior", "PFNModel"]
 
@@ -73,7 +79,7 @@ class PFNModel(Model):
         super().__init__()
         if isinstance(y, Tensor) and isinstance(X, Tensor):
             y = y.unsqueeze(-1) if y.dim() == X.dim() - 1 else y
-            y = y.to(X.dtype) if pfn.architecture.classes and not y.is_floating_point() else y
+            y = _classes_as_numbers(pfn, y, X)
         if isinstance(train_Yvar, Tensor) and train_Yvar.dim() == X.dim() - 1:
             train_Yvar = train_Yvar.unsqueeze(-1)
         pfn.check(X, y, train_Yvar)
@@ -129,8 +135,9 @@ class PFNModel(Model):
 
         Args:
             X: Queries, in units of the training inputs.
-            output_indices: Outputs to return; all if None.
-            observation_noise: Whether of the noisy y, or of the function f; or the variances of
+            output_indices: Outputs to return; all if None. Classes have no outputs.
+            observation_noise: Whether of the noisy y, or of the function f, where the network's
+                tasks had one (else it knows y only, and answers that); or the variances of
                 the noise at the queries, `[..., q, m]`, NaN where unknown, for a network that
                 knows noise. True takes the mean of the training data's variances where all of
                 them are known.
@@ -145,19 +152,23 @@ class PFNModel(Model):
             ValueError: another number of features, infinite values, or negative variances.
         """
         self._check_queries(X)
-        if not isinstance(observation_noise, Tensor):
+        if not isinstance(observation_noise, Tensor) or observation_noise.dtype == torch.bool:
             observation_noise = bool(observation_noise)
-        rows = X if self._input is None else self._input(X)
+        rows = self._transformed(X)
         self.pfn.warn_outside_range(rows)
         chosen = list(range(self.train_Y.shape[-1])) if output_indices is None else output_indices
         if self.pfn.architecture.classes:
+            if output_indices is not None:
+                raise NotImplementedError(
+                    "the classes of a classification network belong together."
+                )
             flat = self._flat(rows, [0])
             logits = self._logits(flat, None, noisy=True)
             posterior: Any = CategoricalPosterior(flat.restore(logits)[..., 0, :])
             return posterior if posterior_transform is None else posterior_transform(posterior, X)
         noise = self._query_noise(observation_noise, rows)
         flat = self._flat(rows, list(chosen))
-        noisy = observation_noise is not False
+        noisy = observation_noise is not False or not self.pfn.knows_function
         known = None if noise is None else flat.flatten(noise[..., chosen])
         logits = flat.restore(self._logits(flat, known, noisy))
         bars = self.pfn.bars
@@ -196,12 +207,14 @@ class PFNModel(Model):
     def _with_observations(
         self, X: Tensor, Y: Tensor, noise: Tensor | None, *, imagined: bool
     ) -> PFNModel:
-        """Imagined observations never change the units, so that fantasies are smooth in X."""
+        """Imagined observations that are appended keep the units: fantasies are smooth in X."""
+        Y = _classes_as_numbers(self.pfn, Y, X)
         given = [X.shape[:-2], Y.shape[:-2], *([] if noise is None else [noise.shape[:-2]])]
         batch = torch.broadcast_shapes(self.batch_shape, *given)
         X, Y = X.expand(*batch, *X.shape[-2:]), Y.expand(*batch, *Y.shape[-2:])
         noise = None if noise is None else noise.expand(*batch, *noise.shape[-2:])
         self.pfn.check(X, Y, noise)
+        _check_num_classes(self.pfn, self._num_classes, Y)
         for name, before, after in (("X", self.train_X, X), ("Y", self.train_Y, Y)):
             if after.dtype != before.dtype or after.device != before.device:
                 raise TypeError(
@@ -260,6 +273,10 @@ class PFNModel(Model):
                 squared units of y. Without it the mean of the training data's where all of them
                 are known, and else noise of unknown variance.
             kwargs: Ignored, as by `condition_on_observations`.
+
+        Every fantasy has a copy of the encoded data set, in double precision 1 to 3 MB with 50
+        rows: thousands of them, as a knowledge gradient's `raw_samples` make at once, want
+        `optimize_acqf(..., options={"batch_limit": 4, "init_batch_limit": 16})`.
 
         Returns:
             A model with batch shape `[*sampler.sample_shape, ...]`.
@@ -324,7 +341,18 @@ class PFNModel(Model):
 
     def _seen(self, X: Tensor) -> Tensor:
         """Inputs of observed rows as the network sees them."""
-        return X if self._input is None else self._input.preprocess_transform(X)
+        return self._transformed(X, "preprocess_transform")
+
+    def _transformed(self, X: Tensor, how: str = "forward") -> Tensor:
+        if self._input is None:
+            return X
+        rows = getattr(self._input, how)(X)
+        if rows.shape == X.shape and bool((rows.isnan() & ~X.isnan()).any()):
+            raise ValueError(
+                "input_transform makes NaN of numbers; if it learns from X, which has missing "
+                "values, give it its coefficients, or leave the inputs to the network."
+            )
+        return rows
 
     def _mean_noise(self) -> Tensor | None:
         """Mean known noise variance of the training data `[..., 1, m]`; None if some is not."""
@@ -336,6 +364,7 @@ class PFNModel(Model):
     def _to_network(self, Y: Tensor, Yvar: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self._outcome is None:
             return Y, Yvar
+        check_range(self._outcome, Y)
         return self._outcome.inv(Y), None if Yvar is None else Yvar / self._outcome_scale() ** 2
 
     def _outcome_scale(self) -> Tensor:
@@ -434,11 +463,11 @@ class _Flat:
     def inputs(self) -> Tensor:
         q, d = self.rows.shape[-2:]
         m = len(self.outputs)
-        return self.rows.unsqueeze(-3).expand(*self.batch, m, q, d).reshape(-1, q, d)
+        return self.rows.unsqueeze(-3).expand(*self.batch, m, q, d).flatten(0, -3)
 
     def flatten(self, values: Tensor) -> Tensor:
         """[..., *batch, q, m] -> [... B m, q]."""
-        return values.mT.reshape(-1, values.shape[-2])
+        return values.mT.flatten(0, -2)
 
     def restore(self, values: Tensor, lead: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """[lead B m, q, ...] -> [*lead, *batch, q, m, ...]."""
@@ -495,13 +524,20 @@ class _Joint:
         values, densities = [known.new_empty(0, q)], [known.new_empty(0)]
         for start in range(0, copies, step):
             part = slice(start, start + step)
-            found = self._chunk(
-                model._encoding.select(index[part]),
+            inputs = (
+                index[part],
                 X[part],
                 orders[part],
                 None if noise is None else noise[part],
                 None if p is None else p[part],
                 None if z is None else z[part],
+            )
+            # Gradients would keep the copies of the data set of all parts and points.
+            several = step < copies and torch.is_grad_enabled()
+            found = (
+                checkpoint(self._chunk, *inputs, use_reentrant=False, preserve_rng_state=False)
+                if several
+                else self._chunk(*inputs)
             )
             values.append(found[0])
             densities.append(found[1])
@@ -509,14 +545,14 @@ class _Joint:
 
     def _chunk(
         self,
-        encoding: Encoding,
+        index: Tensor,
         X: Tensor,
         order: Tensor,
         noise: Tensor | None,
         p: Tensor | None,
         z: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        pfn = self.model.pfn
+        pfn, encoding = self.model.pfn, self.model._encoding.select(index)
         bars = pfn.bars
         assert bars is not None
         copies, q, d = X.shape
@@ -607,7 +643,7 @@ class _JointBarPosterior(BarPosterior):
         self._joint = joint
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
-        if self.logits.shape[-3] == 1:
+        if self.logits.shape[-3] <= 1:
             return super().rsample_from_base_samples(sample_shape, base_samples)
         self._require_appending()
         lead = torch.Size(sample_shape)
@@ -626,6 +662,7 @@ class _JointBarPosterior(BarPosterior):
                 "train it with TrainingConfig.appended > 0."
             )
         model, points = self._joint.model, self.logits.shape[-3]
+        model.pfn.warn_beyond_training(model.train_X.shape[-2] + points - 1)
         most = model.pfn.metadata["max_buffer"]
         if model._appended + points - 1 > most:
             warnings.warn(
@@ -722,7 +759,17 @@ def _fitted(input_transform: Any, X: Tensor) -> InputTransform | None:
     made = copy.deepcopy(made).to(X).train()
     if X.shape[-2]:
         made(X)
+    elif any(getattr(part, "learn_coefficients", False) for part in made.modules()):
+        raise ValueError(
+            "input_transform learns from X, which has no rows; give it its coefficients, as "
+            "Normalize(d, bounds=...) does."
+        )
     return made.eval()
+
+
+def _classes_as_numbers(pfn: PFN, y: Tensor, like: Tensor) -> Tensor:
+    """Classes of any number type in the dtype of the inputs."""
+    return y.to(like.dtype) if pfn.architecture.classes and not y.is_floating_point() else y
 
 
 def _check_categorical(pfn: PFN, categorical: Tensor | None, X: Tensor) -> None:

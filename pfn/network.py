@@ -106,7 +106,7 @@ class PFN(nn.Module):
         prior_location: Mean of y under the prior.
         prior_scale: Standard deviation of y under the prior.
         metadata: How it was trained, its certificate, ...; plain JSON values. "max_context",
-            "max_buffer", "missing", "categorical", "known_noise" and, for raw inputs,
+            "max_buffer", "missing", "categorical", "known_noise", "function" and, for raw inputs,
             "input_range" say what the training covered.
     """
 
@@ -469,6 +469,11 @@ class PFN(nn.Module):
         """Whether the network was trained to be told noise variances, as far as is recorded."""
         return self.metadata.get("known_noise", True)
 
+    @property
+    def knows_function(self) -> bool:
+        """Whether any of its tasks had a noise-free function, as far as is recorded."""
+        return self.metadata.get("function", True)
+
     def _check_noise(self, Yvar: Tensor, y: Tensor) -> None:
         if self.architecture.classes:
             raise ValueError("train_Yvar is for regression; this is a classification network.")
@@ -476,6 +481,11 @@ class PFN(nn.Module):
             raise ValueError(
                 "this network was trained without known noise variances; leave them away, or train "
                 "it with TrainingConfig.known_noise > 0."
+            )
+        if Yvar.dtype != y.dtype or Yvar.device != y.device:
+            raise TypeError(
+                f"y is {y.dtype} on {y.device} and its noise variances {Yvar.dtype} on "
+                f"{Yvar.device}; they must agree."
             )
         if Yvar.shape != y.shape or bool((Yvar < 0).any()) or bool(Yvar.isinf().any()):
             raise ValueError(
@@ -518,7 +528,11 @@ class PFN(nn.Module):
         if order is not None:
             values = values[..., order]
             absent, kind = (None if part is None else part[..., order] for part in (absent, kind))
-        noise = None if noise_var is None else (noise_var / encoding.scale**2).log()
+        noise = None
+        if noise_var is not None:
+            tiny = torch.finfo(noise_var.dtype).tiny  # log 0 would make the scale's gradient NaN
+            noise = noise_var.clamp_min(tiny).log() - 2 * encoding.scale.log()
+            noise = torch.where(noise_var == 0, -torch.inf, noise)
         return Rows(values, absent, kind, encoding.codes, noise)
 
 

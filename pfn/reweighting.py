@@ -10,6 +10,7 @@ smoothed by a Pareto law, whose shape says whether that worked (Vehtari et al. 2
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -22,21 +23,21 @@ from priors.mixture import EmpiricalPosterior
 
 __all__ = ["ReweightedPosterior", "reweight"]
 
-# Vehtari et al. 2024, section 3.2.4: beyond this estimates are unreliable.
-_LARGEST_SHAPE = 0.7
-
 
 class ReweightedPosterior(EmpiricalPosterior):
     """Weighted joint samples of y, with what the weights say of themselves.
 
     Attributes:
         effective_samples: Kish's effective sample size, 1 / sum w^2.
-        pareto_shape: Shape k of the Pareto law of the largest weights; reliable below 0.7.
+        pareto_shape: Shape k of the Pareto law of the largest weights.
+        largest_shape: Estimates are reliable below it: min(1 - 1 / log10 S, 0.7).
     """
 
     def __init__(self, draws: Tensor, log_weights: Tensor, pareto_shape: float) -> None:
         super().__init__(draws, log_weights)
         self.pareto_shape = pareto_shape
+        # Vehtari et al. 2024, section 3.2.4
+        self.largest_shape = min(1 - 1 / math.log10(len(draws)), 0.7) if len(draws) > 10 else 0.0
         self.effective_samples = float(1 / self.log_weights.exp().square().sum())
 
 
@@ -72,9 +73,9 @@ def reweight(
         )
     with torch.no_grad():
         posterior = model.posterior(X, observation_noise=True)
-        base = torch.randn(
-            num_samples, *posterior.base_sample_shape, generator=generator, dtype=X.dtype
-        ).to(X)
+        shape = (num_samples, *posterior.base_sample_shape)
+        where = X.device if generator is None else generator.device
+        base = torch.randn(shape, generator=generator, dtype=X.dtype, device=where).to(X)
         draws = posterior.rsample_from_base_samples(torch.Size([num_samples]), base)
         proposal = posterior.joint_log_prob(draws)
         known = model.train_Y[:, 0].expand(num_samples, -1)
@@ -97,11 +98,12 @@ def reweight(
         )
     ratios = (target - proposal).double()
     smoothed, shape = arviz.psislw(ratios.cpu().numpy(), normalize=True)
-    if not float(shape) < _LARGEST_SHAPE:
+    found = ReweightedPosterior(draws, torch.as_tensor(smoothed).to(draws), float(shape))
+    if not found.pareto_shape < found.largest_shape:
         warnings.warn(
             f"The largest of {num_samples} importance weights have Pareto shape "
-            f"{float(shape):.2f}; beyond {_LARGEST_SHAPE} estimates are unreliable. Ask for fewer "
-            "points at once or more samples, or use an exact engine.",
+            f"{found.pareto_shape:.2f}; from {found.largest_shape:.2f} on estimates are "
+            "unreliable. Ask for fewer points at once or more samples, or use an exact engine.",
             stacklevel=2,
         )
-    return ReweightedPosterior(draws, torch.as_tensor(smoothed).to(draws), float(shape))
+    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import numbers
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -18,6 +19,7 @@ import numpy as np
 
 __all__ = ["Column", "Columns", "imputation", "imputed", "is_missing", "read_columns"]
 
+_FEW = 10  # different values of a category that is numbered
 _DATES = (datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.timedelta64)
 
 
@@ -41,6 +43,7 @@ class Columns:
         for i, column in enumerate(columns):
             if wanted is None:
                 as_category = column.is_text()
+                column.warn_of_numbers_as_text()
             else:
                 as_category = i in wanted
             categories.append(column.categories() if as_category else None)
@@ -56,6 +59,8 @@ class Columns:
         encoded = []
         for column, known in zip(columns, self.categories, strict=True):
             encoded.append(column.numbers() if known is None else column.codes(known))
+            if known is not None:
+                column.warn_of_unknown(known)
         return np.stack(encoded, axis=1)
 
 
@@ -79,6 +84,32 @@ class Column:
         return self.values.dtype == object and not all(
             _is_number(value) for _, value in self._present()
         )
+
+    def warn_of_numbers_as_text(self) -> None:
+        """Warn if more values than categories usually have are text that reads as numbers."""
+        if self.order is not None:
+            return
+        texts = {value for _, value in self._present() if isinstance(value, str)}
+        count = sum(map(_reads_as_number, texts))
+        if count > max(_FEW, 0.9 * len(texts)):
+            warnings.warn(
+                f"column {self.name!r} holds {count} different numbers as text, which are taken as "
+                "categories. Convert the column to numbers, or name it in categorical_features.",
+                stacklevel=5,
+            )
+
+    def warn_of_unknown(self, known: dict[Any, int]) -> None:
+        """Warn if no value is a category of the training data."""
+        values = {value for _, value in self._present()}
+        kinds = {type(value) for value in known}
+        if not known or values & known.keys():
+            return
+        if len(values) > 1 or any(type(value) not in kinds for value in values):
+            warnings.warn(
+                f"column {self.name!r} holds none of the {len(known)} categories of the training "
+                f"data but others, such as {min(values, key=str)!r:.60}; they count as missing.",
+                stacklevel=5,
+            )
 
     def categories(self) -> dict[Any, int]:
         """The number of each category, in their declared order or sorted."""
@@ -179,6 +210,14 @@ def _of_objects(name: Any, values: np.ndarray) -> Column:
                 f"column {name!r} got {value!r:.60}; convert dates to numbers or categories first."
             )
     return Column(name, values)
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_number(value: Any) -> bool:

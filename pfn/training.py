@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -37,7 +38,7 @@ from pfn.certificate import Reference, reference_nll
 from pfn.distribution import BarDistribution, choose_num_nodes, place_nodes
 from pfn.network import PFN, Encoding
 from priors.files import read_safetensors, write_safetensors_atomically
-from priors.tasks import Task, TaskPrior, describe
+from priors.tasks import Task, TaskPrior, describe, exchangeable
 
 __all__ = ["TrainingConfig", "train"]
 
@@ -313,7 +314,8 @@ class _State:
         self.task_prior, self.config, self.fabric = task_prior, config, fabric
         self.device = fabric.device
         self.step, self.elapsed, self.tasks, self.skipped, self.failed = 0, 0.0, 0, 0, 0
-        self.most_context, self.typical_norm, self.best_loss = 0, math.nan, math.inf
+        self.typical_norm, self.best_loss = math.nan, math.inf
+        self.covered = dict.fromkeys(_COVERED, 0)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(config.seed)
@@ -385,7 +387,6 @@ class _State:
     def _draw(self) -> tuple[Task, _Told]:
         config = self.config
         task = _sample(self.task_prior, config, self.generator, self.device)
-        self.most_context = max(self.most_context, task.num_context)
 
         def uniform() -> float:
             return float(torch.rand((), generator=self.generator, device=self.device))
@@ -393,12 +394,16 @@ class _State:
         noise = uniform() < config.known_noise and task.num_classes is None
         noise = noise and bool(task.noise_var.isfinite().all())
         query_noise = noise and uniform() < 0.5
-        appended, exact = 0, False
+        appended, exact, most = 0, False, 0
         # Padding can be hidden among encoded rows, not among appended ones.
         if task.num_context and task.points is None and uniform() < config.appended:
             most = min(config.max_buffer, task.num_context)
             appended = 1 + int(uniform() * most)
             exact = task.f is not None and uniform() < 0.5
+        for name, value in zip(
+            _COVERED, (task.num_context, most, noise, task.f is not None), strict=True
+        ):
+            self.covered[name] = max(self.covered[name], int(value))
         return task, _Told(noise, query_noise, appended, exact)
 
     def _descend(self, loss: float, norm: float) -> None:
@@ -437,11 +442,7 @@ class _State:
         if not self.held_out:
             return {}
         own = {k: p.detach().clone() for k, p in self.pfn.network.named_parameters()}
-        if self.config.optimizer == "schedule-free":
-            self.optimisers[0].eval()  # type: ignore[attr-defined]
-            for name, parameter in self.pfn.network.named_parameters():
-                self.average[name].copy_(parameter.detach())
-            self.optimisers[0].train()  # type: ignore[attr-defined]
+        self._take_schedule_free_average()
         self.pfn.network.load_state_dict(self.average, strict=False)
         losses, exact = [], []
         with torch.no_grad():
@@ -458,6 +459,14 @@ class _State:
         if math.isfinite(sum(exact)):
             found["gap"] = loss - sum(exact) / len(exact)
         return found
+
+    def _take_schedule_free_average(self) -> None:
+        if self.config.optimizer != "schedule-free":
+            return
+        self.optimisers[0].eval()  # type: ignore[attr-defined]
+        for name, parameter in self.pfn.network.named_parameters():
+            self.average[name].copy_(parameter.detach())
+        self.optimisers[0].train()  # type: ignore[attr-defined]
 
     def _held_out(self, reference: Reference | None) -> list[tuple[Task, float]]:
         """Tasks with the loss of the reference in the network's units."""
@@ -477,6 +486,7 @@ class _State:
 
     def result(self) -> PFN:
         pfn = self.pfn
+        self._take_schedule_free_average()
         chosen = self.best if math.isfinite(self.best_loss) else self.average
         pfn.network.load_state_dict(chosen, strict=False)
         training = {
@@ -489,15 +499,17 @@ class _State:
         }
         earlier = pfn.metadata.get("training")
         pfn.metadata["training"] = training if earlier is None else {**training, "from": earlier}
-        pfn.metadata["max_context"] = int(self._over_processes(self.most_context, "max"))
-        pfn.metadata["known_noise"] = self.config.known_noise > 0
-        pfn.metadata["max_buffer"] = self.config.max_buffer if self.config.appended else 0
+        covered = self._covered()
+        pfn.metadata |= covered | {k: bool(covered[k]) for k in ("known_noise", "function")}
         return pfn.eval()
+
+    def _covered(self) -> dict[str, int]:
+        return {k: int(self._over_processes(v, "max")) for k, v in self.covered.items()}
 
     def save(self, path: Path) -> None:
         states = self.fabric.all_gather(self.generator.get_state())
         assert isinstance(states, Tensor)
-        self.most_context = int(self._over_processes(self.most_context, "max"))
+        self.covered = self._covered()
         if not self.fabric.is_global_zero:
             return
         tensors: dict[str, Tensor] = {"generators": states.reshape(self.fabric.world_size, -1)}
@@ -537,7 +549,7 @@ class _State:
                 f"{self.fabric.world_size}; start as many."
             )
         for name, own in self._of_the_run().items():
-            if description[name] != own:
+            if own and description[name] and description[name] != own:
                 raise ValueError(
                     f"{path} was written by a training with another {name}: {description[name]}, "
                     f"here {own}. Pass the same, or another checkpoint file."
@@ -567,8 +579,14 @@ class _State:
             optimiser.load_state_dict({"param_groups": known, "state": values})
 
     def _of_the_run(self) -> dict[str, str]:
-        """What a resumed run must have in common, beside the configuration."""
-        return {"prior": describe(self.task_prior), "device": self.device.type}
+        """What a resumed run must have in common, beside the configuration, where it is known."""
+        prior = self.task_prior
+        known = type(prior).__repr__ is not object.__repr__
+        return {
+            "prior": describe(prior),
+            "prior (its repr)": re.sub(" at 0x[0-9a-fA-F]+", "", repr(prior)) if known else "",
+            "device": self.device.type,
+        }
 
     def _start_from(self, initial: PFN) -> None:
         if replace(initial.architecture, bars=self.pfn.architecture.bars) != self.pfn.architecture:
@@ -616,7 +634,8 @@ def _heads_for(
     return found
 
 
-_COUNTERS = ("step", "elapsed", "tasks", "skipped", "failed", "most_context")
+_COUNTERS = ("step", "elapsed", "tasks", "skipped", "failed", "covered")
+_COVERED = ("max_context", "max_buffer", "known_noise", "function")  # what the tasks had
 _UNITS = ("prior_location", "prior_scale", "metadata")
 _UNKNOWN_AT_FIRST = ("typical_norm", "best_loss")  # not finite then, which JSON cannot hold
 
@@ -670,6 +689,14 @@ def _sample(
 ) -> Task:
     """Tasks, with fresh codes for their columns where the network has cells."""
     task = task_prior.sample(config.batch, generator=generator, device=device, dtype=torch.float32)
+    if task.points is not None:  # whatever padding holds, NaN too: weights of 0 would keep that
+        there = task.points[..., None]
+        task = replace(
+            task,
+            X=torch.where(there, task.X, 0),
+            y=torch.where(there, task.y, 0),
+            f=None if task.f is None else torch.where(there, task.f, 0),
+        )
     # Always one draw, so that networks of both kinds are trained and compared on the same tasks.
     seed = int(torch.randint(2**62, (), generator=generator, device=device))
     if config.architecture.cell_layers:
@@ -714,6 +741,7 @@ def _initial_network(
     covered: dict[str, Any] = {
         "missing": any(bool(task.X.isnan().any()) for task in tasks),
         "categorical": any(task.categorical is not None for task in tasks),
+        "exchangeable": exchangeable(task_prior),
     }
     if config.inputs == "raw":
         seen = torch.cat([task.X[task.X.isfinite()] for task in tasks])
@@ -722,7 +750,9 @@ def _initial_network(
         return PFN(
             config.architecture, None, inputs=config.inputs, targets="raw", metadata=covered
         ).to(device)
-    y = torch.cat([t.y[..., 0].flatten() if t.points is None else t.y[t.points] for t in tasks])
+    y = torch.cat(
+        [t.y[..., 0].flatten() if t.points is None else t.y[t.points][:, 0] for t in tasks]
+    )
 
     def network(borders: Tensor, tail_scale: float) -> PFN:
         return PFN(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from gpytorch.distributions import MultivariateNormal
@@ -88,7 +89,7 @@ class TaskSize:
 class LatentTaskPrior(ABC):
     """Tasks made of random functions f: y = f + noise, f of mean 0 and variance about 1.
 
-    Features are exchangeable in distribution.
+    Features are exchangeable in distribution, which `exchangeable` says.
 
     Attributes:
         size: How large tasks are.
@@ -99,6 +100,7 @@ class LatentTaskPrior(ABC):
     size: TaskSize = TaskSize()
     inputs: RandomInputs = RandomInputs()
     noise: RandomNoise | None = RandomNoise()
+    exchangeable: ClassVar[bool] = True
 
     @property
     @abstractmethod

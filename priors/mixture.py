@@ -20,7 +20,7 @@ from priors.posterior import (
 
 __all__ = ["EmpiricalPosterior", "GaussianMixturePosterior"]
 
-# Width of the smoothing that keeps gradients where no draw improves; see `EmpiricalPosterior`.
+# Width of the smoothing that keeps gradients where no draw improves, in deviations of the draws.
 _SMOOTHING = 1e-6
 
 
@@ -32,7 +32,7 @@ class EmpiricalPosterior(PredictivePosterior):
         log_weights: Log probabilities of the draws, `[S]`; equal without them. Normalised here.
 
     Its expected improvement and probability of improvement are those of the draws, with max(., 0)
-    and the step smoothed at a width of 1e-6 on the scale of the draws (Ament et al. 2023,
+    and the step smoothed at a width of 1e-6 of the draws' deviation (Ament et al. 2023,
     2310.20708), so that their logarithms have gradients where no draw improves. The probability
     has none to speak of elsewhere: prefer the expected improvement.
     """
@@ -85,18 +85,24 @@ class EmpiricalPosterior(PredictivePosterior):
         return found.reshape(value.shape + self.draws.shape[1:])
 
     def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
-        best = torch.as_tensor(best_f, dtype=self.draws.dtype, device=self.draws.device)
-        gain = self.draws - best
-        log_gain = log_fatplus(gain if maximize else -gain, tau=_SMOOTHING)
-        return _log_average(log_gain, self.log_weights)
+        gain, width = self._gain(best_f, maximize)
+        return _log_average(log_fatplus(gain / width, tau=1.0), self.log_weights) + width.log()
 
     def log_probability_of_improvement(
         self, best_f: Tensor | float, maximize: bool = True
     ) -> Tensor:
+        gain, width = self._gain(best_f, maximize)
+        return _log_average(log_fatmoid(gain / width, tau=1.0), self.log_weights)
+
+    def _gain(self, best_f: Tensor | float, maximize: bool) -> tuple[Tensor, Tensor]:
+        """Improvements `[S, ..., n, m]` and the width of their smoothing, `[..., n, m]`."""
         best = torch.as_tensor(best_f, dtype=self.draws.dtype, device=self.draws.device)
-        gain = self.draws - best
-        log_step = log_fatmoid(gain if maximize else -gain, tau=_SMOOTHING)
-        return _log_average(log_step, self.log_weights)
+        gain = self.draws - best if maximize else best - self.draws
+        with torch.no_grad():
+            limits = torch.finfo(gain.dtype)
+            rounding = limits.eps * (gain.abs() + self.draws.abs()).amax(0)
+            width = _SMOOTHING * torch.maximum(self.variance.sqrt(), rounding)
+        return gain, width.clamp_min(limits.tiny)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         return _choose(self.draws, self.log_weights, base_samples[..., 0])

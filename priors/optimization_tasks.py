@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -80,6 +81,7 @@ class OptimizationTaskPrior:
     adaptive: float = 0.8
     num_features: int | None = None
     num_context: int | None = None
+    exchangeable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_probabilities(self, "input_warping", "output_warping", "adaptive")
@@ -92,7 +94,8 @@ class OptimizationTaskPrior:
         """One line for the checkpoint."""
         return (
             f"functions to maximise, 1-{self.max_features} features in the unit cube, up to "
-            f"{self.max_context} context rows (priors.optimization_tasks.OptimizationTaskPrior)"
+            f"{self.max_context} context rows, inputs warped in {self.input_warping:.0%}, outputs "
+            f"in {self.output_warping:.0%} (priors.optimization_tasks.OptimizationTaskPrior)"
         )
 
     def sample(

@@ -257,7 +257,11 @@ class TransformedPosterior(PredictivePosterior):
     by quadrature of the quantile function and have no closed expected improvement, but for
     `TailCompression` on its good side. The quadrature (tanh-sinh, 256 nodes) ends at probabilities
     of a rounding error of the dtype, and the variance goes on as a power law: behind tails of
-    index 2.5 it is right to 0.1% in float32. Moments that overflow are `inf`.
+    index 2.5 it is right to 0.1% in float32. Moments that overflow or that do not exist are
+    infinite, as far as quantiles at such probabilities show it: an exponential of heavy tails,
+    those of a bar distribution or Student's t, has no mean. Its quantiles are right.
+
+    Values outside the range of the transform have density 0.
     """
 
     def __init__(self, base: PredictivePosterior, transform: Transform) -> None:
@@ -299,7 +303,11 @@ class TransformedPosterior(PredictivePosterior):
         if self._affine is not None:
             return self.transform(self.base.mean)
         values, weights = self._quadrature()
-        return torch.tensordot(weights, values, dims=1)
+        mean = torch.tensordot(weights, values, dims=1)
+        far = (values - values[len(values) // 2]).detach().abs()
+        above, below = (_exponent(tail) >= 1 for tail in (far.flip(0), far))
+        mean = torch.where(above, torch.where(below, torch.nan, torch.inf), mean)
+        return torch.where(below & ~above, -torch.inf, mean)
 
     @property
     def variance(self) -> Tensor:
@@ -310,18 +318,32 @@ class TransformedPosterior(PredictivePosterior):
         squares = (values - mean).square()  # E[y^2] - E[y]^2 would cancel far from zero
         variance = torch.tensordot(weights, squares, dims=1)
         variance = variance + _behind(squares) + _behind(squares.flip(0))
-        return torch.where(mean.isfinite(), variance, torch.inf)
+        exists = torch.maximum(_exponent(squares), _exponent(squares.flip(0))) < 1
+        return torch.where(mean.isfinite() & exists, variance, torch.inf)
 
     def _jacobian(self, z: Tensor, y: Tensor) -> Tensor:
         return self.transform.log_abs_det_jacobian(z, y)
 
+    def _within(self, Y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values moved into the range of the transform, and which ones were below and above."""
+        wrong = ~self.transform.codomain.check(Y) & ~Y.isnan()
+        if not bool(wrong.any()):
+            return Y, wrong, wrong
+        inner = self.transform(self.base.quantile(self._own(0.5))).detach()
+        Y, inner, wrong = torch.broadcast_tensors(Y, inner, wrong)
+        return torch.where(wrong, inner, Y), wrong & (Y < inner), wrong & (Y > inner)
+
     def log_prob(self, Y: Tensor) -> Tensor:
+        Y, below, above = self._within(Y)
         z = self.transform.inv(Y)
-        return self.base.log_prob(z) - self._jacobian(z, Y)
+        found = self.base.log_prob(z) - self._jacobian(z, Y)
+        return torch.where(below | above, -torch.inf, found)
 
     def cdf(self, Y: Tensor) -> Tensor:
+        Y, below, above = self._within(Y)
         p = self.base.cdf(self.transform.inv(Y))
-        return torch.where(self._sign() > 0, p, 1 - p)
+        p = torch.where(self._sign() > 0, p, 1 - p)
+        return torch.where(below, 0, torch.where(above, 1, p))
 
     def quantile(self, value: Tensor) -> Tensor:
         value = self._own(value)
@@ -329,9 +351,11 @@ class TransformedPosterior(PredictivePosterior):
         return self.transform(self.base.quantile(value))
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
+        Y, below, above = self._within(Y)
         z = self.transform.inv(Y)
         jacobian = self._jacobian(z, Y).expand(z.shape)
-        return self.base.joint_log_prob(z) - jacobian.sum(dim=(-2, -1))
+        found = self.base.joint_log_prob(z) - jacobian.sum(dim=(-2, -1))
+        return torch.where((below | above).any(-1).any(-1), -torch.inf, found)
 
     def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
         best, affine = self._own(best_f), self._affine
@@ -347,8 +371,11 @@ class TransformedPosterior(PredictivePosterior):
         self, best_f: Tensor | float, maximize: bool = True
     ) -> Tensor:
         same = self._increasing("Probability of improvement")
-        best = self.transform.inv(self._own(best_f))
-        return self.base.log_probability_of_improvement(best, maximize == same)
+        best, below, above = self._within(self._own(best_f))
+        best = self.transform.inv(best)
+        found = self.base.log_probability_of_improvement(best, maximize == same)
+        certain, never = (below, above) if maximize else (above, below)
+        return torch.where(certain, 0.0, torch.where(never, -torch.inf, found))
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         return self.transform(self.base.rsample_from_base_samples(sample_shape, base_samples))
@@ -522,8 +549,12 @@ def _behind(values: Tensor) -> Tensor:
     Args:
         values: At the nodes, `[k, ...]`, >= 0.
     """
-    p = _tanh_sinh(values.dtype)[0]
-    start, inner = values[0], values[8]
-    exponent = (start / inner).detach().log().nan_to_num(0.0) / math.log(p[8] / p[0])
+    start = float(_tanh_sinh(values.dtype)[0][0])
     # far from 1, where the integral is infinite: two nodes do not tell that for certain
-    return float(p[0]) * start / (1 - exponent.clamp(0, 0.9))
+    return start * values[0] / (1 - _exponent(values).clamp(0, 0.9))
+
+
+def _exponent(values: Tensor) -> Tensor:
+    """Exponent k of values ~ p^-k at the first nodes of `_tanh_sinh`; no integral for k >= 1."""
+    p = _tanh_sinh(values.dtype)[0]
+    return (values[0] / values[8]).detach().log().nan_to_num(0.0) / math.log(p[8] / p[0])

@@ -11,7 +11,7 @@ from torch.distributions import Categorical
 
 from priors.draws import Draws
 from priors.latent_tasks import LatentTaskPrior
-from priors.tasks import Task, TaskPrior, describe
+from priors.tasks import Task, TaskPrior, describe, exchangeable
 
 __all__ = ["ClassificationTaskPrior", "MixtureTaskPrior"]
 
@@ -38,6 +38,14 @@ class MixtureTaskPrior:
             raise ValueError(f"{len(self.priors)} priors, but {len(self.weights)} weights.")
         if min(self.weights) < 0 or sum(self.weights) <= 0:
             raise ValueError(f"weights are non-negative and not all 0, got {self.weights}.")
+
+    def __repr__(self) -> str:
+        return f"MixtureTaskPrior({self.priors!r}, {self.weights!r})"
+
+    @property
+    def exchangeable(self) -> bool:
+        """Whether the order of the features means nothing."""
+        return all(exchangeable(prior) for prior in self.priors)
 
     @property
     def description(self) -> str:

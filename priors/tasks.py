@@ -85,6 +85,18 @@ def describe(task_prior: object) -> str:
     return getattr(task_prior, "description", type(task_prior).__name__)
 
 
+def exchangeable(task_prior: object) -> bool:
+    """Whether features may change places under a prior: its `exchangeable`, else that of `prior`.
+
+    Which is what a task prior made of another one has; False where neither says so.
+    """
+    own = getattr(task_prior, "exchangeable", None)
+    if own is not None:
+        return bool(own)
+    inner = getattr(task_prior, "prior", None)
+    return inner is not None and exchangeable(inner)
+
+
 class FunctionTaskPrior:
     """Tasks whose functions come from one function prior.
 
@@ -132,6 +144,23 @@ class FunctionTaskPrior:
         self.scale_noise = scale_noise
         for name in self.hyperprior:
             _resolve(function_prior.kernel, name)  # type: ignore[attr-defined]
+
+    @property
+    def description(self) -> str:
+        """One line for a checkpoint."""
+        kernel = getattr(self.function_prior, "kernel", None)
+        kind = type(self.function_prior).__name__
+        parts = [
+            kind if kernel is None else f"{kind}, {_told(kernel)}",
+            *(f"{name} from {law}" for name, law in self.hyperprior.items()),
+            f"noise variance {self.noise_var}{' times the scale' if self.scale_noise else ''}",
+            f"inputs {getattr(self.inputs, '__qualname__', self.inputs)}",
+            f"{self.num_points} rows (priors.FunctionTaskPrior)",
+        ]
+        return " ".join("; ".join(parts).split())
+
+    def __repr__(self) -> str:
+        return f"FunctionTaskPrior({self.description}; {self.function_prior!r})"
 
     def sample(
         self,
@@ -203,6 +232,17 @@ class FunctionTaskPrior:
                 setattr(owner, last, value)
             latents[name] = value
         return prior, latents
+
+
+def _told(kernel: Any) -> str:
+    """A kernel with its hyperparameters."""
+    values = []
+    for name, raw, constraint in kernel.named_parameters_and_constraints():
+        value = (raw if constraint is None else constraint.transform(raw)).detach().flatten()
+        numbers = ", ".join(f"{number:.4g}" for number in value[:4].tolist())
+        more = ", ..." if len(value) > 4 else ""
+        values.append(f"{name.replace('raw_', '')} {numbers}{more}")
+    return f"{type(kernel).__name__}({'; '.join(values)})"
 
 
 def _resolve(kernel: Any, name: str) -> tuple[Any, str]:

@@ -6,7 +6,8 @@ for inputs, an elementwise monotone `torch.distributions` transform from the mod
 the user's y for outcomes, such as `TailCompression(Y)` for what is to be optimised. Statistics are
 those of the training rows and never change afterwards.
 
-A column that is constant up to rounding has scale 1: it becomes 0 and no NaN arises.
+A constant column has scale 1: it becomes 0 and no NaN arises. No scale is smaller than what numbers
+of that size resolve.
 """
 
 from __future__ import annotations
@@ -20,11 +21,18 @@ from botorch.models.transforms.input import AffineInputTransform, InputTransform
 from botorch.utils.types import DEFAULT
 from torch import Tensor
 from torch.distributions import constraints
-from torch.distributions.transforms import AffineTransform, ComposeTransform, Transform
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    PowerTransform,
+    Transform,
+    _InverseTransform,
+)
 
 __all__ = [
     "DEFAULT",
     "TailCompression",
+    "check_range",
     "location_scale",
     "make_input_transform",
     "make_outcome_transform",
@@ -33,7 +41,7 @@ __all__ = [
 
 
 def location_scale(rows: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column, constant columns with deviation 1.
+    """Mean and standard deviation of each column, constant columns with scale 1.
 
     Args:
         rows: `[..., n, d]`, n >= 1 unless there is a mask.
@@ -41,8 +49,9 @@ def location_scale(rows: Tensor, present: Tensor | None = None) -> tuple[Tensor,
             others may be anything, NaN too.
 
     Returns:
-        Location and scale (n - 1 in the denominator), each `[..., 1, d]`, scale > 0; 0 and 1
-        where no value counts.
+        Location and scale (n - 1 in the denominator), each `[..., 1, d]`, scale > 0: at least 16
+        rounding errors of the largest value, or 1 where all values are equal; 0 and 1 where no
+        value counts.
 
     Raises:
         ValueError: there are no rows.
@@ -63,15 +72,15 @@ def location_scale(rows: Tensor, present: Tensor | None = None) -> tuple[Tensor,
     deviation = torch.where(present, rows - location, 0)
     largest = deviation.abs().amax(dim=-2, keepdim=True)
     unit = torch.where(largest > 0, largest, 1)  # squares of the ratio cannot overflow
-    # One value has no standard deviation; its deviation is 0 and it counts as constant below.
     mean_square = (deviation / unit).square().sum(-2, keepdim=True) / (count - 1).clamp(min=1)
-    scale = unit * mean_square.sqrt()
-    # The mean of n equal numbers is off by rounding: such a deviation is not a scale.
-    size = rows.abs().amax(dim=-2, keepdim=True)
-    rounding = 16 * torch.finfo(rows.dtype).eps * size
-    constant = scale <= rounding
+    # The mean of n equal numbers is off by rounding: look at the numbers.
     first = rows.gather(-2, present.int().argmax(-2, keepdim=True))
+    constant = torch.where(present, rows == first, True).all(-2, keepdim=True)
     location = torch.where(constant, first, location)
+    # A root at 0 would make the gradients of constant columns NaN.
+    scale = unit * torch.where(mean_square > 0, mean_square, 1).sqrt()
+    rounding = 16 * torch.finfo(rows.dtype).eps * rows.abs().amax(dim=-2, keepdim=True)
+    scale = torch.maximum(scale, rounding)
     return location, torch.where(constant, torch.ones_like(scale), scale)
 
 
@@ -136,11 +145,25 @@ def make_outcome_transform(outcome_transform: Any, train_Y: Tensor) -> Transform
         raise ValueError(
             f"outcome_transform must act elementwise and be monotone, got {outcome_transform}."
         )
-    if not bool(outcome_transform.codomain.check(train_Y).all()):
-        raise ValueError(
-            f"train_Y has values outside the range of outcome_transform {outcome_transform}."
-        )
+    outcome_transform = _closed(outcome_transform)
+    check_range(outcome_transform, train_Y)
     return outcome_transform
+
+
+def check_range(outcome_transform: Transform, Y: Tensor) -> None:
+    """Refuse outcomes that the transform cannot give."""
+    if not bool(outcome_transform.codomain.check(Y).all()):
+        raise ValueError(
+            f"Y has values outside the range of outcome_transform {outcome_transform}."
+        )
+
+
+def _closed(transform: Transform) -> Transform:
+    """The inverse of an affine map as an affine map, whose formulas are closed."""
+    affine = transform.inv
+    if not isinstance(affine, AffineTransform):
+        return transform
+    return AffineTransform(-affine.loc / affine.scale, 1 / affine.scale)
 
 
 class TailCompression(Transform):
@@ -165,7 +188,7 @@ class TailCompression(Transform):
         maximize: Whether large values are good.
 
     Raises:
-        ValueError: there are no rows, or the quantile is out of range.
+        ValueError: there are no rows, values are not finite, or the quantile is out of range.
     """
 
     domain = constraints.real
@@ -177,6 +200,8 @@ class TailCompression(Transform):
         super().__init__()
         if not 0 <= quantile < 1:
             raise ValueError(f"quantile must lie in [0, 1), got {quantile}.")
+        if not bool(Y.isfinite().all()):
+            raise ValueError("Y has NaN or infinite values; remove those rows first.")
         _, deviation = location_scale(Y)
         self._side = 1.0 if maximize else -1.0
         good = self._side * Y
@@ -192,14 +217,6 @@ class TailCompression(Transform):
         if (self._side > 0) != maximize or not bool((good >= self._anchor).all()):
             return None
         return AffineTransform(self._side * self._location, self._scale)
-
-    def columns(self, index: Sequence[int]) -> TailCompression:
-        """The transform of some outputs."""
-        new = copy.copy(self)
-        for name in ("_anchor", "_spread", "_deepest", "_location", "_scale"):
-            value = getattr(self, name)
-            setattr(new, name, value[..., list(index)] if value.shape[-1] > 1 else value)
-        return new
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Of dy / dz."""
@@ -230,18 +247,40 @@ class TailCompression(Transform):
         return (self._anchor - good).clamp(min=0) / self._spread
 
 
+# What transforms have for each output, or for all of them.
+_PARAMETERS: dict[type[Transform], tuple[str, ...]] = {
+    AffineTransform: ("loc", "scale"),
+    PowerTransform: ("exponent",),
+    TailCompression: ("_anchor", "_spread", "_deepest", "_location", "_scale"),
+}
+
+
 def of_outputs(transform: Transform, index: Sequence[int]) -> Transform:
-    """The outcome transform of some outputs."""
-    if isinstance(transform, TailCompression):
-        return transform.columns(index)
+    """The outcome transform of some outputs.
+
+    Raises:
+        NotImplementedError: a transform of another class that holds several numbers.
+    """
     if isinstance(transform, ComposeTransform):
         return ComposeTransform([of_outputs(part, index) for part in transform.parts])
-    if not isinstance(transform, AffineTransform):
+    if isinstance(transform, _InverseTransform):
+        return of_outputs(transform.inv, index).inv
+    names = _PARAMETERS.get(type(transform), tuple(vars(transform)))
+    values = {name: getattr(transform, name) for name in names}
+    several = {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, Tensor) and value.dim() and value.shape[-1] > 1
+    }
+    if type(transform) not in _PARAMETERS:
+        if several:
+            raise NotImplementedError(
+                f"which numbers of {transform} belong to which output is not known; compose it of "
+                f"{sorted(kind.__name__ for kind in _PARAMETERS)}, or make models of one output."
+            )
         return transform
-
-    def columns(value: Tensor | float) -> Tensor | float:
-        if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[-1] == 1:  # serves all
-            return value
-        return value[..., list(index)]
-
-    return AffineTransform(columns(transform.loc), columns(transform.scale))
+    new = copy.copy(transform)
+    new._inv = None  # that of the copied one
+    for name, value in several.items():
+        setattr(new, name, value[..., list(index)])
+    return new

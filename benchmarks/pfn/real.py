@@ -10,7 +10,9 @@ frequencies. Sets: scikit-learn's, and UCI's from a folder (`datasets.py`); up t
 Scores: NLL (log loss in classification), RMSE or accuracy, coverage of 90 % intervals or
 overconfidence, seconds of fit and prediction; ranks by mean NLL over the splits of each set, and
 their mean over the sets; the network minus each competitor, paired by split, and minus the best one
-of each set, which is chosen by these same scores and so a little too good. The aim is the best mean
+of each set, which is chosen by these same scores and so a little too good. Standard errors are over
+the splits, which share rows: of sets that are used whole, 80 % for training, they are too small by
+a factor of about 1.5 to 2 (Nadeau & Bengio 2003, section 5). The aim is the best mean
 rank in NLL. "unlike" counts the splits on which the network warned that the data set is unlike
 its prior; its prediction counts all the same. Networks and SingleTaskGP run on the GPU where there
 is one, the others on one CPU thread.

@@ -73,6 +73,24 @@ def test_the_first_process_certifies_and_writes(folder, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_prior_of_few_rows_gets_a_certificate_of_few(folder, capsys):
+    text = OWN_PRIOR.replace("num_points=40", "num_points=7")
+    (folder / "ownprior.py").write_text(text)
+    words = ["--config", "tiny.json", "--out", "v1.2"]
+    assert run("train", "ownprior:prior", *words) == 0
+    made = pfn.load("v1.2")
+    assert list(made.certificate.by_context) == [0]
+    assert (folder / "v1.2.training").exists()
+    assert (folder / "v1.2.jsonl").exists()
+    capsys.readouterr()
+    assert run("certify", "v1.2", "--prior", "ownprior:prior", "--tasks", 8) == 0
+    # The network that it started from is not its recipe.
+    made.metadata["command"] = "python -m pfn train own:prior --hours 2 --initial regression"
+    made.save("v1.2")
+    assert run("certify", "v1.2") == 1
+    assert "'v1.2' is neither one of" in capsys.readouterr().err
+
+
 def test_rows_without_a_target_are_predicted(folder, capsys):
     run("train", "ownprior:prior", "--config", "tiny.json", "--out", "net.safetensors")
     capsys.readouterr()
@@ -115,6 +133,8 @@ def test_spreadsheets_mark_their_files(folder, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("a,a,y\n1,2,3\n4,5,\n", "several columns named a;"),
+        ("a,y,y\n1,2,3\n4,5,\n", "several columns named y;"),
         ("a,b,y\n1,2,3\n1,2\n1,2,\n", "line 3 of data.csv has more or fewer cells than the 3"),
         ("a,b,y\n1,2,3,4\n1,2,\n", "line 2 of data.csv has more or fewer cells"),
         ('a,b,y\n1,"2\n",3\n1,2,\n1,2,3,\n', "line 5 of data.csv has more"),

@@ -44,6 +44,7 @@ class SimpleTasks:
     """Linear functions, or blobs of classes, of one or two features."""
 
     classes: int = 0
+    exchangeable = True  # in their columns
 
     def sample(self, batch, *, generator=None, device=None, dtype=None):
         def randn(*shape):
@@ -342,6 +343,39 @@ def test_a_dataframe_equals_its_numbers(cells):
         frame, y
     )
     np.testing.assert_array_equal(untold.predict(frame), numbers.predict(encoded))
+
+
+def test_columns_keep_their_places_where_the_network_knows_them():
+    X, y = data(d=3)
+    Q, _ = data(6, d=3, seed=1)
+    first = PFNRegressor(random_network(exchangeable=True), num_ensemble=1).fit(X, y).predict(Q)
+    for known in (True, False):
+        network = random_network(exchangeable=known)
+        made = PFNRegressor(network, num_ensemble=6, power_transforms=False).fit(X, y)
+        assert len(made._members) == (6 if known else 1)
+        assert np.allclose(made.predict(Q), first) != known
+        made = PFNRegressor(network, num_ensemble=6).fit(X, y)
+        assert len(made._members) == (6 if known else 4)
+    network = random_network()  # not recorded
+    network.inputs = "raw"
+    made = PFNRegressor(network, num_ensemble=6, power_transforms=False).fit(X, y)
+    assert len(made._members) == 1
+    network = random_network(classes=3, exchangeable=False)
+    made = PFNClassifier(network, num_ensemble=5).fit(X, np.arange(30) % 3)
+    assert len(made._members) == 5  # which number classes anew
+    assert all((member.columns == np.arange(3)).all() for member in made._members)
+
+
+def test_inputs_outside_those_of_the_training_warn():
+    X, y = data()
+    network = random_network(input_range=[-1.0, 1.0])
+    network.inputs = "raw"
+    X = np.tanh(X)
+    made = PFNRegressor(network).fit(X, y)
+    with pytest.warns(UserWarning, match="between -1 and 1"):
+        made.predict(3 * np.sign(X))
+    with pytest.warns(UserWarning, match="between -1 and 1"):
+        made.fit(3 * np.sign(X), y)
 
 
 def test_object_columns_of_numbers_are_numbers():

@@ -13,11 +13,13 @@ from botorch.models.transforms.input import Normalize
 from botorch.optim import optimize_acqf
 from botorch.sampling.normal import SobolQMCNormalSampler
 from torch import nn
+from torch.distributions.transforms import AffineTransform, ExpTransform, PowerTransform
 
 import pfn
 from pfn import PFN, ArchitectureConfig, BarDistribution, BarPosterior
 from priors import LogExpectedImprovement, TailCompression
 from priors.testing import ModelContract, PosteriorContract
+from priors.transforms import of_outputs
 
 SMALL = ArchitectureConfig(
     max_features=4, embedding=16, layers=3, heads=2, hidden=24, thinking_rows=3, bars=21
@@ -584,6 +586,44 @@ class TestJoint:
 
         torch.autograd.gradcheck(sample, Q, atol=1e-4)
 
+    def test_gradients_in_parts_are_those_of_the_whole(self, network):
+        X, y = data(5)
+        base = torch.randn(6, 3, 1, generator=torch.Generator().manual_seed(0), dtype=X.dtype)
+        found = []
+        for most in (2**26, 1):
+            Q = data(3, seed=1)[0].requires_grad_()
+            model = network.condition(X, y)
+            model._numbers_at_once = most
+            samples = model.posterior(Q).rsample_from_base_samples(torch.Size([6]), base)
+            found.append(torch.autograd.grad(samples.square().sum(), Q)[0])
+        torch.testing.assert_close(found[0], found[1])
+        assert model.posterior(Q[:0]).rsample(torch.Size([4])).shape == (4, 0, 1)
+
+    def test_a_context_that_grows_beyond_training_warns(self, network):
+        network.metadata["max_context"] = 6
+        X, y = data(5)
+        posterior = network.condition(X, y).posterior(X[:3])
+        with pytest.warns(UserWarning, match="up to 6 context rows and got 7"):
+            posterior.rsample()
+
+    def test_without_a_function_there_is_only_y(self, network):
+        """Its head was never trained where tasks had none."""
+        X, y = data(5)
+        Q, _ = data(3, seed=1)
+        base = torch.randn(2, 3, 1, generator=torch.Generator().manual_seed(0), dtype=X.dtype)
+        assert (
+            network.condition(X, y).posterior(Q).mean[0]
+            != answers(network.condition(X, y), Q)[0, 0]
+        )
+        network.metadata["function"] = False
+        model = network.condition(X, y)
+        of_f, of_y = (model.posterior(Q, observation_noise=noise) for noise in (False, True))
+        torch.testing.assert_close(of_f.mean, of_y.mean)
+        samples = [
+            posterior.rsample_from_base_samples(torch.Size([2]), base) for posterior in (of_f, of_y)
+        ]
+        torch.testing.assert_close(*samples)
+
     def test_without_training_for_it_there_is_none(self, network):
         network.metadata["max_buffer"] = 0
         X, y = data(5)
@@ -636,6 +676,30 @@ class TestKnownNoise:
             network.condition(X, y, train_Yvar=torch.ones_like(y))
         with pytest.raises(ValueError, match="trained with known noise"):
             network.condition(X, y).posterior(X, observation_noise=torch.ones_like(y))
+
+    @pytest.mark.parametrize("n", [1, 3, 6])
+    def test_exact_values_have_gradients(self, network, n):
+        """No noise is a limit, not NaN; equal targets have no deviation either."""
+        X, y = data(n)
+        for targets in (y, torch.full_like(y, 2.0)):
+            x, values = X.clone().requires_grad_(), targets.clone().requires_grad_()
+            model = network.condition(x, values, train_Yvar=torch.zeros_like(y), check=False)
+            gradients = torch.autograd.grad(answers(model, X + 0.1).sum(), [x, values])
+            assert all(bool(g.isfinite().all()) for g in gradients)
+            assert gradients[1].abs().sum() > 0
+
+    def test_a_flag_may_be_a_tensor_and_dtypes_must_agree(self, network):
+        X, y = data(5)
+        model = network.condition(X, y)
+        for flag in (True, False):
+            torch.testing.assert_close(
+                model.posterior(X, observation_noise=torch.tensor(flag)).mean,
+                model.posterior(X, observation_noise=flag).mean,
+            )
+        with pytest.raises(TypeError, match="noise variances torch.float32"):
+            network.condition(X, y, train_Yvar=torch.ones_like(y).float())
+        with pytest.raises(TypeError, match="noise variances torch.float32"):
+            model.condition_on_observations(X, y, noise=torch.ones_like(y).float())
 
     def test_some_may_be_unknown(self, network):
         """A model takes the variances that it holds, and queries are told theirs one by one."""
@@ -695,9 +759,16 @@ class TestClassification:
         grown = classifier.condition(X, y).condition_on_observations(X[:1], new)
         whole = classifier.condition(torch.cat([X, X[:1]]), torch.cat([y.double(), new[0]]))
         torch.testing.assert_close(grown.posterior(X).mean, whole.posterior(X).mean)
+        again = classifier.condition(X, y).condition_on_observations(X[:1], new.long())
+        torch.testing.assert_close(grown.posterior(X).mean, again.posterior(X).mean)
         for wrong in (1, 6):
             with pytest.raises(ValueError, match="must lie between 2"):
                 classifier.condition(X, y, num_classes=wrong)
+        two = classifier.condition(X, y, num_classes=2)
+        with pytest.raises(ValueError, match="must lie between 3"):
+            two.condition_on_observations(X[:1], new)
+        with pytest.raises(NotImplementedError, match="belong together"):
+            two.posterior(X, output_indices=[1])
 
     def test_messages(self, classifier):
         X, y = data(6)
@@ -727,6 +798,24 @@ class TestInputTransforms:
         grown = model.condition_on_observations(Q, Q[:, :1])
         expected = by_hand.condition_on_observations((Q - low) / (high - low), Q[:, :1])
         torch.testing.assert_close(answers(grown, X), answers(expected, (X - low) / (high - low)))
+
+    def test_what_they_cannot_learn_is_refused(self, network):
+        X, y = data(8)
+        X[3, 1] = math.nan
+        network.condition(X, y)
+        with pytest.raises(ValueError, match="makes NaN of numbers"):
+            network.condition(X, y, input_transform=Normalize(3))
+        with pytest.raises(ValueError, match="which has no rows"):
+            network.condition(X[:0], y[:0], input_transform=Normalize(3))
+        bounds = torch.tensor([[-3.0], [3.0]]).double().expand(2, 3)
+        network.condition(X, y, input_transform=Normalize(3, bounds=bounds))
+        network.condition(X[:0], y[:0], input_transform=Normalize(3, bounds=bounds))
+
+    def test_outcomes_outside_the_range_of_their_transform_are_refused(self, network):
+        X, y = data(8)
+        model = network.condition(X, y.exp(), outcome_transform=ExpTransform())
+        with pytest.raises(ValueError, match="outside the range"):
+            model.condition_on_observations(X[:1], -y[:1].exp())
 
     def test_raw_inputs_beyond_those_of_the_training_warn(self):
         network = random_network(inputs="raw")
@@ -831,10 +920,28 @@ def test_tail_compression_reaches_the_network_and_comes_back(network):
     one = model.subset_output([1])
     torch.testing.assert_close(one.posterior(Q).mean, posterior.mean[..., 1:])
     found = LogExpectedImprovement(one, best_f=Y[:, 1].max())(Q[:, None])
-    scale = tails.columns([1]).straight(Y[:, 1].max(), True).scale.log()
+    scale = of_outputs(tails, [1]).straight(Y[:, 1].max(), True).scale.log()
     best = tails.inv(Y)[:, 1].max()
     expected = LogExpectedImprovement(plain.subset_output([1]), best_f=best)(Q[:, None]) + scale
     torch.testing.assert_close(found, expected.flatten())
+
+
+@pytest.mark.parametrize("kind", ["inverse", "power"])
+def test_outputs_keep_their_own_transforms(network, kind):
+    X, y = data(8, m=2)
+    Q, _ = data(5, seed=1)
+    location, scale = torch.tensor([[1.0, -5.0]]).double(), torch.tensor([[2.0, 30.0]]).double()
+    transform = AffineTransform(location, scale).inv
+    if kind == "power":
+        y, transform = y.exp(), PowerTransform(torch.tensor([[2.0, 3.0]]).double())
+    model = network.condition(X, y, outcome_transform=transform)
+    both = model.posterior(Q)
+    for one in (model.subset_output([1]).posterior(Q), model.posterior(Q, output_indices=[1])):
+        torch.testing.assert_close(
+            one.quantile(torch.tensor(0.3)), both.quantile(torch.tensor(0.3))[..., 1:]
+        )
+    if kind == "inverse":  # affine, so that improvement is closed
+        assert both.log_expected_improvement(y.amax(-2)).shape == (5, 2)
 
 
 def test_monte_carlo_acquisition_agrees_with_the_closed_form(network):
@@ -948,7 +1055,22 @@ class TestBadInput:
 def test_cuda_agrees_with_cpu(network):
     X, y = data(6)
     Q, _ = data(3, seed=1)
-    expected = answers(network.condition(X, y), Q)
-    torch.testing.assert_close(
-        answers(network.condition(X.cuda(), y.cuda()), Q.cuda()).cpu(), expected
-    )
+    base = torch.randn(4, 3, 1, generator=torch.Generator().manual_seed(0), dtype=X.dtype)
+    found = []
+    for move in (torch.Tensor.cpu, torch.Tensor.cuda):
+        x, values, q = move(X), move(y), move(Q)
+        tails = TailCompression(values)
+        model = network.condition(x, values, num_orders=2, outcome_transform=tails)
+        posterior = model.posterior(q)
+        grown = model.condition_on_observations(q[:1], values[:1])
+        fantasies = model.fantasize(q[:2], SobolQMCNormalSampler(torch.Size([2]), seed=0))
+        parts = [
+            answers(model, q),
+            posterior.rsample_from_base_samples(torch.Size([4]), move(base)),
+            posterior.joint_log_prob(values[:3]),
+            posterior.log_expected_improvement(values.max()),
+            answers(grown, q),
+            answers(fantasies, q),
+        ]
+        found.append([part.cpu() for part in parts])
+    torch.testing.assert_close(found[0], found[1])

@@ -60,3 +60,25 @@ def test_what_is_missing():
         assert is_missing(value)
     for value in (0, "", "nan", False, np.inf, pd.Timestamp("2020-01-31")):
         assert not is_missing(value)
+
+
+def test_numbers_as_text_warn():
+    texts = [f"{value:.3f}" for value in np.linspace(0, 1, 30)]
+    with pytest.warns(UserWarning, match="column 'a' holds 30 different numbers as text"):
+        assert encode(pd.DataFrame({"a": texts}))[0] == [True]
+    with pytest.warns(UserWarning, match="column 0 holds 29"):
+        encode(np.array([["n/a"], *([text] for text in texts[1:])]))
+    encode(pd.DataFrame({"a": texts}), chosen=["a"])  # as declared
+    encode(pd.DataFrame({"a": ["0", "1", "2"] * 10}))
+    encode(pd.DataFrame({"a": [f"name {text}" for text in texts]}))
+
+
+def test_a_column_of_unknown_categories_warns():
+    columns = Columns.fit(read_columns([["a"], ["b"], ["1"]]), "auto")
+    assert np.isnan(columns.encode(read_columns([["c"]]))).all()  # one may well be new
+    columns.encode(read_columns([["c"], ["d"], ["a"]]))
+    with pytest.warns(UserWarning, match="column 0 holds none of the 3 categories"):
+        columns.encode(read_columns([["c"], ["d"]]))
+    whole = Columns.fit(read_columns(pd.DataFrame({"a": [0, 1, 2]})), ["a"])
+    with pytest.warns(UserWarning, match="such as '1'; they count as missing"):
+        whole.encode(read_columns(pd.DataFrame({"a": ["1"]})))

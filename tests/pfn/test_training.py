@@ -1,7 +1,9 @@
 """Training and certificates: resuming, learning, and the gap to an exact posterior."""
 
 import copy
+import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from linear_operator.operators import DiagLinearOperator
 from pfn import ArchitectureConfig, Certificate, TrainingConfig, certify, train
 from pfn.checkpoints.recipes import RECIPES
 from pfn.distribution import binning_error
-from priors import GaussianPosterior, GaussianProcessPrior
+from priors import GaussianPosterior, GaussianProcessPrior, MixtureTaskPrior
 from priors.tasks import FunctionTaskPrior, Task, describe
 
 TINY = ArchitectureConfig(
@@ -129,6 +131,9 @@ class TestResume:
         class Scaled:
             description = describe(fixed_gp())
 
+            def __repr__(self):
+                return repr(fixed_gp())
+
             def sample(self, batch, **options):
                 task = fixed_gp().sample(batch, **options)
                 return replace(task, y=100 * task.y, f=100 * task.f)
@@ -204,6 +209,86 @@ def test_configuration_round_trip():
     assert TrainingConfig.from_json(json.loads(json.dumps(settings.to_json()))) == settings
     with pytest.raises(ValueError, match="steps"):
         TrainingConfig(steps=0)
+
+
+def test_the_same_description_is_not_the_same_prior(tmp_path):
+    path = tmp_path / "a.training"
+    first, other = fixed_gp(), fixed_gp(lengthscale=0.6)
+    assert "lengthscale 0.3" in first.description
+    assert first.description != other.description
+    train(first, config=config(steps=3), device="cpu", checkpoint=path, progress=False)
+    with pytest.raises(ValueError, match="another prior"):
+        train(other, config=config(steps=3), checkpoint=path, resume=True, progress=False)
+
+    class Alike:
+        description = first.description
+
+        def __repr__(self):
+            return repr(other)
+
+        def sample(self, batch, **options):
+            return other.sample(batch, **options)
+
+    with pytest.raises(ValueError, match="another prior .its repr"):
+        train(Alike(), config=config(steps=3), checkpoint=path, resume=True, progress=False)
+    train(first, config=config(steps=3), checkpoint=path, resume=True, progress=False)
+
+
+def test_a_network_knows_what_its_tasks_had():
+    class Bare:
+        """Tasks of 5 rows without a function or a noise variance."""
+
+        def sample(self, batch, **options):
+            task = fixed_gp(num_points=5).sample(batch, **options)
+            return dataclasses.replace(task, f=None, noise_var=task.noise_var * math.inf)
+
+    options = config(steps=40, known_noise=0.5, appended=0.5, max_buffer=16)
+    bare = train(Bare(), config=options, device="cpu", progress=False)
+    assert not bare.knows_noise
+    assert not bare.knows_function
+    assert bare.metadata["max_context"] == bare.metadata["max_buffer"] == 4
+    assert not bare.metadata["exchangeable"]
+    whole = train(fixed_gp(num_points=5), config=options, device="cpu", progress=False)
+    assert whole.knows_noise
+    assert whole.knows_function
+    X = torch.rand(3, 1)
+    model = bare.condition(X, X)
+    torch.testing.assert_close(
+        model.posterior(X).mean, model.posterior(X, observation_noise=True).mean
+    )
+
+
+def test_schedule_free_weights_need_no_held_out_tasks():
+    pytest.importorskip("schedulefree")
+    found = [
+        weights(
+            train(
+                fixed_gp(),
+                config=config(steps=steps, optimizer="schedule-free", held_out_tasks=0),
+                device="cpu",
+                progress=False,
+            )
+        )
+        for steps in (2, 8)
+    ]
+    assert not torch.equal(*found)
+
+
+def test_padding_may_hold_anything_and_mix_with_none():
+    class Padded:
+        def sample(self, batch, **options):
+            task = fixed_gp().sample(batch, **options)
+            points = torch.ones(task.X.shape[:2], dtype=torch.bool)
+            points[:, 0] = points[:, -1] = False
+            parts = {
+                name: torch.where(points[..., None], getattr(task, name), math.nan)
+                for name in ("X", "y", "f")
+            }
+            return dataclasses.replace(task, points=points, **parts)
+
+    prior = MixtureTaskPrior([Padded(), fixed_gp()])
+    made = train(prior, config=config(steps=5), device="cpu", progress=False)
+    assert weights(made).isfinite().all()
 
 
 def test_padded_tasks_train_like_their_rows():

@@ -99,6 +99,20 @@ def test_empirical_expected_improvement_has_a_gradient_where_no_draw_improves():
     assert (draws.grad > 0).all()
 
 
+@pytest.mark.parametrize("unit", [1e-8, 1e-3, 1e6])
+@pytest.mark.parametrize("maximize", [True, False])
+def test_empirical_improvement_is_in_units_of_the_draws(unit, maximize):
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(200, 4, 1, generator=generator, dtype=torch.float64)
+    best = 1.0 if maximize else -1.0
+    gain = ((draws - best) * (1 if maximize else -1)).clamp(min=0)
+    posterior = EmpiricalPosterior(unit * draws)
+    found = posterior.log_expected_improvement(unit * best, maximize).exp() / unit
+    torch.testing.assert_close(found, gain.mean(0), rtol=1e-4, atol=1e-6)
+    found = posterior.log_probability_of_improvement(unit * best, maximize).exp()
+    torch.testing.assert_close(found, (gain > 0).double().mean(0), rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_undefined_or_wrong_is_refused():
     draws = torch.zeros(4, 3, 1)
     with pytest.raises(NotImplementedError, match="observation_noise=True"):

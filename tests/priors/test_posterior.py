@@ -222,6 +222,40 @@ def test_joint_density_of_several_outputs_is_the_product(interleaved):
     assert torch.allclose(posterior.joint_log_prob(Y), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exponentials_of_heavy_tails_have_no_moments(dtype):
+    normal = MultivariateNormal(torch.zeros(2, dtype=dtype), torch.eye(2, dtype=dtype))
+    base = StudentTPosterior(normal, 3.0)
+    up = TransformedPosterior(base, ExpTransform())
+    assert torch.equal(up.mean, torch.full((2, 1), math.inf, dtype=dtype))
+    assert torch.equal(up.variance, torch.full((2, 1), math.inf, dtype=dtype))
+    negative = ComposeTransform([ExpTransform(), AffineTransform(0.0, -1.0)])
+    assert torch.equal(TransformedPosterior(base, negative).mean, -up.mean)
+    half = torch.tensor(0.5, dtype=dtype)
+    torch.testing.assert_close(up.quantile(half), torch.ones(2, 1, dtype=dtype))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_values_outside_the_range_of_the_transform(sign):
+    """Of a log-normal variable, or of its negative."""
+    transform = ComposeTransform([ExpTransform(), AffineTransform(0.0, sign)])
+    transform = ExpTransform() if sign > 0 else transform
+    posterior = TransformedPosterior(single(torch.float64, (), 3), transform)
+    Y = sign * torch.tensor([[0.0], [-2.0], [1.5]], dtype=torch.float64)
+    Y = Y if sign > 0 else Y.clone()
+    density, below = posterior.log_prob(Y), posterior.cdf(Y)
+    if sign > 0:  # the composed one does not state its range
+        assert torch.equal(density[:2], torch.full((2, 1), -math.inf).double())
+        assert torch.equal(below[:2], torch.zeros(2, 1).double())
+        assert posterior.joint_log_prob(Y) == -math.inf
+        assert (posterior.log_probability_of_improvement(-1.0) == 0).all()
+        assert (posterior.log_probability_of_improvement(-1.0, False) == -math.inf).all()
+    torch.testing.assert_close(
+        density[2], single(torch.float64, (), 3).log_prob(Y.abs().log())[2] - math.log(1.5)
+    )
+    assert posterior.log_prob(torch.full((3, 1), math.nan).double()).isnan().all()
+
+
 def test_joint_density_carries_the_jacobian():
     base = several(torch.float64)
     scale = torch.tensor([[0.1, 3.0]], dtype=torch.float64)

@@ -7,6 +7,7 @@ from torch.distributions.transforms import (
     AffineTransform,
     ComposeTransform,
     ExpTransform,
+    PowerTransform,
     StickBreakingTransform,
 )
 
@@ -46,6 +47,24 @@ def test_constant_columns_become_zero(value, dtype, n):
     location, scale = location_scale(rows)
     assert torch.equal(scale, torch.ones(1, 2, dtype=dtype))
     assert torch.equal((rows - location) / scale, torch.zeros(n, 2, dtype=dtype))
+
+
+def test_a_scale_is_not_below_the_rounding_of_its_numbers():
+    for values in ([1e9, 1e9, 1e9 + 64, 1e9], [0.3, 0.1 + 0.2, 0.3, 0.3]):
+        rows = torch.tensor(values)[:, None]
+        location, scale = location_scale(rows)
+        assert ((rows - location) / scale).abs().max() < 1
+    times = 1.7e9 + 2000 * torch.linspace(-1, 1, 40)[:, None]
+    location, scale = location_scale(times)
+    assert 0.3 < ((times - location) / scale).std() <= 1
+
+
+def test_constant_columns_have_gradients():
+    for n in (1, 3):
+        rows = torch.full((n, 1), 2.0, requires_grad=True)
+        location, scale = location_scale(rows)
+        (slope,) = torch.autograd.grad((location + scale).sum(), rows)
+        assert bool(slope.isfinite().all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -187,9 +206,27 @@ def test_outputs_of_transforms_of_several():
         AffineTransform(torch.tensor(0.5), torch.tensor(2.0)),
         ComposeTransform([AffineTransform(scale, torch.tensor(2.0)), ExpTransform()]),
         ComposeTransform([AffineTransform(0.0, scale), AffineTransform(1.0, scale)]),
+        AffineTransform(1.0, scale).inv,
+        ComposeTransform([ExpTransform(), PowerTransform(scale)]).inv.inv,
+        ComposeTransform([ExpTransform(), PowerTransform(scale).inv]),
     ):
         part = of_outputs(transform, [2, 0])
         assert torch.equal(part(z[:, [2, 0]]), transform(z)[:, [2, 0]])
+
+
+def test_outputs_of_unknown_transforms_are_refused():
+    class Shift(AffineTransform):
+        pass
+
+    with pytest.raises(NotImplementedError, match="which numbers"):
+        of_outputs(Shift(torch.zeros(1, 3), 1.0), [0])
+    assert of_outputs(ExpTransform(), [0]) == ExpTransform()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_tail_compression_refuses_what_is_not_finite(value):
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        TailCompression(torch.tensor([[1.0], [value], [2.0]]))
 
 
 def test_tail_compression_of_equal_or_single_values_standardises():
