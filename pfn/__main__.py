@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--prior", help="recipe or module:prior; default the network's own recipe")
     command.add_argument("--out", type=Path, help="write the network with its certificate here")
     command.add_argument("--tasks", type=int, help="number of tasks")
+    command.add_argument("--context", type=int, nargs="+", help="numbers of context rows")
     command = commands.add_parser("predict", help="predict the rows whose target is empty")
     command.add_argument("data", type=Path, help="CSV file with a header; numbers only")
     command.add_argument("--target", required=True, help="name of the target column")
@@ -165,9 +166,10 @@ def _certify(options: argparse.Namespace) -> None:
         own = words[words.index("train") + 1 :][:1] if "train" in words else []
         name = own[0] if own and own[0] in RECIPES else name
     recipe = _recipe(name)
-    changes = {} if options.tasks is None else {"num_tasks": options.tasks}
+    given = {"num_tasks": options.tasks, "context_sizes": options.context}
+    changes = {name: value for name, value in given.items() if value is not None}
     if options.prior is not None and options.prior not in RECIPES:
-        measured = certify(pfn, recipe.prior, **recipe.certified, **changes)
+        measured = certify(pfn, recipe.prior, **{**recipe.certified, **changes})
     else:
         measured = recipe.certificate(pfn, **changes)
     print(measured)

@@ -16,6 +16,8 @@ transform), and coherence, which exact inference has and a network only approxim
     martingale  E[q(y | D + (x', y'))] over y' ~ q(. | D) is q(y | D); the largest difference of
                 the two distribution functions (Falck et al. 2024, 2406.00793, test that of LLMs)
     order       q(y1) q(y2 | y1) = q(y2) q(y1 | y2); mean absolute difference of the logs, nats
+    columns     the order of the columns means nothing, if the prior says so; mean absolute change
+                of a log density when it is reversed, nats
 
 and how well the first half of a context predicts the second, under the prior: a data set that
 scores outside that range is unlike the prior (`PFN.condition` warns).
@@ -117,7 +119,8 @@ class Certificate:
         by_noise: Rows by decade of the noise variance, "1e-2" for [0.01, 0.1).
         pit: Shares of the probability integral transform in 20 equal bins, by number of context
             rows; 0.05 each for a calibrated network.
-        coherence: "martingale" and "order", see the module; empty in classification.
+        coherence: "martingale", "order" and, of tasks of several exchangeable columns, "columns",
+            with 10 context rows; see the module. Empty in classification.
         scores: Quantiles 0.005, 0.05, 0.5, 0.95, 0.995 of `context_score` under the prior, by
             number of context rows.
     """
@@ -314,10 +317,7 @@ def certify(
         by_features=measured.table("features"),
         by_noise={_decade(k): row for k, row in measured.table("noise").items() if k < 99},
         pit=measured.pits() if pfn.bars is not None else {},
-        coherence={
-            name: sum(found[name] for found in coherence) / len(coherence)
-            for name in (coherence[0] if coherence else ())
-        },
+        coherence=_means(coherence),
         scores={n: _quantiles(parts) for n, parts in scores.items()},
     )
 
@@ -555,8 +555,15 @@ def _decade(power: int) -> str:
     return f"1e{power}"
 
 
+def _means(found: list[dict[str, float]]) -> dict[str, float]:
+    """Of each name over those that have it."""
+    names = dict.fromkeys(name for values in found for name in values)
+    known = {name: [values[name] for values in found if name in values] for name in names}
+    return {name: sum(values) / len(values) for name, values in known.items()}
+
+
 def _coherence(pfn: PFN, task: Task) -> dict[str, float]:
-    """Martingale and order scores at two queries x', x."""
+    """Martingale, order and column scores at two queries x', x."""
     n = task.num_context
     X, y = task.X, task.y[..., 0]
     bars = pfn.bars
@@ -581,7 +588,13 @@ def _coherence(pfn: PFN, task: Task) -> dict[str, float]:
     grid = bars.quantile(logits[:, 1:].expand(-1, 32, -1), p)  # [B, 32]
     cdf = bars.cdf(after.expand(-1, 32, -1), grid[copies])  # [B 32, 32]
     gap = (cdf.unflatten(0, (len(X), 32)).mean(1) - p).abs().amax(-1)
-    return {
+    scores = {
         "martingale": float(gap.mean()),
         "order": float((joint[0] - joint[1]).abs().mean()),
     }
+    if pfn.exchangeable and X.shape[-1] > 1:
+        kinds = None if task.categorical is None else task.categorical.flip(-1)
+        turned = pfn.encode(X[:, :n].flip(-1), y[:, :n], categorical=kinds)
+        other, _ = pfn.decode(turned, X[:, n:].flip(-1))
+        scores["columns"] = float((bars.log_prob(other, z) - log_q).abs().mean())
+    return scores

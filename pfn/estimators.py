@@ -222,8 +222,7 @@ class _PFNEstimator(BaseEstimator):
         random = check_random_state(self.random_state)
         architecture, d = self.network_.architecture, self._X.shape[1]
         cycle = self._transforms()
-        # Of units that the network knows the columns may be known too, by their places.
-        moves = self.network_.metadata.get("exchangeable", self.network_.inputs != "raw")
+        moves = self.network_.exchangeable
         random_members = moves or architecture.cell_layers or architecture.classes
         number = self.num_ensemble
         if not random_members and len(self._y) <= self._limit:

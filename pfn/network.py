@@ -106,8 +106,8 @@ class PFN(nn.Module):
         prior_location: Mean of y under the prior.
         prior_scale: Standard deviation of y under the prior.
         metadata: How it was trained, its certificate, ...; plain JSON values. "max_context",
-            "max_buffer", "missing", "categorical", "known_noise", "function" and, for raw inputs,
-            "input_range" say what the training covered.
+            "max_buffer", "missing", "categorical", "known_noise", "function", "exchangeable" and,
+            for raw inputs, "input_range" say what the training covered.
     """
 
     def __init__(
@@ -468,6 +468,14 @@ class PFN(nn.Module):
     def knows_noise(self) -> bool:
         """Whether the network was trained to be told noise variances, as far as is recorded."""
         return self.metadata.get("known_noise", True)
+
+    @property
+    def exchangeable(self) -> bool:
+        """Whether the order of columns means nothing under the prior of the training.
+
+        Where that is not recorded: not of raw inputs, whose columns may be known by their places.
+        """
+        return self.metadata.get("exchangeable", self.inputs != "raw")
 
     @property
     def knows_function(self) -> bool:

@@ -83,7 +83,9 @@ def test_a_prior_of_few_rows_gets_a_certificate_of_few(folder, capsys):
     assert (folder / "v1.2.training").exists()
     assert (folder / "v1.2.jsonl").exists()
     capsys.readouterr()
-    assert run("certify", "v1.2", "--prior", "ownprior:prior", "--tasks", 8) == 0
+    words = ["--prior", "ownprior:prior", "--tasks", 8, "--context", 2, 3]
+    assert run("certify", "v1.2", *words) == 0
+    assert "coherence: order" in capsys.readouterr().out
     # The network that it started from is not its recipe.
     made.metadata["command"] = "python -m pfn train own:prior --hours 2 --initial regression"
     made.save("v1.2")

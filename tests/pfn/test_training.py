@@ -468,6 +468,32 @@ def test_a_recipe_brackets_the_gap(name):
     assert row.lower < row.gap + 0.1
 
 
+def test_columns_are_turned_where_their_order_means_nothing():
+    class Tasks:
+        """One or three columns; the first one matters, in a place that the network knows."""
+
+        exchangeable = True
+
+        def sample(self, batch, *, generator=None, device=None, dtype=None):
+            d = 1 + 2 * int(torch.randint(2, (), generator=generator))
+            X = torch.randn(batch, 20, d, generator=generator, dtype=dtype)
+            f = X[..., :1]
+            y = f + 0.3 * torch.randn(f.shape, generator=generator, dtype=dtype)
+            noise_var = torch.full((batch,), 0.09, dtype=dtype)
+            return Task(X=X, y=y, f=f, noise_var=noise_var, num_context=12)
+
+    wide = replace(TINY, max_features=3)
+    options = config(steps=150, architecture=wide, inputs="standardised")
+    network = train(Tasks(), config=options, device="cpu", progress=False)
+    measure = {"context_sizes": (10,), "num_queries": 4, "num_tasks": 64, "progress": False}
+    found = certify(network, Tasks(), **measure).coherence
+    assert found["columns"] > 0.1
+    network.network.embed_x[0].weight.data.mul_(0.0)
+    assert certify(network, Tasks(), **measure).coherence["columns"] < 1e-5
+    network.metadata["exchangeable"] = False
+    assert "columns" not in certify(network, Tasks(), **measure).coherence
+
+
 def test_certificate_of_known_calibration():
     """Coverage and transforms of a network that is exactly right: its own samples as targets."""
     made = train(fixed_gp(), config=config(steps=1), device="cpu", progress=False)
