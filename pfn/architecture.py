@@ -12,6 +12,8 @@ Rows can be appended to an encoded context: they attend to it and to the rows ap
 them, and leave the rest as it is (Hassan et al. 2025, 2510.09477, call that a buffer). Appending
 one by one or together is the same; encoding everything anew is exact order invariance, and the
 network is trained to do either.
+Copies of an encoding, of which samples and fantasies need thousands, share its keys and values and
+have only those of their appended rows for themselves.
 
 Rows become tokens in one of two ways:
 
@@ -32,7 +34,9 @@ logits (Nakanishi 2025, 2501.19399), which keeps attention sharp as the context 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +45,9 @@ from torch import Tensor, nn
 __all__ = ["CODE_SIZE", "ArchitectureConfig", "Context", "Rows", "Targets", "Transformer"]
 
 CODE_SIZE = 16  # numbers that tell a column apart
+
+# Query, key, value and mask to what is attended to.
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -139,11 +146,13 @@ class Context:
     """An encoded context: per layer the keys and values `[B, H, T + n, E / H]`.
 
     Attributes:
-        keys: One per layer.
-        values: One per layer.
+        keys: One per layer; with `copies` only of rows that were appended to these.
+        values: Likewise.
         count: Number of context rows, `[B, 1, 1, 1]`.
         mask: `[B, 1, 1, T + n]`, True for rows that may be attended to; None if all.
         columns: What queries need of each layer over cells, `[B, d, I, E_c]`.
+        copies: Keys and values of fewer tasks, which those here are copies of; None if they are
+            not. Thousands of samples or fantasies of a data set need not hold it each.
     """
 
     keys: tuple[Tensor, ...]
@@ -151,16 +160,79 @@ class Context:
     count: Tensor
     mask: Tensor | None
     columns: tuple[Tensor, ...]
+    copies: Copies | None = None
+
+    @property
+    def length(self) -> int:
+        """T + n."""
+        own = self.keys[0].shape[-2]
+        return own if self.copies is None else own + self.copies.keys[0].shape[-2]
 
     def select(self, index: Tensor) -> Context:
         """The tasks `index` `[B']`, with repetitions."""
-        return Context(
-            tuple(key[index] for key in self.keys),
-            tuple(value[index] for value in self.values),
+        rest = (
             self.count[index],
             None if self.mask is None else self.mask[index],
             tuple(column[index] for column in self.columns),
         )
+        keys, values, copies = self.keys, self.values, self.copies
+        if copies is not None:
+            copies = copies.select(index)
+        elif len(index) > len(self.count):
+            copies = Copies(keys, values, index)
+            keys, values = (tuple(p[:, :, :0] for p in parts) for parts in (keys, values))
+        keys, values = (tuple(part[index] for part in parts) for parts in (keys, values))
+        return Context(keys, values, *rest, copies)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Keys and values of tasks that many others share.
+
+    Attributes:
+        keys: Per layer, `[B0, H, n, e]`.
+        values: Per layer.
+        index: Which of them serves each of B tasks, `[B]`.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    index: Tensor
+
+    def select(self, index: Tensor) -> Copies:
+        """For the tasks `index` `[B']` of the B."""
+        return Copies(self.keys, self.values, self.index[index])
+
+    @cached_property
+    def _order(self) -> tuple[Tensor, Tensor] | None:
+        """Tasks by what they share, and back; None where that differs in number."""
+        number = self.index.bincount(minlength=len(self.keys[0]))
+        if not bool((number == number[0]).all()):
+            return None
+        order = self.index.argsort(stable=True)
+        return order, order.argsort()
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Attention `[B, H, m, *]` of queries to what is shared, and then to keys of their own."""
+        keys, values = self.keys[layer], self.values[layer]
+        query = query / query.shape[-1] ** 0.5
+        scores = torch.cat([self._times(query, keys.mT), query @ key.mT], dim=-1)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        weights = scores.softmax(-1)
+        n = keys.shape[-2]
+        return self._times(weights[..., :n], values) + weights[..., n:] @ value
+
+    def _times(self, left: Tensor, right: Tensor) -> Tensor:
+        """`left` `[B, H, m, k]` times the matrices `[B0, H, k, l]` of the index."""
+        if self._order is None:
+            return left @ right[self.index]
+        order, back = self._order
+        parts = left[order].unflatten(0, (len(right), -1)).transpose(1, 2)  # [B0, H, c, m, k]
+        found = (parts.flatten(2, 3) @ right).unflatten(2, parts.shape[2:4])
+        return found.transpose(1, 2).flatten(0, 1)[back]
 
 
 class Transformer(nn.Module):
@@ -237,7 +309,7 @@ class Transformer(nn.Module):
         k = rows.values.shape[1]
         embedded, _ = self._inputs(rows, targets, None, context.columns)
         tokens = self._join(embedded, rows, self.embed_y(_as_input(targets.values, embedded)))
-        old = context.keys[0].shape[-2]
+        old = context.length
         causal = torch.ones(k, old + k, dtype=torch.bool, device=tokens.device).tril(old)
         causal = causal[None, None]
         mask = None
@@ -251,21 +323,19 @@ class Transformer(nn.Module):
             keys.append(torch.cat([context.keys[i], key], dim=-2))
             values.append(torch.cat([context.values[i], value], dim=-2))
             if i + 1 < len(self.blocks):
-                tokens = block(tokens, keys[-1], values[-1], context.count + rank, causal)
-        return Context(
-            tuple(keys),
-            tuple(values),
-            context.count + k,
-            mask,
-            context.columns,
+                shared = _attention(context, i)
+                tokens = block(tokens, keys[-1], values[-1], context.count + rank, causal, shared)
+        return replace(
+            context, keys=tuple(keys), values=tuple(values), count=context.count + k, mask=mask
         )
 
     def decode(self, context: Context, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Logits of y and of f at m query rows, each `[B, m, *]`; no f with classes."""
         embedded, _ = self._inputs(rows, None, None, context.columns)
         tokens = self._join(embedded, rows, self.query_token)
-        for block, key, value in zip(self.blocks, context.keys, context.values, strict=True):
-            tokens = block(tokens, key, value, context.count, context.mask)
+        for i, block in enumerate(self.blocks):
+            own, shared = (context.keys[i], context.values[i]), _attention(context, i)
+            tokens = block(tokens, *own, context.count, context.mask, shared)
         tokens = self.norm(tokens)
         return self.head_y(tokens), None if self.config.classes else self.head_f(tokens)
 
@@ -333,11 +403,17 @@ class _Block(nn.Module):
         return _split(key, self.heads), _split(value, self.heads)
 
     def forward(
-        self, tokens: Tensor, key: Tensor, value: Tensor, count: Tensor, mask: Tensor | None
+        self,
+        tokens: Tensor,
+        key: Tensor,
+        value: Tensor,
+        count: Tensor,
+        mask: Tensor | None,
+        attend: Attention = F.scaled_dot_product_attention,
     ) -> Tensor:
         query = _split(self.query(self.norm_attention(tokens)), self.heads)
         query = query * (1 + self.log_scale * torch.log1p(count))
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        attended = attend(query, key, value, mask)
         tokens = tokens + self.attended(attended.transpose(1, 2).flatten(2))
         return tokens + self.out(F.gelu(self.hidden(self.norm_hidden(tokens))))
 
@@ -373,12 +449,18 @@ class _DecoupledBlock(nn.Module):
         return _split(key, self.heads), torch.cat(parts, dim=-1)
 
     def forward(
-        self, tokens: Tensor, key: Tensor, value: Tensor, count: Tensor, mask: Tensor | None
+        self,
+        tokens: Tensor,
+        key: Tensor,
+        value: Tensor,
+        count: Tensor,
+        mask: Tensor | None,
+        attend: Attention = F.scaled_dot_product_attention,
     ) -> Tensor:
         inputs, targets = tokens.chunk(2, dim=-1)
         query = _split(self.query(self.norm_attention(inputs)), self.heads)
         query = query * (1 + self.log_scale * torch.log1p(count))
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        attended = attend(query, key, value, mask)
         first, second = (part.transpose(1, 2).flatten(2) for part in attended.chunk(2, dim=-1))
         inputs, targets = inputs + self.attended(first), targets + self.attended_both(second)
         both = self.norm_both_hidden(torch.cat([inputs, targets], dim=-1))
@@ -483,6 +565,12 @@ class _CellLayer(nn.Module):
         query, key, value = (_split(part, self.heads) for part in (query, key, value))
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return found.transpose(1, 2).flatten(2)
+
+
+def _attention(context: Context, layer: int) -> Attention:
+    if context.copies is None:
+        return F.scaled_dot_product_attention
+    return partial(context.copies.attend, layer)
 
 
 def _target_embedding(config: ArchitectureConfig, size: int) -> nn.Module:

@@ -274,10 +274,6 @@ class PFNModel(Model):
                 are known, and else noise of unknown variance.
             kwargs: Ignored, as by `condition_on_observations`.
 
-        Every fantasy has a copy of the encoded data set, in double precision 1 to 3 MB with 50
-        rows: thousands of them, as a knowledge gradient's `raw_samples` make at once, want
-        `optimize_acqf(..., options={"batch_limit": 4, "init_batch_limit": 16})`.
-
         Returns:
             A model with batch shape `[*sampler.sample_shape, ...]`.
 
@@ -518,9 +514,12 @@ class _Joint:
             noise = self.noise.expand(len(number), -1, -1).flatten(0, 1)
         chosen = (number % model.num_orders).repeat_interleave(each)
         orders = _orders(q, model.num_orders, X.device)[chosen]
-        keys = model._encoding.context.keys
-        size = sum(2 * key[0].numel() for key in keys) + 2 * len(keys) * q * keys[0].shape[1] * 64
-        step = max(1, model._numbers_at_once // size)
+        # What a copy takes: attention weights, keys and values of its own, and logits.
+        context, bars = model._encoding.context, model.pfn.bars
+        assert bars is not None
+        _, heads, _, width = context.keys[0].shape
+        size = 2 * len(context.keys) * heads * (context.length + q + width) + 4 * len(bars.borders)
+        step = max(1, model._numbers_at_once // (q * size))
         values, densities = [known.new_empty(0, q)], [known.new_empty(0)]
         for start in range(0, copies, step):
             part = slice(start, start + step)
@@ -532,7 +531,7 @@ class _Joint:
                 None if p is None else p[part],
                 None if z is None else z[part],
             )
-            # Gradients would keep the copies of the data set of all parts and points.
+            # Gradients would keep what all parts take.
             several = step < copies and torch.is_grad_enabled()
             found = (
                 checkpoint(self._chunk, *inputs, use_reentrant=False, preserve_rng_state=False)

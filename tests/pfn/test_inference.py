@@ -478,6 +478,38 @@ class TestAppending:
         assert torch.equal(answers(model, X), before)
 
 
+@pytest.mark.parametrize("index", [[0, 1, 1, 0, 1, 0], [1, 0, 0], [1, 1, 1, 1]])
+@pytest.mark.parametrize("masked", [True, False])
+def test_copies_of_an_encoding_share_it_and_compute_the_same(each_network, index, masked):
+    X, y = data(7, batch=(2,))
+    y = y[..., 0]
+    mask = torch.arange(7).expand(2, 7) < torch.tensor([[7], [4]]) if masked else None
+    encoding = each_network.encode(X, y, mask=mask)
+    copies = encoding.select(torch.tensor(index))
+    assert copies.context.copies.keys is encoding.context.keys
+    k = len(index)
+    more, told = data(3, batch=(k,), seed=1)
+    Q, _ = data(4, batch=(k,), seed=2)
+
+    def grown(encoding, chosen):
+        """By two rows, and then by one."""
+        for rows in (slice(0, 2), slice(2, 3)):
+            encoding = each_network.append(
+                encoding, more[chosen, rows], told[chosen, rows, 0], noise_var=None
+            )
+        return each_network.decode(encoding, Q[chosen])
+
+    found = grown(copies, slice(None))
+    again = grown(
+        copies.select(torch.arange(k).flip(0)).select(torch.arange(k).flip(0)), slice(None)
+    )
+    for i, which in enumerate(index):
+        alone = grown(encoding.select(torch.tensor([which])), slice(i, i + 1))
+        for one, all_of, repeated in zip(alone, found, again, strict=True):
+            torch.testing.assert_close(all_of[i], one[0])
+            torch.testing.assert_close(repeated[i], one[0])
+
+
 class TestJoint:
     """Samples and densities over several points by the chain rule."""
 
