@@ -237,6 +237,7 @@ def certify(
     reference_is: str = "exact",
     lower_reference: LowerReference | None = None,
     lower_tasks: int = 64,
+    score_prior: TaskPrior | Callable[[int], TaskPrior] | None = None,
     context_sizes: Sequence[int] = (0, 5, 20, 80),
     num_queries: int = 16,
     num_tasks: int = 512,
@@ -258,6 +259,9 @@ def certify(
         lower_reference: Another approximation of the exact posterior, for a lower bound; it may
             decline a task by None.
         lower_tasks: Tasks of each size that it is asked for: long samplers are slow.
+        score_prior: What the tasks of `Certificate.scores` are drawn from, of the same kind as
+            `task_prior`, which is a part of the training's where only that has a reference.
+            `task_prior` if None.
         context_sizes: Numbers of context rows to measure; a task serves those that leave it
             `num_queries` rows.
         num_queries: Query rows of each task, its last ones.
@@ -280,26 +284,28 @@ def certify(
     usual = min(context_sizes, key=lambda n: abs(n - _COHERENCE_ROWS))
     pfn = pfn.eval()
     joint = pfn.bars is not None and bool(pfn.metadata.get("max_buffer"))
-    if isinstance(task_prior, TaskPrior):
-        groups = [(tuple(context_sizes), task_prior)]
-    else:
-        groups = [((n,), task_prior(n)) for n in context_sizes]
+    groups = _groups(task_prior, context_sizes)
+    scored = groups if score_prior is None else _groups(score_prior, context_sizes)
+    if len(scored) != len(groups):
+        raise ValueError("score_prior must be a prior if task_prior is one, else a function too.")
     with torch.no_grad(), tqdm(total=num_tasks, disable=not progress, desc="certify") as bar:
         for start in range(0, num_tasks, batch):
             size = min(batch, num_tasks - start)
-            for sizes, prior in groups:
-                task = prior.sample(
-                    size, generator=generator, device=parameter.device, dtype=parameter.dtype
-                )
+            for (sizes, prior), (_, other) in zip(groups, scored, strict=True):
+                where: Any = {"device": parameter.device, "dtype": parameter.dtype}
+                task = prior.sample(size, generator=generator, **where)
                 rows, own = task.X.shape[1], len(groups) > 1
                 for n in sizes:
                     if n + num_queries <= rows:
                         part = _split(task, n, num_queries)
                         lower = lower_reference if start < lower_tasks else None
                         measured.add(n, start, own, part, _measure(pfn, part, reference, lower))
+                alike = task
+                if other is not prior:
+                    alike = other.sample(size, generator=generator, **where)
                 for n in sizes if own else _SCORE_SIZES:
-                    if 4 <= n <= min(rows, max(sizes)):
-                        scores.setdefault(n, []).append(_task_scores(pfn, _split(task, n, 0)))
+                    if 4 <= n <= min(alike.X.shape[1], max(sizes)):
+                        scores.setdefault(n, []).append(_task_scores(pfn, _split(alike, n, 0)))
                 if joint and start < _COHERENCE_TASKS and (usual in sizes or not own):
                     n = usual if own else min(_COHERENCE_ROWS, rows - 2)
                     coherence += [_coherence(pfn, _split(task, n, 2))] if n >= 0 else []
@@ -320,6 +326,15 @@ def certify(
         coherence=_means(coherence),
         scores={n: _quantiles(parts) for n, parts in scores.items()},
     )
+
+
+def _groups(
+    task_prior: TaskPrior | Callable[[int], TaskPrior], context_sizes: Sequence[int]
+) -> list[tuple[tuple[int, ...], TaskPrior]]:
+    """Numbers of context rows, with the prior whose tasks serve them."""
+    if isinstance(task_prior, TaskPrior):
+        return [(tuple(context_sizes), task_prior)]
+    return [((n,), task_prior(n)) for n in context_sizes]
 
 
 def reference_nll(reference: Reference, task: Task) -> Tensor:

@@ -50,6 +50,7 @@ class Recipe:
         reference: The reference of the certificate, if there is one.
         reference_is: What the reference is.
         lower_reference: What gives the certificate a lower bound, if anything does.
+        score_prior: What users' data sets are compared with, if not with `certified_prior`.
     """
 
     prior: TaskPrior
@@ -59,11 +60,18 @@ class Recipe:
     reference: Reference | None = None
     reference_is: str = "exact"
     lower_reference: LowerReference | None = None
+    score_prior: TaskPrior | Callable[[int], TaskPrior] | None = None
 
     def certificate(self, pfn: PFN, *, progress: bool = True, **changes: Any) -> Certificate:
         """Measure a network against this recipe's prior; `changes` are arguments of `certify`."""
         prior = self.prior if self.certified_prior is None else self.certified_prior
-        options = {"lower_reference": self.lower_reference, "seed": 1, **self.certified, **changes}
+        options = {
+            "lower_reference": self.lower_reference,
+            "score_prior": self.score_prior,
+            "seed": 1,
+            **self.certified,
+            **changes,
+        }
         return certify(
             pfn,
             prior,
@@ -75,20 +83,24 @@ class Recipe:
 
 
 def _regression() -> Recipe:
-    size, plain = TaskSize(), RandomNoise()
-    noise = RandomNoise(heteroscedastic=0.2, outliers=0.1)
-    priors: list[tuple[float, TaskPrior]] = [
-        (0.3, RandomKernelTaskPrior(size=size, noise=plain)),
-        (0.1, Tabular(RandomKernelTaskPrior(size=size, noise=noise))),
-        (0.1, Tabular(NetworkTaskPrior(size=size, noise=noise))),
-        (0.2, Tabular(CausalTaskPrior(size=size))),
-        (0.2, Tabular(TreeTaskPrior(size=size, noise=noise))),
-        (0.1, Tabular(LinearTaskPrior(size=size, noise=noise))),
-    ]
+    plain, noise = RandomNoise(), RandomNoise(heteroscedastic=0.2, outliers=0.1)
+
+    def priors(size: TaskSize) -> TaskPrior:
+        return _mixture(
+            [
+                (0.3, RandomKernelTaskPrior(size=size, noise=plain)),
+                (0.1, Tabular(RandomKernelTaskPrior(size=size, noise=noise))),
+                (0.1, Tabular(NetworkTaskPrior(size=size, noise=noise))),
+                (0.2, Tabular(CausalTaskPrior(size=size))),
+                (0.2, Tabular(TreeTaskPrior(size=size, noise=noise))),
+                (0.1, Tabular(LinearTaskPrior(size=size, noise=noise))),
+            ]
+        )
+
     longest = TaskSize(num_context=512, num_queries=16)
     certified = RandomKernelTaskPrior(size=longest, noise=plain)
     return Recipe(
-        prior=_mixture(priors),
+        prior=priors(TaskSize()),
         config=TrainingConfig(
             architecture=_slots(max_features=20, bars=320),
             inputs="standardised",
@@ -103,6 +115,7 @@ def _regression() -> Recipe:
         reference_is="upper bound",
         # A decomposition for each of some 20,000 proposals takes too long with more rows.
         lower_reference=lambda task: certified.annealed(task) if task.num_context <= 80 else None,
+        score_prior=priors(longest),
     )
 
 
@@ -175,6 +188,7 @@ def _bo() -> Recipe:
         reference=gaussian.oracle,
         reference_is="upper bound",
         lower_reference=lambda task: gaussian.annealed(task) if task.num_context <= 50 else None,
+        score_prior=lambda n: OptimizationTaskPrior(num_context=n),
     )
 
 

@@ -468,6 +468,22 @@ def test_a_recipe_brackets_the_gap(name):
     assert row.lower < row.gap + 0.1
 
 
+def test_scores_are_those_of_the_prior_that_users_are_compared_with(trained):
+    measure = {"context_sizes": (8, 12), "num_queries": 4, "num_tasks": 64, "progress": False}
+    own = certify(trained, fixed_gp(), **measure)
+    other = fixed_gp(lengthscale=0.02)  # hardly predictable
+    compared = certify(trained, fixed_gp(), score_prior=other, **measure)
+    alone = certify(trained, other, **measure)
+    assert compared.scores[8][2] < own.scores[8][2]
+    assert abs(compared.scores[8][2] - alone.scores[8][2]) < 0.1
+    assert abs(compared.gap - own.gap) < 1e-9 or isnan(own.gap)
+    assert list(compared.scores) == [4, 8]
+    sized = certify(trained, lambda n: fixed_gp(), score_prior=lambda n: other, **measure)
+    assert sized.scores[8][2] < own.scores[8][2]
+    with pytest.raises(ValueError, match="score_prior must be"):
+        certify(trained, lambda n: fixed_gp(), score_prior=other, **measure)
+
+
 def test_columns_are_turned_where_their_order_means_nothing():
     class Tasks:
         """One or three columns; the first one matters, in a place that the network knows."""
