@@ -40,6 +40,8 @@ of 55 ms with 16 tasks.
     python -m benchmarks pfn mimicry                            # 5 h: 40 min for each network
     python -m benchmarks pfn mimicry --parts gp --minutes 9     # 30 min
     python -m benchmarks pfn mimicry --reuse                    # measure the saved networks again
+    python -m benchmarks pfn mimicry --parts gp --dimensions 2 --minutes 50 --more
+                                                                # train a saved network on
     python -m benchmarks pfn mimicry --quick                    # 6 min
 """
 
@@ -169,6 +171,12 @@ def network_limit() -> GaussianTasks:
     return GaussianTasks(covariance, 0.01, sizes, description="NNGP of a ReLU network, depth 2")
 
 
+PROCESSES: dict[str, Callable[[], GaussianTasks]] = {
+    "student_t": student_t,
+    "nngp": network_limit,
+}
+
+
 def mixture() -> MixtureTasks:
     """Length, noise and smoothness are unknown."""
     components = tuple(
@@ -207,8 +215,12 @@ def trained(
     stem = f"{name}{'_quick' if options.quick else ''}".replace(" ", "_").replace(",", "")
     path = options.networks / f"{stem.replace('/', '-')}.safetensors"
     log = path.with_suffix(".jsonl")
-    if not (options.reuse and path.exists()):
-        log.unlink(missing_ok=True)
+    known = None
+    if path.exists() and (options.reuse or options.more):
+        known = pfn.load(path).to(device())
+    if known is None or options.more:
+        if known is None:
+            log.unlink(missing_ok=True)
         config = replace(config, time_limit=60 * minutes, seed=options.seed)
         if options.quick:
             config = replace(config, held_out_tasks=64, border_tasks=500)
@@ -221,6 +233,7 @@ def trained(
                 log=log,
                 reference=prior.reference,
                 progress=False,
+                initial=known,
             )
         network.metadata["training"]["processor_seconds"] = round(time.process_time() - start, 1)
         network.save(path)
@@ -230,7 +243,13 @@ def trained(
 
 def curve(entries: Sequence[dict[str, Any]], batch: int) -> list[list[float]]:
     """Training tasks and gap on held-out tasks, from a log."""
-    return [[entry["step"] * batch, entry["gap"]] for entry in entries if "gap" in entry]
+    found, before, last = [], 0, 0
+    for entry in entries:
+        before += last if entry["step"] < last else 0  # a training that goes on counts anew
+        last = entry["step"]
+        if "gap" in entry:
+            found.append([(before + last) * batch, entry["gap"]])
+    return found
 
 
 def gaps(network: PFN, prior: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -242,7 +261,7 @@ def gaps(network: PFN, prior: Any, options: argparse.Namespace) -> dict[str, Any
         context_sizes=CONTEXTS,
         num_queries=QUERIES,
         num_tasks=options.tasks,
-        batch=64,
+        batch=min(64, options.tasks // 8),
         seed=options.seed + 10_000,
         progress=False,
     )
@@ -265,13 +284,13 @@ def gaps(network: PFN, prior: Any, options: argparse.Namespace) -> dict[str, Any
 
 def about(network: PFN, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What a network is and what it has cost."""
-    training = network.metadata["training"]
+    trainings = network.trainings
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
-        "tasks": training["tasks"],
-        "minutes": training["seconds"] / 60,
-        "processor_minutes": training.get("processor_seconds", 0.0) / 60,
-        "curve": curve(entries, training["config"]["batch"]),
+        "tasks": network.tasks_seen,
+        "minutes": sum(training["seconds"] for training in trainings) / 60,
+        "processor_minutes": sum(t.get("processor_seconds", 0.0) for t in trainings) / 60,
+        "curve": curve(entries, trainings[0]["config"]["batch"]),
     }
 
 
@@ -378,7 +397,8 @@ def gaussian_processes(options: argparse.Namespace) -> dict[str, Any]:
 def processes(options: argparse.Namespace) -> dict[str, Any]:
     """A Student t process and the limit of a network."""
     found: dict[str, Any] = {}
-    for name, prior in (("student_t", student_t()), ("nngp", network_limit())):
+    for name in options.processes:
+        prior = PROCESSES[name]()
         config = replace(TRAINING, **architecture(max_features=prior.sizes.features))
         network, entries = trained(name, prior, config, options.process_minutes, options)
         found[name] = {
@@ -632,12 +652,14 @@ def options_of(argv: Sequence[str]) -> argparse.Namespace:
     made.add_argument("--scaling-minutes", type=float, help="processor minutes per size (15)")
     made.add_argument("--ablation-minutes", type=float, help="processor minutes per setting (3)")
     made.add_argument("--settings", nargs="+", choices=list(ABLATION), help="of `ablation` (all)")
+    made.add_argument("--processes", nargs="+", choices=list(PROCESSES), default=list(PROCESSES))
     made.add_argument("--dimensions", nargs="+", type=int, default=[1, 2, 5])
     made.add_argument("--tasks", type=int, help="tasks of each measurement (1024)")
     made.add_argument("--fits", type=int, help="tasks on which fits are compared (256)")
     made.add_argument("--botorch-fits", type=int, help="of which SingleTaskGP sees (32)")
     made.add_argument("--networks", type=Path, default=ROOT / "runs" / "mimicry")
     made.add_argument("--reuse", action="store_true", help="do not train networks that are saved")
+    made.add_argument("--more", action="store_true", help="train saved networks on, for as long")
     options = made.parse_args(argv)
     usual: dict[str, tuple[Any, Any]] = {
         "minutes": (40.0, 0.5),
@@ -682,8 +704,11 @@ def main(argv: list[str] | None = None) -> int:
         found = runs[name](options)
         command = "python -m benchmarks pfn mimicry " + shlex.join(argv)
         if name in ("gp", "processes"):  # networks that were not trained now stay
-            own = {k: {"command": command, **row} for k, row in found.items()}
-            found = {**results.get(name, {}).get("networks", {}), **own}
+            before = results.get(name, {}).get("networks", {})
+            for network, row in found.items():
+                first = before.get(network, {}).get("command", "") if options.more else ""
+                row["command"] = f"{first}; {command}" if first else command
+            found = {**before, **found}
         results[name] = {
             "command": command,
             "minutes": (time.perf_counter() - start) / 60,
