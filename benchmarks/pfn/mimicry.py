@@ -606,6 +606,8 @@ def figure(results: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     drawn, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axes in (left, right):
+        axes.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)  # more lines than usual colours
     lines: dict[str, Any] = {}
     for d, row in results.get("gp", {}).get("networks", {}).items():
         right.plot(*zip(*row["curve"], strict=True), label=f"GP, {d}")
