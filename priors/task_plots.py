@@ -12,6 +12,7 @@ a title is a standard deviation, the median over rows.
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,8 @@ def plot_tasks(
         ax.tick_params(labelsize=8)
     for ax in axes[num:]:
         ax.set_axis_off()
-    figure.suptitle(describe(task_prior), fontsize=11)
+    told = textwrap.shorten(describe(task_prior), 300, placeholder=" ...")
+    figure.suptitle(textwrap.fill(told, 36 * columns), fontsize=11)
     _add_legend(figure, shown)
     return figure
 

@@ -14,6 +14,7 @@ from priors import (
     FunctionTaskPrior,
     GaussianProcessPrior,
     LearningCurveTaskPrior,
+    MixtureTaskPrior,
     OptimizationTaskPrior,
     Task,
     plot_tasks,
@@ -149,7 +150,13 @@ def test_the_most_informative_feature_is_chosen():
 
 def test_description_is_the_title():
     assert plot_tasks(TablePrior(), 1).get_suptitle() == "tables"
-    assert plot_tasks(functions(), 1).get_suptitle() == "FunctionTaskPrior"
+    parts = MixtureTaskPrior([functions()] * 4)
+    for prior, start in ((functions(), "GaussianProcessPrior"), (parts, "mixture of 0.25")):
+        figure = plot_tasks(prior, 1)
+        lines = figure.get_suptitle().splitlines()
+        assert lines[0].startswith(start)
+        assert max(map(len, lines)) <= 36
+        assert len(" ".join(lines)) <= 300
 
 
 def test_the_seed_determines_the_picture_and_nothing_is_left_behind():
