@@ -37,6 +37,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -168,6 +169,12 @@ class Context:
         own = self.keys[0].shape[-2]
         return own if self.copies is None else own + self.copies.keys[0].shape[-2]
 
+    def attention(self, layer: int) -> Attention:
+        """Attention to the keys of a layer, those that copies share among them."""
+        if self.copies is None:
+            return F.scaled_dot_product_attention
+        return partial(self.copies.attend, layer)
+
     def select(self, index: Tensor) -> Context:
         """The tasks `index` `[B']`, with repetitions."""
         rest = (
@@ -295,7 +302,7 @@ class Transformer(nn.Module):
             keys.append(key)
             values.append(value)
             if i + 1 < len(self.blocks):  # the last layer's context rows are read by nobody
-                tokens = block(tokens, key, value, count, attend)
+                tokens = block(tokens, _Memory(key, value, count, attend))
         return Context(tuple(keys), tuple(values), count, attend, columns)
 
     def append(self, context: Context, rows: Rows, targets: Targets) -> Context:
@@ -323,8 +330,9 @@ class Transformer(nn.Module):
             keys.append(torch.cat([context.keys[i], key], dim=-2))
             values.append(torch.cat([context.values[i], value], dim=-2))
             if i + 1 < len(self.blocks):
-                shared = _attention(context, i)
-                tokens = block(tokens, keys[-1], values[-1], context.count + rank, causal, shared)
+                attend = context.attention(i)
+                own = keys[-1], values[-1], context.count + rank, causal
+                tokens = block(tokens, _Memory(*own, attend))
         return replace(
             context, keys=tuple(keys), values=tuple(values), count=context.count + k, mask=mask
         )
@@ -334,8 +342,8 @@ class Transformer(nn.Module):
         embedded, _ = self._inputs(rows, None, None, context.columns)
         tokens = self._join(embedded, rows, self.query_token)
         for i, block in enumerate(self.blocks):
-            own, shared = (context.keys[i], context.values[i]), _attention(context, i)
-            tokens = block(tokens, *own, context.count, context.mask, shared)
+            own = context.keys[i], context.values[i], context.count, context.mask
+            tokens = block(tokens, _Memory(*own, context.attention(i)))
         tokens = self.norm(tokens)
         return self.head_y(tokens), None if self.config.classes else self.head_f(tokens)
 
@@ -384,6 +392,21 @@ class _RMSNorm(nn.RMSNorm):
         return super().forward(x.to(self.weight.dtype))
 
 
+class _Memory(NamedTuple):
+    """What the rows of a layer attend to."""
+
+    key: Tensor  # [B, H, k, E / H]
+    value: Tensor  # [B, H, k, *]
+    size: Tensor  # context rows among them, [B, 1, 1 or m, 1]
+    mask: Tensor | None
+    attend: Attention = F.scaled_dot_product_attention
+
+    def read(self, query: Tensor, log_scale: Tensor) -> Tensor:
+        """`[B, H, m, *]` for queries `[B, H, m, E / H]`; sharper the more rows there are."""
+        query = query * (1 + log_scale * torch.log1p(self.size))
+        return self.attend(query, self.key, self.value, self.mask)
+
+
 class _Block(nn.Module):
     """Attention from any rows to context rows, then a feed-forward layer; both residual."""
 
@@ -402,18 +425,9 @@ class _Block(nn.Module):
         key, value = self.key_value(self.norm_attention(tokens)).chunk(2, dim=-1)
         return _split(key, self.heads), _split(value, self.heads)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        key: Tensor,
-        value: Tensor,
-        count: Tensor,
-        mask: Tensor | None,
-        attend: Attention = F.scaled_dot_product_attention,
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, memory: _Memory) -> Tensor:
         query = _split(self.query(self.norm_attention(tokens)), self.heads)
-        query = query * (1 + self.log_scale * torch.log1p(count))
-        attended = attend(query, key, value, mask)
+        attended = memory.read(query, self.log_scale)
         tokens = tokens + self.attended(attended.transpose(1, 2).flatten(2))
         return tokens + self.out(F.gelu(self.hidden(self.norm_hidden(tokens))))
 
@@ -448,19 +462,10 @@ class _DecoupledBlock(nn.Module):
         parts = [_split(part, self.heads) for part in (value, both)]
         return _split(key, self.heads), torch.cat(parts, dim=-1)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        key: Tensor,
-        value: Tensor,
-        count: Tensor,
-        mask: Tensor | None,
-        attend: Attention = F.scaled_dot_product_attention,
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, memory: _Memory) -> Tensor:
         inputs, targets = tokens.chunk(2, dim=-1)
         query = _split(self.query(self.norm_attention(inputs)), self.heads)
-        query = query * (1 + self.log_scale * torch.log1p(count))
-        attended = attend(query, key, value, mask)
+        attended = memory.read(query, self.log_scale)
         first, second = (part.transpose(1, 2).flatten(2) for part in attended.chunk(2, dim=-1))
         inputs, targets = inputs + self.attended(first), targets + self.attended_both(second)
         both = self.norm_both_hidden(torch.cat([inputs, targets], dim=-1))
@@ -565,12 +570,6 @@ class _CellLayer(nn.Module):
         query, key, value = (_split(part, self.heads) for part in (query, key, value))
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return found.transpose(1, 2).flatten(2)
-
-
-def _attention(context: Context, layer: int) -> Attention:
-    if context.copies is None:
-        return F.scaled_dot_product_attention
-    return partial(context.copies.attend, layer)
 
 
 def _target_embedding(config: ArchitectureConfig, size: int) -> nn.Module:

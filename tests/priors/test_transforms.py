@@ -110,7 +110,7 @@ def test_given_transforms_are_used_as_they_are():
 
 
 def test_wrong_transforms_are_refused():
-    X, Y = torch.rand(5, 2), torch.rand(5, 1) - 0.5
+    X, Y = torch.rand(5, 2), torch.linspace(-0.5, 0.5, 5)[:, None]
     with pytest.raises(TypeError, match="InputTransform"):
         make_input_transform(AffineTransform(0, 1), X)
     with pytest.raises(TypeError, match=r"torch\.distributions"):
