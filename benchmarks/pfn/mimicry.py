@@ -21,21 +21,7 @@ network: the gap without context (does it know its prior?), the largest change o
 when context rows are permuted, and, by encoding anew, the martingale and order scores of
 `pfn.certificate`, which exact inference has at 0 up to the quadrature, whose error is also given.
 
-Settings were chosen in runs of 0.7 to 0.8 minutes of processor time, d = 1, one seed each (gap,
-tasks seen; embedding 64, 4 layers; standard errors 0.007):
-
-    batch  Muon   values     gap    tasks
-    32     1e-2   coupled    0.104  20,800
-    32     1e-2   decoupled  0.229  11,600      (0.358 M parameters instead of 0.176 M)
-    16     1e-2   coupled    0.134  11,300
-    16     1e-2   decoupled  0.168   9,000
-    16     2e-2   coupled    0.099  13,200
-    32     2e-2   coupled    0.105  19,000      as used: 0.019 on held-out tasks after 4.5 minutes
-    32     4e-2   coupled    behind at 400 steps (0.186 instead of 0.157), not finished
-
-They are short and the machine was shared, so that a second of processor time was not always worth
-the same; decoupled values may still win in long runs. Muon's own arithmetic takes 13 ms of a step
-of 55 ms with 16 tasks.
+Settings were chosen in runs of less than a minute; `ablation` measures them in longer ones.
 
     python -m benchmarks pfn mimicry                            # 5 h: 40 min for each network
     python -m benchmarks pfn mimicry --parts gp --minutes 9     # 30 min
