@@ -22,6 +22,7 @@ when context rows are permuted, and, by encoding anew, the martingale and order 
 `pfn.certificate`, which exact inference has at 0 up to the quadrature, whose error is also given.
 
 Settings were chosen in runs of less than a minute; `ablation` measures them in longer ones.
+Muon's own arithmetic takes 13 ms of a step of 55 ms with 16 tasks.
 
     python -m benchmarks pfn mimicry                            # 5 h: 40 min for each network
     python -m benchmarks pfn mimicry --parts gp --minutes 9     # 30 min
