@@ -360,13 +360,17 @@ def _exact_martingale(prior: GaussianTasks, task: Task) -> float:
     return float((cdf.unflatten(0, (B, 32)).mean(1) - p).abs().amax(-1).mean())
 
 
+def _config(features: int, options: argparse.Namespace) -> TrainingConfig:
+    changes = architecture(max_features=features)
+    return replace(TRAINING, matrix_learning_rate=options.matrix_learning_rate, **changes)
+
+
 def gaussian_processes(options: argparse.Namespace) -> dict[str, Any]:
     """One network per dimension, each measured at three lengths."""
     found: dict[str, Any] = {}
     for d in options.dimensions:
         prior = gaussian(d)
-        config = replace(TRAINING, **architecture(max_features=d))
-        network, entries = trained(f"gp_d{d}", prior, config, options.minutes, options)
+        network, entries = trained(f"gp_d{d}", prior, _config(d, options), options.minutes, options)
         by_length = {}
         for length in LENGTHS:
             by_length[str(length)] = gaps(network, prior.full((1 / length,)), options)
@@ -386,7 +390,7 @@ def processes(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in options.processes:
         prior = PROCESSES[name]()
-        config = replace(TRAINING, **architecture(max_features=prior.sizes.features))
+        config = _config(prior.sizes.features, options)
         network, entries = trained(name, prior, config, options.process_minutes, options)
         found[name] = {
             **about(network, entries),
@@ -646,6 +650,12 @@ def options_of(argv: Sequence[str]) -> argparse.Namespace:
     made.add_argument("--tasks", type=int, help="tasks of each measurement (1024)")
     made.add_argument("--fits", type=int, help="tasks on which fits are compared (256)")
     made.add_argument("--botorch-fits", type=int, help="of which SingleTaskGP sees (32)")
+    made.add_argument(
+        "--matrix-learning-rate",
+        type=float,
+        default=TRAINING.matrix_learning_rate,
+        help="of Muon in `gp` and `processes` (2e-2); lower for short continuations",
+    )
     made.add_argument("--networks", type=Path, default=ROOT / "runs" / "mimicry")
     made.add_argument("--reuse", action="store_true", help="do not train networks that are saved")
     made.add_argument("--more", action="store_true", help="train saved networks on, for as long")
