@@ -47,11 +47,15 @@ def network_file(name_or_path: str) -> tuple[str, str]:
 
 
 def describe(path: str, digest: str) -> dict[str, Any]:
-    """Which network it was."""
-    metadata = pfn.load(path).metadata
-    training, command = metadata.get("training") or {}, metadata.get("command")
-    told = {key: training[key] for key in ("tasks", "seconds") if key in training}
-    return {"file": Path(path).name, "sha256": digest, "command": command, **told}
+    """Which network it was; tasks and seconds of all its trainings, the command of the last one."""
+    network = pfn.load(path)
+    return {
+        "file": Path(path).name,
+        "sha256": digest,
+        "command": network.metadata.get("command"),
+        "tasks": network.tasks_seen,
+        "seconds": sum(training["seconds"] for training in network.trainings),
+    }
 
 
 def cache_file(name: str, *sources: str) -> Path:
