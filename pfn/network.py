@@ -365,15 +365,19 @@ class PFN(nn.Module):
         """Number of tasks in all trainings."""
         return sum(training["tasks"] for training in self.trainings)
 
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of all trainings."""
+        return sum(training["seconds"] for training in self.trainings)
+
     def __str__(self) -> str:
         trainings = self.trainings
-        seconds = sum(training["seconds"] for training in trainings)
         size = sum(p.numel() for p in self.network.parameters())
         kind = f"{self.architecture.classes} classes" if self.architecture.classes else "regression"
         lines = [
             f"PFN, {kind}, {size:,} parameters; inputs {self.inputs}, targets {self.targets}",
             f"prior: {trainings[0]['prior'] if trainings else 'not recorded'}",
-            f"training: {self.tasks_seen:,} tasks in {seconds:,.0f} s; "
+            f"training: {self.tasks_seen:,} tasks in {self.training_seconds:,.0f} s; "
             f"up to {self.max_context} context rows, {self.architecture.max_features} features",
             str(self.certificate or "no certificate"),
         ]

@@ -54,7 +54,7 @@ def describe(path: str, digest: str) -> dict[str, Any]:
         "sha256": digest,
         "command": network.metadata.get("command"),
         "tasks": network.tasks_seen,
-        "seconds": sum(training["seconds"] for training in network.trainings),
+        "seconds": network.training_seconds,
     }
 
 

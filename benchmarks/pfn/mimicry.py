@@ -275,7 +275,7 @@ def about(network: PFN, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
         "tasks": network.tasks_seen,
-        "minutes": sum(training["seconds"] for training in trainings) / 60,
+        "minutes": network.training_seconds / 60,
         "processor_minutes": sum(t.get("processor_seconds", 0.0) for t in trainings) / 60,
         "curve": curve(entries, trainings[0]["config"]["batch"]),
     }
