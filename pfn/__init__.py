@@ -13,6 +13,7 @@ from pfn.certificate import Certificate, certify
 from pfn.distribution import BarDistribution
 from pfn.inference import BarPosterior, CategoricalPosterior, PFNModel
 from pfn.network import PFN, load
+from pfn.rates import Probe, Rate, probe
 from pfn.reweighting import ReweightedPosterior, reweight
 from pfn.training import TrainingConfig, train
 
@@ -29,10 +30,13 @@ __all__ = [
     "PFNClassifier",
     "PFNModel",
     "PFNRegressor",
+    "Probe",
+    "Rate",
     "ReweightedPosterior",
     "TrainingConfig",
     "certify",
     "load",
+    "probe",
     "reweight",
     "train",
 ]

@@ -23,7 +23,9 @@ import torch
 from pfn.certificate import certify
 from pfn.checkpoints.recipes import RECIPES, Recipe
 from pfn.network import load
+from pfn.rates import PROBED, probe
 from pfn.training import TrainingConfig, train
+from priors.files import read_safetensors
 from priors.tasks import TaskPrior
 
 
@@ -33,12 +35,26 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("train", help="train a network")
     command.add_argument("prior", help=f"one of {', '.join(RECIPES)}; or module:prior")
-    command.add_argument("--hours", type=float, default=2.0, help="time for training")
+    limit = command.add_mutually_exclusive_group()
+    limit.add_argument("--hours", type=float, help="time for training; 2 if not given")
+    limit.add_argument("--minutes", type=float, help="time for training")
     command.add_argument("--out", type=Path, help="the network; default runs/NAME.safetensors")
     command.add_argument("--resume", action="store_true", help="continue an interrupted training")
     command.add_argument("--initial", help="start from a trained network, by name or file")
     command.add_argument("--config", type=Path, help="JSON file that changes TrainingConfig")
     command.add_argument("--device", help="such as cuda; the GPU when there is one")
+    command.add_argument(
+        "--probe",
+        action=argparse.BooleanOptionalAction,
+        help="choose batch and precision by a short probe; on a GPU, unless --config has a batch",
+    )
+    command.add_argument(
+        "--certificate",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure the network after the training",
+    )
+    command.add_argument("--save-every", type=float, default=300.0, help="seconds between files")
     command.add_argument("--seed", type=int)
     command = commands.add_parser("certify", help="measure the gap to the posterior")
     command.add_argument("network", help="shipped name or file")
@@ -69,9 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _recipe(name: str) -> Recipe:
+def _recipe(name: str, *, gpu: bool = False) -> Recipe:
     if name in RECIPES:
-        return RECIPES[name]()
+        return RECIPES[name](gpu=gpu)
     module, _, attribute = name.partition(":")
     try:
         prior = getattr(importlib.import_module(module), attribute)
@@ -103,43 +119,85 @@ def _beside(out: Path, suffix: str) -> Path:
 
 
 def _train(options: argparse.Namespace) -> None:
-    recipe = _recipe(options.prior)
-    config = replace(recipe.config, time_limit=options.hours * 3600)
-    if options.seed is not None:
-        config = replace(config, seed=options.seed)
-    if options.config is not None:
-        changes = json.loads(options.config.read_text())
-        merged = _merged(config.to_json(), changes, str(options.config))
-        try:
-            config = TrainingConfig.from_json(merged)
-        except TypeError as error:  # such as text where a number belongs
-            raise ValueError(f"{options.config}: {error}.") from error
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    gpu = device.type == "cuda"
+    if gpu and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no CUDA device; leave the option out.")
+    recipe = _recipe(options.prior, gpu=gpu)
     out = options.out or Path("runs") / f"{options.prior.replace(':', '_')}.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = _beside(out, ".training")
+    initial = None if options.initial is None else load(options.initial)
+    changes = {} if options.config is None else json.loads(options.config.read_text())
+    config = _configuration(options, recipe.config, changes)
+    if options.resume and checkpoint.exists():
+        config = _as_begun(config, checkpoint)
+    elif options.probe or (options.probe is None and gpu and "batch" not in changes):
+        found = probe(recipe.prior, config, device=device, initial=initial)
+        print(found, file=sys.stderr)
+        config = found.config
+    first = not int(os.environ.get("RANK", "0"))  # of the processes of torchrun, all alike
     pfn = train(
         recipe.prior,
         config=config,
-        device=options.device,
-        checkpoint=_beside(out, ".training"),
+        device=device,
+        checkpoint=checkpoint,
         resume=options.resume,
         log=_beside(out, ".jsonl"),
-        initial=None if options.initial is None else load(options.initial),
+        initial=initial,
+        held_out_prior=_recipe(options.prior).prior,
+        snapshot=out if first else None,
+        metadata={"command": _command(options, gpu)},
     )
-    if int(os.environ.get("RANK", "0")):
-        return  # of the processes of torchrun, which hold the same network, the first one goes on
-    command = f"python -m pfn train {options.prior} --hours {options.hours:g}"
-    if options.seed is not None:
-        command += f" --seed {options.seed}"
-    if options.initial is not None:
-        command += f" --initial {Path(options.initial).name}"  # no folders of this machine
-    if options.config is not None:
-        command += f" --config {options.config.name}"  # whose values are in the metadata
-    pfn.metadata["command"] = command
-    pfn.save(out)  # before the certificate, so that an interrupted one loses nothing
+    if not first or not options.certificate:
+        return
     measured = recipe.certificate(pfn)
     pfn.metadata["certificate"] = measured.to_json()
     pfn.save(out)
     print(pfn)
+
+
+def _configuration(
+    options: argparse.Namespace, config: TrainingConfig, changes: Any
+) -> TrainingConfig:
+    """That of the recipe with what the options and their file change."""
+    hours = 2.0 if options.hours is None else options.hours
+    seconds = hours * 3600 if options.minutes is None else options.minutes * 60
+    config = replace(config, time_limit=seconds, checkpoint_every=options.save_every)
+    if options.seed is not None:
+        config = replace(config, seed=options.seed)
+    if options.config is None:
+        return config
+    merged = _merged(config.to_json(), changes, str(options.config))
+    try:
+        return TrainingConfig.from_json(merged)
+    except TypeError as error:  # such as text where a number belongs
+        raise ValueError(f"{options.config}: {error}.") from error
+
+
+def _as_begun(config: TrainingConfig, checkpoint: Path) -> TrainingConfig:
+    """With the settings that a probe chose when the training began."""
+    _, description = read_safetensors(checkpoint, kind="PFN training")
+    begun = TrainingConfig.from_json(description["config"])
+    return replace(config, **{name: getattr(begun, name) for name in PROBED})
+
+
+def _command(options: argparse.Namespace, gpu: bool) -> str:
+    """What was typed, without folders of this machine."""
+    words = [f"python -m pfn train {options.prior}"]
+    if options.minutes is not None:
+        words.append(f"--minutes {options.minutes:g}")
+    else:
+        words.append(f"--hours {2.0 if options.hours is None else options.hours:g}")
+    if gpu:
+        words.append("--device cuda")
+    if options.seed is not None:
+        words.append(f"--seed {options.seed}")
+    if options.initial is not None:
+        words.append(f"--initial {Path(options.initial).name}")
+    if options.config is not None:
+        words.append(f"--config {options.config.name}")  # whose values are in the metadata
+    return " ".join(words)
 
 
 def _merged(known: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:

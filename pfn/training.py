@@ -18,6 +18,7 @@ Lightning Fabric.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -36,13 +37,17 @@ from tqdm.auto import tqdm
 from pfn.architecture import CODE_SIZE, ArchitectureConfig
 from pfn.certificate import Reference, reference_nll
 from pfn.distribution import BarDistribution, choose_num_nodes, place_nodes
+from pfn.muon import Muon
 from pfn.network import PFN, Encoding
+from priors.checks import check_at_least
+from priors.draws import Draws
 from priors.files import read_safetensors, write_safetensors_atomically
 from priors.tasks import Task, TaskPrior, describe, exchangeable
 
 __all__ = ["TrainingConfig", "train"]
 
 _SETTLED = 8  # context rows whose deviation is worth something
+_COVER = 128  # tasks that show what a prior covers
 _PATIENCE = 20  # steps in a row without a usable gradient before training gives up
 
 
@@ -75,6 +80,9 @@ class TrainingConfig:
         compile: Whether to compile the blocks of the network by `torch.compile`.
         border_tasks: Tasks from whose targets the bars are placed.
         held_out_tasks: Tasks on which the average is compared with its earlier states.
+        held_out_batch: How many of these, and of the border tasks, are drawn together, and so have
+            one size; `batch` if None. Held-out losses of trainings can be compared where this and
+            the seed agree.
         evaluate_every: Steps between such comparisons.
         checkpoint_every: Seconds between checkpoints.
         seed: Seed of weights and tasks.
@@ -103,14 +111,14 @@ class TrainingConfig:
     compile: bool = False
     border_tasks: int = 2_000
     held_out_tasks: int = 256
+    held_out_batch: int | None = None
     evaluate_every: int = 1_000
     checkpoint_every: float = 300.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "border_tasks", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        counts = ("steps", "batch", "accumulate", "border_tasks", "evaluate_every")
+        check_at_least(self, **dict.fromkeys((*counts, "held_out_batch"), 1))
         for name in ("known_noise", "appended"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share in [0, 1], got {getattr(self, name)}.")
@@ -150,6 +158,9 @@ def train(
     reference: Reference | None = None,
     initial: PFN | None = None,
     fabric: Fabric | None = None,
+    held_out_prior: TaskPrior | None = None,
+    snapshot: str | os.PathLike[str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> PFN:
     """Train a network to do Bayesian inference under a task prior.
 
@@ -172,6 +183,11 @@ def train(
         fabric: A `lightning_fabric.Fabric` of your own, launched; it has precedence over `device`
             and `config.precision`. Without it the processes that `torchrun` starts, on one node or
             several, train together by themselves. Every process draws tasks of its own.
+        held_out_prior: Where held-out tasks come from, on the CPU and then moved; `task_prior` if
+            None.
+        snapshot: File for the network as it would be returned now, written as often as the
+            checkpoint; its average or, once held-out losses are known, the best one.
+        metadata: What else the network shall say of itself, as plain JSON.
 
     Raises:
         ValueError: the checkpoint is of another configuration, prior or kind of device, or tasks
@@ -185,7 +201,8 @@ def train(
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         fabric = _fabric(torch.device(device), config.precision)
-    state = _State(task_prior, config, fabric, reference, initial)
+    state = _State(task_prior, config, fabric, reference, initial, held_out_prior)
+    state.pfn.metadata |= dict(metadata or {})
     if resume and checkpoint is not None and Path(checkpoint).exists():
         state.load(Path(checkpoint))
     main = fabric.is_global_zero
@@ -195,6 +212,11 @@ def train(
     shown: dict[str, str] = {}
     total = config.steps if config.time_limit is None else None  # of unknown length otherwise
     bar = tqdm(total=total, initial=state.step, disable=not (progress and main), desc="train")
+    if initial is not None and state.step == 0:
+        # What the training starts from is not to be lost to something worse.
+        found = state.evaluate()
+        shown |= {name: f"{value:.4f}" for name, value in found.items()}
+        _append(log, main, {"step": 0, "seconds": state.elapsed, **found})
     with bar:
         while state.step < config.steps and not state.out_of_time():
             recent.append(state.advance())
@@ -215,14 +237,13 @@ def train(
                 shown |= {name: f"{value:.4f}" for name, value in found.items()}
                 bar.set_postfix(shown)
                 _append(log, main, {"step": state.step, "seconds": state.elapsed, **found})
-            if checkpoint is not None and now - saved > config.checkpoint_every:
-                state.save(Path(checkpoint))
+            if now - saved > config.checkpoint_every:
+                state.keep(checkpoint, snapshot)
                 saved = now
     if state.step % config.evaluate_every:
         found = state.evaluate()
         _append(log, main, {"step": state.step, "seconds": state.elapsed, **found})
-    if checkpoint is not None:
-        state.save(Path(checkpoint))
+    state.keep(checkpoint, snapshot)
     return state.result()
 
 
@@ -310,24 +331,22 @@ class _State:
         fabric: Fabric,
         reference: Reference | None,
         initial: PFN | None,
+        held_out_prior: TaskPrior | None = None,
     ) -> None:
         self.task_prior, self.config, self.fabric = task_prior, config, fabric
         self.device = fabric.device
         self.step, self.elapsed, self.tasks, self.skipped, self.failed = 0, 0.0, 0, 0, 0
         self.typical_norm, self.best_loss = math.nan, math.inf
         self.covered = dict.fromkeys(_COVERED, 0)
-        self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+        with torch.random.fork_rng([]):  # weights are made on the CPU, the same for every device
             torch.manual_seed(config.seed)
-            self.pfn = _initial_network(task_prior, config, self.generator, self.device)
-        if initial is not None:
-            self._start_from(initial)
+            self.pfn = _initial_network(task_prior, config, initial).to(self.device)
         # Processes share the weights but not the tasks, nor does a training with what it continues.
         stream = 1_000_003 * fabric.global_rank + (0 if initial is None else initial.tasks_seen)
-        self.generator.manual_seed(config.seed + 1 + stream)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed + 1 + stream)
         self.average = {k: p.detach().clone() for k, p in self.pfn.network.named_parameters()}
         self.best = {k: v.clone() for k, v in self.average.items()}
-        self.held_out = self._held_out(reference)
+        self.held_out = self._held_out(held_out_prior or task_prior, reference)
         self.optimisers, self.peaks = _optimisers(self.pfn, config)
         if config.compile:
             # Block by block: they share one compilation, of a minute on a CPU. With all sizes
@@ -358,7 +377,7 @@ class _State:
 
     def advance(self) -> tuple[float, float]:
         """One step; returns the loss in nats per query and the norm of the gradient."""
-        config, total = self.config, 0.0
+        config, losses = self.config, []
         for optimiser in self.steppers:
             optimiser.zero_grad(set_to_none=True)
         for part in range(config.accumulate):
@@ -368,13 +387,24 @@ class _State:
                 loss_y, loss_f = self.loss(_Batch(task, told))
                 loss = loss_y if loss_f is None else loss_y + 0.5 * loss_f
                 self.fabric.backward(loss / config.accumulate)
-            total += float(loss_y.detach()) / config.accumulate
-        norm = float(torch.nn.utils.clip_grad_norm_(self.pfn.network.parameters(), config.clip))
+            losses.append(loss_y.detach())
+        norm = torch.nn.utils.clip_grad_norm_(self.pfn.network.parameters(), config.clip)
+        # Read together: a GPU is waited for once a step.
+        total, norm = torch.stack([torch.stack(losses).mean().to(norm), norm]).tolist()
         total = self._over_processes(total, "mean")  # so that all of them take the step, or none
         self._descend(total, norm)
         self.step += 1
         self.tasks += config.batch * config.accumulate * self.fabric.world_size
         return total, norm
+
+    def take(self, seed: int, *, draw_only: bool = False) -> None:
+        """A step whose randomness begins at a seed, or only the draws of one: to be timed."""
+        self.generator.manual_seed(seed)
+        if not draw_only:
+            self.advance()
+            return
+        for _ in range(self.config.accumulate):
+            self._draw()
 
     def _over_processes(self, value: float, how: str) -> float:
         if self.fabric.world_size == 1:
@@ -387,10 +417,7 @@ class _State:
     def _draw(self) -> tuple[Task, _Told]:
         config = self.config
         task = _sample(self.task_prior, config, self.generator, self.device)
-
-        def uniform() -> float:
-            return float(torch.rand((), generator=self.generator, device=self.device))
-
+        uniform = Draws(self.generator).number
         noise = uniform() < config.known_noise and task.num_classes is None
         noise = noise and bool(task.noise_var.isfinite().all())
         query_noise = noise and uniform() < 0.5
@@ -433,9 +460,11 @@ class _State:
             return
         # A long average over the first steps would remember the initial weights.
         decay = min(self.config.average_decay, (1 + self.step) / (10 + self.step))
+        parameters = dict(self.pfn.network.named_parameters())
         with torch.no_grad():
-            for name, parameter in self.pfn.network.named_parameters():
-                self.average[name].lerp_(parameter, 1 - decay)
+            torch._foreach_lerp_(
+                [self.average[name] for name in parameters], list(parameters.values()), 1 - decay
+            )
 
     def evaluate(self) -> dict[str, float]:
         """Loss of the average on the held-out tasks; remembers the best one."""
@@ -468,13 +497,15 @@ class _State:
             self.average[name].copy_(parameter.detach())
         self.optimisers[0].train()  # type: ignore[attr-defined]
 
-    def _held_out(self, reference: Reference | None) -> list[tuple[Task, float]]:
-        """Tasks with the loss of the reference in the network's units."""
-        count = -(-self.config.held_out_tasks // self.config.batch)
-        generator = torch.Generator(self.device).manual_seed(self.config.seed + 2**31)
+    def _held_out(
+        self, task_prior: TaskPrior, reference: Reference | None
+    ) -> list[tuple[Task, float]]:
+        """Tasks with the loss of the reference in the network's units; the same on any device."""
+        generator = torch.Generator().manual_seed(self.config.seed + 2**31)
+        tasks = _fixed_tasks(task_prior, self.config, generator, self.config.held_out_tasks)
         found = []
-        for _ in range(count):
-            task = _sample(self.task_prior, self.config, generator, self.device)
+        for task in tasks:
+            task = task.to(self.device)
             exact = math.nan
             if reference is not None:
                 n = task.num_context
@@ -484,8 +515,22 @@ class _State:
             found.append((task, exact))
         return found
 
-    def result(self) -> PFN:
-        pfn = self.pfn
+    def keep(
+        self,
+        checkpoint: str | os.PathLike[str] | None,
+        snapshot: str | os.PathLike[str] | None,
+    ) -> None:
+        """Write the state of the training, and the network as it would be returned now."""
+        if checkpoint is not None:
+            self.save(Path(checkpoint))
+        if snapshot is not None:
+            network = self.result(copy.deepcopy(self.pfn))
+            if self.fabric.is_global_zero:
+                network.save(snapshot)
+
+    def result(self, pfn: PFN | None = None) -> PFN:
+        """The trained network in `pfn`, a copy of this training's or, at its end, that itself."""
+        pfn = self.pfn if pfn is None else pfn
         self._take_schedule_free_average()
         chosen = self.best if math.isfinite(self.best_loss) else self.average
         pfn.network.load_state_dict(chosen, strict=False)
@@ -519,7 +564,9 @@ class _State:
         for i, optimiser in enumerate(self.optimisers):
             for index, values in optimiser.state_dict()["state"].items():
                 for key, value in values.items():
-                    tensors[f"optimiser.{i}.{index}.{key}"] = torch.as_tensor(value)
+                    if not isinstance(value, Tensor):
+                        value = torch.tensor(value, device="cpu")
+                    tensors[f"optimiser.{i}.{index}.{key}"] = value
         description: dict[str, Any] = {"config": self.config.to_json(), **self._of_the_run()}
         description["network"] = {name: getattr(self.pfn, name) for name in _UNITS}
         description["tail_scale"] = None if self.pfn.bars is None else self.pfn.bars.tail_scale
@@ -588,34 +635,6 @@ class _State:
             "device": self.device.type,
         }
 
-    def _start_from(self, initial: PFN) -> None:
-        if replace(initial.architecture, bars=self.pfn.architecture.bars) != self.pfn.architecture:
-            raise ValueError(
-                f"initial has the architecture {initial.architecture}, the configuration "
-                f"{self.pfn.architecture}; they must agree but for the number of bars."
-            )
-        values, bars = initial.state_dict(), initial.bars
-        if (
-            bars is not None
-            and self.pfn.bars is not None
-            and len(bars.borders) != len(self.pfn.bars.borders)
-        ):
-            values |= _heads_for(self.pfn.bars, bars.to(self.device), values)
-            bars = self.pfn.bars
-        # The bars belong to the weights of the heads.
-        self.pfn = PFN(
-            self.pfn.architecture,
-            None if bars is None else bars.borders,
-            tail_scale=1.0 if bars is None else bars.tail_scale,
-            tail_index=5.0 if bars is None else bars.tail_index,
-            inputs=self.config.inputs,
-            targets=self.config.targets,
-            prior_location=initial.prior_location,
-            prior_scale=initial.prior_scale,
-            metadata={**self.pfn.metadata, "training": initial.metadata.get("training")},
-        ).to(self.device)
-        self.pfn.load_state_dict(values)
-
 
 def _heads_for(
     new: BarDistribution, old: BarDistribution, values: Mapping[str, Tensor]
@@ -664,7 +683,7 @@ def _optimisers(
     rate, decay = config.learning_rate, config.weight_decay
     match config.optimizer:
         case "muon":
-            muon = torch.optim.Muon(matrices, lr=config.matrix_learning_rate, weight_decay=decay)
+            muon = Muon(matrices, lr=config.matrix_learning_rate, weight_decay=decay)
             rest = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
             return [muon, rest], (config.matrix_learning_rate, rate)
         case "adamw":
@@ -710,46 +729,75 @@ def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
     return values.mean() if weight is None else (values * weight).sum() / weight.sum().clamp_min(1)
 
 
-def _initial_network(
-    task_prior: TaskPrior,
-    config: TrainingConfig,
-    generator: torch.Generator,
-    device: torch.device,
-) -> PFN:
-    """An untrained network whose units and bars fit the prior's targets."""
-    tasks = [
-        _sample(task_prior, config, generator, device)
-        for _ in range(-(-config.border_tasks // config.batch))
-    ]
+def _fixed_tasks(
+    task_prior: TaskPrior, config: TrainingConfig, generator: torch.Generator, count: int
+) -> list[Task]:
+    """At least `count` tasks on the CPU, in batches that do not depend on that of the training."""
+    config = replace(config, batch=config.held_out_batch or config.batch)
+    batches = -(-count // config.batch)
+    return [_sample(task_prior, config, generator, generator.device) for _ in range(batches)]
+
+
+def _initial_network(task_prior: TaskPrior, config: TrainingConfig, initial: PFN | None) -> PFN:
+    """A network whose units and bars fit the prior's targets, with the weights of `initial`."""
+    generator = torch.Generator().manual_seed(config.seed)
+    initial = None if initial is None else copy.deepcopy(initial).cpu()
+    as_before = initial is not None and config.architecture == initial.architecture
+    # Of a network that keeps its bars only what the tasks cover is asked.
+    count = min(config.border_tasks, _COVER) if as_before else config.border_tasks
+    tasks = _fixed_tasks(task_prior, config, generator, count)
+    _check_tasks(tasks, config.architecture)
+    covered = _covered_by(tasks, task_prior, config, initial)
+    if initial is not None and as_before:
+        return _with(initial, config, initial.bars, initial.state_dict(), covered)
+    made = _fitting_network(tasks, config, covered)
+    return made if initial is None else _started_from(initial, made, config)
+
+
+def _check_tasks(tasks: list[Task], architecture: ArchitectureConfig) -> None:
+    """Refuse an architecture that the tasks do not fit."""
     features = max(task.X.shape[-1] for task in tasks)
-    if features > config.architecture.max_features:
+    if features > architecture.max_features:
         raise ValueError(
             f"The prior draws tasks with {features} features, the network has slots for "
-            f"{config.architecture.max_features}; raise ArchitectureConfig.max_features."
+            f"{architecture.max_features}; raise ArchitectureConfig.max_features."
         )
     classes = [int(task.num_classes.max()) for task in tasks if task.num_classes is not None]
-    if (len(classes) > 0) != (config.architecture.classes > 0):
+    if (len(classes) > 0) != (architecture.classes > 0):
         raise ValueError(
             "ArchitectureConfig.classes must be positive for a prior of classification tasks, and "
-            f"0 for one of regression; it is {config.architecture.classes}."
+            f"0 for one of regression; it is {architecture.classes}."
         )
-    if classes and max(classes) > config.architecture.classes:
+    if classes and max(classes) > architecture.classes:
         raise ValueError(
             f"The prior draws {max(classes)} classes, the network has "
-            f"{config.architecture.classes}; raise ArchitectureConfig.classes."
+            f"{architecture.classes}; raise ArchitectureConfig.classes."
         )
+
+
+def _covered_by(
+    tasks: list[Task], task_prior: TaskPrior, config: TrainingConfig, initial: PFN | None
+) -> dict[str, Any]:
+    """What the tasks cover, and those of the trainings before."""
+    before = {} if initial is None else initial.metadata
     covered: dict[str, Any] = {
-        "missing": any(bool(task.X.isnan().any()) for task in tasks),
-        "categorical": any(task.categorical is not None for task in tasks),
-        "exchangeable": exchangeable(task_prior),
+        "missing": any(bool(task.X.isnan().any()) for task in tasks)
+        or before.get("missing", False),
+        "categorical": any(task.categorical is not None for task in tasks)
+        or before.get("categorical", False),
+        "exchangeable": exchangeable(task_prior) and before.get("exchangeable", True),
     }
     if config.inputs == "raw":
         seen = torch.cat([task.X[task.X.isfinite()] for task in tasks])
-        covered["input_range"] = [float(seen.min()), float(seen.max())]
-    if classes:
-        return PFN(
-            config.architecture, None, inputs=config.inputs, targets="raw", metadata=covered
-        ).to(device)
+        low, high = before.get("input_range", (math.inf, -math.inf))
+        covered["input_range"] = [min(low, float(seen.min())), max(high, float(seen.max()))]
+    return covered
+
+
+def _fitting_network(tasks: list[Task], config: TrainingConfig, covered: dict[str, Any]) -> PFN:
+    """An untrained network whose units and bars fit the targets of the tasks."""
+    if config.architecture.classes:
+        return PFN(config.architecture, None, inputs=config.inputs, targets="raw", metadata=covered)
     y = torch.cat(
         [t.y[..., 0].flatten() if t.points is None else t.y[t.points][:, 0] for t in tasks]
     )
@@ -782,7 +830,45 @@ def _initial_network(
             narrowest.append(torch.stack([means, sds])[:, :, 0])  # a query of each task will do
     bars = config.architecture.bars or _enough_bars(torch.cat(targets), narrowest)
     borders, tail_scale = place_nodes(torch.cat(targets), bars)
-    return network(borders, tail_scale).to(device)
+    return network(borders, tail_scale)
+
+
+def _started_from(initial: PFN, made: PFN, config: TrainingConfig) -> PFN:
+    """The weights of `initial` in a network like `made`, whose bars may be others in number."""
+    if replace(initial.architecture, bars=made.architecture.bars) != made.architecture:
+        raise ValueError(
+            f"initial has the architecture {initial.architecture}, the configuration "
+            f"{made.architecture}; they must agree but for the number of bars."
+        )
+    values, bars = initial.state_dict(), initial.bars
+    if bars is not None and made.bars is not None and bars.num_logits != made.bars.num_logits:
+        values |= _heads_for(made.bars, bars, values)
+        bars = made.bars
+    return _with(initial, config, bars, values, made.metadata)
+
+
+def _with(
+    initial: PFN,
+    config: TrainingConfig,
+    bars: BarDistribution | None,
+    values: Mapping[str, Tensor],
+    covered: Mapping[str, Any],
+) -> PFN:
+    """A network of these bars and weights, in the units of `initial`."""
+    architecture = initial.architecture
+    pfn = PFN(
+        architecture if bars is None else replace(architecture, bars=bars.num_logits),
+        None if bars is None else bars.borders,
+        tail_scale=1.0 if bars is None else bars.tail_scale,
+        tail_index=5.0 if bars is None else bars.tail_index,
+        inputs=config.inputs,
+        targets=config.targets,
+        prior_location=initial.prior_location,
+        prior_scale=initial.prior_scale,
+        metadata={**covered, "training": initial.metadata.get("training")},
+    )
+    pfn.load_state_dict(values)
+    return pfn
 
 
 def _enough_bars(targets: Tensor, narrowest: list[Tensor]) -> int:

@@ -2,11 +2,16 @@
 
 The vectorised task priors take all their randomness from a `Draws`, so that a draw is reproducible
 from a generator on any device and leaves the global random state alone.
+
+Single numbers, such as the sizes of a batch, are needed by Python at once. Reading one from a GPU
+would make it wait until all work there is done, so those of a CUDA generator are computed on the
+host, from its seed and its offset, which moves on as if they had been drawn on the device.
 """
 
 from __future__ import annotations
 
 import math
+import random
 
 import torch
 from torch import Tensor
@@ -86,13 +91,31 @@ class Draws:
 
     def number(self) -> float:
         """One uniform number on [0, 1)."""
-        return float(self.uniform())
+        host = _on_host(self.generator)
+        return float(self.uniform()) if host is None else host.random()
 
     def integer(self, low: int, high: int) -> int:
         """One integer, uniform on low .. high."""
-        return low + int(self.integers(high - low + 1))
+        host = _on_host(self.generator)
+        return low + int(self.integers(high - low + 1)) if host is None else host.randint(low, high)
+
+    def seed(self) -> int:
+        """A seed for another generator."""
+        return self.integer(0, 2**62 - 1)
 
     def log_integer(self, low: int, high: int) -> int:
         """One integer on low .. high, log-uniform after adding 1 - low."""
         span = math.exp(self.number() * math.log(high - low + 2))
         return low + min(high - low, int(span) - 1)
+
+
+_OFFSET = 4  # CUDA generators move on in multiples of it
+
+
+def _on_host(generator: torch.Generator | None) -> random.Random | None:
+    """Random numbers of the present state of a CUDA generator, which moves on; None for others."""
+    if generator is None or generator.device.type != "cuda":
+        return None
+    offset = generator.get_offset()
+    generator.set_offset(offset + _OFFSET)
+    return random.Random((generator.initial_seed() << 64) + offset)

@@ -132,7 +132,7 @@ def draw(
     """
     if generator is None:
         return distribution.sample(shape)
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    seed = Draws(generator).seed()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)

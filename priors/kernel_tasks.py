@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from priors.annealing import AnnealedSampler, gaussian_average
-from priors.checks import check_probabilities
+from priors.checks import check_at_least, check_probabilities
 from priors.draws import Draws
+from priors.grouping import groups, members
 from priors.latent_tasks import LatentTaskPrior, gaussian_oracle, relevance, scaled_variance
 from priors.network_tasks import draw_networks, network_covariance
 from priors.posterior import GaussianPosterior, PredictivePosterior
@@ -19,7 +20,7 @@ __all__ = ["FORMS", "SMOOTHNESS", "RandomKernelTaskPrior"]
 
 SMOOTHNESS = ("matern12", "matern32", "matern52", "rbf", "rq")
 FORMS = ("radial", "additive", "linear", "network")
-JITTER = 1e-7
+JITTER = {torch.float64: 1e-7, torch.float32: 1e-6}  # parts of the variance
 MAX_ADDITIVE = 6
 CACHED = 2**18  # elements of one matrix
 
@@ -42,7 +43,7 @@ class RandomKernelTaskPrior(LatentTaskPrior):
     `scale_concentration` a, f and noise are multiplied by a random scale whose square is inverse
     gamma with mean 1: Student-t processes of 2a degrees of freedom.
 
-    A draw costs a Cholesky decomposition of N rows in float64 for each task.
+    A draw costs a Cholesky decomposition of N rows for each task, or for each `functions` tasks.
 
     Attributes:
         size: How large tasks are.
@@ -52,12 +53,19 @@ class RandomKernelTaskPrior(LatentTaskPrior):
         periodic: Probability that a radial or additive component has periodic features.
         max_components: Most components of a kernel, 1 to 3.
         scale_concentration: Of the inverse gamma, a multiple of 1/2 above 1; None for no scale.
+        functions: Tasks of one call that share inputs and kernel, and so a decomposition. Each
+            has the law that it would have alone.
+        precision: Of the draws, "double" or "single". Single needs more jitter, a part 1e-6 of
+            the variance in most tasks and up to 1e-4 in smooth ones, and is for training on a GPU:
+            it is less than the least variance of `RandomNoise`.
     """
 
     form_weights: tuple[float, ...] = (5.0, 1.5, 1.5, 2.0)
     periodic: float = 0.15
     max_components: int = 3
     scale_concentration: float | None = None
+    functions: int = 1
+    precision: str = "double"
 
     def __post_init__(self) -> None:
         if len(self.form_weights) != len(FORMS) or min(self.form_weights) < 0:
@@ -67,6 +75,9 @@ class RandomKernelTaskPrior(LatentTaskPrior):
         if sum(self.form_weights) <= 0:
             raise ValueError("form_weights must have a positive weight.")
         check_probabilities(self, "periodic")
+        check_at_least(self, functions=1)
+        if self.precision not in ("double", "single"):
+            raise ValueError(f"precision must be 'double' or 'single', got {self.precision!r}.")
         if not 1 <= self.max_components <= 3:
             raise ValueError(f"max_components must be 1, 2 or 3, got {self.max_components}.")
         a = self.scale_concentration
@@ -86,15 +97,21 @@ class RandomKernelTaskPrior(LatentTaskPrior):
         self, draws: Draws, batch: int, points: int, features: int, outputs: int
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Inputs, functions and the kernels' hyperparameters."""
-        X = self.inputs.draw(draws, batch, points, features)
-        latents = self._draw_kernels(draws, batch, features)
-        noise = draws.normal(batch, points, outputs)
+        kernels = -(-batch // self.functions)
+        X = self.inputs.draw(draws, kernels, points, features)
+        latents = self._draw_kernels(draws, kernels, features)
+        noise = draws.normal(kernels, points, self.functions * outputs)
         F = torch.empty_like(noise)
         pairs = _Pairs(points, X.device)
         for part in _parts(X):
             lower = _lower_covariance(X[part], _of(latents, part), pairs)
             F[part] = _root(lower) @ noise[part]
-        return X, F, latents
+        if self.functions == 1:
+            return X, F, latents
+        # [kernels, points, functions * outputs] -> [kernels * functions, points, outputs]
+        F = F.unflatten(-1, (self.functions, outputs)).movedim(2, 1).flatten(0, 1)[:batch]
+        which = torch.arange(batch, device=X.device) // self.functions
+        return X[which], F, _of(latents, which)
 
     def oracle(self, task: Task) -> GaussianPosterior:
         """Posterior of y at the queries of `task` given its context *and its hyperparameters*.
@@ -178,13 +195,13 @@ class RandomKernelTaskPrior(LatentTaskPrior):
         return latents
 
     def _working_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return torch.float64  # the covariance of a smooth function is singular in float32
+        return torch.float64 if self.precision == "double" else torch.float32
 
 
 def _parts(X: Tensor) -> list[slice]:
     """Tasks to be computed together: on a CPU few, whose matrices stay in the cache."""
     B, N, _ = X.shape
-    step = B if X.is_cuda else max(1, CACHED // N**2)
+    step = max(1, CACHED // N**2) if X.device.type == "cpu" else B
     return [slice(start, start + step) for start in range(0, B, step)]
 
 
@@ -193,15 +210,24 @@ def _of(latents: dict[str, Tensor], tasks: slice | Tensor) -> dict[str, Tensor]:
 
 
 def _root(lower: Tensor) -> Tensor:
-    """Cholesky root of the covariance with as much jitter as it needs, added in place."""
+    """Cholesky root of the covariance `[A, N, N]`, with as much jitter as each of them needs.
+
+    The jitter is added in place.
+    """
     diagonal = lower.diagonal(dim1=-2, dim2=-1)
-    size = diagonal.mean(-1, keepdim=True)
-    for power in range(6):
-        diagonal += JITTER * 10**power * size
-        root, info = torch.linalg.cholesky_ex(lower)
+    jitter = JITTER[lower.dtype] * diagonal.mean(-1, keepdim=True)
+    diagonal += jitter
+    root, info = torch.linalg.cholesky_ex(lower)
+    for power in range(1, 6):
         if not bool(info.any()):
             return root
-    raise RuntimeError("A random covariance is not positive definite; this is a bug.")
+        failed = info.nonzero()[:, 0]
+        again = lower[failed]
+        again.diagonal(dim1=-2, dim2=-1).add_(10**power * jitter[failed])
+        root[failed], info[failed] = torch.linalg.cholesky_ex(again)
+    if bool(info.any()):
+        raise RuntimeError("A random covariance is not positive definite; this is a bug.")
+    return root
 
 
 class _Pairs:
@@ -223,11 +249,12 @@ class _Pairs:
 
     def distances(self, points: Tensor) -> Tensor:
         """Squared distances of the rows of `[A, N, k]`, `[A, P]`."""
+        dtype, points = points.dtype, points.double()  # small ones are differences of large numbers
         squares = points.square().sum(-1)
         full = torch.baddbmm(squares[:, None, :], points, points.mT, alpha=-2.0)
         full += squares[:, :, None]
         full.diagonal(dim1=-2, dim2=-1).zero_()
-        return self.of(full).clamp_(min=0)
+        return self.of(full).clamp_(min=0).to(dtype)
 
 
 def _lower_covariance(X: Tensor, latents: dict[str, Tensor], pairs: _Pairs) -> Tensor:
@@ -237,8 +264,7 @@ def _lower_covariance(X: Tensor, latents: dict[str, Tensor], pairs: _Pairs) -> T
     for index in range(latents["share"].shape[1]):
         own = {name: v[:, index] if v.dim() > 1 else v for name, v in latents.items()}
         kind = torch.where(own["share"] > 0, own["form"], -1)
-        for number, form in enumerate(FORMS):
-            which = (kind == number).nonzero()[:, 0]
+        for form, which in zip(FORMS, groups(kind, len(FORMS)), strict=True):
             if not len(which):
                 continue
             chosen = _of(own, which)
@@ -246,8 +272,7 @@ def _lower_covariance(X: Tensor, latents: dict[str, Tensor], pairs: _Pairs) -> T
             new *= torch.where(chosen["product"], 1.0, chosen["share"])[:, None]
             if index > 0:
                 old = out if len(which) == B else out[which]
-                for multiply in (False, True):
-                    alike = (chosen["product"] == multiply).nonzero()[:, 0]
+                for multiply, alike in enumerate(groups(chosen["product"], 2)):
                     if len(alike) == len(which):
                         new = new.mul_(old) if multiply else new.add_(old)
                     elif len(alike):
@@ -270,8 +295,7 @@ def _component(form: str, X: Tensor, latents: dict[str, Tensor], pairs: _Pairs) 
     if form == "additive":
         points = _embedded(X, latents)
         total = X.new_zeros(len(X), len(pairs.index))
-        for j in range(X.shape[-1]):
-            used = (weights[:, j] > 0).nonzero()[:, 0]
+        for j, used in enumerate(members(weights.mT > 0)):
             if len(used):
                 own = {name: latents[name][used] for name in ("smoothness", "exponent")}
                 part = _radial(pairs.distances(points[used, :, j]), own)
@@ -305,9 +329,8 @@ def _radial(r2: Tensor, latents: dict[str, Tensor]) -> Tensor:
 
     In place where it can be: memory is most of the cost.
     """
-    smoothness = latents["smoothness"]
-    for index, name in enumerate(SMOOTHNESS):
-        which = (smoothness == index).nonzero()[:, 0]
+    alike = groups(latents["smoothness"], len(SMOOTHNESS))
+    for name, which in zip(SMOOTHNESS, alike, strict=True):
         if len(which) == len(r2):
             return _radial_of(name, r2, latents["exponent"])
         if len(which):

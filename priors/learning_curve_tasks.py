@@ -60,7 +60,7 @@ _QUANTITIES = (
 
 def log_time(step: Tensor | float, num_steps: Tensor | float) -> Tensor:
     """The time feature of a training step, 1 .. num_steps; in (0, 1], and 1 at the end."""
-    step, num_steps = torch.as_tensor(step), torch.as_tensor(num_steps)
+    step, num_steps = (v if isinstance(v, Tensor) else torch.tensor(v) for v in (step, num_steps))
     return torch.log1p(step) / torch.log1p(num_steps)
 
 
@@ -144,7 +144,7 @@ class LearningCurveTaskPrior:
     ) -> Task:
         """Draw `batch` tasks."""
         draws = Draws(generator, device, torch.float64)
-        p, C, n = self._draw_sizes([float(u) for u in draws.uniform(4)])
+        p, C, n = self._draw_sizes([draws.number() for _ in range(4)])
         h = draws.uniform(batch, C, p)
         latents = self._draw_curves(h, draws)
         curve, step, steps = _draw_rows(draws, batch, C, n, self.num_queries)
@@ -226,7 +226,8 @@ class LearningCurveTaskPrior:
         shortfall = _cdf(-named["high"]) ** torch.exp(0.7 * normal(batch, 1))
         high = low[:, None] + (1 - low[:, None]) * top * (1 - uniform(batch, 1) ** 0.3 * shortfall)
         mixed = torch.softmax(1.5 * normal(batch, k), -1)
-        single = torch.nn.functional.one_hot((uniform(batch) * k).long(), k).to(mixed)
+        families = torch.arange(k, device=h.device)
+        single = ((uniform(batch, 1) * k).long() == families).to(mixed)
         plateau = (uniform(batch, 1) < 0.35) & (uniform(batch, k) < 0.6)
         falls_to_start = uniform(batch) < 0.5
         drops = uniform(batch) < 0.2
@@ -273,7 +274,7 @@ def _metric(
     trend = latents["noise_trend"][:, None] * (0.5 - log_time(step, steps[:, None]))
     scale = (latents["noise"].gather(1, curve) + trend).exp().clamp(max=0.25)
     precision = 1 / (4 * scale**2) - 1
-    return f, Beta(f * precision, (1 - f) * precision)
+    return f, Beta(f * precision, (1 - f) * precision, validate_args=False)
 
 
 def _related(h: Tensor, num: int, draws: Draws) -> Tensor:
@@ -387,7 +388,7 @@ def _growth(u: Tensor, shape: Tensor) -> Tensor:
 
 
 def _is_slow(like: Tensor) -> Tensor:
-    return torch.tensor([float(name == "ilog2") for name in FAMILIES]).to(like)
+    return like.new_tensor([name == "ilog2" for name in FAMILIES])
 
 
 def _cdf(z: Tensor) -> Tensor:

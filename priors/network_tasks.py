@@ -22,6 +22,7 @@ from torch import Tensor
 
 from priors.activations import GELU, ABReLU, Activation, Erf, Sine
 from priors.draws import Draws
+from priors.grouping import groups, members
 from priors.latent_tasks import LatentTaskPrior, relevance
 
 __all__ = ["ACTIVATIONS", "NetworkTaskPrior", "draw_networks", "network_covariance"]
@@ -63,22 +64,25 @@ def network_covariance(
     """
     w, b = latents["weight_var"][:, None], latents["bias_var"][:, None]
     out = w * products + b
+    kind = MAX_DEPTH * latents["activation"] + latents["depth"] - 1
+    alike = groups(kind, MAX_DEPTH * len(ACTIVATIONS))
     for index, phi in enumerate(ACTIVATIONS):
-        which = (latents["activation"] == index).nonzero()[:, 0]
+        by_depth = alike[MAX_DEPTH * index : MAX_DEPTH * (index + 1)]
+        which = torch.cat(by_depth)
         if not len(which):
             continue
-        K, q, depth = out[which], (w * squares + b)[which], latents["depth"][which]
-        for layer in range(1, MAX_DEPTH + 1):
+        K, q = out[which], (w * squares + b)[which]
+        for ending in by_depth:
             w1, b1 = w[which], b[which]
             scale = phi.second_moment(w1 + b1)
             K = phi.dual(phi, q[:, pairs[0]], q[:, pairs[1]], K) / scale
-            last = depth == layer
-            out[which[last]] = K[last]
-            which, depth = which[~last], depth[~last]
+            done = len(ending)  # those of this depth come first
+            out[ending] = K[:done]
+            which = which[done:]
             if not len(which):
                 break
-            K = w1[~last] * K[~last] + b1[~last]
-            q = (w1 * phi.second_moment(q) / scale + b1)[~last]
+            K = w1[done:] * K[done:] + b1[done:]
+            q = (w1 * phi.second_moment(q) / scale + b1)[done:]
     return out
 
 
@@ -123,15 +127,16 @@ class NetworkTaskPrior(LatentTaskPrior):
         latents = draw_networks(draws, batch)
         weights = relevance(draws, batch, features)
         latents["relevance"] = weights / weights.sum(-1, keepdim=True)
-        width = int(draws.log_uniform(self.min_width, self.max_width + 1))
-        width = min(width, self.max_width)
+        span = (self.max_width + 1) / self.min_width
+        width = min(int(self.min_width * span ** draws.number()), self.max_width)
         w = latents["weight_var"][:, None, None]
         b = latents["bias_var"][:, None, None]
         h = X * latents["relevance"][:, None].sqrt()
         fan_in = 1
         F = X.new_zeros(batch, points, outputs)
-        for layer in range(1, MAX_DEPTH + 1):
-            which = (latents["depth"] >= layer).nonzero()[:, 0]
+        depth, layers = latents["depth"], torch.arange(1, MAX_DEPTH + 1, device=X.device)[:, None]
+        reached, ending = members(depth >= layers), members(depth == layers)
+        for which, last in zip(reached, ending, strict=True):
             if not len(which):
                 break
             matrix = draws.normal(batch, h.shape[-1], width)
@@ -141,14 +146,13 @@ class NetworkTaskPrior(LatentTaskPrior):
                 b[which].sqrt() * bias[which], h[which], (w[which] / fan_in).sqrt() * matrix[which]
             )
             new = torch.empty_like(z)
-            for index, phi in enumerate(ACTIVATIONS):
-                chosen = (latents["activation"][which] == index).nonzero()[:, 0]
+            alike = groups(latents["activation"][which], len(ACTIVATIONS))
+            for phi, chosen in zip(ACTIVATIONS, alike, strict=True):
                 if len(chosen):
                     q = (w + b)[which[chosen]]
                     new[chosen] = phi(z[chosen]) / phi.second_moment(q).sqrt()
-            last = latents["depth"][which] == layer
-            F[which[last]] = new[last] @ readout[which[last]]
             h = X.new_zeros(batch, points, width)
             h[which] = new
+            F[last] = h[last] @ readout[last]
             fan_in = width
         return X, F, latents

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from priors.checks import check_probabilities
 from priors.draws import Draws
+from priors.grouping import members
 
 __all__ = ["INPUT_KINDS", "RandomInputs", "RandomNoise"]
 
@@ -44,8 +45,9 @@ class RandomInputs:
         kind = torch.where(draws.bernoulli(self.mixed, batch, 1, 1), single, shared)
         kind = kind.expand(batch, 1, features)
         X = draws.uniform(0).new_empty(batch, points, features)
-        for index, name in enumerate(self.kinds):
-            which = (kind == index).any(-1)[:, 0].nonzero()[:, 0]
+        kinds = torch.arange(len(self.kinds), device=X.device)
+        having = members((kind[:, 0] == kinds[:, None, None]).any(-1))
+        for index, (name, which) in enumerate(zip(self.kinds, having, strict=True)):
             if len(which):
                 drawn = _input(name, draws, len(which), points, features)
                 X[which] = torch.where(kind[which] == index, drawn, X[which])

@@ -34,6 +34,7 @@ from torch.quasirandom import SobolEngine
 from priors.annealing import AnnealedSampler, gaussian_average
 from priors.checks import check_at_least, check_probabilities
 from priors.draws import Draws
+from priors.grouping import groups
 from priors.latent_tasks import gaussian_oracle
 from priors.posterior import GaussianPosterior, PredictivePosterior
 from priors.tasks import Task
@@ -108,7 +109,7 @@ class OptimizationTaskPrior:
     ) -> Task:
         """Draw `batch` tasks."""
         draws = Draws(generator, device, torch.float64)
-        u = [float(value) for value in draws.uniform(5)]
+        u = [draws.number() for _ in range(5)]
         d = self.num_features or 1 + int(u[0] * self.max_features)
         n = self.num_context
         if n is None:
@@ -195,10 +196,8 @@ class OptimizationTaskPrior:
             u1 / lengthscale, u2 / lengthscale, compute_mode="donot_use_mm_for_euclid_dist"
         )
         out = torch.empty_like(r)
-        for index in range(len(KERNELS)):
-            chosen = latents["kernel"] == index
-            if bool(chosen.any()):
-                out[chosen] = _stationary(KERNELS[index], r[chosen])
+        for name, chosen in zip(KERNELS, groups(latents["kernel"], len(KERNELS)), strict=True):
+            out[chosen] = _stationary(name, r[chosen])
         share = latents["trend_share"][:, None, None]
         var = torch.cat([latents["linear_var"], latents["quadratic_var"]], -1)[:, None]
         return torch.baddbmm((1 - share) * out, share * var * _trend(u1), _trend(u2).mT)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from priors.checks import check_probabilities
 from priors.draws import Draws
+from priors.grouping import groups
 from priors.latent_tasks import LatentTaskPrior, gaussian_oracle, relevance
 from priors.observation import RandomNoise
 from priors.posterior import GaussianPosterior
@@ -101,8 +102,8 @@ class CausalTaskPrior(LatentTaskPrior):
             z = torch.baddbmm(0.5 * draws.normal(batch, 1, width), parents, weights)
             mechanism = torch.where(varied, draws.integers(len(MECHANISMS), batch), shared)
             h = torch.empty_like(z)
-            for index, phi in enumerate(MECHANISMS):
-                which = (mechanism == index).nonzero()[:, 0]
+            alike = groups(mechanism, len(MECHANISMS))
+            for phi, which in zip(MECHANISMS, alike, strict=True):
                 if len(which):
                     h[which] = phi(z[which])
             own = noise_std * torch.exp(draws.normal(batch, 1, width))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -62,6 +62,16 @@ class Task:
         """Noise variance of every row, `[B, N]`."""
         noise = self.noise_var if self.noise_var.dim() == 2 else self.noise_var[:, None]
         return noise.expand(self.X.shape[:2])
+
+    def to(self, device: torch.device | str) -> Task:
+        """The same tasks on a device."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: moved(part) for name, part in value.items()}
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        return replace(self, **{name: moved(value) for name, value in vars(self).items()})
 
 
 @runtime_checkable

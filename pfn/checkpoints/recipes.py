@@ -4,6 +4,8 @@
 
 A recipe has the prior, the configuration and the settings of the certificate. All priors are mixed
 and random in size: the number of features, of context rows, the noise and the kind of function.
+For training on a GPU, Gaussian processes are drawn in single precision, several to a kernel; what
+certificates are drawn from stays as it is.
 """
 
 from __future__ import annotations
@@ -82,14 +84,14 @@ class Recipe:
         )
 
 
-def _regression() -> Recipe:
+def _regression(gpu: bool = False) -> Recipe:
     plain, noise = RandomNoise(), RandomNoise(heteroscedastic=0.2, outliers=0.1)
 
-    def priors(size: TaskSize) -> TaskPrior:
+    def priors(size: TaskSize, **fast: Any) -> TaskPrior:
         return _mixture(
             [
-                (0.3, RandomKernelTaskPrior(size=size, noise=plain)),
-                (0.1, Tabular(RandomKernelTaskPrior(size=size, noise=noise))),
+                (0.3, RandomKernelTaskPrior(size=size, noise=plain, **fast)),
+                (0.1, Tabular(RandomKernelTaskPrior(size=size, noise=noise, **fast))),
                 (0.1, Tabular(NetworkTaskPrior(size=size, noise=noise))),
                 (0.2, Tabular(CausalTaskPrior(size=size))),
                 (0.2, Tabular(TreeTaskPrior(size=size, noise=noise))),
@@ -100,7 +102,7 @@ def _regression() -> Recipe:
     longest = TaskSize(num_context=512, num_queries=16)
     certified = RandomKernelTaskPrior(size=longest, noise=plain)
     return Recipe(
-        prior=priors(TaskSize()),
+        prior=priors(TaskSize(), **_fast(gpu)),
         config=TrainingConfig(
             architecture=_slots(max_features=20, bars=320),
             inputs="standardised",
@@ -119,22 +121,23 @@ def _regression() -> Recipe:
     )
 
 
-def _classification() -> Recipe:
-    size, noise = TaskSize(), RandomNoise()
+def _classification(gpu: bool = False) -> Recipe:
+    noise = RandomNoise()
 
-    def priors(size: TaskSize) -> TaskPrior:
+    def priors(size: TaskSize, **fast: Any) -> TaskPrior:
+        parts = [
+            (0.25, RandomKernelTaskPrior(size, noise=noise, **fast)),
+            (0.25, NetworkTaskPrior(size, noise=noise)),
+            (0.2, CausalTaskPrior(size)),
+            (0.2, TreeTaskPrior(size, noise=noise)),
+            (0.1, LinearTaskPrior(size, noise=noise)),
+        ]
         return _mixture(
-            [
-                (0.25, Tabular(ClassificationTaskPrior(RandomKernelTaskPrior(size, noise=noise)))),
-                (0.25, Tabular(ClassificationTaskPrior(NetworkTaskPrior(size, noise=noise)))),
-                (0.2, Tabular(ClassificationTaskPrior(CausalTaskPrior(size)))),
-                (0.2, Tabular(ClassificationTaskPrior(TreeTaskPrior(size, noise=noise)))),
-                (0.1, Tabular(ClassificationTaskPrior(LinearTaskPrior(size, noise=noise)))),
-            ]
+            [(weight, Tabular(ClassificationTaskPrior(prior))) for weight, prior in parts]
         )
 
     return Recipe(
-        prior=priors(size),
+        prior=priors(TaskSize(), **_fast(gpu)),
         config=TrainingConfig(
             architecture=_slots(max_features=20, classes=10),
             inputs="standardised",
@@ -150,7 +153,7 @@ def _classification() -> Recipe:
     )
 
 
-def _learning_curve() -> Recipe:
+def _learning_curve(gpu: bool = False) -> Recipe:
     prior = LearningCurveTaskPrior()
     return Recipe(
         prior=prior,
@@ -169,7 +172,7 @@ def _learning_curve() -> Recipe:
     )
 
 
-def _bo() -> Recipe:
+def _bo(gpu: bool = False) -> Recipe:
     gaussian = OptimizationTaskPrior(output_warping=0.0)
     return Recipe(
         prior=OptimizationTaskPrior(),
@@ -197,12 +200,22 @@ def _mixture(priors: list[tuple[float, TaskPrior]]) -> TaskPrior:
     return MixtureTaskPrior(parts, weights)
 
 
+def _fast(gpu: bool) -> dict[str, Any]:
+    """How `RandomKernelTaskPrior` draws where a decomposition costs more than the network's step.
+
+    Not so the runs of `bo`: every round depends on the one before, and noise of 1e-6 needs double
+    precision.
+    """
+    return {"functions": 4, "precision": "single"} if gpu else {}
+
+
 # Networks of cells learn more slowly: see "How a row is read" in the README.
 def _slots(**changes: Any) -> ArchitectureConfig:
     return ArchitectureConfig(embedding=96, layers=6, heads=4, hidden=192, **changes)
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
+# From whether the training is on a GPU to the recipe.
+RECIPES: dict[str, Callable[..., Recipe]] = {
     "regression": _regression,
     "classification": _classification,
     "learning-curve": _learning_curve,

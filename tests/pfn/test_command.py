@@ -65,6 +65,34 @@ def test_a_prior_of_ones_own(folder, capsys):
     assert "FunctionTaskPrior" in capsys.readouterr().out
 
 
+def test_minutes_without_a_certificate_and_resumed_with_the_probed_batch(
+    folder, monkeypatch, capsys
+):
+    """A probe is taken once: a resumed training goes on with what it chose."""
+    calls = []
+
+    def probe(prior, config, **options):
+        calls.append(options["device"].type)
+        chosen = pfn.Rate(12, "32-true", False, 100.0, 0.1, None)
+        return pfn.Probe((chosen,), chosen, dataclasses.replace(config, batch=12, held_out_batch=4))
+
+    monkeypatch.setattr("pfn.__main__.probe", probe)
+    words = ["--config", "tiny.json", "--out", "net.safetensors", "--minutes", 1, "--probe"]
+    words += ["--no-certificate", "--save-every", 0.001]
+    assert run("train", "ownprior:prior", *words) == 0
+    made = pfn.load("net.safetensors")
+    assert made.certificate is None
+    assert made.metadata["command"] == (
+        "python -m pfn train ownprior:prior --minutes 1 --config tiny.json"
+    )
+    assert made.metadata["training"]["tasks"] == 60
+    assert "tasks/s" in capsys.readouterr().err
+    assert run("train", "ownprior:prior", *words, "--resume") == 0
+    assert calls == ["cpu"]
+    assert run("train", "ownprior:prior", "--hours", 1, "--device", "cuda") == 1
+    assert "no CUDA device" in capsys.readouterr().err
+
+
 def test_the_first_process_certifies_and_writes(folder, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     words = ["--config", "tiny.json", "--out", "net.safetensors"]

@@ -16,7 +16,7 @@ from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import RBFKernel
 from linear_operator.operators import DiagLinearOperator
 
-from pfn import ArchitectureConfig, Certificate, TrainingConfig, certify, train
+from pfn import ArchitectureConfig, Certificate, TrainingConfig, certify, load, train
 from pfn.checkpoints.recipes import RECIPES
 from pfn.distribution import binning_error
 from priors import GaussianPosterior, GaussianProcessPrior, MixtureTaskPrior
@@ -627,6 +627,80 @@ class TestOptions:
                 initial=first,
                 progress=False,
             )
+
+    def test_nothing_worse_than_the_start_is_kept(self, tmp_path):
+        """With a rate that ruins it, the network stays what it was, and its loss is known."""
+        first = train(fixed_gp(), config=config(steps=20), device="cpu", progress=False)
+        ruin = config(steps=10, learning_rate=10.0, warmup=1, average_decay=0.1, clip=1e9)
+        log = tmp_path / "log.jsonl"
+        second = train(
+            fixed_gp(), config=ruin, device="cpu", initial=first, log=log, progress=False
+        )
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        found = {line["step"]: line["held_out"] for line in lines if "held_out" in line}
+        assert set(found) == {0, 5, 10}
+        assert found[0] < min(found[5], found[10])
+        assert torch.equal(weights(first), weights(second))
+
+    def test_held_out_tasks_do_not_depend_on_the_batch(self, tmp_path):
+        first = train(fixed_gp(), config=config(steps=5), device="cpu", progress=False)
+        losses = []
+        for batch in (4, 12):
+            log = tmp_path / f"{batch}.jsonl"
+            wider = config(steps=1, batch=batch, held_out_batch=4)
+            train(fixed_gp(), config=wider, device="cpu", initial=first, log=log, progress=False)
+            losses.append(json.loads(log.read_text().splitlines()[0])["held_out"])
+        assert losses[0] == losses[1]
+
+    def test_held_out_tasks_of_another_prior(self):
+        class Counting:
+            calls = 0
+
+            def sample(self, batch, **options):
+                self.calls += 1
+                return fixed_gp().sample(batch, **options)
+
+        own, other = Counting(), Counting()
+        steps = config(steps=3)
+        train(own, config=steps, held_out_prior=other, device="cpu", progress=False)
+        assert other.calls == steps.held_out_tasks // steps.batch
+        assert own.calls == 3 + steps.border_tasks // steps.batch
+
+    def test_snapshots_are_what_a_killed_training_leaves(self, tmp_path):
+        """A training that fails late has left the network of its last snapshot."""
+
+        class Failing:
+            calls = 0
+
+            def sample(self, batch, **options):
+                self.calls += 1
+                if self.calls > 30:
+                    raise KeyboardInterrupt
+                return fixed_gp().sample(batch, **options)
+
+        often = config(steps=100, checkpoint_every=0.0)
+        path = tmp_path / "network.safetensors"
+        with pytest.raises(KeyboardInterrupt):
+            train(
+                Failing(),
+                config=often,
+                device="cpu",
+                snapshot=path,
+                metadata={"command": "mine"},
+                progress=False,
+            )
+        left = load(path)
+        assert left.metadata["command"] == "mine"
+        assert 10 < left.metadata["training"]["steps"] < 30
+        assert left.max_context > 0
+        whole = train(
+            fixed_gp(),
+            config=replace(often, steps=left.metadata["training"]["steps"]),
+            device="cpu",
+            snapshot=tmp_path / "whole.safetensors",
+            progress=False,
+        )
+        assert torch.equal(weights(load(tmp_path / "whole.safetensors")), weights(whole))
 
     def test_starting_from_a_network_with_other_bars(self):
         """It predicts the same densities, where they are smooth at the scale of the bars."""

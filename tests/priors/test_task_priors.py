@@ -279,6 +279,57 @@ def test_roots_of_covariances_that_rounding_made_indefinite():
         _root(torch.tensor([[[1.0, 2.0], [2.0, 1.0]]]))
 
 
+def test_one_covariance_that_needs_jitter_leaves_the_others_alone():
+    good = torch.eye(4, dtype=torch.float64) + 0.5
+    bad = torch.ones(4, 4, dtype=torch.float64) - 1e-5 * torch.eye(4, dtype=torch.float64)
+    root = _root(torch.stack([good, bad]))
+    torch.testing.assert_close(root[0] @ root[0].mT, good, atol=1e-6, rtol=0)
+    torch.testing.assert_close(root[1] @ root[1].mT, bad, atol=1e-3, rtol=0)
+
+
+def test_single_precision_draws_the_same_kernels():
+    X = double(1).normal(60, 40, 3)
+    single = RandomKernelTaskPrior(precision="single")
+    latents = single._draw_kernels(double(), 60, 3)
+    rounded = {k: v.float() if v.is_floating_point() else v for k, v in latents.items()}
+    exact = single.covariance(X, latents)
+    found = single.covariance(X.float(), rounded)
+    assert found.dtype == torch.float32
+    assert ((found - exact).abs().amax((1, 2)) < 3e-6 * exact.abs().amax((1, 2))).all()
+    root = _root(found.tril()).double()
+    assert ((root @ root.mT - exact).abs().amax((1, 2)) < 2e-4 * exact.abs().amax((1, 2))).all()
+
+
+def test_functions_of_one_kernel_are_independent_draws_of_it():
+    """Given inputs and kernel, second moments are the covariance, within and not across tasks."""
+    size = TaskSize(num_features=2, num_context=3, num_queries=1)
+    prior = RandomKernelTaskPrior(size=size, functions=4000)
+    task = prior.sample(4000, generator=seeded(), dtype=torch.float64)
+    assert (task.X == task.X[:1]).all()
+    assert all((value == value[:1]).all() for value in task.latents.values())
+    f = task.f[..., 0]
+    K = prior.covariance(task.X[:1], {k: v[:1] for k, v in task.latents.items()})[0]
+    found = f.mT @ f / 4000
+    spread = (K.diagonal()[:, None] * K.diagonal() + K**2).sqrt() / 4000**0.5
+    assert ((found - K).abs() < 4.5 * spread).all()
+    across = (f[:-1] * f[1:]).mean(0)
+    assert (across.abs() < 4.5 * K.diagonal() / 4000**0.5).all()
+
+
+def test_as_many_tasks_as_asked_for_share_kernels():
+    prior = RandomKernelTaskPrior(size=SMALL, functions=4)
+    task, functions = prior.sample_outputs(10, 3, generator=seeded())
+    assert len(task.X) == len(task.y) == len(functions) == len(task.latents["form"]) == 10
+    assert functions.shape[-1] == 3
+    same = (task.X[:, None] == task.X[None]).flatten(2).all(-1)
+    assert torch.equal(same, torch.arange(10)[:, None] // 4 == torch.arange(10) // 4)
+    assert not torch.equal(functions[0], functions[1])
+    with pytest.raises(ValueError, match="functions must be at least 1"):
+        RandomKernelTaskPrior(functions=0)
+    with pytest.raises(ValueError, match="'double' or 'single'"):
+        RandomKernelTaskPrior(precision="half")
+
+
 def test_periodic_features_repeat():
     prior = RandomKernelTaskPrior(form_weights=(1.0, 1.0, 0.0, 0.0), max_components=1, periodic=1.0)
     latents = prior._draw_kernels(double(), 20, 1)
