@@ -6,6 +6,7 @@ import importlib
 import sys
 
 BENCHMARKS = {
+    "accelerator": "benchmarks.accelerator",
     "features": "benchmarks.priors.features",
     "kernels": "benchmarks.priors.kernels",
     "layers": "benchmarks.priors.layers",

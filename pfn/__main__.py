@@ -54,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
         default=True,
         help="measure the network after the training",
     )
+    command.add_argument(
+        "--state", type=Path, help="folder of state and log; default that of --out"
+    )
     command.add_argument("--save-every", type=float, default=300.0, help="seconds between files")
     command.add_argument("--seed", type=int)
     command = commands.add_parser("certify", help="measure the gap to the posterior")
@@ -126,7 +129,9 @@ def _train(options: argparse.Namespace) -> None:
     recipe = _recipe(options.prior, gpu=gpu)
     out = options.out or Path("runs") / f"{options.prior.replace(':', '_')}.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = _beside(out, ".training")
+    beside = out if options.state is None else options.state / out.name
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = _beside(beside, ".training")
     initial = None if options.initial is None else load(options.initial)
     changes = {} if options.config is None else json.loads(options.config.read_text())
     config = _configuration(options, recipe.config, changes)
@@ -143,7 +148,7 @@ def _train(options: argparse.Namespace) -> None:
         device=device,
         checkpoint=checkpoint,
         resume=options.resume,
-        log=_beside(out, ".jsonl"),
+        log=_beside(beside, ".jsonl"),
         initial=initial,
         held_out_prior=_recipe(options.prior).prior,
         snapshot=out if first else None,

@@ -173,8 +173,8 @@ def train(
         resume: Continue from `checkpoint` if it exists, on a device of the same kind. The continued
             run draws the tasks that an uninterrupted one would have, and without a time limit,
             which makes learning rates depend on the clock, takes the same steps.
-        log: File to which a line of JSON per 100 steps is appended: step, loss, seconds, tasks
-            per second, norm of the gradient; and one per evaluation.
+        log: File to which a line of JSON per 100 steps and at the end is appended: step, loss,
+            tasks, seconds, norm of the gradient, steps left out; and one per evaluation.
         progress: Show a progress bar.
         reference: From a task to the exact posterior of y at its queries; where given, losses
             on held-out tasks are compared with its own.
@@ -223,7 +223,8 @@ def train(
             bar.update()
             now = fabric.broadcast(time.monotonic())
             state.elapsed = now - started
-            if state.step % 100 == 0 or state.step == config.steps:
+            last = state.step == config.steps or state.out_of_time()
+            if state.step % 100 == 0 or last:
                 loss, norm = (sum(values) / len(values) for values in zip(*recent, strict=True))
                 shown["loss"] = f"{loss:.4f}"
                 if config.time_limit is not None:
