@@ -100,7 +100,7 @@ def calibration(posterior: Posterior, Y: Tensor, *, num_levels: int = 19) -> Cal
     _check_targets(predictive, Y)
     with torch.no_grad():
         pit = predictive.cdf(Y).flatten().cpu()
-    nominal = torch.arange(1, num_levels + 1, dtype=pit.dtype) / (num_levels + 1)
+    nominal = torch.arange(1, num_levels + 1, dtype=pit.dtype, device=pit.device) / (num_levels + 1)
     # Inside the central interval of probability p is |pit - 1/2| <= p/2.
     inside = (2 * (pit - 0.5).abs()).unsqueeze(-1) <= nominal
     return Calibration(pit, nominal, inside.to(pit.dtype).mean(0))
@@ -215,7 +215,7 @@ def compare(
                 bar.update()
     return Comparison(
         {
-            name: {m: torch.tensor(v, dtype=torch.float64) for m, v in values.items()}
+            name: {m: torch.tensor(v, dtype=torch.float64, device="cpu") for m, v in values.items()}
             for name, values in found.items()
         },
         level,
@@ -255,7 +255,8 @@ def plot_posterior(
             raise ValueError("plot_posterior needs X: this model does not show its training rows.")
         low, high = data[0].min(), data[0].max()
         margin = (high - low) / 10
-        X = torch.linspace(0, 1, 200).to(low) * (high - low + 2 * margin) + low - margin
+        share = torch.linspace(0, 1, 200, dtype=low.dtype, device=low.device)
+        X = share * (high - low + 2 * margin) + low - margin
         X = X.unsqueeze(-1)
     if X.dim() != 2 or X.shape[-1] != 1:
         raise ValueError(
@@ -267,16 +268,17 @@ def plot_posterior(
     with torch.no_grad():
         posterior = as_predictive(model.posterior(X, observation_noise=observation_noise))
         for level in sorted(levels, reverse=True):
-            tails = torch.tensor([(1 - level) / 2, (1 + level) / 2]).to(X)
+            tails = X.new_tensor([(1 - level) / 2, (1 + level) / 2])
             lower, upper = posterior.quantile(tails)[..., output].cpu().numpy()
             ax.fill_between(x, lower, upper, color="C0", alpha=0.2, label=f"{level:.0%}")
-        median = posterior.quantile(torch.tensor(0.5).to(X))[..., output]
+        median = posterior.quantile(X.new_tensor(0.5))[..., output]
         ax.plot(x, median.cpu().numpy(), color="C0", label="median")
         if num_samples:
             functions = as_predictive(model.posterior(X))
             generator = torch.Generator().manual_seed(seed)
             shape = torch.Size([num_samples])
-            base = torch.randn(shape + functions.base_sample_shape, generator=generator).to(X)
+            whole = shape + functions.base_sample_shape
+            base = torch.randn(whole, generator=generator, device="cpu").to(X)
             with warnings.catch_warnings():
                 # Smooth functions on a fine grid need jitter, which no picture shows.
                 warnings.simplefilter("ignore", NumericalWarning)
@@ -316,13 +318,13 @@ def plot_predictions(
     predictive = as_predictive(posterior)
     _check_targets(predictive, Y)
     with torch.no_grad():
-        tails = torch.tensor([(1 - level) / 2, 0.5, (1 + level) / 2]).to(Y)
+        tails = Y.new_tensor([(1 - level) / 2, 0.5, (1 + level) / 2])
         lower, median, upper = predictive.quantile(tails)[..., output].cpu()
     target = Y[:, output].cpu()
     ax = _axes(ax)
     if against == "rank":
         order = median.argsort()
-        place = torch.arange(len(order))
+        place = torch.arange(len(order), device="cpu")
         ax.set_xlabel("held-out points by prediction")
         ax.set_ylabel("y")
     else:

@@ -30,7 +30,6 @@ from botorch.models.utils import add_output_dim, gpt_posterior_settings
 from botorch.optim.closures import get_loss_closure_with_grads
 from botorch.optim.utils import get_parameters
 from botorch.posteriors import Posterior
-from botorch.utils.sampling import manual_seed
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import Likelihood
@@ -45,6 +44,7 @@ from bayes.description import describe_module, describe_transform, differing_par
 from bayes.outcome import ElementwiseOutcome
 from priors.files import read_safetensors, write_safetensors_atomically
 from priors.posterior import PredictivePosterior, TransformedPosterior, apply_posterior_transform
+from priors.random_state import seeded
 from priors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 
 __all__ = ["ExactProcess", "JointMarginalLogLikelihood", "exact_solves"]
@@ -193,7 +193,7 @@ class ExactProcess(SingleTaskGP, ABC):
         if parameters:
             # A closure of our own: BoTorch would otherwise fit each output's kernel separately.
             closure = get_loss_closure_with_grads(objective, parameters)
-            with exact_solves(), manual_seed(seed), warnings.catch_warnings():
+            with exact_solves(), seeded(seed, self.train_X.device), warnings.catch_warnings():
                 # Jitter on the way is no news; where it matters in the end, `posterior` warns.
                 warnings.simplefilter("ignore", NumericalWarning)
                 fit_gpytorch_mll(objective, closure=closure)
@@ -373,6 +373,9 @@ def _rescaled(
         return gaussian
     transform = outcome.of_outputs([output])
     assert isinstance(transform, AffineTransform)
-    loc, scale = (torch.as_tensor(v).squeeze(-1) for v in (transform.loc, transform.scale))
+    loc, scale = transform.loc, transform.scale
+    assert isinstance(loc, Tensor)  # as buffers of the outcome transform are
+    assert isinstance(scale, Tensor)
+    loc, scale = loc.squeeze(-1), scale.squeeze(-1)
     covariance = gaussian.lazy_covariance_matrix * scale.square().unsqueeze(-1)
     return MultivariateNormal(loc + scale * gaussian.mean, covariance)

@@ -115,7 +115,7 @@ def match_functional_prior(
     for restart in range(num_restarts):
         with torch.no_grad():
             for parameter, value in zip(raw, start, strict=True):
-                noise = torch.randn(value.shape, generator=generator).to(value)
+                noise = torch.randn(value.shape, generator=generator, device="cpu").to(value)
                 parameter.copy_((value + (noise if restart else 0)).clamp(*_LOG_VARIANCES))
         value = _minimise(objective, raw)
         if value < best_value:
@@ -162,7 +162,7 @@ def _minimise(objective: Callable[[], Tensor], parameters: list[Tensor]) -> floa
     shapes = [parameter.shape for parameter in parameters]
 
     def assign(values: np.ndarray) -> None:
-        parts = torch.as_tensor(values).split([shape.numel() for shape in shapes])
+        parts = parameters[0].new_tensor(values).split([shape.numel() for shape in shapes])
         with torch.no_grad():
             for parameter, part, shape in zip(parameters, parts, shapes, strict=True):
                 parameter.copy_(part.reshape(shape))
@@ -174,9 +174,9 @@ def _minimise(objective: Callable[[], Tensor], parameters: list[Tensor]) -> floa
             warnings.filterwarnings("ignore", "A Gaussian expectation", UserWarning)
             value = objective()
         gradients = torch.autograd.grad(value, parameters)
-        return value.item(), torch.cat([g.flatten() for g in gradients]).numpy()
+        return value.item(), torch.cat([g.flatten() for g in gradients]).cpu().numpy()
 
-    start = torch.cat([parameter.detach().flatten() for parameter in parameters]).numpy()
+    start = torch.cat([p.detach().flatten() for p in parameters]).cpu().numpy()
     found = minimize(
         evaluate,
         start,

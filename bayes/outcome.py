@@ -62,5 +62,7 @@ class ElementwiseOutcome(OutcomeTransform):
 def _rows(value: Tensor | float) -> Tensor:
     """A transform's parameter as `[..., 1, m]` or `[1, 1]`; numbers in float64."""
     return torch.atleast_2d(
-        value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        value
+        if isinstance(value, Tensor)
+        else torch.tensor(value, dtype=torch.float64, device="cpu")
     )

@@ -130,14 +130,14 @@ class StudentTPosterior(PredictivePosterior):
             ValueError: df <= 1, where the expectation is infinite.
         """
         self._require_mean("expected improvement")
-        best_f = torch.as_tensor(best_f).to(self.location)
+        best_f = _like(self.location, best_f)
         excess = self._standardised(best_f)
         return log_expected_excess(-excess if maximize else excess, self.df) + self.scale.log()
 
     def log_probability_of_improvement(
         self, best_f: Tensor | float, maximize: bool = True
     ) -> Tensor:
-        excess = self._standardised(torch.as_tensor(best_f).to(self.location))
+        excess = self._standardised(_like(self.location, best_f))
         return t_log_cdf(-excess if maximize else excess, self.df)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ class _Cdf(torch.autograd.Function):
     def forward(ctx: Any, t: Tensor, df: float) -> Tensor:
         ctx.save_for_backward(t)
         ctx.df = df
-        return torch.as_tensor(stdtr(df, _numpy(t))).to(t)
+        return _like(t, stdtr(df, _numpy(t)))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -206,8 +206,7 @@ class _Quantile(torch.autograd.Function):
         # SciPy's inverse is precise in the lower tail; the upper one is its mirror image.
         lower = stdtrit(df, probability.clip(max=0.5))
         upper = -stdtrit(df, (1 - probability).clip(max=0.5))
-        t = torch.as_tensor(lower).to(p)
-        t = torch.where(p > 0.5, torch.as_tensor(upper).to(p), t)
+        t = torch.where(p > 0.5, _like(p, upper), _like(p, lower))
         ctx.save_for_backward(t)
         ctx.df = df
         return t
@@ -304,9 +303,12 @@ def _chi_square(normal: Tensor, df: float) -> Tensor:
     x = _numpy(normal)
     lower = gammaincinv(df / 2, ndtr(x.clip(max=0)))
     upper = gammainccinv(df / 2, ndtr(-x.clip(min=0)))
-    value = torch.as_tensor(2 * lower).to(normal)
-    return torch.where(normal > 0, torch.as_tensor(2 * upper).to(normal), value)
+    return torch.where(normal > 0, _like(normal, 2 * upper), _like(normal, 2 * lower))
 
 
 def _numpy(value: Tensor) -> Any:
     return value.detach().double().cpu().numpy()
+
+
+def _like(tensor: Tensor, values: Any) -> Tensor:
+    return torch.as_tensor(values, dtype=tensor.dtype, device=tensor.device)

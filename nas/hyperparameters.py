@@ -20,6 +20,8 @@ from optuna.distributions import (
 from torch import Generator, Tensor
 from torch.quasirandom import SobolEngine
 
+from priors.draws import Draws
+
 __all__ = ["HyperparameterCube"]
 
 Values = dict[str, Any]
@@ -58,7 +60,7 @@ class HyperparameterCube:
                 row += [float(values[name] == choice) for choice in distribution.choices]
             else:
                 row.append(_to_unit(values[name], distribution))
-        return torch.tensor(row, dtype=torch.float64)
+        return torch.tensor(row, dtype=torch.float64, device="cpu")
 
     def contains(self, values: Mapping[str, Any]) -> bool:
         """Whether every name is there with a value inside its distribution."""
@@ -73,8 +75,7 @@ class HyperparameterCube:
 
     def random(self, generator: Generator) -> Values:
         """Draw every value, uniformly in its unit coordinate."""
-        uniform = torch.rand(len(self.distributions), generator=generator, dtype=torch.float64)
-        return self._at(uniform)
+        return self._at(Draws(generator, dtype=torch.float64).uniform(len(self.distributions)))
 
     def quasi_random(self, index: int, seed: int) -> Values:
         """The values at one index of a scrambled Sobol sequence."""
@@ -93,8 +94,9 @@ class HyperparameterCube:
             generator: Source of randomness.
         """
         moved: Values = {}
-        steps = torch.randn(len(self.distributions), generator=generator, dtype=torch.float64)
-        draws = torch.rand(len(self.distributions), 2, generator=generator, dtype=torch.float64)
+        source = Draws(generator, dtype=torch.float64)
+        steps = source.normal(len(self.distributions))
+        draws = source.uniform(len(self.distributions), 2)
         for (name, distribution), step, (chance, place) in zip(
             self.distributions.items(), steps.tolist(), draws.tolist(), strict=True
         ):

@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from nas.architecture import Architecture
 from nas.hyperparameters import HyperparameterCube
 from nas.spaces import Space
+from priors.draws import Draws
 
 __all__ = ["Candidate", "Encoder", "maximise"]
 
@@ -143,12 +144,13 @@ def _random(encoder: Encoder, generator: Generator) -> Candidate:
 def _mutation(encoder: Encoder, parent: Candidate, generator: Generator) -> Candidate:
     """One or two edits of the graph, none in a quarter of the cases, and moved values."""
     graph = parent.architecture
-    edits = (0, 1, 1, 2)[int(torch.randint(4, (), generator=generator))]
+    draws = Draws(generator)
+    edits = (0, 1, 1, 2)[int(draws.integers(4))]
     for _ in range(edits):
         neighbours = encoder.neighbours(graph)
         if neighbours:
-            graph = neighbours[int(torch.randint(len(neighbours), (), generator=generator))]
-    scale = SCALES[int(torch.randint(len(SCALES), (), generator=generator))]
+            graph = neighbours[int(draws.integers(len(neighbours)))]
+    scale = SCALES[int(draws.integers(len(SCALES)))]
     return Candidate.of(graph, encoder.cube.perturb(parent.values, scale, generator))
 
 
@@ -156,8 +158,9 @@ def _graph_steps(
     encoder: Encoder, candidate: Candidate, scale: float, generator: Generator
 ) -> list[Candidate]:
     neighbours = encoder.neighbours(candidate.architecture)
-    order = torch.randperm(len(neighbours), generator=generator)[:NUM_STEPS].tolist()
-    return [Candidate(neighbours[index], candidate.hyperparameters) for index in order]
+    order = torch.randperm(len(neighbours), generator=generator, device=generator.device)
+    chosen = order[:NUM_STEPS].tolist()
+    return [Candidate(neighbours[index], candidate.hyperparameters) for index in chosen]
 
 
 def _hyperparameter_steps(

@@ -46,6 +46,7 @@ from nas.trials import (
 )
 from priors.acquisition import LogExpectedImprovement
 from priors.posterior import PredictivePosterior
+from priors.random_state import seeded
 
 __all__ = ["Acquisition", "BayesianSampler"]
 
@@ -76,6 +77,8 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             and the parameters of a flat space come from a scrambled Sobol sequence.
         seed: With the position of the trial it determines the proposal. None takes the name of
             the study in its place.
+        device: Where the surrogate is fitted and candidates are scored, in float64. None is the
+            CPU, even where there is a GPU: some dozens of trials are too small a problem for one.
 
     Raises:
         ValueError: an unknown name, or a hyperparameter named like a parameter of the space.
@@ -91,6 +94,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         acquisition: str | Acquisition = "logei",
         num_initial: int = 8,
         seed: int | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         if isinstance(surrogate, str) and surrogate != "gp":
             raise ValueError(f"surrogate must be 'gp' or a callable, got {surrogate!r}.")
@@ -117,6 +121,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         )
         self.num_initial = num_initial
         self.seed = seed
+        self.device = torch.device("cpu" if device is None else device)
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -171,20 +176,20 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         encoder = Encoder(self.space, cube)
         with (
             warnings.catch_warnings(),
-            torch.random.fork_rng(devices=[]),
+            seeded(seed, self.device),
             gpytorch.settings.fast_computations(False, False, False),
         ):
             # Numerical advice from the fit: the proposal stays valid, only less sharp.
             warnings.simplefilter("ignore")
-            torch.manual_seed(seed)
-            X = encoder(history.observed)
-            Y = half_rank(torch.tensor(history.values, dtype=torch.float64))
+            X = encoder(history.observed).to(self.device)
+            Y = half_rank(X.new_tensor(history.values))
             model = self.surrogate(X, Y[:, None], X.shape[-1] - cube.dimension)
-            pending = encoder(history.pending) if history.pending else None
-            acquisition = self.acquisition(model, X, pending, seed)
+            pending = encoder(history.pending).to(self.device) if history.pending else None
+            with self.device:  # BoTorch makes some tensors on the default device
+                acquisition = self.acquisition(model, X, pending, seed)
             order = Y.argsort(descending=True, stable=True)[:NUM_ELITES].tolist()
             return maximise(
-                acquisition,
+                lambda points: acquisition(points.to(self.device)),
                 encoder,
                 elites=[history.observed[index] for index in order],
                 seen=history.seen,

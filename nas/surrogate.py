@@ -37,10 +37,11 @@ def gaussian_process(train_X: Tensor, train_Y: Tensor, num_architecture: int) ->
         num_architecture: How many of the d coordinates are the architecture's; this kernel
             treats all alike.
     """
-    kernel = get_covar_module_with_dim_scaled_prior(
-        ard_num_dims=train_X.shape[-1], use_rbf_kernel=False
-    )
-    model = SingleTaskGP(train_X, train_Y, covar_module=kernel, outcome_transform=None)
+    with train_X.device:
+        kernel = get_covar_module_with_dim_scaled_prior(
+            ard_num_dims=train_X.shape[-1], use_rbf_kernel=False
+        )
+        model = SingleTaskGP(train_X, train_Y, covar_module=kernel, outcome_transform=None)
     at_prior = {name: value.clone() for name, value in model.state_dict().items()}
     mll = ExactMarginalLogLikelihood(model.likelihood, model)
     with gpytorch.settings.fast_computations(False, False, False):

@@ -350,7 +350,9 @@ class Transformer(nn.Module):
     def codes(self, d: int, like: Tensor, *, seed: int = 0) -> Tensor:
         """The codes of d columns for a seed, `[1, d, 16]`; the same on every device."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(1, d, CODE_SIZE, generator=generator, dtype=torch.float64).to(like)
+        shape, where = (1, d, CODE_SIZE), "cpu"
+        codes = torch.randn(shape, generator=generator, dtype=torch.float64, device=where)
+        return codes.to(like)
 
     def _inputs(
         self,

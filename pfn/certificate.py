@@ -367,7 +367,7 @@ def context_score(
         logits, _ = pfn.decode(encoding, X[:, asked])
         total = total + _marginals(pfn, encoding, logits).log_prob(y[:, asked, None]).sum((1, 2))
     scale = 1.0 if pfn.architecture.classes else pfn.units(y)[1][:, 0]
-    return total / y.shape[1] + torch.as_tensor(scale).to(total).log()
+    return total / y.shape[1] + torch.as_tensor(scale, dtype=total.dtype, device=total.device).log()
 
 
 def unlike_the_prior(
@@ -409,7 +409,7 @@ def unlike_the_prior(
 
 def _quantiles(parts: list[Tensor]) -> list[float]:
     values = torch.cat(parts).double().cpu()
-    return values.quantile(torch.tensor(_SCORE_LEVELS, dtype=values.dtype)).tolist()
+    return values.quantile(values.new_tensor(_SCORE_LEVELS)).tolist()
 
 
 def _task_scores(pfn: PFN, task: Task) -> Tensor:
@@ -504,8 +504,9 @@ class _Measurements:
         decade = torch.where(usable, noise, 1.0).log10().floor().clamp(-9, 9).long()
         self.keys["noise"].append(torch.where(usable, decade, 99))
         for name, value in (("context", n), ("features", task.X.shape[-1]), ("batch", batch)):
-            self.keys[name].append(torch.full((len(values),), value))
-        self.keys["task"].append(batch + torch.arange(len(values)) + (own * n << 32))
+            self.keys[name].append(torch.full((len(values),), value, device="cpu"))
+        number = torch.arange(len(values), device="cpu")
+        self.keys["task"].append(batch + number + (own * n << 32))
         self._pit.setdefault(n, []).append(pit.flatten())
 
     def table(self, name: str) -> dict[int, CertificateRow]:

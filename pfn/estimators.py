@@ -642,7 +642,7 @@ class PFNClassifier(ClassifierMixin, _PFNEstimator):
         found = []
         for i, member in enumerate(self._members):
             log_probabilities = self._logits(i, values).log_softmax(-1)
-            found.append(log_probabilities[:, torch.as_tensor(member.classes)])
+            found.append(log_probabilities[:, self._where.new_tensor(member.classes).long()])
         pooled = torch.stack(found).logsumexp(0) - math.log(len(found))
         return pooled.cpu().numpy()
 
@@ -736,7 +736,7 @@ class _TargetTransform:
         return cls(float(location[0]), float(scale[0]), min(max(found, _POWERS[0]), _POWERS[1]))
 
     def apply(self, y: np.ndarray) -> np.ndarray:
-        z = torch.as_tensor((y - self.location) / self.scale)
+        z = torch.from_numpy((y - self.location) / self.scale)
         if self.power == 1.0:
             return z.numpy()
         return _YeoJohnson(self.power)(z).numpy()

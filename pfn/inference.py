@@ -366,7 +366,8 @@ class PFNModel(Model):
     def _outcome_scale(self) -> Tensor:
         if not isinstance(self._outcome, AffineTransform):
             raise ValueError("noise variances need an outcome_transform that is affine, or none.")
-        return torch.as_tensor(self._outcome.scale).to(self.train_Y)
+        like = self.train_Y
+        return torch.as_tensor(self._outcome.scale, dtype=like.dtype, device=like.device)
 
     def _check_queries(self, X: Tensor) -> None:
         if X.dtype != self.train_X.dtype:
@@ -606,13 +607,13 @@ class BarPosterior(PredictivePosterior):
         return self.bars.quantile(self.logits, leading(value, self.logits[..., 0]))
 
     def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
-        best = torch.as_tensor(best_f).to(self.logits)
+        best = torch.as_tensor(best_f, dtype=self.dtype, device=self.device)
         return self.bars.log_expected_improvement(self.logits, best, maximize)
 
     def log_probability_of_improvement(
         self, best_f: Tensor | float, maximize: bool = True
     ) -> Tensor:
-        best = torch.as_tensor(best_f).to(self.logits)
+        best = torch.as_tensor(best_f, dtype=self.dtype, device=self.device)
         return self.bars.log_probability_of_improvement(self.logits, best, maximize)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
@@ -806,7 +807,8 @@ def _probabilities(base_samples: Tensor) -> Tensor:
 def _orders(q: int, number: int, device: torch.device) -> Tensor:
     """Orders of q points: the given one first, then random ones; `[number, q]`."""
     generator = torch.Generator().manual_seed(0)
-    orders = [torch.arange(q), *(torch.randperm(q, generator=generator) for _ in range(number - 1))]
+    orders = [torch.arange(q, device="cpu")]
+    orders += [torch.randperm(q, generator=generator, device="cpu") for _ in range(number - 1)]
     return torch.stack(orders).to(device)
 
 

@@ -519,7 +519,8 @@ class PFN(nn.Module):
         most = self.architecture.max_features
         if seed == 0:
             return torch.arange(most, device=device) if d > most else None
-        return torch.randperm(d, generator=torch.Generator().manual_seed(seed))[:most].to(device)
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(d, generator=generator, device="cpu")[:most].to(device)
 
     def _column_units(self, X: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Location and scale `[B, 1, d]` of the inputs; 0 and 1 where they are raw or unknown."""
@@ -555,6 +556,9 @@ def load(name_or_path: str | os.PathLike[str]) -> PFN:
         name_or_path: A shipped name, such as "regression", or the path of a file that
             `PFN.save` wrote. Nothing in the file is executed.
 
+    Returns:
+        The network, on the CPU whatever device it was saved on.
+
     Raises:
         FileNotFoundError: neither a shipped name nor a file.
         ValueError: the file is damaged, foreign, or does not hold what it describes.
@@ -572,16 +576,17 @@ def load(name_or_path: str | os.PathLike[str]) -> PFN:
         tails = {}
         if description["tail_scale"] is not None:
             tails = {k: description[k] for k in ("tail_scale", "tail_index")}
-        pfn = PFN(
-            ArchitectureConfig(**description["architecture"]),
-            tensors.get("bars.borders"),
-            inputs=description["inputs"],
-            targets=description["targets"],
-            prior_location=description["prior_location"],
-            prior_scale=description["prior_scale"],
-            metadata=description["metadata"],
-            **tails,
-        )
+        with torch.device("cpu"):
+            pfn = PFN(
+                ArchitectureConfig(**description["architecture"]),
+                tensors.get("bars.borders"),
+                inputs=description["inputs"],
+                targets=description["targets"],
+                prior_location=description["prior_location"],
+                prior_scale=description["prior_scale"],
+                metadata=description["metadata"],
+                **tails,
+            )
         pfn.to(next(v.dtype for v in tensors.values() if v.is_floating_point()))
         pfn.load_state_dict(tensors)
     except (KeyError, StopIteration, TypeError, RuntimeError) as error:

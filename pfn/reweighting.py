@@ -98,7 +98,7 @@ def reweight(
         )
     ratios = (target - proposal).double()
     smoothed, shape = arviz.psislw(ratios.cpu().numpy(), normalize=True)
-    found = ReweightedPosterior(draws, torch.as_tensor(smoothed).to(draws), float(shape))
+    found = ReweightedPosterior(draws, draws.new_tensor(smoothed), float(shape))
     if not found.pareto_shape < found.largest_shape:
         warnings.warn(
             f"The largest of {num_samples} importance weights have Pareto shape "

@@ -42,6 +42,7 @@ from pfn.network import PFN, Encoding
 from priors.checks import check_at_least
 from priors.draws import Draws
 from priors.files import read_safetensors, write_safetensors_atomically
+from priors.random_state import seeded
 from priors.tasks import Task, TaskPrior, describe, exchangeable
 
 __all__ = ["TrainingConfig", "train"]
@@ -339,8 +340,7 @@ class _State:
         self.step, self.elapsed, self.tasks, self.skipped, self.failed = 0, 0.0, 0, 0, 0
         self.typical_norm, self.best_loss = math.nan, math.inf
         self.covered = dict.fromkeys(_COVERED, 0)
-        with torch.random.fork_rng([]):  # weights are made on the CPU, the same for every device
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):  # weights are made on the CPU, the same for every device
             self.pfn = _initial_network(task_prior, config, initial).to(self.device)
         # Processes share the weights but not the tasks, nor does a training with what it continues.
         stream = 1_000_003 * fabric.global_rank + (0 if initial is None else initial.tasks_seen)

@@ -86,7 +86,8 @@ class _Improvement(_MarginalAcquisition, ABC):
     def __init__(self, model: Model, best_f: float | Tensor, maximize: bool = True) -> None:
         super().__init__(model)
         if not isinstance(best_f, Tensor):
-            best_f = torch.tensor(best_f, dtype=torch.float64)  # as exact as it was given
+            # as exact as it was given
+            best_f = torch.tensor(best_f, dtype=torch.float64, device="cpu")
         self.register_buffer("best_f", best_f)
         self.maximize = maximize
 

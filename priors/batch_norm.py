@@ -61,7 +61,8 @@ def batch_kernel(
             f"batch_kernel needs one batch of at least 2 rows [B, d], got {tuple(X.shape)}."
         )
     program = trace(module, input_shape, whole_batch=True)
-    variances = LayerVariances(program, weight_var=weight_var, bias_var=bias_var)
+    with X.device:
+        variances = LayerVariances(program, weight_var=weight_var, bias_var=bias_var)
     rule = QuasiMonteCarlo() if quadrature is None else quadrature
     with torch.no_grad():
         points = Points(program, Settings(variances.value, rule), X)
@@ -93,7 +94,7 @@ def relu_batch_norm(covariance: Tensor) -> Tensor:
     nodes, weights = numpy.polynomial.legendre.leggauss(400)
     # s from 1e-12 to 1e12 of the spectrum's scale
     reach = 12 * math.log(10)
-    log_s = torch.tensor(nodes).to(values) * reach - values.max().log()
+    log_s = torch.from_numpy(nodes).to(values) * reach - values.max().log()
     s = log_s.exp()
     shrunk = values / (1 + 2 * s[:, None] * values)
     inner = (vectors * shrunk[:, None, :]) @ vectors.mT
@@ -102,7 +103,7 @@ def relu_batch_norm(covariance: Tensor) -> Tensor:
     dual = relu.dual(relu, q[:, :, None], q[:, None, :], inner)
     dual = torch.diagonal_scatter(dual, relu.second_moment(q), dim1=-2, dim2=-1)
     mass = (
-        torch.tensor(weights).to(values)
+        torch.from_numpy(weights).to(values)
         * reach
         * s
         * (1 + 2 * s[:, None] * values).log().sum(-1).div(-2).exp()

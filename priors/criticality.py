@@ -106,7 +106,7 @@ def critical_initialisation(activation: ActivationLike) -> tuple[float, float, f
     function = _continuous(activation)
     if _slopes(function, 1.0)[1] < 1e-12:
         raise ValueError(f"{activation} is constant: no signal passes it at any variance.")
-    sides = torch.tensor([-_SMALLEST, _SMALLEST], dtype=torch.float64)
+    sides = torch.tensor([-_SMALLEST, _SMALLEST], dtype=torch.float64, device="cpu")
     slope = float((function.derivative(sides) ** 2).mean())
     if _scale_invariant(function):
         return 1 / slope, 0.0, 1.0
@@ -125,7 +125,7 @@ def critical_initialisation(activation: ActivationLike) -> tuple[float, float, f
     for i in range(len(grid) - 1):
         if math.isfinite(values[i]) and values[i] * values[i + 1] < 0:
             variance = math.exp(brentq(difference, grid[i], grid[i + 1], xtol=1e-13, rtol=1e-13))
-            K = torch.tensor(variance, dtype=torch.float64)
+            K = torch.tensor(variance, dtype=torch.float64, device="cpu")
             weight_var = 1 / _slopes(function, variance)[1]
             bias_var = variance - weight_var * float(function.second_moment(K))
             if bias_var >= 0:
@@ -254,7 +254,7 @@ def optimal_depth_to_width(activation: ActivationLike, *, num_outputs: int = 1) 
             )
         nu = 2 / 3
     else:
-        K = torch.tensor(variance, dtype=torch.float64)
+        K = torch.tensor(variance, dtype=torch.float64, device="cpu")
         nu = weight_var**2 * float(_square_spread(function, K)[1]) / variance**2
     return 4 / ((20 + 3 * num_outputs) * nu)
 
@@ -288,7 +288,7 @@ def _continuous(activation: ActivationLike) -> Activation:
 def _tensors(*values: float | Tensor) -> tuple[Tensor, ...]:
     """The values broadcast together, on the device and in the dtype of the tensors among them."""
     tensors = [value for value in values if isinstance(value, Tensor)]
-    like = tensors[0] if tensors else torch.zeros((), dtype=torch.float64)
+    like = tensors[0] if tensors else torch.zeros((), dtype=torch.float64, device="cpu")
     broadcast = torch.broadcast_tensors(
         *(torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values)
     )
@@ -316,5 +316,5 @@ def _square_spread(function: Activation, K: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale_invariant(function: Activation) -> bool:
-    x = torch.linspace(-7.0, 7.0, 29, dtype=torch.float64)
+    x = torch.linspace(-7.0, 7.0, 29, dtype=torch.float64, device="cpu")
     return torch.allclose(function(3 * x), 3 * function(x), rtol=1e-12, atol=1e-12)

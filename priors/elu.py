@@ -205,7 +205,7 @@ def _rule(order: int, graded: bool) -> tuple[Tensor, Tensor]:
     import numpy
 
     nodes, weights = numpy.polynomial.legendre.leggauss(order)
-    x, weight = torch.tensor((nodes + 1) / 2), torch.tensor(weights / 2)
+    x, weight = torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
     if graded:
         return x**2 * (3 - 2 * x), 6 * x * (1 - x) * weight
     return x, weight

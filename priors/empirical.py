@@ -309,16 +309,20 @@ class EmpiricalNTKKernel(Kernel):
     def __getitem__(self, index: Any) -> EmpiricalNTKKernel:
         if len(self.batch_shape) == 0:
             return self
-        grid = torch.arange(self.batch_shape.numel()).reshape(self.batch_shape)[index]
-        return self._with_networks(grid)
+        return self._with_networks(self._places[index])
 
     def expand_batch(self, *sizes: Any) -> EmpiricalNTKKernel:
         """A copy whose batch of networks is expanded to the given shape."""
         shape = torch.Size(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
         if shape == self.batch_shape:
             return self
-        grid = torch.arange(self.batch_shape.numel()).reshape(self.batch_shape)
-        return self._with_networks(grid.expand(shape))
+        return self._with_networks(self._places.expand(shape))
+
+    @property
+    def _places(self) -> Tensor:
+        """Numbers of the networks, of the shape of the batch."""
+        count = torch.arange(self.batch_shape.numel(), device="cpu")
+        return count.reshape(self.batch_shape)
 
     def _with_networks(self, grid: Tensor) -> EmpiricalNTKKernel:
         """A copy with the networks of these positions in the flattened batch."""
@@ -768,8 +772,7 @@ class _Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean = torch.zeros(())
-        self._squares = torch.zeros(())
+        self.mean = self._squares = torch.zeros((), device="cpu")
 
     def add(self, value: Tensor) -> None:
         """Take in one tensor."""

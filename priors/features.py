@@ -10,7 +10,8 @@ parametrisation, with a_0 = x / sqrt(d) and g_l = [sqrt(weight_var) a_l, sqrt(bi
            CountSketch of the tensor product, an unbiased and linear compression (Zandieh et al.
            2021, 2106.07880; Han et al. 2022, 2209.04121, who sketch with TensorSRHT).
 
-All draws are buffers, so a map is a fixed function, saved and moved with `.to()`.
+All draws are buffers, so a map is a fixed function, saved and moved with `.to()`; it is made on the
+CPU.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from priors.activations import ABReLU, Activation
+from priors.draws import Draws
 from priors.network import InfiniteNetwork
 from priors.program import Elementwise, Features, Linear
 
@@ -95,9 +97,9 @@ class NNGPFeatures(FeatureMap):
         self.weight_var, self.bias_var = tuple(weight_var), tuple(bias_var)
         self.activation = ABReLU() if activation is None else activation
         width = num_inputs
+        draws = Draws(generator, "cpu", torch.float64)
         for k in range(len(weight_var) - 1):
-            draw = torch.randn(width + 1, num_features, generator=generator, dtype=torch.float64)
-            self.register_buffer(f"weight_{k}", draw)
+            self.register_buffer(f"weight_{k}", draws.normal(width + 1, num_features))
             width = num_features
 
     def forward(self, X: Tensor) -> Tensor:
@@ -165,10 +167,11 @@ class NTKFeatures(FeatureMap):
         )
         self.size = num_features if sketch_size is None else sketch_size
         length = num_inputs + 1
+        draws = Draws(generator, "cpu", torch.float64)
         for k in range(len(weight_var) - 1):
             for name, n in (("t", length), ("slope", num_features)):
-                place = torch.randint(self.size, (n,), generator=generator)
-                sign = 2.0 * torch.randint(2, (n,), generator=generator).double() - 1
+                place = draws.integers(self.size, n)
+                sign = 2.0 * draws.integers(2, n).double() - 1
                 self.register_buffer(f"{name}_place_{k}", place)
                 self.register_buffer(f"{name}_sign_{k}", sign)
             length = num_features + 1 + self.size
@@ -188,7 +191,7 @@ class NTKFeatures(FeatureMap):
 
     def _count(self, value: Tensor, name: str, layer: int) -> Tensor:
         """CountSketch: every entry, with a random sign, added to a random place."""
-        place = getattr(self, f"{name}_place_{layer}")
+        place = getattr(self, f"{name}_place_{layer}").to(value.device)
         signed = value * getattr(self, f"{name}_sign_{layer}").to(value)
         return value.new_zeros(*value.shape[:-1], self.size).index_add(-1, place, signed)
 
@@ -339,7 +342,7 @@ def feature_error(
     Returns:
         Mean errors and their standard errors.
     """
-    errors = torch.empty(len(sizes), repeats, dtype=torch.float64)
+    errors = torch.empty(len(sizes), repeats, dtype=torch.float64, device="cpu")
     with torch.no_grad():
         exact = kernel(X).to_dense()
         todo = [(k, r) for k in range(len(sizes)) for r in range(repeats)]
@@ -351,7 +354,7 @@ def feature_error(
             z = make(sizes[k], generator).to(X.device)(X)
             errors[k, r] = (z @ z.mT - exact).norm() / exact.norm()
     spread = errors.std(-1) / repeats**0.5
-    return FeatureError(torch.tensor(list(sizes)), errors.mean(-1), spread)
+    return FeatureError(torch.tensor(list(sizes), device="cpu"), errors.mean(-1), spread)
 
 
 def plot_feature_error(curves: dict[str, FeatureError], ax: Axes | None = None) -> Axes:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from priors.draws import Draws
+from priors.random_state import seeded
 
 __all__ = [
     "FunctionPrior",
@@ -132,11 +133,20 @@ def draw(
     """
     if generator is None:
         return distribution.sample(shape)
-    seed = Draws(generator).seed()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+    with seeded(Draws(generator).seed(), _device(distribution)):
         return distribution.sample(shape)
+
+
+def _device(distribution: Distribution) -> torch.device:
+    """Where a distribution draws its random numbers; the GPU in use where it does not tell."""
+    for name in distribution.arg_constraints:
+        value = getattr(distribution, name, None)
+        if isinstance(value, Tensor):
+            return value.device
+    base = getattr(distribution, "base_dist", None)
+    if base is not None:
+        return _device(base)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _on(module: _Module, device: torch.device) -> _Module:

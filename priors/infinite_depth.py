@@ -82,7 +82,7 @@ class InfiniteDepthLimit:
     @property
     def odd(self) -> bool:
         """Whether phi(-x) = -phi(x), so that the singular kernel is -infinite at antipodes."""
-        return float(self.dual(-torch.ones((), dtype=torch.float64))) < _SAME - 1
+        return float(self.dual(-torch.ones((), dtype=torch.float64, device="cpu"))) < _SAME - 1
 
     def dual(self, cosine: Tensor) -> Tensor:
         """kappa(cosine) = E[phi(u) phi(v)] of the normalised activation."""
@@ -139,7 +139,7 @@ def classify_activation(activation: ActivationLike) -> InfiniteDepthLimit:
         raise ValueError(
             f"{activation} jumps, so that its tangent kernel is infinite. Use a continuous one."
         )
-    one = torch.ones((), dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64, device="cpu")
     square = float(function.second_moment(one))
     if square == 0:
         raise ValueError(f"{activation} is zero, so that it cannot be normalised.")
@@ -257,7 +257,7 @@ class _InterpolatedKernel:
         assert limit.exponent is not None
         self.power = limit.exponent / 2
         self.odd = limit.odd
-        t = torch.linspace(-self._END, self._END, self._NODES, dtype=torch.float64)
+        t = torch.linspace(-self._END, self._END, self._NODES, dtype=torch.float64, device="cpu")
         xi = torch.tanh(t / 2)
         self.table = limit.singular_kernel(xi) / self._singularity(xi)
 

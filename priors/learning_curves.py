@@ -23,6 +23,7 @@ noisy targets.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -124,9 +125,9 @@ def predicted_risk(
 
     rank = float((values > 0).sum())
     scale = float(values.sum()) + ridge
-    low = torch.full_like(sizes, torch.tensor(max(scale, 1e-300)).log().item() - 500.0)
+    low = torch.full_like(sizes, math.log(max(scale, 1e-300)) - 500.0)
     # sum lambda / (lambda + gamma) <= sum lambda / gamma, and kappa >= gamma / 2 where z <= k / 2
-    high = torch.full_like(sizes, torch.tensor(max(scale, 1e-300)).log().item() + 2.0)
+    high = torch.full_like(sizes, math.log(max(scale, 1e-300)) + 2.0)
     for _ in range(_STEPS):
         middle = (low + high) / 2
         above = excess(middle.exp()) > 0
@@ -242,12 +243,10 @@ def learning_curve(
     matrix = _matrix(kernel, X)
     values, coefficients = eigenstructure(kernel, X, y)
     between = torch.logspace(
-        torch.tensor(float(min(sizes))).log10().item(),
-        torch.tensor(float(max(sizes))).log10().item(),
-        60,
-        dtype=torch.float64,
+        math.log10(min(sizes)), math.log10(max(sizes)), 60, dtype=torch.float64, device=X.device
     )
-    errors = torch.empty(2, len(sizes), repeats, dtype=torch.float64)
+    errors = X.new_empty(2, len(sizes), repeats, dtype=torch.float64)
+    where = "cpu" if generator is None else generator.device
     bar = tqdm(
         total=errors[0].numel(),
         desc="learning curve",
@@ -257,7 +256,7 @@ def learning_curve(
     )
     for k, size in enumerate(sizes):
         for repeat in range(repeats):
-            order = torch.randperm(len(X), generator=generator).to(X.device)
+            order = torch.randperm(len(X), generator=generator, device=where).to(X.device)
             train, rest = order[:size], order[size:]
             own = matrix[train][:, train]
             shifted = own + ridge * torch.eye(size, dtype=own.dtype, device=own.device)
@@ -268,8 +267,8 @@ def learning_curve(
     bar.close()
     means, spread = errors.mean(-1), errors.std(-1) / repeats**0.5
     return LearningCurve(
-        sizes=torch.tensor(sizes),
-        predicted=predicted_risk(values, coefficients, between.to(values.device), ridge=ridge),
+        sizes=torch.tensor(sizes, device=X.device),
+        predicted=predicted_risk(values, coefficients, between, ridge=ridge),
         predicted_sizes=between,
         test=means[0],
         test_error=spread[0],
@@ -296,10 +295,10 @@ def plot_learning_curve(curve: LearningCurve, ax: Axes | None = None) -> Axes:
     sizes = curve.predicted_sizes.cpu()
     for name, colour in (("test", "C0"), ("train", "C1")):
         predicted = getattr(curve.predicted, name).cpu()
-        measured, error = getattr(curve, name), getattr(curve, f"{name}_error")
+        measured, error = getattr(curve, name).cpu(), getattr(curve, f"{name}_error").cpu()
         ax.plot(sizes, predicted, color=colour, label=f"{name}, predicted")
         ax.errorbar(
-            curve.sizes,
+            curve.sizes.cpu(),
             measured,
             yerr=error,
             fmt="o",

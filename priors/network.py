@@ -112,7 +112,8 @@ class LayerVariances(gpytorch.Module):
             names = [name for k, name in self._slots if k == kind]
             raise ValueError(f"No layer {layer!r} has a {kind}_var; those that have are {names}.")
         slot = self._slots[kind, layer]
-        new = torch.as_tensor(value, dtype=torch.float64)
+        device = value.device if isinstance(value, Tensor) else "cpu"
+        new = torch.as_tensor(value, dtype=torch.float64, device=device)
         if slot in self._buffers:
             buffer = getattr(self, slot)
             if bool((buffer == 0).all()) and bool((new != 0).any()):
@@ -363,7 +364,7 @@ class InfiniteNetwork(_Network):
         """
         program = self.program
         size = math.prod(1 if s is None else s for s in program.input_shape)
-        raw = next(self.variances.parameters(), torch.zeros(()))
+        raw = next(iter(self.variances.state_dict().values()))
         x = torch.full((1, size), math.sqrt(input_variance), dtype=torch.float64, device=raw.device)
         found = []
         with torch.no_grad():
@@ -549,7 +550,7 @@ class NetworkPrior(_Network):
             variance = self.variances.value("bias", layer)
             std[name] = variance.sqrt() if variance.requires_grad else variance.detach().sqrt()
         for name in self.program.constants:
-            std[name] = torch.zeros(())
+            std[name] = torch.zeros_like(next(iter(std.values())).detach())
         return std
 
     @property
@@ -682,7 +683,8 @@ def _per_layer(
     else:
         values = dict.fromkeys(layers, float(spec))
     for layer, value in values.items():
-        _check_positive(torch.as_tensor(value), f"{name} of layer {layer!r}", or_zero=True)
+        number = torch.tensor(value, device="cpu")
+        _check_positive(number, f"{name} of layer {layer!r}", or_zero=True)
     return values
 
 

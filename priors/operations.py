@@ -625,7 +625,8 @@ def _learnt(tracer: Tracer, where: str, parameter: nn.Parameter, value: Any) -> 
 
 
 def _numbered(batch: int, positions: tuple[int, ...]) -> Tensor:
-    return torch.arange(math.prod(positions)).reshape(1, *positions).expand(batch, *positions)
+    count = torch.arange(math.prod(positions), device="cpu")
+    return count.reshape(1, *positions).expand(batch, *positions)
 
 
 def _sub(tracer: Tracer, where: str, input: Any, other: Any, *, alpha: float = 1.0) -> Any:

@@ -29,12 +29,13 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from gpytorch.kernels import Kernel
 from linear_operator.utils.warnings import NumericalWarning
-from torch import Tensor
+from torch import Tensor, nn
 
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
 from priors.kernels import NNGPKernel, NTKKernel
@@ -113,7 +114,7 @@ def prior_summary(
         num_functions: Functions sampled, for the complexities and where no covariance is known.
         domain: Interval of t on the line; the circle's radius is its end farther from 0.
         direction: u, `[d]`, scaled to length 1; without, the diagonal of a network's inputs, or
-            one feature.
+            one feature. Where it lies everything is computed, without it where the prior lies.
         kind: Which kernel of an `InfiniteNetwork`; "ntk" for what training by gradient descent
             would use.
         generator: Source of randomness.
@@ -129,7 +130,9 @@ def prior_summary(
         raise ValueError(f"domain must be (low, high) with low < high, got {domain}.")
     if num_functions < 1:
         raise ValueError(f"num_functions must be at least 1, got {num_functions}.")
-    u = torch.ones(_num_inputs(prior), dtype=torch.float64) if direction is None else direction
+    u = direction
+    if u is None:
+        u = torch.ones(_num_inputs(prior), dtype=torch.float64, device=_device(prior))
     if u.dim() != 1 or not float(u.norm()) > 0:
         raise ValueError(f"direction must be a nonzero vector [d], got {u}.")
     u = u / u.norm()
@@ -183,7 +186,8 @@ def prior_summary(
             angular = angular / angular[0]
             angle = phase[: _CIRCLE // 2 + 1]
             half_angle = _first_below(angle, angular, 0.5)
-            side = low + (high - low) * (torch.arange(_PLANE).to(u) + 0.5) / _PLANE
+            place = torch.arange(_PLANE, dtype=u.dtype, device=u.device)
+            side = low + (high - low) * (place + 0.5) / _PLANE
             plane = torch.cartesian_prod(side, side) @ torch.stack([u, v])
             bits = sample(plane, min(num_functions, 16))
         bits = bits[:16] > bits[:16].median(-1, keepdim=True).values
@@ -322,7 +326,8 @@ def _functions_and_covariance(prior: Prior, kind: str) -> tuple[FunctionPrior, C
     kernel = prior.kernel
     if kernel.batch_shape:
         raise ValueError(f"the kernel has a batch, {tuple(kernel.batch_shape)}; pass one of it.")
-    return prior, lambda X: kernel(X.double()).to_dense()
+    centred = GaussianProcessPrior(kernel)
+    return prior, lambda X: centred.distribution(X.double()).lazy_covariance_matrix.to_dense()
 
 
 def _expected_power(C: Tensor, window: Tensor) -> Tensor:
@@ -375,6 +380,15 @@ def _orthogonal(u: Tensor) -> Tensor:
     v[u.abs().argmin()] = 1
     v = v - (v @ u) * u
     return v / v.norm()
+
+
+def _device(prior: object) -> torch.device:
+    """Where the parameters of a prior lie; the CPU for one without any."""
+    module = getattr(prior, "kernel", prior)
+    if isinstance(module, nn.Module):
+        for tensor in chain(module.parameters(), module.buffers()):
+            return tensor.device
+    return torch.device("cpu")
 
 
 def _num_inputs(prior: object) -> int:

@@ -44,7 +44,7 @@ class MixturePosterior(PredictivePosterior):
             raise ValueError(f"the components of a mixture must have one shape, got {shapes}.")
         self.components = list(components)
         if log_weights is None:
-            log_weights = torch.zeros(len(components))
+            log_weights = torch.zeros(len(components), device="cpu")
         if log_weights.shape != (len(components),):
             raise ValueError(
                 f"log_weights must be [{len(components)}], one per component, got "
@@ -82,7 +82,7 @@ class MixturePosterior(PredictivePosterior):
         if len(self.components) == 1:
             return self.components[0].quantile(value)
         p = leading(value, self.log_weights[0].expand(self._extended_shape()))
-        value = torch.as_tensor(value).to(p)
+        value = torch.as_tensor(value, dtype=p.dtype, device=p.device)
         with torch.no_grad():
             each = [component.quantile(value) for component in self.components]
             found = self._invert(p, torch.stack(each).amin(0), torch.stack(each).amax(0))

@@ -38,8 +38,8 @@ def _all_once(members: Array, positions: int) -> bool:
     """Whether one list of members has every position once, in whatever order."""
     if len(members.shape) != 1 or members.shape[0] != positions:
         return False
-    found = members.tensor(torch.empty(0)).sort().values
-    return bool((found == torch.arange(positions)).all())
+    found = members.tensor(torch.empty(0, device="cpu")).sort().values
+    return torch.equal(found, torch.arange(positions, device="cpu"))
 
 
 def selected(value: Tensor, node: Select, axis: int, program: Program) -> Tensor:

@@ -472,7 +472,7 @@ def score(posterior: PredictivePosterior, Y: Tensor, *, level: float = 0.9) -> S
         raise ValueError(f"level must lie in (0, 1), got {level}.")
     with torch.no_grad():
         tail = (1 - level) / 2
-        lower, upper = posterior.quantile(torch.tensor([tail, 1 - tail]).to(Y))
+        lower, upper = posterior.quantile(Y.new_tensor([tail, 1 - tail]))
         inside = (lower <= Y) & (upper >= Y)
         return Scores(
             rmse=float((posterior.mean - Y).square().mean().sqrt()),
@@ -510,11 +510,11 @@ def probabilities(value: Tensor, like: Tensor) -> Tensor:
     Raises:
         ValueError: one of them is outside [0, 1].
     """
-    value = torch.as_tensor(value)
+    value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
     fine = (value >= 0) & (value <= 1)
     if not bool(fine.all()):
         raise ValueError(f"quantile takes probabilities in [0, 1], got {value[~fine].tolist()}.")
-    return value.to(like)
+    return value
 
 
 def leading(value: Tensor, like: Tensor) -> Tensor:
@@ -534,7 +534,7 @@ def _tanh_sinh(dtype: torch.dtype, num: int = 256) -> tuple[Tensor, Tensor]:
     converges with poles of the integrand at both ends; u ends where p, and 1 - p, is eps.
     """
     end = math.asinh(2 / math.pi * math.atanh(1 - 2 * torch.finfo(dtype).eps))
-    u = torch.linspace(-end, end, num, dtype=torch.float64)
+    u = torch.linspace(-end, end, num, dtype=torch.float64, device="cpu")
     # p of minus the absolute value, without the cancellation of 1 + tanh
     below = torch.sigmoid(-math.pi * u.abs().sinh())
     nodes = torch.where(u < 0, below, 1 - below)

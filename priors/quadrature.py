@@ -110,7 +110,7 @@ def jumps(function: Function, kinks: Sequence[float]) -> list[float]:
     """The jump f(t+) - f(t-) at each kink t; below 1e-9 of the values there, exactly 0."""
     if not kinks:
         return []
-    t = torch.tensor(kinks, dtype=torch.float64)[:, None]
+    t = torch.tensor(kinks, dtype=torch.float64, device="cpu")[:, None]
     left, right = (x[:, 0] for x in _sides(function, t))
     size = torch.where((right - left).abs() > 1e-9 * (1 + right.abs() + left.abs()), 1.0, 0.0)
     return [float(x) for x in (right - left) * size]
@@ -139,9 +139,10 @@ def detect_kinks(function: Function, reach: float = 16.0) -> tuple[float, ...]:
         ValueError: there are more than 64 kinks.
     """
     width = 2 * reach / 37
-    low = -reach + width * torch.arange(37, dtype=torch.float64)
-    nodes = torch.cos(math.pi * (torch.arange(17, dtype=torch.float64) + 0.5) / 17)
-    to_series = torch.cos(torch.arange(17)[:, None] * torch.acos(nodes)) * 2 / 17
+    low = -reach + width * torch.arange(37, dtype=torch.float64, device="cpu")
+    degree = torch.arange(17, dtype=torch.float64, device="cpu")
+    nodes = torch.cos(math.pi * (degree + 0.5) / 17)
+    to_series = torch.cos(degree[:, None] * torch.acos(nodes)) * 2 / 17
     parent: Tensor | None = None
     found: list[tuple[float, float]] = []
     while True:
@@ -264,11 +265,11 @@ _TOLERANCE = 1e-12  # of the series, relative to the largest sqrt(E[f^2] E[g^2])
 
 @functools.cache
 def _legendre(order: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1]."""
+    """Nodes and weights on [0, 1], like everything that is kept here on the CPU."""
     import numpy
 
     nodes, weights = numpy.polynomial.legendre.leggauss(order)
-    return torch.tensor((nodes + 1) / 2), torch.tensor(weights / 2)
+    return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
 
 
 @functools.cache
@@ -279,7 +280,7 @@ def _edges(reach: float, widest: float, resolution: int) -> Tensor:
     while ends[-1] < reach:
         width = max(4.0, 0.25 * ends[-1] * resolution if ends[-1] * resolution >= 64 else 0.0)
         ends.append(min(reach, ends[-1] + min(widest, width / resolution)))
-    half = torch.tensor(ends, dtype=torch.float64)
+    half = torch.tensor(ends, dtype=torch.float64, device="cpu")
     return torch.cat([-half.flip(0), half[1:]])
 
 
@@ -604,7 +605,7 @@ def _standard_density(z: Tensor) -> Tensor:
 def _panels(number: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1] of equal panels of 20 nodes."""
     nodes, weights = _legendre(20)
-    starts = torch.arange(number, dtype=torch.float64)[:, None]
+    starts = torch.arange(number, dtype=torch.float64, device="cpu")[:, None]
     return ((starts + nodes) / number).flatten(), (weights / number).repeat(number)
 
 
@@ -614,7 +615,7 @@ def _gauss_hermite(order: int) -> tuple[Tensor, Tensor]:
     import numpy
 
     nodes, weights = numpy.polynomial.hermite_e.hermegauss(order)
-    return torch.tensor(nodes), torch.tensor(weights / weights.sum())
+    return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
 
 
 # Gradients ---------------------------------------------------------------------------------------

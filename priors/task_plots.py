@@ -114,9 +114,9 @@ class _Shown:
 
         X = first(task.X).double()
         N, d = X.shape
-        rows = torch.ones(N, dtype=torch.bool) if task.points is None else first(task.points)
-        kept = torch.ones(d, dtype=torch.bool) if task.features is None else first(task.features)
-        none = torch.zeros(d, dtype=torch.bool)
+        every, none = X.new_ones(N, dtype=torch.bool), X.new_zeros(d, dtype=torch.bool)
+        rows = every if task.points is None else first(task.points)
+        kept = ~none if task.features is None else first(task.features)
         categorical = none if task.categorical is None else first(task.categorical)
         curve = task.row_latents.get("curve")
         is_curves = curve is not None and curve.shape[1:] == (N,) and d > 0
@@ -126,7 +126,7 @@ class _Shown:
             X=X[rows][:, kept],
             y=first(task.y)[rows, 0].double(),
             f=None if task.f is None else first(task.f)[rows, 0].double(),
-            context=(torch.arange(N) < task.num_context)[rows],
+            context=(torch.arange(N, device="cpu") < task.num_context)[rows],
             curve=first(curve)[rows] if curve is not None and is_curves else None,
             categorical=categorical[kept],
             names=names,
@@ -149,9 +149,9 @@ class _Shown:
             extra.append(f"{count} curve" + ("s" if count > 1 else ""))
         if self.categorical.any():
             extra.append(f"{int(self.categorical.sum())} categorical")
-        missing = self.X.isnan().double().mean() if self.X.numel() else torch.zeros(())
+        missing = float(self.X.isnan().double().mean()) if self.X.numel() else 0.0
         if missing > 0:
-            extra.append(f"{100 * float(missing):.2g} % missing")
+            extra.append(f"{100 * missing:.2g} % missing")
         return ", ".join(parts) + ("\n" + ", ".join(extra) if extra else "")
 
     def draw(self, ax: Axes) -> None:

@@ -107,7 +107,8 @@ def trace(
             f"torch.fx cannot trace the forward of {type(module).__name__}: {error}. It must not "
             "branch or loop on tensor values or on the batch size."
         ) from error
-    return Tracer(module, input_shape, whole_batch=whole_batch).run(graph)
+    with torch.device("cpu"):  # constants are kept there, whatever the default device is
+        return Tracer(module, input_shape, whole_batch=whole_batch).run(graph)
 
 
 class _Leaves(fx.Tracer):
@@ -934,7 +935,7 @@ def _varies(tensor: Tensor, axis: int) -> bool:
 
 
 def _integers(array: Array) -> Tensor:
-    return array.tensor(torch.empty(0)).flatten()
+    return array.tensor(torch.empty(0, device="cpu")).flatten()
 
 
 def _values(item: Any) -> Any:

@@ -46,6 +46,7 @@ from scipy.special import gammaincinv
 from torch import Tensor
 
 from priors.activations import ABReLU
+from priors.draws import Draws
 from priors.features import FeatureMap
 
 __all__ = ["Expansion", "UniversalFeatures", "expand", "gegenbauer", "num_harmonics"]
@@ -158,10 +159,10 @@ def expand(
     weight_s = weight_s / weight_s.sum()
     degree = 1 if dimension == 1 else max_degree
     harmonics = [float(num_harmonics(dimension, n)) for n in range(degree + 1)]
-    count = torch.tensor(harmonics, dtype=torch.float64)
+    count = torch.tensor(harmonics, dtype=torch.float64, device="cpu")
 
-    c = torch.empty(degree + 1, size, size, dtype=torch.float64)
-    square = torch.empty(size, size, dtype=torch.float64)
+    c = unit.new_empty(degree + 1, size, size)
+    square = unit.new_empty(size, size)
     points = degree + 64 + 4 * math.ceil(largest)
     moving = dimension > 1 and any(k != 0 for k in kinks)
     for j in range(size):  # row by row: the array of all arguments of f would be large
@@ -197,7 +198,7 @@ def expand(
     # b from a: the right singular vectors over the root of a density near 0 would be noise
     b = torch.einsum("kr,krs->ks", u * weight_r, c[n]) / norm[:, None]
     radial_x = _series(u * norm[:, None], unit, weight)
-    order_x = torch.arange(len(radial_x))[:, None]
+    order_x = torch.arange(len(radial_x), device="cpu")[:, None]
     last = (radial_x.square() / (2 * order_x + 1) / count[n])[size - size // 8 :].sum() / total
     if last > tolerance**2:
         raise ValueError(
@@ -441,7 +442,7 @@ def _series(values: Tensor, unit: Tensor, weight: Tensor) -> Tensor:
     """Legendre coefficients `[l, k]` of values `[k, node]`, without those that are rounding."""
     vandermonde = gegenbauer(unit, 3, len(unit) - 1)
     found = (weight[:, None] * vandermonde).mT @ values.mT
-    found = found * (torch.arange(len(unit))[:, None] + 0.5)
+    found = found * (torch.arange(len(unit), device="cpu")[:, None] + 0.5)
     large = (found.abs() > 1e-14 * values.abs().max()).any(-1).nonzero()
     return found[: int(large.max()) + 1]
 
@@ -488,11 +489,11 @@ def _projection(
     enough = 2 * count <= num_harmonics(dimension, degree)
     # among more directions than harmonics pivoting finds some that are far from dependent
     size = count if enough else 2 * count + 8
-    u = torch.randn(size, dimension, generator=generator, dtype=torch.float64)
+    u = Draws(generator, "cpu", torch.float64).normal(size, dimension)
     u = u / u.norm(dim=-1, keepdim=True)
     gram = gegenbauer((u @ u.mT).clamp(-1, 1), dimension, degree)[..., degree]
     factor, pivots, _, _ = dpstrf(gram.numpy(), tol=0.0)
     first = torch.from_numpy(pivots[:count].astype(np.int64) - 1)
     upper = torch.from_numpy(np.triu(factor[:count, :count]))
-    identity = torch.eye(count, dtype=torch.float64)
+    identity = torch.eye(count, dtype=torch.float64, device="cpu")
     return u[first], torch.linalg.solve_triangular(upper, identity, upper=True)

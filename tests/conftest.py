@@ -16,3 +16,35 @@ def global_state_is_left_alone():
     yield
     after = torch.get_default_dtype(), torch.is_grad_enabled(), logging.root.level
     assert after == before, f"global state changed from {before} to {after}"
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    """Each test of devices runs on the CPU too, so that it cannot rot where there is no GPU."""
+    if request.param == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    # Convolutions would else be rounded to ten bits.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.fixture
+def agrees(device):
+    """Check that a computation stays on the device and gives there what it gives on the CPU."""
+
+    def check(compute, *dtypes):
+        for dtype in dtypes or (torch.float64, torch.float32):
+            there = list(compute(device, dtype))
+            here = there if device.type == "cpu" else compute(torch.device("cpu"), dtype)
+            tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+            for found, expected in zip(there, here, strict=True):
+                assert found.device == device
+                size = expected.detach()[expected.isfinite()].abs()
+                atol = tolerance * float(size.max()) if size.numel() else 0.0
+                torch.testing.assert_close(
+                    found.detach().cpu(), expected.detach(), rtol=tolerance, atol=atol
+                )
+
+    return check

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import pyro
-import torch
 from torch import Tensor
+
+from priors.random_state import seeded
 
 __all__ = ["Draws", "InferenceMethod", "isolated"]
 
@@ -44,11 +45,9 @@ def isolated(seed: int, like: Tensor) -> Iterator[None]:
         seed: Of the random numbers inside.
         like: Its device's generator is seeded and restored too.
     """
-    devices = [like.device] if like.device.type == "cuda" else []
     with (
-        torch.random.fork_rng(devices=devices),
+        seeded(seed, like.device),
         pyro.get_param_store().scope(),
         pyro.validation_enabled(False),
     ):
-        torch.manual_seed(seed)
         yield

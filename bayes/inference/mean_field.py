@@ -82,7 +82,7 @@ class MeanField:
                     steps.set_postfix_str(f"bound {history[-1]:.1f} nats", refresh=False)
             with torch.no_grad(), pyro.plate("draws", self.num_draws, dim=-1):
                 samples = {name: value.unsqueeze(0) for name, value in guide().items()}
-        return Draws(samples, {}, torch.tensor(history).to(like))
+        return Draws(samples, {}, like.new_tensor(history))
 
 
 def _guide(model: Callable[[], object], init_std: float) -> Callable[[], dict[str, Tensor]]:

@@ -98,4 +98,4 @@ class NUTS:
             )
             sampler.run()
             samples = {name: value.detach() for name, value in sampler.get_samples().items()}
-        return Draws(samples, {name: torch.tensor(value).to(like) for name, value in stats.items()})
+        return Draws(samples, {name: like.new_tensor(value) for name, value in stats.items()})

@@ -147,7 +147,7 @@ class CellSpace(FlatSpace):
         values = self.to_parameters(architecture)
         live = _live({edge: values[name] for edge, name in zip(EDGES, _NAMES, strict=True)})
         row = [float(live[edge] == name) for edge in EDGES for name in CELL_OPERATIONS]
-        return torch.tensor(row, dtype=torch.float64)
+        return torch.tensor(row, dtype=torch.float64, device="cpu")
 
 
 _NAMES = tuple(f"edge_{source}_{target}" for source, target in EDGES)

@@ -182,7 +182,7 @@ class MLPSpace(FlatSpace):
         row.append(float(values["residual"]) if depth > 1 else 0.5)
         row.append(float(values["layer_norm"]))
         row += [float(values["activation"] == name) for name in self.activations]
-        return torch.tensor(row, dtype=torch.float64)
+        return torch.tensor(row, dtype=torch.float64, device="cpu")
 
 
 def _choices(name: str, value: bool | Sequence[bool]) -> tuple[bool, ...]:

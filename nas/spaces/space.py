@@ -11,11 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch import Generator, Tensor
 
 from nas.architecture import Architecture
+from priors.draws import Draws
 
 __all__ = ["FlatSpace", "Space"]
 
@@ -68,10 +68,10 @@ class FlatSpace(Space):
 
     def random(self, generator: Generator) -> Architecture:
         """Draw every parameter uniformly, as Optuna's `RandomSampler` does."""
-        values = {}
+        draws, values = Draws(generator), {}
         for name, distribution in self.parameters().items():
             choices = choices_of(name, distribution)
-            values[name] = choices[int(torch.randint(len(choices), (), generator=generator))]
+            values[name] = choices[int(draws.integers(len(choices)))]
         return self.from_parameters(values)
 
     def neighbours(self, architecture: Architecture) -> list[Architecture]:

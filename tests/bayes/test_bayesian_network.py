@@ -310,15 +310,3 @@ def test_inputs_are_checked():
         MeanField(num_steps=0)
     with pytest.raises(ValueError, match="target_accept_prob"):
         NUTS(target_accept_prob=1.0)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda():
-    X, Y = data()
-    model = BayesianNetwork(X.cuda(), Y.cuda(), NetworkPrior(module(), bias_var=1.0)).fit(FAST)
-    posterior = model.posterior(X.cuda(), observation_noise=True)
-    assert posterior.mean.device.type == "cuda"
-    here = model.cpu().posterior(X, observation_noise=True)
-    assert torch.allclose(here.mean, posterior.mean.cpu())
-    assert torch.allclose(here.log_prob(Y), posterior.log_prob(Y.cuda()).cpu())

@@ -385,19 +385,3 @@ def test_scale_prior_is_checked():
             StudentTProcess(X, Y, kernel(), concentration=bad)
         with pytest.raises(ValueError, match="rate"):
             StudentTProcess(X, Y, kernel(), rate=bad)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("process", PROCESSES)
-def test_cuda_agrees_with_cpu(process):
-    X, Y = data(n=20, m=2)
-    here = process(X, Y, kernel()).posterior(X[:4], observation_noise=True)
-    model = process(X.cuda(), Y.cuda(), kernel())
-    there = model.posterior(X[:4].cuda(), observation_noise=True)
-    assert there.device.type == "cuda"
-    assert torch.allclose(here.mean, there.mean.cpu())
-    assert torch.allclose(here.variance, there.variance.cpu())
-    p = torch.tensor([0.1, 0.9], dtype=torch.float64)
-    assert torch.allclose(here.quantile(p), there.quantile(p.cuda()).cpu())
-    assert there.rsample(torch.Size([3])).device.type == "cuda"

@@ -1080,29 +1080,3 @@ class TestBadInput:
             ArchitectureConfig(embedding=10, heads=3)
         with pytest.raises(ValueError, match="thinking_rows"):
             ArchitectureConfig(thinking_rows=0)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_agrees_with_cpu(network):
-    X, y = data(6)
-    Q, _ = data(3, seed=1)
-    base = torch.randn(4, 3, 1, generator=torch.Generator().manual_seed(0), dtype=X.dtype)
-    found = []
-    for move in (torch.Tensor.cpu, torch.Tensor.cuda):
-        x, values, q = move(X), move(y), move(Q)
-        tails = TailCompression(values)
-        model = network.condition(x, values, num_orders=2, outcome_transform=tails)
-        posterior = model.posterior(q)
-        grown = model.condition_on_observations(q[:1], values[:1])
-        fantasies = model.fantasize(q[:2], SobolQMCNormalSampler(torch.Size([2]), seed=0))
-        parts = [
-            answers(model, q),
-            posterior.rsample_from_base_samples(torch.Size([4]), move(base)),
-            posterior.joint_log_prob(values[:3]),
-            posterior.log_expected_improvement(values.max()),
-            answers(grown, q),
-            answers(fantasies, q),
-        ]
-        found.append([part.cpu() for part in parts])
-    torch.testing.assert_close(found[0], found[1])
