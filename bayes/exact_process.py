@@ -44,8 +44,12 @@ from bayes.checks import check_query, check_training_data, chosen_outputs
 from bayes.description import describe_module, describe_transform, differing_parts, same_values
 from bayes.outcome import ElementwiseOutcome
 from priors.files import read_safetensors, write_safetensors_atomically
-from priors.posterior import PredictivePosterior, TransformedPosterior, apply_posterior_transform
-from priors.transforms import DEFAULT, make_input_transform, make_outcome_transform
+from priors.posteriors.posterior import (
+    PredictivePosterior,
+    TransformedPosterior,
+    apply_posterior_transform,
+)
+from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 
 __all__ = ["ExactProcess", "JointMarginalLogLikelihood", "exact_solves"]
 

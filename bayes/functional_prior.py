@@ -25,8 +25,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from priors.functions import GaussianProcessPrior
-from priors.network import InfiniteNetwork, NetworkPrior
-from priors.program import Linear, Program
+from priors.networks.network import InfiniteNetwork, NetworkPrior
+from priors.programs.program import Linear, Program
 
 __all__ = ["MatchQuality", "match_functional_prior", "match_quality"]
 

@@ -24,7 +24,7 @@ from pfn.certificate import certify
 from pfn.checkpoints.recipes import RECIPES, Recipe
 from pfn.network import load
 from pfn.training import TrainingConfig, train
-from priors.tasks import TaskPrior
+from priors.tasks.task import TaskPrior
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pfn.inference import PFNModel
-from priors.mixture import EmpiricalPosterior
+from priors.posteriors.mixture import EmpiricalPosterior
 
 __all__ = ["ReweightedPosterior", "reweight"]
 

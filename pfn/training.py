@@ -38,7 +38,7 @@ from pfn.certificate import Reference, reference_nll
 from pfn.distribution import BarDistribution, choose_num_nodes, place_nodes
 from pfn.network import PFN, Encoding
 from priors.files import read_safetensors, write_safetensors_atomically
-from priors.tasks import Task, TaskPrior, describe, exchangeable
+from priors.tasks.task import Task, TaskPrior, describe, exchangeable
 
 __all__ = ["TrainingConfig", "train"]
 

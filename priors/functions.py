@@ -14,7 +14,7 @@ from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from priors.draws import Draws
+from priors.randomness import Draws
 
 __all__ = [
     "FunctionPrior",
