@@ -24,11 +24,8 @@ import linear_operator
 import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.exceptions import InputDataWarning
-from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from botorch.models.utils import add_output_dim, gpt_posterior_settings
-from botorch.optim.closures import get_loss_closure_with_grads
-from botorch.optim.utils import get_parameters
 from botorch.posteriors import Posterior
 from botorch.utils.sampling import manual_seed
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
@@ -192,6 +189,10 @@ class ExactProcess(SingleTaskGP, ABC):
         Raises:
             botorch.exceptions.ModelFittingError: every attempt failed.
         """
+        from botorch.fit import fit_gpytorch_mll  # with BoTorch's optimisers, slow to load
+        from botorch.optim.closures import get_loss_closure_with_grads
+        from botorch.optim.utils import get_parameters
+
         objective = self._marginal_log_likelihood()
         parameters = get_parameters(objective, requires_grad=True)
         if parameters:

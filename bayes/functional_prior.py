@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from priors.functions import GaussianProcessPrior
@@ -159,6 +158,8 @@ def match_quality(
 
 def _minimise(objective: Callable[[], Tensor], parameters: list[Tensor]) -> float:
     """Minimise over the log variances from where they are; returns the objective reached."""
+    from scipy.optimize import minimize  # slow to load
+
     shapes = [parameter.shape for parameter in parameters]
 
     def assign(values: np.ndarray) -> None:

@@ -26,10 +26,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -39,6 +38,9 @@ from pfn.distribution import BarDistribution, choose_num_nodes, place_nodes
 from pfn.network import PFN, Encoding
 from priors.files import read_safetensors, write_safetensors_atomically
 from priors.tasks.task import Task, TaskPrior, describe, exchangeable
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["TrainingConfig", "train"]
 
@@ -641,6 +643,8 @@ _UNKNOWN_AT_FIRST = ("typical_norm", "best_loss")  # not finite then, which JSON
 
 
 def _fabric(device: torch.device, precision: str) -> Fabric:
+    from lightning_fabric import Fabric  # loads torch's compiler, which only training needs
+
     kind = {"cuda": "cuda", "mps": "mps"}.get(device.type, "cpu")
     options: Any = {"accelerator": kind, "precision": precision}
     # What torchrun tells its processes.

@@ -36,7 +36,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from priors.gaussian.activations import Activation, Elementwise
@@ -114,6 +113,8 @@ def critical_initialisation(activation: ActivationLike) -> tuple[float, float, f
         # chi_parallel falls from its value at 0: with C_W = 1 / g'(0), every small K shrinks
         if _slopes(function, 1e-4)[0] < slope:
             return 1 / slope, 0.0, 0.0
+
+    from scipy.optimize import brentq  # slow to load
 
     def difference(log_variance: float) -> float:
         parallel, perp = _slopes(function, math.exp(log_variance))

@@ -213,7 +213,7 @@ def test_warnings_and_failed_fits_do_not_stop_a_proposal(monkeypatch):
     def fails(*args, **options):
         raise ModelFittingError("no luck")
 
-    monkeypatch.setattr("nas.surrogate.fit_gpytorch_mll", fails)
+    monkeypatch.setattr("botorch.fit.fit_gpytorch_mll", fails)
     assert len(run(7).trials) == 7
 
 
