@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from priors.kernels.network import NNGPKernel, NTKKernel
     from priors.kernels.random_features import RandomFeatureKernel, random_features
     from priors.kernels.universal_features import UniversalFeatures
-    from priors.limits.batch import batch_kernel
+    from priors.networks.batch import batch_kernel
     from priors.networks.infinite_depth import InfiniteDepthClassifier, classify_activation
     from priors.networks.network import InfiniteNetwork, NetworkPrior
     from priors.posteriors.acquisition import (
@@ -139,7 +139,7 @@ _HOMES = {
     "kernels.network": ("NNGPKernel", "NTKKernel"),
     "kernels.random_features": ("RandomFeatureKernel", "random_features"),
     "kernels.universal_features": ("UniversalFeatures",),
-    "limits.batch": ("batch_kernel",),
+    "networks.batch": ("batch_kernel",),
     "networks.infinite_depth": ("InfiniteDepthClassifier", "classify_activation"),
     "networks.network": ("InfiniteNetwork", "NetworkPrior"),
     "posteriors.acquisition": (

@@ -14,60 +14,17 @@ it is a one-dimensional integral (their Theorem 3.2, `relu_batch_norm`), the tes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from priors.gaussian.activations import ABReLU, Activation
-from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo, cholesky
-from priors.limits.moments import Moments, Points, Settings, is_map
-from priors.networks.network import LayerVariances, VarianceSpec
+from priors.gaussian.quasi_monte_carlo import cholesky
+from priors.limits.moments import Moments, Points, is_map
 from priors.programs.program import BatchNormalise, Elementwise, UnsupportedOperationError
-from priors.programs.tracer import trace
 
-__all__ = ["batch_kernel", "relu_batch_norm"]
-
-
-def batch_kernel(
-    module: nn.Module,
-    X: Tensor,
-    *,
-    weight_var: VarianceSpec = 1.0,
-    bias_var: VarianceSpec = 0.0,
-    input_shape: Sequence[int] | None = None,
-    quadrature: QuasiMonteCarlo | None = None,
-) -> Tensor:
-    """NNGP kernel of one output unit over one batch, in training mode.
-
-    Args:
-        module: Like that of `InfiniteNetwork`, with `nn.BatchNorm1d`, `2d` or `3d` directly
-            followed by an elementwise nonlinearity or a linear layer.
-        X: The batch, `[B, d]`, at least two rows.
-        weight_var: As for `InfiniteNetwork`.
-        bias_var: As for `InfiniteNetwork`.
-        input_shape: As for `InfiniteNetwork`.
-        quadrature: Rule for the expectations over the batch; other seeds show its error.
-
-    Returns:
-        `[B, B]`.
-
-    Raises:
-        UnsupportedOperationError: the module contains something without a limit here.
-        ValueError: `X` is no batch of rows.
-    """
-    if X.dim() != 2 or len(X) < 2 or not X.is_floating_point():
-        raise ValueError(
-            f"batch_kernel needs one batch of at least 2 rows [B, d], got {tuple(X.shape)}."
-        )
-    program = trace(module, input_shape, whole_batch=True)
-    variances = LayerVariances(program, weight_var=weight_var, bias_var=bias_var)
-    rule = QuasiMonteCarlo() if quadrature is None else quadrature
-    with torch.no_grad():
-        points = Points(program, Settings(variances.value, rule), X)
-        kernel = _BatchMoments(points).moment(program.output, program.output)
-    assert kernel is not None
-    return kernel if program.positions(program.output) is None else kernel[..., 0, 0]
+__all__ = ["BatchMoments", "relu_batch_norm"]
 
 
 def relu_batch_norm(covariance: Tensor) -> Tensor:
@@ -110,7 +67,7 @@ def relu_batch_norm(covariance: Tensor) -> Tensor:
     return (size * (mass[:, None, None] * dual).sum(0)).to(covariance)
 
 
-class _BatchMoments(Moments):
+class BatchMoments(Moments):
     """Moments of a batch with itself, where normalisations see all of it."""
 
     def __init__(self, points: Points) -> None:

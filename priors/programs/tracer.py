@@ -90,7 +90,7 @@ def trace(
             trace. Its widths and the values of its weights do not matter.
         input_shape: Shape of one data point without batch dimensions; None means a row of
             features whose number is that of the first layer, or open.
-        whole_batch: Accept batch normalisation, for `priors.limits.batch`.
+        whole_batch: Accept batch normalisation, for `priors.batch_kernel`.
 
     Raises:
         UnsupportedOperationError: a layer or operation has no limit here; names it, its place
