@@ -14,7 +14,7 @@ from bayes.gaussian_process import GaussianProcess
 from bayes.inference import NUTS, MeanField
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
-from priors.mixture import EmpiricalPosterior, GaussianMixturePosterior
+from priors.posteriors.mixture import EmpiricalPosterior, GaussianMixturePosterior
 
 __all__ = [
     "NUTS",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from priors.transforms import DEFAULT
+from priors.posteriors.transforms import DEFAULT
 
 __all__ = ["describe_module", "describe_transform", "differing_parts", "same_values"]
 

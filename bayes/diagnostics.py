@@ -21,7 +21,7 @@ from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from priors.posterior import PredictivePosterior, as_predictive, score
+from priors.posteriors.posterior import PredictivePosterior, as_predictive, score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

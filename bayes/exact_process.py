@@ -24,11 +24,8 @@ import linear_operator
 import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.exceptions import InputDataWarning
-from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from botorch.models.utils import add_output_dim, gpt_posterior_settings
-from botorch.optim.closures import get_loss_closure_with_grads
-from botorch.optim.utils import get_parameters
 from botorch.posteriors import Posterior
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.kernels import Kernel
@@ -43,9 +40,13 @@ from bayes.checks import check_query, check_training_data, chosen_outputs
 from bayes.description import describe_module, describe_transform, differing_parts, same_values
 from bayes.outcome import ElementwiseOutcome
 from priors.files import read_safetensors, write_safetensors_atomically
-from priors.posterior import PredictivePosterior, TransformedPosterior, apply_posterior_transform
+from priors.posteriors.posterior import (
+    PredictivePosterior,
+    TransformedPosterior,
+    apply_posterior_transform,
+)
+from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 from priors.random_state import seeded
-from priors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 
 __all__ = ["ExactProcess", "JointMarginalLogLikelihood", "exact_solves"]
 
@@ -188,6 +189,10 @@ class ExactProcess(SingleTaskGP, ABC):
         Raises:
             botorch.exceptions.ModelFittingError: every attempt failed.
         """
+        from botorch.fit import fit_gpytorch_mll  # with BoTorch's optimisers, slow to load
+        from botorch.optim.closures import get_loss_closure_with_grads
+        from botorch.optim.utils import get_parameters
+
         objective = self._marginal_log_likelihood()
         parameters = get_parameters(objective, requires_grad=True)
         if parameters:

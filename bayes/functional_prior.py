@@ -21,12 +21,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from priors.functions import GaussianProcessPrior
-from priors.network import InfiniteNetwork, NetworkPrior
-from priors.program import Linear, Program
+from priors.networks.network import InfiniteNetwork, NetworkPrior
+from priors.programs.program import Linear, Program
 
 __all__ = ["MatchQuality", "match_functional_prior", "match_quality"]
 
@@ -159,6 +158,8 @@ def match_quality(
 
 def _minimise(objective: Callable[[], Tensor], parameters: list[Tensor]) -> float:
     """Minimise over the log variances from where they are; returns the objective reached."""
+    from scipy.optimize import minimize  # slow to load
+
     shapes = [parameter.shape for parameter in parameters]
 
     def assign(values: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from gpytorch.distributions import MultivariateNormal
 
 from bayes.exact_process import ExactProcess, JointMarginalLogLikelihood
-from priors.posterior import GaussianPosterior
+from priors.posteriors.posterior import GaussianPosterior
 
 __all__ = ["GaussianProcess"]
 
@@ -18,7 +18,7 @@ class GaussianProcess(ExactProcess):
     """A Gaussian process conditioned exactly on data.
 
     Arguments, `fit`, `posterior`, `save` and `load` are those of `ExactProcess`. The posterior is
-    a `priors.posterior.GaussianPosterior`, joint over points; a non-affine outcome transform
+    a `priors.GaussianPosterior`, joint over points; a non-affine outcome transform
     makes it that Gaussian seen through the transform. O(n^3) time, O(n^2) memory.
     """
 

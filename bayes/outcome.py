@@ -9,7 +9,7 @@ from botorch.models.transforms.outcome import OutcomeTransform
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform, Transform
 
-from priors.transforms import of_outputs
+from priors.posteriors.transforms import of_outputs
 
 __all__ = ["ElementwiseOutcome"]
 

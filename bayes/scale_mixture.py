@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bayes.exact_process import ExactProcess, JointMarginalLogLikelihood
 from bayes.student_t import StudentTPosterior
-from priors.transforms import DEFAULT
+from priors.posteriors.transforms import DEFAULT
 
 __all__ = ["StudentTProcess"]
 

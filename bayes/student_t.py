@@ -16,7 +16,7 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from scipy.special import gammainccinv, gammaincinv, ndtr, stdtr, stdtrit
 from torch import Tensor
 
-from priors.posterior import GaussianPosterior, PredictivePosterior, leading
+from priors.posteriors.posterior import GaussianPosterior, PredictivePosterior, leading
 
 __all__ = [
     "StudentTPosterior",

@@ -20,7 +20,7 @@ from torch import Tensor
 import pfn
 from bayes import GaussianProcess
 from priors import FunctionTaskPrior, GaussianPosterior, GaussianProcessPrior, plot_tasks
-from priors.tasks import Task
+from priors.tasks.task import Task
 
 NOISE_VAR = 0.01
 

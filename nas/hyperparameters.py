@@ -20,7 +20,7 @@ from optuna.distributions import (
 from torch import Generator, Tensor
 from torch.quasirandom import SobolEngine
 
-from priors.draws import Draws
+from priors.randomness import Draws
 
 __all__ = ["HyperparameterCube"]
 

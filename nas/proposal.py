@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from nas.architecture import Architecture
 from nas.hyperparameters import HyperparameterCube
 from nas.spaces import Space
-from priors.draws import Draws
+from priors.randomness import Draws
 
 __all__ = ["Candidate", "Encoder", "maximise"]
 

@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from importlib import resources
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 import optuna
-from matplotlib.figure import Figure
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.trials import ERROR, architecture_of, superseded
+
+if TYPE_CHECKING:
+    import jinja2
+    from matplotlib.figure import Figure
 
 __all__ = [
     "Section",
@@ -93,6 +95,8 @@ def plot_hyperparameters(study: optuna.Study) -> Figure | None:
                 found[name] = distribution
     if not found:
         return None
+    from matplotlib.figure import Figure
+
     columns = min(3, len(found))
     rows = math.ceil(len(found) / columns)
     figure = Figure(figsize=(3.4 * columns, 2.9 * rows), layout="constrained")
@@ -273,6 +277,8 @@ def _value_scale(done: Sequence[FrozenTrial]) -> str:
 
 
 def _axes(size: tuple[float, float]) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
@@ -280,6 +286,8 @@ def _axes(size: tuple[float, float]) -> tuple[Figure, Any]:
 
 
 def _template() -> jinja2.Template:
+    import jinja2
+
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -44,8 +44,8 @@ from nas.trials import (
     architecture_of,
     superseded,
 )
-from priors.acquisition import LogExpectedImprovement
-from priors.posterior import PredictivePosterior
+from priors.posteriors.acquisition import LogExpectedImprovement
+from priors.posteriors.posterior import PredictivePosterior
 from priors.random_state import seeded
 
 __all__ = ["Acquisition", "BayesianSampler"]

@@ -25,7 +25,6 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from nas.sampler import BayesianSampler
@@ -136,6 +135,8 @@ def open_storage(storage: str | Path | None, *, must_exist: bool = False) -> Bas
     """
     if storage is None:
         return optuna.storages.InMemoryStorage()
+    from sqlalchemy.exc import SQLAlchemyError  # slow to load
+
     url = str(storage)
     connect = {}
     if "://" not in url:
@@ -337,6 +338,8 @@ def _progress(study: optuna.Study, total: int, active: bool) -> Iterator[Callabl
 
 @contextmanager
 def _storage_errors(name: str) -> Iterator[None]:
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
         yield
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:

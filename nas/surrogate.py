@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import gpytorch
 from botorch.exceptions import ModelFittingError
-from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from botorch.models.model import Model
 from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
@@ -37,6 +36,8 @@ def gaussian_process(train_X: Tensor, train_Y: Tensor, num_architecture: int) ->
         num_architecture: How many of the d coordinates are the architecture's; this kernel
             treats all alike.
     """
+    from botorch.fit import fit_gpytorch_mll  # with BoTorch's optimisers, slow to load
+
     with train_X.device:
         kernel = get_covar_module_with_dim_scaled_prior(
             ard_num_dims=train_X.shape[-1], use_rbf_kernel=False

@@ -26,7 +26,7 @@ from pfn.network import load
 from pfn.rates import PROBED, probe
 from pfn.training import TrainingConfig, train
 from priors.files import read_safetensors
-from priors.tasks import TaskPrior
+from priors.tasks.task import TaskPrior
 
 
 def main(arguments: list[str] | None = None) -> int:

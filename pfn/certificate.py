@@ -37,8 +37,8 @@ from tqdm.auto import tqdm
 
 from pfn.inference import BarPosterior, CategoricalPosterior
 from pfn.network import PFN, Encoding
-from priors.posterior import TransformedPosterior
-from priors.tasks import Task, TaskPrior, describe
+from priors.posteriors.posterior import TransformedPosterior
+from priors.tasks.task import Task, TaskPrior, describe
 
 __all__ = [
     "Certificate",

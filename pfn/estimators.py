@@ -1,7 +1,7 @@
 """scikit-learn estimators: a trained network behind `fit` and `predict`.
 
 Fitting trains nothing: the table becomes numbers, and the network encodes it once per member of an
-ensemble. Predictions of members are pooled as mixtures (`priors.pooling.MixturePosterior`), never
+ensemble. Predictions of members are pooled as mixtures (`priors.MixturePosterior`), never
 as averaged means or parameters. Members see the same data differently: other orders of the columns
 (other column codes in networks of cells), other numbers for the classes, power
 transforms. Networks are not exactly invariant to these, and what differs is averaged out.
@@ -41,8 +41,8 @@ from pfn.certificate import unlike_the_prior
 from pfn.inference import BarPosterior
 from pfn.network import PFN, Encoding, load
 from pfn.tables import Columns, imputation, imputed, is_missing, read_columns
-from priors.pooling import MixturePosterior
-from priors.posterior import PredictivePosterior, TransformedPosterior
+from priors.posteriors.linear_pool import MixturePosterior
+from priors.posteriors.posterior import PredictivePosterior, TransformedPosterior
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin

@@ -31,13 +31,13 @@ from torch.utils.checkpoint import checkpoint
 
 from pfn.distribution import BarDistribution
 from pfn.network import PFN, Encoding
-from priors.posterior import (
+from priors.posteriors.posterior import (
     PredictivePosterior,
     TransformedPosterior,
     apply_posterior_transform,
     leading,
 )
-from priors.transforms import (
+from priors.posteriors.transforms import (
     check_range,
     make_input_transform,
     make_outcome_transform,

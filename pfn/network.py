@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pfn.architecture import ArchitectureConfig, Context, Rows, Targets, Transformer
 from pfn.distribution import BarDistribution
 from priors.files import read_safetensors, write_safetensors_atomically
-from priors.transforms import DEFAULT, location_scale
+from priors.posteriors.transforms import DEFAULT, location_scale
 
 if TYPE_CHECKING:
     from botorch.models.model import Model

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from pfn.network import PFN
 from pfn.training import TrainingConfig, _fabric, _State
-from priors.tasks import TaskPrior
+from priors.tasks.task import TaskPrior
 
 __all__ = ["PROBED", "Probe", "Rate", "probe"]
 

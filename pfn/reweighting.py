@@ -14,12 +14,11 @@ import math
 import warnings
 from collections.abc import Callable
 
-import arviz
 import torch
 from torch import Tensor
 
 from pfn.inference import PFNModel
-from priors.mixture import EmpiricalPosterior
+from priors.posteriors.mixture import EmpiricalPosterior
 
 __all__ = ["ReweightedPosterior", "reweight"]
 
@@ -96,6 +95,8 @@ def reweight(
             f"log_density is -inf at all {num_samples} proposals: none can be reweighted. Ask for "
             "more samples or fewer points at once, or use an exact engine."
         )
+    import arviz  # slow to load
+
     ratios = (target - proposal).double()
     smoothed, shape = arviz.psislw(ratios.cpu().numpy(), normalize=True)
     found = ReweightedPosterior(draws, draws.new_tensor(smoothed), float(shape))

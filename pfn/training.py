@@ -27,10 +27,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -39,11 +38,14 @@ from pfn.certificate import Reference, reference_nll
 from pfn.distribution import BarDistribution, choose_num_nodes, place_nodes
 from pfn.muon import Muon
 from pfn.network import PFN, Encoding
-from priors.checks import check_at_least
-from priors.draws import Draws
 from priors.files import read_safetensors, write_safetensors_atomically
 from priors.random_state import seeded
-from priors.tasks import Task, TaskPrior, describe, exchangeable
+from priors.randomness import Draws
+from priors.tasks.task import Task, TaskPrior, describe, exchangeable
+from priors.tasks.validation import check_at_least
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["TrainingConfig", "train"]
 
@@ -661,6 +663,8 @@ _UNKNOWN_AT_FIRST = ("typical_norm", "best_loss")  # not finite then, which JSON
 
 
 def _fabric(device: torch.device, precision: str) -> Fabric:
+    from lightning_fabric import Fabric  # loads torch's compiler, which only training needs
+
     kind = {"cuda": "cuda", "mps": "mps"}.get(device.type, "cpu")
     options: Any = {"accelerator": kind, "precision": precision}
     # What torchrun tells its processes.

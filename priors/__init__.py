@@ -1,51 +1,78 @@
-"""What we believe before data: infinite-width kernels, priors over functions, task priors."""
+"""What we believe before data: infinite-width kernels, priors over functions, task priors.
 
-from priors.acquisition import (
-    ExpectedImprovement,
-    GaussianApproximation,
-    LogExpectedImprovement,
-    LogProbabilityOfImprovement,
-    ProbabilityOfImprovement,
-    UpperConfidenceBound,
-)
-from priors.annealing import AnnealedSampler
-from priors.batch_norm import batch_kernel
-from priors.columns import Tabular
-from priors.empirical import EmpiricalNTKKernel, empirical_ntk, linearize, monte_carlo_kernels
-from priors.features import RandomFeatureKernel, random_features
-from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
-from priors.infinite_depth import InfiniteDepthClassifier, classify_activation
-from priors.kernel_tasks import RandomKernelTaskPrior
-from priors.kernels import NNGPKernel, NTKKernel
-from priors.latent_tasks import LatentTaskPrior, TaskSize
-from priors.learning_curve_tasks import LearningCurveTaskPrior, log_time
-from priors.learning_curves import learning_curve, plot_learning_curve, predicted_risk
-from priors.network import InfiniteNetwork, NetworkPrior
-from priors.network_tasks import NetworkTaskPrior
-from priors.observation import RandomInputs, RandomNoise
-from priors.optimization_tasks import OptimizationTaskPrior
-from priors.plots import plot_prior, prior_summary
-from priors.pooling import MixturePosterior
-from priors.posterior import GaussianPosterior, PredictivePosterior, TransformedPosterior, score
-from priors.program import UnsupportedOperationError
-from priors.quasi_monte_carlo import QuasiMonteCarlo
-from priors.tabular_tasks import CausalTaskPrior, LinearTaskPrior, TreeTaskPrior
-from priors.task_mixtures import ClassificationTaskPrior, MixtureTaskPrior
-from priors.task_plots import plot_tasks
-from priors.tasks import FunctionTaskPrior, Task, TaskPrior
-from priors.tracing import Nonlinearity
-from priors.transforms import TailCompression
-from priors.universal_features import UniversalFeatures
+Names are imported when they are asked for: kernels and priors over functions load no BoTorch, which
+changes settings of GPyTorch for the whole process; posteriors and acquisition functions do.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from priors.diagnostics.generalisation import (
+        learning_curve,
+        plot_learning_curve,
+        predicted_risk,
+    )
+    from priors.diagnostics.plots import plot_prior, prior_summary
+    from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
+    from priors.gaussian.activations import Activation
+    from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo
+    from priors.kernels.empirical import (
+        EmpiricalNTKKernel,
+        empirical_ntk,
+        linearize,
+        monte_carlo_kernels,
+    )
+    from priors.kernels.network import NNGPKernel, NTKKernel
+    from priors.kernels.random_features import RandomFeatureKernel, random_features
+    from priors.kernels.universal_features import UniversalFeatures
+    from priors.networks.batch import batch_kernel
+    from priors.networks.infinite_depth import InfiniteDepthClassifier, classify_activation
+    from priors.networks.network import InfiniteNetwork, NetworkPrior
+    from priors.posteriors.acquisition import (
+        ExpectedImprovement,
+        GaussianApproximation,
+        LogExpectedImprovement,
+        LogProbabilityOfImprovement,
+        ProbabilityOfImprovement,
+        UpperConfidenceBound,
+    )
+    from priors.posteriors.linear_pool import MixturePosterior
+    from priors.posteriors.mixture import EmpiricalPosterior, GaussianMixturePosterior
+    from priors.posteriors.posterior import (
+        GaussianPosterior,
+        PredictivePosterior,
+        TransformedPosterior,
+        score,
+    )
+    from priors.posteriors.transforms import TailCompression
+    from priors.programs.program import UnsupportedOperationError
+    from priors.programs.tracer import Nonlinearity
+    from priors.tasks.annealing import AnnealedSampler
+    from priors.tasks.base import LatentTaskPrior, TaskSize
+    from priors.tasks.gaussian_processes import RandomKernelTaskPrior
+    from priors.tasks.mixture import ClassificationTaskPrior, MixtureTaskPrior
+    from priors.tasks.networks import NetworkTaskPrior
+    from priors.tasks.observation import RandomInputs, RandomNoise
+    from priors.tasks.optimisation import OptimizationTaskPrior
+    from priors.tasks.plots import plot_tasks
+    from priors.tasks.tables import Tabular
+    from priors.tasks.tabular_functions import CausalTaskPrior, LinearTaskPrior, TreeTaskPrior
+    from priors.tasks.task import FunctionTaskPrior, Task, TaskPrior
+    from priors.tasks.training_curves import LearningCurveTaskPrior, log_time
 
 __all__ = [
+    "Activation",
     "AnnealedSampler",
     "CausalTaskPrior",
     "ClassificationTaskPrior",
     "EmpiricalNTKKernel",
+    "EmpiricalPosterior",
     "ExpectedImprovement",
     "FunctionPrior",
     "FunctionTaskPrior",
     "GaussianApproximation",
+    "GaussianMixturePosterior",
     "GaussianPosterior",
     "GaussianProcessPrior",
     "InfiniteDepthClassifier",
@@ -96,3 +123,69 @@ __all__ = [
     "random_features",
     "score",
 ]
+
+_HOMES = {
+    "diagnostics.generalisation": ("learning_curve", "plot_learning_curve", "predicted_risk"),
+    "diagnostics.plots": ("plot_prior", "prior_summary"),
+    "functions": ("FunctionPrior", "GaussianProcessPrior", "ScaleMixturePrior"),
+    "gaussian.activations": ("Activation",),
+    "gaussian.quasi_monte_carlo": ("QuasiMonteCarlo",),
+    "kernels.empirical": (
+        "EmpiricalNTKKernel",
+        "empirical_ntk",
+        "linearize",
+        "monte_carlo_kernels",
+    ),
+    "kernels.network": ("NNGPKernel", "NTKKernel"),
+    "kernels.random_features": ("RandomFeatureKernel", "random_features"),
+    "kernels.universal_features": ("UniversalFeatures",),
+    "networks.batch": ("batch_kernel",),
+    "networks.infinite_depth": ("InfiniteDepthClassifier", "classify_activation"),
+    "networks.network": ("InfiniteNetwork", "NetworkPrior"),
+    "posteriors.acquisition": (
+        "ExpectedImprovement",
+        "GaussianApproximation",
+        "LogExpectedImprovement",
+        "LogProbabilityOfImprovement",
+        "ProbabilityOfImprovement",
+        "UpperConfidenceBound",
+    ),
+    "posteriors.linear_pool": ("MixturePosterior",),
+    "posteriors.mixture": ("EmpiricalPosterior", "GaussianMixturePosterior"),
+    "posteriors.posterior": (
+        "GaussianPosterior",
+        "PredictivePosterior",
+        "TransformedPosterior",
+        "score",
+    ),
+    "posteriors.transforms": ("TailCompression",),
+    "programs.program": ("UnsupportedOperationError",),
+    "programs.tracer": ("Nonlinearity",),
+    "tasks.annealing": ("AnnealedSampler",),
+    "tasks.base": ("LatentTaskPrior", "TaskSize"),
+    "tasks.gaussian_processes": ("RandomKernelTaskPrior",),
+    "tasks.mixture": ("ClassificationTaskPrior", "MixtureTaskPrior"),
+    "tasks.networks": ("NetworkTaskPrior",),
+    "tasks.observation": ("RandomInputs", "RandomNoise"),
+    "tasks.optimisation": ("OptimizationTaskPrior",),
+    "tasks.plots": ("plot_tasks",),
+    "tasks.tables": ("Tabular",),
+    "tasks.tabular_functions": ("CausalTaskPrior", "LinearTaskPrior", "TreeTaskPrior"),
+    "tasks.task": ("FunctionTaskPrior", "Task", "TaskPrior"),
+    "tasks.training_curves": ("LearningCurveTaskPrior", "log_time"),
+}
+_MODULES = {name: f"priors.{module}" for module, names in _HOMES.items() for name in names}
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if not TYPE_CHECKING:  # a type checker would take every name for known
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module 'priors' has no attribute {name!r}")
+        value = getattr(import_module(_MODULES[name]), name)
+        globals()[name] = value
+        return value

@@ -14,8 +14,8 @@ from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from priors.draws import Draws
 from priors.random_state import seeded
+from priors.randomness import Draws
 
 __all__ = [
     "FunctionPrior",

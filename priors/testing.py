@@ -19,7 +19,7 @@ from botorch.sampling.get_sampler import get_sampler
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from priors.posterior import PredictivePosterior
+from priors.posteriors.posterior import PredictivePosterior
 
 __all__ = ["KernelContract", "ModelContract", "PosteriorContract"]
 

@@ -55,7 +55,7 @@ from priors import (
     random_features,
     score,
 )
-from priors.criticality import critical_initialisation
+from priors.networks.criticality import critical_initialisation
 
 META = torch.device("meta")
 

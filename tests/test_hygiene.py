@@ -7,6 +7,8 @@ import textwrap
 
 import pytest
 
+import priors
+
 IMPORT_EACH_ALONE = """
     import os, pkgutil, sys
     import torch, gpytorch, botorch, pyro, optuna, matplotlib, arviz  # paid for once, then forked
@@ -49,15 +51,71 @@ IMPORT_EACH_ALONE = """
 
 
 def test_every_module_imports_alone_and_changes_nothing(pytestconfig):
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(IMPORT_EACH_ALONE)],
-        cwd=pytestconfig.rootpath,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    _run(textwrap.dedent(IMPORT_EACH_ALONE), pytestconfig)
+
+
+WITHOUT_BOTORCH = """
+    import sys
+    import gpytorch
+
+    SETTINGS = "max_cholesky_size", "cholesky_max_tries", "max_eager_kernel_size"
+
+    def settings():
+        fast = gpytorch.settings.fast_computations
+        return (
+            [getattr(gpytorch.settings, name).value() for name in SETTINGS],
+            gpytorch.settings.min_preconditioning_size.value(),
+            [part.on() for part in (fast.covar_root_decomposition, fast.log_prob, fast.solves)],
+        )
+
+    before = settings()
+    pyro = {name for name in sys.modules if name.partition(".")[0] == "pyro"}  # GPyTorch's own
+    {statement}
+    loaded = {name for name in sys.modules if name.partition(".")[0] in ("botorch", "pyro")} - pyro
+    assert not loaded, sorted(loaded)
+    assert settings() == before, (before, settings())
+"""
+LIGHT = [
+    "EmpiricalNTKKernel",
+    "FunctionTaskPrior",
+    "GaussianProcessPrior",
+    "InfiniteNetwork",
+    "NNGPKernel",
+    "NTKKernel",
+    "NetworkPrior",
+    "RandomFeatureKernel",
+    "UniversalFeatures",
+    "batch_kernel",
+    "plot_prior",
+    "plot_tasks",
+    "predicted_risk",
+]
+
+
+@pytest.mark.parametrize("statement", ["import priors", f"from priors import {', '.join(LIGHT)}"])
+def test_kernels_and_priors_over_functions_leave_gpytorch_as_it_is(statement, pytestconfig):
+    """In a process without BoTorch, which changes GPyTorch's settings when it is imported."""
+    _run(textwrap.dedent(WITHOUT_BOTORCH).replace("{statement}", statement), pytestconfig)
+
+
+def test_priors_alone_loads_neither_torch_nor_gpytorch(pytestconfig):
+    _run(
+        "import sys, priors\n"
+        "heavy = {'torch', 'gpytorch', 'botorch', 'pyro', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy",
+        pytestconfig,
     )
-    assert result.returncode == 0, result.stdout + result.stderr
+
+
+HEAVY = ["arviz", "lightning_fabric", "matplotlib", "pandas", "scipy.optimize", "sqlalchemy"]
+
+
+@pytest.mark.parametrize("package", ["bayes", "pfn", "nas"])
+def test_what_is_slow_to_load_is_loaded_where_it_is_used(package, pytestconfig):
+    code = (
+        f"import sys, {package}\nfound = set({HEAVY}) & set(sys.modules)\nassert not found, found"
+    )
+    _run(code, pytestconfig)
 
 
 @pytest.mark.parametrize("package", ["priors", "bayes", "pfn", "nas"])
@@ -65,6 +123,26 @@ def test_public_names_exist_and_are_sorted(package):
     module = importlib.import_module(package)
     assert all(hasattr(module, name) for name in module.__all__)
     assert list(module.__all__) == sorted(module.__all__, key=_ruff_order)
+
+
+def test_every_public_name_of_priors_is_lazy():
+    assert sorted(priors.__all__) == sorted(priors._MODULES)
+    assert set(priors.__all__) <= set(dir(priors))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        priors.nothing  # noqa: B018
+
+
+def _run(code, pytestconfig):
+    """Run Python code in a fresh process in the folder of the packages."""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=pytestconfig.rootpath,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def _ruff_order(name):

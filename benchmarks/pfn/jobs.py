@@ -27,7 +27,7 @@ __all__ = ["cache_file", "describe", "network_file", "run"]
 
 Task = tuple[str | int, ...]
 
-_OF_PRIORS = ("transforms", "posterior", "acquisition", "pooling")
+_OF_PRIORS = "posteriors"  # the room that predictions pass through
 _LIBRARIES = ("torch", "gpytorch", "botorch", "scikit-learn")
 
 
@@ -60,9 +60,8 @@ def describe(path: str, digest: str) -> dict[str, Any]:
 
 def cache_file(name: str, *sources: str) -> Path:
     """Where the pieces of a benchmark are kept, for this content of its source files."""
-    folder = Path(priors.__file__).parent
     files = [*map(Path, sources), *sorted(Path(pfn.__file__).parent.glob("*.py"))]
-    files += [folder / f"{module}.py" for module in _OF_PRIORS]
+    files += sorted((Path(priors.__file__).parent / _OF_PRIORS).glob("*.py"))
     parts = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     parts += [_version(library) for library in _LIBRARIES]
     digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()

@@ -40,7 +40,7 @@ from benchmarks.pfn.linear_attention import LinearTasks, train_linear_attention
 from benchmarks.pfn.mimicry import TRAINING, _costs, _show, about, architecture, gaps, part, trained
 from benchmarks.pfn.processes import GaussianTasks, Sizes
 from pfn import PFN
-from priors.tasks import Task
+from priors.tasks.task import Task
 
 PARTS = ("attention", "network")
 FEATURES, NOISE_VAR, CONTEXTS = 5, 0.1, (0, 5, 10, 20, 40)

@@ -73,7 +73,7 @@ from benchmarks.pfn.processes import (
 )
 from pfn import PFN, ArchitectureConfig, TrainingConfig, certify, train
 from priors import InfiniteNetwork
-from priors.tasks import Task
+from priors.tasks.task import Task
 
 PARTS = ("gp", "processes", "mixture", "scaling", "ablation")
 LENGTHS = (0.2, 0.4, 0.6)

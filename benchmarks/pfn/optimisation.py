@@ -34,7 +34,7 @@ from torch.quasirandom import SobolEngine
 
 import pfn
 from priors import LogExpectedImprovement, TailCompression
-from priors.transforms import DEFAULT
+from priors.posteriors.transforms import DEFAULT
 
 __all__ = [
     "FUNCTIONS",

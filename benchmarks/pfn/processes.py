@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal, StudentT
 
-from priors.tasks import Task
+from priors.tasks.task import Task
 
 # Inputs [..., n, d] to the covariance of f, [..., n, n].
 Covariance = Callable[[Tensor], Tensor]

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from priors import NetworkPrior
-from priors.tasks import Task
+from priors.tasks.task import Task
 
 __all__ = ["GPTasks", "Hmc", "NetworkTasks", "grid", "hmc", "mixture_nll"]
 

@@ -41,7 +41,7 @@ from benchmarks.pfn.timing import median_seconds
 from pfn import PFN, ArchitectureConfig, TrainingConfig
 from pfn.checkpoints.recipes import RECIPES
 from pfn.training import _Batch, _fabric, _State
-from priors.tasks import Task
+from priors.tasks.task import Task
 
 THEIRS = common.ROOT / ".venv-pfns" / "bin" / "python"
 FEATURES, SHARE, BATCH = 10, 75, 8  # share of context rows in percent

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from priors import InfiniteNetwork, NNGPKernel, NTKKernel
-from priors.features import feature_error, plot_feature_error, random_features
+from priors.kernels.random_features import feature_error, plot_feature_error, random_features
 
 ROOT = Path(__file__).resolve().parents[2]
 NOISE_VAR = 0.05

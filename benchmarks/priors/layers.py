@@ -31,9 +31,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from priors.activations import GELU, ABReLU, Activation
-from priors.features import FeatureError, NNGPFeatures, plot_feature_error
-from priors.universal_features import UniversalFeatures
+from priors.gaussian.activations import GELU, ABReLU, Activation
+from priors.kernels.random_features import FeatureError, NNGPFeatures, plot_feature_error
+from priors.kernels.universal_features import UniversalFeatures
 
 ROOT = Path(__file__).resolve().parents[2]
 BIAS_VAR = 0.1

@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch import Generator, Tensor
 
 from nas.architecture import Architecture
-from priors.draws import Draws
+from priors.randomness import Draws
 
 __all__ = ["FlatSpace", "Space"]
 

@@ -32,7 +32,7 @@ from priors import (
     TaskSize,
     TreeTaskPrior,
 )
-from priors.tasks import TaskPrior
+from priors.tasks.task import TaskPrior
 
 __all__ = ["RECIPES", "Recipe"]
 

@@ -11,7 +11,7 @@ from gpytorch.kernels import RBFKernel
 from bayes.diagnostics import calibration, compare, plot_posterior, plot_predictions
 from bayes.gaussian_process import GaussianProcess
 from bayes.scale_mixture import StudentTProcess
-from priors.posterior import GaussianPosterior, as_predictive, score
+from priors.posteriors.posterior import GaussianPosterior, as_predictive, score
 
 matplotlib.use("Agg")
 

@@ -13,8 +13,8 @@ from torch.distributions.transforms import ExpTransform
 from bayes.gaussian_process import GaussianProcess
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
-from priors.kernels import NNGPKernel
-from priors.posterior import GaussianPosterior, TransformedPosterior
+from priors.kernels.network import NNGPKernel
+from priors.posteriors.posterior import GaussianPosterior, TransformedPosterior
 from priors.testing import ModelContract
 
 PROCESSES = [GaussianProcess, StudentTProcess]

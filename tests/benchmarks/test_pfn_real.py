@@ -178,15 +178,17 @@ def test_finished_jobs_are_not_run_again(tmp_path):
 
 def test_other_code_or_libraries_start_anew(tmp_path, monkeypatch):
     for package in ("pfn", "priors"):
-        (tmp_path / package).mkdir()
-        for file in Path(getattr(jobs, package).__file__).parent.glob("*.py"):
-            shutil.copy(file, tmp_path / package)
+        shutil.copytree(
+            Path(getattr(jobs, package).__file__).parent,
+            tmp_path / package,
+            ignore=shutil.ignore_patterns("__pycache__", "checkpoints"),
+        )
         monkeypatch.setattr(getattr(jobs, package), "__file__", f"{tmp_path}/{package}/__init__.py")
     benchmark = tmp_path / "benchmark.py"
     benchmark.write_text("")
     found = [jobs.cache_file("real", str(benchmark))]
     assert found[0] == jobs.cache_file("real", str(benchmark))
-    for name in ("benchmark", "pfn/inference", "pfn/estimators", "priors/pooling"):
+    for name in ("benchmark", "pfn/inference", "pfn/estimators", "priors/posteriors/linear_pool"):
         (tmp_path / f"{name}.py").write_text("# changed")
         found.append(jobs.cache_file("real", str(benchmark)))
     monkeypatch.setattr(jobs, "version", lambda library: "0")

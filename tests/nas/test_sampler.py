@@ -18,7 +18,7 @@ from nas.proposal import Candidate, Encoder, maximise
 from nas.spaces import CellSpace, MLPSpace, Space
 from nas.surrogate import gaussian_process
 from nas.testing import SamplerContract, SyntheticObjective
-from priors.posterior import GaussianPosterior
+from priors.posteriors.posterior import GaussianPosterior
 
 OBJECTIVE = SyntheticObjective()
 
@@ -213,7 +213,7 @@ def test_warnings_and_failed_fits_do_not_stop_a_proposal(monkeypatch):
     def fails(*args, **options):
         raise ModelFittingError("no luck")
 
-    monkeypatch.setattr("nas.surrogate.fit_gpytorch_mll", fails)
+    monkeypatch.setattr("botorch.fit.fit_gpytorch_mll", fails)
     assert len(run(7).trials) == 7
 
 

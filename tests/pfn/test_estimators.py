@@ -31,7 +31,7 @@ from pfn import (
 )
 from pfn.estimators import _TargetTransform, _YeoJohnson
 from priors import Task
-from priors.pooling import MixturePosterior
+from priors.posteriors.linear_pool import MixturePosterior
 
 SIZES = ArchitectureConfig(
     max_features=2, embedding=24, layers=2, heads=2, hidden=48, thinking_rows=4, bars=40

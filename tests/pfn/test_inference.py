@@ -18,8 +18,8 @@ from torch.distributions.transforms import AffineTransform, ExpTransform, PowerT
 import pfn
 from pfn import PFN, ArchitectureConfig, BarDistribution, BarPosterior
 from priors import LogExpectedImprovement, TailCompression
+from priors.posteriors.transforms import of_outputs
 from priors.testing import ModelContract, PosteriorContract
-from priors.transforms import of_outputs
 
 SMALL = ArchitectureConfig(
     max_features=4, embedding=16, layers=3, heads=2, hidden=24, thinking_rows=3, bars=21

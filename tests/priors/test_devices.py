@@ -39,13 +39,13 @@ from priors import (
     random_features,
     score,
 )
-from priors.criticality import susceptibilities
-from priors.empirical import LinearizedModule
-from priors.features import feature_error
 from priors.functions import draw
-from priors.mixture import EmpiricalPosterior, GaussianMixturePosterior
+from priors.kernels.empirical import LinearizedModule
+from priors.kernels.random_features import feature_error
+from priors.networks.criticality import susceptibilities
+from priors.posteriors.mixture import EmpiricalPosterior, GaussianMixturePosterior
+from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 from priors.random_state import seeded
-from priors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 
 
 def generator():
@@ -154,8 +154,8 @@ def test_gpytorch_kernels(agrees, kernel):
 
 
 def test_kernel_in_blocks(agrees, monkeypatch):
-    monkeypatch.setattr("priors.evaluation._CACHE_BLOCK", 4)
-    monkeypatch.setattr("priors.evaluation._GPU_BLOCK", 4)
+    monkeypatch.setattr("priors.limits.evaluation._CACHE_BLOCK", 4)
+    monkeypatch.setattr("priors.limits.evaluation._GPU_BLOCK", 4)
 
     def compute(device, dtype):
         network = InfiniteNetwork(mlp(), bias_var=0.1).to(device)
@@ -288,7 +288,7 @@ def test_criticality(agrees, device):
 
 @pytest.mark.parametrize("activation", [torch.tanh, torch.relu, lambda x: x**2 - 1])
 def test_infinite_depth(agrees, activation, monkeypatch):
-    monkeypatch.setattr("priors.infinite_depth._InterpolatedKernel._NODES", 31)
+    monkeypatch.setattr("priors.networks.infinite_depth._InterpolatedKernel._NODES", 31)
     classifier = InfiniteDepthClassifier(activation)
 
     def compute(device, dtype):

@@ -1,0 +1,1 @@
+"""What a prior or a kernel implies: pictures, and predicted risks."""

@@ -1,0 +1,1 @@
+"""Gaussian expectations: E[phi(u) psi(v)] of activations, and of many variables."""

@@ -1,0 +1,1 @@
+"""Kernels for GPyTorch, and random features of them."""

@@ -1,0 +1,138 @@
+"""Infinite-width networks as GPyTorch kernels."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from gpytorch.kernels import Kernel
+from torch import Tensor, nn
+
+from priors.networks.network import InfiniteNetwork, NetworkPrior, VarianceSpec
+
+__all__ = ["NNGPKernel", "NTKKernel"]
+
+
+class _NetworkKernel(Kernel):
+    has_lengthscale = False
+
+    def __init__(
+        self,
+        module: nn.Module | InfiniteNetwork | NetworkPrior,
+        *,
+        weight_var: VarianceSpec | None = None,
+        bias_var: VarianceSpec | None = None,
+        input_shape: Sequence[int] | None = None,
+        batch_shape: torch.Size | None = None,
+        active_dims: tuple[int, ...] | None = None,
+    ) -> None:
+        if isinstance(module, InfiniteNetwork):
+            if not (weight_var is None and bias_var is None and input_shape is None):
+                raise ValueError(
+                    f"{type(self).__name__} made from an InfiniteNetwork shares its variances and "
+                    "input_shape; set them there."
+                )
+            network = module
+            if batch_shape is not None and torch.Size(batch_shape) != network.variances.batch_shape:
+                raise ValueError(
+                    f"batch_shape {tuple(batch_shape)} differs from that of the given network, "
+                    f"{tuple(network.variances.batch_shape)}."
+                )
+        else:
+            network = InfiniteNetwork(
+                module,
+                weight_var=weight_var,
+                bias_var=bias_var,
+                input_shape=input_shape,
+                batch_shape=torch.Size() if batch_shape is None else batch_shape,
+            )
+        super().__init__(batch_shape=network.variances.batch_shape, active_dims=active_dims)
+        self.network = network
+
+    @property
+    def is_stationary(self) -> bool:
+        """Network kernels depend on more than the difference of their inputs."""
+        return False
+
+    def __getitem__(self, index: Any) -> _NetworkKernel:
+        if len(self.batch_shape) == 0:
+            return self
+        return self._with_batch(lambda value: value[index])
+
+    def expand_batch(self, *sizes: Any) -> _NetworkKernel:
+        """A copy whose batch of variances is expanded to the given shape."""
+        shape = torch.Size(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
+        return self if shape == self.batch_shape else self._with_batch(lambda v: v.expand(shape))
+
+    def _with_batch(self, change: Callable[[Tensor], Tensor]) -> _NetworkKernel:
+        kernel = deepcopy(self)
+        kernel.network.variances.with_batch(change)
+        kernel.batch_shape = kernel.network.variances.batch_shape
+        return kernel
+
+    @abstractmethod
+    def _evaluate(self, x1: Tensor, x2: Tensor | None, diag: bool) -> Tensor: ...
+
+    def forward(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        diag: bool = False,
+        last_dim_is_batch: bool = False,
+        **params: Any,
+    ) -> Tensor:
+        """Kernel between `x1` `[..., n1, d]` and `x2` `[..., n2, d]`.
+
+        Returns:
+            `[..., n1, n2]`, or `[..., n]` with `diag`.
+
+        Raises:
+            NotImplementedError: `last_dim_is_batch`, which GPyTorch deprecates.
+        """
+        if last_dim_is_batch:
+            raise NotImplementedError(
+                "Network kernels are not additive over features; last_dim_is_batch has no meaning."
+            )
+        # The same points in two tensors: equal values without separate gradients to keep apart.
+        same = x1 is x2 or (
+            x1.shape == x2.shape
+            and not (x1.requires_grad or x2.requires_grad)
+            and torch.equal(x1, x2)
+        )
+        return self._evaluate(x1, None if same else x2, diag)
+
+
+class NNGPKernel(_NetworkKernel):
+    """Covariance of an infinitely wide network with random weights.
+
+    Args:
+        module: A `torch.nn.Module`, or an `InfiniteNetwork` or `NetworkPrior` whose variances
+            are then shared.
+        weight_var: Variance of the weights, one value or a dict by layer name; learnable.
+        bias_var: Variance of the biases, likewise; 0 is fixed.
+        input_shape: Shape of one input; flat rows are reshaped to it.
+        batch_shape: Batch of independent variances.
+        active_dims: Features that the kernel sees.
+
+    Raises:
+        UnsupportedOperationError: the module contains something without a limit here.
+        ValueError: bad variances or shapes.
+
+    Source: Lee et al. 2018 (1711.00165); as a tensor program Yang 2019 (1910.12478).
+    """
+
+    def _evaluate(self, x1: Tensor, x2: Tensor | None, diag: bool) -> Tensor:
+        return self.network.nngp(x1, x2, diag=diag)
+
+
+class NTKKernel(_NetworkKernel):
+    """Neural tangent kernel of an infinitely wide network; arguments as for `NNGPKernel`.
+
+    Source: Jacot et al. 2018 (1806.07572); as a tensor program Yang 2020 (2006.14548).
+    """
+
+    def _evaluate(self, x1: Tensor, x2: Tensor | None, diag: bool) -> Tensor:
+        return self.network.ntk(x1, x2, diag=diag)

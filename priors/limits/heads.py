@@ -1,0 +1,227 @@
+"""Averages over infinitely many attention heads.
+
+The logits of one head between query position a and key position b are
+G = scale <q_a, k_b> / sqrt(width). Given the layer below, queries and keys of different units
+are independent, so over the heads G is centred Gaussian with
+
+    Cov(G_ab(x), G_a'b'(x')) = scale^2 moment(q_a(x), q_a'(x')) moment(k_b(x), k_b'(x')).
+
+With A = softmax(G + mask), values v and moments B of the values, attention has the moment
+E[A B A'^T] (Hron et al. 2020, 2006.10540, who leave it for softmax as an expectation). Its tangent
+adds the gradient through the logits,
+
+    sum_bb' E[H_bb'] scale^2 (tangent(q, q') moment(k, k') + moment(q, q') tangent(k, k')),
+    H = J B J'^T,  J the Jacobian of the softmax.
+
+The logits of two data points together have a Kronecker covariance; they are drawn as
+L_q Z L_k^T with the same quasi-Monte Carlo points Z for every pair. Without softmax all is in
+closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo, cholesky
+from priors.programs.program import Attention
+
+if TYPE_CHECKING:
+    from priors.limits.moments import Moments
+
+__all__ = ["Heads"]
+
+# Most numbers in the logits of the points drawn at a time.
+_CHUNK = 2**21
+
+
+class Heads:
+    """The heads of an attention on the left and one on the right of pairs of data points.
+
+    Args:
+        first: Left attention.
+        second: Right attention.
+        queries: Moments of the left's queries, of the right's, and of both `[..., Q, Q']`.
+        keys: The same for keys; the last is None if their weights are independent.
+        mean_field: Moments of queries with keys of the left alone.
+        rule: The quadrature.
+    """
+
+    def __init__(
+        self,
+        first: Attention,
+        second: Attention,
+        queries: tuple[Tensor, Tensor, Tensor | None],
+        keys: tuple[Tensor, Tensor, Tensor | None],
+        mean_field: Tensor | None,
+        rule: QuasiMonteCarlo,
+        symmetric: bool,
+    ) -> None:
+        self._first, self._second = first, second
+        self._queries, self._keys = queries, keys
+        self._mean_field = mean_field
+        self._rule = rule
+        self._symmetric = symmetric
+
+    @staticmethod
+    def of(moments: Moments, a: int, b: int) -> Heads:
+        """The heads of nodes `a` and `b` over the pairs of `moments`."""
+        first, second = (moments.program.nodes[i] for i in (a, b))
+        assert isinstance(first, Attention)
+        assert isinstance(second, Attention)
+        queries, keys = (
+            (
+                moments.logits(i, i, 0),
+                moments.logits(j, j, 1),
+                moments.logits(i, j, None),
+            )
+            for i, j in ((first.query, second.query), (first.key, second.key))
+        )
+        mean_field = None
+        if first.mean_field:
+            mean_field = moments.logits(first.query, first.key, 0)
+        rule = moments.settings.quadrature
+        symmetric = a == b and moments.same and not moments.paired
+        return Heads(first, second, queries, keys, mean_field, rule, symmetric)  # type: ignore
+
+    def mean_weights(self) -> Tensor:
+        """E[A] of the left attention, `[..., queries, keys]`."""
+        if self._first.mean_field:
+            queries, keys = self._queries[0], self._keys[0]
+            logits = self._mean_field
+            if logits is None or self._first.uniform:
+                shape = torch.broadcast_shapes(queries.shape[:-2], keys.shape[:-2])
+                logits = queries.new_zeros(*shape, queries.shape[-1], keys.shape[-1])
+            return self._weights(logits * self._first.scale, self._first)
+        if not self._first.softmax:
+            return torch.zeros_like(self._queries[0])
+        return self._mean(lambda left, right: left, single=True)
+
+    def average(self, values: Tensor) -> Tensor:
+        """E[A B A'^T] for B = `values` `[..., keys, keys']`."""
+        if not self._first.softmax:
+            cross = self._cross()
+            if cross is None:
+                return torch.zeros_like(values)
+            query, key = cross
+            scale = self._first.scale * self._second.scale
+            return scale * query * (key * values).sum((-1, -2), keepdim=True)
+        b = values.double()
+        return self._symmetrised(self._mean(lambda left, right: left @ b @ right.mT))
+
+    def logit_gradient(
+        self, values: Tensor, queries: Tensor | None, keys: Tensor | None
+    ) -> Tensor | None:
+        """The tangent's part through the logits.
+
+        Args:
+            values: Moments of the values.
+            queries: Tangents of the queries.
+            keys: Tangents of the keys.
+        """
+        cross = self._cross()
+        if cross is None:
+            return None
+        query, key = cross
+        assert queries is not None
+        assert keys is not None
+        scale = self._first.scale * self._second.scale
+        if not self._first.softmax:
+            return scale * (
+                queries * (key * values).sum((-1, -2), keepdim=True)
+                + query * (keys * values).sum((-1, -2), keepdim=True)
+            )
+        b, k, dk = values.double(), key.double(), keys.double()
+        dq, q = queries.double(), query.double()
+
+        def term(left: Tensor, right: Tensor) -> Tensor:
+            own = dq * self._contracted(left, right, b, k) + q * self._contracted(
+                left, right, b, dk
+            )
+            return scale * own
+
+        return self._symmetrised(self._mean(term))
+
+    @staticmethod
+    def _contracted(left: Tensor, right: Tensor, b: Tensor, x: Tensor) -> Tensor:
+        """sum_bb' x_bb' H_bb' with H = J B J'^T, J_cb = A_c (delta_cb - A_b), per query pair."""
+        lb, lx = left @ b, left @ x
+        br, xr = b @ right.mT, x @ right.mT
+        return (
+            left @ (x * b) @ right.mT
+            - (lx * lb) @ right.mT
+            - left @ (br * xr)
+            + (lb @ right.mT) * (lx @ right.mT)
+        )
+
+    def _cross(self) -> tuple[Tensor, Tensor] | None:
+        """Moments of the two sides' queries and keys; None if the heads are independent."""
+        query, key = self._queries[2], self._keys[2]
+        if query is None or key is None:
+            return None
+        return query, key
+
+    def _symmetrised(self, value: Tensor) -> Tensor:
+        """The pair (i, j) and (j, i) are drawn in different orders: both get their mean."""
+        if not self._symmetric:
+            return value
+        return (value + value.transpose(-1, -2).transpose(-3, -4)) / 2
+
+    def _weights(self, logits: Tensor, node: Attention) -> Tensor:
+        if node.mask is not None:
+            logits = logits + node.mask.tensor(logits)
+        return logits.softmax(-1) if node.softmax else logits
+
+    def _mean(self, term: Callable[[Tensor, Tensor], Tensor], *, single: bool = False) -> Tensor:
+        """Average over the draws of a function of both sides' weights `[samples, ..., Q, K]`.
+
+        With gradients, draws are made again in the backward pass: all of them would take
+        gigabytes.
+        """
+        q, k = self._queries, self._keys
+        rows, columns = q[0].shape[-1], k[0].shape[-1]
+        shape = q[0].shape[:-2]
+        single = single or q[0] is q[2]  # a data point with itself
+        if single:
+            roots = cholesky(q[0].double()), cholesky(k[0].double())
+            size = rows, columns
+        else:
+            shape = torch.broadcast_shapes(q[0].shape[:-2], q[1].shape[:-2])
+            roots = cholesky(_joint(q, shape)), cholesky(_joint(k, shape))
+            size = rows + q[1].shape[-1], columns + k[1].shape[-1]
+
+        def total(points: Tensor) -> Tensor:
+            logits = roots[0] @ points @ roots[1].mT
+            left = self._weights(logits[..., :rows, :columns] * self._first.scale, self._first)
+            right = left
+            if not single:
+                right = logits[..., rows:, columns:] * self._second.scale
+                right = self._weights(right, self._second)
+            return term(left, right).sum(0)
+
+        points = self._rule.normals(size[0] * size[1], q[0])
+        points = points.reshape(-1, *(1,) * len(shape), *size)
+        few = max(1, _CHUNK // max(1, shape.numel() * size[0] * size[1]))
+        again = torch.is_grad_enabled()
+        parts = [
+            checkpoint(total, part, use_reentrant=False) if again else total(part)
+            for part in points.split(few)
+        ]
+        return (sum(parts[1:], parts[0]) / len(points)).to(q[0].dtype)
+
+
+def _joint(blocks: tuple[Tensor, Tensor, Tensor | None], shape: torch.Size) -> Tensor:
+    """[[own left, cross], [cross^T, own right]] in float64."""
+    left, right, cross = (None if b is None else b.double() for b in blocks)
+    assert left is not None
+    assert right is not None
+    if cross is None:
+        cross = left.new_zeros(left.shape[-1], right.shape[-1])
+    left = left.expand(*shape, *left.shape[-2:])
+    right = right.expand(*shape, *right.shape[-2:])
+    cross = cross.expand(*shape, *cross.shape[-2:])
+    return torch.cat([torch.cat([left, cross], -1), torch.cat([cross.mT, right], -1)], -2)

@@ -1,0 +1,1 @@
+"""What every posterior answers, whichever engine made it."""

@@ -1,0 +1,286 @@
+"""Scaling inputs and outcomes, the same way in every engine.
+
+All engines take `input_transform` and `outcome_transform`. `DEFAULT` standardises by the training
+rows, `None` leaves the data alone, and anything else is used as given: a BoTorch `InputTransform`
+for inputs, an elementwise monotone `torch.distributions` transform from the model's scale z to
+the user's y for outcomes, such as `TailCompression(Y)` for what is to be optimised. Statistics are
+those of the training rows and never change afterwards.
+
+A constant column has scale 1: it becomes 0 and no NaN arises. No scale is smaller than what numbers
+of that size resolve.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from botorch.models.transforms.input import AffineInputTransform, InputTransform
+from botorch.utils.types import DEFAULT
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    PowerTransform,
+    Transform,
+    _InverseTransform,
+)
+
+__all__ = [
+    "DEFAULT",
+    "TailCompression",
+    "check_range",
+    "location_scale",
+    "make_input_transform",
+    "make_outcome_transform",
+    "of_outputs",
+]
+
+
+def location_scale(rows: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column, constant columns with scale 1.
+
+    Args:
+        rows: `[..., n, d]`, n >= 1 unless there is a mask.
+        present: True where a value counts, broadcasting with `rows`; None means that all do. The
+            others may be anything, NaN too.
+
+    Returns:
+        Location and scale (n - 1 in the denominator), each `[..., 1, d]`, scale > 0: at least 16
+        rounding errors of the largest value, or 1 where all values are equal; 0 and 1 where no
+        value counts.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if rows.dim() < 2 or (rows.shape[-2] == 0 and present is None):
+        raise ValueError(
+            f"Standardising needs rows [..., n, d] with n >= 1, got shape {tuple(rows.shape)}."
+        )
+    if present is None:
+        present = torch.ones_like(rows, dtype=torch.bool)
+    present, rows = torch.broadcast_tensors(present, rows)
+    if rows.shape[-2] == 0:
+        none = rows.sum(-2, keepdim=True)
+        return none, torch.ones_like(none)
+    rows = torch.where(present, rows, 0)
+    count = present.sum(-2, keepdim=True)
+    location = rows.sum(-2, keepdim=True) / count.clamp(min=1)
+    deviation = torch.where(present, rows - location, 0)
+    largest = deviation.abs().amax(dim=-2, keepdim=True)
+    unit = torch.where(largest > 0, largest, 1)  # squares of the ratio cannot overflow
+    mean_square = (deviation / unit).square().sum(-2, keepdim=True) / (count - 1).clamp(min=1)
+    # The mean of n equal numbers is off by rounding: look at the numbers.
+    first = rows.gather(-2, present.int().argmax(-2, keepdim=True))
+    constant = torch.where(present, rows == first, True).all(-2, keepdim=True)
+    location = torch.where(constant, first, location)
+    # A root at 0 would make the gradients of constant columns NaN.
+    scale = unit * torch.where(mean_square > 0, mean_square, 1).sqrt()
+    rounding = 16 * torch.finfo(rows.dtype).eps * rows.abs().amax(dim=-2, keepdim=True)
+    scale = torch.maximum(scale, rounding)
+    return location, torch.where(constant, torch.ones_like(scale), scale)
+
+
+def make_input_transform(input_transform: Any, train_X: Tensor) -> InputTransform | None:
+    """The input transform that a model applies to its rows.
+
+    Args:
+        input_transform: `DEFAULT` (standardise by the training rows), None (off) or a BoTorch
+            `InputTransform`, used as given.
+        train_X: Training inputs, `[..., n, d]`.
+
+    Raises:
+        TypeError: `input_transform` is something else.
+    """
+    if input_transform is None:
+        return None
+    if input_transform is DEFAULT:
+        location, scale = location_scale(train_X)
+        return AffineInputTransform(
+            d=train_X.shape[-1],
+            coefficient=scale,
+            offset=location,
+            batch_shape=train_X.shape[:-2],
+        )
+    if not isinstance(input_transform, InputTransform):
+        raise TypeError(
+            "input_transform must be DEFAULT, None or a botorch InputTransform, got "
+            f"{type(input_transform).__name__}."
+        )
+    return input_transform
+
+
+def make_outcome_transform(outcome_transform: Any, train_Y: Tensor) -> Transform | None:
+    """The map from the model's outcome scale z to the user's y.
+
+    The model is trained on `transform.inv(train_Y)`, and `TransformedPosterior(base, transform)`
+    brings its posterior back.
+
+    Args:
+        outcome_transform: `DEFAULT` (an `AffineTransform` that undoes standardisation by the
+            training rows, column by column), None (off) or an elementwise monotone
+            `torch.distributions` transform from z to y, used as given: `ExpTransform()` models
+            the logarithm of Y.
+        train_Y: Training outcomes, `[..., n, m]`.
+
+    Raises:
+        TypeError: `outcome_transform` is something else.
+        ValueError: the transform is not elementwise and monotone, or `train_Y` is outside its
+            range.
+    """
+    if outcome_transform is None:
+        return None
+    if outcome_transform is DEFAULT:
+        return AffineTransform(*location_scale(train_Y))
+    if not isinstance(outcome_transform, Transform):
+        raise TypeError(
+            "outcome_transform must be DEFAULT, None or a torch.distributions transform from the "
+            f"model's scale to Y's (ExpTransform() models log Y), got "
+            f"{type(outcome_transform).__name__}."
+        )
+    if not outcome_transform.bijective or outcome_transform.domain.event_dim != 0:
+        raise ValueError(
+            f"outcome_transform must act elementwise and be monotone, got {outcome_transform}."
+        )
+    outcome_transform = _closed(outcome_transform)
+    check_range(outcome_transform, train_Y)
+    return outcome_transform
+
+
+def check_range(outcome_transform: Transform, Y: Tensor) -> None:
+    """Refuse outcomes that the transform cannot give."""
+    if not bool(outcome_transform.codomain.check(Y).all()):
+        raise ValueError(
+            f"Y has values outside the range of outcome_transform {outcome_transform}."
+        )
+
+
+def _closed(transform: Transform) -> Transform:
+    """The inverse of an affine map as an affine map, whose formulas are closed."""
+    affine = transform.inv
+    if not isinstance(affine, AffineTransform):
+        return transform
+    return AffineTransform(-affine.loc / affine.scale, 1 / affine.scale)
+
+
+class TailCompression(Transform):
+    r"""Outcome transform for optimisation: good values as they are, bad ones on a log scale.
+
+    With a the `quantile` of the training rows, s = max Y - a, the depth t = (a - y) / s, D that
+    of the worst row, and y to be maximised,
+
+        w = y for t <= 0,   a - s (log(1 + min(t, D)) + max(t - D, 0) / (1 + D)) below;
+        z = (w - mean) / deviation,
+
+    once differentiable and monotone, so that densities and quantiles are exact. Test functions
+    and losses are often very bad somewhere; standardised as they are, all that matters near the
+    optimum is then smaller than what a model resolves. Improvements on a value above a are in
+    units of y, up to the factor `deviation`, and have their closed form. Winsorising, as in Ax,
+    cuts the tail instead. Below the worst row the map is linear: behind an exponential without
+    end, moments of a heavy-tailed posterior would not exist.
+
+    Args:
+        Y: Training outcomes `[..., n, m]`, n >= 1.
+        quantile: Share of the rows that counts as bad, in [0, 1).
+        maximize: Whether large values are good.
+
+    Raises:
+        ValueError: there are no rows, values are not finite, or the quantile is out of range.
+    """
+
+    domain = constraints.real
+    codomain = constraints.real
+    bijective = True
+    sign = 1
+
+    def __init__(self, Y: Tensor, *, quantile: float = 0.75, maximize: bool = True) -> None:
+        super().__init__()
+        if not 0 <= quantile < 1:
+            raise ValueError(f"quantile must lie in [0, 1), got {quantile}.")
+        if not bool(Y.isfinite().all()):
+            raise ValueError("Y has NaN or infinite values; remove those rows first.")
+        _, deviation = location_scale(Y)
+        self._side = 1.0 if maximize else -1.0
+        good = self._side * Y
+        self._anchor = good.quantile(quantile, dim=-2, keepdim=True)
+        spread = good.amax(-2, keepdim=True) - self._anchor
+        self._spread = torch.where(spread > 0, spread, deviation)
+        self._deepest = self._depth(good.amin(-2, keepdim=True))
+        self._location, self._scale = location_scale(self._compressed(good))
+
+    def straight(self, best_f: Tensor, maximize: bool) -> AffineTransform | None:
+        """The transform of all values better than `best_f`; None where it is not affine."""
+        good = self._side * best_f
+        if (self._side > 0) != maximize or not bool((good >= self._anchor).all()):
+            return None
+        return AffineTransform(self._side * self._location, self._scale)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Of dy / dz."""
+        log_depth = self._depth(self._unscaled(x))
+        return self._scale.log() + torch.minimum(log_depth, self._deepest.log1p())
+
+    def _call(self, x: Tensor) -> Tensor:
+        good = self._unscaled(x)
+        log_depth, end = self._depth(good), self._deepest.log1p()
+        beyond = (log_depth - end).clamp(min=0) * (1 + self._deepest)
+        depth = torch.minimum(log_depth, end).expm1() + beyond
+        return self._side * (good.clamp(min=self._anchor) - self._spread * depth)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._side * (self._compressed(self._side * y) - self._location) / self._scale
+
+    def _unscaled(self, x: Tensor) -> Tensor:
+        return self._location + self._scale * (self._side * x)
+
+    def _compressed(self, good: Tensor) -> Tensor:
+        depth, end = self._depth(good), self._deepest
+        beyond = (depth - end).clamp(min=0) / (1 + end)
+        log_depth = torch.minimum(depth, end).log1p() + beyond
+        return good.clamp(min=self._anchor) - self._spread * log_depth
+
+    def _depth(self, good: Tensor) -> Tensor:
+        """How far a value is below the anchor, in units of the spread; 0 above."""
+        return (self._anchor - good).clamp(min=0) / self._spread
+
+
+# What transforms have for each output, or for all of them.
+_PARAMETERS: dict[type[Transform], tuple[str, ...]] = {
+    AffineTransform: ("loc", "scale"),
+    PowerTransform: ("exponent",),
+    TailCompression: ("_anchor", "_spread", "_deepest", "_location", "_scale"),
+}
+
+
+def of_outputs(transform: Transform, index: Sequence[int]) -> Transform:
+    """The outcome transform of some outputs.
+
+    Raises:
+        NotImplementedError: a transform of another class that holds several numbers.
+    """
+    if isinstance(transform, ComposeTransform):
+        return ComposeTransform([of_outputs(part, index) for part in transform.parts])
+    if isinstance(transform, _InverseTransform):
+        return of_outputs(transform.inv, index).inv
+    names = _PARAMETERS.get(type(transform), tuple(vars(transform)))
+    values = {name: getattr(transform, name) for name in names}
+    several = {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, Tensor) and value.dim() and value.shape[-1] > 1
+    }
+    if type(transform) not in _PARAMETERS:
+        if several:
+            raise NotImplementedError(
+                f"which numbers of {transform} belong to which output is not known; compose it of "
+                f"{sorted(kind.__name__ for kind in _PARAMETERS)}, or make models of one output."
+            )
+        return transform
+    new = copy.copy(transform)
+    new._inv = None  # that of the copied one
+    for name, value in several.items():
+        setattr(new, name, value[..., list(index)])
+    return new

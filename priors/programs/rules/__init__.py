@@ -1,0 +1,1 @@
+"""What each layer and function of torch becomes in a tensor program."""

@@ -1,0 +1,144 @@
+"""The elementwise nonlinearities of torch, by module class and by function name."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from priors.gaussian.activations import (
+    ELU,
+    GELU,
+    ABReLU,
+    Activation,
+    Elementwise,
+    Erf,
+    Exp,
+    Probit,
+    Sign,
+    Sine,
+)
+
+__all__ = ["ELEMENTWISE", "FUNCTIONS", "of_module"]
+
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+
+
+def _gelu(approximate: str = "none") -> Activation:
+    if approximate == "none":
+        return GELU()
+    return Elementwise(functools.partial(F.gelu, approximate="tanh"), ())
+
+
+def _smooth(function: Callable[[Tensor], Tensor]) -> Callable[[], Activation]:
+    return lambda: Elementwise(function, ())
+
+
+def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
+    # beyond torch's threshold softplus is the identity to rounding: no kink worth splitting at
+    return Elementwise(functools.partial(F.softplus, beta=beta, threshold=threshold), ())
+
+
+def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Activation:
+    function = functools.partial(torch.clamp, min=min_val, max=max_val)
+    return Elementwise(function, (float(min_val), float(max_val)))
+
+
+def _clamp(min: float | None = None, max: float | None = None) -> Activation:
+    kinks = tuple(float(k) for k in (min, max) if k is not None)
+    return Elementwise(functools.partial(torch.clamp, min=min, max=max), kinks)
+
+
+def _hardshrink(lambd: float = 0.5) -> Activation:
+    return Elementwise(functools.partial(F.hardshrink, lambd=lambd), (-lambd, lambd))
+
+
+def _softshrink(lambd: float = 0.5) -> Activation:
+    return Elementwise(functools.partial(F.softshrink, lambd=lambd), (-lambd, lambd))
+
+
+def _celu(alpha: float = 1.0) -> Activation:
+    if alpha <= 0:  # grows exponentially below zero
+        return Elementwise(functools.partial(F.celu, alpha=alpha), (0.0,))
+    return ELU(alpha, rate=1 / alpha)
+
+
+# By the name of the function or of the tensor's method; arguments after the input.
+FUNCTIONS: dict[str, Callable[..., Activation]] = {
+    **dict.fromkeys(("relu", "relu_"), ABReLU),
+    **dict.fromkeys(
+        ("leaky_relu", "leaky_relu_"), lambda negative_slope=0.01: ABReLU(negative_slope)
+    ),
+    **dict.fromkeys(("abs", "absolute", "__abs__"), lambda: ABReLU(-1.0, 1.0)),
+    **dict.fromkeys(("elu", "elu_"), lambda alpha=1.0: ELU(alpha)),
+    "selu": lambda: ELU(_SELU_ALPHA, _SELU_SCALE),
+    "celu": _celu,
+    "gelu": _gelu,
+    **dict.fromkeys(("erf", "special_erf"), Erf),
+    **dict.fromkeys(("ndtr", "special_ndtr"), Probit),
+    "sin": Sine,
+    "cos": lambda: Sine(math.pi / 2),
+    "sign": Sign,
+    "exp": lambda: Exp(1.0),
+    "tanh": _smooth(torch.tanh),
+    **dict.fromkeys(("sigmoid", "expit", "special_expit"), _smooth(torch.sigmoid)),
+    "silu": _smooth(F.silu),
+    "mish": _smooth(F.mish),
+    "softplus": _softplus,
+    **dict.fromkeys(("logsigmoid", "log_sigmoid"), _smooth(F.logsigmoid)),
+    "softsign": lambda: Elementwise(F.softsign, (0.0,)),
+    "tanhshrink": _smooth(F.tanhshrink),
+    "hardtanh": _hardtanh,
+    "relu6": lambda: _hardtanh(0.0, 6.0),
+    "hardsigmoid": lambda: Elementwise(F.hardsigmoid, (-3.0, 3.0)),
+    "hardswish": lambda: Elementwise(F.hardswish, (-3.0, 3.0)),
+    "hardshrink": _hardshrink,
+    "softshrink": _softshrink,
+    **dict.fromkeys(("clamp", "clip"), _clamp),
+    "clamp_min": lambda min: _clamp(min=min),
+    "clamp_max": lambda max: _clamp(max=max),
+    "atan": _smooth(torch.atan),
+    "sinh": _smooth(torch.sinh),
+    "cosh": _smooth(torch.cosh),
+    "expm1": _smooth(torch.expm1),
+}
+
+# Elementwise functions that an expression may contain besides those above.
+ELEMENTWISE = frozenset(
+    """where gt lt ge le eq ne maximum minimum max min reciprocal rsqrt sqrt log log1p rdiv
+    __rtruediv__ rsub pow addcmul lerp heaviside logaddexp""".split()
+)
+
+_MODULES: dict[type[nn.Module], Callable[[Any], Activation]] = {
+    nn.ReLU: lambda m: ABReLU(),
+    nn.LeakyReLU: lambda m: ABReLU(m.negative_slope),
+    nn.ELU: lambda m: ELU(m.alpha),
+    nn.SELU: lambda m: ELU(_SELU_ALPHA, _SELU_SCALE),
+    nn.CELU: lambda m: _celu(m.alpha),
+    nn.GELU: lambda m: _gelu(m.approximate),
+    nn.Tanh: lambda m: FUNCTIONS["tanh"](),
+    nn.Sigmoid: lambda m: FUNCTIONS["sigmoid"](),
+    nn.SiLU: lambda m: FUNCTIONS["silu"](),
+    nn.Mish: lambda m: FUNCTIONS["mish"](),
+    nn.Softplus: lambda m: _softplus(m.beta, m.threshold),
+    nn.LogSigmoid: lambda m: FUNCTIONS["logsigmoid"](),
+    nn.Softsign: lambda m: FUNCTIONS["softsign"](),
+    nn.Tanhshrink: lambda m: FUNCTIONS["tanhshrink"](),
+    nn.ReLU6: lambda m: _hardtanh(0.0, 6.0),
+    nn.Hardtanh: lambda m: _hardtanh(m.min_val, m.max_val),
+    nn.Hardsigmoid: lambda m: FUNCTIONS["hardsigmoid"](),
+    nn.Hardswish: lambda m: FUNCTIONS["hardswish"](),
+    nn.Hardshrink: lambda m: _hardshrink(m.lambd),
+    nn.Softshrink: lambda m: _softshrink(m.lambd),
+}
+
+
+def of_module(layer: nn.Module) -> Activation | None:
+    """The activation of an elementwise layer; None if it is not known as one."""
+    builder = _MODULES.get(type(layer))
+    return None if builder is None else builder(layer)

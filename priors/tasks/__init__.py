@@ -1,0 +1,1 @@
+"""Priors over whole data sets, from which a prior-data fitted network learns."""

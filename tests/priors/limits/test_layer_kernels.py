@@ -1,0 +1,143 @@
+"""Kernels of convolutional, recurrent and attention networks in GPyTorch and BoTorch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from botorch.acquisition import qLogExpectedImprovement, qUpperConfidenceBound
+from botorch.fit import fit_gpytorch_mll
+from botorch.models import SingleTaskGP
+from botorch.optim import optimize_acqf
+from gpytorch.mlls import ExactMarginalLogLikelihood
+from torch import nn
+
+from priors import NNGPKernel, NTKKernel, QuasiMonteCarlo
+from priors.networks.network import InfiniteNetwork
+from priors.testing import KernelContract
+
+WIDTH = 8
+
+
+class SelfAttention(nn.Module):
+    """Attention scaled by 1/width with tied queries and keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.query = nn.Linear(3, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.value, self.hidden = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.readout = nn.Linear(WIDTH, 1)
+
+    def forward(self, x):
+        h = self.embed(x)
+        q = self.query(h)
+        h = h + F.scaled_dot_product_attention(q, q, self.value(h), scale=1 / WIDTH)
+        return self.readout(F.gelu(self.hidden(h)).mean(1))
+
+
+class Recurrent(nn.Module):
+    """The last state of a recurrent network."""
+
+    def __init__(self, kind=nn.RNN):
+        super().__init__()
+        self.rnn, self.readout = kind(3, WIDTH, batch_first=True), nn.Linear(WIDTH, 1)
+
+    def forward(self, x):
+        _, last = self.rnn(x)
+        return self.readout((last[0] if isinstance(last, tuple) else last)[-1])
+
+
+def image_network(*last):
+    return nn.Sequential(
+        nn.Conv2d(1, WIDTH, 3, padding=1), nn.ReLU(), nn.Conv2d(WIDTH, WIDTH, 2), nn.ReLU(), *last
+    )
+
+
+NETWORKS = {
+    "pooling": (
+        lambda: image_network(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 1)),
+        (1, 2, 3),
+    ),
+    "flatten": (lambda: image_network(nn.Flatten(), nn.Linear(2 * WIDTH, 1)), (1, 2, 3)),
+    "attention": (SelfAttention, (2, 3)),
+    "recurrent": (Recurrent, (2, 3)),
+    "normalised": (
+        lambda: nn.Sequential(
+            nn.Linear(6, WIDTH), nn.LayerNorm(WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1)
+        ),
+        (6,),
+    ),
+}
+
+
+def make(name, kind):
+    module, shape = NETWORKS[name]
+    return kind(module(), weight_var=1.5, bias_var=0.1, input_shape=shape)
+
+
+class Contract(KernelContract):
+    num_features = 6
+
+
+for _name in NETWORKS:
+    for _kind in (NNGPKernel, NTKKernel):
+
+        class _Case(Contract):
+            name, kind = _name, _kind
+
+            def make_kernel(self):
+                return make(self.name, self.kind)
+
+        _Case.__name__ = f"Test{_kind.__name__}{_name.capitalize()}"
+        globals()[_Case.__name__] = _Case
+del _Case, Contract
+
+
+class TestGatedKernel:
+    """The quasi-Monte Carlo of gates is deterministic, so the same points give the same kernel."""
+
+    def test_deterministic_and_differentiable(self):
+        network = InfiniteNetwork(
+            Recurrent(nn.GRU),
+            bias_var=0.1,
+            input_shape=(2, 3),
+            quadrature=QuasiMonteCarlo(128),
+        )
+        kernel = NNGPKernel(network)
+        x = torch.randn(4, 6, requires_grad=True)
+        first, second = kernel(x).to_dense(), kernel(x).to_dense()
+        assert torch.equal(first, second)
+        (gradient,) = torch.autograd.grad(first.sum(), x)
+        assert gradient.isfinite().all()
+        torch.linalg.cholesky(first + 1e-3 * torch.eye(4))
+
+
+@pytest.mark.parametrize("kind", [NNGPKernel, NTKKernel])
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_botorch_model_fits_and_proposes(name, kind):
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(8, 6, dtype=torch.float64, generator=generator)
+    Y = (X.sin().sum(-1, keepdim=True) - 3.0) * 2
+    model = SingleTaskGP(X, Y, covar_module=make(name, kind).double())
+    before = [p.detach().clone() for p in model.covar_module.parameters()]
+    mll = ExactMarginalLogLikelihood(model.likelihood, model)
+    fit_gpytorch_mll(mll, optimizer_kwargs={"options": {"maxiter": 3}})
+    assert any(
+        not torch.equal(a, b) for a, b in zip(before, model.covar_module.parameters(), strict=True)
+    )
+    posterior = model.posterior(X[:3].unsqueeze(-3).expand(2, 3, 6))
+    assert posterior.mean.shape == (2, 3, 1)
+    assert (posterior.variance > 0).all()
+    samples = posterior.rsample(torch.Size([5]))
+    assert samples.isfinite().all()
+    fantasy = model.condition_on_observations(X[:2] + 0.01, Y[:2])
+    assert fantasy.posterior(X[:2]).mean.shape == (2, 1)
+    bounds = torch.tensor([[0.0] * 6, [1.0] * 6], dtype=torch.float64)
+    options = {"bounds": bounds, "num_restarts": 1, "raw_samples": 4, "options": {"maxiter": 2}}
+    for acquisition in (
+        qLogExpectedImprovement(model, Y.max()),
+        qUpperConfidenceBound(model, 0.2),
+    ):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            candidate, value = optimize_acqf(acquisition, q=2, **options)
+        assert candidate.shape == (2, 6)
+        assert value.isfinite().all()
