@@ -12,6 +12,7 @@ BENCHMARKS = {
     "layers": "benchmarks.priors.layers",
     "pfn": "benchmarks.pfn.run",
     "search": "benchmarks.nas.digits",
+    "structure": "benchmarks.structure",
 }
 
 
