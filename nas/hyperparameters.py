@@ -20,7 +20,7 @@ from optuna.distributions import (
 from torch import Generator, Tensor
 from torch.quasirandom import SobolEngine
 
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 
 __all__ = ["HyperparameterCube"]
 
@@ -75,7 +75,9 @@ class HyperparameterCube:
 
     def random(self, generator: Generator) -> Values:
         """Draw every value, uniformly in its unit coordinate."""
-        return self._at(Draws(generator, dtype=torch.float64).uniform(len(self.distributions)))
+        return self._at(
+            RandomSource(generator, dtype=torch.float64).uniform(len(self.distributions))
+        )
 
     def quasi_random(self, index: int, seed: int) -> Values:
         """The values at one index of a scrambled Sobol sequence."""
@@ -94,7 +96,7 @@ class HyperparameterCube:
             generator: Source of randomness.
         """
         moved: Values = {}
-        source = Draws(generator, dtype=torch.float64)
+        source = RandomSource(generator, dtype=torch.float64)
         steps = source.normal(len(self.distributions))
         draws = source.uniform(len(self.distributions), 2)
         for (name, distribution), step, (chance, place) in zip(

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from nas.architecture import Architecture
 from nas.hyperparameters import HyperparameterCube
 from nas.spaces import Space
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 
 __all__ = ["Candidate", "Encoder", "maximise"]
 
@@ -144,7 +144,7 @@ def _random(encoder: Encoder, generator: Generator) -> Candidate:
 def _mutation(encoder: Encoder, parent: Candidate, generator: Generator) -> Candidate:
     """One or two edits of the graph, none in a quarter of the cases, and moved values."""
     graph = parent.architecture
-    draws = Draws(generator)
+    draws = RandomSource(generator)
     edits = (0, 1, 1, 2)[int(draws.integers(4))]
     for _ in range(edits):
         neighbours = encoder.neighbours(graph)

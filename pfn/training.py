@@ -40,7 +40,7 @@ from pfn.muon import Muon
 from pfn.network import PFN, Encoding
 from priors.files import read_safetensors, write_safetensors_atomically
 from priors.random_state import seeded
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.task import Task, TaskPrior, describe, exchangeable
 from priors.tasks.validation import check_at_least
 
@@ -420,7 +420,7 @@ class _State:
     def _draw(self) -> tuple[Task, _Told]:
         config = self.config
         task = _sample(self.task_prior, config, self.generator, self.device)
-        uniform = Draws(self.generator).number
+        uniform = RandomSource(self.generator).number
         noise = uniform() < config.known_noise and task.num_classes is None
         noise = noise and bool(task.noise_var.isfinite().all())
         query_noise = noise and uniform() < 0.5

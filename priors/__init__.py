@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from priors.diagnostics.generalisation import (
-        learning_curve,
-        plot_learning_curve,
+        generalisation_curve,
+        plot_generalisation_curve,
         predicted_risk,
     )
     from priors.diagnostics.plots import plot_prior, prior_summary
@@ -111,11 +111,11 @@ __all__ = [
     "batch_kernel",
     "classify_activation",
     "empirical_ntk",
-    "learning_curve",
+    "generalisation_curve",
     "linearize",
     "log_time",
     "monte_carlo_kernels",
-    "plot_learning_curve",
+    "plot_generalisation_curve",
     "plot_prior",
     "plot_tasks",
     "predicted_risk",
@@ -125,7 +125,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "diagnostics.generalisation": ("learning_curve", "plot_learning_curve", "predicted_risk"),
+    "diagnostics.generalisation": (
+        "generalisation_curve",
+        "plot_generalisation_curve",
+        "predicted_risk",
+    ),
     "diagnostics.plots": ("plot_prior", "prior_summary"),
     "functions": ("FunctionPrior", "GaussianProcessPrior", "ScaleMixturePrior"),
     "gaussian.activations": ("Activation",),

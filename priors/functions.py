@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from priors.random_state import seeded
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 
 __all__ = [
     "FunctionPrior",
@@ -34,14 +34,14 @@ class FunctionPrior(Protocol):
     def sample(
         self,
         X: Tensor,
-        size: torch.Size = torch.Size(),  # noqa: B008
+        sample_shape: torch.Size = torch.Size(),  # noqa: B008
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw functions at `X` `[*batch, n, d]`, `[*size, *batch, n, m]`, without noise.
+        """Draw functions at `X` `[*batch, n, d]`, `[*sample_shape, *batch, n, m]`, without noise.
 
-        Batch elements of X get independent functions, as the draws of `size` are, in the dtype
-        and on the device of X.
+        Batch elements of X get independent functions, as the draws of `sample_shape` are, in the
+        dtype and on the device of X.
         """
         ...
 
@@ -67,11 +67,11 @@ class GaussianProcessPrior:
     def sample(
         self,
         X: Tensor,
-        size: torch.Size = torch.Size(),  # noqa: B008
+        sample_shape: torch.Size = torch.Size(),  # noqa: B008
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw functions at `X` `[*batch, n, d]`, `[*size, *batch, n, 1]`.
+        """Draw functions at `X` `[*batch, n, d]`, `[*sample_shape, *batch, n, 1]`.
 
         The batch of the kernel broadcasts with that of X. Computed in float64 with a jitter of
         1e-8 of the variance: the covariance of a smooth function is singular in float32.
@@ -82,7 +82,9 @@ class GaussianProcessPrior:
         root = psd_safe_cholesky(
             covariance + torch.diag_embed(jitter.expand(covariance.shape[:-1]))
         )
-        noise = Draws(generator, root.device, root.dtype).normal(*size, *root.shape[:-1], 1)
+        noise = RandomSource(generator, root.device, root.dtype).normal(
+            *sample_shape, *root.shape[:-1], 1
+        )
         return (root @ noise + _on(self.mean, X.device)(X.double())[..., None]).to(X)
 
 
@@ -104,24 +106,24 @@ class ScaleMixturePrior:
     def sample_with_scale(
         self,
         X: Tensor,
-        size: torch.Size = torch.Size(),  # noqa: B008
+        sample_shape: torch.Size = torch.Size(),  # noqa: B008
         *,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Functions `[*size, *batch, n, 1]` and their sigma^2 `[*size, *batch]`."""
-        g = GaussianProcessPrior(self.kernel).sample(X, size, generator=generator)
+        """Functions `[*sample_shape, *batch, n, 1]` and their sigma^2 `[*sample_shape, *batch]`."""
+        g = GaussianProcessPrior(self.kernel).sample(X, sample_shape, generator=generator)
         variance = draw(self.scale, g.shape[:-2], generator=generator).to(g)
         return g * variance.sqrt()[..., None, None], variance
 
     def sample(
         self,
         X: Tensor,
-        size: torch.Size = torch.Size(),  # noqa: B008
+        sample_shape: torch.Size = torch.Size(),  # noqa: B008
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw functions at `X` `[*batch, n, d]`, each with a variance of its own."""
-        return self.sample_with_scale(X, size, generator=generator)[0]
+        return self.sample_with_scale(X, sample_shape, generator=generator)[0]
 
 
 def draw(
@@ -133,7 +135,7 @@ def draw(
     """
     if generator is None:
         return distribution.sample(shape)
-    with seeded(Draws(generator).seed(), _device(distribution)):
+    with seeded(RandomSource(generator).seed(), _device(distribution)):
         return distribution.sample(shape)
 
 

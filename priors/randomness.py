@@ -1,7 +1,7 @@
 """Random numbers from an explicit generator, of one dtype and on one device.
 
-The vectorised task priors take all their randomness from a `Draws`, so that a draw is reproducible
-from a generator on any device and leaves the global random state alone.
+The vectorised task priors take all their randomness from a `RandomSource`, so that a draw is
+reproducible from a generator on any device and leaves the global random state alone.
 
 Single numbers, such as the sizes of a batch, are needed by Python at once. Reading one from a GPU
 would make it wait until all work there is done, so those of a CUDA generator are computed on the
@@ -16,10 +16,10 @@ import random
 import torch
 from torch import Tensor
 
-__all__ = ["Draws"]
+__all__ = ["RandomSource"]
 
 
-class Draws:
+class RandomSource:
     """What a task prior draws from.
 
     Args:

@@ -49,7 +49,7 @@ from priors import (
     UpperConfidenceBound,
     batch_kernel,
     empirical_ntk,
-    learning_curve,
+    generalisation_curve,
     monte_carlo_kernels,
     prior_summary,
     random_features,
@@ -140,7 +140,7 @@ def studies_of_priors():
     kernel, shown = NTKKernel(mlp(), bias_var=0.1), GaussianProcessPrior(RBFKernel().double())
     with META:
         yield InfiniteDepthClassifier(torch.relu).fit(X, labels).decision(Q)
-        curve = learning_curve(kernel, X, Y, [2, 4], repeats=2, generator=generator())
+        curve = generalisation_curve(kernel, X, Y, [2, 4], repeats=2, generator=generator())
         yield from (curve.test, curve.train, curve.predicted.test, curve.sizes)
         yield prior_summary(shown, num_functions=2, generator=generator()).correlation
 

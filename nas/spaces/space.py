@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch import Generator, Tensor
 
 from nas.architecture import Architecture
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 
 __all__ = ["FlatSpace", "Space"]
 
@@ -68,7 +68,7 @@ class FlatSpace(Space):
 
     def random(self, generator: Generator) -> Architecture:
         """Draw every parameter uniformly, as Optuna's `RandomSampler` does."""
-        draws, values = Draws(generator), {}
+        draws, values = RandomSource(generator), {}
         for name, distribution in self.parameters().items():
             choices = choices_of(name, distribution)
             values[name] = choices[int(draws.integers(len(choices)))]

@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
-    "LearningCurve",
+    "GeneralisationCurve",
     "Risk",
     "eigenstructure",
-    "learning_curve",
-    "plot_learning_curve",
+    "generalisation_curve",
+    "plot_generalisation_curve",
     "predicted_risk",
 ]
 
@@ -180,7 +180,7 @@ def eigenstructure(kernel: Kernel, X: Tensor, y: Tensor) -> tuple[Tensor, Tensor
 
 
 @dataclass(frozen=True)
-class LearningCurve:
+class GeneralisationCurve:
     """Predicted and measured errors by number of training points.
 
     Attributes:
@@ -204,7 +204,7 @@ class LearningCurve:
     ridge: float
 
 
-def learning_curve(
+def generalisation_curve(
     kernel: Kernel,
     X: Tensor,
     y: Tensor,
@@ -214,7 +214,7 @@ def learning_curve(
     repeats: int = 10,
     generator: torch.Generator | None = None,
     progress: bool = True,
-) -> LearningCurve:
+) -> GeneralisationCurve:
     """Predict a kernel's learning curve on a data set, and measure it.
 
     Args:
@@ -266,7 +266,7 @@ def learning_curve(
             bar.update()
     bar.close()
     means, spread = errors.mean(-1), errors.std(-1) / repeats**0.5
-    return LearningCurve(
+    return GeneralisationCurve(
         sizes=torch.tensor(sizes, device=X.device),
         predicted=predicted_risk(values, coefficients, between, ridge=ridge),
         predicted_sizes=between,
@@ -278,11 +278,11 @@ def learning_curve(
     )
 
 
-def plot_learning_curve(curve: LearningCurve, ax: Axes | None = None) -> Axes:
+def plot_generalisation_curve(curve: GeneralisationCurve, ax: Axes | None = None) -> Axes:
     """Predicted errors as lines, measured ones as points with their standard errors.
 
     Args:
-        curve: Of `learning_curve`.
+        curve: Of `generalisation_curve`.
         ax: Where to draw; a new figure if None.
 
     Returns:

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from priors.gaussian.activations import ABReLU, Activation
 from priors.networks.network import InfiniteNetwork
 from priors.programs.program import Elementwise, Features, Linear
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +97,7 @@ class NNGPFeatures(FeatureMap):
         self.weight_var, self.bias_var = tuple(weight_var), tuple(bias_var)
         self.activation = ABReLU() if activation is None else activation
         width = num_inputs
-        draws = Draws(generator, "cpu", torch.float64)
+        draws = RandomSource(generator, "cpu", torch.float64)
         for k in range(len(weight_var) - 1):
             self.register_buffer(f"weight_{k}", draws.normal(width + 1, num_features))
             width = num_features
@@ -167,7 +167,7 @@ class NTKFeatures(FeatureMap):
         )
         self.size = num_features if sketch_size is None else sketch_size
         length = num_inputs + 1
-        draws = Draws(generator, "cpu", torch.float64)
+        draws = RandomSource(generator, "cpu", torch.float64)
         for k in range(len(weight_var) - 1):
             for name, n in (("t", length), ("slope", num_features)):
                 place = draws.integers(self.size, n)
@@ -335,7 +335,7 @@ def feature_error(
         kernel: The exact kernel.
         X: Points, `[n, d]`.
         sizes: Numbers of features.
-        repeats: Draws for each size, at least 2.
+        repeats: RandomSource for each size, at least 2.
         seed: Of the first draw.
         progress: Show a progress bar when it takes longer than a few seconds.
 

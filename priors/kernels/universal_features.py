@@ -47,7 +47,7 @@ from torch import Tensor
 
 from priors.gaussian.activations import ABReLU
 from priors.kernels.random_features import FeatureMap
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 
 __all__ = ["Expansion", "UniversalFeatures", "expand", "gegenbauer", "num_harmonics"]
 
@@ -489,7 +489,7 @@ def _projection(
     enough = 2 * count <= num_harmonics(dimension, degree)
     # among more directions than harmonics pivoting finds some that are far from dependent
     size = count if enough else 2 * count + 8
-    u = Draws(generator, "cpu", torch.float64).normal(size, dimension)
+    u = RandomSource(generator, "cpu", torch.float64).normal(size, dimension)
     u = u / u.norm(dim=-1, keepdim=True)
     gram = gegenbauer((u @ u.mT).clamp(-1, 1), dimension, degree)[..., degree]
     factor, pivots, _, _ = dpstrf(gram.numpy(), tol=0.0)

@@ -27,7 +27,7 @@ from priors.networks.criticality import critical_initialisation, susceptibilitie
 from priors.networks.functional_call import call_module
 from priors.programs.program import Elementwise, Embedding, Linear, Program
 from priors.programs.tracer import trace
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 
 __all__ = ["InfiniteNetwork", "LayerCriticality", "LayerVariances", "NetworkPrior"]
 
@@ -606,16 +606,17 @@ class NetworkPrior(_Network):
 
     def draw(
         self,
-        size: torch.Size = torch.Size(),  # noqa: B008
+        sample_shape: torch.Size = torch.Size(),  # noqa: B008
         *,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Draw the module's parameters, each `[*size, *its shape]`."""
+        """Draw the module's parameters, each `[*sample_shape, *its shape]`."""
         shapes = {name: p.shape for name, p in self.module.named_parameters()}
         mean = self.parameter_mean()
         return {
             name: mean[name]
-            + std * Draws(generator, std.device, std.dtype).normal(*size, *shapes[name])
+            + std
+            * RandomSource(generator, std.device, std.dtype).normal(*sample_shape, *shapes[name])
             for name, std in self.parameter_std().items()
         }
 
@@ -623,11 +624,11 @@ class NetworkPrior(_Network):
         """Evaluate the module with given parameters.
 
         Args:
-            parameters: By name, each `[*size, *its shape]` with the same `size`.
+            parameters: By name, each `[*sample_shape, *its shape]` with the same `sample_shape`.
             X: Inputs `[..., n, d]`.
 
         Returns:
-            `[*size, ..., n, m]`.
+            `[*sample_shape, ..., n, m]`.
         """
         self._check_rows(X, "X")
         own = {name: p.shape for name, p in self.module.named_parameters()}
@@ -651,25 +652,25 @@ class NetworkPrior(_Network):
     def sample(
         self,
         X: Tensor,
-        size: torch.Size = torch.Size(),  # noqa: B008
+        sample_shape: torch.Size = torch.Size(),  # noqa: B008
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw noise-free functions at `X` `[*batch, n, d]`, `[*size, *batch, n, m]`.
+        """Draw noise-free functions at `X` `[*batch, n, d]`, `[*sample_shape, *batch, n, m]`.
 
         Every batch element has a network of its own. They are drawn a few at a time, so that
         memory holds at most 2^25 weights or one network.
         """
         self._check_rows(X, "X")
         per_network = sum(p.numel() for p in self.module.parameters())
-        rows = X.expand(*size, *X.shape).reshape(-1, *X.shape[-2:])  # [networks, n, d]
+        rows = X.expand(*sample_shape, *X.shape).reshape(-1, *X.shape[-2:])  # [networks, n, d]
         parts = []
         for some in rows.split(max(1, 2**25 // max(1, per_network))):
             drawn = self.draw(torch.Size([len(some)]), generator=generator)
             values = {name: p.to(X) for name, p in drawn.items()}
             parts.append(torch.func.vmap(self._call)(values, some))
         out = torch.cat(parts)
-        return out.reshape(*size, *X.shape[:-1], out.shape[-1])
+        return out.reshape(*sample_shape, *X.shape[:-1], out.shape[-1])
 
 
 def _per_layer(

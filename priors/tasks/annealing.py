@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from priors.posteriors.mixture import GaussianMixturePosterior
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.base import (
     check_complete_regression,
     gaussian_log_evidence,
@@ -38,8 +38,8 @@ from priors.tasks.validation import check_at_least
 
 __all__ = ["AnnealedSampler", "gaussian_average"]
 
-# Draws, number of rows -> what is drawn, each [rows, ...].
-Program = Callable[[Draws, int], dict[str, Tensor]]
+# RandomSource, number of rows -> what is drawn, each [rows, ...].
+Program = Callable[[RandomSource, int], dict[str, Tensor]]
 
 _SMALLEST_STEP = 0.02
 _MAX_STAGES = 200
@@ -52,7 +52,7 @@ class AnnealedSampler:
     """How long to run.
 
     Attributes:
-        particles: Draws of each task.
+        particles: RandomSource of each task.
         moves: Proposals to every particle at each temperature.
         final_moves: Further proposals at the posterior.
         effective: Share of the particles that stays effective from one temperature to the next.
@@ -155,7 +155,7 @@ class AnnealedSampler:
         return torch.where(whole, left, low.clamp_min(1e-6).minimum(left))
 
 
-class _Numbers(Draws):
+class _Numbers(RandomSource):
     """The random numbers of a program, kept, so that they can be changed and used again."""
 
     def __init__(self, generator: torch.Generator, rows: int) -> None:
@@ -254,7 +254,7 @@ def gaussian_average(
 
     Args:
         task: B tasks of N rows; its own latents are not looked at.
-        program: Draws hyperparameters, among them "noise_var", `[rows]` or `[rows, N]`.
+        program: RandomSource hyperparameters, among them "noise_var", `[rows]` or `[rows, N]`.
         covariance: Of f at inputs `[rows, N, d]` given hyperparameters, `[rows, N, N]`.
         sampler: How long to sample.
 

@@ -18,7 +18,7 @@ from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
 
 from priors.posteriors.posterior import GaussianPosterior
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.observation import RandomInputs, RandomNoise
 from priors.tasks.task import Task
 from priors.tasks.validation import check_at_least
@@ -67,7 +67,7 @@ class TaskSize:
         device: torch.device | str | None = None,
     ) -> tuple[int, int]:
         """Numbers of features and of context rows."""
-        draws = Draws(generator, device, torch.float64)
+        draws = RandomSource(generator, device, torch.float64)
         d, n = self.num_features, self.num_context
         if d is None:
             pick = draws.log_integer if draws.number() < 0.5 else draws.integer
@@ -109,7 +109,7 @@ class LatentTaskPrior(ABC):
 
     @abstractmethod
     def draw(
-        self, draws: Draws, batch: int, points: int, features: int, outputs: int
+        self, draws: RandomSource, batch: int, points: int, features: int, outputs: int
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Draw inputs and functions.
 
@@ -151,7 +151,7 @@ class LatentTaskPrior(ABC):
         """
         dtype = torch.get_default_dtype() if dtype is None else dtype
         d, n = self.size.draw(generator, device)
-        draws = Draws(generator, device, self._working_dtype(dtype))
+        draws = RandomSource(generator, device, self._working_dtype(dtype))
         with torch.no_grad():
             X, F, latents = self.draw(draws, batch, n + self.size.num_queries, d, outputs)
             f = F[..., :1]
@@ -178,7 +178,7 @@ class LatentTaskPrior(ABC):
         return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def relevance(draws: Draws, *shape: int, uneven: float = 0.5) -> Tensor:
+def relevance(draws: RandomSource, *shape: int, uneven: float = 0.5) -> Tensor:
     """Random weights of features, `[*shape]` with features last, at least one of them positive.
 
     Args:

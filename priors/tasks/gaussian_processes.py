@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from priors.posteriors.posterior import GaussianPosterior, PredictivePosterior
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.annealing import AnnealedSampler, gaussian_average
 from priors.tasks.base import LatentTaskPrior, gaussian_oracle, relevance, scaled_variance
 from priors.tasks.grouping import groups, members
@@ -94,7 +94,7 @@ class RandomKernelTaskPrior(LatentTaskPrior):
         )
 
     def draw(
-        self, draws: Draws, batch: int, points: int, features: int, outputs: int
+        self, draws: RandomSource, batch: int, points: int, features: int, outputs: int
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Inputs, functions and the kernels' hyperparameters."""
         kernels = -(-batch // self.functions)
@@ -140,7 +140,7 @@ class RandomKernelTaskPrior(LatentTaskPrior):
         particles = AnnealedSampler() if sampler is None else sampler
         X = task.X.double().repeat_interleave(particles.particles, 0)
 
-        def program(draws: Draws, rows: int) -> dict[str, Tensor]:
+        def program(draws: RandomSource, rows: int) -> dict[str, Tensor]:
             latents = self._draw_kernels(draws, rows, X.shape[-1])
             noise_var = scaled_variance(noise.draw_variance(draws, X), latents)
             return {**latents, "noise_var": noise_var}
@@ -155,7 +155,7 @@ class RandomKernelTaskPrior(LatentTaskPrior):
             out[part] = _lower_covariance(X[part], _of(latents, part), pairs)
         return out.tril() + out.tril(-1).mT
 
-    def _draw_kernels(self, draws: Draws, batch: int, features: int) -> dict[str, Tensor]:
+    def _draw_kernels(self, draws: RandomSource, batch: int, features: int) -> dict[str, Tensor]:
         C = self.max_components
         weights = torch.tensor(self.form_weights, dtype=draws.dtype, device=draws.device)
         bounds = (weights / weights.sum()).cumsum(0)

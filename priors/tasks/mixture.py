@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.base import LatentTaskPrior
 from priors.tasks.task import Task, TaskPrior, describe, exchangeable
 
@@ -66,7 +66,7 @@ class MixtureTaskPrior:
         dtype: torch.dtype | None = None,
     ) -> Task:
         """Draw `batch` tasks of one component; see `Task`."""
-        left = Draws(generator, device, torch.float64).number() * sum(self.weights)
+        left = RandomSource(generator, device, torch.float64).number() * sum(self.weights)
         component = max(i for i, weight in enumerate(self.weights) if weight > 0)
         for index, weight in enumerate(self.weights):
             if left < weight:
@@ -127,7 +127,7 @@ class ClassificationTaskPrior:
     ) -> Task:
         """Draw `batch` tasks; see `Task`."""
         options = {"generator": generator, "device": device, "dtype": dtype}
-        start = Draws(generator, device, torch.float64)
+        start = RandomSource(generator, device, torch.float64)
         # A call computes one rule for all its tasks: several functions cost more than one.
         largest = start.number() >= self.intervals
         if largest and isinstance(self.prior, LatentTaskPrior):
@@ -136,7 +136,7 @@ class ClassificationTaskPrior:
             task, functions = self.prior.sample(batch, **options), None  # type: ignore[arg-type]
         if task.num_classes is not None:
             raise ValueError("ClassificationTaskPrior needs a prior of regression tasks.")
-        draws = Draws(generator, task.X.device, task.X.dtype)
+        draws = RandomSource(generator, task.X.device, task.X.dtype)
         common = draws.log_uniform(2.0, self.max_classes + 1.0, batch).long()
         count = torch.where(
             draws.bernoulli(0.5, batch), common, 2 + draws.integers(self.max_classes - 1, batch)
@@ -185,7 +185,7 @@ class ClassificationTaskPrior:
         """Which class numbers a task does not have, `[B, max_classes]`."""
         return torch.arange(self.max_classes, device=count.device) >= count[:, None]
 
-    def _by_intervals(self, draws: Draws, task: Task, count: Tensor) -> Tensor:
+    def _by_intervals(self, draws: RandomSource, task: Task, count: Tensor) -> Tensor:
         B, N, _ = task.y.shape
         imbalance = 2 * draws.uniform(B, 1)
         weights = torch.exp(imbalance * draws.normal(B, self.max_classes))
@@ -197,7 +197,9 @@ class ClassificationTaskPrior:
         cuts = cuts.masked_fill(self._unusable(count - 1), torch.inf)
         return torch.searchsorted(cuts, task.y[..., 0].contiguous(), right=True)
 
-    def _by_largest(self, draws: Draws, task: Task, functions: Tensor, count: Tensor) -> Tensor:
+    def _by_largest(
+        self, draws: RandomSource, task: Task, functions: Tensor, count: Tensor
+    ) -> Tensor:
         noise_std = task.row_noise_var.sqrt()
         noise_std = torch.where(noise_std.isfinite(), noise_std, 0.0)[..., None]
         offset = draws.uniform(len(count), 1, 1) * draws.normal(len(count), 1, self.max_classes)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from priors.gaussian.activations import GELU, ABReLU, Activation, Erf, Sine
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.base import LatentTaskPrior, relevance
 from priors.tasks.grouping import groups, members
 
@@ -38,7 +38,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
 MAX_DEPTH = 5
 
 
-def draw_networks(draws: Draws, *shape: int) -> dict[str, Tensor]:
+def draw_networks(draws: RandomSource, *shape: int) -> dict[str, Tensor]:
     """Hyperparameters of random networks, each `[*shape]`."""
     return {
         "activation": draws.integers(len(ACTIVATIONS), *shape),
@@ -120,7 +120,7 @@ class NetworkTaskPrior(LatentTaskPrior):
         )
 
     def draw(
-        self, draws: Draws, batch: int, points: int, features: int, outputs: int
+        self, draws: RandomSource, batch: int, points: int, features: int, outputs: int
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Inputs, network outputs and the networks' hyperparameters."""
         X = self.inputs.draw(draws, batch, points, features)

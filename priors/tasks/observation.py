@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.grouping import members
 from priors.tasks.validation import check_probabilities
 
@@ -38,7 +38,7 @@ class RandomInputs:
             raise ValueError(f"kinds of inputs are {INPUT_KINDS}, got {self.kinds}.")
         check_probabilities(self, "mixed")
 
-    def draw(self, draws: Draws, batch: int, points: int, features: int) -> Tensor:
+    def draw(self, draws: RandomSource, batch: int, points: int, features: int) -> Tensor:
         """Inputs `[batch, points, features]`."""
         shared = draws.integers(len(self.kinds), batch, 1, 1)
         single = draws.integers(len(self.kinds), batch, 1, features)
@@ -54,7 +54,7 @@ class RandomInputs:
         return X
 
 
-def _input(kind: str, draws: Draws, batch: int, points: int, features: int) -> Tensor:
+def _input(kind: str, draws: RandomSource, batch: int, points: int, features: int) -> Tensor:
     shape = batch, points, features
     match kind:
         case "uniform":
@@ -122,7 +122,7 @@ class RandomNoise:
             )
         check_probabilities(self, "heteroscedastic", "outliers")
 
-    def draw(self, draws: Draws, X: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(self, draws: RandomSource, X: Tensor) -> tuple[Tensor, Tensor]:
         """Noise at the inputs `X` `[B, N, d]`.
 
         Returns:
@@ -141,7 +141,7 @@ class RandomNoise:
             noise_var = noise_var.masked_fill(infinite, torch.inf)
         return noise, noise_var
 
-    def draw_variance(self, draws: Draws, X: Tensor) -> Tensor:
+    def draw_variance(self, draws: RandomSource, X: Tensor) -> Tensor:
         """Noise variances at the inputs but for outliers, `[B]`, or `[B, N]` if they may differ."""
         B, _, d = X.shape
         noise_var = torch.where(

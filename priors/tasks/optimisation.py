@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from priors.posteriors.posterior import GaussianPosterior, PredictivePosterior
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.annealing import AnnealedSampler, gaussian_average
 from priors.tasks.base import gaussian_oracle
 from priors.tasks.grouping import groups
@@ -108,7 +108,7 @@ class OptimizationTaskPrior:
         dtype: torch.dtype | None = None,
     ) -> Task:
         """Draw `batch` tasks."""
-        draws = Draws(generator, device, torch.float64)
+        draws = RandomSource(generator, device, torch.float64)
         u = [draws.number() for _ in range(5)]
         d = self.num_features or 1 + int(u[0] * self.max_features)
         n = self.num_context
@@ -165,7 +165,7 @@ class OptimizationTaskPrior:
         if self.output_warping > 0:
             raise ValueError("The sampler needs Gaussian outputs: output_warping=0.")
 
-        def program(draws: Draws, rows: int) -> dict[str, Tensor]:
+        def program(draws: RandomSource, rows: int) -> dict[str, Tensor]:
             latents = self._draw_latents(draws, rows, task.X.shape[-1])
             return {**latents, "noise_var": _draw_noise_var(draws, rows)}
 
@@ -202,7 +202,7 @@ class OptimizationTaskPrior:
         var = torch.cat([latents["linear_var"], latents["quadratic_var"]], -1)[:, None]
         return torch.baddbmm((1 - share) * out, share * var * _trend(u1), _trend(u2).mT)
 
-    def _draw_latents(self, draws: Draws, batch: int, d: int) -> dict[str, Tensor]:
+    def _draw_latents(self, draws: RandomSource, batch: int, d: int) -> dict[str, Tensor]:
         uniform, normal = draws.uniform, draws.normal
         lognormal = 0.4 * torch.exp(0.7 * normal(batch, 1) + 0.5 * normal(batch, d))
         gamma = (draws.gamma(3.0, batch, d) / 6).clamp(min=0.05)
@@ -228,7 +228,7 @@ class OptimizationTaskPrior:
 
     def _draw_run(
         self,
-        draws: Draws,
+        draws: RandomSource,
         latents: dict[str, Tensor],
         noise_var: Tensor,
         rounds: tuple[int, ...],
@@ -266,13 +266,13 @@ class OptimizationTaskPrior:
         return X, _skewed(z, latents["skew"]), y, {"z": z, "near": near}
 
 
-def _draw_noise_var(draws: Draws, batch: int) -> Tensor:
+def _draw_noise_var(draws: RandomSource, batch: int) -> Tensor:
     quiet = draws.uniform(batch) < 0.5
     return 10 ** (torch.where(quiet, 3.0, 6.0) * draws.uniform(batch) - 6)
 
 
 def _place(
-    draws: Draws, X: Tensor, y: Tensor, size: int, queries: bool, adaptive: Tensor
+    draws: RandomSource, X: Tensor, y: Tensor, size: int, queries: bool, adaptive: Tensor
 ) -> tuple[Tensor, Tensor]:
     """New inputs `[B, size, d]`, given those before and their noisy values; which are near good.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.observation import RandomInputs
 from priors.tasks.task import Task, TaskPrior, describe
 
@@ -24,7 +24,7 @@ class Tabular:
     """Tasks of another prior, seen as the columns of a table.
 
     The share of columns that is changed differs by task, and is 0 for many tasks; see
-    `priors.randomness.Draws.share`. In this order, columns are
+    `priors.randomness.RandomSource.share`. In this order, columns are
 
     * warped: a random monotone function (sinh-arcsinh: skewed, or with other tails);
     * joined by irrelevant ones at random positions;
@@ -87,7 +87,7 @@ class Tabular:
     ) -> Task:
         """Draw `batch` tasks; see `Task`."""
         task = self.prior.sample(batch, generator=generator, device=device, dtype=dtype)
-        draws = Draws(generator, task.X.device, task.X.dtype)
+        draws = RandomSource(generator, task.X.device, task.X.dtype)
         B, N, d = task.X.shape
         before = torch.zeros(B, d, dtype=torch.bool, device=draws.device)
         if task.categorical is not None:
@@ -120,7 +120,7 @@ class Tabular:
         )
         return self._warped_targets(draws, task)
 
-    def _warped_targets(self, draws: Draws, task: Task) -> Task:
+    def _warped_targets(self, draws: RandomSource, task: Task) -> Task:
         if task.num_classes is not None or self.warp_target == 0:
             return task
         B = len(task.y)
@@ -144,7 +144,7 @@ def _moved(features: Tensor, column: Tensor) -> Tensor:
     return features.gather(-1, column.clamp_min(0)) | (column < 0)
 
 
-def _warp(draws: Draws, values: Tensor, *shape: int) -> Tensor:
+def _warp(draws: RandomSource, values: Tensor, *shape: int) -> Tensor:
     """Random increasing functions, one for each of `shape`, which broadcasts with `values`.
 
     sinh(delta (arcsinh(x) + epsilon)) (Jones & Pewsey 2009), brought to mean 0 and variance 1 for
@@ -161,7 +161,7 @@ def _warp(draws: Draws, values: Tensor, *shape: int) -> Tensor:
     return (curve(values) - mean) / std
 
 
-def _categories(draws: Draws, X: Tensor) -> Tensor:
+def _categories(draws: RandomSource, X: Tensor) -> Tensor:
     """Category numbers of every value of `X` `[B, N, d]`, with cuts and numbers of its column."""
     B, N, d = X.shape
     count = 2 + draws.integers(MAX_CATEGORIES - 1, B, 1, d)
@@ -175,7 +175,7 @@ def _categories(draws: Draws, X: Tensor) -> Tensor:
     return names.argsort(1).gather(1, number).to(X)
 
 
-def _missing(draws: Draws, X: Tensor, mean: float) -> Tensor:
+def _missing(draws: RandomSource, X: Tensor, mean: float) -> Tensor:
     """Which values of `X` `[B, N, d]` are missing, at the mean rate `mean`.
 
     Half of the columns lose values at random, the others their largest or smallest.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from priors.posteriors.posterior import GaussianPosterior
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.base import LatentTaskPrior, gaussian_oracle, relevance
 from priors.tasks.grouping import groups
 from priors.tasks.observation import RandomNoise
@@ -79,7 +79,7 @@ class CausalTaskPrior(LatentTaskPrior):
         )
 
     def draw(
-        self, draws: Draws, batch: int, points: int, features: int, outputs: int
+        self, draws: RandomSource, batch: int, points: int, features: int, outputs: int
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Inputs and targets, both nodes of the graph."""
         layers = draws.integer(1, self.max_layers)
@@ -171,7 +171,7 @@ class TreeTaskPrior(LatentTaskPrior):
         )
 
     def draw(
-        self, draws: Draws, batch: int, points: int, features: int, outputs: int
+        self, draws: RandomSource, batch: int, points: int, features: int, outputs: int
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Inputs and the values of the trees."""
         X = self.inputs.draw(draws, batch, points, features)
@@ -242,7 +242,7 @@ class LinearTaskPrior(LatentTaskPrior):
         return f"linear functions, {self.size.description} (priors.LinearTaskPrior)"
 
     def draw(
-        self, draws: Draws, batch: int, points: int, features: int, outputs: int
+        self, draws: RandomSource, batch: int, points: int, features: int, outputs: int
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Inputs, linear functions and the variances of their coefficients."""
         X = self.inputs.draw(draws, batch, points, features)

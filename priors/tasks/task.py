@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior, draw
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 
 __all__ = ["FunctionTaskPrior", "Task", "TaskPrior"]
 
@@ -181,7 +181,7 @@ class FunctionTaskPrior:
         dtype: torch.dtype | None = None,
     ) -> Task:
         """Draw `batch` tasks; see `Task`."""
-        draws = Draws(generator, device, dtype)
+        draws = RandomSource(generator, device, dtype)
         X = self._draw_inputs(batch, draws)
         prior, latents = self._draw_hyperparameters(batch, generator, X)
         scale = torch.ones(batch, dtype=X.dtype, device=X.device)
@@ -199,17 +199,17 @@ class FunctionTaskPrior:
         else:
             noise_var = torch.full_like(scale, self.noise_var)
         noise_var = noise_var * scale
-        noise = Draws(generator, f.device, f.dtype).normal(*f.shape)
+        noise = RandomSource(generator, f.device, f.dtype).normal(*f.shape)
         return Task(
             X=X,
             y=f + noise_var.sqrt()[:, None, None] * noise,
             f=f,
             noise_var=noise_var,
-            num_context=Draws(generator).integer(0, self.num_points - 1),
+            num_context=RandomSource(generator).integer(0, self.num_points - 1),
             latents=latents,
         )
 
-    def _draw_inputs(self, batch: int, draws: Draws) -> Tensor:
+    def _draw_inputs(self, batch: int, draws: RandomSource) -> Tensor:
         generator, device, dtype = draws.generator, draws.device, draws.dtype
         if not isinstance(self.inputs, Distribution):
             return self.inputs(

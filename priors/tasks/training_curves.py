@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.distributions import Beta
 
 from priors.functions import draw
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.task import Task
 from priors.tasks.validation import check_at_least, check_probabilities
 
@@ -143,7 +143,7 @@ class LearningCurveTaskPrior:
         dtype: torch.dtype | None = None,
     ) -> Task:
         """Draw `batch` tasks."""
-        draws = Draws(generator, device, torch.float64)
+        draws = RandomSource(generator, device, torch.float64)
         p, C, n = self._draw_sizes([draws.number() for _ in range(4)])
         h = draws.uniform(batch, C, p)
         latents = self._draw_curves(h, draws)
@@ -205,7 +205,7 @@ class LearningCurveTaskPrior:
             n = int(u[2] * size if u[3] < 0.5 else math.exp(u[2] * math.log(size)))
         return p, C, n
 
-    def _draw_curves(self, h: Tensor, draws: Draws) -> dict[str, Tensor]:
+    def _draw_curves(self, h: Tensor, draws: RandomSource) -> dict[str, Tensor]:
         """What determines the curves at hyperparameters `h` `[B, C, p]`: `[B, C, ...]` or `[B]`."""
         batch, C, _ = h.shape
         uniform, normal = draws.uniform, draws.normal
@@ -277,7 +277,7 @@ def _metric(
     return f, Beta(f * precision, (1 - f) * precision, validate_args=False)
 
 
-def _related(h: Tensor, num: int, draws: Draws) -> Tensor:
+def _related(h: Tensor, num: int, draws: RandomSource) -> Tensor:
     """`num` standard normal quantities of the settings `h` `[B, C, p]`; see the module's text."""
     batch, C, p = h.shape
     uniform, normal = draws.uniform, draws.normal
@@ -294,7 +294,9 @@ def _related(h: Tensor, num: int, draws: Draws) -> Tensor:
     )
 
 
-def _draw_rows(draws: Draws, batch: int, C: int, n: int, q: int) -> tuple[Tensor, Tensor, Tensor]:
+def _draw_rows(
+    draws: RandomSource, batch: int, C: int, n: int, q: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Curve and step of every row, `[B, n + q]`, and the number of steps of each task, `[B]`.
 
     The n context rows are shared out among the curves at random; a curve with m of them is known

@@ -30,10 +30,10 @@ from priors import (
     UniversalFeatures,
     batch_kernel,
     empirical_ntk,
-    learning_curve,
+    generalisation_curve,
     linearize,
     monte_carlo_kernels,
-    plot_learning_curve,
+    plot_generalisation_curve,
     plot_prior,
     prior_summary,
     random_features,
@@ -307,7 +307,7 @@ def test_learning_curve(agrees, device):
     def curve(device, dtype):
         X = randn(10, 3, device=device, dtype=dtype)
         kernel = NNGPKernel(mlp(nn.ReLU()), bias_var=0.1).to(device)
-        return learning_curve(
+        return generalisation_curve(
             kernel, X, X[:, :1].sin(), [2, 5], ridge=0.1, repeats=2, generator=generator()
         )
 
@@ -317,7 +317,7 @@ def test_learning_curve(agrees, device):
         yield from (found.predicted.test, found.predicted.train)
 
     agrees(compute)
-    plot_learning_curve(curve(device, torch.float64))
+    plot_generalisation_curve(curve(device, torch.float64))
 
 
 def test_prior_summary(agrees, device):

@@ -8,8 +8,8 @@ from torch import nn
 from priors import NNGPKernel
 from priors.diagnostics.generalisation import (
     eigenstructure,
-    learning_curve,
-    plot_learning_curve,
+    generalisation_curve,
+    plot_generalisation_curve,
     predicted_risk,
 )
 
@@ -134,7 +134,7 @@ def test_learning_curve_of_a_network_kernel():
     y = torch.sin(2 * X[:, 0]) + 0.3 * X[:, 1]
     y = (y - y.mean()) / y.std()
     network = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(1))
-    curve = learning_curve(
+    curve = generalisation_curve(
         NNGPKernel(network, bias_var=0.1),
         X,
         y,
@@ -147,7 +147,7 @@ def test_learning_curve_of_a_network_kernel():
     predicted = curve.predicted.test[at]
     assert (curve.test.diff() < 0).all()
     assert ((predicted - curve.test).abs() < 5 * curve.test_error + 0.15 * curve.test).all()
-    axes = plot_learning_curve(curve)
+    axes = plot_generalisation_curve(curve)
     assert axes.get_xlabel() == "training points"
     assert len(axes.get_lines()) >= 4
 
@@ -162,6 +162,6 @@ def test_errors():
         predicted_risk(values, targets, 4, num_features=0)
     X = torch.randn(5, 2)
     with pytest.raises(ValueError, match="between 1 and 4"):
-        learning_curve(RBFKernel(), X, X[:, 0], [5])
+        generalisation_curve(RBFKernel(), X, X[:, 0], [5])
     with pytest.raises(ValueError, match="finite"):
         eigenstructure(RBFKernel(), X * float("nan"), X[:, 0])

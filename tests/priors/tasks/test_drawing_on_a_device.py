@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pfn.checkpoints.recipes import RECIPES
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.grouping import groups, members
 
 READ = ("_local_scalar_dense", "nonzero", "_to_copy")
@@ -157,15 +157,15 @@ class CudaGenerator:
 
 
 def test_single_numbers_of_a_gpu_are_drawn_on_the_host():
-    draws = Draws(CudaGenerator(5))
+    draws = RandomSource(CudaGenerator(5))
     numbers = torch.tensor([draws.number() for _ in range(2000)], dtype=torch.float64)
     assert abs(numbers.mean() - 0.5) < 4 * (1 / 12 / 2000) ** 0.5
     assert abs((numbers[1:] * numbers[:-1]).mean() - 0.25) < 4 * (7 / 144 / 2000) ** 0.5
     integers = [draws.integer(3, 5) for _ in range(300)]
     assert sorted(set(integers)) == [3, 4, 5]
-    again = Draws(CudaGenerator(5))
+    again = RandomSource(CudaGenerator(5))
     assert [again.number() for _ in range(3)] == numbers[:3].tolist()
-    assert Draws(CudaGenerator(6)).number() != numbers[0]
+    assert RandomSource(CudaGenerator(6)).number() != numbers[0]
     assert 0 <= draws.seed() < 2**62
 
 

@@ -8,7 +8,7 @@ import torch
 from gpytorch.kernels import MaternKernel, RBFKernel
 
 from priors import OptimizationTaskPrior, TaskPrior
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.optimisation import KERNELS, _kumaraswamy, _place, _skewed, _trend
 
 
@@ -17,7 +17,7 @@ def seeded(seed=0):
 
 
 def double(seed=0):
-    return Draws(seeded(seed), dtype=torch.float64)
+    return RandomSource(seeded(seed), dtype=torch.float64)
 
 
 def within(values, expected):

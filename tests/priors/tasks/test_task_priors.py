@@ -28,7 +28,7 @@ from priors import (
     TreeTaskPrior,
 )
 from priors.gaussian.activations import ABReLU, Erf
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.base import relevance
 from priors.tasks.gaussian_processes import _root
 from priors.tasks.networks import ACTIVATIONS, draw_networks, network_covariance
@@ -75,7 +75,7 @@ def seeded(seed=0):
 
 
 def double(seed=0):
-    return Draws(seeded(seed), dtype=torch.float64)
+    return RandomSource(seeded(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -15,7 +15,7 @@ from priors import (
     TaskSize,
     TreeTaskPrior,
 )
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.tables import _warp
 
 SIZE = TaskSize(num_features=5, num_context=80, num_queries=20)
@@ -112,8 +112,8 @@ def test_irrelevant_columns_come_at_random_positions():
 
 
 def test_warps_are_increasing_and_keep_the_scale():
-    z = Draws(seeded(), dtype=torch.float64).normal(500, 2000, 1).sort(1).values
-    warped = _warp(Draws(seeded(1), dtype=torch.float64), z, 500, 1, 1)
+    z = RandomSource(seeded(), dtype=torch.float64).normal(500, 2000, 1).sort(1).values
+    warped = _warp(RandomSource(seeded(1), dtype=torch.float64), z, 500, 1, 1)
     assert (warped.diff(dim=1) >= 0).all()
     assert warped.mean().abs() < 0.02
     assert 0.8 < warped.var(1).mean() < 1.5

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from priors import LearningCurveTaskPrior, TaskPrior, log_time
-from priors.randomness import Draws
+from priors.randomness import RandomSource
 from priors.tasks.training_curves import FAMILIES, _growth, _related
 
 
@@ -186,7 +186,7 @@ def test_noise_has_its_variance_and_is_larger_early():
 def test_quantities_are_standard_normal_and_alike_for_similar_settings():
     h = torch.rand(4000, 1, 3, generator=seeded(), dtype=torch.float64)
     h = torch.cat([h, h + 0.02, 1 - h], 1)
-    z = _related(h, 2, Draws(seeded(1), dtype=torch.float64))
+    z = _related(h, 2, RandomSource(seeded(1), dtype=torch.float64))
     assert within(z, 0.0)
     assert within(z**2, 1.0)
     assert within(z**4, 3.0)
