@@ -6,6 +6,7 @@ acquisition functions, and Optuna for everything around a study.
 
 from nas import spaces
 from nas.architecture import Architecture, Node
+from nas.operations import register_operation
 from nas.report import Section, write_report
 from nas.sampler import BayesianSampler
 from nas.search import StorageError, search
@@ -19,6 +20,7 @@ __all__ = [
     "StorageError",
     "architecture_of",
     "enqueue",
+    "register_operation",
     "search",
     "spaces",
     "suggest",

@@ -77,7 +77,7 @@ class Architecture:
         if node.operation not in ("input", "repeat") and node.operation not in OPERATIONS:
             raise ValueError(
                 f"Node {index} has the unknown operation {node.operation!r}; known are "
-                f"{', '.join(sorted(OPERATIONS))} and repeat."
+                f"{', '.join(sorted(OPERATIONS))} and repeat; add one by nas.register_operation."
             )
         if index and not node.inputs:
             raise ValueError(f"Node {index} ({node.operation}) reads no node.")

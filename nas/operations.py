@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "OPERATIONS", "Operation", "Shape"]
+__all__ = ["ACTIVATIONS", "OPERATIONS", "Operation", "Shape", "register_operation"]
 
 Shape = tuple[int, ...]
 Built = tuple[nn.Module, Shape]
@@ -177,6 +177,46 @@ OPERATIONS: dict[str, Operation] = {
     "pool": Operation(_pool),
     **{name: Operation(_same(activation)) for name, activation in ACTIVATIONS.items()},
 }
+
+
+def register_operation(
+    name: str, build: Callable[..., Built], *, weight_layers: int = 0, replace: bool = False
+) -> None:
+    """Add a label to the vocabulary of architectures.
+
+        def _highway(shapes, width):
+            (shape,) = shapes
+            return Highway(shape[-1], width), (*shape[:-1], width)
+
+        register_operation("highway", _highway, weight_layers=2)
+
+    From then on `Node("highway", ...)` can stand in an `Architecture`, in this process and in every
+    other that runs the registration: put it at the top of the module of the objective, which
+    workers import.
+
+    Args:
+        name: The label, which is stored with architectures.
+        build: `(input shapes, **arguments) -> (module, output shape)`, shapes without the batch;
+            arguments are JSON values. It raises `ValueError` where they do not fit.
+        weight_layers: Matrices or filters on the longest path through it; depth counts these.
+        replace: Whether the label may be one that is known.
+
+    Raises:
+        ValueError: the label is known, reserved or empty.
+        TypeError: `build` cannot be called.
+    """
+    if name in _RESERVED or not name:
+        raise ValueError(f"{name!r} cannot be the label of an operation; choose another.")
+    if name in OPERATIONS and not replace:
+        raise ValueError(
+            f"Operation {name!r} is registered already; choose another name, or pass replace=True."
+        )
+    if not callable(build):
+        raise TypeError(f"build must be callable, got {type(build).__name__}.")
+    OPERATIONS[name] = Operation(build, weight_layers)
+
+
+_RESERVED = ("input", "repeat")
 
 
 def build_operation(name: str, shapes: tuple[Shape, ...], arguments: dict[str, Any]) -> Built:

@@ -20,10 +20,11 @@ from optuna.trial import TrialState
 from torch import Generator, Tensor
 
 from nas.architecture import Architecture, Node
+from nas.operations import Shape, build_operation
 from nas.spaces import FlatSpace, MLPSpace, Space
 from nas.trials import architecture_of, suggest
 
-__all__ = ["SamplerContract", "SpaceContract", "SyntheticObjective"]
+__all__ = ["OperationContract", "SamplerContract", "SpaceContract", "SyntheticObjective"]
 
 
 class SyntheticObjective:
@@ -62,6 +63,49 @@ class SyntheticObjective:
             + 0.3 * (optimizer != "adam")
             + 0.2 * abs(math.log(architecture.num_parameters / 30_000))
         )
+
+
+class OperationContract:
+    """What every operation must satisfy, ours and those of `nas.register_operation`.
+
+    Attributes:
+        operation: Its label.
+        shapes: Shapes of its inputs, without the batch.
+        arguments: What is chosen for it.
+    """
+
+    operation: str
+    shapes: tuple[Shape, ...]
+    arguments: dict[str, Any] = {}
+
+    def test_output_has_the_shape_that_was_said(self) -> None:
+        """For a batch of inputs, with gradients."""
+        module, shape = build_operation(self.operation, self.shapes, self.arguments)
+        inputs = [torch.randn(2, *size, requires_grad=True) for size in self.shapes]
+        output = module(*inputs)
+        assert output.shape == (2, *shape)
+        output.sum().backward()
+        assert all(parameter.grad is not None for parameter in module.parameters())
+
+    def test_rows_of_a_batch_do_not_see_each_other(self) -> None:
+        """When the network is used, not trained."""
+        module, _ = build_operation(self.operation, self.shapes, self.arguments)
+        module.eval()
+        inputs = [torch.randn(3, *size) for size in self.shapes]
+        alone = torch.cat([module(*(x[i : i + 1] for x in inputs)) for i in range(3)])
+        assert torch.allclose(module(*inputs), alone, atol=1e-5)
+
+    def test_it_stands_in_an_architecture(self) -> None:
+        """Stored as JSON, built, counted."""
+        if len(set(self.shapes)) > 1:
+            return  # an architecture has one input
+        reads = [0] * len(self.shapes)
+        node = Node.of(self.operation, *reads, **self.arguments)
+        made = Architecture((Architecture.input(self.shapes[0]), node))
+        again = Architecture.from_json(made.to_json())
+        assert again == made
+        built = sum(parameter.numel() for parameter in again.build().parameters())
+        assert made.num_parameters == built
 
 
 class SpaceContract(ABC):
