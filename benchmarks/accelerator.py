@@ -223,7 +223,8 @@ def train(run: Run, networks: list[str], state: Path) -> None:
             settings.write_text(json.dumps(probed[name]["config"]))
             command += ["--config", str(settings), "--no-probe"]
         run.write()
-        row["status"] = follow(command, slot, lambda line: None)
+        # Not to the end of its slot: where starting takes longer, fewer networks are trained.
+        row["status"] = follow(command, run.left, lambda line: None)
         row |= learnt(state / f"{name}.jsonl")
         row["file"] = out.name if out.exists() else None
         statuses.append(row["status"])

@@ -269,7 +269,7 @@ class _Loss(nn.Module):
         weight = None if task.points is None else task.points[:, n:].to(task.y)
         if pfn.bars is None:
             target = task.y[:, n:, 0].long()
-            nll = nn.functional.cross_entropy(logits_y.mT, target, reduction="none")
+            nll = nn.functional.cross_entropy(logits_y.mT.float(), target, reduction="none")
             return _mean(nll, weight), None
         bars = pfn.bars
 

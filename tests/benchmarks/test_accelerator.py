@@ -74,7 +74,10 @@ def test_networks_are_trained_in_order_as_far_as_time_goes(tmp_path, monkeypatch
     run.part("probe")["rows"].append({**rate, "memory_gib": None, "share_of_peak": 0.5})
     train(run, ["bo", "regression", "classification"], tmp_path)
     (first, limit), (second, _), _ = commands
-    assert 28 < limit < 31  # two have time at first, and three in the end
+    assert 58 < limit <= 60
+    minutes = [float(command[command.index("--minutes") + 1]) for command, _ in commands]
+    assert all(8 < 60 * each < 10.1 for each in minutes[:2])  # two of them have time to start
+    assert 38 < 60 * minutes[2] < 40.1
     assert json.loads(Path(first[first.index("--config") + 1]).read_text()) == config
     assert "--no-probe" in first
     assert "--config" not in second
