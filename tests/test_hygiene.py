@@ -118,6 +118,53 @@ def test_what_is_slow_to_load_is_loaded_where_it_is_used(package, pytestconfig):
     _run(code, pytestconfig)
 
 
+NUMBERS = """
+    {first}
+    import torch
+
+    torch.set_num_threads(1)
+    from gpytorch.kernels import RBFKernel
+    from priors import GaussianProcessPrior, NNGPKernel
+
+    X = torch.linspace(0, 1, 40, dtype=torch.float64)[:, None]
+    generator = torch.Generator().manual_seed(0)
+    numbers = [GaussianProcessPrior(RBFKernel()).sample(X, generator=generator).sum()]
+
+    from bayes import GaussianProcess, StudentTProcess
+
+    Y = torch.sin(6 * X) + 0.1 * torch.randn(40, 1, generator=generator, dtype=torch.float64)
+    module = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+    for process in (GaussianProcess, StudentTProcess):
+        model = process(X[::2], Y[::2], NNGPKernel(module, bias_var=0.1)).fit()
+        posterior = model.posterior(X, observation_noise=True)
+        base = torch.randn((3, *posterior.base_sample_shape), generator=generator).double()
+        numbers += [
+            posterior.mean.sum(),
+            posterior.variance.sum(),
+            posterior.log_prob(Y).sum(),
+            posterior.joint_log_prob(Y),
+            posterior.rsample_from_base_samples(torch.Size([3]), base).sum(),
+        ]
+    print([float(number) for number in numbers])
+"""
+FIRST = {
+    "priors": "import priors",
+    "botorch": "import botorch",
+    "other settings": "import gpytorch\n"
+    "gpytorch.settings.max_cholesky_size._set_value(5)\n"
+    "gpytorch.settings.cholesky_max_tries._set_value(1)\n"
+    "gpytorch.settings.fast_computations.solves._set_state(True)",
+}
+
+
+def test_numbers_do_not_depend_on_the_order_of_imports_nor_on_global_settings(pytestconfig):
+    found = {
+        name: _run(textwrap.dedent(NUMBERS).replace("{first}", first), pytestconfig)
+        for name, first in FIRST.items()
+    }
+    assert len(set(found.values())) == 1, found
+
+
 @pytest.mark.parametrize("package", ["priors", "bayes", "pfn", "nas"])
 def test_public_names_exist_and_are_sorted(package):
     module = importlib.import_module(package)
@@ -133,7 +180,7 @@ def test_every_public_name_of_priors_is_lazy():
 
 
 def _run(code, pytestconfig):
-    """Run Python code in a fresh process in the folder of the packages."""
+    """What Python code prints in a fresh process in the folder of the packages."""
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=pytestconfig.rootpath,
@@ -143,6 +190,7 @@ def _run(code, pytestconfig):
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def _ruff_order(name):
