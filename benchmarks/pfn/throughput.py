@@ -7,6 +7,8 @@ forward and backward, counted by torch with attention written out) as a share of
 of two 4096 x 4096 matrices in single precision on the same threads. In single precision, in bf16,
 and compiled.
 
+Optimiser: a step of Muon for the matrices of `bo`, ours beside torch's.
+
 Latency: conditioning on 100 or 500 rows and asking 1, 64 or 1000 queries, and asking a model that
 is already conditioned.
 
@@ -32,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,6 +42,7 @@ from benchmarks.pfn import common
 from benchmarks.pfn.timing import median_seconds
 from pfn import PFN, ArchitectureConfig, TrainingConfig
 from pfn.checkpoints.recipes import RECIPES
+from pfn.muon import Muon
 from pfn.training import _Batch, _fabric, _State
 from priors.tasks.task import Task
 
@@ -149,6 +152,22 @@ def training_rates(
                 f"{row['share_of_peak']:6.1%} of peak",
                 flush=True,
             )
+    return found
+
+
+def optimisers(device: torch.device, repeats: int) -> dict[str, float]:
+    """Seconds of a step of Muon for the matrices of `bo`: torch's, one by one, and ours."""
+    config = RECIPES["bo"]().config
+    blocks = untrained(config.architecture, config).network.blocks
+    found = {}
+    for name, kind in (("torch.optim.Muon", torch.optim.Muon), ("pfn.muon.Muon", Muon)):
+        matrices = [nn.Parameter(torch.randn_like(p, device=device)) for p in blocks.parameters()]
+        matrices = [p for p in matrices if p.dim() == 2]
+        for matrix in matrices:
+            matrix.grad = torch.randn_like(matrix)
+        step = kind(matrices, lr=1e-2, weight_decay=0.0).step
+        found[name] = median_seconds(step, repeats, device)[0]
+        print(f"{name:17} {len(matrices)} matrices: {1e3 * found[name]:7.1f} ms a step", flush=True)
     return found
 
 
@@ -267,6 +286,7 @@ def main(argv: list[str]) -> int:
         "peak_gflop_per_s": {name: value / 1e9 for name, value in peaks.items()},
         "batch": BATCH,
         "features": FEATURES,
+        "optimisers": optimisers(device, options.repeats),
         "training": [],
         "latency": [],
     }
