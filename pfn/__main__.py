@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from pfn.certificate import certify
+from pfn.certification import certify
 from pfn.checkpoints.recipes import RECIPES, Recipe
-from pfn.network import load
+from pfn.prior_fitted_network import load
 from pfn.rates import PROBED, probe
 from pfn.training import TrainingConfig, train
 from priors.files import read_safetensors

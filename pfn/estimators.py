@@ -8,7 +8,7 @@ transforms. Networks are not exactly invariant to these, and what differs is ave
 
 A table may hold text, booleans, pandas categories and missing values. Categories are numbered by
 the training data; one that is new in a query counts as missing. A network that was trained
-without missing values (`metadata["missing"]`) gets the mean of the training data in their place,
+without missing values (`Coverage.missing`) gets the mean of the training data in their place,
 or the most frequent category.
 
 Like `PFN.condition`, `fit` warns of data that are unlike the network's prior.
@@ -37,9 +37,10 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform, Transform
 
-from pfn.certificate import unlike_the_prior
-from pfn.inference import BarPosterior
-from pfn.network import PFN, Encoding, load
+from pfn.familiarity import unlike_the_prior
+from pfn.network import Encoding
+from pfn.posteriors import BarPosterior
+from pfn.prior_fitted_network import PFN, load
 from pfn.tables import Columns, imputation, imputed, is_missing, read_columns
 from priors.posteriors.linear_pool import MixturePosterior
 from priors.posteriors.posterior import PredictivePosterior, TransformedPosterior
@@ -185,7 +186,7 @@ class _PFNEstimator(BaseEstimator):
             )
         self.selected_features_ = self._features
         self._X, self._y = self._prepare(X), y
-        self.network_.warn_outside_range(self._tensor(self._X))
+        self.network_.coverage.warn_outside_range(self._tensor(self._X))
         self._members = self._plan()
         self._encodings = [self._encode(member) for member in self._members]
         self.unlike_the_prior_ = self._compare_with_prior() if self.check else None
@@ -194,7 +195,7 @@ class _PFNEstimator(BaseEstimator):
 
     def _prepare(self, X: np.ndarray) -> np.ndarray:
         """The features that are used, imputed unless the network knows missing values."""
-        if not self.network_.metadata.get("missing"):
+        if not self.network_.coverage.missing:
             X = imputed(X, self._imputation)
         return X[:, self._features]
 
@@ -222,7 +223,7 @@ class _PFNEstimator(BaseEstimator):
         random = check_random_state(self.random_state)
         architecture, d = self.network_.architecture, self._X.shape[1]
         cycle = self._transforms()
-        moves = self.network_.exchangeable
+        moves = self.network_.coverage.exchangeable
         random_members = moves or architecture.cell_layers or architecture.classes
         number = self.num_ensemble
         if not random_members and len(self._y) <= self._limit:
@@ -283,7 +284,7 @@ class _PFNEstimator(BaseEstimator):
         return [np.sort(order[positions.astype(int).clip(max=n - 1)])]
 
     def _limit_context(self, n: int) -> None:
-        trained = self.network_.max_context
+        trained = self.network_.coverage.max_context
         if self.max_context is None:
             self._limit: float = math.inf
         else:
@@ -301,9 +302,9 @@ class _PFNEstimator(BaseEstimator):
                 stacklevel=3,
             )
         elif n > trained:
-            self.network_.warn_beyond_training(n)
+            self.network_.coverage.warn_beyond_training(n)
         if self._limit > trained and n > self._limit:
-            self.network_.warn_beyond_training(int(self._limit))
+            self.network_.coverage.warn_beyond_training(int(self._limit))
 
     def _data(self, member: _Member) -> tuple[Tensor, Tensor]:
         """What a member sees, `[1, n, d]` and `[1, n]`."""
@@ -334,7 +335,7 @@ class _PFNEstimator(BaseEstimator):
     def _kinds(self, member: _Member) -> Tensor | None:
         """Which columns are categories, `[1, d]`, for a network that was trained to be told."""
         kinds = self._columns.categorical[self._features][member.columns]
-        if not self.network_.metadata.get("categorical"):
+        if not self.network_.coverage.categorical:
             return None
         return torch.tensor(kinds, device=self._where.device)[None]
 
@@ -358,7 +359,7 @@ class _PFNEstimator(BaseEstimator):
             estimator=self,
         )
         rows = self._prepare(values)
-        self.network_.warn_outside_range(self._tensor(rows))
+        self.network_.coverage.warn_outside_range(self._tensor(rows))
         return rows
 
     def _batches(self, X: np.ndarray) -> Iterator[np.ndarray]:
