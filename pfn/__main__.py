@@ -157,7 +157,7 @@ def _train(options: argparse.Namespace) -> None:
     if not first or not options.certificate:
         return
     measured = recipe.certificate(pfn)
-    pfn.metadata["certificate"] = measured.to_json()
+    pfn.certificate = measured
     pfn.save(out)
     print(pfn)
 
@@ -237,7 +237,7 @@ def _certify(options: argparse.Namespace) -> None:
         measured = recipe.certificate(pfn, **changes)
     print(measured)
     if options.out is not None:
-        pfn.metadata["certificate"] = measured.to_json()
+        pfn.certificate = measured
         pfn.save(options.out)
 
 

@@ -141,6 +141,10 @@ class Network(nn.Module):
         values = self.metadata.get("certificate")
         return None if values is None else Certificate.from_json(values)
 
+    @certificate.setter
+    def certificate(self, measured: Certificate) -> None:
+        self.metadata["certificate"] = measured.to_json()
+
     def encode(
         self,
         X: Tensor,

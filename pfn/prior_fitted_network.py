@@ -28,7 +28,10 @@ _WHAT_TO_DO = (
 
 
 class PFN(Network):
-    """A prior-data fitted network: `condition` makes a BoTorch `Model` of a data set."""
+    """A prior-data fitted network: `condition` makes a BoTorch `Model` of a data set.
+
+    Its arguments are those of `Network`.
+    """
 
     def condition(
         self,

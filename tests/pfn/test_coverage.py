@@ -46,3 +46,11 @@ def test_of_a_shipped_network():
     assert recorded == network.metadata  # nothing else, and nothing in another form
     assert network.coverage.max_context >= 128
     assert network.coverage.input_range is not None
+
+
+def test_what_was_measured_is_stored_as_json():
+    network = PFN(SMALL, torch.linspace(-1, 1, 9))
+    assert network.certificate is None
+    network.certificate = measured = pfn.load("bo").certificate
+    assert network.certificate == measured
+    assert network.metadata["certificate"] == measured.to_json()

@@ -384,9 +384,7 @@ def test_a_minute_of_training_learns_gaussian_process_regression():
 def trained():
     made = train(fixed_gp(), config=config(steps=60), device="cpu", progress=False)
     sizes = {"context_sizes": (0, 16), "num_queries": 4}
-    made.metadata["certificate"] = certify(
-        made, fixed_gp(), num_tasks=400, batch=50, progress=False, **sizes
-    ).to_json()
+    made.certificate = certify(made, fixed_gp(), num_tasks=400, batch=50, progress=False, **sizes)
     return made
 
 
