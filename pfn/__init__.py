@@ -9,10 +9,12 @@ set is one forward pass, whose distance to the exact posterior `certify` measure
 from typing import TYPE_CHECKING, Any
 
 from pfn.architecture import ArchitectureConfig
-from pfn.certificate import Certificate, certify
+from pfn.certificate import Certificate
+from pfn.certification import certify
 from pfn.distribution import BarDistribution
-from pfn.inference import BarPosterior, CategoricalPosterior, PFNModel
-from pfn.network import PFN, load
+from pfn.model import PFNModel
+from pfn.posteriors import BarPosterior, CategoricalPosterior
+from pfn.prior_fitted_network import PFN, load
 from pfn.rates import Probe, Rate, probe
 from pfn.reweighting import ReweightedPosterior, reweight
 from pfn.training import TrainingConfig, train

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from pfn.certificate import certify
+from pfn.certification import certify
 from pfn.checkpoints.recipes import RECIPES, Recipe
-from pfn.network import load
+from pfn.prior_fitted_network import load
 from pfn.rates import PROBED, probe
 from pfn.training import TrainingConfig, train
 from priors.files import read_safetensors
@@ -157,7 +157,7 @@ def _train(options: argparse.Namespace) -> None:
     if not first or not options.certificate:
         return
     measured = recipe.certificate(pfn)
-    pfn.metadata["certificate"] = measured.to_json()
+    pfn.certificate = measured
     pfn.save(out)
     print(pfn)
 
@@ -237,7 +237,7 @@ def _certify(options: argparse.Namespace) -> None:
         measured = recipe.certificate(pfn, **changes)
     print(measured)
     if options.out is not None:
-        pfn.metadata["certificate"] = measured.to_json()
+        pfn.certificate = measured
         pfn.save(options.out)
 
 

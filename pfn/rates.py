@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from pfn.network import PFN
+from pfn.prior_fitted_network import PFN
 from pfn.training import TrainingConfig, _fabric, _State
 from priors.tasks.task import TaskPrior
 

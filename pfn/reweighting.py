@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pfn.inference import PFNModel
+from pfn.model import PFNModel
 from priors.posteriors.mixture import EmpiricalPosterior
 
 __all__ = ["ReweightedPosterior", "reweight"]

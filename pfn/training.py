@@ -34,10 +34,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pfn.architecture import CODE_SIZE, ArchitectureConfig
-from pfn.certificate import Reference, reference_nll
 from pfn.distribution import BarDistribution, choose_num_nodes, place_nodes
 from pfn.muon import Muon
-from pfn.network import PFN, Encoding
+from pfn.network import Encoding
+from pfn.prior_fitted_network import PFN
+from pfn.references import Reference, reference_nll
 from priors.files import read_safetensors, write_safetensors_atomically
 from priors.random_state import seeded
 from priors.randomness import RandomSource

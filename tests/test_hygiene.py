@@ -10,17 +10,16 @@ import pytest
 import priors
 
 IMPORT_EACH_ALONE = """
-    import os, pkgutil, sys
+    import os, pathlib, sys
     import torch, gpytorch, botorch, pyro, optuna, matplotlib, arviz  # paid for once, then forked
     import logging, warnings
     warnings.simplefilter("error")
 
     names = []
-    for package in ("priors", "bayes", "pfn", "nas"):
-        names.append(package)
-        path = [package]
-        names += [m.name for m in pkgutil.walk_packages(path, prefix=f"{package}.")
-                  if not m.name.endswith("__main__")]
+    for package in ("priors", "bayes", "pfn", "nas"):  # by files: pkgutil would import folders
+        for file in sorted(pathlib.Path(package).rglob("*.py")):
+            name = ".".join(file.with_suffix("").parts).removesuffix(".__init__")
+            names += [name] * (file.stem != "__main__")
     assert len(names) > 20, names
 
     def state():
@@ -38,7 +37,7 @@ IMPORT_EACH_ALONE = """
             try:
                 before = state()
                 __import__(name)
-                assert name == "pfn.estimators" or "sklearn" not in sys.modules, "an extra"
+                assert name.startswith("pfn.estimators") or "sklearn" not in sys.modules, "an extra"
                 assert state() == before, (before, state())
             except BaseException as error:
                 print(f"{name}: {type(error).__name__}: {error}", flush=True)

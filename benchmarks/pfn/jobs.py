@@ -60,7 +60,7 @@ def describe(path: str, digest: str) -> dict[str, Any]:
 
 def cache_file(name: str, *sources: str) -> Path:
     """Where the pieces of a benchmark are kept, for this content of its source files."""
-    files = [*map(Path, sources), *sorted(Path(pfn.__file__).parent.glob("*.py"))]
+    files = [*map(Path, sources), *sorted(Path(pfn.__file__).parent.rglob("*.py"))]
     files += sorted((Path(priors.__file__).parent / _OF_PRIORS).glob("*.py"))
     parts = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     parts += [_version(library) for library in _LIBRARIES]

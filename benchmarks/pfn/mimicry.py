@@ -19,7 +19,7 @@ Every gap is E[log p - log q] in nats per point, p the exact posterior predictiv
 between the two; its standard error, and its mean over the worst 1% of tasks. Besides, for every
 network: the gap without context (does it know its prior?), the largest change of a log density
 when context rows are permuted, and, by encoding anew, the martingale and order scores of
-`pfn.certificate`, which exact inference has at 0 up to the quadrature, whose error is also given.
+`pfn.certification`, which exact inference has at 0 up to the quadrature, whose error is also given.
 
 Settings were chosen in runs of less than a minute; `ablation` measures them in longer ones.
 Muon's own arithmetic takes 13 ms of a step of 55 ms with 16 tasks.

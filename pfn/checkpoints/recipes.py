@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pfn.architecture import ArchitectureConfig
-from pfn.certificate import Certificate, LowerReference, Reference, certify
-from pfn.network import PFN
+from pfn.certificate import Certificate
+from pfn.certification import certify
+from pfn.prior_fitted_network import PFN
+from pfn.references import LowerReference, Reference
 from pfn.training import TrainingConfig
 from priors import (
     CausalTaskPrior,

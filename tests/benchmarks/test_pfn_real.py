@@ -188,7 +188,7 @@ def test_other_code_or_libraries_start_anew(tmp_path, monkeypatch):
     benchmark.write_text("")
     found = [jobs.cache_file("real", str(benchmark))]
     assert found[0] == jobs.cache_file("real", str(benchmark))
-    for name in ("benchmark", "pfn/inference", "pfn/estimators", "priors/posteriors/linear_pool"):
+    for name in ("benchmark", "pfn/model", "pfn/estimators/base", "priors/posteriors/linear_pool"):
         (tmp_path / f"{name}.py").write_text("# changed")
         found.append(jobs.cache_file("real", str(benchmark)))
     monkeypatch.setattr(jobs, "version", lambda library: "0")

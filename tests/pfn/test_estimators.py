@@ -29,7 +29,7 @@ from pfn import (
     TrainingConfig,
     train,
 )
-from pfn.estimators import _TargetTransform, _YeoJohnson
+from pfn.estimators.power_transforms import TargetTransform, YeoJohnson
 from priors import Task
 from priors.posteriors.linear_pool import MixturePosterior
 
@@ -290,7 +290,7 @@ def test_yeo_johnson(power):
     from scipy.stats import yeojohnson
 
     x = torch.linspace(-30, 50, 41, dtype=torch.float64).requires_grad_()
-    transform = _YeoJohnson(power)
+    transform = YeoJohnson(power)
     y = transform(x)
     np.testing.assert_allclose(y.detach(), yeojohnson(x.detach().numpy(), power), rtol=1e-12)
     torch.testing.assert_close(transform.inv(y), x)
@@ -300,13 +300,13 @@ def test_yeo_johnson(power):
 
 def test_transforms_of_targets_straighten_them_and_come_back():
     skewed = np.exp(2 * np.random.RandomState(0).randn(200)) * 1e6
-    fitted = _TargetTransform.fit(skewed)
+    fitted = TargetTransform.fit(skewed)
     assert fitted.power == 0.5  # as far as it may go
     z = torch.tensor(fitted.apply(skewed))
     for transform in fitted.undo(z):
         z = transform(z)
     np.testing.assert_allclose(z, skewed, rtol=1e-9)
-    assert _TargetTransform.fit(np.full(5, 7.0)).apply(np.full(5, 7.0)).tolist() == [0.0] * 5
+    assert TargetTransform.fit(np.full(5, 7.0)).apply(np.full(5, 7.0)).tolist() == [0.0] * 5
 
 
 def test_transformed_members_survive_hard_columns():
@@ -613,7 +613,7 @@ def test_data_unlike_the_prior_warn(classes, cells):
     score = float(re.search("log score of (\\S+) per row", expected)[1])
     assert made.set_params(check=False).fit(encoded, y).unlike_the_prior_ is None
     usual = Certificate("prior", "none", 0, {}, {}, scores={40: [score - 1, score + 1]})
-    network.metadata["certificate"] = usual.to_json()
+    network.certificate = usual
     assert made.set_params(check=True).fit(encoded, y).unlike_the_prior_ is None
     assert made.fit(encoded[:30], y[:30]).unlike_the_prior_ is None  # not measured
 

@@ -1,6 +1,7 @@
 """The shipped networks: they load, say how good they are, and infer."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,9 @@ def test_metadata(name):
             assert math.isnan(row.lower) or row.lower < row.gap + 3 * row.lower_error
         assert math.isfinite(measured.by_context[5].lower)
     if not network.architecture.classes:
-        columns = {"columns"} if network.exchangeable else set()
+        columns = {"columns"} if network.coverage.exchangeable else set()
         assert measured.coherence.keys() == {"martingale", "order"} | columns
-    assert network.max_context >= max(measured.by_context)
+    assert network.coverage.max_context >= max(measured.by_context)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -95,3 +96,14 @@ def test_a_smooth_function_is_learnt_and_uncertainty_grows_away_from_data(regres
     assert explained > 0.7  # a linear model explains less than a third
     far = model.posterior(6 + torch.rand(20, d, generator=generator))
     assert far.variance.mean() > 3 * f.variance.mean()
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_gaps_by_context_rows(name):
+    measured = pfn.load(name).certificate
+    assert measured.gaps == {n: row.gap for n, row in measured.by_context.items()}
+    assert all(math.isfinite(gap) for gap in measured.gaps.values())
+    size = max(measured.by_context)
+    unknown = replace(measured.by_context[size], gap=math.nan)
+    fewer = replace(measured, by_context={**measured.by_context, size: unknown})
+    assert fewer.gaps == {n: gap for n, gap in measured.gaps.items() if n != size}

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pfn.tables import Columns, is_missing, read_columns
+from pfn.estimators.tables import Columns, is_missing, read_columns
 
 
 def encode(X, chosen="auto"):

@@ -244,13 +244,13 @@ def test_a_network_knows_what_its_tasks_had():
 
     options = config(steps=40, known_noise=0.5, appended=0.5, max_buffer=16)
     bare = train(Bare(), config=options, device="cpu", progress=False)
-    assert not bare.knows_noise
-    assert not bare.knows_function
+    assert not bare.coverage.known_noise
+    assert not bare.coverage.function
     assert bare.metadata["max_context"] == bare.metadata["max_buffer"] == 4
     assert not bare.metadata["exchangeable"]
     whole = train(fixed_gp(num_points=5), config=options, device="cpu", progress=False)
-    assert whole.knows_noise
-    assert whole.knows_function
+    assert whole.coverage.known_noise
+    assert whole.coverage.function
     X = torch.rand(3, 1)
     model = bare.condition(X, X)
     torch.testing.assert_close(
@@ -384,9 +384,7 @@ def test_a_minute_of_training_learns_gaussian_process_regression():
 def trained():
     made = train(fixed_gp(), config=config(steps=60), device="cpu", progress=False)
     sizes = {"context_sizes": (0, 16), "num_queries": 4}
-    made.metadata["certificate"] = certify(
-        made, fixed_gp(), num_tasks=400, batch=50, progress=False, **sizes
-    ).to_json()
+    made.certificate = certify(made, fixed_gp(), num_tasks=400, batch=50, progress=False, **sizes)
     return made
 
 
@@ -692,7 +690,7 @@ class TestOptions:
         left = load(path)
         assert left.metadata["command"] == "mine"
         assert 10 < left.metadata["training"]["steps"] < 30
-        assert left.max_context > 0
+        assert left.coverage.max_context > 0
         whole = train(
             fixed_gp(),
             config=replace(often, steps=left.metadata["training"]["steps"]),

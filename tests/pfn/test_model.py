@@ -449,7 +449,7 @@ class TestAppending:
         inputs = torch.cat([X[:1], 100 + 50 * X[1:]])
         grown = each_network.condition(inputs[:3], y[:3])
         grown = grown.condition_on_observations(1e4 * inputs[3:], y[3:])
-        assert grown._appended == 0
+        assert grown._encoded.num_appended == 0
 
     def test_batches_broadcast(self, each_network):
         X, y = data(10)
@@ -598,7 +598,7 @@ class TestJoint:
         several = network.condition(X, y, num_orders=5).posterior(Q)
         density = several.joint_log_prob(target)
         singles = []
-        from pfn.inference import _orders
+        from pfn.joint import _orders
 
         for order in _orders(3, 5, torch.device("cpu")):
             one = network.condition(X, y).posterior(Q[order])

@@ -16,8 +16,17 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
+from sklearn.utils import check_array
 
-__all__ = ["Column", "Columns", "imputation", "imputed", "is_missing", "read_columns"]
+__all__ = [
+    "Column",
+    "Columns",
+    "imputation",
+    "imputed",
+    "is_missing",
+    "read_columns",
+    "refuse_missing",
+]
 
 _FEW = 10  # different values of a category that is numbered
 _DATES = (datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.timedelta64)
@@ -153,8 +162,6 @@ def read_columns(X: Any) -> list[Column]:
             text nor numbers.
         ValueError: no table of two dimensions with rows and columns, or infinite values.
     """
-    from sklearn.utils import check_array  # an extra: `pfn` imports without it
-
     if hasattr(X, "iloc") and hasattr(X, "columns"):  # pandas, which we need not import
         check_array(np.zeros(X.shape))  # raises if it is empty
         return [_series(name, X.iloc[:, i]) for i, name in enumerate(X.columns)]
@@ -179,6 +186,19 @@ def is_missing(value: Any) -> bool:
         return bool(value != value)
     except TypeError:  # pandas.NA is neither true nor false
         return True
+
+
+def refuse_missing(y: Any) -> None:
+    """Before anything else reads y: None and pandas' NA end in errors about types."""
+    if y is None:  # scikit-learn has its own message
+        return
+    values = np.ravel(np.asarray(y, dtype=object))
+    missing = sum(map(is_missing, values))
+    if missing:
+        raise ValueError(
+            f"y lacks {missing} of {len(values)} values; drop those rows from X and y, or give "
+            "missing classes a name."
+        )
 
 
 def _series(name: Any, series: Any) -> Column:

@@ -1,0 +1,357 @@
+"""How far a network is from exact Bayesian inference under a prior, measured.
+
+For tasks drawn from the prior, the expected difference of log densities
+
+    gap = E[log p(y | x, context) - log q(y | x, context)]
+
+is the Kullback-Leibler divergence of the network's predictive q from the reference p, if p is the
+exact posterior predictive. It is estimated on the same tasks for both, so that most of the noise
+cancels. Where the exact predictive is not known it can be bracketed: a reference that knows more
+than the context tells (the hyperparameters of the task, say) gives an upper bound of the gap, and
+any other approximation (a long-run sampler, say) a lower bound, since none beats the exact one.
+
+Besides, without any reference: calibration (coverage, the distribution of the probability integral
+transform), and coherence, which exact inference has and a network only approximates:
+
+    martingale  E[q(y | D + (x', y'))] over y' ~ q(. | D) is q(y | D); the largest difference of
+                the two distribution functions (Falck et al. 2024, 2406.00793, test that of LLMs)
+    order       q(y1) q(y2 | y1) = q(y2) q(y1 | y2); mean absolute difference of the logs, nats
+    columns     the order of the columns means nothing, if the prior says so; mean absolute change
+                of a log density when it is reversed, nats
+
+and how well the first half of a context predicts the second, under the prior: a data set that
+scores outside that range is unlike the prior (`PFN.condition` warns).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pfn.certificate import Certificate, CertificateRow
+from pfn.familiarity import context_score
+from pfn.posteriors import predictive
+from pfn.prior_fitted_network import PFN
+from pfn.references import LowerReference, Reference
+from priors.tasks.task import Task, TaskPrior, describe
+
+__all__ = ["certify"]
+
+_LEVELS = (0.5, 0.8, 0.9, 0.95)
+_PIT_BINS = 20
+_SCORE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_COHERENCE_ROWS, _COHERENCE_TASKS = 10, 256
+_SCORE_LEVELS = (0.005, 0.05, 0.5, 0.95, 0.995)
+
+
+def certify(
+    pfn: PFN,
+    task_prior: TaskPrior | Callable[[int], TaskPrior],
+    *,
+    reference: Reference | None = None,
+    reference_is: str = "exact",
+    lower_reference: LowerReference | None = None,
+    lower_tasks: int = 64,
+    score_prior: TaskPrior | Callable[[int], TaskPrior] | None = None,
+    context_sizes: Sequence[int] = (0, 5, 20, 80),
+    num_queries: int = 16,
+    num_tasks: int = 512,
+    batch: int = 4,
+    seed: int = 0,
+    progress: bool = True,
+) -> Certificate:
+    """Measure a network on tasks of a prior that it has not seen.
+
+    Args:
+        pfn: The network, with its metadata left as it is.
+        task_prior: Where tasks come from; their split into context and queries is not used. Or a
+            function from a number of context rows to a prior of tasks with so many, whose split
+            is used: where inputs depend on what was observed, as in optimisation, a part of the
+            context with the queries of the whole is no task of the prior.
+        reference: From a task to the posterior of y at its query rows, `[B, m, 1]`, or another
+            density: the exact one, or one that knows more.
+        reference_is: "exact" or "upper bound".
+        lower_reference: Another approximation of the exact posterior, for a lower bound; it may
+            decline a task by None.
+        lower_tasks: Tasks of each size that it is asked for: long samplers are slow.
+        score_prior: What the tasks of `Certificate.scores` are drawn from, of the same kind as
+            `task_prior`, which is a part of the training's where only that has a reference.
+            `task_prior` if None.
+        context_sizes: Numbers of context rows to measure; a task serves those that leave it
+            `num_queries` rows.
+        num_queries: Query rows of each task, its last ones.
+        num_tasks: Tasks in all.
+        batch: Tasks at a time. Tasks of a batch share what a prior draws for all of them, such as
+            the number of features: larger batches are faster and tell less.
+        seed: Of the tasks.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: no task is large enough, or `reference_is` is unknown.
+    """
+    if reference_is not in ("exact", "upper bound"):
+        raise ValueError(f"reference_is must be 'exact' or 'upper bound', got {reference_is!r}.")
+    parameter = next(pfn.parameters())
+    generator = torch.Generator(parameter.device).manual_seed(seed + 2**33)  # not of a training
+    measured = _Measurements()
+    scores: dict[int, list[Tensor]] = {}
+    coherence: list[dict[str, float]] = []
+    usual = min(context_sizes, key=lambda n: abs(n - _COHERENCE_ROWS))
+    pfn = pfn.eval()
+    joint = pfn.bars is not None and bool(pfn.coverage.max_buffer)
+    groups = _groups(task_prior, context_sizes)
+    scored = groups if score_prior is None else _groups(score_prior, context_sizes)
+    if len(scored) != len(groups):
+        raise ValueError("score_prior must be a prior if task_prior is one, else a function too.")
+    with torch.no_grad(), tqdm(total=num_tasks, disable=not progress, desc="certify") as bar:
+        for start in range(0, num_tasks, batch):
+            size = min(batch, num_tasks - start)
+            for (sizes, prior), (_, other) in zip(groups, scored, strict=True):
+                where: Any = {"device": parameter.device, "dtype": parameter.dtype}
+                task = prior.sample(size, generator=generator, **where)
+                rows, own = task.X.shape[1], len(groups) > 1
+                for n in sizes:
+                    if n + num_queries <= rows:
+                        part = _split(task, n, num_queries)
+                        lower = lower_reference if start < lower_tasks else None
+                        measured.add(n, start, own, part, _measure(pfn, part, reference, lower))
+                alike = task
+                if other is not prior:
+                    alike = other.sample(size, generator=generator, **where)
+                for n in sizes if own else _SCORE_SIZES:
+                    if 4 <= n <= min(alike.X.shape[1], max(sizes)):
+                        scores.setdefault(n, []).append(_task_scores(pfn, _split(alike, n, 0)))
+                if joint and start < _COHERENCE_TASKS and (usual in sizes or not own):
+                    n = usual if own else min(_COHERENCE_ROWS, rows - 2)
+                    coherence += [_coherence(pfn, _split(task, n, 2))] if n >= 0 else []
+            bar.update(size)
+    if not measured.values:
+        raise ValueError(
+            f"No task had room for {num_queries} queries and one of {tuple(context_sizes)} context "
+            "rows; ask for smaller ones."
+        )
+    return Certificate(
+        prior=describe(groups[-1][1]),
+        reference="none" if reference is None else reference_is,
+        seed=seed,
+        by_context=measured.table("context"),
+        by_features=measured.table("features"),
+        by_noise={_decade(k): row for k, row in measured.table("noise").items() if k < 99},
+        pit=measured.pits() if pfn.bars is not None else {},
+        coherence=_means(coherence),
+        scores={n: _quantiles(parts) for n, parts in scores.items()},
+    )
+
+
+def _groups(
+    task_prior: TaskPrior | Callable[[int], TaskPrior], context_sizes: Sequence[int]
+) -> list[tuple[tuple[int, ...], TaskPrior]]:
+    """Numbers of context rows, with the prior whose tasks serve them."""
+    if isinstance(task_prior, TaskPrior):
+        return [(tuple(context_sizes), task_prior)]
+    return [((n,), task_prior(n)) for n in context_sizes]
+
+
+def _quantiles(parts: list[Tensor]) -> list[float]:
+    values = torch.cat(parts).double().cpu()
+    return values.quantile(values.new_tensor(_SCORE_LEVELS)).tolist()
+
+
+def _task_scores(pfn: PFN, task: Task) -> Tensor:
+    return context_score(pfn, task.X, task.y[..., 0], categorical=task.categorical)
+
+
+def _split(task: Task, num_context: int, num_queries: int) -> Task:
+    """The same tasks with their first rows as context and their last as queries."""
+    if task.points is not None:
+        raise ValueError("certify needs tasks without padding; draw tasks of one size.")
+
+    def rows(value: Tensor) -> Tensor:
+        return torch.cat([value[:, :num_context], value[:, value.shape[1] - num_queries :]], dim=1)
+
+    return dataclasses.replace(
+        task,
+        X=rows(task.X),
+        y=rows(task.y),
+        f=None if task.f is None else rows(task.f),
+        row_latents={name: rows(value) for name, value in task.row_latents.items()},
+        noise_var=task.noise_var if task.noise_var.dim() == 1 else rows(task.noise_var),
+        num_context=num_context,
+    )
+
+
+def _measure(
+    pfn: PFN, task: Task, reference: Reference | None, lower: LowerReference | None
+) -> tuple[Tensor, Tensor]:
+    """Per task the numbers of a row, `[B, 8]`; and the probability integral transforms `[B, m]`."""
+    n = task.num_context
+    y = task.y[:, n:]
+    encoding = pfn.encode(
+        task.X[:, :n],
+        task.y[:, :n, 0],
+        categorical=task.categorical,
+        num_classes=task.num_classes,
+    )
+    logits, _ = pfn.decode(encoding, task.X[:, n:])
+    posterior = predictive(pfn, encoding, logits)
+    log_q = posterior.log_prob(y)
+    gaps = []
+    for known in (reference, lower):
+        density = None if known is None else known(task)
+        if density is None:
+            gaps.append(torch.full_like(log_q, math.nan))
+            continue
+        log_p = density.log_prob(y.double()).to(log_q)
+        if log_p.shape != log_q.shape:
+            raise ValueError(
+                f"reference gave densities of shape {tuple(log_p.shape)} at queries of shape "
+                f"{tuple(log_q.shape)}."
+            )
+        gaps.append(log_p - log_q)
+    nothing = torch.full_like(log_q, math.nan)
+    if pfn.bars is None:
+        pit, shares = nothing, [nothing] * len(_LEVELS)
+        right = (logits.argmax(-1, keepdim=True) == y.long()).to(log_q)
+    else:
+        pit, right = posterior.cdf(y), nothing
+        central = 2 * (pit - 0.5).abs()
+        shares = [(central <= level).to(y) for level in _LEVELS]
+    numbers = torch.stack([-log_q, *gaps, *shares, right], dim=-1)
+    return numbers.mean(dim=(1, 2)).double(), pit[..., 0]
+
+
+class _Measurements:
+    """Numbers of tasks with what they are grouped by."""
+
+    def __init__(self) -> None:
+        self.values: list[Tensor] = []
+        self.keys: dict[str, list[Tensor]] = {k: [] for k in (*_KEYS, "batch", "task")}
+        self._pit: dict[int, list[Tensor]] = {}
+
+    def add(self, n: int, batch: int, own: bool, task: Task, found: tuple[Tensor, Tensor]) -> None:
+        """Tasks of a batch; `own` if every number of context rows has tasks of its own."""
+        values, pit = found
+        self.values.append(values.cpu())
+        noise = task.row_noise_var.double().mean(1).cpu()
+        usable = noise.isfinite() & (noise > 0)
+        if task.num_classes is not None:
+            usable = torch.zeros_like(usable)
+        decade = torch.where(usable, noise, 1.0).log10().floor().clamp(-9, 9).long()
+        self.keys["noise"].append(torch.where(usable, decade, 99))
+        for name, value in (("context", n), ("features", task.X.shape[-1]), ("batch", batch)):
+            self.keys[name].append(torch.full((len(values),), value, device="cpu"))
+        number = torch.arange(len(values), device="cpu")
+        self.keys["task"].append(batch + number + (own * n << 32))
+        self._pit.setdefault(n, []).append(pit.flatten())
+
+    def table(self, name: str) -> dict[int, CertificateRow]:
+        key, values = torch.cat(self.keys[name]), torch.cat(self.values)
+        groups = [torch.cat(self.keys[kind]) for kind in ("context", "batch", "task")]
+        return {
+            int(k): _row(values[key == k], *(group[key == k] for group in groups))
+            for k in key.unique()
+        }
+
+    def pits(self) -> dict[int, list[float]]:
+        shares = {}
+        for n, parts in sorted(self._pit.items()):
+            values = torch.cat(parts).double().cpu()
+            counts = torch.histc(values, bins=_PIT_BINS, min=0.0, max=1.0)
+            shares[n] = (counts / counts.sum()).tolist()
+        return shares
+
+
+_KEYS = ("context", "features", "noise")
+
+
+def _row(values: Tensor, context: Tensor, batch: Tensor, task: Tensor) -> CertificateRow:
+    nll, gap, _, *rest = values.mean(0).tolist()
+    gaps, lower = values[:, 1], values[:, 2]
+    found, index = task.unique(return_inverse=True)
+    tasks = len(found)
+    own = gaps.new_zeros(tasks).index_add_(0, index, gaps) / index.bincount()
+    worst = own.sort(descending=True).values[: max(1, tasks // 100)].mean()
+    bound = _lower(gaps, lower, context, batch)
+    return CertificateRow(tasks, nll, gap, _error(gaps, batch), float(worst), *bound, *rest)
+
+
+def _lower(gaps: Tensor, lower: Tensor, context: Tensor, batch: Tensor) -> tuple[float, float]:
+    """Lower bound of the gap and its standard error, if it was measured for some tasks only.
+
+    The bounds of one task are close to each other, tasks are not: where both are known, their
+    difference is averaged over the tasks that have it, and the upper bound over all. Only tasks
+    of the same sizes are alike: without one of the sizes there is no bound.
+    """
+    known = ~lower.isnan()
+    if not torch.equal(context[known].unique(), context.unique()):
+        return math.nan, math.nan
+    if not bool(gaps.isfinite().all()):
+        return float(lower[known].mean()), _error(lower[known], batch[known])
+    apart = (gaps - lower)[known]
+    error = math.hypot(_error(gaps, batch), _error(apart, batch[known]))
+    return float(gaps.mean() - apart.mean()), error
+
+
+def _error(values: Tensor, batch: Tensor) -> float:
+    """Standard error of a mean of values that are dependent within their batches."""
+    _, group = batch.unique(return_inverse=True)
+    count = int(group.max()) + 1 if len(group) else 0
+    if count < 2:
+        return math.nan
+    sums = values.new_zeros(count).index_add_(0, group, values - values.mean())
+    return float(sums.square().sum().sqrt()) / len(values) * math.sqrt(count / (count - 1))
+
+
+def _decade(power: int) -> str:
+    return f"1e{power}"
+
+
+def _means(found: list[dict[str, float]]) -> dict[str, float]:
+    """Of each name over those that have it."""
+    names = dict.fromkeys(name for values in found for name in values)
+    known = {name: [values[name] for values in found if name in values] for name in names}
+    return {name: sum(values) / len(values) for name, values in known.items()}
+
+
+def _coherence(pfn: PFN, task: Task) -> dict[str, float]:
+    """Martingale, order and column scores at two queries x', x."""
+    n = task.num_context
+    X, y = task.X, task.y[..., 0]
+    bars = pfn.bars
+    assert bars is not None
+    first = pfn.encode(X[:, :n], y[:, :n], categorical=task.categorical)
+    z = (y[:, n:] - first.location) / first.scale
+    logits, _ = pfn.decode(first, X[:, n:])
+    log_q = bars.log_prob(logits, z)  # [B, 2]
+    joint = []
+    for a, b in ((0, 1), (1, 0)):
+        told = pfn.append(first, X[:, n + a, None], y[:, n + a, None])
+        other, _ = pfn.decode(told, X[:, n + b, None])
+        joint.append(log_q[:, a] + bars.log_prob(other, z[:, b, None])[:, 0])
+    # y' at the midpoints of 32 equally probable intervals.
+    p = (torch.arange(32, device=X.device, dtype=X.dtype) + 0.5) / 32
+    drawn = bars.quantile(logits[:, :1].expand(-1, 32, -1), p)  # [B, 32]
+    copies = torch.arange(len(X), device=X.device).repeat_interleave(32)
+    many = first.select(copies)
+    new = (first.location + first.scale * drawn).reshape(-1, 1)
+    told = pfn.append(many, X[copies, n, None], new)
+    after, _ = pfn.decode(told, X[copies, n + 1, None])
+    grid = bars.quantile(logits[:, 1:].expand(-1, 32, -1), p)  # [B, 32]
+    cdf = bars.cdf(after.expand(-1, 32, -1), grid[copies])  # [B 32, 32]
+    gap = (cdf.unflatten(0, (len(X), 32)).mean(1) - p).abs().amax(-1)
+    scores = {
+        "martingale": float(gap.mean()),
+        "order": float((joint[0] - joint[1]).abs().mean()),
+    }
+    if pfn.coverage.exchangeable and X.shape[-1] > 1:
+        kinds = None if task.categorical is None else task.categorical.flip(-1)
+        turned = pfn.encode(X[:, :n].flip(-1), y[:, :n], categorical=kinds)
+        other, _ = pfn.decode(turned, X[:, n:].flip(-1))
+        scores["columns"] = float((bars.log_prob(other, z) - log_q).abs().mean())
+    return scores

@@ -1,0 +1,294 @@
+"""What regression and classification share: tables in, encodings of the members, logits out."""
+
+from __future__ import annotations
+
+import copy
+import math
+import numbers
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_array, check_is_fitted, check_X_y, validate_data
+from torch import Tensor
+
+from pfn.estimators.ensemble import EnsemblePlan, Member
+from pfn.estimators.relevance import relevance
+from pfn.estimators.tables import Columns, imputation, imputed, read_columns, refuse_missing
+from pfn.familiarity import unlike_the_prior
+from pfn.network import Encoding
+from pfn.prior_fitted_network import PFN, load
+
+__all__ = ["PFNEstimator"]
+
+_WHAT_TO_DO = (
+    "Look for outliers and wrong units, try power_transforms in an ensemble, or take another "
+    "network or model; check=False silences this."
+)
+
+
+class PFNEstimator(BaseEstimator):
+    """What regression and classification share; see `PFNRegressor`."""
+
+    network: Any
+    num_ensemble: int
+    power_transforms: bool | str
+    categorical_features: Any
+    max_context: Any
+    context_strategy: str
+    batch_size: int
+    random_state: Any
+    device: Any
+    dtype: str
+    check: bool
+    network_: PFN
+    classes_: np.ndarray
+    unlike_the_prior_: str | None
+    _columns: Columns
+    _members: list[Member]
+    _encodings: list[Encoding]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.categorical = True
+        tags.input_tags.string = True
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Encodings are left out: they are large, bound to a device, and quickly made again."""
+        state = dict(super().__getstate__())
+        state.pop("_encodings", None)
+        if "network_" in state and self._where.device.type != "cpu":
+            state["network_"] = copy.deepcopy(self.network_).cpu()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_members" in state:
+            self.network_ = self.network_.to(_device(self.device))
+            self._encodings = [self._encode(member) for member in self._members]
+
+    def _check_parameters(self) -> None:
+        for name in ("num_ensemble", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        if self.context_strategy not in ("subsample", "chunk"):
+            raise ValueError(
+                f"context_strategy must be 'subsample' or 'chunk', got {self.context_strategy!r}."
+            )
+        if self.power_transforms not in (True, False, "auto"):
+            raise ValueError(
+                f"power_transforms must be True, False or 'auto', got {self.power_transforms!r}."
+            )
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
+        limit = self.max_context
+        known = limit is None or (isinstance(limit, str) and limit == "network")
+        if not known and (not isinstance(limit, numbers.Integral) or limit < 1):
+            raise ValueError(
+                f"max_context must be 'network', None or a positive integer, got {limit!r}."
+            )
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """A fit that fails leaves the estimator as it was, fitted before or not."""
+        before = self.__dict__.copy()
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            raise
+
+    def _read_table(self, X: Any, y: Any, *, numeric: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of X, NaN where missing, and y; sets what scikit-learn wants to know of X."""
+        refuse_missing(y)
+        table = read_columns(X)
+        self._columns = Columns.fit(table, self.categorical_features)
+        values, y = check_X_y(
+            self._columns.encode(table),
+            y,
+            dtype=np.float64,
+            ensure_all_finite="allow-nan",
+            y_numeric=numeric,
+            estimator=self,
+        )
+        validate_data(self, X, skip_check_array=True)
+        return values, y
+
+    def _condition(self, X: np.ndarray, y: np.ndarray, targets: np.ndarray) -> None:
+        """Encode the data set once per member.
+
+        Args:
+            X: `[n, d]`, NaN where missing.
+            y: Numbers, or numbers of classes, `[n]`.
+            targets: What features should tell about, `[n, k]`.
+        """
+        categorical = self._columns.categorical
+        self._imputation = imputation(X, categorical)
+        self._features = np.arange(X.shape[1])
+        architecture = self.network_.architecture
+        if X.shape[1] > architecture.max_features:
+            most = architecture.max_features
+            told = f"This network was trained on up to {most} features and got {X.shape[1]}; "
+            if architecture.cell_layers:
+                told += "beyond that its predictions are extrapolation. "
+            else:
+                shares = relevance(imputed(X, self._imputation), targets, categorical)
+                self._features = np.sort(np.argsort(-shares, kind="stable")[:most])
+                told += f"the {most} that tell most about y, one by one, are used. "
+            warnings.warn(
+                told + "Select features yourself, or silence this with "
+                "warnings.filterwarnings('ignore', 'This network').",
+                stacklevel=3,
+            )
+        self.selected_features_ = self._features
+        self._X, self._y = self._prepare(X), y
+        self.network_.coverage.warn_outside_range(self._tensor(self._X))
+        plan = EnsemblePlan(
+            self.network_,
+            self._X,
+            self._y,
+            categorical[self._features],
+            num_classes=len(self.classes_) if architecture.classes else 0,
+            size=self.num_ensemble,
+            power_transforms=self.power_transforms,
+            limit=self._limit,
+            strategy=self.context_strategy,
+        )
+        self._members = plan.members(check_random_state(self.random_state))
+        self._encodings = [self._encode(member) for member in self._members]
+        self.unlike_the_prior_ = self._compare_with_prior() if self.check else None
+        if self.unlike_the_prior_ is not None:
+            warnings.warn(f"{self.unlike_the_prior_} {_WHAT_TO_DO}", stacklevel=3)
+
+    def _prepare(self, X: np.ndarray) -> np.ndarray:
+        """The features that are used, imputed unless the network knows missing values."""
+        if not self.network_.coverage.missing:
+            X = imputed(X, self._imputation)
+        return X[:, self._features]
+
+    def _load_network(self, classes: bool) -> PFN:
+        network = self.network
+        if isinstance(network, str | os.PathLike):
+            network = load(network)
+        elif not isinstance(network, PFN):
+            raise TypeError(
+                f"network must be a shipped name, a path or a PFN, got {type(network).__name__}."
+            )
+        if bool(network.architecture.classes) != classes:
+            kinds = ("regression", "classification")
+            raise ValueError(
+                f"{type(self).__name__} needs a network for {kinds[classes]}, got one for "
+                f"{kinds[not classes]}."
+            )
+        network = copy.deepcopy(network).to(_device(self.device), getattr(torch, self.dtype))
+        return network.eval().requires_grad_(False)
+
+    # Members of the ensemble
+
+    def _limit_context(self, n: int) -> None:
+        trained = self.network_.coverage.max_context
+        if self.max_context is None:
+            self._limit: float = math.inf
+        else:
+            self._limit = trained if isinstance(self.max_context, str) else self.max_context
+        if n > self._limit:
+            used = (
+                f"each member of the ensemble sees {int(self._limit)} of them"
+                if self.context_strategy == "subsample"
+                else f"the predictions of {math.ceil(n / self._limit)} parts are averaged"
+            )
+            warnings.warn(
+                f"This network is given contexts of up to {int(self._limit)} rows and got {n}: "
+                f"{used}. Choose max_context and context_strategy, or silence this with "
+                "warnings.filterwarnings('ignore', 'This network').",
+                stacklevel=3,
+            )
+        elif n > trained:
+            self.network_.coverage.warn_beyond_training(n)
+        if self._limit > trained and n > self._limit:
+            self.network_.coverage.warn_beyond_training(int(self._limit))
+
+    def _data(self, member: Member) -> tuple[Tensor, Tensor]:
+        """What a member sees, `[1, n, d]` and `[1, n]`."""
+        X, y = self._X[member.rows], self._y[member.rows]
+        if member.target is not None:
+            y = member.target.apply(y)
+        if member.classes is not None:
+            y = member.classes[y]
+        return self._tensor(member.inputs_of(X))[None], self._tensor(y)[None]
+
+    def _encode(self, member: Member) -> Encoding:
+        number = None
+        if member.classes is not None:
+            number = torch.tensor([len(member.classes)], device=self._where.device)
+        with torch.no_grad():
+            return self.network_.encode(
+                *self._data(member),
+                categorical=self._kinds(member),
+                num_classes=number,
+                column_seed=member.column_seed,
+            )
+
+    def _compare_with_prior(self) -> str | None:
+        """Of what the first member sees, which nothing transforms."""
+        X, y = self._data(self._members[0])
+        return unlike_the_prior(self.network_, X, y, categorical=self._kinds(self._members[0]))
+
+    def _kinds(self, member: Member) -> Tensor | None:
+        """Which columns are categories, `[1, d]`, for a network that was trained to be told."""
+        kinds = self._columns.categorical[self._features][member.columns]
+        if not self.network_.coverage.categorical:
+            return None
+        return torch.tensor(kinds, device=self._where.device)[None]
+
+    @property
+    def _where(self) -> Tensor:
+        return next(self.network_.parameters())
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.tensor(values, dtype=self._where.dtype, device=self._where.device)
+
+    # Queries
+
+    def _queries(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        table = read_columns(X)
+        validate_data(self, X, reset=False, skip_check_array=True)
+        values = check_array(
+            self._columns.encode(table),
+            dtype=np.float64,
+            ensure_all_finite="allow-nan",
+            estimator=self,
+        )
+        rows = self._prepare(values)
+        self.network_.coverage.warn_outside_range(self._tensor(rows))
+        return rows
+
+    def _batches(self, X: np.ndarray) -> Iterator[np.ndarray]:
+        for start in range(0, len(X), self.batch_size):
+            yield X[start : start + self.batch_size]
+
+    def _logits(self, index: int, X: np.ndarray) -> Tensor:
+        """Logits of y under a member at the queries `[n, d]`, `[n, K]`."""
+        member, encoding = self._members[index], self._encodings[index]
+        found = []
+        with torch.no_grad():
+            for rows in self._batches(X):
+                queries = self._tensor(member.inputs_of(rows))[None]
+                found.append(self.network_.decode(encoding, queries)[0][0])
+        return torch.cat(found)
+
+
+def _device(device: Any) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)

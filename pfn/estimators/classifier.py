@@ -1,0 +1,135 @@
+"""Classification behind `fit` and `predict`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+
+from pfn.estimators.base import PFNEstimator
+from pfn.prior_fitted_network import PFN
+
+__all__ = ["PFNClassifier"]
+
+
+class PFNClassifier(ClassifierMixin, PFNEstimator):
+    """Classification by a prior-data fitted network.
+
+    Args:
+        network: A shipped name, the path of a file, or a `PFN`.
+        num_ensemble: Members of the ensemble. The first sees the data as they are; the others
+            permute the columns, or draw column codes in a network of cells, and renumber the
+            classes.
+        power_transforms: Whether every other member sees inputs after a Yeo-Johnson transform
+            that is fitted to its context; in a network trained on standardised inputs. "auto": in
+            ensembles of such networks.
+        categorical_features: As in `PFNRegressor`.
+        max_context: As in `PFNRegressor`.
+        context_strategy: As in `PFNRegressor`.
+        batch_size: Queries that go through the network at once.
+        random_state: As in `PFNRegressor`.
+        device: Where the network runs; the GPU when there is one if None.
+        dtype: "float64" or "float32", faster on GPUs.
+        check: As in `PFNRegressor`.
+
+    Attributes:
+        classes_: Classes, sorted; at most as many as the network was made for.
+        network_: The network in use.
+        unlike_the_prior_: As in `PFNRegressor`.
+        selected_features_: As in `PFNRegressor`.
+        n_features_in_: Features of the training data.
+        feature_names_in_: Their names, if they are all text.
+    """
+
+    def __init__(
+        self,
+        network: str | os.PathLike[str] | PFN = "classification",
+        *,
+        num_ensemble: int = 8,
+        power_transforms: bool | str = "auto",
+        categorical_features: str | Sequence[Any] | None = "auto",
+        max_context: str | int | None = "network",
+        context_strategy: str = "subsample",
+        batch_size: int = 4096,
+        random_state: int | np.random.RandomState | None = 0,
+        device: str | torch.device | None = None,
+        dtype: str = "float64",
+        check: bool = True,
+    ) -> None:
+        self.network = network
+        self.num_ensemble = num_ensemble
+        self.power_transforms = power_transforms
+        self.categorical_features = categorical_features
+        self.max_context = max_context
+        self.context_strategy = context_strategy
+        self.batch_size = batch_size
+        self.random_state = random_state
+        self.device = device
+        self.dtype = dtype
+        self.check = check
+
+    def fit(self, X: Any, y: Any) -> PFNClassifier:
+        """Encode a data set.
+
+        Args:
+            X: Table `[n, d]`; numbers, text, booleans, categories, missing values.
+            y: Classes `[n]`, of any kind that sorts.
+
+        Raises:
+            TypeError: a network or values of an unusable kind.
+            ValueError: unusable data or parameters, missing labels, or more classes than the
+                network has. The estimator is then as it was.
+        """
+        self._check_parameters()
+        with self._all_or_nothing():
+            X, y = self._read_table(X, y, numeric=False)
+            check_classification_targets(y)
+            self.classes_, y = np.unique(y, return_inverse=True)
+            self.network_ = self._load_network(classes=True)
+            most = self.network_.architecture.classes
+            if len(self.classes_) > most:
+                raise ValueError(
+                    f"y has {len(self.classes_)} classes and this network tells {most} apart; "
+                    "merge classes, wrap the estimator in sklearn.multiclass.OneVsRestClassifier, "
+                    "or train a network with more."
+                )
+            self._limit_context(len(y))
+            self._condition(X, y, np.eye(len(self.classes_))[y])
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Predictive probabilities of `classes_`, `[m, number of classes]`.
+
+        Args:
+            X: Table `[m, d]`.
+        """
+        return np.exp(self.predict_log_proba(X))
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Logarithms of `predict_proba`, of their full precision.
+
+        Args:
+            X: Table `[m, d]`.
+        """
+        values = self._queries(X)
+        found = []
+        for i, member in enumerate(self._members):
+            log_probabilities = self._logits(i, values).log_softmax(-1)
+            found.append(log_probabilities[:, self._where.new_tensor(member.classes).long()])
+        pooled = torch.stack(found).logsumexp(0) - math.log(len(found))
+        return pooled.cpu().numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable classes, `[m]`.
+
+        Args:
+            X: Table `[m, d]`.
+        """
+        most = self.predict_log_proba(X).argmax(axis=1)
+        return self.classes_[most]

@@ -1,0 +1,129 @@
+"""How the members of an ensemble see one data set differently."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from pfn.estimators.power_transforms import InputTransform, TargetTransform
+from pfn.network import Network
+
+__all__ = ["EnsemblePlan", "Member"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One view of the data set.
+
+    Attributes:
+        rows: Rows of the context.
+        columns: Order of the columns.
+        column_seed: Seed of the column codes.
+        classes: The number that each class has here; None in regression.
+        inputs: Power transforms of the inputs.
+        target: Power transform of the targets; the network standardises them itself.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    column_seed: int
+    classes: np.ndarray | None
+    inputs: InputTransform | None
+    target: TargetTransform | None
+
+    def inputs_of(self, X: np.ndarray) -> np.ndarray:
+        X = X if self.inputs is None else self.inputs.apply(X)
+        return X[:, self.columns]
+
+
+@dataclass(frozen=True)
+class EnsemblePlan:
+    """A data set, and what its members may do to it.
+
+    Attributes:
+        network: Encodes what members see.
+        X: Inputs `[n, d]`, NaN where missing.
+        y: Numbers, or numbers of classes, `[n]`.
+        categorical: `[d]`.
+        num_classes: Number of classes; 0 in regression.
+        size: Members at most, for one context each.
+        power_transforms: See `PFNRegressor`.
+        limit: Most rows of a context; infinite for no limit.
+        strategy: What to do with more rows; see `context_strategy` of `PFNRegressor`.
+    """
+
+    network: Network
+    X: np.ndarray
+    y: np.ndarray
+    categorical: np.ndarray
+    num_classes: int
+    size: int
+    power_transforms: bool | str
+    limit: float
+    strategy: str
+
+    def members(self, random: np.random.RandomState) -> list[Member]:
+        """The members; the first sees the data as they are."""
+        architecture, d = self.network.architecture, self.X.shape[1]
+        cycle = self._transforms()
+        moves = self.network.coverage.exchangeable
+        random_members = moves or architecture.cell_layers or architecture.classes
+        number = self.size
+        if not random_members and len(self.y) <= self.limit:
+            number = min(number, len(cycle))  # the others would be copies
+        members = []
+        for i in range(number):
+            columns, seed, classes = np.arange(d), 0, None
+            if i and architecture.cell_layers:
+                seed = int(random.randint(1, 2**31 - 1))
+            elif i and moves:
+                columns = random.permutation(d)
+            if architecture.classes:
+                number = self.num_classes
+                classes = random.permutation(number) if i else np.arange(number)
+            of_inputs, of_targets = cycle[i % len(cycle)]
+            for rows in self._contexts(random):
+                inputs = self._input_transform(rows) if of_inputs else None
+                target = TargetTransform.fit(self.y[rows]) if of_targets else None
+                members.append(Member(rows, columns, seed, classes, inputs, target))
+        return members
+
+    def _transforms(self) -> list[tuple[bool, bool]]:
+        """Which members transform inputs and targets; repeated over the ensemble."""
+        network = self.network
+        inputs = network.inputs == "standardised"
+        targets = network.targets == "standardised" and not network.architecture.classes
+        wanted = [(False, False), (True, True), (True, False), (False, True)]
+        allowed = [(i, t) for i, t in wanted if (inputs or not i) and (targets or not t)]
+        if self.power_transforms is True and self.size < 2:
+            raise ValueError(
+                "power_transforms are for part of an ensemble; num_ensemble must be at least 2."
+            )
+        if self.power_transforms is True and len(allowed) == 1:
+            raise ValueError(
+                "power_transforms need a network that was trained on standardised inputs or "
+                "targets; this one knows their units."
+            )
+        return allowed if self.power_transforms else allowed[:1]
+
+    def _input_transform(self, rows: np.ndarray) -> InputTransform | None:
+        X = self.X[rows]
+        varies = [len(np.unique(column[~np.isnan(column)])) > 1 for column in X.T]
+        numeric = ~self.categorical & varies
+        return InputTransform.fit(X, numeric) if numeric.any() else None
+
+    def _contexts(self, random: np.random.RandomState) -> list[np.ndarray]:
+        """Rows of the contexts of a member."""
+        n, limit = len(self.y), self.limit
+        if n <= limit:
+            return [np.arange(n)]
+        order = random.permutation(n)
+        if self.network.architecture.classes:  # every part gets its share of every class
+            order = order[np.argsort(self.y[order], kind="stable")]
+        parts = math.ceil(n / limit)
+        if self.strategy == "chunk":
+            return [np.sort(order[part::parts]) for part in range(parts)]
+        positions = (np.arange(limit) + random.uniform()) * (n / limit)
+        return [np.sort(order[positions.astype(int).clip(max=n - 1)])]

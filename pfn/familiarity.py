@@ -1,0 +1,82 @@
+"""How unlike the prior a data set is, as far as the network can tell.
+
+The halves of a data set predict each other; how well they do under the prior is in the
+certificate of the network, and a data set that scores outside that range is unlike the prior.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pfn.network import Network
+from pfn.posteriors import predictive
+
+__all__ = ["context_score", "unlike_the_prior"]
+
+
+def context_score(
+    network: Network,
+    X: Tensor,
+    y: Tensor,
+    *,
+    categorical: Tensor | None = None,
+) -> Tensor:
+    """How well each half of a context predicts the other, `[B]`: mean log density or probability.
+
+    In the network's units of the whole context, so that scores of data sets compare. `X` is
+    `[B, n, d]` with n at least 2, `y` `[B, n]`; the halves are the even and the odd rows.
+    """
+    halves = (slice(0, None, 2), slice(1, None, 2))
+    total = y.new_zeros(len(y))
+    for known, asked in (halves, halves[::-1]):
+        encoding = network.encode(
+            X[:, known],
+            y[:, known],
+            categorical=categorical,
+            num_classes=y.long().amax(-1) + 1 if network.architecture.classes else None,
+        )
+        logits, _ = network.decode(encoding, X[:, asked])
+        log_q = predictive(network, encoding, logits).log_prob(y[:, asked, None])
+        total = total + log_q.sum((1, 2))
+    scale = 1.0 if network.architecture.classes else network.units(y)[1][:, 0]
+    return total / y.shape[1] + torch.as_tensor(scale, dtype=total.dtype, device=total.device).log()
+
+
+def unlike_the_prior(
+    network: Network, X: Tensor, y: Tensor, *, categorical: Tensor | None = None
+) -> str | None:
+    """A sentence if data sets score outside what 99% of the prior's do, else None.
+
+    Of several data sets 1% may by chance, and three standard deviations of that share. None also
+    where the certificate of the network has no scores of that size.
+
+    Args:
+        network: With its certificate.
+        X: Inputs `[B, n, d]`.
+        y: Targets `[B, n]`.
+        categorical: `[B, d]`, True for categories.
+    """
+    n, certificate = X.shape[1], network.certificate
+    usual = None if certificate is None else certificate.usual_scores(n)
+    if usual is None:
+        return None
+    with torch.no_grad():  # noise is unknown, as for the scores of the prior
+        scores = context_score(network, X, y, categorical=categorical)
+    low, high = usual
+    share = ((scores < low) | (scores > high)).double().mean().item()
+    if share <= 0.01 + 3 * math.sqrt(0.01 * 0.99 / max(len(scores), 1)):
+        return None
+    worst = scores[(scores - (low + high) / 2).abs().argmax()].item()
+    whose = (
+        "This data set is"
+        if len(scores) == 1
+        else f"This data set is (in {share:.0%} of its parts)"
+    )
+    return (
+        f"{whose} unlike the prior of the network: halves predict each other with a log score of "
+        f"{worst:.3g} per row, 99% of the prior's data sets of {n} rows score between {low:.3g} "
+        f"and {high:.3g}."
+    )

@@ -1,0 +1,142 @@
+"""Predictive distributions of a network as BoTorch posteriors.
+
+Bars in regression and class probabilities in classification, independent over points.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from botorch.posteriors import Posterior
+from torch import Tensor, nn
+from torch.distributions import Categorical
+from torch.distributions.transforms import AffineTransform
+
+from pfn.distribution import BarDistribution
+from pfn.network import Encoding, Network
+from priors.posteriors.posterior import PredictivePosterior, TransformedPosterior, leading
+
+__all__ = ["BarPosterior", "CategoricalPosterior", "predictive", "probabilities"]
+
+
+class BarPosterior(PredictivePosterior):
+    """Bar distributions as a posterior, independent over points.
+
+    Args:
+        bars: The distribution's borders and tails.
+        logits: `[..., n, m, K]`.
+    """
+
+    def __init__(self, bars: BarDistribution, logits: Tensor) -> None:
+        self.bars, self.logits = bars, logits
+
+    @property
+    def mean(self) -> Tensor:
+        return self.bars.mean(self.logits)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.bars.variance(self.logits)
+
+    def log_prob(self, Y: Tensor) -> Tensor:
+        return self.bars.log_prob(self.logits, Y)
+
+    def cdf(self, Y: Tensor) -> Tensor:
+        return self.bars.cdf(self.logits, Y)
+
+    def quantile(self, value: Tensor) -> Tensor:
+        return self.bars.quantile(self.logits, leading(value, self.logits[..., 0]))
+
+    def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
+        best = torch.as_tensor(best_f, dtype=self.dtype, device=self.device)
+        return self.bars.log_expected_improvement(self.logits, best, maximize)
+
+    def log_probability_of_improvement(
+        self, best_f: Tensor | float, maximize: bool = True
+    ) -> Tensor:
+        best = torch.as_tensor(best_f, dtype=self.dtype, device=self.device)
+        return self.bars.log_probability_of_improvement(self.logits, best, maximize)
+
+    def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
+        return self.bars.quantile(self.logits, probabilities(base_samples))
+
+    @property
+    def device(self) -> torch.device:
+        return self.logits.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.logits.dtype
+
+    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
+        return torch.Size(sample_shape) + self.logits.shape[:-1]
+
+    @property
+    def base_sample_shape(self) -> torch.Size:
+        return self._extended_shape()
+
+
+class CategoricalPosterior(Posterior):
+    """Class probabilities, independent over points.
+
+    Args:
+        logits: `[..., n, classes]`; -inf for impossible classes.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits.log_softmax(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """Probabilities, `[..., n, classes]`."""
+        return self.logits.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        """Variances of the class indicators, `[..., n, classes]`."""
+        return self.mean * (1 - self.mean)
+
+    def log_prob(self, Y: Tensor) -> Tensor:
+        """Log probabilities of classes `Y` `[..., n, 1]`, of the same shape."""
+        chosen = nn.functional.one_hot(Y[..., 0].long(), self.logits.shape[-1]).bool()
+        return torch.where(chosen, self.logits, 0).sum(-1, keepdim=True)
+
+    def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
+        """Class indicators `[*sample_shape, ..., n, classes]`; without gradients."""
+        shape = torch.Size([1]) if sample_shape is None else sample_shape
+        drawn = Categorical(logits=self.logits.detach()).sample(shape)
+        return torch.nn.functional.one_hot(drawn, self.logits.shape[-1]).to(self.logits)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the distribution."""
+        return self.logits.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the distribution."""
+        return self.logits.dtype
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Batch shape, without points and classes."""
+        return self.logits.shape[:-2]
+
+    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
+        return torch.Size(sample_shape) + self.logits.shape
+
+
+def predictive(network: Network, encoding: Encoding, logits: Tensor) -> Any:
+    """Predictive of y in its own units from the logits `[B, m, *]` that a network decoded."""
+    if network.bars is None:
+        return CategoricalPosterior(logits)
+    affine = AffineTransform(encoding.location[..., None], encoding.scale[..., None])
+    return TransformedPosterior(BarPosterior(network.bars, logits[:, :, None]), affine)
+
+
+def probabilities(base_samples: Tensor) -> Tensor:
+    """Of standard normal numbers; never 0 or 1."""
+    p = torch.special.ndtr(base_samples)
+    eps = torch.finfo(p.dtype).eps
+    return p.clamp(eps, 1 - eps)
