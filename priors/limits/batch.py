@@ -22,7 +22,8 @@ from torch import Tensor
 from priors.gaussian.activations import ABReLU, Activation
 from priors.gaussian.quasi_monte_carlo import cholesky
 from priors.limits.moments import Moments, Points, is_map
-from priors.programs.program import BatchNormalise, Elementwise, UnsupportedOperationError
+from priors.programs.program import BatchNormalise, Elementwise
+from priors.programs.registry import UnsupportedOperationError
 
 __all__ = ["BatchMoments", "relu_batch_norm"]
 

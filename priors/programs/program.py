@@ -62,30 +62,12 @@ __all__ = [
     "Ref",
     "Select",
     "Span",
-    "UnsupportedOperationError",
     "Window",
     "pruned",
 ]
 
 # A dimension that the module leaves open (`nn.LazyLinear`, or no `input_shape` given).
 Shape = tuple[int | None, ...]
-
-SUPPORTED = (
-    "nn.Linear, nn.Conv1d/2d/3d, nn.Embedding, average, sum and global pooling, nn.Flatten, "
-    "indexing, slicing, reshaping, stack, cat, transpositions, sums, differences and products of "
-    "branches, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Dropout, nn.RNN, nn.LSTM, nn.GRU and "
-    "their cells, nn.MultiheadAttention, scaled_dot_product_attention, "
-    "nn.TransformerEncoder(Layer), matmul with a constant matrix over positions, and elementwise "
-    "nonlinearities (any: priors.Nonlinearity)"
-)
-
-
-class UnsupportedOperationError(NotImplementedError):
-    """A module contains a layer or an operation that has no limit here."""
-
-    def __init__(self, what: str, where: str, why: str = "") -> None:
-        reason = f": {why}" if why else ""
-        super().__init__(f"{what} at {where} is not supported{reason}. Supported are {SUPPORTED}.")
 
 
 @dataclass(frozen=True)

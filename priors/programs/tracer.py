@@ -3,16 +3,17 @@
 `trace` follows the forward and keeps what the infinite-width limit depends on. Values that come
 from the data point alone stay torch functions. A hidden value knows which of its dimensions is
 the width; reshaping, slicing and stacking are understood by carrying out the same torch call on
-a tensor of numbered entries and reading off where each position and unit went. The rules for
-single layers and functions are in `registry`, layers made of several in `rules.recurrent` and
-`rules.attention`.
+a tensor of numbered entries and reading off where each position and unit went. What each layer
+and function becomes is asked of the `registry`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +46,17 @@ from priors.programs.program import (
     Ref,
     Select,
     Span,
-    UnsupportedOperationError,
     Window,
     pruned,
+)
+from priors.programs.registry import (
+    UnsupportedOperationError,
+    function_rule,
+    is_torch,
+    layer_rule,
+    own_functions,
+    reason,
+    steps_of_their_own,
 )
 
 __all__ = ["Nonlinearity", "Tracer", "Value", "trace"]
@@ -112,10 +121,13 @@ def trace(
 
 
 class _Leaves(fx.Tracer):
-    """Layers of torch and `Nonlinearity` are one step each."""
+    """Layers of torch and what has a rule of its own are one step each."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=own_functions())
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Nonlinearity) or super().is_leaf_module(m, module_qualified_name)
+        return steps_of_their_own(type(m)) or super().is_leaf_module(m, module_qualified_name)
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,12 @@ class Value:
 
 
 class Tracer:
-    """Translates an fx graph node by node; the rules call its public methods."""
+    """Translates an fx graph node by node; the rules call its public methods.
+
+    Attributes:
+        where: Place of the call being translated, for error messages.
+        function: The function being translated, for rules that hold for several.
+    """
 
     def __init__(
         self,
@@ -167,6 +184,8 @@ class Tracer:
         self.fan_in: dict[str, int | None] = {}
         self._known: dict[Node, int] = {}
         self._calls = 0
+        self.where = "forward"
+        self.function: Callable[..., Any] = operator.pos
         # Identity of a weight is the identity of its Parameter, whatever path leads to it.
         self.names = {
             id(p): name
@@ -178,33 +197,121 @@ class Tracer:
 
     def run(self, graph: fx.Graph) -> Program:
         """The program of a graph."""
-        from priors.programs.registry import attribute, call_function, call_module
+        start = Value(self.add(Input(self.input_shape)))
+        return self._finish(self._follow(graph, self.module, (start,), {}, outermost=True))
 
+    def _follow(
+        self,
+        graph: fx.Graph,
+        module: nn.Module,
+        inputs: tuple[Any, ...],
+        options: dict[str, Any],
+        *,
+        outermost: bool = False,
+    ) -> Any:
+        """The result of a module's graph."""
         values: dict[fx.Node, Any] = {}
+        given = iter(inputs)
         result: Any = None
         for node in graph.nodes:
             args = fx.node.map_arg(node.args, lambda n: values[n])
             kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
             if node.op == "placeholder":
-                if not self.nodes:
-                    values[node] = Value(self.add(Input(self.input_shape)))
-                elif node.args:  # an optional input keeps its default
-                    values[node] = node.args[0]
-                else:
-                    raise UnsupportedOperationError(
-                        f"a second input {node.target!r}", "forward", "one input is expected"
+                default = node.args[0] if node.args else _MISSING
+                value = options.get(str(node.target), next(given, default))
+                if value is _MISSING:
+                    raise self.unsupported(
+                        f"a second input {node.target!r}", "one input is expected"
                     )
+                values[node] = value
             elif node.op == "get_attr":
-                values[node] = attribute(self.module, str(node.target))
-            elif node.op == "call_module":
-                layer = self.module.get_submodule(str(node.target))
-                values[node] = call_module(self, layer, f"module {node.target!r}", *args, **kwargs)
+                values[node] = operator.attrgetter(str(node.target))(module)
             elif node.op == "output":
                 result = args[0]
             else:
-                where = f"operation {node.name!r} of forward"
-                values[node] = call_function(self, node.target, where, args, kwargs)
-        return self._finish(result)
+                layer = node.op == "call_module"
+                if outermost:
+                    self.where = (
+                        f"module {node.target!r}"
+                        if layer
+                        else f"operation {node.name!r} of forward"
+                    )
+                part = module.get_submodule(str(node.target)) if layer else node.target
+                values[node] = self.call(part, *args, **kwargs)
+        return result
+
+    def call(self, part: nn.Module | Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Any:
+        """What a layer, a function or a tensor's method (by name) makes of its arguments.
+
+        Raises:
+            UnsupportedOperationError: there is no rule for it, or not for these arguments.
+            TypeError: its rule returned nothing.
+        """
+        if isinstance(part, nn.Module):
+            return self._call_layer(part, args, kwargs)
+        return self._call_function(part, args, kwargs)
+
+    def _call_layer(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = type(layer).__name__
+        tracer = _Leaves()
+        if not tracer.is_leaf_module(layer, ""):
+            return self._follow(tracer.trace(layer), layer, args, kwargs)
+        rule = layer_rule(type(layer))
+        if rule is not None:
+            return self._apply(rule, name, layer, *args, **kwargs)
+        state = [*layer.parameters(), *layer.buffers()]
+        if args and all(isinstance(a, Value) and a.finite for a in args) and not state:
+            return self.finite_call(layer, *args, **kwargs)
+        raise self.unsupported(f"layer {name}", reason(name))
+
+    def _call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target in (operator.getitem, getattr) and not isinstance(args[0], Value):
+            return target(*args)
+        function = getattr(Tensor, target) if isinstance(target, str) else target
+        rule = function_rule(target)
+        if rule is None:
+            if not isinstance(target, str) and not is_torch(target):
+                raise self.unsupported(f"operation {_name(target)}")
+            return self.without_rule(function, args, kwargs)
+        with self._translating(function):
+            name = target if isinstance(target, str) else _name(target)
+            return self._apply(rule, name, *args, **kwargs)
+
+    def without_rule(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A torch function of constants or finite values, which needs no rule."""
+        given = [*args, *kwargs.values()]
+        values = [a for a in given if isinstance(a, Value)]
+        if not values and not any(isinstance(a, Ref | nn.Parameter) for a in given):
+            return function(*args, **kwargs)  # a constant, such as torch.arange(10)
+        if values and all(v.finite for v in values):
+            return self.finite_call(function, *args, **kwargs)
+        raise self.unsupported(f"operation {_name(function)}", reason(_name(function)))
+
+    @contextlib.contextmanager
+    def _translating(self, function: Callable[..., Any]) -> Iterator[None]:
+        before, self.function = self.function, function
+        try:
+            yield
+        finally:
+            self.function = before
+
+    def _apply(self, rule: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = rule(self, *args, **kwargs)
+        except TypeError as error:  # arguments that the rule does not know
+            raise self.unsupported(name, str(error)) from error
+        if result is None and name != "getattr":
+            raise TypeError(
+                f"The rule of {name} returned nothing; it must return what {name} makes of its "
+                "arguments."
+            )
+        return result
+
+    def unsupported(self, what: str, why: str = "") -> UnsupportedOperationError:
+        """The error that refuses what is being translated."""
+        return UnsupportedOperationError(what, self.where, why)
 
     # Nodes -------------------------------------------------------------------------------------
 
@@ -235,9 +342,7 @@ class Tracer:
         """Whether a node is Gaussian with mean 0."""
         return self._program(index).gaussian(index)
 
-    def finite_call(
-        self, where: str, function: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    def finite_call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A torch function of finite values, as a node; a tuple of nodes if it gives several."""
         inputs = [v for v in _values((args, kwargs)) if v.finite]
         if any(None in self.shape(v) for v in inputs):
@@ -245,7 +350,7 @@ class Tracer:
                 shape: Any = self.shape(inputs[0])
                 return self._function(function, args, kwargs, shape)
             raise ValueError(
-                f"{where} needs the shape of one input; give input_shape, for example "
+                f"{self.where} needs the shape of one input; give input_shape, for example "
                 "InfiniteNetwork(module, input_shape=(3, 8, 8))."
             )
         stand_in = _map(
@@ -256,7 +361,7 @@ class Tracer:
         try:
             result = function(*stand_in[0], **stand_in[1])
         except Exception as error:
-            raise UnsupportedOperationError(_name(function), where, str(error)) from error
+            raise self.unsupported(_name(function), str(error)) from error
         if isinstance(result, tuple | list):
             whole = self._function(function, args, kwargs, ())
             parts = [
@@ -265,9 +370,7 @@ class Tracer:
             ]
             return tuple(parts)
         if result.dim() < 1 or result.shape[0] != _BATCH:
-            raise UnsupportedOperationError(
-                _name(function), where, "the first dimension must stay the batch"
-            )
+            raise self.unsupported(_name(function), "the first dimension must stay the batch")
         return self._function(function, args, kwargs, tuple(result.shape[1:]))
 
     def _function(
@@ -280,17 +383,17 @@ class Tracer:
             )
         )
 
-    def features(self, value: Value, axis: int, fan_in: int | None, where: str) -> int:
+    def features(self, value: Value, axis: int, fan_in: int | None) -> int:
         """A finite value as vectors along `axis`; hidden values as they are, if that fits."""
-        self.check_batch(value, where)
+        self.check_batch(value)
         if not value.finite:
             if value.axis != axis % len(self.shape(value)) or value.heads:
-                raise UnsupportedOperationError(
-                    "a layer along a dimension that is not the width", where, "transpose first"
+                raise self.unsupported(
+                    "a layer along a dimension that is not the width", "transpose first"
                 )
             if fan_in is not None and fan_in != value.width:
                 raise ValueError(
-                    f"The layer at {where} expects {fan_in} features, it gets {value.width}."
+                    f"The layer at {self.where} expects {fan_in} features, it gets {value.width}."
                 )
             return value.index
         shape = self.shape(value)
@@ -300,7 +403,7 @@ class Tracer:
         axis = axis % len(shape)
         if fan_in is not None and shape[axis] != fan_in:
             raise ValueError(
-                f"The layer at {where} expects {fan_in} features, it gets {shape[axis]}."
+                f"The layer at {self.where} expects {fan_in} features, it gets {shape[axis]}."
             )
         positions = shape[:axis] + shape[axis + 1 :]
         return self.add(Features(value.index, axis, positions))  # type: ignore[arg-type]
@@ -318,7 +421,6 @@ class Tracer:
         source: int | None,
         weight: Tensor,
         bias: Tensor | None,
-        where: str,
         *,
         width: int,
         rows: tuple[int, int] | None = None,
@@ -326,10 +428,10 @@ class Tracer:
         positions: tuple[int, ...] = (),
     ) -> int:
         """A matrix product as a node; `rows` of the matrix, all if None."""
-        layer = self.parameter(weight, self.weights, where, "weight")
+        layer = self.parameter(weight, self.weights, "weight")
         lazy = nn.parameter.is_lazy(weight)
         self.fan_in[layer] = None if lazy else math.prod(weight.shape[1:])
-        bias_layer = None if bias is None else self.parameter(bias, self.biases, where, "bias")
+        bias_layer = None if bias is None else self.parameter(bias, self.biases, "bias")
         suffix = "" if rows is None or rows == (0, width) else f"[{rows[0]}:{rows[1]}]"
         return self.add(
             Linear(
@@ -349,36 +451,33 @@ class Tracer:
         x: Value,
         weight: Tensor,
         bias: Tensor | None,
-        where: str,
         *,
         width: int | None = None,
         rows: tuple[int, int] | None = None,
     ) -> Value:
         """W x + b along the last dimension; `width` is that of a lazy layer."""
         lazy = nn.parameter.is_lazy(weight)
-        source = self.features(x, -1, None if lazy else weight.shape[1], where)
+        source = self.features(x, -1, None if lazy else weight.shape[1])
         whole = weight.shape[0] if width is None else width
         positions = self.positions(source)
-        index = self.linear(
-            source, weight, bias, where, width=whole, rows=rows, positions=positions
-        )
+        index = self.linear(source, weight, bias, width=whole, rows=rows, positions=positions)
         return Value(index, whole if rows is None else rows[1] - rows[0], len(positions))
 
-    def parameter(self, value: Any, names: dict[str, str], where: str, kind: str) -> str:
+    def parameter(self, value: Any, names: dict[str, str], kind: str) -> str:
         """Name of the layer that a parameter belongs to; registers it."""
         name = self.names.get(id(value))
         if name is None:
-            raise UnsupportedOperationError(
-                f"a {kind} that is no parameter of the module", where, "it must be an nn.Parameter"
+            raise self.unsupported(
+                f"a {kind} that is no parameter of the module", "it must be an nn.Parameter"
             )
         layer = name.removesuffix(f".{kind}")
         names[layer] = name
         return layer
 
-    def constant(self, parameter: Tensor | None, value: float, where: str) -> None:
+    def constant(self, parameter: Tensor | None, value: float) -> None:
         """Keep a parameter at a value: it is neither random nor trained."""
         if parameter is not None:
-            self.parameter(parameter, {}, where, "parameter")
+            self.parameter(parameter, {}, "parameter")
             self.constants[self.names[id(parameter)]] = value
 
     def next_call(self) -> int:
@@ -402,11 +501,9 @@ class Tracer:
         """Another node with the same layout."""
         return dataclasses.replace(value, index=index)
 
-    def combine(
-        self, where: str, parts: Sequence[tuple[float, Value]], offset: float = 0.0
-    ) -> Value:
+    def combine(self, parts: Sequence[tuple[float, Value]], offset: float = 0.0) -> Value:
         """sum_k c_k value_k + offset."""
-        values = self.aligned(where, [v for _, v in parts])
+        values = self.aligned([v for _, v in parts])
         scales = [c for c, _ in parts]
         index = self._combination(
             [(c, v.index) for c, v in zip(scales, values, strict=True)], offset
@@ -432,18 +529,18 @@ class Tracer:
             return terms[0][1]
         return self.add(Combination(terms, offset, self.positions(parts[0][1])))
 
-    def activation(self, x: Value, function: Activation, where: str) -> Value:
+    def activation(self, x: Value, function: Activation) -> Value:
         """A nonlinearity of one value."""
         if x.finite:
-            return self.finite_call(where, function, x)
-        return self.like(x, self._activation(x.index, function, where))
+            return self.finite_call(function, x)
+        return self.like(x, self._activation(x.index, function))
 
-    def _activation(self, index: int, function: Activation, where: str) -> int:
+    def _activation(self, index: int, function: Activation) -> int:
         node = self.nodes[index]
         if isinstance(node, Join | Concatenate | Flatten) and not self.gaussian(index):
-            return self._distribute([index], lambda i: self._activation(i[0], function, where))
+            return self._distribute([index], lambda i: self._activation(i[0], function))
         if isinstance(node, Flatten):
-            return self._distribute([index], lambda i: self._activation(i[0], function, where))
+            return self._distribute([index], lambda i: self._activation(i[0], function))
         positions = self.positions(index)
         if self.gaussian(index) or isinstance(node, BatchNormalise):
             return self.add(Elementwise((Factor(function, (index,)),), positions))
@@ -452,34 +549,32 @@ class Tracer:
             source = self._combination(node.terms, 0.0)
             factor = Factor(function.shifted(offset), (source,))
             return self.add(Elementwise((factor,), positions))
-        return self._expression([index], lambda parts: Apply(function, (parts[0],)), where)
+        return self._expression([index], lambda parts: Apply(function, (parts[0],)))
 
     def elementwise(
-        self, where: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
     ) -> Value:
         """A torch function of several values, unit by unit, as an expression."""
         inputs = [a for a in _values((args, kwargs))]
         if any(v.finite for v in inputs):
-            raise UnsupportedOperationError(
-                f"{_name(function)} of hidden units and the raw input", where, _FINITE
-            )
-        values = self.aligned(where, inputs)
+            raise self.unsupported(f"{_name(function)} of hidden units and the raw input", _FINITE)
+        values = self.aligned(inputs)
 
         def build(parts: Sequence[Any]) -> Apply:
             fresh = iter(parts)
             arguments, keywords = _map((args, kwargs), lambda v: next(fresh), lambda: None)
             return Apply(function, tuple(arguments), tuple(keywords.items()))
 
-        return self.like(values[0], self._expression([v.index for v in values], build, where))
+        return self.like(values[0], self._expression([v.index for v in values], build))
 
-    def multiply(self, where: str, a: Value, b: Value) -> Value:
+    def multiply(self, a: Value, b: Value) -> Value:
         """The product of two branches, unit by unit."""
-        values = self.aligned(where, [a, b])
-        return self.like(values[0], self._multiply(where, values[0].index, values[1].index))
+        values = self.aligned([a, b])
+        return self.like(values[0], self._multiply(values[0].index, values[1].index))
 
-    def _multiply(self, where: str, a: int, b: int) -> int:
+    def _multiply(self, a: int, b: int) -> int:
         if self._partition(a) is not None and self._partition(a) == self._partition(b):
-            return self._distribute([a, b], lambda i: self._multiply(where, *i))
+            return self._distribute([a, b], lambda i: self._multiply(*i))
         scale = 1.0
         factors: list[tuple[Factor, ...]] = []
         for index in (a, b):
@@ -495,16 +590,14 @@ class Tracer:
         if len(factors) == 2 and not used[0] & used[1]:
             node = Elementwise((*factors[0], *factors[1]), self.positions(a))
             return self._combination([(scale, self.add(node))], 0.0)
-        return self._expression([a, b], lambda parts: Apply(torch.mul, tuple(parts)), where)
+        return self._expression([a, b], lambda parts: Apply(torch.mul, tuple(parts)))
 
-    def _expression(
-        self, indices: Sequence[int], build: Callable[[Sequence[Any]], Apply], where: str
-    ) -> int:
+    def _expression(self, indices: Sequence[int], build: Callable[[Sequence[Any]], Apply]) -> int:
         """An elementwise function of nodes over the Gaussian vectors underneath."""
         if any(isinstance(self.nodes[i], Join | Concatenate | Flatten) for i in indices):
             partitions = {self._partition(i) for i in indices}
             if len(partitions) == 1:
-                return self._distribute(indices, lambda i: self._expression(i, build, where))
+                return self._distribute(indices, lambda i: self._expression(i, build))
         sources: list[int] = []
         statistics: list[tuple[str, int]] = []
         done: dict[int, Any] = {}
@@ -556,9 +649,8 @@ class Tracer:
                         mean = Statistic(slot(statistics, ("mean", index)))
                         inner = Apply(torch.sub, (inner, mean))
                     return Apply(torch.mul, (inner, scale))
-            raise UnsupportedOperationError(
+            raise self.unsupported(
                 "a nonlinearity whose input is not Gaussian in the limit",
-                where,
                 f"its input is the result of {type(node).__name__} of nonlinear units; put a "
                 "linear layer or a convolution between them",
             )
@@ -593,34 +685,31 @@ class Tracer:
         assert isinstance(first, Join | Concatenate)
         return self.add(dataclasses.replace(first, sources=results))
 
-    def aligned(self, where: str, values: Sequence[Value]) -> list[Value]:
+    def aligned(self, values: Sequence[Value]) -> list[Value]:
         """Hidden values with equal layouts, singleton positions expanded."""
         if any(v.finite for v in values):
             if all(v.finite for v in values):
                 return list(values)
-            raise UnsupportedOperationError(
-                "hidden units combined with the raw input", where, _FINITE
-            )
+            raise self.unsupported("hidden units combined with the raw input", _FINITE)
         for value in values:
-            self.check_batch(value, where)
+            self.check_batch(value)
         first = values[0]
         if any(
             (v.width, v.axis, v.heads) != (first.width, first.axis, first.heads) for v in values
         ):
-            raise UnsupportedOperationError(
+            raise self.unsupported(
                 "hidden values whose widths are not the same dimension",
-                where,
                 f"their shapes are {[self.shape(v) for v in values]}",
             )
         shapes = [self.positions(v) for v in values]
         if len({len(s) for s in shapes}) > 1:
-            raise UnsupportedOperationError(
-                "hidden values with different numbers of dimensions", where, f"they are {shapes}"
+            raise self.unsupported(
+                "hidden values with different numbers of dimensions", f"they are {shapes}"
             )
         try:
             common = tuple(torch.broadcast_shapes(*shapes))
         except RuntimeError as error:
-            raise ValueError(f"Shapes at {where} do not broadcast: {shapes}.") from error
+            raise ValueError(f"Shapes at {self.where} do not broadcast: {shapes}.") from error
         result = []
         for value, shape in zip(values, shapes, strict=True):
             if shape != common:
@@ -629,11 +718,11 @@ class Tracer:
             result.append(value)
         return result
 
-    def check_batch(self, value: Value, where: str) -> None:
+    def check_batch(self, value: Value) -> None:
         """Refuse a value whose batch is not its first dimension."""
         if value.batch:
-            raise UnsupportedOperationError(
-                "a value whose first dimension is not the batch", where, "permute it back first"
+            raise self.unsupported(
+                "a value whose first dimension is not the batch", "permute it back first"
             )
 
     # Positions ---------------------------------------------------------------------------------
@@ -683,26 +772,20 @@ class Tracer:
     def _from_input(self, node: Linear) -> bool:
         return node.source is None or isinstance(self.nodes[node.source], Features)
 
-    def structural(
-        self, where: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
-    ) -> Any:
+    def structural(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """Reshaping, slicing, stacking: carried out on numbered entries and read off."""
         values = list(_values((args, kwargs)))
         if all(v.finite for v in values):
-            return self.finite_call(where, function, *args, **kwargs)
+            return self.finite_call(function, *args, **kwargs)
         if any(v.finite for v in values):
-            raise UnsupportedOperationError(
-                "hidden units joined with the raw input", where, _FINITE
-            )
+            raise self.unsupported("hidden units joined with the raw input", _FINITE)
         if _name(function) in ("cat", "concat", "concatenate"):
-            joined = self._concatenate(where, values, args, kwargs)
+            joined = self._concatenate(values, args, kwargs)
             if joined is not None:
                 return joined
         width = values[0].width
         if any(v.width != width for v in values):
-            raise UnsupportedOperationError(
-                f"{_name(function)} of vectors of different widths", where
-            )
+            raise self.unsupported(f"{_name(function)} of vectors of different widths")
         total = sum(math.prod(self.positions(v)) for v in values) * width
         start, numbered = 0, []
         for value in values:
@@ -713,10 +796,10 @@ class Tracer:
         try:
             result = function(*arguments, **keywords)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(f"{_name(function)} at {where} failed: {error}") from error
+            raise ValueError(f"{_name(function)} at {self.where} failed: {error}") from error
         if isinstance(result, tuple | list):
-            return tuple(self._read(where, values, r, total) for r in result)
-        return self._read(where, values, result, total)
+            return tuple(self._read(values, r, total) for r in result)
+        return self._read(values, result, total)
 
     def _numbers(self, value: Value, start: int, total: int) -> Tensor:
         """Entry = start + position * width + unit (+ total for the second of the batch)."""
@@ -737,21 +820,19 @@ class Tracer:
             entries = entries.permute(order)
         return torch.stack([entries + b * total for b in range(_BATCH)], value.batch)
 
-    def _read(self, where: str, values: Sequence[Value], result: Tensor, total: int) -> Value:
+    def _read(self, values: Sequence[Value], result: Tensor, total: int) -> Value:
         width = values[0].width
         batch_axes = [a for a in range(result.dim()) if _varies(result // total, a)]
         if len(batch_axes) != 1 or result.shape[batch_axes[0]] != _BATCH:
-            raise UnsupportedOperationError(
-                "an operation that mixes the batch with other dimensions", where
-            )
+            raise self.unsupported("an operation that mixes the batch with other dimensions")
         (batch,) = batch_axes
         entries = result.select(batch, 0)
         if bool((result.select(batch, 1) - entries != total).any()):
-            raise UnsupportedOperationError("an operation that reorders the batch", where)
+            raise self.unsupported("an operation that reorders the batch")
         place, unit = entries // width, entries % width
         index = self._joined(values)
         if width == 1:
-            return self._read_single(where, values, index, place, batch)
+            return self._read_single(values, index, place, batch)
         unit_axes = [a for a in range(entries.dim()) if _varies(unit, a)]
         place_axes = [a for a in range(entries.dim()) if _varies(place, a)]
         mixed = [a for a in unit_axes if a in place_axes]
@@ -771,11 +852,11 @@ class Tracer:
                     place = place.select(a, 0)
                 index = self.select(index, place)
                 if (first, last) != (0, width):
-                    index = self.restrict(index, first, last, where)
+                    index = self.restrict(index, first, last)
                 heads = tuple(zip(ordered[:-1], pieces[:-1], strict=True))
                 return Value(index, last - first, ordered[-1], heads, batch)
             if len(unit_axes) == 1:
-                raise UnsupportedOperationError("units in another order", where)
+                raise self.unsupported("units in another order")
         if len(unit_axes) == 1 and mixed:
             (axis,) = unit_axes
             rows, units = place.movedim(axis, -1), unit.movedim(axis, -1)
@@ -786,15 +867,12 @@ class Tracer:
                 positions = tuple(members.shape[:-1])
                 flat = Flatten(index, Array.of(members), positions)
                 return Value(self.add(flat), rows.shape[-1], axis, (), batch)
-        raise UnsupportedOperationError(
+        raise self.unsupported(
             "a reshaping that mixes width and positions",
-            where,
             f"the result is {tuple(entries.shape)}",
         )
 
-    def _read_single(
-        self, where: str, values: Sequence[Value], index: int, place: Tensor, batch: int
-    ) -> Value:
+    def _read_single(self, values: Sequence[Value], index: int, place: Tensor, batch: int) -> Value:
         """A width of one unit: its dimension is the same, or was squeezed away."""
         axis = values[0].axis
         if axis is not None and place.dim() > axis and place.shape[axis] == 1:
@@ -809,7 +887,7 @@ class Tracer:
         return self.add(Join(sources, (size,)))
 
     def _concatenate(
-        self, where: str, values: Sequence[Value], args: tuple[Any, ...], kwargs: Any
+        self, values: Sequence[Value], args: tuple[Any, ...], kwargs: Any
     ) -> Value | None:
         """Concatenation along the width; None if it is along positions."""
         dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
@@ -820,7 +898,7 @@ class Tracer:
         if any((v.axis, v.heads) != (first.axis, ()) for v in values) or (
             len({self.positions(v) for v in values}) > 1
         ):
-            raise UnsupportedOperationError("a concatenation of unlike values", where)
+            raise self.unsupported("a concatenation of unlike values")
         sources: list[int] = []
         sizes: list[int] = []
         for value in values:
@@ -834,15 +912,15 @@ class Tracer:
         node = Concatenate(tuple(sources), tuple(sizes), self.positions(first))
         return Value(self.add(node), sum(sizes), first.axis)
 
-    def restrict(self, index: int, first: int, last: int, where: str) -> int:
+    def restrict(self, index: int, first: int, last: int) -> int:
         """Units first..last-1 of a node: other rows of the matrix that made it."""
         node = self.nodes[index]
-        again = lambda i: self.restrict(i, first, last, where)  # noqa: E731
+        again = lambda i: self.restrict(i, first, last)  # noqa: E731
         match node:
             case Linear() | Embedding():
                 suffix = f"[{first}:{last}]"
                 if node.weight != node.layer:
-                    raise UnsupportedOperationError("a slice of a slice of units", where)
+                    raise self.unsupported("a slice of a slice of units")
                 changes: dict[str, Any] = {"weight": node.weight + suffix}
                 if isinstance(node, Linear) and node.bias is not None:
                     changes["bias"] = node.bias + suffix
@@ -868,9 +946,9 @@ class Tracer:
                     if (start, start + size) == (first, last):
                         return source
                     if start <= first and last <= start + size:
-                        return self.restrict(source, first - start, last - start, where)
+                        return self.restrict(source, first - start, last - start)
                     start += size
-        raise UnsupportedOperationError(f"a slice of units of {type(node).__name__}", where)
+        raise self.unsupported(f"a slice of units of {type(node).__name__}")
 
     # The whole ---------------------------------------------------------------------------------
 
@@ -887,14 +965,12 @@ class Tracer:
         )
 
     def _finish(self, result: Any) -> Program:
+        self.where = "the end of forward"
         if not isinstance(result, Value):
-            raise UnsupportedOperationError(
-                "an output that is no single tensor", "the end of forward"
-            )
+            raise self.unsupported("an output that is no single tensor")
         if result.finite or self.positions(result) not in ((), (1,)):
-            raise UnsupportedOperationError(
+            raise self.unsupported(
                 "an output that is no vector of units",
-                "the end of forward",
                 "pool, select or flatten positions before the readout",
             )
         node = self.nodes[result.index]
@@ -902,15 +978,15 @@ class Tracer:
             result = self.like(result, node.sources[0])
         program = pruned(self._program(result.index, result.width))
         if not program.gaussian(program.output):
-            raise UnsupportedOperationError(
+            raise self.unsupported(
                 "an output that is no linear readout",
-                "the end of forward",
                 "the last operation must be a Linear layer, or a sum of them",
             )
         _check_tying(program)
         return program
 
 
+_MISSING = object()  # no value was given for an input
 _FINITE = "its width is finite; apply a Linear layer to the input first"
 
 
