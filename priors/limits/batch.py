@@ -22,7 +22,7 @@ from torch import Tensor
 from priors.gaussian.activations import ABReLU, Activation
 from priors.gaussian.quasi_monte_carlo import cholesky
 from priors.limits.moments import Moments, Points, is_map
-from priors.programs.program import BatchNormalise, Elementwise
+from priors.programs.nodes import BatchNormalise, Nonlinear
 from priors.programs.registry import UnsupportedOperationError
 
 __all__ = ["BatchMoments", "relu_batch_norm"]
@@ -115,7 +115,7 @@ class BatchMoments(Moments):
         node = self.program.nodes[index]
         if isinstance(node, BatchNormalise):
             return index
-        if isinstance(node, Elementwise):
+        if isinstance(node, Nonlinear):
             sources = [s for f in node.factors for s in f.sources]
             if any(isinstance(self.program.nodes[s], BatchNormalise) for s in sources):
                 return sources[0]
@@ -152,7 +152,7 @@ class BatchMoments(Moments):
         node = self.program.nodes[index]
         phi: Activation = ABReLU(1.0, 1.0)
         inner = index
-        if isinstance(node, Elementwise):
+        if isinstance(node, Nonlinear):
             phi, inner = self.activation(index)
         below = self.program.nodes[inner]
         if not isinstance(below, BatchNormalise):

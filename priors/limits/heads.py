@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo, cholesky
-from priors.programs.program import Attention
+from priors.programs.nodes import Attention
 
 if TYPE_CHECKING:
     from priors.limits.moments import Moments

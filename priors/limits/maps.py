@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from priors.programs.program import Array, Mix, Program, Select, Window
+from priors.programs.nodes import Array, Mix, Select, Window
+from priors.programs.program import Program
 
 __all__ = ["averaged", "convolved", "gathered", "mixed", "needs_graph", "selected"]
 

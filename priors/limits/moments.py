@@ -7,8 +7,8 @@ positions. The rules are pairwise:
     Linear, Linear            weight_var * moment(sources) if the weight is the same, else 0,
                               plus bias_var if the bias is the same; a convolution averages
                               the moments of its window, shifted together
-    Elementwise, Elementwise  a Gaussian expectation of the sources' moments
-    Elementwise, Gaussian     Stein's lemma: E[phi(u) v] = E[phi'(u)] E[u v]
+    Nonlinear, Nonlinear      a Gaussian expectation of the sources' moments
+    Nonlinear, Gaussian       Stein's lemma: E[phi(u) v] = E[phi'(u)] E[u v]
     linear maps               applied on their side of the pair
 
 None stands for a moment that vanishes by structure: branches without a common weight.
@@ -47,14 +47,13 @@ from priors.limits.maps import (
     selected,
 )
 from priors.programs.expressions import Apply, crossings
-from priors.programs.program import (
+from priors.programs.nodes import (
     Array,
     Attention,
     BatchNormalise,
     Combination,
     Concatenate,
     Dropout,
-    Elementwise,
     Embedding,
     Factor,
     Features,
@@ -64,12 +63,13 @@ from priors.programs.program import (
     Join,
     Linear,
     Mix,
+    Nonlinear,
     Normalise,
-    Program,
     Ref,
     Select,
     Span,
 )
+from priors.programs.program import Program
 
 __all__ = ["Moments", "Points", "Settings", "Variances", "is_map"]
 
@@ -259,7 +259,7 @@ class Moments:
         """The mean of both orders of a pair, which a quadrature over many variables draws apart."""
         if a != b or not self.same or self.paired:
             return value
-        if not isinstance(self.program.nodes[a], Elementwise) or self.is_plain(a):
+        if not isinstance(self.program.nodes[a], Nonlinear) or self.is_plain(a):
             return value
         return (value + self.transposed(value, a, a, full)) / 2
 
@@ -303,13 +303,13 @@ class Moments:
                 return self._linear(a, b, full)
             case Embedding(), Embedding():
                 return self._embedding(a, b, full)
-            case Elementwise(), Elementwise():
+            case Nonlinear(), Nonlinear():
                 return self.pinned(
                     self._expectation(a, b, full), a, b, full, lambda own: own.moment(a, b, False)
                 )
-            case Elementwise(), _:
+            case Nonlinear(), _:
                 return self.stein(a, b, full, self.moment, jumps=True)
-            case _, Elementwise():
+            case _, Nonlinear():
                 return self.stein(a, b, full, self.moment, jumps=True)
         raise AssertionError(f"no moment of {first} and {second}")
 
@@ -417,7 +417,7 @@ class Moments:
         """Whether a node is one `Activation` of one Gaussian."""
         node = self.program.nodes[index]
         return (
-            isinstance(node, Elementwise)
+            isinstance(node, Nonlinear)
             and len(node.factors) == 1
             and isinstance(node.factors[0].function, Activation)
         )
@@ -441,7 +441,7 @@ class Moments:
 
     def activation(self, index: int) -> tuple[Activation, int]:
         node = self.program.nodes[index]
-        assert isinstance(node, Elementwise)
+        assert isinstance(node, Nonlinear)
         function = node.factors[0].function
         assert isinstance(function, Activation)
         return function, node.factors[0].sources[0]
@@ -465,13 +465,13 @@ class Moments:
         da: tuple[int, int] | None = None,
         db: tuple[int, int] | None = None,
     ) -> Tensor:
-        """E[f(u) g(v)] of two `Elementwise` nodes, or of their partial derivatives.
+        """E[f(u) g(v)] of two `Nonlinear` nodes, or of their partial derivatives.
 
         `da` = (factor, source of the factor) takes the derivative of f there, `db` of g.
         """
         first, second = self.program.nodes[a], self.program.nodes[b]
-        assert isinstance(first, Elementwise)
-        assert isinstance(second, Elementwise)
+        assert isinstance(first, Nonlinear)
+        assert isinstance(second, Nonlinear)
         items = [(0, k, f) for k, f in enumerate(first.factors)]
         items += [(1, k, f) for k, f in enumerate(second.factors)]
         total: Tensor | None = None
@@ -630,13 +630,13 @@ class Moments:
             )
 
     def slopes(self, index: int, side: int, *, jumps: bool) -> list[tuple[int, Tensor]]:
-        """E[df/du] of an `Elementwise` node for each of its sources, at left or right points.
+        """E[df/du] of an `Nonlinear` node for each of its sources, at left or right points.
 
         With `jumps` the deltas of the derivative at jumps count, as Stein's lemma asks for. The
         gradient of a network does not see them.
         """
         node = self.program.nodes[index]
-        assert isinstance(node, Elementwise)
+        assert isinstance(node, Nonlinear)
         if jumps and self.is_plain(index):
             phi, source = self.activation(index)
             return [(source, phi.stein(self.variance_of(source, side)))]
@@ -652,7 +652,7 @@ class Moments:
         self, a: int, b: int, full: bool, of: Pairwise, *, jumps: bool = False
     ) -> Tensor | None:
         """Pairs of a nonlinearity with a Gaussian node, by the mean slope of the former."""
-        left = isinstance(self.program.nodes[a], Elementwise)
+        left = isinstance(self.program.nodes[a], Nonlinear)
         total: Tensor | None = None
         for source, slope in self.slopes(a if left else b, 0 if left else 1, jumps=jumps):
             other = of(source, b, full) if left else of(a, source, full)
@@ -832,7 +832,7 @@ class Moments:
         if self.program.gaussian(index):
             return None
         match node:
-            case Elementwise():
+            case Nonlinear():
                 return self._mean_of(index, 0, None)
             case Combination():
                 total: Tensor | None = None
@@ -893,7 +893,7 @@ class Moments:
 
     def _mean_of(self, index: int, side: int, mark: tuple[int, int] | None) -> Tensor:
         node = self.program.nodes[index]
-        assert isinstance(node, Elementwise)
+        assert isinstance(node, Nonlinear)
         marks = {} if mark is None else {(side, mark[0]): mark[1]}
         total: Tensor | None = None
         items = [(side, k, f) for k, f in enumerate(node.factors)]
@@ -1063,7 +1063,7 @@ def _find_relation(program: Program, a: int, b: int) -> bool:
             return _related(program, node.value, other)
         if isinstance(node, BatchNormalise):
             return _related(program, node.source, other)
-        if isinstance(node, Elementwise):
+        if isinstance(node, Nonlinear):
             return any(_related(program, s, other) for f in node.factors for s in f.sources)
         if is_map(node):
             return any(_related(program, s, other) for s in program.sources(index))
@@ -1164,7 +1164,7 @@ def _maybe(value: Tensor | None, change: Callable[[Tensor], Tensor]) -> Tensor |
 _JUMPS = frozenset("gt lt ge le eq ne where sign heaviside round floor ceil".split())
 
 
-def _check_continuous(node: Elementwise) -> None:
+def _check_continuous(node: Nonlinear) -> None:
     """Stein's lemma needs the derivative, which at jumps in several variables is not known."""
 
     def names(part: Any) -> set[str]:

@@ -7,8 +7,8 @@ Yang 2020, 2006.14548, with all uses of a shared weight):
     Linear, Linear            the weight's own gradient, weight_var * moment(sources), plus
                               weight_var * tangent(sources), if the weight is the same; plus
                               bias_var if the bias is the same
-    Elementwise, Elementwise  sum_kl E[d_k f d_l g] tangent(u_k, v_l)
-    Elementwise, Gaussian     sum_k E[d_k f] tangent(u_k, v)
+    Nonlinear, Nonlinear      sum_kl E[d_k f d_l g] tangent(u_k, v_l)
+    Nonlinear, Gaussian       sum_k E[d_k f] tangent(u_k, v)
     linear maps               applied on their side, with the statistics of normalisations and
                               the weights of mean-field attention held fixed: their gradients
                               are averages over the width and vanish
@@ -28,14 +28,8 @@ import functools
 from torch import Tensor
 
 from priors.limits.moments import Moments
-from priors.programs.program import (
-    Attention,
-    Elementwise,
-    Embedding,
-    Features,
-    Linear,
-    Program,
-)
+from priors.programs.nodes import Attention, Embedding, Features, Linear, Nonlinear
+from priors.programs.program import Program
 
 __all__ = ["Tangents", "check_gradient_independence", "readouts"]
 
@@ -51,7 +45,7 @@ def check_gradient_independence(program: Program) -> None:
     inside = {
         s
         for i, node in enumerate(program.nodes)
-        if isinstance(node, Linear | Elementwise | Attention)
+        if isinstance(node, Linear | Nonlinear | Attention)
         for s in readouts(program, *program.sources(i))
     }
     for index, node in enumerate(program.nodes):
@@ -75,7 +69,7 @@ def readouts(program: Program, *indices: int) -> set[int]:
         node = program.nodes[index]
         if isinstance(node, Linear | Embedding):
             found.add(index)
-        elif not isinstance(node, Elementwise | Features) and not program.finite(index):
+        elif not isinstance(node, Nonlinear | Features) and not program.finite(index):
             found |= readouts(program, *program.sources(index))
     return found
 
@@ -149,9 +143,9 @@ class Tangents:
                 return self._linear(a, b, full)
             case Embedding(), Embedding():
                 return self._embedding(a, b, full)
-            case Elementwise(), Elementwise():
+            case Nonlinear(), Nonlinear():
                 return self._elementwise(a, b, full)
-            case (Elementwise(), Linear() | Embedding()) | (Linear() | Embedding(), Elementwise()):
+            case (Nonlinear(), Linear() | Embedding()) | (Linear() | Embedding(), Nonlinear()):
                 return self.moments.stein(a, b, full, self.tangent)
             case Linear() | Embedding(), Linear() | Embedding():
                 return None
@@ -216,8 +210,8 @@ class Tangents:
             return None if derivative is None else derivative * inner
         total: Tensor | None = None
         first, second = self.program.nodes[a], self.program.nodes[b]
-        assert isinstance(first, Elementwise)
-        assert isinstance(second, Elementwise)
+        assert isinstance(first, Nonlinear)
+        assert isinstance(second, Nonlinear)
         for j, f in enumerate(first.factors):
             for s, u in enumerate(f.sources):
                 for k, g in enumerate(second.factors):

@@ -24,31 +24,33 @@ from priors.gaussian.activations import ABReLU, Activation
 from priors.gaussian.activations import Elementwise as ElementwiseActivation
 from priors.gaussian.quadrature import detect_kinks
 from priors.programs.expressions import Apply, OneVariable, Statistic, Variable, substitute
-from priors.programs.program import (
+from priors.programs.nodes import (
     Array,
     Attention,
     BatchNormalise,
     Combination,
     Concatenate,
-    Elementwise,
     Embedding,
     Factor,
     Features,
+    Finite,
     Flatten,
     Function,
+    Hidden,
     Input,
     Join,
     Linear,
     Mix,
     Node,
+    Nonlinear,
     Normalise,
-    Program,
     Ref,
     Select,
     Span,
     Window,
-    pruned,
+    is_gaussian,
 )
+from priors.programs.program import Program, pruned
 from priors.programs.registry import (
     UnsupportedOperationError,
     function_rule,
@@ -69,7 +71,7 @@ class Nonlinearity(nn.Module):
     """An elementwise nonlinearity as a layer: any function, or an `Activation`.
 
     Args:
-        function: Elementwise on tensors; its Gaussian expectations are found by quadrature.
+        function: Nonlinear on tensors; its Gaussian expectations are found by quadrature.
         kinks: Where the function is not smooth; None looks for them.
     """
 
@@ -325,12 +327,15 @@ class Tracer:
     def positions(self, value: Value | int) -> tuple[int, ...]:
         """Shape of the positions of a hidden value."""
         index = value if isinstance(value, int) else value.index
-        return self.nodes[index].positions  # type: ignore[union-attr]
+        node = self.nodes[index]
+        assert isinstance(node, Hidden)
+        return node.positions
 
     def shape(self, value: Value) -> tuple[int | None, ...]:
         """Shape of the value's tensor without the batch."""
-        if value.finite:
-            return self.nodes[value.index].shape  # type: ignore[union-attr]
+        node = self.nodes[value.index]
+        if isinstance(node, Finite):
+            return node.shape
         if value.axis is None:
             return self.positions(value)
         units = dict((*value.heads, (value.axis, value.width // value.num_heads)))
@@ -340,7 +345,7 @@ class Tracer:
 
     def gaussian(self, index: int) -> bool:
         """Whether a node is Gaussian with mean 0."""
-        return self._program(index).gaussian(index)
+        return is_gaussian(self.nodes, index)
 
     def finite_call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A torch function of finite values, as a node; a tuple of nodes if it gives several."""
@@ -409,7 +414,7 @@ class Tracer:
         return self.add(Features(value.index, axis, positions))  # type: ignore[arg-type]
 
     def _fix_input(self, shape: tuple[int, ...]) -> None:
-        """Elementwise functions keep the shape, so all finite nodes have that of the input."""
+        """Nonlinear functions keep the shape, so all finite nodes have that of the input."""
         for index, node in enumerate(self.nodes):
             if isinstance(node, Input | Function):
                 self.nodes[index] = dataclasses.replace(node, shape=shape)
@@ -543,12 +548,12 @@ class Tracer:
             return self._distribute([index], lambda i: self._activation(i[0], function))
         positions = self.positions(index)
         if self.gaussian(index) or isinstance(node, BatchNormalise):
-            return self.add(Elementwise((Factor(function, (index,)),), positions))
+            return self.add(Nonlinear((Factor(function, (index,)),), positions))
         offset = self.offset(index)
         if isinstance(node, Combination) and all(self.gaussian(i) for _, i in node.terms):
             source = self._combination(node.terms, 0.0)
             factor = Factor(function.shifted(offset), (source,))
-            return self.add(Elementwise((factor,), positions))
+            return self.add(Nonlinear((factor,), positions))
         return self._expression([index], lambda parts: Apply(function, (parts[0],)))
 
     def elementwise(
@@ -583,12 +588,12 @@ class Tracer:
                 factors.append((Factor(ABReLU(1.0, 1.0), (index,)),))
             elif len(terms) == 1 and not self.offset(index):
                 node = self.nodes[terms[0][1]]
-                if isinstance(node, Elementwise):
+                if isinstance(node, Nonlinear):
                     scale *= terms[0][0]
                     factors.append(node.factors)
         used = [{s for f in fs for s in f.sources} for fs in factors]
         if len(factors) == 2 and not used[0] & used[1]:
-            node = Elementwise((*factors[0], *factors[1]), self.positions(a))
+            node = Nonlinear((*factors[0], *factors[1]), self.positions(a))
             return self._combination([(scale, self.add(node))], 0.0)
         return self._expression([a, b], lambda parts: Apply(torch.mul, tuple(parts)))
 
@@ -617,7 +622,7 @@ class Tracer:
             if self.gaussian(index) and not isinstance(node, Combination):
                 return Variable(slot(sources, index))
             match node:
-                case Elementwise():
+                case Nonlinear():
                     factors = []
                     for f in node.factors:
                         variables = [Variable(slot(sources, s)) for s in f.sources]
@@ -660,9 +665,9 @@ class Tracer:
         if len(sources) == 1 and not statistics:
             function = OneVariable(expression)
             one = ElementwiseActivation(function, detect_kinks(function))
-            return self.add(Elementwise((Factor(one, (sources[0],)),), positions))
+            return self.add(Nonlinear((Factor(one, (sources[0],)),), positions))
         factor = Factor(expression, tuple(sources), tuple(statistics))
-        return self.add(Elementwise((factor,), positions))
+        return self.add(Nonlinear((factor,), positions))
 
     def _partition(self, index: int) -> Any:
         """What two nodes made of parts must share to be combined part by part."""
@@ -677,8 +682,7 @@ class Tracer:
 
     def _distribute(self, indices: Sequence[int], rule: Callable[[Sequence[int]], int]) -> int:
         first = self.nodes[indices[0]]
-        program = self._program(indices[0])
-        parts = zip(*(program.sources(i) for i in indices), strict=True)
+        parts = zip(*(self.nodes[i].inputs for i in indices), strict=True)
         results = tuple(rule(list(part)) for part in parts)
         if isinstance(first, Flatten):
             return self.add(dataclasses.replace(first, source=results[0]))
@@ -737,7 +741,7 @@ class Tracer:
         match node:
             case Select():
                 return self.select(node.source, _integers(node.picks)[picks])
-            case Elementwise():
+            case Nonlinear():
                 factors = tuple(
                     Factor(
                         f.function,
@@ -749,7 +753,7 @@ class Tracer:
                 if all(
                     isinstance(self.nodes[i], Normalise) for f in factors for _, i in f.statistics
                 ):
-                    return self.add(Elementwise(factors, positions))
+                    return self.add(Nonlinear(factors, positions))
             case Combination():
                 terms = tuple((c, self.select(i, picks)) for c, i in node.terms)
                 return self.add(Combination(terms, node.offset, positions))
@@ -925,12 +929,12 @@ class Tracer:
                 if isinstance(node, Linear) and node.bias is not None:
                     changes["bias"] = node.bias + suffix
                 return self.add(dataclasses.replace(node, **changes))
-            case Elementwise() if not any(f.statistics for f in node.factors):
+            case Nonlinear() if not any(f.statistics for f in node.factors):
                 factors = tuple(
                     dataclasses.replace(f, sources=tuple(again(s) for s in f.sources))
                     for f in node.factors
                 )
-                return self.add(Elementwise(factors, node.positions))
+                return self.add(Nonlinear(factors, node.positions))
             case Combination():
                 terms = tuple((c, again(i)) for c, i in node.terms)
                 return self.add(Combination(terms, node.offset, node.positions))
@@ -995,7 +999,7 @@ def _item(values: Any, index: int) -> Any:
 
 
 def _keeps_shape(function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-    """Elementwise functions of one value and numbers, for inputs whose width is open."""
+    """Nonlinear functions of one value and numbers, for inputs whose width is open."""
     return _name(function) in _ELEMENTWISE_NAMES and sum(1 for _ in _values(args)) >= 1
 
 

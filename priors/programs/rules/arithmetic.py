@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from priors.gaussian.activations import ABReLU, Polynomial, RectifiedPower
-from priors.programs.program import Array, Elementwise, Embedding, Function, Mix, Ref
+from priors.programs.nodes import Array, Embedding, Function, Mix, Nonlinear, Ref
 from priors.programs.registry import register_function, register_layer
 from priors.programs.rules.attention import Logits
 from priors.programs.tracer import Tracer, Value
@@ -145,7 +145,7 @@ def _pow(tracer: Tracer, input: Any, exponent: Any) -> Any:
         return tracer.elementwise(torch.pow, (input, exponent), {})
     whole = float(exponent).is_integer() and 0 < exponent <= 16
     node = tracer.nodes[input.index]
-    if whole and isinstance(node, Elementwise) and node.factors[0].function == ABReLU():
+    if whole and isinstance(node, Nonlinear) and node.factors[0].function == ABReLU():
         if len(node.factors) == 1:
             (source,) = node.factors[0].sources
             gaussian = tracer.like(input, source)

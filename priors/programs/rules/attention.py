@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from priors.programs.program import Array, Attention, Linear, Mix, Normalise, Select
+from priors.programs.nodes import Array, Attention, Linear, Mix, Normalise, Select
 from priors.programs.registry import register_function, register_layer, unsupported
 from priors.programs.tracer import Tracer, Value
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from priors.programs.program import Array, Embedding, Function, Ref, Window
+from priors.programs.nodes import Array, Embedding, Function, Ref, Window
 from priors.programs.registry import reason, register_function, register_layer, unsupported
 from priors.programs.tracer import Tracer, Value
 

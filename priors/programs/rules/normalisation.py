@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from priors.programs.program import BatchNormalise, Dropout, Normalise
+from priors.programs.nodes import BatchNormalise, Dropout, Normalise
 from priors.programs.registry import reason, register_function, register_layer, unsupported
 from priors.programs.tracer import Tracer, Value
 

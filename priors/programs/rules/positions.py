@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from priors.programs.program import Array, Mix, Ref
+from priors.programs.nodes import Array, Mix, Ref
 from priors.programs.registry import register_function, register_layer, unsupported
 from priors.programs.rules.attention import Logits, Weights, product
 from priors.programs.rules.linear import each

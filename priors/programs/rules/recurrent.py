@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from priors.programs.program import Join
+from priors.programs.nodes import Join
 from priors.programs.registry import register_layer
 from priors.programs.tracer import Tracer, Value
 
