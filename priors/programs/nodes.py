@@ -7,7 +7,7 @@ vector's width goes to infinity, the positions are finite and keep their shape. 
     Features          a finite value as vectors at positions
     Linear            W h + b at every position, or a convolution; with the identity of W and b
     Embedding         a row of W for each token
-    Nonlinear       a product of functions of jointly Gaussian vectors, unit by unit
+    Nonlinear         a product of functions of jointly Gaussian vectors, unit by unit
     Combination       sum_k c_k h_k + offset: no term is itself a Combination
     BatchNormalise    the same over the batch; only in programs of whole batches
     Normalise         (h - mean) / sqrt(variance + eps) over the width

@@ -13,7 +13,8 @@ from priors.gaussian.activations import ABReLU, Polynomial, RectifiedPower
 from priors.programs.nodes import Array, Embedding, Function, Mix, Nonlinear, Ref
 from priors.programs.registry import register_function, register_layer
 from priors.programs.rules.attention import Logits
-from priors.programs.tracer import Tracer, Value
+from priors.programs.tracer import Tracer
+from priors.programs.values import Value
 
 
 def _constant(tracer: Tracer, value: Any) -> float:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from priors.programs.nodes import Array, Attention, Linear, Mix, Normalise, Select
 from priors.programs.registry import register_function, register_layer, unsupported
-from priors.programs.tracer import Tracer, Value
+from priors.programs.tracer import Tracer
+from priors.programs.values import Value
 
 __all__ = ["Logits", "Weights", "product"]
 

@@ -24,7 +24,8 @@ from priors.gaussian.activations import (
     Sine,
 )
 from priors.programs.registry import register_function, register_layer, unsupported
-from priors.programs.tracer import Nonlinearity, Tracer, Value
+from priors.programs.tracer import Nonlinearity, Tracer
+from priors.programs.values import Value
 
 unsupported("PReLU", why="its slope is learnt; use nn.LeakyReLU")
 unsupported("RReLU", why="its slope is random; use nn.LeakyReLU")

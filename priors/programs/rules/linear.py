@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from priors.programs.nodes import Array, Embedding, Function, Ref, Window
 from priors.programs.registry import reason, register_function, register_layer, unsupported
-from priors.programs.tracer import Tracer, Value
+from priors.programs.tracer import Tracer
+from priors.programs.values import Value
 
 unsupported(
     "ConvTranspose",

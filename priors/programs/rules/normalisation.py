@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from priors.programs.nodes import BatchNormalise, Dropout, Normalise
 from priors.programs.registry import reason, register_function, register_layer, unsupported
-from priors.programs.tracer import Tracer, Value
+from priors.programs.tracer import Tracer
+from priors.programs.values import Value
 
 unsupported(
     "BatchNorm",

@@ -14,7 +14,8 @@ from priors.programs.nodes import Array, Mix, Ref
 from priors.programs.registry import register_function, register_layer, unsupported
 from priors.programs.rules.attention import Logits, Weights, product
 from priors.programs.rules.linear import each
-from priors.programs.tracer import Tracer, Value
+from priors.programs.tracer import Tracer
+from priors.programs.values import Value
 
 unsupported(
     "MaxPool",

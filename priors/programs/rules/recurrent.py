@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from priors.programs.nodes import Join
 from priors.programs.registry import register_layer
-from priors.programs.tracer import Tracer, Value
+from priors.programs.tracer import Tracer
+from priors.programs.values import Value
 
 __all__ = ["States"]
 
