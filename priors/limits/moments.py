@@ -912,10 +912,25 @@ class Moments:
     def heads(self, a: int, b: int) -> Heads:
         """The attention heads of two nodes."""
         if (a, b) not in self._heads:
-            self._heads[a, b] = Heads.of(self, a, b)
+            self._heads[a, b] = self._make_heads(a, b)
         return self._heads[a, b]
 
-    def logits(self, a: int, b: int, side: int | None) -> Tensor | None:
+    def _make_heads(self, a: int, b: int) -> Heads:
+        first, second = self.program.nodes[a], self.program.nodes[b]
+        assert isinstance(first, Attention)
+        assert isinstance(second, Attention)
+        queries, keys = (
+            (self._logits(i, i, 0), self._logits(j, j, 1), self._logits(i, j, None))
+            for i, j in ((first.query, second.query), (first.key, second.key))
+        )
+        mean_field = None
+        if first.mean_field:
+            mean_field = self._logits(first.query, first.key, 0)
+        symmetric = a == b and self.same and not self.paired
+        rule = self.settings.quadrature
+        return Heads(first, second, queries, keys, mean_field, rule, symmetric)  # type: ignore
+
+    def _logits(self, a: int, b: int, side: int | None) -> Tensor | None:
         """Full moments of queries or keys: cross (None), or own of a side, spread over pairs."""
         if side is None:
             return self.moment(a, b, True)
