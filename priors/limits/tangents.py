@@ -27,7 +27,9 @@ import functools
 
 from torch import Tensor
 
+from priors.limits.expectations import expectation, stein
 from priors.limits.moments import Moments
+from priors.limits.pairs import Pairs
 from priors.programs.nodes import Attention, Embedding, Features, Linear, Nonlinear
 from priors.programs.program import Program
 
@@ -128,7 +130,7 @@ class Tangents:
         """As `Moments` does; tangents are asked for last."""
         node = self.program.nodes[a]
         if a == b and isinstance(node, Linear) and node.source is not None:
-            self.moments.forget_below(a, b)
+            self.moments.drop_intermediate(a, b)
             for index in (node.source, *self.program.sources(node.source)):
                 if self.program.consumers[index] == 1:
                     for full in (True, False):
@@ -146,10 +148,10 @@ class Tangents:
             case Nonlinear(), Nonlinear():
                 return self._elementwise(a, b, full)
             case (Nonlinear(), Linear() | Embedding()) | (Linear() | Embedding(), Nonlinear()):
-                return self.moments.stein(a, b, full, self.tangent)
+                return stein(self.moments, a, b, full, self.tangent)
             case Linear() | Embedding(), Linear() | Embedding():
                 return None
-        value = self.moments.image(a, b, full, self.tangent)
+        value = self.moments.mapped(a, b, full, self.tangent)
         if isinstance(first, Attention) and isinstance(second, Attention):
             return self._through_logits(a, b, full, value)
         return value
@@ -219,9 +221,9 @@ class Tangents:
                         inner = self.tangent(u, v, full)
                         if inner is None:
                             continue
-                        slope = m.expectation(a, b, full, (j, s), (k, t))
+                        slope = expectation(m, a, b, full, (j, s), (k, t))
                         exact = functools.partial(_slope, a, b, (j, s), (k, t))
-                        slope = m.pinned(slope, a, b, full, exact)
+                        slope = m.with_exact_diagonal(slope, a, b, full, exact)
                         total = slope * inner if total is None else total + slope * inner
         return total
 
@@ -231,7 +233,7 @@ class Tangents:
         if derivative is None:
             return None
 
-        def exact(own: Moments) -> Tensor:
+        def exact(own: Pairs) -> Tensor:
             phi, u = own.activation(a)
             psi, v = own.activation(b)
             q = own.variance_of(u, 0)
@@ -241,7 +243,7 @@ class Tangents:
             assert c is not None
             return phi.dual_derivative(psi, q, own.variance_of(v, 0), c)
 
-        return m.pinned(derivative, a, b, full, exact)
+        return m.with_exact_diagonal(derivative, a, b, full, exact)
 
     def _through_logits(self, a: int, b: int, full: bool, value: Tensor | None) -> Tensor | None:
         """The gradient with respect to queries and keys, where the logits are random."""
@@ -261,19 +263,19 @@ class Tangents:
         if term is None:
             return value
         if value is not None:
-            whole = value if full else self.moments.image(a, b, True, self.tangent)
+            whole = value if full else self.moments.mapped(a, b, True, self.tangent)
             assert whole is not None
             term = term + whole
         if self.moments.same and not self.moments.paired:
-            term = self.moments.pinned_block(term, self._own_tangent(a, b))
+            term = self.moments.with_exact_blocks(term, self._own_tangent(a, b))
         return term if full else term.diagonal(dim1=-2, dim2=-1)
 
     def _own_tangent(self, a: int, b: int) -> Tensor | None:
         """The tangent of each left point with itself."""
         if self._own is None:
-            self._own = Tangents(self.moments.own_left, standard=self._standard)
+            self._own = Tangents(self.moments.of_points(0), standard=self._standard)
         return self._own.tangent(a, b, True)
 
 
-def _slope(a: int, b: int, da: tuple[int, int], db: tuple[int, int], own: Moments) -> Tensor:
-    return own.expectation(a, b, False, da, db)
+def _slope(a: int, b: int, da: tuple[int, int], db: tuple[int, int], single: Pairs) -> Tensor:
+    return expectation(single, a, b, False, da, db)
