@@ -28,6 +28,7 @@ __all__ = ["expectation", "mean_of", "plain", "slopes", "stein"]
 
 
 def plain(pairs: Pairs, a: int, b: int, full: bool) -> tuple[Tensor, Tensor | None]:
+    """E[phi(u) psi(v)] and, if asked for, E[phi'(u) psi'(v)] of two plain nonlinearities."""
     (phi, u), (psi, v) = pairs.activation(a), pairs.activation(b)
     c = pairs.moment(u, v, full)
     if c is None:
@@ -104,9 +105,9 @@ def _one_sided(
     if len(factors) == 1 and len(factors[0][1].sources) == 1:
         (bound,) = functions
         q = pairs.variance_of(factors[0][1].sources[0], side)
-        plain = bound.plain
-        if plain is not None:
-            return plain.mean_derivative(q) if bound.derivative is not None else plain.mean(q)
+        phi = bound.plain
+        if phi is not None:
+            return phi.mean_derivative(q) if bound.derivative is not None else phi.mean(q)
         return gaussian_mean(bound.of_one, q, parameters=bound.statistics, kinks=bound.kinks)
     sources = _distinct([s for _, f in factors for s in f.sources])
     _check_count(pairs, len(sources))

@@ -4,6 +4,17 @@ Positions are flattened and trail: `[..., n1, n2, P_a, P_b]`, or with `full=Fals
 position of both, `[..., n1, n2, P]`. The data points come as a matrix of pairs, or *paired* row by
 row, then without n2. What is known of each data point alone, `[..., n, (P)]`, is *placed* on its
 side of the pairs.
+
+Words used throughout `limits`:
+
+    moment          limit of <a(x_i), b(x_j)> / width for two nodes and two data points
+    tangent         the same of their gradients in all weights
+    a, b            indices of the nodes on the left and on the right of a pair
+    side            0 for the left, 1 for the right
+    full            all pairs of positions, not only equal ones
+    trailing        how many position dimensions a pair's tensor ends with
+    exact diagonal  a point (and position) with itself, where a closed form replaces quadrature
+    plain           of a nonlinearity: one `Activation` of one Gaussian vector
 """
 
 from __future__ import annotations

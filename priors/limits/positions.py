@@ -65,7 +65,7 @@ def mixed(value: Tensor, node: Mix, axis: int, program: Program) -> Tensor:
     if node.flat is not None:
         value = value @ node.flat.tensor(value).mT
     else:
-        source = program.nodes[node.source].positions  # type: ignore[union-attr]
+        source = program.hidden(node.source).positions
         value = value.unflatten(-1, source)
         for k, matrix in enumerate(node.matrices):
             if matrix is None:

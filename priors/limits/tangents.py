@@ -43,7 +43,11 @@ def check_gradient_independence(program: Program) -> None:
         NotImplementedError: a readout's matrix or result also serves inside the network.
     """
     last = readouts(program, program.output)
-    names = {program.nodes[i].weight for i in last}  # type: ignore[union-attr]
+    names = {
+        node.weight
+        for node in (program.nodes[i] for i in last)
+        if isinstance(node, Linear | Embedding)
+    }
     inside = {
         s
         for i, node in enumerate(program.nodes)
@@ -204,7 +208,7 @@ class Tangents:
     def _elementwise(self, a: int, b: int, full: bool) -> Tensor | None:
         m = self.moments
         if m.is_plain(a) and m.is_plain(b):
-            u, v = (self.program.nodes[i].factors[0].sources[0] for i in (a, b))  # type: ignore
+            (_, u), (_, v) = m.activation(a), m.activation(b)
             inner = self.tangent(u, v, full)
             if inner is None:
                 return None

@@ -9,7 +9,6 @@ register themselves in `priors.programs.rules`; others are registered in the sam
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -238,8 +237,8 @@ def _families(names: set[str]) -> str:
     """Names without those that have a reason against them; 1d, 2d and 3d as one."""
     found: dict[str, list[str]] = {}
     for name in sorted(n for n in names if not reason(n.removeprefix("nn."))):
-        stem, size = re.fullmatch(r"(.*?)([123]d)?", name).groups()  # type: ignore[union-attr]
-        found.setdefault(stem, []).extend([size] if size else [])
+        size = name[-2:] if name[-2:] in ("1d", "2d", "3d") else ""
+        found.setdefault(name.removesuffix(size), []).extend([size] if size else [])
     return ", ".join(stem + "/".join(sizes) for stem, sizes in found.items())
 
 

@@ -133,10 +133,11 @@ def _embedding(
         input = Value(tracer.add(node))
     if not input.finite:
         raise tracer.unsupported("an embedding of hidden units")
-    positions = tracer.shape(input)
-    if None in positions:
+    sizes = tracer.shape(input)
+    positions = tuple(size for size in sizes if size is not None)
+    if len(positions) < len(sizes):
         raise ValueError(f"The embedding at {tracer.where} needs input_shape, for example (10,).")
     layer = tracer.parameter(weight, tracer.weights, "weight")
     tracer.fan_in[layer] = 1
-    made = Embedding(input.index, layer, layer, padding_idx, positions)  # type: ignore[arg-type]
+    made = Embedding(input.index, layer, layer, padding_idx, positions)
     return Value(tracer.add(made), weight.shape[1], len(positions))
