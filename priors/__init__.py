@@ -46,7 +46,11 @@ if TYPE_CHECKING:
         score,
     )
     from priors.posteriors.transforms import TailCompression
-    from priors.programs.program import UnsupportedOperationError
+    from priors.programs.registry import (
+        UnsupportedOperationError,
+        register_function,
+        register_layer,
+    )
     from priors.programs.tracer import Nonlinearity
     from priors.tasks.annealing import AnnealedSampler
     from priors.tasks.base import LatentTaskPrior, TaskSize
@@ -121,6 +125,8 @@ __all__ = [
     "predicted_risk",
     "prior_summary",
     "random_features",
+    "register_function",
+    "register_layer",
     "score",
 ]
 
@@ -163,7 +169,11 @@ _HOMES = {
         "score",
     ),
     "posteriors.transforms": ("TailCompression",),
-    "programs.program": ("UnsupportedOperationError",),
+    "programs.registry": (
+        "UnsupportedOperationError",
+        "register_function",
+        "register_layer",
+    ),
     "programs.tracer": ("Nonlinearity",),
     "tasks.annealing": ("AnnealedSampler",),
     "tasks.base": ("LatentTaskPrior", "TaskSize"),

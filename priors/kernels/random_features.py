@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from priors.gaussian.activations import ABReLU, Activation
 from priors.networks.network import InfiniteNetwork
-from priors.programs.program import Elementwise, Features, Linear
+from priors.programs.nodes import Features, Linear, Nonlinear
 from priors.randomness import RandomSource
 
 if TYPE_CHECKING:
@@ -222,10 +222,10 @@ def random_features(
         raise ValueError(f'kind must be "nngp" or "ntk", got {kind!r}.')
     program = network.program
     layers = [n for n in program.nodes if isinstance(n, Linear)]
-    hidden = [n for n in program.nodes if isinstance(n, Elementwise)]
+    hidden = [n for n in program.nodes if isinstance(n, Nonlinear)]
     activations = {f.function for n in hidden for f in n.factors}
     plain = all(len(n.factors) == 1 for n in hidden) and len(activations) == 1
-    others = [n for n in program.nodes if not isinstance(n, Linear | Elementwise | Features)][1:]
+    others = [n for n in program.nodes if not isinstance(n, Linear | Nonlinear | Features)][1:]
     if not plain or others or len(layers) != len(hidden) + 1:
         raise NotImplementedError(
             "Random features are those of fully connected chains with one kind of nonlinearity; "

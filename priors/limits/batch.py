@@ -21,8 +21,11 @@ from torch import Tensor
 
 from priors.gaussian.activations import ABReLU, Activation
 from priors.gaussian.quasi_monte_carlo import cholesky
-from priors.limits.moments import Moments, Points, is_map
-from priors.programs.program import BatchNormalise, Elementwise, UnsupportedOperationError
+from priors.limits.maps import is_map
+from priors.limits.moments import Moments, Points
+from priors.limits.pairs import Pairs
+from priors.programs.nodes import BatchNormalise, Nonlinear
+from priors.programs.registry import UnsupportedOperationError
 
 __all__ = ["BatchMoments", "relu_batch_norm"]
 
@@ -80,16 +83,16 @@ class BatchMoments(Moments):
         value = value.diagonal(dim1=0, dim2=1).movedim(-1, 0)
         return value.diagonal(dim1=-2, dim2=-1) if value.dim() > 2 else value
 
-    def _own(self, side: int) -> Moments:
+    def of_points(self, side: int) -> Moments:
         return self
 
-    def pinned(
+    def with_exact_diagonal(
         self,
         value: Tensor,
         a: int,
         b: int,
         full: bool,
-        exact: Callable[[Moments], Tensor | None],
+        exact: Callable[[Pairs], Tensor | None],
     ) -> Tensor:
         """No closed form of a point with itself: it depends on the others."""
         return value
@@ -114,7 +117,7 @@ class BatchMoments(Moments):
         node = self.program.nodes[index]
         if isinstance(node, BatchNormalise):
             return index
-        if isinstance(node, Elementwise):
+        if isinstance(node, Nonlinear):
             sources = [s for f in node.factors for s in f.sources]
             if any(isinstance(self.program.nodes[s], BatchNormalise) for s in sources):
                 return sources[0]
@@ -151,7 +154,7 @@ class BatchMoments(Moments):
         node = self.program.nodes[index]
         phi: Activation = ABReLU(1.0, 1.0)
         inner = index
-        if isinstance(node, Elementwise):
+        if isinstance(node, Nonlinear):
             phi, inner = self.activation(index)
         below = self.program.nodes[inner]
         if not isinstance(below, BatchNormalise):

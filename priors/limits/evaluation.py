@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from priors.limits.moments import Moments, Points, Settings
 from priors.limits.tangents import Tangents
-from priors.programs.program import Attention, Elementwise, Linear, Program
+from priors.programs.nodes import Attention, Linear, Nonlinear
+from priors.programs.program import Program
 
 __all__ = ["Evaluation"]
 
@@ -240,7 +241,7 @@ class Evaluation:
         """Numbers of the largest moment per pair of data points."""
         largest = 1
         for index, node in enumerate(self.program.nodes):
-            if isinstance(node, Linear | Elementwise | Attention):
+            if isinstance(node, Linear | Nonlinear | Attention):
                 size = self.program.positions(index) or 1
                 largest = max(largest, size**2 if self.program.mixes else size)
         return largest
@@ -257,7 +258,7 @@ class Evaluation:
 
     def _graph_bytes(self, x: Tensor, side: int) -> int:
         """Memory that the graph of one block holds: about eight tensors per nonlinearity."""
-        layers = sum(isinstance(n, Elementwise) for n in self.program.nodes)
+        layers = sum(isinstance(n, Nonlinear) for n in self.program.nodes)
         return 8 * layers * side**2 * self._numbers_per_pair() * x.element_size()
 
 

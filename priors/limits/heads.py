@@ -21,17 +21,13 @@ closed form.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo, cholesky
-from priors.programs.program import Attention
-
-if TYPE_CHECKING:
-    from priors.limits.moments import Moments
+from priors.programs.nodes import Attention
 
 __all__ = ["Heads"]
 
@@ -49,6 +45,7 @@ class Heads:
         keys: The same for keys; the last is None if their weights are independent.
         mean_field: Moments of queries with keys of the left alone.
         rule: The quadrature.
+        symmetric: Whether both sides are the same points and the same attention.
     """
 
     def __init__(
@@ -66,27 +63,6 @@ class Heads:
         self._mean_field = mean_field
         self._rule = rule
         self._symmetric = symmetric
-
-    @staticmethod
-    def of(moments: Moments, a: int, b: int) -> Heads:
-        """The heads of nodes `a` and `b` over the pairs of `moments`."""
-        first, second = (moments.program.nodes[i] for i in (a, b))
-        assert isinstance(first, Attention)
-        assert isinstance(second, Attention)
-        queries, keys = (
-            (
-                moments.logits(i, i, 0),
-                moments.logits(j, j, 1),
-                moments.logits(i, j, None),
-            )
-            for i, j in ((first.query, second.query), (first.key, second.key))
-        )
-        mean_field = None
-        if first.mean_field:
-            mean_field = moments.logits(first.query, first.key, 0)
-        rule = moments.settings.quadrature
-        symmetric = a == b and moments.same and not moments.paired
-        return Heads(first, second, queries, keys, mean_field, rule, symmetric)  # type: ignore
 
     def mean_weights(self) -> Tensor:
         """E[A] of the left attention, `[..., queries, keys]`."""

@@ -7,8 +7,8 @@ Yang 2020, 2006.14548, with all uses of a shared weight):
     Linear, Linear            the weight's own gradient, weight_var * moment(sources), plus
                               weight_var * tangent(sources), if the weight is the same; plus
                               bias_var if the bias is the same
-    Elementwise, Elementwise  sum_kl E[d_k f d_l g] tangent(u_k, v_l)
-    Elementwise, Gaussian     sum_k E[d_k f] tangent(u_k, v)
+    Nonlinear, Nonlinear      sum_kl E[d_k f d_l g] tangent(u_k, v_l)
+    Nonlinear, Gaussian       sum_k E[d_k f] tangent(u_k, v)
     linear maps               applied on their side, with the statistics of normalisations and
                               the weights of mean-field attention held fixed: their gradients
                               are averages over the width and vanish
@@ -27,15 +27,11 @@ import functools
 
 from torch import Tensor
 
+from priors.limits.expectations import expectation, stein
 from priors.limits.moments import Moments
-from priors.programs.program import (
-    Attention,
-    Elementwise,
-    Embedding,
-    Features,
-    Linear,
-    Program,
-)
+from priors.limits.pairs import Pairs
+from priors.programs.nodes import Attention, Embedding, Features, Linear, Nonlinear
+from priors.programs.program import Program
 
 __all__ = ["Tangents", "check_gradient_independence", "readouts"]
 
@@ -47,11 +43,15 @@ def check_gradient_independence(program: Program) -> None:
         NotImplementedError: a readout's matrix or result also serves inside the network.
     """
     last = readouts(program, program.output)
-    names = {program.nodes[i].weight for i in last}  # type: ignore[union-attr]
+    names = {
+        node.weight
+        for node in (program.nodes[i] for i in last)
+        if isinstance(node, Linear | Embedding)
+    }
     inside = {
         s
         for i, node in enumerate(program.nodes)
-        if isinstance(node, Linear | Elementwise | Attention)
+        if isinstance(node, Linear | Nonlinear | Attention)
         for s in readouts(program, *program.sources(i))
     }
     for index, node in enumerate(program.nodes):
@@ -75,7 +75,7 @@ def readouts(program: Program, *indices: int) -> set[int]:
         node = program.nodes[index]
         if isinstance(node, Linear | Embedding):
             found.add(index)
-        elif not isinstance(node, Elementwise | Features) and not program.finite(index):
+        elif not isinstance(node, Nonlinear | Features) and not program.finite(index):
             found |= readouts(program, *program.sources(index))
     return found
 
@@ -134,7 +134,7 @@ class Tangents:
         """As `Moments` does; tangents are asked for last."""
         node = self.program.nodes[a]
         if a == b and isinstance(node, Linear) and node.source is not None:
-            self.moments.forget_below(a, b)
+            self.moments.drop_intermediate(a, b)
             for index in (node.source, *self.program.sources(node.source)):
                 if self.program.consumers[index] == 1:
                     for full in (True, False):
@@ -149,13 +149,13 @@ class Tangents:
                 return self._linear(a, b, full)
             case Embedding(), Embedding():
                 return self._embedding(a, b, full)
-            case Elementwise(), Elementwise():
+            case Nonlinear(), Nonlinear():
                 return self._elementwise(a, b, full)
-            case (Elementwise(), Linear() | Embedding()) | (Linear() | Embedding(), Elementwise()):
-                return self.moments.stein(a, b, full, self.tangent)
+            case (Nonlinear(), Linear() | Embedding()) | (Linear() | Embedding(), Nonlinear()):
+                return stein(self.moments, a, b, full, self.tangent)
             case Linear() | Embedding(), Linear() | Embedding():
                 return None
-        value = self.moments.image(a, b, full, self.tangent)
+        value = self.moments.mapped(a, b, full, self.tangent)
         if isinstance(first, Attention) and isinstance(second, Attention):
             return self._through_logits(a, b, full, value)
         return value
@@ -208,7 +208,7 @@ class Tangents:
     def _elementwise(self, a: int, b: int, full: bool) -> Tensor | None:
         m = self.moments
         if m.is_plain(a) and m.is_plain(b):
-            u, v = (self.program.nodes[i].factors[0].sources[0] for i in (a, b))  # type: ignore
+            (_, u), (_, v) = m.activation(a), m.activation(b)
             inner = self.tangent(u, v, full)
             if inner is None:
                 return None
@@ -216,8 +216,8 @@ class Tangents:
             return None if derivative is None else derivative * inner
         total: Tensor | None = None
         first, second = self.program.nodes[a], self.program.nodes[b]
-        assert isinstance(first, Elementwise)
-        assert isinstance(second, Elementwise)
+        assert isinstance(first, Nonlinear)
+        assert isinstance(second, Nonlinear)
         for j, f in enumerate(first.factors):
             for s, u in enumerate(f.sources):
                 for k, g in enumerate(second.factors):
@@ -225,9 +225,9 @@ class Tangents:
                         inner = self.tangent(u, v, full)
                         if inner is None:
                             continue
-                        slope = m.expectation(a, b, full, (j, s), (k, t))
+                        slope = expectation(m, a, b, full, (j, s), (k, t))
                         exact = functools.partial(_slope, a, b, (j, s), (k, t))
-                        slope = m.pinned(slope, a, b, full, exact)
+                        slope = m.with_exact_diagonal(slope, a, b, full, exact)
                         total = slope * inner if total is None else total + slope * inner
         return total
 
@@ -237,7 +237,7 @@ class Tangents:
         if derivative is None:
             return None
 
-        def exact(own: Moments) -> Tensor:
+        def exact(own: Pairs) -> Tensor:
             phi, u = own.activation(a)
             psi, v = own.activation(b)
             q = own.variance_of(u, 0)
@@ -247,7 +247,7 @@ class Tangents:
             assert c is not None
             return phi.dual_derivative(psi, q, own.variance_of(v, 0), c)
 
-        return m.pinned(derivative, a, b, full, exact)
+        return m.with_exact_diagonal(derivative, a, b, full, exact)
 
     def _through_logits(self, a: int, b: int, full: bool, value: Tensor | None) -> Tensor | None:
         """The gradient with respect to queries and keys, where the logits are random."""
@@ -267,19 +267,19 @@ class Tangents:
         if term is None:
             return value
         if value is not None:
-            whole = value if full else self.moments.image(a, b, True, self.tangent)
+            whole = value if full else self.moments.mapped(a, b, True, self.tangent)
             assert whole is not None
             term = term + whole
         if self.moments.same and not self.moments.paired:
-            term = self.moments.pinned_block(term, self._own_tangent(a, b))
+            term = self.moments.with_exact_blocks(term, self._own_tangent(a, b))
         return term if full else term.diagonal(dim1=-2, dim2=-1)
 
     def _own_tangent(self, a: int, b: int) -> Tensor | None:
         """The tangent of each left point with itself."""
         if self._own is None:
-            self._own = Tangents(self.moments.own_left, standard=self._standard)
+            self._own = Tangents(self.moments.of_points(0), standard=self._standard)
         return self._own.tangent(a, b, True)
 
 
-def _slope(a: int, b: int, da: tuple[int, int], db: tuple[int, int], own: Moments) -> Tensor:
-    return own.expectation(a, b, False, da, db)
+def _slope(a: int, b: int, da: tuple[int, int], db: tuple[int, int], single: Pairs) -> Tensor:
+    return expectation(single, a, b, False, da, db)

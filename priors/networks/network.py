@@ -25,7 +25,8 @@ from priors.limits.moments import Points, Settings
 from priors.limits.tangents import readouts
 from priors.networks.criticality import critical_initialisation, susceptibilities
 from priors.networks.functional_call import call_module
-from priors.programs.program import Elementwise, Embedding, Linear, Program
+from priors.programs.nodes import Embedding, Linear, Nonlinear
+from priors.programs.program import Program
 from priors.programs.tracer import trace
 from priors.randomness import RandomSource
 
@@ -402,7 +403,7 @@ class InfiniteNetwork(_Network):
         start = (1.0, 0.0, 0.0)
         for index, target in reversed(program.edges()):
             node = program.nodes[index]
-            assert isinstance(node, Elementwise)
+            assert isinstance(node, Nonlinear)
             phi = node.factors[0].function
             assert isinstance(phi, Activation)
             start = critical_initialisation(phi)

@@ -18,28 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from priors.programs.program import (
-    Array,
-    Attention,
-    Linear,
-    Mix,
-    Normalise,
-    Select,
-    UnsupportedOperationError,
-)
-from priors.programs.tracer import Tracer, Value
+from priors.programs.nodes import Array, Attention, Linear, Mix, Normalise, Select
+from priors.programs.registry import register_function, register_layer, unsupported
+from priors.programs.tracer import Tracer
+from priors.programs.values import Value
 
-__all__ = [
-    "Logits",
-    "Weights",
-    "encoder",
-    "encoder_layer",
-    "masked_fill",
-    "multihead_attention",
-    "product",
-    "scaled_dot_product_attention",
-    "softmax",
-]
+__all__ = ["Logits", "Weights", "product"]
+
+
+unsupported(
+    "Softmax",
+    why="over the width its denominator and units are coupled; for attention use "
+    "scaled_dot_product_attention or softmax of a product of queries and keys",
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +47,10 @@ class Logits:
         mask = None if self.mask is None else self.mask * by
         return dataclasses.replace(self, scale=self.scale * by, mask=mask)
 
-    def masked(self, where: str, mask: Any, scale: float = 1.0) -> Logits:
+    def masked(self, tracer: Tracer, mask: Any, scale: float = 1.0) -> Logits:
         """The logits plus a constant mask."""
         if not isinstance(mask, Tensor) or isinstance(mask, nn.Parameter):
-            raise UnsupportedOperationError("a mask that is no constant tensor", where)
+            raise tracer.unsupported("a mask that is no constant tensor")
         mask = scale * mask
         return dataclasses.replace(self, mask=mask if self.mask is None else self.mask + mask)
 
@@ -71,45 +62,46 @@ class Weights:
     logits: Logits
     softmax: bool
 
-    def apply(self, tracer: Tracer, where: str, value: Any) -> Value:
+    def apply(self, tracer: Tracer, value: Any) -> Value:
         """The weighted average of the values."""
         if not isinstance(value, Value) or value.finite:
-            raise UnsupportedOperationError("attention over the raw input", where)
-        return _attention(tracer, where, self, value)
+            raise tracer.unsupported("attention over the raw input")
+        return _attention(tracer, self, value)
 
 
-def product(tracer: Tracer, where: str, a: Value, b: Value) -> Any:
+def product(tracer: Tracer, a: Value, b: Value) -> Any:
     """`a @ b` of hidden values: queries times transposed keys."""
     rank = len(tracer.shape(a))
     if a.finite or b.finite or a.axis != rank - 1 or b.axis != rank - 2 or a.width != b.width:
-        raise UnsupportedOperationError(
+        raise tracer.unsupported(
             "a product of hidden values",
-            where,
             "only queries [.., n, width] times keys [.., width, m] are understood",
         )
     return Logits(a, b)
 
 
-def softmax(tracer: Tracer, where: str, input: Any, dim: int | None = None, **unused: Any) -> Any:
+@register_function("softmax")
+def softmax(tracer: Tracer, input: Any, dim: int | None = None, **unused: Any) -> Any:
     """Softmax of attention logits over the keys."""
     if not isinstance(input, Logits):
-        raise UnsupportedOperationError("softmax", where, "it is known only for attention logits")
+        raise tracer.unsupported("softmax", "it is known only for attention logits")
     if dim not in (-1, len(tracer.shape(input.query))):
-        raise UnsupportedOperationError("softmax of logits", where, "it must be over the keys")
+        raise tracer.unsupported("softmax of logits", "it must be over the keys")
     return Weights(input, True)
 
 
-def masked_fill(tracer: Tracer, where: str, input: Any, mask: Any, value: float) -> Any:
+@register_function("masked_fill")
+def masked_fill(tracer: Tracer, input: Any, mask: Any, value: float) -> Any:
     """Attention logits with constants at constant places."""
     if not isinstance(input, Logits) or value != -math.inf:
-        raise UnsupportedOperationError("masked_fill", where, "it masks attention logits by -inf")
+        raise tracer.unsupported("masked_fill", "it masks attention logits by -inf")
     filled = torch.zeros(mask.shape).masked_fill(mask, -math.inf)
-    return input.masked(where, filled)
+    return input.masked(tracer, filled)
 
 
+@register_function("scaled_dot_product_attention")
 def scaled_dot_product_attention(
     tracer: Tracer,
-    where: str,
     query: Value,
     key: Value,
     value: Value,
@@ -121,15 +113,15 @@ def scaled_dot_product_attention(
 ) -> Value:
     """softmax(scale query key^T + mask) value."""
     if dropout_p:
-        raise UnsupportedOperationError("dropout of attention weights", where, "call eval() first")
+        raise tracer.unsupported("dropout of attention weights", "call eval() first")
     if enable_gqa:
-        raise UnsupportedOperationError("enable_gqa", where)
+        raise tracer.unsupported("enable_gqa")
     if any(v.finite for v in (query, key, value)):
-        raise UnsupportedOperationError("attention over the raw input", where)
+        raise tracer.unsupported("attention over the raw input")
     size = query.width // query.num_heads
     mask = _mask(attn_mask, is_causal, tracer, query, key)
     logits = Logits(query, key, 1 / math.sqrt(size) if scale is None else scale, mask)
-    return _attention(tracer, where, Weights(logits, True), value)
+    return _attention(tracer, Weights(logits, True), value)
 
 
 def _mask(
@@ -143,18 +135,18 @@ def _mask(
     return mask
 
 
-def _attention(tracer: Tracer, where: str, weights: Weights, value: Value) -> Value:
+def _attention(tracer: Tracer, weights: Weights, value: Value) -> Value:
     logits = weights.logits
     query, key = logits.query, logits.key
     for x in (query, key, value):
-        tracer.check_batch(x, where)
+        tracer.check_batch(x)
     shapes = [tracer.positions(v) for v in (query, key, value)]
     if any(len(s) != 1 for s in shapes) or shapes[1] != shapes[2]:
-        raise UnsupportedOperationError(
-            "attention over more than one axis of positions", where, f"they are {shapes}"
+        raise tracer.unsupported(
+            "attention over more than one axis of positions", f"they are {shapes}"
         )
     if value.axis != len(tracer.shape(value)) - 1:
-        raise UnsupportedOperationError("attention whose width is not the last dimension", where)
+        raise tracer.unsupported("attention whose width is not the last dimension")
     size = query.width // query.num_heads
     # 1/d and 1/sqrt(d) are told apart by what is closer, in ratio, to the scale given
     mean_field = abs(math.log(abs(logits.scale) * size)) < abs(
@@ -169,15 +161,14 @@ def _attention(tracer: Tracer, where: str, weights: Weights, value: Value) -> Va
     tied = _matrices(tracer, query.index) & _matrices(tracer, key.index)
     if mean_field and not tied:
         warnings.warn(
-            f"The attention at {where} scales by 1/width with untied queries and keys: in the "
-            "limit all its logits are 0 and it averages uniformly. Tie the two matrices, or scale "
-            "by 1/sqrt(width).",
+            f"The attention at {tracer.where} scales by 1/width with untied queries and keys: in "
+            "the limit all its logits are 0 and it averages uniformly. Tie the two matrices, or "
+            "scale by 1/sqrt(width).",
             stacklevel=2,
         )
     if not mean_field and tied:
-        raise UnsupportedOperationError(
+        raise tracer.unsupported(
             "attention with tied queries and keys scaled by 1/sqrt(width)",
-            where,
             "its logits grow with the width; scale by 1/width",
         )
     node = Attention(
@@ -206,10 +197,10 @@ def _matrices(tracer: Tracer, index: int) -> set[str]:
     return names
 
 
+@register_layer(nn.MultiheadAttention)
 def multihead_attention(
     tracer: Tracer,
     layer: nn.MultiheadAttention,
-    where: str,
     query: Value,
     key: Value,
     value: Value,
@@ -221,53 +212,51 @@ def multihead_attention(
 ) -> tuple[Value, None]:
     """`nn.MultiheadAttention` with the batch first; its weights are not returned."""
     if not layer.batch_first:
-        raise UnsupportedOperationError(
-            "MultiheadAttention with batch_first=False", where, "the batch must come first"
+        raise tracer.unsupported(
+            "MultiheadAttention with batch_first=False", "the batch must come first"
         )
     if key_padding_mask is not None or layer.bias_k is not None or layer.add_zero_attn:
-        raise UnsupportedOperationError("key_padding_mask, add_bias_kv or add_zero_attn", where)
+        raise tracer.unsupported("key_padding_mask, add_bias_kv or add_zero_attn")
     if layer.dropout and layer.training:
-        raise UnsupportedOperationError("dropout of attention weights", where, "call eval() first")
+        raise tracer.unsupported("dropout of attention weights", "call eval() first")
     size = layer.embed_dim
     parts = []
     for part, x in enumerate((query, key, value)):
         rows = (part * size, (part + 1) * size)
         bias = layer.in_proj_bias
         if layer.in_proj_weight is not None:
-            parts.append(tracer.dense(x, layer.in_proj_weight, bias, where, rows=rows))
+            parts.append(tracer.dense(x, layer.in_proj_weight, bias, rows=rows))
         elif bias is None:
             weight = getattr(layer, f"{'qkv'[part]}_proj_weight")
-            parts.append(tracer.dense(x, weight, None, where))
+            parts.append(tracer.dense(x, weight, None))
         else:
-            raise UnsupportedOperationError("MultiheadAttention with kdim and bias", where)
+            raise tracer.unsupported("MultiheadAttention with kdim and bias")
     q, k, v = parts
     is_causal = is_causal and attn_mask is None
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = ~attn_mask  # here True means masked, in the function it means kept
     mask = _mask(attn_mask, is_causal, tracer, q, k)
     logits = Logits(q, k, 1 / math.sqrt(size), mask)
-    mixed = _attention(tracer, where, Weights(logits, True), v)
+    mixed = _attention(tracer, Weights(logits, True), v)
     out = layer.out_proj
-    return tracer.dense(mixed, out.weight, out.bias, where), None
+    return tracer.dense(mixed, out.weight, out.bias), None
 
 
+@register_layer(nn.TransformerEncoderLayer)
 def encoder_layer(
     tracer: Tracer,
     layer: nn.TransformerEncoderLayer,
-    where: str,
     src: Value,
     src_mask: Tensor | None = None,
     src_key_padding_mask: Any = None,
     is_causal: bool = False,
 ) -> Value:
     """`nn.TransformerEncoderLayer`, normalised before or after its two blocks."""
-    from priors.programs.registry import call_module
 
     def attend(x: Value) -> Value:
         out, _ = multihead_attention(
             tracer,
             layer.self_attn,
-            where,
             x,
             x,
             x,
@@ -279,22 +268,16 @@ def encoder_layer(
 
     def transform(x: Value) -> Value:
         hidden = _layer(layer.linear1, x)
-        function = layer.activation
-        if isinstance(function, nn.Module):
-            hidden = _layer(function, hidden)
-        else:
-            from priors.programs.registry import call_function
-
-            hidden = call_function(tracer, function, where, (hidden,), {})
+        hidden = tracer.call(layer.activation, hidden)
         return _layer(layer.dropout2, _layer(layer.linear2, _layer(layer.dropout, hidden)))
 
     def _layer(part: nn.Module, x: Value) -> Value:
-        result = call_module(tracer, part, where, x)
+        result = tracer.call(part, x)
         assert isinstance(result, Value)
         return result
 
     def plus(x: Value, y: Value) -> Value:
-        return tracer.combine(where, [(1.0, x), (1.0, y)])
+        return tracer.combine([(1.0, x), (1.0, y)])
 
     if layer.norm_first:
         x = plus(src, attend(_layer(layer.norm1, src)))
@@ -303,21 +286,19 @@ def encoder_layer(
     return _layer(layer.norm2, plus(x, transform(x)))
 
 
+@register_layer(nn.TransformerEncoder)
 def encoder(
     tracer: Tracer,
     layer: nn.TransformerEncoder,
-    where: str,
     src: Value,
     mask: Tensor | None = None,
     src_key_padding_mask: Any = None,
     is_causal: bool | None = None,
 ) -> Value:
     """`nn.TransformerEncoder`: its layers one after the other."""
-    from priors.programs.registry import call_module
-
     x = src
     for part in layer.layers:
-        x = encoder_layer(tracer, part, where, x, mask, src_key_padding_mask, bool(is_causal))
+        x = encoder_layer(tracer, part, x, mask, src_key_padding_mask, bool(is_causal))
     if layer.norm is not None:
-        x = call_module(tracer, layer.norm, where, x)
+        x = tracer.call(layer.norm, x)
     return x

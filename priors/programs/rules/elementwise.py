@@ -1,4 +1,4 @@
-"""The elementwise nonlinearities of torch, by module class and by function name."""
+"""The elementwise nonlinearities of torch: layers, functions, and functions of several values."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ from priors.gaussian.activations import (
     Sign,
     Sine,
 )
+from priors.programs.registry import register_function, register_layer, unsupported
+from priors.programs.tracer import Nonlinearity, Tracer
+from priors.programs.values import Value
 
-__all__ = ["ELEMENTWISE", "FUNCTIONS", "of_module"]
+unsupported("PReLU", why="its slope is learnt; use nn.LeakyReLU")
+unsupported("RReLU", why="its slope is random; use nn.LeakyReLU")
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
@@ -69,7 +73,7 @@ def _celu(alpha: float = 1.0) -> Activation:
 
 
 # By the name of the function or of the tensor's method; arguments after the input.
-FUNCTIONS: dict[str, Callable[..., Activation]] = {
+_FUNCTIONS: dict[str, Callable[..., Activation]] = {
     **dict.fromkeys(("relu", "relu_"), ABReLU),
     **dict.fromkeys(
         ("leaky_relu", "leaky_relu_"), lambda negative_slope=0.01: ABReLU(negative_slope)
@@ -108,12 +112,6 @@ FUNCTIONS: dict[str, Callable[..., Activation]] = {
     "expm1": _smooth(torch.expm1),
 }
 
-# Elementwise functions that an expression may contain besides those above.
-ELEMENTWISE = frozenset(
-    """where gt lt ge le eq ne maximum minimum max min reciprocal rsqrt sqrt log log1p rdiv
-    __rtruediv__ rsub pow addcmul lerp heaviside logaddexp""".split()
-)
-
 _MODULES: dict[type[nn.Module], Callable[[Any], Activation]] = {
     nn.ReLU: lambda m: ABReLU(),
     nn.LeakyReLU: lambda m: ABReLU(m.negative_slope),
@@ -121,24 +119,56 @@ _MODULES: dict[type[nn.Module], Callable[[Any], Activation]] = {
     nn.SELU: lambda m: ELU(_SELU_ALPHA, _SELU_SCALE),
     nn.CELU: lambda m: _celu(m.alpha),
     nn.GELU: lambda m: _gelu(m.approximate),
-    nn.Tanh: lambda m: FUNCTIONS["tanh"](),
-    nn.Sigmoid: lambda m: FUNCTIONS["sigmoid"](),
-    nn.SiLU: lambda m: FUNCTIONS["silu"](),
-    nn.Mish: lambda m: FUNCTIONS["mish"](),
+    nn.Tanh: lambda m: _FUNCTIONS["tanh"](),
+    nn.Sigmoid: lambda m: _FUNCTIONS["sigmoid"](),
+    nn.SiLU: lambda m: _FUNCTIONS["silu"](),
+    nn.Mish: lambda m: _FUNCTIONS["mish"](),
     nn.Softplus: lambda m: _softplus(m.beta, m.threshold),
-    nn.LogSigmoid: lambda m: FUNCTIONS["logsigmoid"](),
-    nn.Softsign: lambda m: FUNCTIONS["softsign"](),
-    nn.Tanhshrink: lambda m: FUNCTIONS["tanhshrink"](),
+    nn.LogSigmoid: lambda m: _FUNCTIONS["logsigmoid"](),
+    nn.Softsign: lambda m: _FUNCTIONS["softsign"](),
+    nn.Tanhshrink: lambda m: _FUNCTIONS["tanhshrink"](),
     nn.ReLU6: lambda m: _hardtanh(0.0, 6.0),
     nn.Hardtanh: lambda m: _hardtanh(m.min_val, m.max_val),
-    nn.Hardsigmoid: lambda m: FUNCTIONS["hardsigmoid"](),
-    nn.Hardswish: lambda m: FUNCTIONS["hardswish"](),
+    nn.Hardsigmoid: lambda m: _FUNCTIONS["hardsigmoid"](),
+    nn.Hardswish: lambda m: _FUNCTIONS["hardswish"](),
     nn.Hardshrink: lambda m: _hardshrink(m.lambd),
     nn.Softshrink: lambda m: _softshrink(m.lambd),
 }
 
 
-def of_module(layer: nn.Module) -> Activation | None:
-    """The activation of an elementwise layer; None if it is not known as one."""
-    builder = _MODULES.get(type(layer))
-    return None if builder is None else builder(layer)
+@register_layer(Nonlinearity)
+def _nonlinearity(tracer: Tracer, layer: Nonlinearity, x: Value) -> Value:
+    return tracer.activation(x, layer.function)
+
+
+@register_function(
+    *"""where gt lt ge le eq ne maximum minimum max min reciprocal rsqrt sqrt log log1p rdiv
+    __rtruediv__ rsub addcmul lerp heaviside logaddexp""".split()
+)
+def _of_several(tracer: Tracer, *args: Any, **kwargs: Any) -> Any:
+    """Functions that an expression may contain besides the nonlinearities of one value."""
+    if any(isinstance(a, Value) and not a.finite for a in (*args, *kwargs.values())):
+        return tracer.elementwise(tracer.function, args, kwargs)
+    return tracer.without_rule(tracer.function, args, kwargs)
+
+
+def _function_rule(build: Callable[..., Activation]) -> Callable[..., Any]:
+    def rule(tracer: Tracer, input: Any, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
+        if not isinstance(input, Value):
+            return tracer.without_rule(tracer.function, (input, *args), kwargs)
+        return tracer.activation(input, build(*args, **kwargs))
+
+    return rule
+
+
+def _layer_rule(build: Callable[[Any], Activation]) -> Callable[..., Any]:
+    def rule(tracer: Tracer, layer: nn.Module, x: Value) -> Value:
+        return tracer.activation(x, build(layer))
+
+    return rule
+
+
+for _name, _build in _FUNCTIONS.items():
+    register_function(_name)(_function_rule(_build))
+for _kind, _build in _MODULES.items():
+    register_layer(_kind)(_layer_rule(_build))

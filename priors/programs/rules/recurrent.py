@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from priors.programs.program import Join, UnsupportedOperationError
-from priors.programs.rules.elementwise import FUNCTIONS
-from priors.programs.tracer import Tracer, Value
+from priors.programs.nodes import Join
+from priors.programs.registry import register_layer
+from priors.programs.tracer import Tracer
+from priors.programs.values import Value
 
-__all__ = ["States", "cell", "network"]
+__all__ = ["States"]
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
@@ -32,38 +33,38 @@ class States(tuple):
         return self[0]
 
 
-def cell(tracer: Tracer, layer: nn.RNNCellBase, where: str, input: Value, hx: Any = None) -> Any:
+@register_layer(nn.RNNCellBase)
+def _cell(tracer: Tracer, layer: nn.RNNCellBase, input: Value, hx: Any = None) -> Any:
     """One step of a recurrent cell."""
     weights = layer.weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh
     kind = {nn.RNNCell: "RNN", nn.LSTMCell: "LSTM", nn.GRUCell: "GRU"}[type(layer)]
     nonlinearity = getattr(layer, "nonlinearity", "tanh")
-    return _step(tracer, where, kind, nonlinearity, weights, layer.hidden_size, input, hx)
+    return _step(tracer, kind, nonlinearity, weights, layer.hidden_size, input, hx)
 
 
-def network(
-    tracer: Tracer, layer: nn.RNNBase, where: str, input: Value, hx: Any = None
-) -> tuple[Value, Any]:
+@register_layer(nn.RNNBase)
+def _network(tracer: Tracer, layer: nn.RNNBase, input: Value, hx: Any = None) -> tuple[Value, Any]:
     """`nn.RNN`, `nn.LSTM` or `nn.GRU` over `[batch, time, features]`."""
     if not layer.batch_first:
-        raise UnsupportedOperationError(
-            f"{type(layer).__name__} with batch_first=False", where, "the batch must come first"
+        raise tracer.unsupported(
+            f"{type(layer).__name__} with batch_first=False", "the batch must come first"
         )
     if hx is not None:
-        raise UnsupportedOperationError("an initial state", where, "it starts at 0")
+        raise tracer.unsupported("an initial state", "it starts at 0")
     if layer.proj_size:
-        raise UnsupportedOperationError("proj_size", where)
+        raise tracer.unsupported("proj_size")
     if layer.training and layer.dropout:
-        raise UnsupportedOperationError("dropout between recurrent layers", where, "call eval()")
+        raise tracer.unsupported("dropout between recurrent layers", "call eval()")
     if len(tracer.shape(input)) != 2:
         raise ValueError(
-            f"{type(layer).__name__} at {where} expects inputs [time, features], it gets "
+            f"{type(layer).__name__} at {tracer.where} expects inputs [time, features], it gets "
             f"{tracer.shape(input)}; give input_shape."
         )
     kind = "RNN" if isinstance(layer, nn.RNN) else layer.mode
     nonlinearity = getattr(layer, "nonlinearity", "tanh")
     steps = tracer.shape(input)[0]
     assert steps is not None
-    sequence = [_at(tracer, where, input, t) for t in range(steps)]
+    sequence = [_at(tracer, input, t) for t in range(steps)]
     hidden: list[Value] = []
     memory: list[Value] = []
     for k in range(layer.num_layers):
@@ -79,7 +80,6 @@ def network(
             for t in order:
                 state = _step(
                     tracer,
-                    where,
                     kind,
                     nonlinearity,
                     weights,  # type: ignore[arg-type]
@@ -92,30 +92,29 @@ def network(
             if kind == "LSTM":
                 memory.append(state[1])
             outputs.append(passed)
-        sequence = [_both(tracer, where, [passed[t] for passed in outputs]) for t in range(steps)]
+        sequence = [_both(tracer, [passed[t] for passed in outputs]) for t in range(steps)]
     index = tracer.add(Join(tuple(v.index for v in sequence), (steps,)))
     output = Value(index, sequence[0].width, 1)
     last = States(hidden)
     return output, (last, States(memory)) if kind == "LSTM" else last
 
 
-def _at(tracer: Tracer, where: str, x: Value, t: int) -> Value:
-    result = tracer.structural(where, torch.select, (x, 1, t), {})
+def _at(tracer: Tracer, x: Value, t: int) -> Value:
+    result = tracer.structural(torch.select, (x, 1, t), {})
     assert isinstance(result, Value)
     return result
 
 
-def _both(tracer: Tracer, where: str, values: list[Value]) -> Value:
+def _both(tracer: Tracer, values: list[Value]) -> Value:
     if len(values) == 1:
         return values[0]
-    result = tracer.structural(where, torch.cat, (values, 1), {})
+    result = tracer.structural(torch.cat, (values, 1), {})
     assert isinstance(result, Value)
     return result
 
 
 def _step(
     tracer: Tracer,
-    where: str,
     kind: str,
     nonlinearity: str,
     weights: Weights,
@@ -130,41 +129,41 @@ def _step(
         """The gate's part of W_hh h + b_hh; h starts at 0."""
         rows = (gate * size, (gate + 1) * size)
         if h is not None:
-            return tracer.dense(h, weight_hh, bias_hh, where, rows=rows)
+            return tracer.dense(h, weight_hh, bias_hh, rows=rows)
         if bias_hh is None:
             return None
-        index = tracer.linear(None, weight_hh, bias_hh, where, width=weight_hh.shape[0], rows=rows)
+        index = tracer.linear(None, weight_hh, bias_hh, width=weight_hh.shape[0], rows=rows)
         return Value(index, size, 0)
 
     def inward(gate: int) -> Value:
         rows = (gate * size, (gate + 1) * size)
-        return tracer.dense(x, weight_ih, bias_ih, where, rows=rows)
+        return tracer.dense(x, weight_ih, bias_ih, rows=rows)
 
     def total(gate: int) -> Value:
         other = recurrent(gate)
         parts = [(1.0, inward(gate))] + ([] if other is None else [(1.0, other)])
-        return tracer.combine(where, parts)
+        return tracer.combine(parts)
 
     def apply(name: str, value: Value) -> Value:
-        return tracer.activation(value, FUNCTIONS[name](), where)
+        return tracer.call(getattr(torch, name), value)
 
     if kind == "RNN":
         return apply(nonlinearity, total(0))
     if kind == "LSTM":
         gate_in, gate_forget, gate_out = (apply("sigmoid", total(k)) for k in (0, 1, 3))
-        new = tracer.multiply(where, gate_in, apply("tanh", total(2)))
+        new = tracer.multiply(gate_in, apply("tanh", total(2)))
         if c is not None:
-            kept = tracer.multiply(where, gate_forget, c)
-            new = tracer.combine(where, [(1.0, kept), (1.0, new)])
-        return tracer.multiply(where, gate_out, apply("tanh", new)), new
+            kept = tracer.multiply(gate_forget, c)
+            new = tracer.combine([(1.0, kept), (1.0, new)])
+        return tracer.multiply(gate_out, apply("tanh", new)), new
     reset, update = (apply("sigmoid", total(k)) for k in (0, 1))
     candidate = inward(2)
     other = recurrent(2)
     if other is not None:
-        gated = tracer.multiply(where, reset, other)
-        candidate = tracer.combine(where, [(1.0, candidate), (1.0, gated)])
+        gated = tracer.multiply(reset, other)
+        candidate = tracer.combine([(1.0, candidate), (1.0, gated)])
     candidate = apply("tanh", candidate)
-    parts = [(1.0, candidate), (-1.0, tracer.multiply(where, update, candidate))]
+    parts = [(1.0, candidate), (-1.0, tracer.multiply(update, candidate))]
     if h is not None:
-        parts.append((1.0, tracer.multiply(where, update, h)))
-    return tracer.combine(where, parts)
+        parts.append((1.0, tracer.multiply(update, h)))
+    return tracer.combine(parts)

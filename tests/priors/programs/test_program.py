@@ -9,7 +9,7 @@ from torch import nn
 
 from priors import InfiniteNetwork, UnsupportedOperationError
 from priors.gaussian.activations import ABReLU
-from priors.programs.program import Combination, Elementwise, Function, Linear
+from priors.programs.nodes import Combination, Function, Linear, Nonlinear
 from priors.programs.tracer import trace
 
 
@@ -35,7 +35,7 @@ def test_sequential():
         nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Identity(), nn.ReLU(), nn.Linear(4, 2)),
         input_shape=(2, 3),
     )
-    assert kinds(program) == ["Input", "Function", "Features", "Linear", "Elementwise", "Linear"]
+    assert kinds(program) == ["Input", "Function", "Features", "Linear", "Nonlinear", "Linear"]
     assert program.weights == {"1": "1.weight", "4": "4.weight"}
     assert program.biases == {"1": "1.bias", "4": "4.bias"}
     assert program.num_outputs == 2
@@ -72,7 +72,7 @@ def test_arithmetic_is_collected_into_coefficients():
         return m.c(torch.tanh((2 * h - h / 2 + sum([h, h])) * -1.0 + 0.25 - 0.25))
 
     program = trace(Net(forward))
-    (activation,) = [n for n in program.nodes if isinstance(n, Elementwise)]
+    (activation,) = [n for n in program.nodes if isinstance(n, Nonlinear)]
     (combined,) = activation.factors[0].sources
     ((coefficient, source),) = program.terms(combined)
     assert coefficient == -3.5

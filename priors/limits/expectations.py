@@ -1,0 +1,367 @@
+"""Gaussian expectations of nonlinearities: of one, of a pair, and with a Gaussian node (Stein).
+
+A nonlinearity is a product of factors, each a function of jointly Gaussian vectors; factors that
+have nothing in common are independent, so an expectation is a product over groups of them. Each
+group is one Gaussian integral: closed, over two variables, or by quasi-Monte Carlo. `derivatives`
+says for which factor, (side, number), a partial derivative is meant, and in which of its sources.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from priors.gaussian.activations import Activation
+from priors.gaussian.quadrature import gaussian_expectation, gaussian_mean
+from priors.gaussian.quadrature import jumps as activation_jumps
+from priors.limits.pairs import Pairs, Pairwise
+from priors.limits.relations import independent_groups
+from priors.programs.expressions import Apply, crossings
+from priors.programs.nodes import Factor, Nonlinear
+
+__all__ = ["expectation", "mean_of", "plain", "slopes", "stein"]
+
+
+def plain(pairs: Pairs, a: int, b: int, full: bool) -> tuple[Tensor, Tensor | None]:
+    """E[phi(u) psi(v)] and, if asked for, E[phi'(u) psi'(v)] of two plain nonlinearities."""
+    (phi, u), (psi, v) = pairs.activation(a), pairs.activation(b)
+    c = pairs.moment(u, v, full)
+    if c is None:
+        left, right = pairs.mean(a, 0), pairs.mean(b, 1)
+        assert left is not None
+        assert right is not None
+        return pairs.on_left(left, a, b, full) * pairs.on_right(right, a, b, full), None
+    if pairs.of_single_points and a == b and pairs.trailing(a, b, full) == (0 if full else 1):
+        return phi.second_moment(c), phi.second_moment_derivative(c)
+    q1 = pairs.on_left(pairs.variance_of(u, 0), a, b, full)
+    q2 = pairs.on_right(pairs.variance_of(v, 1), a, b, full)
+    if not pairs.derivatives:
+        return phi.dual(psi, q1, q2, c), None
+    value, derivative = phi.duals(psi, q1, q2, c)
+    return value, derivative
+
+
+def expectation(
+    pairs: Pairs,
+    a: int,
+    b: int,
+    full: bool,
+    da: tuple[int, int] | None = None,
+    db: tuple[int, int] | None = None,
+) -> Tensor:
+    """E[f(u) g(v)] of two `Nonlinear` nodes, or of their partial derivatives.
+
+    `da` = (factor, source of the factor) takes the derivative of f there, `db` of g.
+    """
+    first, second = pairs.program.nodes[a], pairs.program.nodes[b]
+    assert isinstance(first, Nonlinear)
+    assert isinstance(second, Nonlinear)
+    items = [(0, k, f) for k, f in enumerate(first.factors)]
+    items += [(1, k, f) for k, f in enumerate(second.factors)]
+    total: Tensor | None = None
+    for group in independent_groups(pairs.program, items):
+        derivatives = {(side, k): d[1] for side, d in ((0, da), (1, db)) if d for k in (d[0],)}
+        value = _group(pairs, a, b, full, group, derivatives)
+        total = value if total is None else total * value
+    assert total is not None
+    return total
+
+
+def _group(
+    pairs: Pairs,
+    a: int,
+    b: int,
+    full: bool,
+    group: Sequence[tuple[int, int, Factor]],
+    derivatives: dict[tuple[int, int], int],
+) -> Tensor:
+    """Expectation of the product of factors that depend on each other."""
+    ends = [[(k, f) for s, k, f in group if s == side] for side in (0, 1)]
+    if not ends[1]:
+        left = _one_sided(pairs, a, 0, ends[0], derivatives)
+        return pairs.on_left(left, a, b, full)
+    if not ends[0]:
+        return pairs.on_right(_one_sided(pairs, b, 1, ends[1], derivatives), a, b, full)
+    if len(group) == 2 and all(len(f.sources) == 1 for _, _, f in group):
+        return _two_variables(pairs, a, b, full, ends, derivatives)
+    return _many_variables(pairs, a, b, full, ends, derivatives)
+
+
+def _one_sided(
+    pairs: Pairs,
+    index: int,
+    side: int,
+    factors: Sequence[tuple[int, Factor]],
+    derivatives: dict[tuple[int, int], int],
+) -> Tensor:
+    """Mean of dependent factors at each left or right point, `[..., n, (P)]`."""
+    own = pairs.of_points(side)
+    functions = [_Bound(f, derivatives.get((side, k)), own, side) for k, f in factors]
+    if len(factors) == 1 and len(factors[0][1].sources) == 1:
+        (bound,) = functions
+        q = pairs.variance_of(factors[0][1].sources[0], side)
+        phi = bound.plain
+        if phi is not None:
+            return phi.mean_derivative(q) if bound.derivative is not None else phi.mean(q)
+        return gaussian_mean(bound.of_one, q, parameters=bound.statistics, kinks=bound.kinks)
+    sources = _distinct([s for _, f in factors for s in f.sources])
+    _check_count(pairs, len(sources))
+    covariance = _matrix([[own.moment(s, t, False) for t in sources] for s in sources])
+
+    def product(values: Sequence[Tensor]) -> Tensor:
+        by = dict(zip(sources, values, strict=True))
+        return math.prod(f.of_many(by, [s[..., None] for s in f.statistics]) for f in functions)  # type: ignore[return-value]
+
+    return pairs.settings.quadrature.gaussian_expectation_multivariate(product, covariance)
+
+
+def _two_variables(
+    pairs: Pairs,
+    a: int,
+    b: int,
+    full: bool,
+    ends: Sequence[Sequence[tuple[int, Factor]]],
+    derivatives: dict[tuple[int, int], int],
+) -> Tensor:
+    ((k, f),), ((m, g),) = ends
+    u, v = f.sources[0], g.sources[0]
+    one = _Bound(f, derivatives.get((0, k)), pairs.of_points(0), 0)
+    two = _Bound(g, derivatives.get((1, m)), pairs.of_points(1), 1)
+    c = pairs.moment(u, v, full)
+    assert c is not None
+    q1 = pairs.on_left(pairs.variance_of(u, 0), a, b, full)
+    q2 = pairs.on_right(pairs.variance_of(v, 1), a, b, full)
+    if (
+        one.plain is not None
+        and two.plain is not None
+        and (one.derivative is None) == (two.derivative is None)
+    ):
+        dual = one.plain.dual if one.derivative is None else one.plain.dual_derivative
+        return dual(two.plain, q1, q2, c)
+    return gaussian_expectation(
+        one.of_one,
+        two.of_one,
+        q1,
+        q2,
+        c,
+        f_parameters=tuple(pairs.on_left(s, a, b, full) for s in one.statistics),
+        g_parameters=tuple(pairs.on_right(s, a, b, full) for s in two.statistics),
+        f_kinks=tuple(_spread_kink(k, a, b, full, pairs.on_left) for k in one.kinks),
+        g_kinks=tuple(_spread_kink(k, a, b, full, pairs.on_right) for k in two.kinks),
+    )
+
+
+def _spread_kink(
+    kink: float | Tensor, a: int, b: int, full: bool, place: Callable[..., Tensor]
+) -> float | Tensor:
+    return place(kink, a, b, full) if isinstance(kink, Tensor) else kink
+
+
+def _many_variables(
+    pairs: Pairs,
+    a: int,
+    b: int,
+    full: bool,
+    ends: Sequence[Sequence[tuple[int, Factor]]],
+    derivatives: dict[tuple[int, int], int],
+) -> Tensor:
+    same_place = pairs.of_single_points and pairs.trailing(a, b, full) == (0 if full else 1)
+    if same_place:  # u = v: one set of variables
+        both = [(k, f) for k, f in ends[0]] + [(-1 - k, f) for k, f in ends[1]]
+        joint = {(0, k): m for (s, k), m in derivatives.items() if s == 0}
+        joint |= {(0, -1 - k): m for (s, k), m in derivatives.items() if s == 1}
+        return _one_sided(pairs, a, 0, both, joint)
+    sources = [_distinct([s for _, f in end for s in f.sources]) for end in ends]
+    _check_count(pairs, len(sources[0]) + len(sources[1]))
+    own = pairs.of_points(0), pairs.of_points(1)
+    lefts, rights = (
+        [[own[side].moment(s, t, False) for t in sources[side]] for s in sources[side]]
+        for side in (0, 1)
+    )
+    cross = [[pairs.moment(s, t, full) for t in sources[1]] for s in sources[0]]
+
+    def spread(table: list[list[Tensor | None]], place: Callable[..., Tensor]) -> Any:
+        return [[None if m is None else place(m, a, b, full) for m in row] for row in table]
+
+    lefts, rights = spread(lefts, pairs.on_left), spread(rights, pairs.on_right)
+    flipped = [list(column) for column in zip(*cross, strict=True)]
+    rows = [[*x, *y] for x, y in zip(lefts, cross, strict=True)]
+    rows += [[*x, *y] for x, y in zip(flipped, rights, strict=True)]
+    functions = [
+        [_Bound(f, derivatives.get((side, k)), own[side], side) for k, f in ends[side]]
+        for side in (0, 1)
+    ]
+    statistics = [
+        [[pairs.on_left(s, a, b, full)[..., None] for s in f.statistics] for f in functions[0]],
+        [[pairs.on_right(s, a, b, full)[..., None] for s in f.statistics] for f in functions[1]],
+    ]
+
+    def product(values: Sequence[Tensor]) -> Tensor:
+        cut = len(sources[0])
+        parts = []
+        for side, own_values in ((0, values[:cut]), (1, values[cut:])):
+            by = dict(zip(sources[side], own_values, strict=True))
+            parts += [
+                f.of_many(by, s) for f, s in zip(functions[side], statistics[side], strict=True)
+            ]
+        return math.prod(parts)  # type: ignore[return-value]
+
+    return pairs.settings.quadrature.gaussian_expectation_multivariate(product, _matrix(rows))
+
+
+def _check_count(pairs: Pairs, variables: int) -> None:
+    if variables > pairs.settings.max_variables:
+        raise NotImplementedError(
+            f"An expectation over {variables} Gaussian variables is needed, more than "
+            f"max_variables={pairs.settings.max_variables}: gates multiply at every step, so "
+            "their number grows with the length of the sequence. Shorten the sequence, or "
+            "raise max_variables of InfiniteNetwork."
+        )
+
+
+def slopes(pairs: Pairs, index: int, side: int, *, jumps: bool) -> list[tuple[int, Tensor]]:
+    """E[df/du] of an `Nonlinear` node for each of its sources, at left or right points.
+
+    With `jumps` the deltas of the derivative at jumps count, as Stein's lemma asks for. The
+    gradient of a network does not see them.
+    """
+    node = pairs.program.nodes[index]
+    assert isinstance(node, Nonlinear)
+    if jumps and pairs.is_plain(index):
+        phi, source = pairs.activation(index)
+        return [(source, phi.stein(pairs.variance_of(source, side)))]
+    if jumps:
+        _check_continuous(node)
+    result = []
+    for k, factor in enumerate(node.factors):
+        for position, source in enumerate(factor.sources):
+            result.append((source, mean_of(pairs, index, side, (k, position))))
+    return result
+
+
+def stein(
+    pairs: Pairs, a: int, b: int, full: bool, of: Pairwise, *, jumps: bool = False
+) -> Tensor | None:
+    """Pairs of a nonlinearity with a Gaussian node, by the mean slope of the former."""
+    left = isinstance(pairs.program.nodes[a], Nonlinear)
+    total: Tensor | None = None
+    for source, slope in slopes(pairs, a if left else b, 0 if left else 1, jumps=jumps):
+        other = of(source, b, full) if left else of(a, source, full)
+        if other is None:
+            continue
+        place = pairs.on_left if left else pairs.on_right
+        term = place(slope, a, b, full) * other
+        total = term if total is None else total + term
+    return total
+
+
+def mean_of(pairs: Pairs, index: int, side: int, derivative: tuple[int, int] | None) -> Tensor:
+    node = pairs.program.nodes[index]
+    assert isinstance(node, Nonlinear)
+    derivatives = {} if derivative is None else {(side, derivative[0]): derivative[1]}
+    total: Tensor | None = None
+    items = [(side, k, f) for k, f in enumerate(node.factors)]
+    for group in independent_groups(pairs.program, items):
+        value = _one_sided(pairs, index, side, [(k, f) for _, k, f in group], derivatives)
+        total = value if total is None else total * value
+    assert total is not None
+    return total
+
+
+@dataclass
+class _Bound:
+    """A factor with the statistics of its side, and what is to be differentiated."""
+
+    factor: Factor
+    derivative: int | None
+    own: Pairs
+    side: int
+    statistics: tuple[Tensor, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = []
+        for kind, index in self.factor.statistics:
+            mean, scale = self.own.statistics(index, 0)
+            if kind == "mean" and mean is None:
+                mean = torch.zeros_like(scale)
+            found.append(scale if kind == "scale" else mean)
+        self.statistics = tuple(found)  # type: ignore[arg-type]
+
+    @property
+    def plain(self) -> Activation | None:
+        """The activation, if it is one."""
+        function = self.factor.function
+        return function if isinstance(function, Activation) else None
+
+    @property
+    def kinks(self) -> tuple[Any, ...]:
+        """Where the function of its only variable has kinks: numbers, or one per data point."""
+        if self.plain is not None:
+            return self.plain.kinks
+        assert isinstance(self.factor.function, Apply)
+        with torch.no_grad():
+            scale = self.own.variance_of(self.factor.sources[0], 0).double().sqrt()
+            statistics = [s.double() for s in self.statistics]
+            return tuple(crossings(self.factor.function, scale, statistics))
+
+    def of_one(self, x: Tensor, *statistics: Tensor) -> Tensor:
+        """The function of its only variable."""
+        return self.of_many({self.factor.sources[0]: x}, statistics)
+
+    def of_many(self, values: dict[int, Tensor], statistics: Sequence[Tensor]) -> Tensor:
+        """The function of its variables by source."""
+        own = [values[s] for s in self.factor.sources]
+        function = self.factor.function
+        if isinstance(function, Activation):
+            return function(own[0]) if self.derivative is None else function.derivative(own[0])
+        if self.derivative is None:
+            return function(own, statistics)
+        return function.derivative(self.derivative, own, statistics)
+
+
+def _distinct(items: Sequence[int]) -> list[int]:
+    return list(dict.fromkeys(items))
+
+
+def _matrix(rows: list[list[Tensor | None]]) -> Tensor:
+    """Moments as a covariance matrix in the last two dimensions."""
+    shape = torch.broadcast_shapes(*(m.shape for row in rows for m in row if m is not None))
+    example = next(m for row in rows for m in row if m is not None)
+    zero = example.new_zeros(()).expand(shape)
+    return torch.stack(
+        [torch.stack([zero if m is None else m.expand(shape) for m in row], -1) for row in rows],
+        -2,
+    )
+
+
+# Functions that may jump.
+_JUMPS = frozenset("gt lt ge le eq ne where sign heaviside round floor ceil".split())
+
+
+def _check_continuous(node: Nonlinear) -> None:
+    """Stein's lemma needs the derivative, which at jumps in several variables is not known."""
+
+    def names(part: Any) -> set[str]:
+        if not isinstance(part, Apply):
+            return set()
+        own = {getattr(part.function, "__name__", type(part.function).__name__).lower()}
+        return own.union(*(names(a) for a in part.arguments))
+
+    for factor in node.factors:
+        function = factor.function
+        jumps = (
+            not all(j == 0 for j in activation_jumps(function, function.kinks))
+            if isinstance(function, Activation)
+            else bool(names(function) & _JUMPS)
+        )
+        if jumps:
+            raise NotImplementedError(
+                "A product or expression with a jump meets its own inputs again, as in a skip "
+                "connection around a hard gate; the moment of the two is not known here. Use a "
+                "continuous gate."
+            )

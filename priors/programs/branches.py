@@ -1,0 +1,229 @@
+"""Sums, products and nonlinear functions of branches, reduced to functions of Gaussian vectors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from priors.gaussian.activations import ABReLU, Activation
+from priors.gaussian.activations import Elementwise as ElementwiseActivation
+from priors.gaussian.quadrature import detect_kinks
+from priors.programs.builder import NEEDS_A_LAYER, Builder
+from priors.programs.expressions import Apply, OneVariable, Statistic, Variable, substitute
+from priors.programs.layout import aligned
+from priors.programs.nodes import (
+    BatchNormalise,
+    Combination,
+    Concatenate,
+    Factor,
+    Flatten,
+    Join,
+    Nonlinear,
+    Normalise,
+)
+from priors.programs.values import Value, name_of, replaced, values_in
+
+__all__ = ["activation", "combine", "elementwise", "multiply"]
+
+
+def combine(builder: Builder, parts: Sequence[tuple[float, Value]], offset: float = 0.0) -> Value:
+    """sum_k c_k value_k + offset."""
+    values = aligned(builder, [v for _, v in parts])
+    scales = [c for c, _ in parts]
+    index = _combination(
+        builder, [(c, v.index) for c, v in zip(scales, values, strict=True)], offset
+    )
+    return builder.like(values[0], index)
+
+
+def _combination(builder: Builder, parts: Sequence[tuple[float, int]], offset: float) -> int:
+    layout = {_partition(builder, i) for _, i in parts}
+    if len(layout) == 1 and next(iter(layout)) is not None:
+        return _distribute(
+            builder,
+            [i for _, i in parts],
+            lambda indices: _combination(
+                builder, [(c, i) for (c, _), i in zip(parts, indices, strict=True)], offset
+            ),
+        )
+    coefficients: dict[int, float] = {}
+    for scale, index in parts:
+        offset += scale * builder.offset(index)
+        for coefficient, term in builder.terms(index):
+            coefficients[term] = coefficients.get(term, 0.0) + scale * coefficient
+    terms = tuple((c, i) for i, c in coefficients.items() if c != 0.0)
+    if not offset and len(terms) == 1 and terms[0][0] == 1.0:
+        return terms[0][1]
+    return builder.add(Combination(terms, offset, builder.positions(parts[0][1])))
+
+
+def activation(builder: Builder, x: Value, function: Activation) -> Value:
+    """A nonlinearity of one value."""
+    if x.finite:
+        return builder.finite_call(function, x)
+    return builder.like(x, _activation(builder, x.index, function))
+
+
+def _activation(builder: Builder, index: int, function: Activation) -> int:
+    node = builder.nodes[index]
+    if isinstance(node, Join | Concatenate | Flatten) and not builder.gaussian(index):
+        return _distribute(builder, [index], lambda i: _activation(builder, i[0], function))
+    if isinstance(node, Flatten):
+        return _distribute(builder, [index], lambda i: _activation(builder, i[0], function))
+    positions = builder.positions(index)
+    if builder.gaussian(index) or isinstance(node, BatchNormalise):
+        return builder.add(Nonlinear((Factor(function, (index,)),), positions))
+    offset = builder.offset(index)
+    if isinstance(node, Combination) and all(builder.gaussian(i) for _, i in node.terms):
+        source = _combination(builder, node.terms, 0.0)
+        factor = Factor(function.shifted(offset), (source,))
+        return builder.add(Nonlinear((factor,), positions))
+    return _expression(builder, [index], lambda parts: Apply(function, (parts[0],)))
+
+
+def elementwise(
+    builder: Builder, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+) -> Value:
+    """A torch function of several values, unit by unit, as an expression."""
+    inputs = [a for a in values_in((args, kwargs))]
+    if any(v.finite for v in inputs):
+        raise builder.unsupported(
+            f"{name_of(function)} of hidden units and the raw input", NEEDS_A_LAYER
+        )
+    values = aligned(builder, inputs)
+
+    def build(parts: Sequence[Any]) -> Apply:
+        fresh = iter(parts)
+        arguments, keywords = replaced((args, kwargs), lambda v: next(fresh), lambda: None)
+        return Apply(function, tuple(arguments), tuple(keywords.items()))
+
+    return builder.like(values[0], _expression(builder, [v.index for v in values], build))
+
+
+def multiply(builder: Builder, a: Value, b: Value) -> Value:
+    """The product of two branches, unit by unit."""
+    values = aligned(builder, [a, b])
+    return builder.like(values[0], _multiply(builder, values[0].index, values[1].index))
+
+
+def _multiply(builder: Builder, a: int, b: int) -> int:
+    if _partition(builder, a) is not None and _partition(builder, a) == _partition(builder, b):
+        return _distribute(builder, [a, b], lambda i: _multiply(builder, *i))
+    scale = 1.0
+    factors: list[tuple[Factor, ...]] = []
+    for index in (a, b):
+        terms = builder.terms(index)
+        if builder.gaussian(index):
+            factors.append((Factor(ABReLU(1.0, 1.0), (index,)),))
+        elif len(terms) == 1 and not builder.offset(index):
+            node = builder.nodes[terms[0][1]]
+            if isinstance(node, Nonlinear):
+                scale *= terms[0][0]
+                factors.append(node.factors)
+    used = [{s for f in fs for s in f.sources} for fs in factors]
+    if len(factors) == 2 and not used[0] & used[1]:
+        node = Nonlinear((*factors[0], *factors[1]), builder.positions(a))
+        return _combination(builder, [(scale, builder.add(node))], 0.0)
+    return _expression(builder, [a, b], lambda parts: Apply(torch.mul, tuple(parts)))
+
+
+def _expression(
+    builder: Builder, indices: Sequence[int], build: Callable[[Sequence[Any]], Apply]
+) -> int:
+    """An elementwise function of nodes over the Gaussian vectors underneath."""
+    if any(isinstance(builder.nodes[i], Join | Concatenate | Flatten) for i in indices):
+        partitions = {_partition(builder, i) for i in indices}
+        if len(partitions) == 1:
+            return _distribute(builder, indices, lambda i: _expression(builder, i, build))
+    sources: list[int] = []
+    statistics: list[tuple[str, int]] = []
+    done: dict[int, Any] = {}
+
+    def slot(items: list[Any], item: Any) -> int:
+        if item not in items:
+            items.append(item)
+        return items.index(item)
+
+    def expand(index: int) -> Any:
+        if index not in done:
+            done[index] = _expand(index)
+        return done[index]
+
+    def _expand(index: int) -> Any:
+        node = builder.nodes[index]
+        if builder.gaussian(index) and not isinstance(node, Combination):
+            return Variable(slot(sources, index))
+        match node:
+            case Nonlinear():
+                factors = []
+                for f in node.factors:
+                    variables = [Variable(slot(sources, s)) for s in f.sources]
+                    own = [Statistic(slot(statistics, s)) for s in f.statistics]
+                    factors.append(
+                        substitute(f.function, variables, own)
+                        if isinstance(f.function, Apply)
+                        else Apply(f.function, (variables[0],))
+                    )
+                result = factors[0]
+                for factor in factors[1:]:
+                    result = Apply(torch.mul, (result, factor))
+                return result
+            case Combination():
+                parts = [
+                    expand(i) if c == 1.0 else Apply(torch.mul, (expand(i), c))
+                    for c, i in node.terms
+                ]
+                if node.offset:
+                    parts.append(node.offset)
+                result = parts[0]
+                for part in parts[1:]:
+                    result = Apply(torch.add, (result, part))
+                return result
+            case Normalise():
+                scale = Statistic(slot(statistics, ("scale", index)))
+                inner = expand(node.source)
+                if node.centred:
+                    mean = Statistic(slot(statistics, ("mean", index)))
+                    inner = Apply(torch.sub, (inner, mean))
+                return Apply(torch.mul, (inner, scale))
+        raise builder.unsupported(
+            "a nonlinearity whose input is not Gaussian in the limit",
+            f"its input is the result of {type(node).__name__} of nonlinear units; put a "
+            "linear layer or a convolution between them",
+        )
+
+    expression = build([expand(i) for i in indices])
+    positions = builder.positions(indices[0])
+    if len(sources) == 1 and not statistics:
+        function = OneVariable(expression)
+        one = ElementwiseActivation(function, detect_kinks(function))
+        return builder.add(Nonlinear((Factor(one, (sources[0],)),), positions))
+    factor = Factor(expression, tuple(sources), tuple(statistics))
+    return builder.add(Nonlinear((factor,), positions))
+
+
+def _partition(builder: Builder, index: int) -> Any:
+    """What two nodes made of parts must share to be combined part by part."""
+    match builder.nodes[index]:
+        case Join() as node:
+            return ("join", tuple(builder.positions(i) for i in node.sources), node.positions)
+        case Concatenate() as node:
+            return ("concatenate", node.sizes)
+        case Flatten() as node:
+            return ("flatten", node.members, builder.positions(node.source))
+    return None
+
+
+def _distribute(
+    builder: Builder, indices: Sequence[int], rule: Callable[[Sequence[int]], int]
+) -> int:
+    first = builder.nodes[indices[0]]
+    parts = zip(*(builder.nodes[i].inputs for i in indices), strict=True)
+    results = tuple(rule(list(part)) for part in parts)
+    if isinstance(first, Flatten):
+        return builder.add(dataclasses.replace(first, source=results[0]))
+    assert isinstance(first, Join | Concatenate)
+    return builder.add(dataclasses.replace(first, sources=results))

@@ -1,0 +1,279 @@
+"""A program under construction: its nodes, its parameters and the layers that hold them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from priors.gaussian.activations import Activation
+from priors.programs.nodes import (
+    Combination,
+    Features,
+    Finite,
+    Function,
+    Hidden,
+    Input,
+    Linear,
+    Node,
+    Ref,
+    Window,
+    is_gaussian,
+)
+from priors.programs.registry import UnsupportedOperationError
+from priors.programs.values import BATCH, Value, frozen, name_of, replaced, values_in
+
+__all__ = ["NEEDS_A_LAYER", "Builder"]
+
+NEEDS_A_LAYER = "its width is finite; apply a Linear layer to the input first"
+
+
+class Builder:
+    """Nodes in order of computation, with the parameters that they use.
+
+    Attributes:
+        where: Place of the call being translated, for error messages.
+        input_shape: Shape of one data point; open dimensions are None.
+        weights: Parameter name of each weight by layer name.
+        biases: The same for biases.
+        constants: Parameters that stay at a fixed value.
+        fan_in: Number of inputs of a unit of each weight's layer; None while it is open.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        input_shape: Sequence[int] | None,
+        *,
+        whole_batch: bool = False,
+    ) -> None:
+        self.module = module
+        self.whole_batch = whole_batch
+        self.nodes: list[Node] = []
+        self.weights: dict[str, str] = {}
+        self.biases: dict[str, str] = {}
+        self.constants: dict[str, float] = {}
+        self.fan_in: dict[str, int | None] = {}
+        self._known: dict[Node, int] = {}
+        self._calls = 0
+        self.where = "forward"
+        # Identity of a weight is the identity of its Parameter, whatever path leads to it.
+        self.names = {
+            id(p): name
+            for name, p in reversed(list(module.named_parameters(remove_duplicate=False)))
+        }
+        if input_shape is not None and any(int(s) < 1 for s in input_shape):
+            raise ValueError(f"input_shape must have positive sizes, got {tuple(input_shape)}.")
+        self.input_shape = (None,) if input_shape is None else tuple(map(int, input_shape))
+
+    def add(self, node: Node) -> int:
+        """The index of a node; an equal one is the same."""
+        if node not in self._known:
+            self._known[node] = len(self.nodes)
+            self.nodes.append(node)
+        return self._known[node]
+
+    def positions(self, value: Value | int) -> tuple[int, ...]:
+        """Shape of the positions of a hidden value."""
+        index = value if isinstance(value, int) else value.index
+        node = self.nodes[index]
+        assert isinstance(node, Hidden)
+        return node.positions
+
+    def shape(self, value: Value) -> tuple[int | None, ...]:
+        """Shape of the value's tensor without the batch."""
+        node = self.nodes[value.index]
+        if isinstance(node, Finite):
+            return node.shape
+        if value.axis is None:
+            return self.positions(value)
+        units = dict((*value.heads, (value.axis, value.width // value.num_heads)))
+        places = iter(self.positions(value))
+        rank = len(self.positions(value)) + len(units)
+        return tuple(units[d] if d in units else next(places) for d in range(rank))
+
+    def gaussian(self, index: int) -> bool:
+        """Whether a node is Gaussian with mean 0."""
+        return is_gaussian(self.nodes, index)
+
+    def finite_call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A torch function of finite values, as a node; a tuple of nodes if it gives several."""
+        inputs = [v for v in values_in((args, kwargs)) if v.finite]
+        if any(None in self.shape(v) for v in inputs):
+            if isinstance(function, Activation) or _keeps_shape(function, args):
+                shape: Any = self.shape(inputs[0])
+                return self._function(function, args, kwargs, shape)
+            raise ValueError(
+                f"{self.where} needs the shape of one input; give input_shape, for example "
+                "InfiniteNetwork(module, input_shape=(3, 8, 8))."
+            )
+        stand_in = replaced(
+            (args, kwargs),
+            lambda v: torch.empty(BATCH, *self.shape(v), device="meta"),  # type: ignore[arg-type]
+            lambda: BATCH,
+        )
+        try:
+            result = function(*stand_in[0], **stand_in[1])
+        except Exception as error:
+            raise self.unsupported(name_of(function), str(error)) from error
+        if isinstance(result, tuple | list):
+            whole = self._function(function, args, kwargs, ())
+            parts = [
+                self._function(_item, (whole, k), {}, tuple(part.shape[1:]))
+                for k, part in enumerate(result)
+            ]
+            return tuple(parts)
+        if result.dim() < 1 or result.shape[0] != BATCH:
+            raise self.unsupported(name_of(function), "the first dimension must stay the batch")
+        return self._function(function, args, kwargs, tuple(result.shape[1:]))
+
+    def _function(
+        self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any], shape: Any
+    ) -> Value:
+        arguments, keywords = replaced((args, kwargs), lambda v: Ref(v.index), lambda: Ref(None))
+        return Value(
+            self.add(Function(function, frozen(arguments), frozen(tuple(keywords.items())), shape))
+        )
+
+    def features(self, value: Value, axis: int, fan_in: int | None) -> int:
+        """A finite value as vectors along `axis`; hidden values as they are, if that fits."""
+        self.check_batch(value)
+        if not value.finite:
+            if value.axis != axis % len(self.shape(value)) or value.heads:
+                raise self.unsupported(
+                    "a layer along a dimension that is not the width", "transpose first"
+                )
+            if fan_in is not None and fan_in != value.width:
+                raise ValueError(
+                    f"The layer at {self.where} expects {fan_in} features, it gets {value.width}."
+                )
+            return value.index
+        shape = self.shape(value)
+        if shape == (None,) and fan_in is not None:
+            self._fix_input((fan_in,))
+            shape = (fan_in,)
+        axis = axis % len(shape)
+        if fan_in is not None and shape[axis] != fan_in:
+            raise ValueError(
+                f"The layer at {self.where} expects {fan_in} features, it gets {shape[axis]}."
+            )
+        positions = shape[:axis] + shape[axis + 1 :]
+        return self.add(Features(value.index, axis, positions))  # type: ignore[arg-type]
+
+    def _fix_input(self, shape: tuple[int, ...]) -> None:
+        """Nonlinear functions keep the shape, so all finite nodes have that of the input."""
+        for index, node in enumerate(self.nodes):
+            if isinstance(node, Input | Function):
+                self.nodes[index] = dataclasses.replace(node, shape=shape)
+        self._known = {node: index for index, node in enumerate(self.nodes)}
+        self.input_shape = shape
+
+    def linear(
+        self,
+        source: int | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        width: int,
+        rows: tuple[int, int] | None = None,
+        window: Window | None = None,
+        positions: tuple[int, ...] = (),
+    ) -> int:
+        """A matrix product as a node; `rows` of the matrix, all if None."""
+        layer = self.parameter(weight, self.weights, "weight")
+        lazy = nn.parameter.is_lazy(weight)
+        self.fan_in[layer] = None if lazy else math.prod(weight.shape[1:])
+        bias_layer = None if bias is None else self.parameter(bias, self.biases, "bias")
+        suffix = "" if rows is None or rows == (0, width) else f"[{rows[0]}:{rows[1]}]"
+        return self.add(
+            Linear(
+                source,
+                layer + suffix,
+                layer,
+                None if bias_layer is None else bias_layer + suffix,
+                bias_layer,
+                self.fan_in[layer],
+                window,
+                positions,
+            )
+        )
+
+    def dense(
+        self,
+        x: Value,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        width: int | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> Value:
+        """W x + b along the last dimension; `width` is that of a lazy layer."""
+        lazy = nn.parameter.is_lazy(weight)
+        source = self.features(x, -1, None if lazy else weight.shape[1])
+        whole = weight.shape[0] if width is None else width
+        positions = self.positions(source)
+        index = self.linear(source, weight, bias, width=whole, rows=rows, positions=positions)
+        return Value(index, whole if rows is None else rows[1] - rows[0], len(positions))
+
+    def parameter(self, value: Any, names: dict[str, str], kind: str) -> str:
+        """Name of the layer that a parameter belongs to; registers it."""
+        name = self.names.get(id(value))
+        if name is None:
+            raise self.unsupported(
+                f"a {kind} that is no parameter of the module", "it must be an nn.Parameter"
+            )
+        layer = name.removesuffix(f".{kind}")
+        names[layer] = name
+        return layer
+
+    def constant(self, parameter: Tensor | None, value: float) -> None:
+        """Keep a parameter at a value: it is neither random nor trained."""
+        if parameter is not None:
+            self.parameter(parameter, {}, "parameter")
+            self.constants[self.names[id(parameter)]] = value
+
+    def next_call(self) -> int:
+        """A number that tells this call from others."""
+        self._calls += 1
+        return self._calls
+
+    def terms(self, index: int) -> tuple[tuple[float, int], ...]:
+        """A node as a linear combination of nodes that are no combinations."""
+        node = self.nodes[index]
+        return node.terms if isinstance(node, Combination) else ((1.0, index),)
+
+    def offset(self, index: int) -> float:
+        """The constant part of a node."""
+        node = self.nodes[index]
+        return node.offset if isinstance(node, Combination) else 0.0
+
+    def like(self, value: Value, index: int) -> Value:
+        """Another node with the same layout."""
+        return dataclasses.replace(value, index=index)
+
+    def check_batch(self, value: Value) -> None:
+        """Refuse a value whose batch is not its first dimension."""
+        if value.batch:
+            raise self.unsupported(
+                "a value whose first dimension is not the batch", "permute it back first"
+            )
+
+    def unsupported(self, what: str, why: str = "") -> UnsupportedOperationError:
+        """The error that refuses what is being translated."""
+        return UnsupportedOperationError(what, self.where, why)
+
+
+def _item(values: Any, index: int) -> Any:
+    return values[index]
+
+
+def _keeps_shape(function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Nonlinear functions of one value and numbers, for inputs whose width is open."""
+    return name_of(function) in _ELEMENTWISE_NAMES and sum(1 for _ in values_in(args)) >= 1
+
+
+_ELEMENTWISE_NAMES = {"add", "sub", "mul", "truediv", "div", "neg", "pow", "exp", "sin", "cos"}

@@ -1,0 +1,311 @@
+"""Which dimension of a value is the width, and where reshaping takes its positions and units.
+
+Reshaping, slicing and stacking are understood by carrying out the same torch call on a tensor of
+numbered entries (entry = position * width + unit) and reading off where each of them went.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from priors.programs.builder import NEEDS_A_LAYER, Builder
+from priors.programs.nodes import (
+    Array,
+    Attention,
+    Combination,
+    Concatenate,
+    Embedding,
+    Factor,
+    Features,
+    Flatten,
+    Join,
+    Linear,
+    Mix,
+    Nonlinear,
+    Normalise,
+    Select,
+)
+from priors.programs.values import BATCH, Value, name_of, replaced, values_in
+
+__all__ = ["aligned", "restrict", "select", "structural"]
+
+
+def aligned(builder: Builder, values: Sequence[Value]) -> list[Value]:
+    """Hidden values with equal layouts, singleton positions expanded."""
+    if any(v.finite for v in values):
+        if all(v.finite for v in values):
+            return list(values)
+        raise builder.unsupported("hidden units combined with the raw input", NEEDS_A_LAYER)
+    for value in values:
+        builder.check_batch(value)
+    first = values[0]
+    if any((v.width, v.axis, v.heads) != (first.width, first.axis, first.heads) for v in values):
+        raise builder.unsupported(
+            "hidden values whose widths are not the same dimension",
+            f"their shapes are {[builder.shape(v) for v in values]}",
+        )
+    shapes = [builder.positions(v) for v in values]
+    if len({len(s) for s in shapes}) > 1:
+        raise builder.unsupported(
+            "hidden values with different numbers of dimensions", f"they are {shapes}"
+        )
+    try:
+        common = tuple(torch.broadcast_shapes(*shapes))
+    except RuntimeError as error:
+        raise ValueError(f"Shapes at {builder.where} do not broadcast: {shapes}.") from error
+    result = []
+    for value, shape in zip(values, shapes, strict=True):
+        if shape != common:
+            picks = torch.arange(math.prod(shape)).reshape(shape).expand(common)
+            value = builder.like(value, select(builder, value.index, picks))
+        result.append(value)
+    return result
+
+
+def select(builder: Builder, index: int, picks: Tensor) -> int:
+    """Positions `picks` (numbers of flattened positions, in the new shape) of a node."""
+    node, positions = builder.nodes[index], tuple(picks.shape)
+    if positions == builder.positions(index) and bool(
+        (picks.flatten() == torch.arange(picks.numel())).all()
+    ):
+        return index
+    match node:
+        case Select():
+            return select(builder, node.source, _integers(node.picks)[picks])
+        case Nonlinear():
+            factors = tuple(
+                Factor(
+                    f.function,
+                    tuple(select(builder, s, picks) for s in f.sources),
+                    tuple((kind, select(builder, s, picks)) for kind, s in f.statistics),
+                )
+                for f in node.factors
+            )
+            if all(
+                isinstance(builder.nodes[i], Normalise) for f in factors for _, i in f.statistics
+            ):
+                return builder.add(Nonlinear(factors, positions))
+        case Combination():
+            terms = tuple((c, select(builder, i, picks)) for c, i in node.terms)
+            return builder.add(Combination(terms, node.offset, positions))
+        case Normalise() if not node.pooled:
+            source = select(builder, node.source, picks)
+            return builder.add(dataclasses.replace(node, source=source, positions=positions))
+        case Linear() if node.window is None and not _from_input(builder, node):
+            assert node.source is not None
+            source = select(builder, node.source, picks)
+            return builder.add(dataclasses.replace(node, source=source, positions=positions))
+        case Join():
+            start = 0
+            for source in node.sources:
+                size = math.prod(builder.positions(source))
+                if bool(((picks >= start) & (picks < start + size)).all()):
+                    return select(builder, source, picks - start)
+                start += size
+    return builder.add(Select(index, Array.of(picks), positions))
+
+
+def _from_input(builder: Builder, node: Linear) -> bool:
+    return node.source is None or isinstance(builder.nodes[node.source], Features)
+
+
+def structural(
+    builder: Builder, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+) -> Any:
+    """Reshaping, slicing, stacking: carried out on numbered entries and read off."""
+    values = list(values_in((args, kwargs)))
+    if all(v.finite for v in values):
+        return builder.finite_call(function, *args, **kwargs)
+    if any(v.finite for v in values):
+        raise builder.unsupported("hidden units joined with the raw input", NEEDS_A_LAYER)
+    if name_of(function) in ("cat", "concat", "concatenate"):
+        joined = _concatenate(builder, values, args, kwargs)
+        if joined is not None:
+            return joined
+    width = values[0].width
+    if any(v.width != width for v in values):
+        raise builder.unsupported(f"{name_of(function)} of vectors of different widths")
+    total = sum(math.prod(builder.positions(v)) for v in values) * width
+    start, numbered = 0, []
+    for value in values:
+        numbered.append(_numbers(builder, value, start, total))
+        start += math.prod(builder.positions(value)) * width
+    fresh = iter(numbered)
+    arguments, keywords = replaced((args, kwargs), lambda v: next(fresh), lambda: BATCH)
+    try:
+        result = function(*arguments, **keywords)
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{name_of(function)} at {builder.where} failed: {error}") from error
+    if isinstance(result, tuple | list):
+        return tuple(_read(builder, values, r, total) for r in result)
+    return _read(builder, values, result, total)
+
+
+def _numbers(builder: Builder, value: Value, start: int, total: int) -> Tensor:
+    """Entry = start + position * width + unit (+ total for the second of the batch)."""
+    positions = builder.positions(value)
+    size = math.prod(positions) * value.width
+    entries = torch.arange(start, start + size).reshape(*positions, value.width)
+    if value.axis is None:
+        entries = entries.squeeze(-1)
+    else:
+        dims = [d for d, _ in value.heads] + [value.axis]
+        pieces = [n for _, n in value.heads] + [value.width // value.num_heads]
+        entries = entries.unflatten(-1, pieces)
+        places = iter(range(len(positions)))
+        order = [
+            len(positions) + dims.index(d) if d in dims else next(places)
+            for d in range(entries.dim())
+        ]
+        entries = entries.permute(order)
+    return torch.stack([entries + b * total for b in range(BATCH)], value.batch)
+
+
+def _read(builder: Builder, values: Sequence[Value], result: Tensor, total: int) -> Value:
+    width = values[0].width
+    batch_axes = [a for a in range(result.dim()) if _varies(result // total, a)]
+    if len(batch_axes) != 1 or result.shape[batch_axes[0]] != BATCH:
+        raise builder.unsupported("an operation that mixes the batch with other dimensions")
+    (batch,) = batch_axes
+    entries = result.select(batch, 0)
+    if bool((result.select(batch, 1) - entries != total).any()):
+        raise builder.unsupported("an operation that reorders the batch")
+    place, unit = entries // width, entries % width
+    index = _joined(builder, values)
+    if width == 1:
+        return _read_single(builder, values, index, place, batch)
+    unit_axes = [a for a in range(entries.dim()) if _varies(unit, a)]
+    place_axes = [a for a in range(entries.dim()) if _varies(place, a)]
+    mixed = [a for a in unit_axes if a in place_axes]
+    if unit_axes and not mixed:
+        # the axes in the order of their strides, outermost first
+        strides = [
+            int(unit.select(a, 1).flatten()[0] - unit.select(a, 0).flatten()[0]) for a in unit_axes
+        ]
+        ordered = [a for _, a in sorted(zip(strides, unit_axes, strict=True), reverse=True)]
+        pieces = [entries.shape[a] for a in ordered]
+        rank = len(ordered)
+        table = unit.movedim(ordered, tuple(range(rank))).reshape(*pieces, -1)[..., 0]
+        first, last = int(table.flatten()[0]), int(table.flatten()[-1]) + 1
+        if torch.equal(table.flatten(), torch.arange(first, last)):
+            for a in sorted(unit_axes, reverse=True):
+                place = place.select(a, 0)
+            index = select(builder, index, place)
+            if (first, last) != (0, width):
+                index = restrict(builder, index, first, last)
+            heads = tuple(zip(ordered[:-1], pieces[:-1], strict=True))
+            return Value(index, last - first, ordered[-1], heads, batch)
+        if len(unit_axes) == 1:
+            raise builder.unsupported("units in another order")
+    if len(unit_axes) == 1 and mixed:
+        (axis,) = unit_axes
+        rows, units = place.movedim(axis, -1), unit.movedim(axis, -1)
+        members = rows[units == 0].reshape(*rows.shape[:-1], -1)
+        if members.shape[-1] * width == rows.shape[-1] and torch.equal(
+            rows.sort(-1).values, members.repeat_interleave(width, -1).sort(-1).values
+        ):
+            positions = tuple(members.shape[:-1])
+            flat = Flatten(index, Array.of(members), positions)
+            return Value(builder.add(flat), rows.shape[-1], axis, (), batch)
+    raise builder.unsupported(
+        "a reshaping that mixes width and positions",
+        f"the result is {tuple(entries.shape)}",
+    )
+
+
+def _read_single(
+    builder: Builder, values: Sequence[Value], index: int, place: Tensor, batch: int
+) -> Value:
+    """A width of one unit: its dimension is the same, or was squeezed away."""
+    axis = values[0].axis
+    if axis is not None and place.dim() > axis and place.shape[axis] == 1:
+        return Value(select(builder, index, place.select(axis, 0)), 1, axis, (), batch)
+    return Value(select(builder, index, place), 1, None, (), batch)
+
+
+def _joined(builder: Builder, values: Sequence[Value]) -> int:
+    if len(values) == 1:
+        return values[0].index
+    sources = tuple(v.index for v in values)
+    size = sum(math.prod(builder.positions(i)) for i in sources)
+    return builder.add(Join(sources, (size,)))
+
+
+def _concatenate(
+    builder: Builder, values: Sequence[Value], args: tuple[Any, ...], kwargs: Any
+) -> Value | None:
+    """Concatenation along the width; None if it is along positions."""
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    rank = len(builder.shape(values[0])) + 1
+    first = values[0]
+    if first.axis is None or dim % rank != first.axis + 1:
+        return None
+    if any((v.axis, v.heads) != (first.axis, ()) for v in values) or (
+        len({builder.positions(v) for v in values}) > 1
+    ):
+        raise builder.unsupported("a concatenation of unlike values")
+    sources: list[int] = []
+    sizes: list[int] = []
+    for value in values:
+        node = builder.nodes[value.index]
+        if isinstance(node, Concatenate):
+            sources += node.sources
+            sizes += node.sizes
+        else:
+            sources.append(value.index)
+            sizes.append(value.width)
+    node = Concatenate(tuple(sources), tuple(sizes), builder.positions(first))
+    return Value(builder.add(node), sum(sizes), first.axis)
+
+
+def restrict(builder: Builder, index: int, first: int, last: int) -> int:
+    """Units first..last-1 of a node: other rows of the matrix that made it."""
+    node = builder.nodes[index]
+    again = lambda i: restrict(builder, i, first, last)  # noqa: E731
+    match node:
+        case Linear() | Embedding():
+            suffix = f"[{first}:{last}]"
+            if node.weight != node.layer:
+                raise builder.unsupported("a slice of a slice of units")
+            changes: dict[str, Any] = {"weight": node.weight + suffix}
+            if isinstance(node, Linear) and node.bias is not None:
+                changes["bias"] = node.bias + suffix
+            return builder.add(dataclasses.replace(node, **changes))
+        case Nonlinear() if not any(f.statistics for f in node.factors):
+            factors = tuple(
+                dataclasses.replace(f, sources=tuple(again(s) for s in f.sources))
+                for f in node.factors
+            )
+            return builder.add(Nonlinear(factors, node.positions))
+        case Combination():
+            terms = tuple((c, again(i)) for c, i in node.terms)
+            return builder.add(Combination(terms, node.offset, node.positions))
+        case Normalise() | Mix() | Select():
+            return builder.add(dataclasses.replace(node, source=again(node.source)))
+        case Join():
+            return builder.add(Join(tuple(again(i) for i in node.sources), node.positions))
+        case Attention():
+            return builder.add(dataclasses.replace(node, value=again(node.value)))
+        case Concatenate():
+            start = 0
+            for source, size in zip(node.sources, node.sizes, strict=True):
+                if (start, start + size) == (first, last):
+                    return source
+                if start <= first and last <= start + size:
+                    return restrict(builder, source, first - start, last - start)
+                start += size
+    raise builder.unsupported(f"a slice of units of {type(node).__name__}")
+
+
+def _varies(tensor: Tensor, axis: int) -> bool:
+    return bool((tensor != tensor.narrow(axis, 0, 1)).any())
+
+
+def _integers(array: Array) -> Tensor:
+    return array.tensor(torch.empty(0, device="cpu")).flatten()

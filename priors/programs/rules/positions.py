@@ -1,0 +1,266 @@
+"""What acts on positions: reshaping and slicing, pooling, resizing, graph aggregation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from priors.programs.nodes import Array, Mix, Ref
+from priors.programs.registry import register_function, register_layer, unsupported
+from priors.programs.rules.attention import Logits, Weights, product
+from priors.programs.rules.linear import each
+from priors.programs.tracer import Tracer
+from priors.programs.values import Value
+
+unsupported(
+    "MaxPool",
+    why="the maximum of correlated Gaussians has no closed form here; use average pooling",
+)
+
+
+@register_function(
+    *"""view reshape flatten unflatten permute transpose movedim moveaxis swapaxes swapdims squeeze
+    unsqueeze getitem select narrow index_select chunk split unbind flip roll expand repeat tile
+    repeat_interleave stack cat concat concatenate hstack vstack""".split()
+)
+def _structural(tracer: Tracer, *args: Any, **kwargs: Any) -> Any:
+    return tracer.structural(tracer.function, args, kwargs)
+
+
+@register_layer(nn.Flatten)
+def _flatten_layer(tracer: Tracer, layer: nn.Flatten, x: Value) -> Any:
+    if x.finite and tracer.shape(x) == (None,):
+        return x
+    return tracer.structural(torch.flatten, (x, layer.start_dim, layer.end_dim), {})
+
+
+@register_layer(nn.Unflatten)
+def _unflatten_layer(tracer: Tracer, layer: Any, x: Value) -> Any:
+    return tracer.structural(torch.unflatten, (x, layer.dim, layer.unflattened_size), {})
+
+
+def _pool_layer(dims: int) -> Callable[..., Value]:
+    def rule(tracer: Tracer, layer: Any, x: Value) -> Value:
+        rest = (getattr(layer, "divisor_override", None),)
+        return _pool(dims)(
+            tracer,
+            x,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.ceil_mode,
+            layer.count_include_pad,
+            *rest,
+        )
+
+    return rule
+
+
+def _adaptive_pool_layer(dims: int) -> Callable[..., Value]:
+    def rule(tracer: Tracer, layer: Any, x: Value) -> Value:
+        return _adaptive_pool(dims)(tracer, x, layer.output_size)
+
+    return rule
+
+
+@register_layer(nn.Upsample)
+def _upsample_layer(tracer: Tracer, layer: Any, x: Value) -> Value:
+    return _interpolate(tracer, x, layer.size, layer.scale_factor, layer.mode, layer.align_corners)
+
+
+def _pool(dims: int) -> Callable[..., Value]:
+    def rule(
+        tracer: Tracer,
+        input: Value,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Value:
+        size = each(kernel_size, dims)
+        strides = size if stride is None or stride == () else each(stride, dims)
+        pads = each(padding, dims)
+        if ceil_mode:
+            raise tracer.unsupported("ceil_mode")
+
+        def matrix(axis: int, n: int) -> Tensor:
+            # one row of the identity per position: pooling it is the pooling matrix
+            rows = F.avg_pool1d(
+                torch.eye(n, dtype=torch.float64)[:, None],
+                size[axis],
+                strides[axis],
+                pads[axis],
+                False,
+                count_include_pad,
+            )[:, 0].T
+            return rows * (size[axis] if divisor_override else 1)
+
+        scale = 1.0 / divisor_override if divisor_override else 1.0
+        return _spatial(tracer, input, dims, matrix, scale)
+
+    return rule
+
+
+def _adaptive_pool(dims: int) -> Callable[..., Value]:
+    def rule(tracer: Tracer, input: Value, output_size: Any) -> Value:
+        sizes = (output_size,) * dims if not isinstance(output_size, tuple | list) else output_size
+
+        def matrix(axis: int, n: int) -> Tensor:
+            target = n if sizes[axis] is None else int(sizes[axis])
+            return F.adaptive_avg_pool1d(torch.eye(n, dtype=torch.float64)[:, None], target)[:, 0].T
+
+        return _spatial(tracer, input, dims, matrix)
+
+    return rule
+
+
+@register_function("interpolate")
+def _interpolate(
+    tracer: Tracer,
+    input: Value,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+) -> Value:
+    dims = len(tracer.shape(input)) - 1
+    line = {"bilinear": "linear", "trilinear": "linear"}.get(mode, mode)
+    if line not in ("nearest", "nearest-exact", "linear", "area"):
+        raise tracer.unsupported(f"interpolation mode {mode!r}")
+
+    def matrix(axis: int, n: int) -> Tensor:
+        def pick(v: Any) -> Any:
+            return v if v is None or not isinstance(v, tuple | list) else v[axis]
+
+        eye = torch.eye(n, dtype=torch.float64)[:, None]
+        return F.interpolate(
+            eye, pick(size), pick(scale_factor), mode=line, align_corners=align_corners
+        )[:, 0].T
+
+    return _spatial(tracer, input, dims, matrix)
+
+
+def _spatial(
+    tracer: Tracer,
+    x: Value,
+    dims: int,
+    matrix: Callable[[int, int], Tensor],
+    scale: float = 1.0,
+) -> Value:
+    """A linear map along each of the last `dims` dimensions, as images have them."""
+    if x.finite:
+        raise tracer.unsupported("pooling of the raw input", "pool beforehand")
+    if x.axis != 0 or x.heads or len(tracer.positions(x)) != dims:
+        raise tracer.unsupported(f"a {dims}-d pooling of a value of shape {tracer.shape(x)}")
+    matrices = [matrix(axis, n) for axis, n in enumerate(tracer.positions(x))]
+    return _mixed(tracer, x, [matrices[0] * scale, *matrices[1:]])
+
+
+def _mixed(tracer: Tracer, x: Value, matrices: list[Tensor | None]) -> Value:
+    positions = tuple(
+        n if m is None else m.shape[0] for m, n in zip(matrices, tracer.positions(x), strict=True)
+    )
+    arrays = tuple(None if m is None else Array.of(m) for m in matrices)
+    return tracer.like(x, tracer.add(Mix(x.index, arrays, None, positions)))
+
+
+def _reduce(mean: bool) -> Callable[..., Value]:
+    def rule(tracer: Tracer, input: Value, dim: Any = None, keepdim: bool = False) -> Value:
+        function = torch.mean if mean else torch.sum
+        if input.finite:
+            return tracer.finite_call(function, input, dim, keepdim)
+        rank = len(tracer.shape(input)) + 1
+        dims = {d % rank - 1 for d in ((dim,) if isinstance(dim, int) else dim or range(rank))}
+        if -1 in dims or input.axis in dims or input.heads:
+            raise tracer.unsupported(
+                "a mean or sum over the batch or the width",
+                "over positions it is pooling; over units a linear layer does it",
+            )
+        axes = [d - (input.axis is not None and d > input.axis) for d in dims]
+        matrices: list[Tensor | None] = [None] * len(tracer.positions(input))
+        for axis in axes:
+            n = tracer.positions(input)[axis]
+            matrices[axis] = torch.full((1, n), 1.0 / n if mean else 1.0, dtype=torch.float64)
+        pooled = _mixed(tracer, input, matrices)
+        if keepdim:
+            return pooled
+        picked = tracer.positions(pooled)
+        kept = [s for axis, s in enumerate(picked) if axis not in axes]
+        index = tracer.select(pooled.index, torch.arange(math.prod(picked)).reshape(kept))
+        axis_left = None
+        if input.axis is not None:
+            axis_left = input.axis - sum(d < input.axis for d in dims)
+        return Value(index, input.width, axis_left)
+
+    return rule
+
+
+@register_function("matmul", "bmm", "mm")
+def _matmul(tracer: Tracer, a: Any, b: Any) -> Any:
+    if isinstance(a, Logits):  # attention without softmax
+        a = Weights(a, softmax=False)
+    if isinstance(a, Weights):
+        return a.apply(tracer, b)
+    if isinstance(a, Value) and isinstance(b, Value):
+        if a.finite and b.finite:
+            return tracer.finite_call(torch.matmul, a, b)
+        return product(tracer, a, b)
+    left = isinstance(b, Value)
+    value, constant = (b, a) if left else (a, b)
+    if isinstance(constant, nn.Parameter):
+        if not left and constant.dim() == 2:
+            raise tracer.unsupported(
+                "matmul with a parameter", "use nn.Linear or nn.functional.linear"
+            )
+        raise tracer.unsupported("a learnt map of positions")
+    if not isinstance(constant, Tensor) or constant.dim() != 2:
+        raise tracer.unsupported("matmul", "one side must be a constant matrix")
+    if value.finite:
+        args = (constant, value) if left else (value, constant)
+        return tracer.finite_call(torch.matmul, *args)
+    rank = len(tracer.shape(value))
+    dim = rank - 2 if left else rank - 1
+    if dim < 0 or dim == value.axis or value.heads:
+        raise tracer.unsupported("a constant matrix applied to the width", "it acts on positions")
+    matrices: list[Tensor | None] = [None] * len(tracer.positions(value))
+    axis = dim - (value.axis is not None and dim > value.axis)
+    matrices[axis] = constant if left else constant.T
+    return _mixed(tracer, value, matrices)
+
+
+@register_function("size")
+def _size(tracer: Tracer, input: Value, dim: int | None = None) -> Any:
+    sizes = (Ref(None), *tracer.shape(input))
+    if None in sizes:
+        raise ValueError(
+            f"The shape of the input is not known at {tracer.where}; give input_shape."
+        )
+    return sizes if dim is None else sizes[dim]
+
+
+@register_function("getattr")
+def _getattr(tracer: Tracer, value: Value, name: str) -> Any:
+    match name:
+        case "shape":
+            return _size(tracer, value)
+        case "mT" | "T":
+            return tracer.structural(torch.transpose, (value, -2, -1), {})
+        case "device" | "dtype":
+            return None
+    raise tracer.unsupported(f"attribute {name}")
+
+
+for _d in (1, 2, 3):
+    register_layer(getattr(nn, f"AvgPool{_d}d"))(_pool_layer(_d))
+    register_layer(getattr(nn, f"AdaptiveAvgPool{_d}d"))(_adaptive_pool_layer(_d))
+    register_function(f"avg_pool{_d}d")(_pool(_d))
+    register_function(f"adaptive_avg_pool{_d}d")(_adaptive_pool(_d))
+register_function("mean")(_reduce(True))
+register_function("sum")(_reduce(False))
