@@ -14,12 +14,9 @@ resume).
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -28,41 +25,9 @@ from nas.report import write_report
 from nas.search import StorageError, open_storage, search
 from nas.spaces import CellSpace, MLPSpace, Space
 from nas.trials import ERROR, superseded
+from priors.objects import load_object
 
-__all__ = ["load_object", "main"]
-
-
-def load_object(reference: str) -> Any:
-    """What `package.module:name` or `path/to/file.py:name` refers to.
-
-    Raises:
-        ValueError: the reference has another form, or there is no such module, file or name.
-    """
-    module_name, _, name = reference.rpartition(":")
-    if not module_name or not name:
-        raise ValueError(
-            f"{reference!r} must have the form package.module:name or path/to/file.py:name."
-        )
-    path = None
-    if module_name.endswith(".py"):
-        path = Path(module_name).resolve()
-        if not path.is_file():
-            raise ValueError(f"There is no file {module_name}.")
-        # As `python file.py` does, so that its neighbours and worker processes can import it.
-        if str(path.parent) not in sys.path:
-            sys.path.insert(0, str(path.parent))
-        module_name = path.stem
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"Cannot import {module_name!r}: {error}.") from error
-    if path is not None and Path(str(module.__file__)).resolve() != path:
-        raise ValueError(
-            f"{path} has the name of another module, {module.__file__}; rename the file."
-        )
-    if not hasattr(module, name):
-        raise ValueError(f"{module_name!r} has no {name!r}.")
-    return getattr(module, name)
+__all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

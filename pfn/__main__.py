@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib
 import json
 import os
 import sys
@@ -26,6 +25,7 @@ from pfn.prior_fitted_network import load
 from pfn.rates import PROBED, probe
 from pfn.training import TrainingConfig, train
 from priors.files import read_safetensors
+from priors.objects import load_object
 from priors.tasks.task import TaskPrior
 
 
@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pfn", description="Prior-data fitted networks")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("train", help="train a network")
-    command.add_argument("prior", help=f"one of {', '.join(RECIPES)}; or module:prior")
+    command.add_argument(
+        "prior", help=f"one of {', '.join(RECIPES)}; or module:prior, file.py:prior"
+    )
     limit = command.add_mutually_exclusive_group()
     limit.add_argument("--hours", type=float, help="time for training; 2 if not given")
     limit.add_argument("--minutes", type=float, help="time for training")
@@ -61,7 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--seed", type=int)
     command = commands.add_parser("certify", help="measure the gap to the posterior")
     command.add_argument("network", help="shipped name or file")
-    command.add_argument("--prior", help="recipe or module:prior; default the network's own recipe")
+    command.add_argument(
+        "--prior", help="recipe, module:prior or file.py:prior; default the network's own recipe"
+    )
     command.add_argument("--out", type=Path, help="write the network with its certificate here")
     command.add_argument("--tasks", type=int, help="number of tasks")
     command.add_argument("--context", type=int, nargs="+", help="numbers of context rows")
@@ -91,13 +95,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _recipe(name: str, *, gpu: bool = False) -> Recipe:
     if name in RECIPES:
         return RECIPES[name](gpu=gpu)
-    module, _, attribute = name.partition(":")
     try:
-        prior = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        prior = load_object(name)
+    except ValueError as error:
         raise ValueError(
-            f"{name!r} is neither one of {', '.join(RECIPES)} nor the module:prior of a task "
-            f"prior: {error}."
+            f"{name!r} is neither one of {', '.join(RECIPES)} nor a task prior of yours, "
+            f"module:prior or path/to/file.py:prior. {error}"
         ) from error
     if not isinstance(prior, TaskPrior):
         raise ValueError(f"{name} is a {type(prior).__name__}, not a task prior.")
@@ -127,7 +130,8 @@ def _train(options: argparse.Namespace) -> None:
     if gpu and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device; leave the option out.")
     recipe = _recipe(options.prior, gpu=gpu)
-    out = options.out or Path("runs") / f"{options.prior.replace(':', '_')}.safetensors"
+    name = Path(options.prior).name.replace(".py:", "_").replace(":", "_")
+    out = options.out or Path("runs") / f"{name}.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out if options.state is None else options.state / out.name
     beside.parent.mkdir(parents=True, exist_ok=True)

@@ -65,6 +65,14 @@ def test_a_prior_of_ones_own(folder, capsys):
     assert "FunctionTaskPrior" in capsys.readouterr().out
 
 
+def test_a_prior_in_a_file(folder, capsys):
+    words = ["--config", "tiny.json", "--no-certificate"]
+    assert run("train", folder / "ownprior.py:prior", *words) == 0
+    assert (folder / "runs" / "ownprior_prior.safetensors").exists()
+    assert run("train", "missing.py:prior", *words) == 1
+    assert "no file missing.py" in capsys.readouterr().err
+
+
 def test_minutes_without_a_certificate_and_resumed_with_the_probed_batch(
     folder, monkeypatch, capsys
 ):
