@@ -225,7 +225,7 @@ def _check_count(pairs: Pairs, variables: int) -> None:
 
 
 def slopes(pairs: Pairs, index: int, side: int, *, jumps: bool) -> list[tuple[int, Tensor]]:
-    """E[df/du] of an `Nonlinear` node for each of its sources, at left or right points.
+    """E[df/du] of a `Nonlinear` node for each of its sources, at left or right points.
 
     With `jumps` the deltas of the derivative at jumps count, as Stein's lemma asks for. The
     gradient of a network does not see them.
@@ -261,6 +261,7 @@ def stein(
 
 
 def mean_of(pairs: Pairs, index: int, side: int, derivative: tuple[int, int] | None) -> Tensor:
+    """Mean of a `Nonlinear` node at each left or right point, or of a derivative."""
     node = pairs.program.nodes[index]
     assert isinstance(node, Nonlinear)
     derivatives = {} if derivative is None else {(side, derivative[0]): derivative[1]}

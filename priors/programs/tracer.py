@@ -43,7 +43,7 @@ class Nonlinearity(nn.Module):
     """An elementwise nonlinearity as a layer: any function, or an `Activation`.
 
     Args:
-        function: Nonlinear on tensors; its Gaussian expectations are found by quadrature.
+        function: Elementwise on tensors; its Gaussian expectations are found by quadrature.
         kinks: Where the function is not smooth; None looks for them.
     """
 
@@ -83,13 +83,7 @@ def trace(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}.")
-    try:
-        graph = _Leaves().trace(module)
-    except (fx.proxy.TraceError, TypeError) as error:
-        raise ValueError(
-            f"torch.fx cannot trace the forward of {type(module).__name__}: {error}. It must not "
-            "branch or loop on tensor values or on the batch size."
-        ) from error
+    graph = _graph_of(module)
     with torch.device("cpu"):  # constants are kept there, whatever the default device is
         return Tracer(module, input_shape, whole_batch=whole_batch).run(graph)
 
@@ -104,6 +98,16 @@ class _Leaves(fx.Tracer):
         return steps_of_their_own(type(m)) or super().is_leaf_module(m, module_qualified_name)
 
 
+def _graph_of(module: nn.Module) -> fx.Graph:
+    try:
+        return _Leaves().trace(module)
+    except (fx.proxy.TraceError, TypeError) as error:
+        raise ValueError(
+            f"torch.fx cannot trace the forward of {type(module).__name__}: {error}. It must not "
+            "branch or loop on tensor values or on the batch size."
+        ) from error
+
+
 class Tracer(Builder):
     """Follows an fx graph and asks the rules, which call the public methods.
 
@@ -111,7 +115,7 @@ class Tracer(Builder):
         function: The function being translated, for rules that hold for several.
     """
 
-    function: Callable[..., Any] = operator.pos
+    function: Callable[..., Any] = operator.pos  # until there is one
 
     def run(self, graph: fx.Graph) -> Program:
         """The program of a graph."""
@@ -171,9 +175,8 @@ class Tracer(Builder):
 
     def _call_layer(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = type(layer).__name__
-        tracer = _Leaves()
-        if not tracer.is_leaf_module(layer, ""):
-            return self._follow(tracer.trace(layer), layer, args, kwargs)
+        if not _Leaves().is_leaf_module(layer, ""):
+            return self._follow(_graph_of(layer), layer, args, kwargs)
         rule = layer_rule(type(layer))
         if rule is not None:
             return self._apply(rule, name, layer, *args, **kwargs)

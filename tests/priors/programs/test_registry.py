@@ -46,6 +46,11 @@ def bump(x, y):
     return x * torch.tanh(y) if bool((x == x).all()) else y
 
 
+@torch.fx.wrap
+def wrapped(x):
+    return torch.tanh(x) if bool((x == x).all()) else x
+
+
 def network(middle, width=8):
     return nn.Sequential(nn.Linear(3, width), middle, nn.Linear(width, 1))
 
@@ -116,6 +121,17 @@ def test_a_function_of_ones_own():
         return tracer.multiply(x, tracer.call(torch.tanh, y))
 
     same_kernels(network(BumpGate()), network(PlainGate()))
+
+
+def test_a_function_that_fx_does_not_enter_needs_a_rule():
+    class Wrapped(nn.Module):
+        def forward(self, x):
+            return wrapped(x)
+
+    with pytest.raises(UnsupportedOperationError, match="operation wrapped.*register_function"):
+        trace(network(Wrapped()))
+    register_function(wrapped)(lambda tracer, x: tracer.call(torch.tanh, x))
+    same_kernels(network(Wrapped()), network(nn.Tanh()))
 
 
 def test_a_function_of_torch_by_name():
