@@ -31,7 +31,7 @@ from bayes.description import describe_module, describe_transform, differing_par
 from bayes.inference import Draws, InferenceMethod, MeanField
 from bayes.outcome import ElementwiseOutcome
 from priors.files import read_safetensors, write_safetensors_atomically
-from priors.networks.network import NetworkPrior
+from priors.networks.finite import NetworkPrior
 from priors.posteriors.mixture import EmpiricalPosterior, GaussianMixturePosterior
 from priors.posteriors.posterior import (
     PredictivePosterior,

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from priors.kernels.random_features import RandomFeatureKernel, random_features
     from priors.kernels.universal_features import UniversalFeatures
     from priors.networks.batch import batch_kernel
+    from priors.networks.finite import NetworkPrior
+    from priors.networks.infinite import InfiniteNetwork
     from priors.networks.infinite_depth import InfiniteDepthClassifier, classify_activation
-    from priors.networks.network import InfiniteNetwork, NetworkPrior
     from priors.posteriors.acquisition import (
         ExpectedImprovement,
         GaussianApproximation,
@@ -130,8 +131,15 @@ _HOMES = {
         "plot_generalisation_curve",
         "predicted_risk",
     ),
-    "diagnostics.plots": ("plot_prior", "prior_summary"),
-    "functions": ("FunctionPrior", "GaussianProcessPrior", "ScaleMixturePrior"),
+    "diagnostics.plots": (
+        "plot_prior",
+        "prior_summary",
+    ),
+    "functions": (
+        "FunctionPrior",
+        "GaussianProcessPrior",
+        "ScaleMixturePrior",
+    ),
     "gaussian.activations": ("Activation",),
     "gaussian.quasi_monte_carlo": ("QuasiMonteCarlo",),
     "kernels.empirical": (
@@ -140,12 +148,22 @@ _HOMES = {
         "linearize",
         "monte_carlo_kernels",
     ),
-    "kernels.network": ("NNGPKernel", "NTKKernel"),
-    "kernels.random_features": ("RandomFeatureKernel", "random_features"),
+    "kernels.network": (
+        "NNGPKernel",
+        "NTKKernel",
+    ),
+    "kernels.random_features": (
+        "RandomFeatureKernel",
+        "random_features",
+    ),
     "kernels.universal_features": ("UniversalFeatures",),
     "networks.batch": ("batch_kernel",),
-    "networks.infinite_depth": ("InfiniteDepthClassifier", "classify_activation"),
-    "networks.network": ("InfiniteNetwork", "NetworkPrior"),
+    "networks.finite": ("NetworkPrior",),
+    "networks.infinite": ("InfiniteNetwork",),
+    "networks.infinite_depth": (
+        "InfiniteDepthClassifier",
+        "classify_activation",
+    ),
     "posteriors.acquisition": (
         "ExpectedImprovement",
         "GaussianApproximation",
@@ -155,7 +173,10 @@ _HOMES = {
         "UpperConfidenceBound",
     ),
     "posteriors.linear_pool": ("MixturePosterior",),
-    "posteriors.mixture": ("EmpiricalPosterior", "GaussianMixturePosterior"),
+    "posteriors.mixture": (
+        "EmpiricalPosterior",
+        "GaussianMixturePosterior",
+    ),
     "posteriors.posterior": (
         "GaussianPosterior",
         "PredictivePosterior",
@@ -166,17 +187,37 @@ _HOMES = {
     "programs.program": ("UnsupportedOperationError",),
     "programs.tracer": ("Nonlinearity",),
     "tasks.annealing": ("AnnealedSampler",),
-    "tasks.base": ("LatentTaskPrior", "TaskSize"),
+    "tasks.base": (
+        "LatentTaskPrior",
+        "TaskSize",
+    ),
     "tasks.gaussian_processes": ("RandomKernelTaskPrior",),
-    "tasks.mixture": ("ClassificationTaskPrior", "MixtureTaskPrior"),
+    "tasks.mixture": (
+        "ClassificationTaskPrior",
+        "MixtureTaskPrior",
+    ),
     "tasks.networks": ("NetworkTaskPrior",),
-    "tasks.observation": ("RandomInputs", "RandomNoise"),
+    "tasks.observation": (
+        "RandomInputs",
+        "RandomNoise",
+    ),
     "tasks.optimisation": ("OptimizationTaskPrior",),
     "tasks.plots": ("plot_tasks",),
     "tasks.tables": ("Tabular",),
-    "tasks.tabular_functions": ("CausalTaskPrior", "LinearTaskPrior", "TreeTaskPrior"),
-    "tasks.task": ("FunctionTaskPrior", "Task", "TaskPrior"),
-    "tasks.training_curves": ("LearningCurveTaskPrior", "log_time"),
+    "tasks.tabular_functions": (
+        "CausalTaskPrior",
+        "LinearTaskPrior",
+        "TreeTaskPrior",
+    ),
+    "tasks.task": (
+        "FunctionTaskPrior",
+        "Task",
+        "TaskPrior",
+    ),
+    "tasks.training_curves": (
+        "LearningCurveTaskPrior",
+        "log_time",
+    ),
 }
 _MODULES = {name: f"priors.{module}" for module, names in _HOMES.items() for name in names}
 

@@ -33,8 +33,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from priors.networks.finite import NetworkPrior
 from priors.networks.functional_call import call_module
-from priors.networks.network import NetworkPrior
 
 __all__ = [
     "EmpiricalNTKKernel",

@@ -12,7 +12,7 @@ from torch.distributions.transforms import ExpTransform
 
 from bayes.bayesian_network import BayesianNetwork
 from bayes.inference import NUTS, MeanField
-from priors.networks.network import NetworkPrior
+from priors.networks.finite import NetworkPrior
 from priors.posteriors.mixture import EmpiricalPosterior
 from priors.posteriors.posterior import TransformedPosterior
 from priors.testing import ModelContract
