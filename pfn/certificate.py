@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 
 from pfn.inference import BarPosterior, CategoricalPosterior
 from pfn.network import PFN, Encoding
-from priors.posteriors.posterior import TransformedPosterior
+from priors.posteriors.transformed import TransformedPosterior
 from priors.tasks.task import Task, TaskPrior, describe
 
 __all__ = [

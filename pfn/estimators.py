@@ -42,7 +42,8 @@ from pfn.inference import BarPosterior
 from pfn.network import PFN, Encoding, load
 from pfn.tables import Columns, imputation, imputed, is_missing, read_columns
 from priors.posteriors.linear_pool import MixturePosterior
-from priors.posteriors.posterior import PredictivePosterior, TransformedPosterior
+from priors.posteriors.protocol import PredictivePosterior
+from priors.posteriors.transformed import TransformedPosterior
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin

@@ -31,12 +31,8 @@ from torch.utils.checkpoint import checkpoint
 
 from pfn.distribution import BarDistribution
 from pfn.network import PFN, Encoding
-from priors.posteriors.posterior import (
-    PredictivePosterior,
-    TransformedPosterior,
-    apply_posterior_transform,
-    leading,
-)
+from priors.posteriors.protocol import PredictivePosterior, leading
+from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
 from priors.posteriors.transforms import (
     check_range,
     make_input_transform,

@@ -38,14 +38,13 @@ if TYPE_CHECKING:
         ProbabilityOfImprovement,
         UpperConfidenceBound,
     )
+    from priors.posteriors.draws import EmpiricalPosterior
+    from priors.posteriors.gaussian import GaussianPosterior
+    from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
     from priors.posteriors.linear_pool import MixturePosterior
-    from priors.posteriors.mixture import EmpiricalPosterior, GaussianMixturePosterior
-    from priors.posteriors.posterior import (
-        GaussianPosterior,
-        PredictivePosterior,
-        TransformedPosterior,
-        score,
-    )
+    from priors.posteriors.protocol import PredictivePosterior
+    from priors.posteriors.scores import score
+    from priors.posteriors.transformed import TransformedPosterior
     from priors.posteriors.transforms import TailCompression
     from priors.programs.program import UnsupportedOperationError
     from priors.programs.tracer import Nonlinearity
@@ -172,17 +171,13 @@ _HOMES = {
         "ProbabilityOfImprovement",
         "UpperConfidenceBound",
     ),
+    "posteriors.draws": ("EmpiricalPosterior",),
+    "posteriors.gaussian": ("GaussianPosterior",),
+    "posteriors.gaussian_mixture": ("GaussianMixturePosterior",),
     "posteriors.linear_pool": ("MixturePosterior",),
-    "posteriors.mixture": (
-        "EmpiricalPosterior",
-        "GaussianMixturePosterior",
-    ),
-    "posteriors.posterior": (
-        "GaussianPosterior",
-        "PredictivePosterior",
-        "TransformedPosterior",
-        "score",
-    ),
+    "posteriors.protocol": ("PredictivePosterior",),
+    "posteriors.scores": ("score",),
+    "posteriors.transformed": ("TransformedPosterior",),
     "posteriors.transforms": ("TailCompression",),
     "programs.program": ("UnsupportedOperationError",),
     "programs.tracer": ("Nonlinearity",),

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from priors.posteriors.mixture import GaussianMixturePosterior
+from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.randomness import RandomSource
 from priors.tasks.base import (
     check_complete_regression,

@@ -17,7 +17,7 @@ from gpytorch.distributions import MultivariateNormal
 from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
 
-from priors.posteriors.posterior import GaussianPosterior
+from priors.posteriors.gaussian import GaussianPosterior
 from priors.randomness import RandomSource
 from priors.tasks.observation import RandomInputs, RandomNoise
 from priors.tasks.task import Task

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from priors.posteriors.posterior import GaussianPosterior, PredictivePosterior
+from priors.posteriors.gaussian import GaussianPosterior
+from priors.posteriors.protocol import PredictivePosterior
 from priors.randomness import RandomSource
 from priors.tasks.annealing import AnnealedSampler, gaussian_average
 from priors.tasks.base import LatentTaskPrior, gaussian_oracle, relevance, scaled_variance

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from priors.posteriors.posterior import GaussianPosterior, PredictivePosterior
+from priors.posteriors.gaussian import GaussianPosterior
+from priors.posteriors.protocol import PredictivePosterior
 from priors.randomness import RandomSource
 from priors.tasks.annealing import AnnealedSampler, gaussian_average
 from priors.tasks.base import gaussian_oracle

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from priors.posteriors.posterior import GaussianPosterior
+from priors.posteriors.gaussian import GaussianPosterior
 from priors.randomness import RandomSource
 from priors.tasks.base import LatentTaskPrior, gaussian_oracle, relevance
 from priors.tasks.grouping import groups
