@@ -50,16 +50,21 @@ if TYPE_CHECKING:
     from priors.programs.tracer import Nonlinearity
     from priors.tasks.annealing import AnnealedSampler
     from priors.tasks.base import LatentTaskPrior, TaskSize
+    from priors.tasks.causal import CausalTaskPrior
+    from priors.tasks.classification import ClassificationTaskPrior
+    from priors.tasks.function_tasks import FunctionTaskPrior
     from priors.tasks.gaussian_processes import RandomKernelTaskPrior
-    from priors.tasks.mixture import ClassificationTaskPrior, MixtureTaskPrior
+    from priors.tasks.inputs import RandomInputs
+    from priors.tasks.linear import LinearTaskPrior
+    from priors.tasks.mixture import MixtureTaskPrior
     from priors.tasks.networks import NetworkTaskPrior
-    from priors.tasks.observation import RandomInputs, RandomNoise
+    from priors.tasks.noise import RandomNoise
     from priors.tasks.optimisation import OptimizationTaskPrior
     from priors.tasks.plots import plot_tasks
     from priors.tasks.tables import Tabular
-    from priors.tasks.tabular_functions import CausalTaskPrior, LinearTaskPrior, TreeTaskPrior
-    from priors.tasks.task import FunctionTaskPrior, Task, TaskPrior
+    from priors.tasks.task import Task, TaskPrior
     from priors.tasks.training_curves import LearningCurveTaskPrior, log_time
+    from priors.tasks.trees import TreeTaskPrior
 
 __all__ = [
     "Activation",
@@ -186,26 +191,19 @@ _HOMES = {
         "LatentTaskPrior",
         "TaskSize",
     ),
+    "tasks.causal": ("CausalTaskPrior",),
+    "tasks.classification": ("ClassificationTaskPrior",),
+    "tasks.function_tasks": ("FunctionTaskPrior",),
     "tasks.gaussian_processes": ("RandomKernelTaskPrior",),
-    "tasks.mixture": (
-        "ClassificationTaskPrior",
-        "MixtureTaskPrior",
-    ),
+    "tasks.inputs": ("RandomInputs",),
+    "tasks.linear": ("LinearTaskPrior",),
+    "tasks.mixture": ("MixtureTaskPrior",),
     "tasks.networks": ("NetworkTaskPrior",),
-    "tasks.observation": (
-        "RandomInputs",
-        "RandomNoise",
-    ),
+    "tasks.noise": ("RandomNoise",),
     "tasks.optimisation": ("OptimizationTaskPrior",),
     "tasks.plots": ("plot_tasks",),
     "tasks.tables": ("Tabular",),
-    "tasks.tabular_functions": (
-        "CausalTaskPrior",
-        "LinearTaskPrior",
-        "TreeTaskPrior",
-    ),
     "tasks.task": (
-        "FunctionTaskPrior",
         "Task",
         "TaskPrior",
     ),
@@ -213,6 +211,7 @@ _HOMES = {
         "LearningCurveTaskPrior",
         "log_time",
     ),
+    "tasks.trees": ("TreeTaskPrior",),
 }
 _MODULES = {name: f"priors.{module}" for module, names in _HOMES.items() for name in names}
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.randomness import RandomSource
-from priors.tasks.base import (
+from priors.tasks.oracles import (
     check_complete_regression,
     gaussian_log_evidence,
     gaussian_predictions,
