@@ -13,16 +13,13 @@ if TYPE_CHECKING:
         plot_generalisation_curve,
         predicted_risk,
     )
+    from priors.diagnostics.monte_carlo import monte_carlo_kernels
     from priors.diagnostics.plots import plot_prior, prior_summary
     from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
     from priors.gaussian.activations import Activation
     from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo
-    from priors.kernels.empirical import (
-        EmpiricalNTKKernel,
-        empirical_ntk,
-        linearize,
-        monte_carlo_kernels,
-    )
+    from priors.kernels.empirical import EmpiricalNTKKernel, empirical_ntk
+    from priors.kernels.linearisation import linearize
     from priors.kernels.network import NNGPKernel, NTKKernel
     from priors.kernels.random_features import RandomFeatureKernel, random_features
     from priors.kernels.universal_features import UniversalFeatures
@@ -135,6 +132,7 @@ _HOMES = {
         "plot_generalisation_curve",
         "predicted_risk",
     ),
+    "diagnostics.monte_carlo": ("monte_carlo_kernels",),
     "diagnostics.plots": (
         "plot_prior",
         "prior_summary",
@@ -149,9 +147,8 @@ _HOMES = {
     "kernels.empirical": (
         "EmpiricalNTKKernel",
         "empirical_ntk",
-        "linearize",
-        "monte_carlo_kernels",
     ),
+    "kernels.linearisation": ("linearize",),
     "kernels.network": (
         "NNGPKernel",
         "NTKKernel",

@@ -40,7 +40,7 @@ from priors import (
     score,
 )
 from priors.functions import draw
-from priors.kernels.empirical import LinearizedModule
+from priors.kernels.linearisation import LinearizedModule
 from priors.kernels.random_features import feature_error
 from priors.networks.criticality import susceptibilities
 from priors.posteriors.draws import EmpiricalPosterior
