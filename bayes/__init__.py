@@ -14,7 +14,8 @@ from bayes.gaussian_process import GaussianProcess
 from bayes.inference import NUTS, MeanField
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
-from priors.posteriors.mixture import EmpiricalPosterior, GaussianMixturePosterior
+from priors.posteriors.draws import EmpiricalPosterior
+from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 
 __all__ = [
     "NUTS",

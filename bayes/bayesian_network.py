@@ -31,13 +31,11 @@ from bayes.description import describe_module, describe_transform, differing_par
 from bayes.inference import Draws, InferenceMethod, MeanField
 from bayes.outcome import ElementwiseOutcome
 from priors.files import read_safetensors, write_safetensors_atomically
-from priors.networks.network import NetworkPrior
-from priors.posteriors.mixture import EmpiricalPosterior, GaussianMixturePosterior
-from priors.posteriors.posterior import (
-    PredictivePosterior,
-    TransformedPosterior,
-    apply_posterior_transform,
-)
+from priors.networks.finite import NetworkPrior
+from priors.posteriors.draws import EmpiricalPosterior
+from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
+from priors.posteriors.protocol import PredictivePosterior
+from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
 from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 
 __all__ = ["BayesianNetwork"]

@@ -21,7 +21,9 @@ from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from priors.posteriors.posterior import PredictivePosterior, as_predictive, score
+from priors.posteriors.gaussian import as_predictive
+from priors.posteriors.protocol import PredictivePosterior
+from priors.posteriors.scores import score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

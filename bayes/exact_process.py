@@ -40,11 +40,8 @@ from bayes.checks import check_query, check_training_data, chosen_outputs
 from bayes.description import describe_module, describe_transform, differing_parts, same_values
 from bayes.outcome import ElementwiseOutcome
 from priors.files import read_safetensors, write_safetensors_atomically
-from priors.posteriors.posterior import (
-    PredictivePosterior,
-    TransformedPosterior,
-    apply_posterior_transform,
-)
+from priors.posteriors.protocol import PredictivePosterior
+from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
 from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 from priors.random_state import seeded
 

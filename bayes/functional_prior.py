@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from priors.functions import GaussianProcessPrior
-from priors.networks.network import InfiniteNetwork, NetworkPrior
+from priors.networks.finite import NetworkPrior
+from priors.networks.infinite import InfiniteNetwork
 from priors.programs.program import Linear, Program
 
 __all__ = ["MatchQuality", "match_functional_prior", "match_quality"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from gpytorch.distributions import MultivariateNormal
 
 from bayes.exact_process import ExactProcess, JointMarginalLogLikelihood
-from priors.posteriors.posterior import GaussianPosterior
+from priors.posteriors.gaussian import GaussianPosterior
 
 __all__ = ["GaussianProcess"]
 

@@ -16,7 +16,8 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from scipy.special import gammainccinv, gammaincinv, ndtr, stdtr, stdtrit
 from torch import Tensor
 
-from priors.posteriors.posterior import GaussianPosterior, PredictivePosterior, leading
+from priors.posteriors.gaussian import GaussianPosterior
+from priors.posteriors.protocol import PredictivePosterior, leading
 
 __all__ = [
     "StudentTPosterior",

@@ -45,7 +45,7 @@ from nas.trials import (
     superseded,
 )
 from priors.posteriors.acquisition import LogExpectedImprovement
-from priors.posteriors.posterior import PredictivePosterior
+from priors.posteriors.protocol import PredictivePosterior
 from priors.random_state import seeded
 
 __all__ = ["Acquisition", "BayesianSampler"]

@@ -28,11 +28,8 @@ from pfn.network import Network
 from pfn.observations import Observations
 from pfn.posteriors import CategoricalPosterior
 from pfn.transforms import Transforms
-from priors.posteriors.posterior import (
-    PredictivePosterior,
-    TransformedPosterior,
-    apply_posterior_transform,
-)
+from priors.posteriors.protocol import PredictivePosterior
+from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
 
 __all__ = ["PFNModel"]
 

@@ -15,7 +15,8 @@ from torch.distributions.transforms import AffineTransform
 
 from pfn.distribution import BarDistribution
 from pfn.network import Encoding, Network
-from priors.posteriors.posterior import PredictivePosterior, TransformedPosterior, leading
+from priors.posteriors.protocol import PredictivePosterior, leading
+from priors.posteriors.transformed import TransformedPosterior
 
 __all__ = ["BarPosterior", "CategoricalPosterior", "predictive", "probabilities"]
 

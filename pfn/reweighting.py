@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pfn.model import PFNModel
-from priors.posteriors.mixture import EmpiricalPosterior
+from priors.posteriors.draws import EmpiricalPosterior
 
 __all__ = ["ReweightedPosterior", "reweight"]
 

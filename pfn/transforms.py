@@ -11,7 +11,8 @@ from botorch.models.transforms.input import InputTransform
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform, Transform
 
-from priors.posteriors.posterior import PredictivePosterior, TransformedPosterior
+from priors.posteriors.protocol import PredictivePosterior
+from priors.posteriors.transformed import TransformedPosterior
 from priors.posteriors.transforms import (
     DEFAULT,
     check_range,

@@ -13,22 +13,20 @@ if TYPE_CHECKING:
         plot_generalisation_curve,
         predicted_risk,
     )
+    from priors.diagnostics.monte_carlo import monte_carlo_kernels
     from priors.diagnostics.plots import plot_prior, prior_summary
     from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
     from priors.gaussian.activations import Activation
     from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo
-    from priors.kernels.empirical import (
-        EmpiricalNTKKernel,
-        empirical_ntk,
-        linearize,
-        monte_carlo_kernels,
-    )
+    from priors.kernels.empirical import EmpiricalNTKKernel, empirical_ntk
+    from priors.kernels.linearisation import linearize
     from priors.kernels.network import NNGPKernel, NTKKernel
     from priors.kernels.random_features import RandomFeatureKernel, random_features
     from priors.kernels.universal_features import UniversalFeatures
     from priors.networks.batch import batch_kernel
+    from priors.networks.finite import NetworkPrior
+    from priors.networks.infinite import InfiniteNetwork
     from priors.networks.infinite_depth import InfiniteDepthClassifier, classify_activation
-    from priors.networks.network import InfiniteNetwork, NetworkPrior
     from priors.posteriors.acquisition import (
         ExpectedImprovement,
         GaussianApproximation,
@@ -37,14 +35,13 @@ if TYPE_CHECKING:
         ProbabilityOfImprovement,
         UpperConfidenceBound,
     )
+    from priors.posteriors.draws import EmpiricalPosterior
+    from priors.posteriors.gaussian import GaussianPosterior
+    from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
     from priors.posteriors.linear_pool import MixturePosterior
-    from priors.posteriors.mixture import EmpiricalPosterior, GaussianMixturePosterior
-    from priors.posteriors.posterior import (
-        GaussianPosterior,
-        PredictivePosterior,
-        TransformedPosterior,
-        score,
-    )
+    from priors.posteriors.protocol import PredictivePosterior
+    from priors.posteriors.scores import score
+    from priors.posteriors.transformed import TransformedPosterior
     from priors.posteriors.transforms import TailCompression
     from priors.programs.registry import (
         UnsupportedOperationError,
@@ -54,16 +51,21 @@ if TYPE_CHECKING:
     from priors.programs.tracer import Nonlinearity
     from priors.tasks.annealing import AnnealedSampler
     from priors.tasks.base import LatentTaskPrior, TaskSize
+    from priors.tasks.causal import CausalTaskPrior
+    from priors.tasks.classification import ClassificationTaskPrior
+    from priors.tasks.function_tasks import FunctionTaskPrior
     from priors.tasks.gaussian_processes import RandomKernelTaskPrior
-    from priors.tasks.mixture import ClassificationTaskPrior, MixtureTaskPrior
+    from priors.tasks.inputs import RandomInputs
+    from priors.tasks.linear import LinearTaskPrior
+    from priors.tasks.mixture import MixtureTaskPrior
     from priors.tasks.networks import NetworkTaskPrior
-    from priors.tasks.observation import RandomInputs, RandomNoise
+    from priors.tasks.noise import RandomNoise
     from priors.tasks.optimisation import OptimizationTaskPrior
     from priors.tasks.plots import plot_tasks
     from priors.tasks.tables import Tabular
-    from priors.tasks.tabular_functions import CausalTaskPrior, LinearTaskPrior, TreeTaskPrior
-    from priors.tasks.task import FunctionTaskPrior, Task, TaskPrior
+    from priors.tasks.task import Task, TaskPrior
     from priors.tasks.training_curves import LearningCurveTaskPrior, log_time
+    from priors.tasks.trees import TreeTaskPrior
 
 __all__ = [
     "Activation",
@@ -136,22 +138,39 @@ _HOMES = {
         "plot_generalisation_curve",
         "predicted_risk",
     ),
-    "diagnostics.plots": ("plot_prior", "prior_summary"),
-    "functions": ("FunctionPrior", "GaussianProcessPrior", "ScaleMixturePrior"),
+    "diagnostics.monte_carlo": ("monte_carlo_kernels",),
+    "diagnostics.plots": (
+        "plot_prior",
+        "prior_summary",
+    ),
+    "functions": (
+        "FunctionPrior",
+        "GaussianProcessPrior",
+        "ScaleMixturePrior",
+    ),
     "gaussian.activations": ("Activation",),
     "gaussian.quasi_monte_carlo": ("QuasiMonteCarlo",),
     "kernels.empirical": (
         "EmpiricalNTKKernel",
         "empirical_ntk",
-        "linearize",
-        "monte_carlo_kernels",
     ),
-    "kernels.network": ("NNGPKernel", "NTKKernel"),
-    "kernels.random_features": ("RandomFeatureKernel", "random_features"),
+    "kernels.linearisation": ("linearize",),
+    "kernels.network": (
+        "NNGPKernel",
+        "NTKKernel",
+    ),
+    "kernels.random_features": (
+        "RandomFeatureKernel",
+        "random_features",
+    ),
     "kernels.universal_features": ("UniversalFeatures",),
     "networks.batch": ("batch_kernel",),
-    "networks.infinite_depth": ("InfiniteDepthClassifier", "classify_activation"),
-    "networks.network": ("InfiniteNetwork", "NetworkPrior"),
+    "networks.finite": ("NetworkPrior",),
+    "networks.infinite": ("InfiniteNetwork",),
+    "networks.infinite_depth": (
+        "InfiniteDepthClassifier",
+        "classify_activation",
+    ),
     "posteriors.acquisition": (
         "ExpectedImprovement",
         "GaussianApproximation",
@@ -160,14 +179,13 @@ _HOMES = {
         "ProbabilityOfImprovement",
         "UpperConfidenceBound",
     ),
+    "posteriors.draws": ("EmpiricalPosterior",),
+    "posteriors.gaussian": ("GaussianPosterior",),
+    "posteriors.gaussian_mixture": ("GaussianMixturePosterior",),
     "posteriors.linear_pool": ("MixturePosterior",),
-    "posteriors.mixture": ("EmpiricalPosterior", "GaussianMixturePosterior"),
-    "posteriors.posterior": (
-        "GaussianPosterior",
-        "PredictivePosterior",
-        "TransformedPosterior",
-        "score",
-    ),
+    "posteriors.protocol": ("PredictivePosterior",),
+    "posteriors.scores": ("score",),
+    "posteriors.transformed": ("TransformedPosterior",),
     "posteriors.transforms": ("TailCompression",),
     "programs.registry": (
         "UnsupportedOperationError",
@@ -176,17 +194,31 @@ _HOMES = {
     ),
     "programs.tracer": ("Nonlinearity",),
     "tasks.annealing": ("AnnealedSampler",),
-    "tasks.base": ("LatentTaskPrior", "TaskSize"),
+    "tasks.base": (
+        "LatentTaskPrior",
+        "TaskSize",
+    ),
+    "tasks.causal": ("CausalTaskPrior",),
+    "tasks.classification": ("ClassificationTaskPrior",),
+    "tasks.function_tasks": ("FunctionTaskPrior",),
     "tasks.gaussian_processes": ("RandomKernelTaskPrior",),
-    "tasks.mixture": ("ClassificationTaskPrior", "MixtureTaskPrior"),
+    "tasks.inputs": ("RandomInputs",),
+    "tasks.linear": ("LinearTaskPrior",),
+    "tasks.mixture": ("MixtureTaskPrior",),
     "tasks.networks": ("NetworkTaskPrior",),
-    "tasks.observation": ("RandomInputs", "RandomNoise"),
+    "tasks.noise": ("RandomNoise",),
     "tasks.optimisation": ("OptimizationTaskPrior",),
     "tasks.plots": ("plot_tasks",),
     "tasks.tables": ("Tabular",),
-    "tasks.tabular_functions": ("CausalTaskPrior", "LinearTaskPrior", "TreeTaskPrior"),
-    "tasks.task": ("FunctionTaskPrior", "Task", "TaskPrior"),
-    "tasks.training_curves": ("LearningCurveTaskPrior", "log_time"),
+    "tasks.task": (
+        "Task",
+        "TaskPrior",
+    ),
+    "tasks.training_curves": (
+        "LearningCurveTaskPrior",
+        "log_time",
+    ),
+    "tasks.trees": ("TreeTaskPrior",),
 }
 _MODULES = {name: f"priors.{module}" for module, names in _HOMES.items() for name in names}
 

@@ -49,7 +49,7 @@ from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, cross_
 import pfn
 from benchmarks.pfn.datasets import Split
 from benchmarks.pfn.scores import Prediction, class_scores, density_scores
-from priors.posteriors.posterior import as_predictive
+from priors.posteriors.gaussian import as_predictive
 
 __all__ = [
     "CLASSIFIERS",

@@ -19,7 +19,8 @@ from pfn.estimators.tables import refuse_missing
 from pfn.posteriors import BarPosterior
 from pfn.prior_fitted_network import PFN
 from priors.posteriors.linear_pool import MixturePosterior
-from priors.posteriors.posterior import PredictivePosterior, TransformedPosterior
+from priors.posteriors.protocol import PredictivePosterior
+from priors.posteriors.transformed import TransformedPosterior
 
 __all__ = ["PFNRegressor"]
 

@@ -39,7 +39,8 @@ from torch import Tensor, nn
 
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
 from priors.kernels.network import NNGPKernel, NTKKernel
-from priors.networks.network import InfiniteNetwork, NetworkPrior
+from priors.networks.finite import NetworkPrior
+from priors.networks.infinite import InfiniteNetwork
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,9 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor, nn
 
-from priors.networks.network import InfiniteNetwork, NetworkPrior, VarianceSpec
+from priors.networks.finite import NetworkPrior
+from priors.networks.infinite import InfiniteNetwork
+from priors.networks.variances import VarianceSpec
 
 __all__ = ["NNGPKernel", "NTKKernel"]
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from priors.gaussian.activations import ABReLU, Activation
-from priors.networks.network import InfiniteNetwork
+from priors.networks.infinite import InfiniteNetwork
 from priors.programs.nodes import Features, Linear, Nonlinear
 from priors.randomness import RandomSource
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo
 from priors.limits.batch import BatchMoments
 from priors.limits.moments import Points, Settings
-from priors.networks.network import LayerVariances, VarianceSpec
+from priors.networks.variances import LayerVariances, VarianceSpec
 from priors.programs.tracer import trace
 
 __all__ = ["batch_kernel"]

@@ -26,12 +26,9 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
 
-from priors.posteriors.posterior import (
-    GaussianPosterior,
-    PredictivePosterior,
-    apply_posterior_transform,
-    as_predictive,
-)
+from priors.posteriors.gaussian import GaussianPosterior, as_predictive
+from priors.posteriors.protocol import PredictivePosterior
+from priors.posteriors.transformed import apply_posterior_transform
 
 __all__ = [
     "ExpectedImprovement",

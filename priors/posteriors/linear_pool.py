@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from priors.posteriors.posterior import PredictivePosterior, leading
+from priors.posteriors.protocol import PredictivePosterior, leading
 
 __all__ = ["MixturePosterior"]
 

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from priors.posteriors.mixture import GaussianMixturePosterior
+from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.randomness import RandomSource
-from priors.tasks.base import (
+from priors.tasks.oracles import (
     check_complete_regression,
     gaussian_log_evidence,
     gaussian_predictions,

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from priors.posteriors.posterior import GaussianPosterior, PredictivePosterior
+from priors.posteriors.gaussian import GaussianPosterior
+from priors.posteriors.protocol import PredictivePosterior
 from priors.randomness import RandomSource
 from priors.tasks.annealing import AnnealedSampler, gaussian_average
-from priors.tasks.base import LatentTaskPrior, gaussian_oracle, relevance, scaled_variance
+from priors.tasks.base import LatentTaskPrior, relevance, scaled_variance
 from priors.tasks.grouping import groups, members
 from priors.tasks.networks import draw_networks, network_covariance
+from priors.tasks.oracles import gaussian_oracle
 from priors.tasks.task import Task
 from priors.tasks.validation import check_at_least, check_probabilities
 

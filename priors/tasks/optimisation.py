@@ -31,11 +31,12 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from priors.posteriors.posterior import GaussianPosterior, PredictivePosterior
+from priors.posteriors.gaussian import GaussianPosterior
+from priors.posteriors.protocol import PredictivePosterior
 from priors.randomness import RandomSource
 from priors.tasks.annealing import AnnealedSampler, gaussian_average
-from priors.tasks.base import gaussian_oracle
 from priors.tasks.grouping import groups
+from priors.tasks.oracles import gaussian_oracle
 from priors.tasks.task import Task
 from priors.tasks.validation import check_at_least, check_probabilities
 

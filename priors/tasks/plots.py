@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from priors.functions import GaussianProcessPrior, ScaleMixturePrior
-from priors.networks.network import NetworkPrior
+from priors.networks.finite import NetworkPrior
 from priors.tasks.task import Task, TaskPrior, describe
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from priors.randomness import RandomSource
-from priors.tasks.observation import RandomInputs
+from priors.tasks.inputs import RandomInputs
 from priors.tasks.task import Task, TaskPrior, describe
 
 __all__ = ["Tabular"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from priors.posteriors.posterior import PredictivePosterior
+from priors.posteriors.protocol import PredictivePosterior
 from priors.testing.dtypes import both_dtypes
 
 __all__ = ["PosteriorContract"]

@@ -12,9 +12,9 @@ from torch.distributions.transforms import ExpTransform
 
 from bayes.bayesian_network import BayesianNetwork
 from bayes.inference import NUTS, MeanField
-from priors.networks.network import NetworkPrior
-from priors.posteriors.mixture import EmpiricalPosterior
-from priors.posteriors.posterior import TransformedPosterior
+from priors.networks.finite import NetworkPrior
+from priors.posteriors.draws import EmpiricalPosterior
+from priors.posteriors.transformed import TransformedPosterior
 from priors.testing import ModelContract
 
 FAST = MeanField(num_steps=40, num_draws=20, progress=False)

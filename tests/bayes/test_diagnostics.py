@@ -11,7 +11,8 @@ from gpytorch.kernels import RBFKernel
 from bayes.diagnostics import calibration, compare, plot_posterior, plot_predictions
 from bayes.gaussian_process import GaussianProcess
 from bayes.scale_mixture import StudentTProcess
-from priors.posteriors.posterior import GaussianPosterior, as_predictive, score
+from priors.posteriors.gaussian import GaussianPosterior, as_predictive
+from priors.posteriors.scores import score
 
 matplotlib.use("Agg")
 

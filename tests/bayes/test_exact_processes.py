@@ -14,7 +14,8 @@ from bayes.gaussian_process import GaussianProcess
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
 from priors.kernels.network import NNGPKernel
-from priors.posteriors.posterior import GaussianPosterior, TransformedPosterior
+from priors.posteriors.gaussian import GaussianPosterior
+from priors.posteriors.transformed import TransformedPosterior
 from priors.testing import ModelContract
 
 PROCESSES = [GaussianProcess, StudentTProcess]

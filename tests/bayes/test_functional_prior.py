@@ -6,7 +6,7 @@ from gpytorch.means import ConstantMean
 from bayes.functional_prior import match_functional_prior, match_quality
 from priors.functions import GaussianProcessPrior
 from priors.kernels.network import NNGPKernel
-from priors.networks.network import NetworkPrior
+from priors.networks.finite import NetworkPrior
 
 
 def shallow(activation, width=20, inputs=3):

@@ -98,7 +98,7 @@ def test_expected_excess_far_in_the_tail():
 
 
 def test_expected_improvement_approaches_the_gaussian_one():
-    from priors.posteriors.posterior import gaussian_log_expected_improvement
+    from priors.posteriors.gaussian import gaussian_log_expected_improvement
 
     u = torch.linspace(-30, 5, 71, dtype=torch.float64)
     limit = gaussian_log_expected_improvement(u, torch.ones_like(u), torch.zeros_like(u))

@@ -18,7 +18,7 @@ from nas.proposal import Candidate, Encoder, maximise
 from nas.spaces import CellSpace, MLPSpace, Space
 from nas.surrogate import gaussian_process
 from nas.testing import SamplerContract, SyntheticObjective
-from priors.posteriors.posterior import GaussianPosterior
+from priors.posteriors.gaussian import GaussianPosterior
 
 OBJECTIVE = SyntheticObjective()
 

@@ -20,7 +20,8 @@ from pfn import ArchitectureConfig, Certificate, TrainingConfig, certify, load, 
 from pfn.checkpoints.recipes import RECIPES
 from pfn.distribution import binning_error
 from priors import GaussianPosterior, GaussianProcessPrior, MixtureTaskPrior
-from priors.tasks.task import FunctionTaskPrior, Task, describe
+from priors.tasks.function_tasks import FunctionTaskPrior
+from priors.tasks.task import Task, describe
 
 TINY = ArchitectureConfig(
     max_features=2, embedding=16, layers=2, heads=2, hidden=16, thinking_rows=2, bars=24

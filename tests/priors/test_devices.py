@@ -40,10 +40,11 @@ from priors import (
     score,
 )
 from priors.functions import draw
-from priors.kernels.empirical import LinearizedModule
+from priors.kernels.linearisation import LinearizedModule
 from priors.kernels.random_features import feature_error
 from priors.networks.criticality import susceptibilities
-from priors.posteriors.mixture import EmpiricalPosterior, GaussianMixturePosterior
+from priors.posteriors.draws import EmpiricalPosterior
+from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 from priors.random_state import seeded
 

@@ -13,7 +13,8 @@ from torch.distributions import InverseGamma
 from priors.diagnostics.plots import lempel_ziv_complexity, plot_prior, prior_summary
 from priors.functions import GaussianProcessPrior, ScaleMixturePrior
 from priors.kernels.network import NNGPKernel
-from priors.networks.network import InfiniteNetwork, NetworkPrior
+from priors.networks.finite import NetworkPrior
+from priors.networks.infinite import InfiniteNetwork
 
 
 def seeded(seed=0):

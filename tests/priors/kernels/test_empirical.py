@@ -15,14 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from priors import InfiniteNetwork, NetworkPrior
-from priors.kernels.empirical import (
-    EmpiricalNTKKernel,
-    LinearizedModule,
-    empirical_ntk,
-    linearize,
-    monte_carlo_kernels,
-    ntk_vector_product,
-)
+from priors.diagnostics.monte_carlo import monte_carlo_kernels
+from priors.kernels.empirical import EmpiricalNTKKernel, empirical_ntk, ntk_vector_product
+from priors.kernels.linearisation import LinearizedModule, linearize
 from priors.testing import KernelContract
 
 METHODS = ["jacobian_contraction", "ntk_vector_products"]
@@ -206,16 +201,16 @@ def test_blocks_give_the_same_within_the_memory(method, output, diag):
 
 
 def test_jacobians_of_both_sides_share_the_memory(monkeypatch):
-    from priors.kernels import empirical
+    from priors.kernels import tangent
 
-    held, original = [], empirical._Tangent.jacobians
+    held, original = [], tangent.Tangent.jacobians
 
     def spy(self, x):
         blocks = original(self, x)
         held.append(sum(b.numel() * b.element_size() for b in blocks.values()))
         return blocks
 
-    monkeypatch.setattr(empirical._Tangent, "jacobians", spy)
+    monkeypatch.setattr(tangent.Tangent, "jacobians", spy)
     network, parameters, x1, x2 = setting("conv")
     for other in (None, x2):
         held.clear()
@@ -227,17 +222,17 @@ def test_jacobians_of_both_sides_share_the_memory(monkeypatch):
 
 
 def test_auto_takes_the_cheaper_method(monkeypatch):
-    from priors.kernels import empirical
+    from priors.kernels import tangent
 
     taken = []
     for name in ("_contracted", "_by_columns"):
-        original = getattr(empirical._Tangent, name)
+        original = getattr(tangent.Tangent, name)
 
         def spy(self, *args, name=name, original=original):
             taken.append(name)
             return original(self, *args)
 
-        monkeypatch.setattr(empirical._Tangent, name, spy)
+        monkeypatch.setattr(tangent.Tangent, name, spy)
 
     def run(network, x, **arguments):
         parameters = {k: p.detach() for k, p in network.named_parameters()}

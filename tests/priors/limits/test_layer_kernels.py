@@ -11,7 +11,7 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import nn
 
 from priors import NNGPKernel, NTKKernel, QuasiMonteCarlo
-from priors.networks.network import InfiniteNetwork
+from priors.networks.infinite import InfiniteNetwork
 from priors.testing import KernelContract
 
 WIDTH = 8

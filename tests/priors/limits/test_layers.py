@@ -428,7 +428,7 @@ def test_buffers_follow_the_inputs(monkeypatch):
         assert "adjacency" in tensors
         return call_module(module, tensors, x)
 
-    monkeypatch.setattr("priors.networks.network.call_module", checked)
+    monkeypatch.setattr("priors.networks.finite.call_module", checked)
     module = Graph(graph, a=dense(2), b=dense(), r=dense(WIDTH, 4))
     prior = NetworkPrior(module, input_shape=(3, 2))
     assert prior.sample(torch.rand(5, 6, device="meta")).is_meta  # stands in for a GPU

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from priors import InfiniteNetwork, NetworkPrior
-from priors.kernels.empirical import monte_carlo_kernels
+from priors.diagnostics.monte_carlo import monte_carlo_kernels
 
 WIDTH = 96
 NETWORKS = 60

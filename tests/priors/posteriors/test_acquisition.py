@@ -13,7 +13,7 @@ from bayes.bayesian_network import BayesianNetwork
 from bayes.gaussian_process import GaussianProcess
 from bayes.inference import MeanField
 from bayes.scale_mixture import StudentTProcess
-from priors.networks.network import NetworkPrior
+from priors.networks.finite import NetworkPrior
 from priors.posteriors.acquisition import (
     ExpectedImprovement,
     GaussianApproximation,

@@ -6,8 +6,8 @@ from gpytorch.distributions import MultivariateNormal
 from torch.distributions.transforms import AffineTransform
 
 from priors import GaussianPosterior, TransformedPosterior
+from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.posteriors.linear_pool import MixturePosterior
-from priors.posteriors.mixture import GaussianMixturePosterior
 from priors.testing import PosteriorContract
 
 MEANS = torch.tensor([[0.0, 1.0, -2.0], [0.5, 1.0, -1.0], [0.2, 0.3, -1.5]], dtype=torch.float64)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
-from priors.posteriors.mixture import EmpiricalPosterior, GaussianMixturePosterior
+from priors.posteriors.draws import EmpiricalPosterior
+from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.testing import PosteriorContract
 
 

@@ -14,9 +14,12 @@ from torch.distributions.transforms import (
 )
 
 from bayes.student_t import StudentTPosterior
+from priors.posteriors.draws import EmpiricalPosterior
+from priors.posteriors.gaussian import GaussianPosterior
+from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.posteriors.linear_pool import MixturePosterior
-from priors.posteriors.mixture import EmpiricalPosterior, GaussianMixturePosterior
-from priors.posteriors.posterior import GaussianPosterior, TransformedPosterior, score
+from priors.posteriors.scores import score
+from priors.posteriors.transformed import TransformedPosterior
 from priors.testing import PosteriorContract
 
 

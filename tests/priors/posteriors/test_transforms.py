@@ -12,7 +12,8 @@ from torch.distributions.transforms import (
 )
 
 from bayes.student_t import StudentTPosterior
-from priors.posteriors.posterior import GaussianPosterior, TransformedPosterior
+from priors.posteriors.gaussian import GaussianPosterior
+from priors.posteriors.transformed import TransformedPosterior
 from priors.posteriors.transforms import (
     DEFAULT,
     TailCompression,

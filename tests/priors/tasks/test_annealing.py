@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 
 from priors import OptimizationTaskPrior, RandomKernelTaskPrior, TaskSize
 from priors.tasks.annealing import AnnealedSampler
-from priors.tasks.observation import RandomNoise
+from priors.tasks.noise import RandomNoise
 
 
 def seeded(seed=0):

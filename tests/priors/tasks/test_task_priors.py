@@ -31,8 +31,8 @@ from priors.gaussian.activations import ABReLU, Erf
 from priors.randomness import RandomSource
 from priors.tasks.base import relevance
 from priors.tasks.gaussian_processes import _root
+from priors.tasks.inputs import INPUT_KINDS
 from priors.tasks.networks import ACTIVATIONS, draw_networks, network_covariance
-from priors.tasks.observation import INPUT_KINDS
 
 SMALL = TaskSize(max_features=6, max_context=30, num_queries=8)
 LATENT = {

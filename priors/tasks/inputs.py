@@ -1,4 +1,4 @@
-"""How tasks are observed: where their inputs lie, and what noise is on their targets."""
+"""Where the inputs of tasks lie."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from priors.randomness import RandomSource
 from priors.tasks.grouping import members
 from priors.tasks.validation import check_probabilities
 
-__all__ = ["INPUT_KINDS", "RandomInputs", "RandomNoise"]
+__all__ = ["INPUT_KINDS", "RandomInputs"]
 
 INPUT_KINDS = ("uniform", "normal", "correlated", "clusters", "heavy", "grid", "line")
 
@@ -90,71 +90,3 @@ def _input(kind: str, draws: RandomSource, batch: int, points: int, features: in
             )
             return position * draws.normal(batch, 1, features)
     raise ValueError(f"unknown kind of inputs {kind!r}, known are {INPUT_KINDS}.")
-
-
-@dataclass(frozen=True)
-class RandomNoise:
-    """Noise of random level and, in some tasks, of random shape.
-
-    Half of the tasks have a log-uniform variance on [low, 1], the others a uniform one on
-    [0.2, high]. Where noise is heteroscedastic, the logarithm of the variance is a random sinusoid
-    of the inputs around that level; where it has outliers, a random share of the rows, up to a
-    tenth, has noise with three degrees of freedom and five times the deviation.
-
-    Attributes:
-        low: Smallest variance.
-        high: Largest variance.
-        heteroscedastic: Probability that the noise of a task depends on the inputs.
-        outliers: Probability that a task has outliers. Its noise variance is then infinite: the
-            noise is not Gaussian.
-    """
-
-    low: float = 1e-4
-    high: float = 2.0
-    heteroscedastic: float = 0.0
-    outliers: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.low <= 1 or not self.high >= 0.2:
-            raise ValueError(
-                "low, the least noise variance, lies in (0, 1] and high, the largest, is at least "
-                f"0.2; got {self.low} and {self.high}."
-            )
-        check_probabilities(self, "heteroscedastic", "outliers")
-
-    def draw(self, draws: RandomSource, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise at the inputs `X` `[B, N, d]`.
-
-        Returns:
-            The noise `[B, N]` and its variance, `[B]`, or `[B, N]` where it may differ by row.
-        """
-        B, N, _ = X.shape
-        noise_var = self.draw_variance(draws, X)
-        rows = noise_var if noise_var.dim() == 2 else noise_var[:, None]
-        noise = rows.sqrt() * draws.normal(B, N)
-        if self.outliers > 0:
-            has = draws.bernoulli(self.outliers, B)
-            wild = draws.bernoulli(draws.uniform(B, 1) * 0.1, B, N) & has[:, None]
-            t = draws.normal(B, N) / (2 * draws.gamma(1.5, B, N)).sqrt().clamp_min(1e-2)
-            noise = torch.where(wild, 5 * rows.sqrt() * t, noise)
-            infinite = has if noise_var.dim() == 1 else has[:, None]
-            noise_var = noise_var.masked_fill(infinite, torch.inf)
-        return noise, noise_var
-
-    def draw_variance(self, draws: RandomSource, X: Tensor) -> Tensor:
-        """Noise variances at the inputs but for outliers, `[B]`, or `[B, N]` if they may differ."""
-        B, _, d = X.shape
-        noise_var = torch.where(
-            draws.bernoulli(0.5, B),
-            draws.log_uniform(self.low, 1.0, B),
-            0.2 + (self.high - 0.2) * draws.uniform(B),
-        )
-        if self.heteroscedastic > 0:
-            direction = torch.nn.functional.normalize(draws.normal(B, d, 1), dim=1)
-            frequency = draws.log_uniform(0.2, 3.0, B, 1, 1)
-            wave = torch.sin(X @ direction * frequency + 6.2832 * draws.uniform(B, 1, 1))[..., 0]
-            strength = draws.log_uniform(0.5, 3.0, B, 1)
-            strength = strength * draws.bernoulli(self.heteroscedastic, B, 1)
-            # E exp(s sin U) = I_0(s)
-            noise_var = noise_var[:, None] * torch.exp(strength * wave) / torch.i0(strength)
-        return noise_var
