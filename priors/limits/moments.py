@@ -21,10 +21,8 @@ expectation is set to that value, which has the exact closed form of u = v and i
 
 from __future__ import annotations
 
-import functools
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from priors.limits.expectations import expectation, mean_of, plain, stein
@@ -32,8 +30,8 @@ from priors.limits.heads import Heads
 from priors.limits.maps import Mean, OneSide, is_map, map_of
 from priors.limits.pairs import Pairs, Pairwise
 from priors.limits.points import Inputs, Settings
-from priors.limits.positions import convolved, needs_graph
 from priors.limits.relations import related
+from priors.limits.weights import embedding, inner_product, linear
 from priors.programs.nodes import (
     Attention,
     Embedding,
@@ -147,11 +145,11 @@ class Moments(Pairs):
             return self.mapped(a, b, full, self.moment, means=True)
         match first, second:
             case Features(), Features():
-                return self._inner_product(a, b, full)
+                return inner_product(self, a, b, full)
             case Linear(), Linear():
-                return self._linear(a, b, full)
+                return linear(self, a, b, full)
             case Embedding(), Embedding():
-                return self._embedding(a, b, full)
+                return embedding(self, a, b, full)
             case Nonlinear(), Nonlinear():
                 return self.with_exact_diagonal(
                     self._expectation(a, b, full),
@@ -165,81 +163,6 @@ class Moments(Pairs):
             case _, Nonlinear():
                 return stein(self, a, b, full, self.moment, jumps=True)
         raise AssertionError(f"no moment of {first} and {second}")
-
-    def _linear(self, a: int, b: int, full: bool) -> Tensor | None:
-        first, second = self.program.nodes[a], self.program.nodes[b]
-        assert isinstance(first, Linear)
-        assert isinstance(second, Linear)
-        trailing = self.trailing(a, b, full)
-        total: Tensor | None = None
-        if first.weight == second.weight:
-            moment = self.through_weight(a, b, full, self.moment)
-            if moment is not None:
-                variance = self.variance("weight", first.layer, trailing)
-                fresh = first.window is not None and not needs_graph(moment, variance)
-                total = moment.mul_(variance) if fresh else moment * variance
-        if first.bias is not None and first.bias == second.bias:
-            assert first.bias_layer is not None
-            variance = self.variance("bias", first.bias_layer, trailing)
-            if total is None:
-                total = self.zeros(a, b, full) + variance
-            elif variance.dim() or needs_graph(total, variance):
-                total = total + variance
-            else:
-                total += variance
-        return total
-
-    def through_weight(self, a: int, b: int, full: bool, of: Pairwise) -> Tensor | None:
-        """What a shared matrix of variance 1 makes of the sources' pairs."""
-        first, second = self.program.nodes[a], self.program.nodes[b]
-        assert isinstance(first, Linear)
-        assert isinstance(second, Linear)
-        if first.source is None or second.source is None:
-            return None
-        value = of(first.source, second.source, full)
-        if value is None or first.window is None:
-            return value
-        shapes = [self.program.hidden(s).positions for s in (first.source, second.source)]
-        return convolved(value, first.window, shapes[0], shapes[1], full)
-
-    def _inner_product(self, a: int, b: int, full: bool) -> Tensor:
-        trailing = 1 + int(self.has_positions(a)), 1 + int(self.has_positions(b))
-        left = self.rows_of(self._points[0].features(a), 0, trailing[0])
-        right = self.rows_of(self._points[1].features(b), 1, trailing[1])
-        left = left / left.shape[-1]
-        if trailing == (1, 1):
-            return (left * right).sum(-1) if self.paired else left @ right.mT
-        if not full:
-            if self.paired:
-                return (left * right).sum(-1)
-            if left.shape[-1] <= 8:  # colours: products of many tiny matrices are slow
-                left, right = left.unsqueeze(-3), right.unsqueeze(-4)
-                parts = (left[..., c] * right[..., c] for c in range(left.shape[-1]))
-                return functools.reduce(torch.add, parts)
-            product = left.transpose(-2, -3) @ right.transpose(-2, -3).mT
-            return product.movedim(-3, -1).contiguous()
-        letters = "i" if self.paired else "j"
-        one, two = ("p" if t == 2 else "" for t in trailing)
-        two = "q" if two else ""
-        pairs = "i" if self.paired else "ij"
-        return torch.einsum(
-            f"...i{one}d,...{letters}{two}d->...{pairs}{one}{two}", left, right
-        ).contiguous()
-
-    def _embedding(self, a: int, b: int, full: bool) -> Tensor:
-        first, second = self.program.nodes[a], self.program.nodes[b]
-        assert isinstance(first, Embedding)
-        assert isinstance(second, Embedding)
-        x = self._points[0].x
-        tokens = (
-            self.on_left(self._points[0].tokens(first.source, first.positions), a, b, full),
-            self.on_right(self._points[1].tokens(second.source, second.positions), a, b, full),
-        )
-        equal = tokens[0] == tokens[1]
-        if first.padding is not None:
-            equal = equal & (tokens[0] != first.padding)
-        variance = self.variance("weight", first.layer, self.trailing(a, b, full))
-        return equal.to(x.dtype) * variance
 
     def duals(self, a: int, b: int, full: bool) -> tuple[Tensor, Tensor | None]:
         """E[phi(u) psi(v)] and E[phi'(u) psi'(v)] of two plain nonlinearities."""

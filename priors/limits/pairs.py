@@ -42,6 +42,7 @@ class Pairs(ABC):
     Attributes:
         program: The program.
         settings: How it is evaluated.
+        inputs: The data points of the left and of the right.
         paired: Point i of the left goes with point i of the right, instead of all pairs.
         same: Whether both sides are the same points.
         of_single_points: Whether each point goes with itself.
@@ -64,7 +65,7 @@ class Pairs(ABC):
         self.same = left is right and rows == columns
         self.of_single_points = paired and left is right
         self.derivatives = derivatives
-        self._inputs = left, right
+        self.inputs = left, right
         self._rows = rows, columns
 
     @abstractmethod
@@ -93,7 +94,7 @@ class Pairs(ABC):
 
     def variance(self, kind: str, layer: str, trailing: int) -> Tensor:
         """Variance of a weight or bias, shaped to multiply a pair of `trailing` position dims."""
-        value = self.settings.variances(kind, layer, self._inputs[0].x)
+        value = self.settings.variances(kind, layer, self.inputs[0].x)
         if value.dim() == 0:
             return value
         return value[(..., *(None,) * ((1 if self.paired else 2) + trailing))]
@@ -147,10 +148,8 @@ class Pairs(ABC):
 
     def zeros(self, a: int, b: int, full: bool) -> Tensor:
         """Zero for every pair."""
-        left, right = self._inputs[0].x, self._inputs[1].x
-        sizes = [
-            self.rows_of(p.x[..., 0], side, 0).shape[-1] for side, p in enumerate(self._inputs)
-        ]
+        left, right = self.inputs[0].x, self.inputs[1].x
+        sizes = [self.rows_of(p.x[..., 0], side, 0).shape[-1] for side, p in enumerate(self.inputs)]
         pairs = sizes[:1] if self.paired else sizes
         places = [self.program.positions(i) for i in ((a, b) if full else (a,))]
         batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
@@ -216,7 +215,7 @@ class Pairs(ABC):
         """Zero at each left point (and position of a node), `[..., n, (P)]`."""
         if self.has_positions(index):
             return self.zeros(index, index, False)
-        return self._inputs[0].x[..., 0] * 0
+        return self.inputs[0].x[..., 0] * 0
 
 
 def _with_diagonal(value: Tensor, exact: Tensor, dims: Sequence[tuple[int, int]]) -> Tensor:

@@ -30,6 +30,7 @@ from torch import Tensor
 from priors.limits.expectations import expectation, stein
 from priors.limits.moments import Moments
 from priors.limits.pairs import Pairs
+from priors.limits.weights import through_weight
 from priors.programs.nodes import Attention, Embedding, Features, Linear, Nonlinear
 from priors.programs.program import Program
 
@@ -169,7 +170,7 @@ class Tangents:
         own = self._own_gradient(first, second, a, b, full)
         if first.weight != second.weight:
             return own
-        below = m.through_weight(a, b, full, self.tangent)
+        below = through_weight(m, a, b, full, self.tangent)
         if below is None:
             return own
         variance = m.variance("weight", first.layer, trailing)
@@ -188,7 +189,7 @@ class Tangents:
             return m.moment(a, b, full)
         total: Tensor | None = None
         if first.weight == second.weight:
-            total = m.through_weight(a, b, full, m.moment)
+            total = through_weight(m, a, b, full, m.moment)
             if total is not None:
                 assert first.fan_in is not None
                 total = total * float(first.fan_in)

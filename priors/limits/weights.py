@@ -1,0 +1,96 @@
+"""Moments of the nodes that hold weights, and of the raw features below them."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from priors.limits.pairs import Pairs, Pairwise
+from priors.limits.positions import convolved, needs_graph
+from priors.programs.nodes import Embedding, Linear
+
+__all__ = ["embedding", "inner_product", "linear", "through_weight"]
+
+
+def linear(pairs: Pairs, a: int, b: int, full: bool) -> Tensor | None:
+    """Moment of two `Linear` nodes: from a common matrix and from a common bias."""
+    first, second = pairs.program.nodes[a], pairs.program.nodes[b]
+    assert isinstance(first, Linear)
+    assert isinstance(second, Linear)
+    trailing = pairs.trailing(a, b, full)
+    total: Tensor | None = None
+    if first.weight == second.weight:
+        moment = through_weight(pairs, a, b, full, pairs.moment)
+        if moment is not None:
+            variance = pairs.variance("weight", first.layer, trailing)
+            fresh = first.window is not None and not needs_graph(moment, variance)
+            total = moment.mul_(variance) if fresh else moment * variance
+    if first.bias is not None and first.bias == second.bias:
+        assert first.bias_layer is not None
+        variance = pairs.variance("bias", first.bias_layer, trailing)
+        if total is None:
+            total = pairs.zeros(a, b, full) + variance
+        elif variance.dim() or needs_graph(total, variance):
+            total = total + variance
+        else:
+            total += variance
+    return total
+
+
+def through_weight(pairs: Pairs, a: int, b: int, full: bool, of: Pairwise) -> Tensor | None:
+    """What a shared matrix of variance 1 makes of the sources' pairs."""
+    first, second = pairs.program.nodes[a], pairs.program.nodes[b]
+    assert isinstance(first, Linear)
+    assert isinstance(second, Linear)
+    if first.source is None or second.source is None:
+        return None
+    value = of(first.source, second.source, full)
+    if value is None or first.window is None:
+        return value
+    shapes = [pairs.program.hidden(s).positions for s in (first.source, second.source)]
+    return convolved(value, first.window, shapes[0], shapes[1], full)
+
+
+def inner_product(pairs: Pairs, a: int, b: int, full: bool) -> Tensor:
+    """<x, x'> / width of two `Features` nodes."""
+    trailing = 1 + int(pairs.has_positions(a)), 1 + int(pairs.has_positions(b))
+    left = pairs.rows_of(pairs.inputs[0].features(a), 0, trailing[0])
+    right = pairs.rows_of(pairs.inputs[1].features(b), 1, trailing[1])
+    left = left / left.shape[-1]
+    if trailing == (1, 1):
+        return (left * right).sum(-1) if pairs.paired else left @ right.mT
+    if not full:
+        if pairs.paired:
+            return (left * right).sum(-1)
+        if left.shape[-1] <= 8:  # colours: products of many tiny matrices are slow
+            left, right = left.unsqueeze(-3), right.unsqueeze(-4)
+            parts = (left[..., c] * right[..., c] for c in range(left.shape[-1]))
+            return functools.reduce(torch.add, parts)
+        product = left.transpose(-2, -3) @ right.transpose(-2, -3).mT
+        return product.movedim(-3, -1).contiguous()
+    letters = "i" if pairs.paired else "j"
+    one, two = ("p" if t == 2 else "" for t in trailing)
+    two = "q" if two else ""
+    both = "i" if pairs.paired else "ij"
+    return torch.einsum(
+        f"...i{one}d,...{letters}{two}d->...{both}{one}{two}", left, right
+    ).contiguous()
+
+
+def embedding(pairs: Pairs, a: int, b: int, full: bool) -> Tensor:
+    """Moment of two `Embedding` nodes with one matrix: that of equal tokens."""
+    first, second = pairs.program.nodes[a], pairs.program.nodes[b]
+    assert isinstance(first, Embedding)
+    assert isinstance(second, Embedding)
+    x = pairs.inputs[0].x
+    tokens = (
+        pairs.on_left(pairs.inputs[0].tokens(first.source, first.positions), a, b, full),
+        pairs.on_right(pairs.inputs[1].tokens(second.source, second.positions), a, b, full),
+    )
+    equal = tokens[0] == tokens[1]
+    if first.padding is not None:
+        equal = equal & (tokens[0] != first.padding)
+    variance = pairs.variance("weight", first.layer, pairs.trailing(a, b, full))
+    return equal.to(x.dtype) * variance
