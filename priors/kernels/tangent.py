@@ -27,8 +27,6 @@ from priors.kernels.parameters import ParametricFunction, checked
 __all__ = ["METHODS", "Method", "Tangent", "along", "check_pair"]
 
 Method = Literal["auto", "jacobian_contraction", "ntk_vector_products"]
-
-
 METHODS = ("auto", "jacobian_contraction", "ntk_vector_products")
 
 

@@ -20,7 +20,6 @@ __all__ = ["CausalTaskPrior"]
 
 REFERENCE_ROWS = 128
 
-
 MECHANISMS: tuple[Callable[[Tensor], Tensor], ...] = (
     torch.tanh,
     torch.relu,

@@ -1,4 +1,4 @@
-"""Gaussian expectations of products of exponential linear units.
+"""Exponential linear units and the Gaussian expectations of their products.
 
 With the rate of the exponential absorbed into the variances, an ELU is
 
@@ -40,13 +40,15 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from priors.gaussian.activations.base import Activation
 from priors.gaussian.pairs import delta_and_angle, gram_determinant, inverse_sqrt, noise_floor
 
-__all__ = ["elu_duals", "elu_means", "elu_squares"]
+__all__ = ["ELU", "elu_duals", "elu_means", "elu_squares"]
 
 _DENSITY = 1 / math.sqrt(2 * math.pi)  # of a standard normal variable at 0
 
@@ -67,6 +69,73 @@ _Q = (
 
 # Values at nodes held at once, on a processor so many as its cache holds.
 _TILE, _DEVICE_TILE = 2**16, 2**24
+
+
+@dataclass(frozen=True)
+class ELU(Activation):
+    """scale x for x > 0, scale alpha (exp(rate x) - 1) below.
+
+    `torch.nn.ELU(alpha)` is ELU(alpha); SELU has scale 1.0507... and alpha 1.6733...; CELU(a) is
+    ELU(a, rate=1 / a). Written as scale / rate psi(rate x), psi' having the limits 1 and
+    alpha rate at zero.
+
+    Raises:
+        ValueError: `rate` is not positive.
+    """
+
+    alpha: float = 1.0
+    scale: float = 1.0
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0:
+            raise ValueError(f"ELU needs rate > 0, got {self.rate}.")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        below = self.alpha * torch.expm1(self.rate * x.clamp(max=0))
+        return self.scale * (x.clamp(min=0) + below)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        below = self.alpha * self.rate * torch.exp(self.rate * x.clamp(max=0))
+        return self.scale * torch.where(x > 0, 1.0, below)
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return (0.0,)
+
+    @property
+    def _beta(self) -> float:
+        return self.alpha * self.rate
+
+    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, ELU):
+            return super().dual(other, q1, q2, c)
+        return self.duals(other, q1, q2, c)[0]
+
+    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, ELU):
+            return super().dual_derivative(other, q1, q2, c)
+        return self.duals(other, q1, q2, c)[1]
+
+    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(other, ELU):
+            return super().duals(other, q1, q2, c)
+        a, b = self.rate, other.rate
+        value, slope = elu_duals(a**2 * q1, b**2 * q2, a * b * c, self._beta, other._beta)
+        scale = self.scale * other.scale
+        return scale / (a * b) * value, scale * slope
+
+    def mean(self, q: Tensor) -> Tensor:
+        return self.scale / self.rate * elu_means(self.rate**2 * q, self._beta)[0]
+
+    def mean_derivative(self, q: Tensor) -> Tensor:
+        return self.scale * elu_means(self.rate**2 * q, self._beta)[1]
+
+    def second_moment(self, q: Tensor) -> Tensor:
+        return (self.scale / self.rate) ** 2 * elu_squares(self.rate**2 * q, self._beta)[0]
+
+    def second_moment_derivative(self, q: Tensor) -> Tensor:
+        return self.scale**2 * elu_squares(self.rate**2 * q, self._beta)[1]
 
 
 def elu_duals(

@@ -1,0 +1,160 @@
+"""What every activation answers, by quadrature where it knows no better.
+
+`Smooth` and `Elementwise` make an activation of any function and add nothing to that.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from priors.gaussian.activations.powers import Terms, rectified_dual, slopes
+from priors.gaussian.pairs import inverse_sqrt
+from priors.gaussian.quadrature import derivative_of, gaussian_expectation, gaussian_mean, jumps
+
+__all__ = ["Activation", "Elementwise", "Smooth"]
+
+
+class Activation(ABC):
+    """An elementwise nonlinearity with its Gaussian expectations.
+
+    A subclass gives the function and where it is not smooth; every expectation has a quadrature
+    default, overridden where there is a closed form.
+    """
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """The function itself, elementwise."""
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """phi', elementwise; at a kink the value of either side."""
+        return derivative_of(self)(x)
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        """Where phi or phi' jumps, or a higher derivative does."""
+        return ()
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether phi(s x) = s phi(x) for every s > 0."""
+        return False
+
+    @property
+    def terms(self) -> Terms | None:
+        """(a, n, s) of each term, where phi is a sum of a max(s x, 0)^n with s = +-1, or None."""
+        return None
+
+    def shifted(self, offset: float) -> Activation:
+        """The activation x -> phi(x + offset)."""
+        return _Shifted(self, offset) if offset else self
+
+    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        """E[phi(u) psi(v)] with psi = `other`."""
+        closed = rectified_dual(self.terms, other.terms, q1, q2, c)
+        if closed is not None:
+            return closed
+        return gaussian_expectation(self, other, q1, q2, c, f_kinks=self.kinks, g_kinks=other.kinks)
+
+    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        """E[phi'(u) psi'(v)] with psi = `other`."""
+        closed = rectified_dual(slopes(self.terms), slopes(other.terms), q1, q2, c)
+        if closed is not None:
+            return closed
+        return gaussian_expectation(
+            self.derivative, other.derivative, q1, q2, c, f_kinks=self.kinks, g_kinks=other.kinks
+        )
+
+    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """`dual` and `dual_derivative`, sharing the work where that saves some."""
+        return self.dual(other, q1, q2, c), self.dual_derivative(other, q1, q2, c)
+
+    def mean(self, q: Tensor) -> Tensor:
+        """E[phi(u)] for u of variance `q`."""
+        return gaussian_mean(self, q, kinks=self.kinks)
+
+    def mean_derivative(self, q: Tensor) -> Tensor:
+        """E[phi'(u)] for u of variance `q`, without the deltas of phi' at jumps."""
+        return gaussian_mean(self.derivative, q, kinks=self.kinks)
+
+    def stein(self, q: Tensor) -> Tensor:
+        """E[u phi(u)] / q: `mean_derivative` and the deltas of phi' at jumps.
+
+        Stein's lemma: E[phi(u) w] = stein(q) E[u w] for jointly Gaussian u and w.
+        """
+        value = self.mean_derivative(q)
+        inverse = inverse_sqrt(q, torch.finfo(q.dtype).tiny)
+        for kink, jump in zip(self.kinks, jumps(self, self.kinks), strict=True):
+            if jump:
+                density = torch.exp(-((kink * inverse) ** 2) / 2) * inverse
+                value = value + jump / math.sqrt(2 * math.pi) * density
+        return value
+
+    def second_moment(self, q: Tensor) -> Tensor:
+        """E[phi(u)^2] for u of variance `q`."""
+        return gaussian_mean(lambda x: self(x) ** 2, q, kinks=self.kinks)
+
+    def second_moment_derivative(self, q: Tensor) -> Tensor:
+        """E[phi'(u)^2] for u of variance `q`."""
+        return gaussian_mean(lambda x: self.derivative(x) ** 2, q, kinks=self.kinks)
+
+
+@dataclass(frozen=True)
+class Smooth(Activation):
+    """Any function smooth on the real line, by quadrature.
+
+    Args:
+        function: Elementwise and differentiable by autograd, growing at most polynomially.
+    """
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@dataclass(frozen=True)
+class Elementwise(Activation):
+    """Any piecewise smooth function, by quadrature.
+
+    Args:
+        function: Elementwise and differentiable by autograd, growing at most polynomially.
+        positions: Where it, or one of its derivatives, jumps; `quadrature.detect_kinks` finds
+            them.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    positions: tuple[float, ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return self.positions
+
+
+@dataclass(frozen=True)
+class _Shifted(Activation):
+    """x -> phi(x + offset)."""
+
+    activation: Activation
+    offset: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.activation(x + self.offset)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return self.activation.derivative(x + self.offset)
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return tuple(kink - self.offset for kink in self.activation.kinks)
+
+    def shifted(self, offset: float) -> Activation:
+        return _Shifted(self.activation, self.offset + offset)

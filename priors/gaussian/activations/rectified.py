@@ -1,0 +1,188 @@
+"""Piecewise powers with a kink at zero: ReLU and its kin, the sign, rectified powers."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from priors.gaussian.activations.base import Activation
+from priors.gaussian.activations.powers import Terms, rectified_mean, slopes, squares
+from priors.gaussian.pairs import delta_and_angle, gram_determinant, inverse_sqrt, noise_floor
+
+__all__ = ["ABReLU", "RectifiedPower", "Sign"]
+
+
+class _Rectified(Activation):
+    """A sum of terms a max(s x, 0)^n with s = +-1: moments of one variable from those of a term."""
+
+    @property
+    @abstractmethod
+    def terms(self) -> Terms:
+        """(a, n, s) of each term."""
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return (0.0,)
+
+    def mean(self, q: Tensor) -> Tensor:
+        return rectified_mean(self.terms, q)
+
+    def mean_derivative(self, q: Tensor) -> Tensor:
+        return rectified_mean(slopes(self.terms), q)
+
+    def second_moment(self, q: Tensor) -> Tensor:
+        return rectified_mean(squares(self.terms), q)
+
+    def second_moment_derivative(self, q: Tensor) -> Tensor:
+        return rectified_mean(squares(slopes(self.terms)), q)
+
+
+@dataclass(frozen=True)
+class ABReLU(_Rectified):
+    """Piecewise linear with a kink at zero: `negative * min(x, 0) + positive * max(x, 0)`.
+
+    ReLU, LeakyReLU, the absolute value and the identity are cases. Written as
+    alpha x + beta |x|, whose products have the closed forms of Cho & Saul 2009 (order 0 and 1)
+    and Tsuchida et al. 2018 (1711.09090), for two different members as well.
+    """
+
+    negative: float = 0.0
+    positive: float = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.negative * x.clamp(max=0) + self.positive * x.clamp(min=0)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return self.negative + (self.positive - self.negative) * (x > 0).to(x.dtype)
+
+    @property
+    def terms(self) -> Terms:
+        return (self.positive, 1, 1), (-self.negative, 1, -1)
+
+    @property
+    def homogeneous(self) -> bool:
+        return True
+
+    @property
+    def _odd(self) -> float:
+        return (self.positive + self.negative) / 2
+
+    @property
+    def _even(self) -> float:
+        return (self.positive - self.negative) / 2
+
+    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, ABReLU):
+            return super().dual(other, q1, q2, c)
+        return self.duals(other, q1, q2, c)[0]
+
+    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        if not isinstance(other, ABReLU):
+            return super().dual_derivative(other, q1, q2, c)
+        return self.duals(other, q1, q2, c)[1]
+
+    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(other, ABReLU):
+            return super().duals(other, q1, q2, c)
+        odd, even = self._odd * other._odd, self._even * other._even
+        if not (torch.is_grad_enabled() and any(t.requires_grad for t in (q1, q2, c))):
+            delta, angle = delta_and_angle(q1, q2, c)
+            absolute = delta.addcmul_(c, angle).mul_(2 / math.pi * even)
+            return absolute.add_(c, alpha=odd), angle.mul_(2 / math.pi * even).add_(odd)
+        absolute, signs = _AbsAndSign.apply(q1, q2, c)
+        return odd * c + even * absolute, odd + even * signs
+
+
+@dataclass(frozen=True)
+class Sign(_Rectified):
+    """The sign function; its NTK is taken to be 0, as the gradient of a finite network is."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.sign(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    @property
+    def terms(self) -> Terms:
+        return (1.0, 0, 1), (-1.0, 0, -1)
+
+
+@dataclass(frozen=True)
+class RectifiedPower(_Rectified):
+    """max(x, 0)^n; Cho & Saul 2009. n = 0 is the unit step.
+
+    Args:
+        power: n, an integer >= 0.
+
+    Raises:
+        ValueError: `power` is negative.
+    """
+
+    power: int
+
+    def __post_init__(self) -> None:
+        if self.power < 0:
+            raise ValueError(f"RectifiedPower needs power >= 0, got {self.power}.")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x > 0).to(x.dtype) * x**self.power
+
+    def derivative(self, x: Tensor) -> Tensor:
+        if self.power == 0:
+            return torch.zeros_like(x)
+        return self.power * RectifiedPower(self.power - 1)(x)
+
+    @property
+    def terms(self) -> Terms:
+        return ((1.0, self.power, 1),)
+
+    @property
+    def homogeneous(self) -> bool:
+        return self.power == 1
+
+
+class _AbsAndSign(torch.autograd.Function):
+    """E|u||v| = (2/pi) (sqrt(D) + c asin(rho)) and E[sign(u) sign(v)] = (2/pi) asin(rho).
+
+    The first's gradient, dE/dc = E[sign sign] and dE/dq1 = sqrt(D) / (pi q1), has no singularity
+    at rho = 1, although that of the formula has. The second's slope 2 / (pi sqrt(D)) is infinite
+    at rho = +-1, where the function has a cusp symmetric in the two inputs: there it is set to 0,
+    its symmetric subgradient, as are the slopes at q = 0.
+    """
+
+    @staticmethod
+    def forward(ctx, q1, q2, c):  # type: ignore[no-untyped-def]
+        delta, angle = delta_and_angle(q1, q2, c)
+        absolute = delta.addcmul_(c, angle).mul_(2 / math.pi)
+        signs = angle.mul_(2 / math.pi)
+        ctx.save_for_backward(q1, q2, c, signs)
+        ctx.set_materialize_grads(False)
+        return absolute, signs
+
+    @staticmethod
+    def backward(ctx, grad_absolute, grad_signs):  # type: ignore[no-untyped-def]
+        q1, q2, c, signs = ctx.saved_tensors
+        det = gram_determinant(q1, q2, c)
+        inverse = inverse_sqrt(det, noise_floor(q1 * q2))
+        # slopes of both in log q1 and log q2 are equal, up to a factor shared by them
+        d_log, d_c = torch.zeros_like(det), torch.zeros_like(det)
+        if grad_absolute is not None:
+            d_log = d_log + grad_absolute * (det * inverse)
+            d_c = d_c + grad_absolute * signs
+        if grad_signs is not None:
+            slope = grad_signs * inverse
+            d_log = d_log - slope * c
+            d_c = d_c + slope * (2 / math.pi)
+        grads: list[Tensor | None] = [None, None, None]
+        for i, q in enumerate((q1, q2)):
+            if ctx.needs_input_grad[i]:
+                reciprocal = inverse_sqrt(q, torch.finfo(q.dtype).tiny) ** 2
+                grads[i] = d_log.sum_to_size(q.shape) * (reciprocal / math.pi)
+        if ctx.needs_input_grad[2]:
+            grads[2] = d_c.sum_to_size(c.shape)
+        return tuple(grads)

@@ -1,0 +1,78 @@
+"""Elementwise functions with their kinks, and their derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Elementwise", "Function", "Kinks", "derivative_of"]
+
+Function = Callable[..., Tensor]
+Kinks = Sequence[float | Tensor]
+
+
+def derivative_of(function: Function) -> Function:
+    """The elementwise derivative of `function(x, *parameters)` in x, by autograd."""
+    return _Partial(function, 0)
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """A function of x and `num_parameters` parameters with its kinks."""
+
+    function: Function
+    kinks: tuple[float | Tensor, ...] = ()
+    num_parameters: int = 0
+
+    def __call__(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        return self.function(x, *parameters)
+
+    def same_as(self, other: Elementwise) -> bool:
+        """Whether both are certainly the same function; without parameters, which may differ."""
+        if self.num_parameters or other.num_parameters:
+            return False
+        if any(isinstance(t, Tensor) for t in self.kinks + other.kinks):
+            return False
+        return self.kinks == other.kinks and bool(self.function == other.function)
+
+    def partial(self, index: int) -> Elementwise:
+        """The partial derivative in x (index 0) or in a parameter."""
+        return Elementwise(_Partial(self.function, index), self.kinks, self.num_parameters)
+
+    def kinks_like(self, q: Tensor) -> Tensor:
+        """Positions in float64, `[*q.shape, num_kinks]`."""
+        positions = [torch.as_tensor(t, dtype=torch.float64, device=q.device) for t in self.kinks]
+        if not positions:
+            return q.new_zeros((*q.shape, 0), dtype=torch.float64)
+        return torch.stack([t.detach().expand(q.shape) for t in positions], -1)
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """The derivative of `function(x, *parameters)` in its argument number `index`, elementwise.
+
+    Equal for equal functions, so that expectations of it can be known to be symmetric.
+    """
+
+    function: Function
+    index: int
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        index = self.index
+        with torch.enable_grad():
+            # expanded, so that a parameter's derivative stays one per node
+            shape = torch.broadcast_shapes(*(t.shape for t in arguments))
+            chosen = arguments[index].expand(shape)
+            if not chosen.requires_grad:
+                chosen = chosen.detach().requires_grad_()
+            value = self.function(*arguments[:index], chosen, *arguments[index + 1 :])
+            if not value.requires_grad:
+                return torch.zeros_like(value)
+            (slope,) = torch.autograd.grad(
+                value.sum(), chosen, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+        followed = torch.is_grad_enabled() and any(t.requires_grad for t in arguments)
+        return slope if followed else slope.detach()
