@@ -209,7 +209,7 @@ def train(run: Run, networks: list[str], state: Path) -> None:
         row: dict[str, Any] = {"network": name}
         part["rows"].append(row)
         possible = min(len(networks) - index, int(run.left // (START + LEAST)))
-        if not possible:
+        if possible < 1:
             row["status"] = f"left out: {run.left:.0f} s were left, {START + LEAST:.0f} are needed"
             continue
         slot = run.left / possible
@@ -330,6 +330,8 @@ def main(argv: list[str]) -> int:
     device = options.device or ("cuda" if there else "cpu")
     if device == "cuda" and not there:
         parser.error("--device cuda: torch finds no CUDA device; leave it out, or say --device cpu")
+    if device == "cpu":  # one is fastest for small matrices, and least disturbed by others' work
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     total = 60 * options.minutes
     run = Run(options.out.resolve(), device, total)
     run.record["versions"]["torch"] = torch.__version__
