@@ -525,16 +525,19 @@ class _State:
         snapshot: str | os.PathLike[str] | None,
     ) -> None:
         """Write the state of the training, and the network as it would be returned now."""
+        self.covered = self._covered()  # asks every process, also those that write nothing
         if checkpoint is not None:
             self.save(Path(checkpoint))
-        if snapshot is not None:
-            network = self.result(copy.deepcopy(self.pfn))
-            if self.fabric.is_global_zero:
-                network.save(snapshot)
+        if snapshot is not None and self.fabric.is_global_zero:
+            self._finished(copy.deepcopy(self.pfn)).save(snapshot)
 
-    def result(self, pfn: PFN | None = None) -> PFN:
+    def result(self) -> PFN:
+        """The trained network."""
+        self.covered = self._covered()
+        return self._finished(self.pfn)
+
+    def _finished(self, pfn: PFN) -> PFN:
         """The trained network in `pfn`, a copy of this training's or, at its end, that itself."""
-        pfn = self.pfn if pfn is None else pfn
         self._take_schedule_free_average()
         chosen = self.best if math.isfinite(self.best_loss) else self.average
         pfn.network.load_state_dict(chosen, strict=False)
@@ -548,7 +551,7 @@ class _State:
         }
         earlier = pfn.metadata.get("training")
         pfn.metadata["training"] = training if earlier is None else {**training, "from": earlier}
-        covered = self._covered()
+        covered = self.covered
         pfn.metadata |= covered | {k: bool(covered[k]) for k in ("known_noise", "function")}
         return pfn.eval()
 
@@ -558,7 +561,6 @@ class _State:
     def save(self, path: Path) -> None:
         states = self.fabric.all_gather(self.generator.get_state())
         assert isinstance(states, Tensor)
-        self.covered = self._covered()
         if not self.fabric.is_global_zero:
             return
         tensors: dict[str, Tensor] = {"generators": states.reshape(self.fabric.world_size, -1)}
