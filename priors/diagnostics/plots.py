@@ -192,7 +192,7 @@ def prior_summary(
             plane = torch.cartesian_prod(side, side) @ torch.stack([u, v])
             bits = sample(plane, min(num_functions, 16))
         bits = bits[:16] > bits[:16].median(-1, keepdim=True).values
-    frequency = torch.arange(1, len(power), device=u.device) / unit
+    harmonics = torch.arange(1, len(power), dtype=torch.float64, device=u.device)
     return PriorSummary(
         half_correlation_distance=_first_below(t - t[0], rho[0], 0.5),
         half_correlation_angle=half_angle,
@@ -206,7 +206,7 @@ def prior_summary(
         correlation=rho[0],
         angle=angle,
         angular_correlation=angular,
-        frequency=frequency,
+        frequency=harmonics / unit,
         power=power[1:] / power.sum(),
     )
 

@@ -91,8 +91,12 @@ def test_exact_processes(agrees, device, process, kernel):
         for outputs in (1, 2):
             X, Y = data(device, dtype, outputs)
             model = process(X, Y, KERNELS[kernel]())
-            yield from answers(model.posterior(X[:3] + 0.1, observation_noise=True), Y[:3])
-            yield model.posterior(X[:3] + 0.1).joint_log_prob(Y[:3])
+            noisy = model.posterior(X[:3] + 0.1, observation_noise=True)
+            yield from answers(noisy, Y[:3])
+            yield noisy.joint_log_prob(Y[:3])
+            # Without noise the covariance is nearly singular.
+            if dtype == torch.float64:
+                yield model.posterior(X[:3] + 0.1).joint_log_prob(Y[:3])
         tails = TailCompression(Y[:, :1])
         model = process(X, Y[:, :1], KERNELS[kernel](), outcome_transform=tails)
         yield from (model.posterior(X[:2]).mean, model.posterior(X[:2]).variance)

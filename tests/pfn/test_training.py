@@ -852,4 +852,5 @@ def test_training_and_certificate_on_a_gpu():
     made = train(fixed_gp(), config=config(steps=3), device="cuda", progress=False)
     found = certify(made, fixed_gp(), context_sizes=(0, 5), num_queries=4, num_tasks=8)
     assert found.scores
-    assert Certificate.from_json(found.to_json()) == found
+    # Not of the values: what is not known is NaN there.
+    assert Certificate.from_json(found.to_json()).to_json() == found.to_json()
