@@ -154,7 +154,7 @@ def _train(options: argparse.Namespace) -> None:
         resume=options.resume,
         log=_beside(beside, ".jsonl"),
         initial=initial,
-        held_out_prior=_recipe(options.prior).prior,
+        held_out_prior=recipe.held_out_prior or _recipe(options.prior).prior,
         snapshot=out if first else None,
         metadata={"command": _command(options, gpu)},
     )

@@ -25,9 +25,10 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ from tqdm.auto import tqdm
 
 from pfn.architecture import CODE_SIZE, ArchitectureConfig
 from pfn.distribution import BarDistribution, choose_num_nodes, place_nodes
+from pfn.growth import grown
 from pfn.muon import Muon
 from pfn.network import Encoding
 from pfn.prior_fitted_network import PFN
@@ -182,8 +184,9 @@ def train(
         progress: Show a progress bar.
         reference: From a task to the exact posterior of y at its queries; where given, losses
             on held-out tasks are compared with its own.
-        initial: A trained network of the same architecture to start from; the number of bars may
-            be another, for which its heads are interpolated.
+        initial: A trained network to start from. The architecture may be larger, see `pfn.growth`,
+            and the number of bars another, for which its heads are interpolated: it starts with
+            the same answers.
         fabric: A `lightning_fabric.Fabric` of your own, launched; it has precedence over `device`
             and `config.precision`. Without it the processes that `torchrun` starts, on one node or
             several, train together by themselves. Every process draws tasks of its own.
@@ -388,7 +391,8 @@ class _State:
             task, told = self._draw()
             last = part + 1 == config.accumulate
             with self.fabric.no_backward_sync(self.loss, enabled=not last):
-                loss_y, loss_f = self.loss(_Batch(task, told))
+                with _attention(self.device):
+                    loss_y, loss_f = self.loss(_Batch(task, told))
                 loss = loss_y if loss_f is None else loss_y + 0.5 * loss_f
                 self.fabric.backward(loss / config.accumulate)
             losses.append(loss_y.detach())
@@ -478,7 +482,7 @@ class _State:
         self._take_schedule_free_average()
         self.pfn.network.load_state_dict(self.average, strict=False)
         losses, exact = [], []
-        with torch.no_grad():
+        with torch.no_grad(), _attention(self.device):
             for task, known in self.held_out:
                 y, _ = _Loss(self.pfn)(_Batch(task))
                 losses.append(float(y))
@@ -679,6 +683,16 @@ def _fabric(device: torch.device, precision: str) -> Fabric:
     return Fabric(devices=[device.index or 0] if kind == "cuda" else 1, **options)
 
 
+def _attention(device: torch.device) -> AbstractContextManager[None]:
+    """Kernels without a plan for each shape: sizes of tasks differ, and cuDNN plans for 0.4 s."""
+    if device.type != "cuda":
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with_any_shape = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return cast(AbstractContextManager[None], sdpa_kernel(with_any_shape))
+
+
 def _optimisers(
     pfn: PFN, config: TrainingConfig
 ) -> tuple[list[torch.optim.Optimizer], tuple[float, ...]]:
@@ -757,7 +771,8 @@ def _initial_network(task_prior: TaskPrior, config: TrainingConfig, initial: PFN
     _check_tasks(tasks, config.architecture)
     covered = _covered_by(tasks, task_prior, config, initial)
     if initial is not None and as_before:
-        return _with(initial, config, initial.bars, initial.state_dict(), covered)
+        values = initial.state_dict()
+        return _with(initial, initial.architecture, config, initial.bars, values, covered)
     made = _fitting_network(tasks, config, covered)
     return made if initial is None else _started_from(initial, made, config)
 
@@ -842,28 +857,25 @@ def _fitting_network(tasks: list[Task], config: TrainingConfig, covered: dict[st
 
 
 def _started_from(initial: PFN, made: PFN, config: TrainingConfig) -> PFN:
-    """The weights of `initial` in a network like `made`, whose bars may be others in number."""
-    if replace(initial.architecture, bars=made.architecture.bars) != made.architecture:
-        raise ValueError(
-            f"initial has the architecture {initial.architecture}, the configuration "
-            f"{made.architecture}; they must agree but for the number of bars."
-        )
+    """The weights of `initial` in a network like `made`: larger, or with other bars."""
     values, bars = initial.state_dict(), initial.bars
     if bars is not None and made.bars is not None and bars.num_logits != made.bars.num_logits:
         values |= _heads_for(made.bars, bars, values)
         bars = made.bars
-    return _with(initial, config, bars, values, made.metadata)
+    weights = grown(_under("network", values), initial.architecture, made.architecture)
+    values |= {f"network.{name}": value for name, value in weights.items()}
+    return _with(initial, made.architecture, config, bars, values, made.metadata)
 
 
 def _with(
     initial: PFN,
+    architecture: ArchitectureConfig,
     config: TrainingConfig,
     bars: BarDistribution | None,
     values: Mapping[str, Tensor],
     covered: Mapping[str, Any],
 ) -> PFN:
-    """A network of these bars and weights, in the units of `initial`."""
-    architecture = initial.architecture
+    """A network of this architecture, bars and weights, in the units of `initial`."""
     pfn = PFN(
         architecture if bars is None else replace(architecture, bars=bars.num_logits),
         None if bars is None else bars.borders,

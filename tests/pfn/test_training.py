@@ -618,14 +618,15 @@ class TestOptions:
         assert second.metadata["training"]["from"] == first.metadata["training"]
         assert len(second.trainings) == 2
         assert second.tasks_seen == first.tasks_seen + second.trainings[0]["tasks"]
-        with pytest.raises(ValueError, match="must agree"):
-            train(
-                fixed_gp(),
-                config=config(steps=1, architecture=replace(TINY, layers=1)),
-                device="cpu",
-                initial=first,
-                progress=False,
-            )
+        for smaller in ({"layers": 1}, {"heads": 2 * TINY.heads}, {"thinking_rows": 3}):
+            with pytest.raises(ValueError, match="larger"):
+                train(
+                    fixed_gp(),
+                    config=config(steps=1, architecture=replace(TINY, **smaller)),
+                    device="cpu",
+                    initial=first,
+                    progress=False,
+                )
 
     def test_nothing_worse_than_the_start_is_kept(self, tmp_path):
         """With a rate that ruins it, the network stays what it was, and its loss is known."""
