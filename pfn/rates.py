@@ -17,7 +17,9 @@ import torch
 from tqdm.auto import tqdm
 
 from pfn.prior_fitted_network import PFN
-from pfn.training import TrainingConfig, _fabric, _State
+from pfn.training.config import TrainingConfig
+from pfn.training.fabric import make_fabric
+from pfn.training.state import TrainingState
 from priors.tasks.task import TaskPrior
 
 __all__ = ["PROBED", "Probe", "Rate", "probe"]
@@ -188,7 +190,7 @@ def _measure(
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        state = _State(task_prior, config, _fabric(device, precision), None, initial)
+        state = TrainingState(task_prior, config, make_fabric(device, precision), None, initial)
         for step in range(_WARM_UP):
             state.take(step)
         seconds = _seconds(state, steps, draw_only=False)
@@ -203,7 +205,7 @@ def _measure(
     return Rate(batch, precision, config.compile, tasks / seconds, share, memory)
 
 
-def _seconds(state: _State, steps: int, *, draw_only: bool) -> float:
+def _seconds(state: TrainingState, steps: int, *, draw_only: bool) -> float:
     """Of some steps by the clock, or of their draws; step i has tasks of the same size in all."""
     gpu = state.device.type == "cuda"
     if gpu:

@@ -294,7 +294,8 @@ def test_padding_may_hold_anything_and_mix_with_none():
 
 def test_padded_tasks_train_like_their_rows():
     """Padding changes neither the loss nor its gradient."""
-    from pfn.training import _Batch, _Loss
+    from pfn.training.loss import Loss
+    from pfn.training.tasks import Batch
 
     task = fixed_gp(12).sample(3, generator=torch.Generator().manual_seed(0))
     task = replace(task, num_context=6)
@@ -306,8 +307,8 @@ def test_padded_tasks_train_like_their_rows():
         X=task.X[:, keep], y=task.y[:, keep], f=task.f[:, keep], noise_var=task.noise_var,
         num_context=4,
     )  # fmt: skip
-    loss = _Loss(made)
-    for a, b in zip(loss(_Batch(replace(task, points=points))), loss(_Batch(short)), strict=True):
+    loss = Loss(made)
+    for a, b in zip(loss(Batch(replace(task, points=points))), loss(Batch(short)), strict=True):
         torch.testing.assert_close(a, b)
 
 
