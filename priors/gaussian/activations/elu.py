@@ -41,6 +41,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -107,19 +108,7 @@ class ELU(Activation):
     def _beta(self) -> float:
         return self.alpha * self.rate
 
-    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, ELU):
-            return super().dual(other, q1, q2, c)
-        return self.duals(other, q1, q2, c)[0]
-
-    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, ELU):
-            return super().dual_derivative(other, q1, q2, c)
-        return self.duals(other, q1, q2, c)[1]
-
-    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        if not isinstance(other, ELU):
-            return super().duals(other, q1, q2, c)
+    def closed_duals(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         a, b = self.rate, other.rate
         value, slope = elu_duals(a**2 * q1, b**2 * q2, a * b * c, self._beta, other._beta)
         scale = self.scale * other.scale

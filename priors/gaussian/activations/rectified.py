@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -75,19 +76,7 @@ class ABReLU(_Rectified):
     def _even(self) -> float:
         return (self.positive - self.negative) / 2
 
-    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, ABReLU):
-            return super().dual(other, q1, q2, c)
-        return self.duals(other, q1, q2, c)[0]
-
-    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, ABReLU):
-            return super().dual_derivative(other, q1, q2, c)
-        return self.duals(other, q1, q2, c)[1]
-
-    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        if not isinstance(other, ABReLU):
-            return super().duals(other, q1, q2, c)
+    def closed_duals(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         odd, even = self._odd * other._odd, self._even * other._even
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in (q1, q2, c))):
             delta, angle = delta_and_angle(q1, q2, c)
