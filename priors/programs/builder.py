@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from priors.gaussian.activations import Activation
 from priors.programs.nodes import (
-    Combination,
+    Array,
     Features,
     Finite,
     Function,
@@ -21,6 +21,7 @@ from priors.programs.nodes import (
     Linear,
     Node,
     Ref,
+    Select,
     Window,
     is_gaussian,
 )
@@ -79,10 +80,13 @@ class Builder:
 
     def positions(self, value: Value | int) -> tuple[int, ...]:
         """Shape of the positions of a hidden value."""
-        index = value if isinstance(value, int) else value.index
+        return self.hidden(value if isinstance(value, int) else value.index).positions
+
+    def hidden(self, index: int) -> Hidden:
+        """A node that is not finite."""
         node = self.nodes[index]
         assert isinstance(node, Hidden)
-        return node.positions
+        return node
 
     def shape(self, value: Value) -> tuple[int | None, ...]:
         """Shape of the value's tensor without the batch."""
@@ -243,13 +247,25 @@ class Builder:
 
     def terms(self, index: int) -> tuple[tuple[float, int], ...]:
         """A node as a linear combination of nodes that are no combinations."""
-        node = self.nodes[index]
-        return node.terms if isinstance(node, Combination) else ((1.0, index),)
+        return self.hidden(index).sum(index)[0]
 
     def offset(self, index: int) -> float:
         """The constant part of a node."""
-        node = self.nodes[index]
-        return node.offset if isinstance(node, Combination) else 0.0
+        return self.hidden(index).sum(index)[1]
+
+    def select(self, index: int, picks: Tensor) -> int:
+        """Positions `picks` (numbers of flattened positions, in the new shape) of a node."""
+        positions = tuple(picks.shape)
+        if positions == self.positions(index) and bool(
+            (picks.flatten() == torch.arange(picks.numel())).all()
+        ):
+            return index
+        found = self.hidden(index).selected(picks, self)
+        return self.add(Select(index, Array.of(picks), positions)) if found is None else found
+
+    def restrict(self, index: int, first: int, last: int) -> int:
+        """Units first..last-1 of a node: other rows of the matrix that made it."""
+        return self.hidden(index).restricted(index, first, last, self)
 
     def like(self, value: Value, index: int) -> Value:
         """Another node with the same layout."""

@@ -9,19 +9,19 @@ from priors.programs.nodes import (
     Attention,
     Combination,
     Concatenate,
-    Embedding,
     Features,
     Finite,
     Hidden,
     Join,
     Linear,
-    Mix,
     Node,
     Nonlinear,
     Normalise,
     Shape,
+    Weighted,
     is_gaussian,
 )
+from priors.programs.nodes import Embedding as Embedding  # `networks` looks for it here
 
 __all__ = ["Program", "pruned"]
 
@@ -54,8 +54,7 @@ class Program:
 
     def terms(self, index: int) -> tuple[tuple[float, int], ...]:
         """Node `index` as a linear combination of nodes that are no combinations."""
-        node = self.nodes[index]
-        return node.terms if isinstance(node, Combination) else ((1.0, index),)
+        return self.hidden(index).sum(index)[0]
 
     def finite(self, index: int) -> bool:
         """Whether a node is computed from the data point without any weight."""
@@ -88,7 +87,7 @@ class Program:
                 if isinstance(node, Nonlinear):
                     if node.activation is not None:
                         found.append((index, target))
-                elif not isinstance(node, Linear | Embedding | Features):
+                elif not isinstance(node, Weighted | Features):
                     waiting += self.sources(index)
         return found
 
@@ -104,7 +103,7 @@ class Program:
     @property
     def mixes(self) -> bool:
         """Whether different positions meet: pooling or attention."""
-        return any(isinstance(n, Mix | Attention) for n in self.nodes)
+        return any(isinstance(n, Hidden) and n.mixes for n in self.nodes)
 
     @property
     def has_random_heads(self) -> bool:
@@ -122,7 +121,7 @@ class Program:
     @property
     def is_homogeneous_chain(self) -> bool:
         """Whether layers follow one another and every activation is positively homogeneous."""
-        linear = [node for node in self.nodes if isinstance(node, Linear | Embedding)]
+        linear = [node for node in self.nodes if isinstance(node, Weighted)]
         if len({node.weight for node in linear}) < len(linear):
             return False
         for node in self.nodes:

@@ -256,10 +256,6 @@ class Tracer(Builder):
         """Reshaping, slicing, stacking."""
         return layout.structural(self, function, args, kwargs)
 
-    def select(self, index: int, picks: Tensor) -> int:
-        """Positions `picks` (numbers of flattened positions, in the new shape) of a node."""
-        return layout.select(self, index, picks)
-
     # The whole ---------------------------------------------------------------------------------
 
     def _program(self, output: int, num_outputs: int = 0) -> Program:
