@@ -7,16 +7,12 @@ from functools import cached_property
 
 from priors.programs.nodes import (
     Attention,
-    Combination,
-    Concatenate,
     Features,
     Finite,
     Hidden,
-    Join,
     Linear,
     Node,
     Nonlinear,
-    Normalise,
     Shape,
     Weighted,
     is_gaussian,
@@ -121,18 +117,11 @@ class Program:
     @property
     def is_homogeneous_chain(self) -> bool:
         """Whether layers follow one another and every activation is positively homogeneous."""
-        linear = [node for node in self.nodes if isinstance(node, Weighted)]
-        if len({node.weight for node in linear}) < len(linear):
+        weights = [node.weight for node in self.nodes if isinstance(node, Weighted)]
+        if len(set(weights)) < len(weights):
             return False
-        for node in self.nodes:
-            if isinstance(node, Normalise | Attention | Join | Concatenate):
-                return False
-            if isinstance(node, Combination) and (len(node.terms) != 1 or node.offset):
-                return False
-            if isinstance(node, Nonlinear):
-                activation = node.activation
-                if activation is None or not activation.homogeneous:
-                    return False
+        if not all(isinstance(n, Finite) or n.homogeneous for n in self.nodes):
+            return False
         return all(n <= 1 or self.finite(i) for i, n in enumerate(self.consumers))
 
 

@@ -140,18 +140,21 @@ class Hidden(NodeBase):
     are about the short cuts that a kind allows; by default it has none.
 
     Attributes:
-        is_map: Whether it is a linear map of its inputs, given the statistics of each data point.
         mixes: Whether different positions meet in it.
     """
 
     positions: tuple[int, ...]
-    is_map = False
     mixes = False
 
     @property
     def num_positions(self) -> int | None:
         """Number of positions; None of a single vector."""
         return math.prod(self.positions) if self.positions else None
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether s > 0 times its only input gives a power of s times it."""
+        return False
 
     # In the limit ------------------------------------------------------------------------------
 

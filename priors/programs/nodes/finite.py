@@ -78,5 +78,9 @@ class Features(OneSource):
     axis: int
     positions: tuple[int, ...]
 
+    @property
+    def homogeneous(self) -> bool:
+        return True
+
     def relation(self, other: Node, related: Callable[[int, int], bool]) -> bool | None:
         return isinstance(other, Features)

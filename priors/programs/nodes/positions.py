@@ -26,8 +26,11 @@ class Mix(OneSource):
     flat: Array | None
     positions: tuple[int, ...]
 
-    is_map = True
     mixes = True
+
+    @property
+    def homogeneous(self) -> bool:
+        return True
 
     def is_gaussian(self, gaussian: Callable[[int], bool]) -> bool:
         return gaussian(self.source)
@@ -43,7 +46,9 @@ class Select(OneSource):
     picks: Array
     positions: tuple[int, ...]
 
-    is_map = True
+    @property
+    def homogeneous(self) -> bool:
+        return True
 
     def is_gaussian(self, gaussian: Callable[[int], bool]) -> bool:
         return gaussian(self.source)
@@ -61,8 +66,6 @@ class Join(SeveralSources):
     """The flattened positions of several nodes in a row."""
 
     positions: tuple[int, ...]
-
-    is_map = True
 
     def is_gaussian(self, gaussian: Callable[[int], bool]) -> bool:
         return all(gaussian(i) for i in self.sources)
@@ -92,7 +95,9 @@ class Flatten(OneSource):
     members: Array
     positions: tuple[int, ...]
 
-    is_map = True
+    @property
+    def homogeneous(self) -> bool:
+        return True
 
     def partition(self, program: Construction) -> Hashable | None:
         return "flatten", self.members, program.positions(self.source)
@@ -104,8 +109,6 @@ class Concatenate(SeveralSources):
 
     sizes: tuple[int, ...]
     positions: tuple[int, ...]
-
-    is_map = True
 
     def restricted(self, index: int, first: int, last: int, program: Construction) -> int:
         start = 0
@@ -139,7 +142,6 @@ class Attention(Hidden):
     uniform: bool
     positions: tuple[int, ...]
 
-    is_map = True
     mixes = True
 
     @property

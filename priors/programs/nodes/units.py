@@ -52,6 +52,10 @@ class Nonlinear(Hidden):
         return tuple(s for f in self.factors for s in f.sources)
 
     @property
+    def homogeneous(self) -> bool:
+        return self.activation is not None and self.activation.homogeneous
+
+    @property
     def activation(self) -> Activation | None:
         """The function, if it is one `Activation` of one Gaussian."""
         function = self.factors[0].function
@@ -101,8 +105,6 @@ class Combination(Hidden):
     offset: float
     positions: tuple[int, ...]
 
-    is_map = True
-
     @property
     def inputs(self) -> tuple[int, ...]:
         return tuple(i for _, i in self.terms)
@@ -113,6 +115,10 @@ class Combination(Hidden):
 
     def is_gaussian(self, gaussian: Callable[[int], bool]) -> bool:
         return self.offset == 0 and all(gaussian(i) for i in self.inputs)
+
+    @property
+    def homogeneous(self) -> bool:
+        return len(self.terms) == 1 and not self.offset
 
     def sum(self, index: int) -> tuple[tuple[tuple[float, int], ...], float]:
         return self.terms, self.offset
@@ -151,8 +157,6 @@ class Normalise(OneSource):
     pooled: int
     positions: tuple[int, ...]
 
-    is_map = True
-
     def is_gaussian(self, gaussian: Callable[[int], bool]) -> bool:
         return gaussian(self.source)
 
@@ -180,6 +184,10 @@ class BatchNormalise(OneSource):
     eps: float
     positions: tuple[int, ...]
 
+    @property
+    def homogeneous(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 class Dropout(OneSource):
@@ -193,4 +201,6 @@ class Dropout(OneSource):
     call: int
     positions: tuple[int, ...]
 
-    is_map = True
+    @property
+    def homogeneous(self) -> bool:
+        return True

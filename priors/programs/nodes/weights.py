@@ -39,6 +39,10 @@ class Weighted(Hidden):
         return True
 
     @property
+    def homogeneous(self) -> bool:
+        return True
+
+    @property
     def related_through(self) -> tuple[int, ...]:
         return ()
 
