@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from priors.gaussian.activations import ABReLU, Activation
-from priors.gaussian.activations import Elementwise as ElementwiseActivation
+from priors.gaussian.activations import ABReLU, Activation, Numerical
 from priors.gaussian.quadrature import detect_kinks
 from priors.programs.builder import NEEDS_A_LAYER, Builder
 from priors.programs.expressions import Apply, OneVariable, Statistic, Variable
@@ -132,7 +131,7 @@ def _expression(
     sources, statistics = over.sources, over.statistics
     if len(sources) == 1 and not statistics:
         function = OneVariable(expression)
-        one = ElementwiseActivation(function, detect_kinks(function))
+        one = Numerical(function, detect_kinks(function))
         return builder.add(Nonlinear((Factor(one, (sources[0],)),), positions))
     factor = Factor(expression, tuple(sources), tuple(statistics))
     return builder.add(Nonlinear((factor,), positions))

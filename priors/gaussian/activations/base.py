@@ -1,6 +1,6 @@
 """What every activation answers, by quadrature where it knows no better.
 
-`Smooth` and `Elementwise` make an activation of any function and add nothing to that.
+`Smooth` and `Numerical` make an activation of any function and add nothing to that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from priors.gaussian.activations.powers import Terms, rectified_dual, slopes
 from priors.gaussian.pairs import inverse_sqrt
 from priors.gaussian.quadrature import derivative_of, gaussian_expectation, gaussian_mean, jumps
 
-__all__ = ["Activation", "Elementwise", "Smooth"]
+__all__ = ["Activation", "Numerical", "Smooth"]
 
 
 class Activation(ABC):
@@ -153,7 +153,7 @@ class Smooth(Activation):
 
 
 @dataclass(frozen=True)
-class Elementwise(Activation):
+class Numerical(Activation):
     """Any piecewise smooth function, by quadrature.
 
     Args:
