@@ -8,7 +8,7 @@ says for which factor, (side, number), a partial derivative is meant, and in whi
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,7 +116,8 @@ def _one_sided(
 
     def product(values: Sequence[Tensor]) -> Tensor:
         by = dict(zip(sources, values, strict=True))
-        return math.prod(f.of_many(by, [s[..., None] for s in f.statistics]) for f in functions)  # type: ignore[return-value]
+        parts = (f.of_many(by, [s[..., None] for s in f.statistics]) for f in functions)
+        return functools.reduce(torch.mul, parts)
 
     return pairs.settings.quadrature.gaussian_expectation_multivariate(product, covariance)
 
@@ -210,7 +211,7 @@ def _many_variables(
             parts += [
                 f.of_many(by, s) for f, s in zip(functions[side], statistics[side], strict=True)
             ]
-        return math.prod(parts)  # type: ignore[return-value]
+        return functools.reduce(torch.mul, parts)
 
     return pairs.settings.quadrature.gaussian_expectation_multivariate(product, _matrix(rows))
 
@@ -270,13 +271,13 @@ class _Bound:
     statistics: tuple[Tensor, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        found = []
-        for kind, index in self.factor.statistics:
-            mean, scale = statistics(self.single, index, 0)
-            if kind == "mean" and mean is None:
-                mean = torch.zeros_like(scale)
-            found.append(scale if kind == "scale" else mean)
-        self.statistics = tuple(found)  # type: ignore[arg-type]
+        self.statistics = tuple(self._statistic(*s) for s in self.factor.statistics)
+
+    def _statistic(self, kind: str, index: int) -> Tensor:
+        mean, scale = statistics(self.single, index, 0)
+        if kind == "scale":
+            return scale
+        return torch.zeros_like(scale) if mean is None else mean
 
     @property
     def plain(self) -> Activation | None:

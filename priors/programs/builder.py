@@ -22,6 +22,7 @@ from priors.programs.nodes import (
     Node,
     Ref,
     Select,
+    Shape,
     Window,
     is_gaussian,
 )
@@ -88,7 +89,7 @@ class Builder:
         assert isinstance(node, Hidden)
         return node
 
-    def shape(self, value: Value) -> tuple[int | None, ...]:
+    def shape(self, value: Value) -> Shape:
         """Shape of the value's tensor without the batch."""
         node = self.nodes[value.index]
         if isinstance(node, Finite):
@@ -117,7 +118,7 @@ class Builder:
             )
         stand_in = replaced(
             (args, kwargs),
-            lambda v: torch.empty(BATCH, *self.shape(v), device="meta"),  # type: ignore[arg-type]
+            lambda v: torch.empty(BATCH, *_known(self.shape(v)), device="meta"),
             lambda: BATCH,
         )
         try:
@@ -166,7 +167,7 @@ class Builder:
                 f"The layer at {self.where} expects {fan_in} features, it gets {shape[axis]}."
             )
         positions = shape[:axis] + shape[axis + 1 :]
-        return self.add(Features(value.index, axis, positions))  # type: ignore[arg-type]
+        return self.add(Features(value.index, axis, _known(positions)))
 
     def _fix_input(self, shape: tuple[int, ...]) -> None:
         """Nonlinear functions keep the shape, so all finite nodes have that of the input."""
@@ -281,6 +282,12 @@ class Builder:
     def unsupported(self, what: str, why: str = "") -> UnsupportedOperationError:
         """The error that refuses what is being translated."""
         return UnsupportedOperationError(what, self.where, why)
+
+
+def _known(shape: Shape) -> tuple[int, ...]:
+    """A shape of which nothing is open."""
+    assert None not in shape
+    return tuple(size for size in shape if size is not None)
 
 
 def _item(values: Any, index: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -145,7 +145,7 @@ class _AbsAndSign(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q1, q2, c):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         delta, angle = delta_and_angle(q1, q2, c)
         absolute = delta.addcmul_(c, angle).mul_(2 / math.pi)
         signs = angle.mul_(2 / math.pi)
@@ -154,7 +154,9 @@ class _AbsAndSign(torch.autograd.Function):
         return absolute, signs
 
     @staticmethod
-    def backward(ctx, grad_absolute, grad_signs):  # type: ignore[no-untyped-def]
+    def backward(
+        ctx: Any, grad_absolute: Tensor | None, grad_signs: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         q1, q2, c, signs = ctx.saved_tensors
         det = gram_determinant(q1, q2, c)
         inverse = inverse_sqrt(det, noise_floor(q1 * q2))
