@@ -11,6 +11,7 @@ positions. The rules are pairwise:
     Nonlinear, Gaussian       Stein's lemma: E[phi(u) v] = E[phi'(u)] E[u v]
     linear maps               applied on their side of the pair (`maps`)
 
+Each is written with its kind of node (`kinds` finds it); `pairs` explains the words they share.
 None stands for a moment that vanishes by structure: branches without a common weight.
 
 Positions trail (`pairs`): all pairs of them, or with `full=False` the same position of both, which

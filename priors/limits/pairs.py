@@ -2,8 +2,8 @@
 
 Positions are flattened and trail: `[..., n1, n2, P_a, P_b]`, or with `full=False` the same
 position of both, `[..., n1, n2, P]`. The data points come as a matrix of pairs, or *paired* row by
-row, then without n2. What is known of each data point alone, `[..., n, (P)]`, is *spread*
-over the pairs from its side.
+row, then without n2. What is known of each data point alone, `[..., n, (P)]`, is *spread* over
+the pairs from its side.
 
 Words used throughout `limits`:
 
@@ -200,19 +200,14 @@ class Pairs(ABC):
     def is_plain(self, index: int) -> bool:
         """Whether a node is one `Activation` of one Gaussian."""
         node = self.program.nodes[index]
-        return (
-            isinstance(node, Nonlinear)
-            and len(node.factors) == 1
-            and isinstance(node.factors[0].function, Activation)
-        )
+        return isinstance(node, Nonlinear) and node.activation is not None
 
     def activation(self, index: int) -> tuple[Activation, int]:
         """The function and the source of a plain nonlinearity."""
         node = self.program.nodes[index]
         assert isinstance(node, Nonlinear)
-        function = node.factors[0].function
-        assert isinstance(function, Activation)
-        return function, node.factors[0].sources[0]
+        assert node.activation is not None
+        return node.activation, node.factors[0].sources[0]
 
     def zeros_of(self, index: int) -> Tensor:
         """Zero at each left point (and position of a node), `[..., n, (P)]`."""

@@ -25,9 +25,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from priors.limits.kinds import kind_of, mapped
+from priors.limits.kinds import LinearMap, kind_of, mapped
 from priors.limits.moments import Moments
-from priors.programs.nodes import Attention, Features, Linear, Nonlinear, Weighted
+from priors.programs.nodes import Attention, Linear, Nonlinear, Weighted
 from priors.programs.program import Program
 
 __all__ = ["Tangents", "check_gradient_independence", "readouts"]
@@ -68,7 +68,7 @@ def readouts(program: Program, *indices: int) -> set[int]:
         node = program.nodes[index]
         if isinstance(node, Weighted):
             found.add(index)
-        elif not isinstance(node, Nonlinear | Features) and not program.finite(index):
+        elif isinstance(kind_of(node), LinearMap):
             found |= readouts(program, *program.sources(index))
     return found
 
