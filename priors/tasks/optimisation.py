@@ -85,9 +85,10 @@ class OptimizationTaskPrior(WholeTaskPrior):
     def description(self) -> str:
         """One line for the checkpoint."""
         return (
-            f"functions on the unit cube to maximise, {self.size.description}, inputs warped in "
-            f"{self.input_warping:.0%}, outputs in {self.output_warping:.0%} "
-            "(priors.OptimizationTaskPrior)"
+            f"functions to maximise, 1-{self.size.max_features} features in the unit cube, up to "
+            f"{self.size.max_context} context rows, inputs warped in {self.input_warping:.0%}, "
+            f"outputs in {self.output_warping:.0%} "
+            "(priors.optimization_tasks.OptimizationTaskPrior)"  # as shipped networks store it
         )
 
     def draw_tasks(self, draws: RandomSource, batch: int) -> Task:

@@ -151,19 +151,6 @@ class LearningCurveSize:
             C = 1 if p == 0 else int(math.exp(curve * math.log(self.max_curves + 1)))
         return p, C, _rows(row, law, self.max_context) if n is None else n
 
-    @property
-    def description(self) -> str:
-        """Part of a prior's description."""
-        h, C, n = (
-            f"{least}-{most}" if fixed is None else f"{fixed}"
-            for least, most, fixed in (
-                (0, self.max_hyperparameters, self.num_hyperparameters),
-                (1, self.max_curves, self.num_curves),
-                (0, self.max_context, self.num_context),
-            )
-        )
-        return f"{h} hyperparameters, {C} curves per task, {n} context rows"
-
 
 def _rows(u: float, law: float, most: int) -> int:
     """A number of rows on 0 .. `most`, uniform or log-uniform, of two uniform numbers."""

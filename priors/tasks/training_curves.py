@@ -101,7 +101,12 @@ class LearningCurveTaskPrior(WholeTaskPrior):
     @property
     def description(self) -> str:
         """One line for the checkpoint."""
-        return f"learning curves, {self.size.description} (priors.LearningCurveTaskPrior)"
+        return (
+            f"learning curves, up to {self.size.max_curves} per task, "
+            f"0-{self.size.max_hyperparameters} hyperparameters, up to {self.size.max_context} "
+            "context rows "
+            "(priors.learning_curve_tasks.LearningCurveTaskPrior)"  # as shipped networks store it
+        )
 
     def draw_tasks(self, draws: RandomSource, batch: int) -> Task:
         """Draw the sizes, the curves and the rows of each task."""
