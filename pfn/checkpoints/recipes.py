@@ -23,10 +23,12 @@ from pfn.training import TrainingConfig
 from priors import (
     CausalTaskPrior,
     ClassificationTaskPrior,
+    LearningCurveSize,
     LearningCurveTaskPrior,
     LinearTaskPrior,
     MixtureTaskPrior,
     NetworkTaskPrior,
+    OptimizationSize,
     OptimizationTaskPrior,
     RandomKernelTaskPrior,
     RandomNoise,
@@ -178,7 +180,7 @@ def _learning_curve(gpu: bool = False) -> Recipe:
             evaluate_every=2_000,
         ),
         certified={"context_sizes": (0, 5, 20, 80, 256), "num_tasks": 480},
-        certified_prior=lambda n: LearningCurveTaskPrior(num_context=n),
+        certified_prior=lambda n: LearningCurveTaskPrior(size=LearningCurveSize(num_context=n)),
         reference=prior.oracle,
         reference_is="upper bound",
     )
@@ -199,11 +201,13 @@ def _bo(gpu: bool = False) -> Recipe:
             evaluate_every=2_000,
         ),
         certified={"context_sizes": (0, 5, 10, 20, 50, 128), "num_tasks": 480},
-        certified_prior=lambda n: OptimizationTaskPrior(num_context=n, output_warping=0.0),
+        certified_prior=lambda n: OptimizationTaskPrior(
+            size=OptimizationSize(num_context=n), output_warping=0.0
+        ),
         reference=gaussian.oracle,
         reference_is="upper bound",
         lower_reference=lambda task: gaussian.annealed(task) if task.num_context <= 50 else None,
-        score_prior=lambda n: OptimizationTaskPrior(num_context=n),
+        score_prior=lambda n: OptimizationTaskPrior(size=OptimizationSize(num_context=n)),
     )
 
 

@@ -53,10 +53,6 @@ class FunctionTaskPrior:
             raise ValueError(f"num_points must be at least 1, got {num_points}.")
         if not isinstance(noise_var, Distribution) and noise_var < 0:
             raise ValueError(f"noise_var is a variance and cannot be negative, got {noise_var}.")
-        if hyperprior and not isinstance(function_prior, GaussianProcessPrior | ScaleMixturePrior):
-            raise ValueError(
-                f"a hyperprior needs a prior with a kernel, got {type(function_prior).__name__}."
-            )
         if scale_noise and not isinstance(function_prior, ScaleMixturePrior):
             raise ValueError("scale_noise=True needs a ScaleMixturePrior.")
         self.function_prior = function_prior
@@ -66,7 +62,7 @@ class FunctionTaskPrior:
         self.hyperprior = dict(hyperprior or {})
         self.scale_noise = scale_noise
         for name in self.hyperprior:
-            _resolve(function_prior.kernel, name)  # type: ignore[attr-defined]
+            _resolve(_with_kernel(function_prior).kernel, name)
 
     @property
     def description(self) -> str:
@@ -74,7 +70,7 @@ class FunctionTaskPrior:
         kernel = getattr(self.function_prior, "kernel", None)
         kind = type(self.function_prior).__name__
         parts = [
-            kind if kernel is None else f"{kind}, {_told(kernel)}",
+            kind if kernel is None else f"{kind}, {_described(kernel)}",
             *(f"{name} from {law}" for name, law in self.hyperprior.items()),
             f"noise variance {self.noise_var}{' times the scale' if self.scale_noise else ''}",
             f"inputs {getattr(self.inputs, '__qualname__', self.inputs)}",
@@ -137,13 +133,13 @@ class FunctionTaskPrior:
     ) -> tuple[FunctionPrior, dict[str, Tensor]]:
         if not self.hyperprior:
             return self.function_prior, {}
-        prior = deepcopy(self.function_prior)
-        prior.kernel = prior.kernel.expand_batch(torch.Size([batch])).to(X)  # type: ignore[attr-defined]
-        for parameter in prior.kernel.parameters():  # type: ignore[attr-defined]
+        prior = deepcopy(_with_kernel(self.function_prior))
+        prior.kernel = prior.kernel.expand_batch(torch.Size([batch])).to(X)
+        for parameter in prior.kernel.parameters():
             parameter.data = parameter.data.clone()  # an expanded one shares memory
         latents: dict[str, Tensor] = {}
         for name, distribution in self.hyperprior.items():
-            owner, last = _resolve(prior.kernel, name)  # type: ignore[attr-defined]
+            owner, last = _resolve(prior.kernel, name)
             is_mapping = isinstance(owner, Mapping)
             old = owner[last] if is_mapping else getattr(owner, last)
             value = draw(distribution, torch.Size([batch]), generator=generator).to(X)
@@ -157,7 +153,14 @@ class FunctionTaskPrior:
         return prior, latents
 
 
-def _told(kernel: Any) -> str:
+def _with_kernel(prior: FunctionPrior) -> GaussianProcessPrior | ScaleMixturePrior:
+    """A function prior whose kernel's hyperparameters can be drawn."""
+    if not isinstance(prior, GaussianProcessPrior | ScaleMixturePrior):
+        raise ValueError(f"a hyperprior needs a prior with a kernel, got {type(prior).__name__}.")
+    return prior
+
+
+def _described(kernel: Any) -> str:
     """A kernel with its hyperparameters."""
     values = []
     for name, raw, constraint in kernel.named_parameters_and_constraints():

@@ -1,6 +1,6 @@
 """What every activation answers, by quadrature where it knows no better.
 
-`Smooth` and `Elementwise` make an activation of any function and add nothing to that.
+`Smooth` and `Numerical` make an activation of any function and add nothing to that.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeGuard
 
 import torch
 from torch import Tensor
@@ -17,15 +18,29 @@ from priors.gaussian.activations.powers import Terms, rectified_dual, slopes
 from priors.gaussian.pairs import inverse_sqrt
 from priors.gaussian.quadrature import derivative_of, gaussian_expectation, gaussian_mean, jumps
 
-__all__ = ["Activation", "Elementwise", "Smooth"]
+__all__ = ["Activation", "Numerical", "Smooth"]
 
 
 class Activation(ABC):
     """An elementwise nonlinearity with its Gaussian expectations.
 
     A subclass gives the function and where it is not smooth; every expectation has a quadrature
-    default, overridden where there is a closed form.
+    default, overridden where there is a closed form. Closed forms of pairs hold within a family:
+    the class that defines `closed_duals`, or `closed_dual` and `closed_dual_derivative`, and its
+    subclasses.
     """
+
+    _family: ClassVar[Any] = ()
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        own = vars(cls).keys()
+        if "closed_duals" in own or {"closed_dual", "closed_dual_derivative"} <= own:
+            cls._family = cls
+
+    def _akin(self, other: Activation) -> TypeGuard[Self]:
+        """Whether there is a closed form for the pair."""
+        return isinstance(other, self._family)
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -56,6 +71,8 @@ class Activation(ABC):
 
     def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         """E[phi(u) psi(v)] with psi = `other`."""
+        if self._akin(other):
+            return self.closed_dual(other, q1, q2, c)
         closed = rectified_dual(self.terms, other.terms, q1, q2, c)
         if closed is not None:
             return closed
@@ -63,6 +80,8 @@ class Activation(ABC):
 
     def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         """E[phi'(u) psi'(v)] with psi = `other`."""
+        if self._akin(other):
+            return self.closed_dual_derivative(other, q1, q2, c)
         closed = rectified_dual(slopes(self.terms), slopes(other.terms), q1, q2, c)
         if closed is not None:
             return closed
@@ -72,7 +91,22 @@ class Activation(ABC):
 
     def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """`dual` and `dual_derivative`, sharing the work where that saves some."""
+        if self._akin(other):
+            return self.closed_duals(other, q1, q2, c)
         return self.dual(other, q1, q2, c), self.dual_derivative(other, q1, q2, c)
+
+    def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        """`dual` of two activations of one family, in closed form."""
+        return self.closed_duals(other, q1, q2, c)[0]
+
+    def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        """`dual_derivative` of two activations of one family, in closed form."""
+        return self.closed_duals(other, q1, q2, c)[1]
+
+    def closed_duals(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """`duals` of two activations of one family, in closed form."""
+        value = self.closed_dual(other, q1, q2, c)
+        return value, self.closed_dual_derivative(other, q1, q2, c)
 
     def mean(self, q: Tensor) -> Tensor:
         """E[phi(u)] for u of variance `q`."""
@@ -119,7 +153,7 @@ class Smooth(Activation):
 
 
 @dataclass(frozen=True)
-class Elementwise(Activation):
+class Numerical(Activation):
     """Any piecewise smooth function, by quadrature.
 
     Args:

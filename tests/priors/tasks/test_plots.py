@@ -13,6 +13,7 @@ from torch.distributions import Uniform
 from priors import (
     FunctionTaskPrior,
     GaussianProcessPrior,
+    LearningCurveSize,
     LearningCurveTaskPrior,
     MixtureTaskPrior,
     OptimizationTaskPrior,
@@ -72,7 +73,7 @@ KINDS = {
     "one feature": functions(1),
     "three features": functions(3),
     "learning curves": LearningCurveTaskPrior(),
-    "no context": LearningCurveTaskPrior(num_context=0),
+    "no context": LearningCurveTaskPrior(size=LearningCurveSize(num_context=0)),
     "optimisation": OptimizationTaskPrior(),
     "table": TablePrior(),
     "classes": TablePrior(num_classes=3),
@@ -113,7 +114,7 @@ def test_points_are_those_of_the_task():
 
 
 def test_curves_have_a_line_each():
-    prior = LearningCurveTaskPrior(num_curves=5, num_context=60)
+    prior = LearningCurveTaskPrior(size=LearningCurveSize(num_curves=5, num_context=60))
     task = prior.sample(1, generator=torch.Generator().manual_seed(2))
     figure = plot_tasks(prior, 1, seed=2)
     curves = len(task.row_latents["curve"].unique())
