@@ -794,7 +794,9 @@ def test_a_column_without_values_may_hold_anything_later():
     pandas = pytest.importorskip("pandas")
     X, y = data()
     for nothing in (None, np.nan):
-        table = pandas.DataFrame(X).assign(empty=[nothing] * len(X))
+        table = pandas.DataFrame(X, columns=list("abcdefgh"[: X.shape[1]])).assign(
+            empty=[nothing] * len(X)
+        )
         made = PFNRegressor(random_network(), num_ensemble=1, check=False).fit(table, y)
         expected = made.predict(table)
         for value in ("text", 3.0, True):
