@@ -44,6 +44,10 @@ class PosteriorContract(ABC):
             assert value.shape == shape
             assert value.dtype == dtype
         assert quantiles.shape == (2, 3, *shape)
+        # values may have dimensions before those of the posterior
+        assert posterior.cdf(quantiles).shape == quantiles.shape
+        if self.has_density:
+            assert posterior.log_prob(quantiles).shape == quantiles.shape
         assert posterior.rsample(torch.Size([4, 2])).shape == (4, 2, *shape)
         assert posterior.rsample().shape == (1, *shape)
 
