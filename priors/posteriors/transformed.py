@@ -77,10 +77,8 @@ class TransformedPosterior(PredictivePosterior):
 
     @property
     def atoms(self) -> tuple[Tensor, Tensor] | None:
-        if self.base.atoms is None:
-            return None
-        values, log_weights = self.base.atoms
-        return self.transform(values), log_weights
+        atoms = self.base.atoms
+        return None if atoms is None else (self.transform(atoms[0]), atoms[1])
 
     @property
     def has_density(self) -> bool:

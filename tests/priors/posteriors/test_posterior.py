@@ -121,6 +121,39 @@ class SignedSquare(Transform):
         return (2 * x.abs()).log()
 
 
+class ExponentialBelowZero(Transform):
+    """y = z above 0, exp(z) - 1 below."""
+
+    domain, codomain = constraints.real, constraints.greater_than(-1.0)
+    bijective = True
+    sign = 1
+
+    def affine_beyond(self, threshold, above):
+        return AffineTransform(0.0, 1.0) if above and bool((threshold >= 0).all()) else None
+
+    def _call(self, x):
+        return torch.where(x > 0, x, torch.expm1(x.clamp_max(0)))
+
+    def _inverse(self, y):
+        return torch.where(y > 0, y, torch.log1p(y.clamp_max(0)))
+
+    def log_abs_det_jacobian(self, x, y):
+        return x.clamp_max(0)
+
+
+def test_transforms_of_ones_own_say_where_they_are_affine():
+    base = single(torch.float64)
+    posterior = TransformedPosterior(base, ExponentialBelowZero())
+    for threshold in (0.0, 0.7, torch.linspace(0, 2, 4, dtype=torch.float64)[:, None]):
+        torch.testing.assert_close(
+            posterior.log_excess(threshold, 1), base.log_excess(threshold, 1)
+        )
+    for threshold, above in ((-0.1, True), (0.5, False)):
+        with pytest.raises(NotImplementedError, match="closed-form expected improvement"):
+            posterior.log_excess(threshold, 1, above)
+        assert posterior.log_excess(threshold, 0, above).isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("df", [5.0, 8.0])
 def test_moments_behind_heavy_tails(df, dtype):
