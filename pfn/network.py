@@ -16,7 +16,7 @@ from pfn.architecture import ArchitectureConfig, Context, Rows, Targets, Transfo
 from pfn.certificate import Certificate
 from pfn.coverage import Coverage
 from pfn.distribution import BarDistribution
-from priors.posteriors.transforms import location_scale
+from priors.posteriors.standardisation import location_scale
 
 __all__ = ["Encoding", "Network"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from copy import deepcopy
 from itertools import chain
 from typing import Protocol, TypeVar, runtime_checkable
@@ -22,6 +23,7 @@ __all__ = [
     "GaussianProcessPrior",
     "ScaleMixturePrior",
     "draw",
+    "draws_functions",
 ]
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -124,6 +126,13 @@ class ScaleMixturePrior:
     ) -> Tensor:
         """Draw functions at `X` `[*batch, n, d]`, each with a variance of its own."""
         return self.sample_with_scale(X, sample_shape, generator=generator)[0]
+
+
+def draws_functions(prior: object) -> bool:
+    """Whether a prior is a `FunctionPrior`, and not one of something else that has a `sample`."""
+    if isinstance(prior, type) or not isinstance(prior, FunctionPrior):
+        return False
+    return "sample_shape" in inspect.signature(prior.sample).parameters
 
 
 def draw(

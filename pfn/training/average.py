@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from pfn.compat import foreach_lerp_
 from pfn.prior_fitted_network import PFN
 from pfn.references import Reference, reference_nll
 from pfn.training.config import TrainingConfig
@@ -89,7 +90,7 @@ class Average:
         decay = min(self.config.average_decay, (1 + step) / (10 + step))
         parameters = dict(self.pfn.network.named_parameters())
         with torch.no_grad():
-            torch._foreach_lerp_(
+            foreach_lerp_(
                 [self.weights[name] for name in parameters], list(parameters.values()), 1 - decay
             )
 

@@ -39,6 +39,7 @@ from priors.tasks.base import WholeTaskPrior
 from priors.tasks.grouping import groups
 from priors.tasks.oracles import gaussian_oracle
 from priors.tasks.sizes import OptimizationSize, TaskSize
+from priors.tasks.stationary import stationary
 from priors.tasks.task import Task
 from priors.tasks.validation import check_probabilities
 
@@ -175,7 +176,7 @@ class OptimizationTaskPrior(WholeTaskPrior):
         )
         out = torch.empty_like(r)
         for name, chosen in zip(KERNELS, groups(latents["kernel"], len(KERNELS)), strict=True):
-            out[chosen] = _stationary(name, r[chosen])
+            out[chosen] = stationary(name, r[chosen].square_())
         share = latents["trend_share"][:, None, None]
         var = torch.cat([latents["linear_var"], latents["quadratic_var"]], -1)[:, None]
         return torch.baddbmm((1 - share) * out, share * var * _trend(u1), _trend(u2).mT)
@@ -299,16 +300,3 @@ def _trend(u: Tensor) -> Tensor:
     """Linear and quadratic features `[B, n, 2 d]`, orthonormal and centred for uniform u."""
     centred = u - 0.5
     return torch.cat([math.sqrt(12) * centred, math.sqrt(180) * (centred**2 - 1 / 12)], -1)
-
-
-def _stationary(kernel: str, r: Tensor) -> Tensor:
-    """Unit-variance kernels of the scaled distance; Rasmussen & Williams 2006, 4.2."""
-    match kernel:
-        case "matern32":
-            return (1 + math.sqrt(3) * r) * torch.exp(-math.sqrt(3) * r)
-        case "matern52":
-            s = math.sqrt(5) * r
-            return (1 + s + s**2 / 3) * torch.exp(-s)
-        case "rbf":
-            return torch.exp(-(r**2) / 2)
-    raise ValueError(f"unknown kernel {kernel!r}, known are {KERNELS}.")

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from priors.functions import GaussianProcessPrior, ScaleMixturePrior
-from priors.networks.finite import NetworkPrior
+from priors.functions import draws_functions
 from priors.tasks.task import Task, TaskPrior, describe
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def plot_tasks(
         TypeError: `task_prior` does not draw tasks.
         ValueError: `num` is not positive.
     """
-    if isinstance(task_prior, GaussianProcessPrior | ScaleMixturePrior | NetworkPrior):
+    if draws_functions(task_prior):
         raise TypeError(
             f"{type(task_prior).__name__} draws functions, not tasks; use plot_prior, or make "
             "tasks of it by FunctionTaskPrior."

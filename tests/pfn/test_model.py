@@ -952,7 +952,7 @@ def test_tail_compression_reaches_the_network_and_comes_back(network):
     one = model.subset_output([1])
     torch.testing.assert_close(one.posterior(Q).mean, posterior.mean[..., 1:])
     found = LogExpectedImprovement(one, best_f=Y[:, 1].max())(Q[:, None])
-    scale = of_outputs(tails, [1]).straight(Y[:, 1].max(), True).scale.log()
+    scale = of_outputs(tails, [1]).affine_beyond(Y[:, 1].max(), True).scale.log()
     best = tails.inv(Y)[:, 1].max()
     expected = LogExpectedImprovement(plain.subset_output([1]), best_f=best)(Q[:, None]) + scale
     torch.testing.assert_close(found, expected.flatten())
@@ -973,7 +973,7 @@ def test_outputs_keep_their_own_transforms(network, kind):
             one.quantile(torch.tensor(0.3)), both.quantile(torch.tensor(0.3))[..., 1:]
         )
     if kind == "inverse":  # affine, so that improvement is closed
-        assert both.log_expected_improvement(y.amax(-2)).shape == (5, 2)
+        assert both.log_excess(y.amax(-2), 1).shape == (5, 2)
 
 
 def test_monte_carlo_acquisition_agrees_with_the_closed_form(network):

@@ -180,10 +180,17 @@ def test_a_given_figure_is_used():
     assert len(drawn(right)) == 5
 
 
+class FunctionsOfOnesOwn:
+    def sample(self, X, sample_shape=(), *, generator=None):
+        return torch.zeros(*sample_shape, *X.shape[:-1], 1)
+
+
 @pytest.mark.parametrize(
     ("prior", "error", "message"),
     [
         (GaussianProcessPrior(RBFKernel()), TypeError, "draws functions, not tasks"),
+        (FunctionsOfOnesOwn(), TypeError, "draws functions, not tasks"),
+        (GaussianProcessPrior, TypeError, "task prior with sample"),
         ("curves", TypeError, "task prior with sample"),
         (LearningCurveTaskPrior, TypeError, "task prior with sample"),
     ],
