@@ -69,6 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--out", type=Path, help="write the network with its certificate here")
     command.add_argument("--tasks", type=int, help="number of tasks")
     command.add_argument("--context", type=int, nargs="+", help="numbers of context rows")
+    command.add_argument(
+        "--reference",
+        help="module:function or file.py:function, from a task to the exact posterior of its "
+        "queries; default the oracle of the prior",
+    )
     command = commands.add_parser("predict", help="predict the rows whose target is empty")
     command.add_argument("data", type=Path, help="CSV file with a header; numbers only")
     command.add_argument("--target", required=True, help="name of the target column")
@@ -104,7 +109,7 @@ def _recipe(name: str, *, gpu: bool = False) -> Recipe:
         ) from error
     if not isinstance(prior, TaskPrior):
         raise ValueError(f"{name} is a {type(prior).__name__}, not a task prior.")
-    return Recipe(prior, TrainingConfig(), certified=_sizes(prior))
+    return Recipe(prior, TrainingConfig(), certified=_sizes(prior), reference="own")
 
 
 def _sizes(prior: TaskPrior) -> dict[str, Any]:
@@ -233,8 +238,10 @@ def _certify(options: argparse.Namespace) -> None:
         own = words[words.index("train") + 1 :][:1] if "train" in words else []
         name = own[0] if own and own[0] in RECIPES else name
     recipe = _recipe(name)
-    given = {"num_tasks": options.tasks, "context_sizes": options.context}
+    given: dict[str, Any] = {"num_tasks": options.tasks, "context_sizes": options.context}
     changes = {name: value for name, value in given.items() if value is not None}
+    if options.reference is not None:
+        changes |= {"reference": load_object(options.reference), "reference_is": "exact"}
     if options.prior is not None and options.prior not in RECIPES:
         measured = certify(pfn, recipe.prior, **{**recipe.certified, **changes})
     else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pfn.architecture import ArchitectureConfig
 from pfn.certificate import Certificate
@@ -53,7 +53,7 @@ class Recipe:
         certified: Other arguments of `certify`.
         certified_prior: What the certificate's tasks are drawn from, if not from `prior`; or
             from which prior for every number of context rows.
-        reference: The reference of the certificate, if there is one.
+        reference: The reference of the certificate, if there is one; see `certify`.
         reference_is: What the reference is.
         lower_reference: What gives the certificate a lower bound, if anything does.
         score_prior: What users' data sets are compared with, if not with `certified_prior`.
@@ -64,7 +64,7 @@ class Recipe:
     config: TrainingConfig
     certified: dict[str, Any] = field(default_factory=dict)
     certified_prior: TaskPrior | Callable[[int], TaskPrior] | None = None
-    reference: Reference | None = None
+    reference: Reference | Literal["own"] | None = None
     reference_is: str = "exact"
     lower_reference: LowerReference | None = None
     score_prior: TaskPrior | Callable[[int], TaskPrior] | None = None
@@ -74,20 +74,15 @@ class Recipe:
         """Measure a network against this recipe's prior; `changes` are arguments of `certify`."""
         prior = self.prior if self.certified_prior is None else self.certified_prior
         options = {
+            "reference": self.reference,
+            "reference_is": self.reference_is,
             "lower_reference": self.lower_reference,
             "score_prior": self.score_prior,
             "seed": 1,
             **self.certified,
             **changes,
         }
-        return certify(
-            pfn,
-            prior,
-            reference=self.reference,
-            reference_is=self.reference_is,
-            progress=progress,
-            **options,
-        )
+        return certify(pfn, prior, progress=progress, **options)
 
 
 def _regression(gpu: bool = False) -> Recipe:

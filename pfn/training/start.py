@@ -76,10 +76,18 @@ def _covered_by(
         "exchangeable": exchangeable(task_prior) and before.get("exchangeable", True),
     }
     if config.inputs == "raw":
-        seen = torch.cat([task.X[task.X.isfinite()] for task in tasks])
-        low, high = before.get("input_range", (math.inf, -math.inf))
-        covered["input_range"] = [min(low, float(seen.min())), max(high, float(seen.max()))]
+        covered["input_range"] = _range([task.X for task in tasks], before.get("input_range"))
+    if config.targets != "standardised" and not config.architecture.classes:
+        there = [task.y if task.points is None else task.y[task.points] for task in tasks]
+        covered["target_range"] = _range(there, before.get("target_range"))
     return covered
+
+
+def _range(values: list[Tensor], before: list[float] | None) -> list[float]:
+    """Least and largest, those of earlier trainings among them."""
+    seen = torch.cat([part[part.isfinite()] for part in values])
+    low, high = before or (math.inf, -math.inf)
+    return [min(low, float(seen.min())), max(high, float(seen.max()))]
 
 
 def _fitting_network(tasks: list[Task], config: TrainingConfig, covered: dict[str, Any]) -> PFN:

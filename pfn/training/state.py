@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingState"]
 
-_COVERED = ("max_context", "max_buffer", "known_noise", "function")  # what the tasks had
+# What the tasks had.
+_COVERED = ("num_features", "max_context", "max_buffer", "known_noise", "function")
 
 
 class TrainingState:
@@ -47,6 +48,10 @@ class TrainingState:
         self.device = fabric.device
         self.step, self.elapsed, self.tasks = 0, 0.0, 0
         self.covered = dict.fromkeys(_COVERED, 0)
+        if initial is not None:  # which stays in what the network knows
+            self.covered |= {k: int(initial.metadata.get(k, 0)) for k in _COVERED}
+            if initial.coverage.num_features is None:
+                self.covered["num_features"] = initial.architecture.max_features
         with seeded(config.seed):  # weights are made on the CPU, the same for every device
             self.pfn = initial_network(task_prior, config, initial).to(self.device)
         # Processes share the weights but not the tasks, nor does a training with what it continues.
@@ -106,7 +111,8 @@ class TrainingState:
         task = sample_tasks(self.task_prior, self.config, self.generator, self.device)
         told = Told.draw(task, self.config, self.generator)
         buffer = min(self.config.max_buffer, task.num_context) if told.appended else 0
-        had = task.num_context, buffer, told.noise, task.f is not None
+        features = task.X.shape[-1]
+        had = features, task.num_context, buffer, told.noise, task.f is not None
         for name, value in zip(_COVERED, had, strict=True):
             self.covered[name] = max(self.covered[name], int(value))
         return task, told

@@ -861,6 +861,27 @@ class TestInputTransforms:
             network.condition(100 * X, y)
         network.condition(100 * X, y, input_transform=Normalize(3))  # no warning
 
+    def test_raw_targets_beyond_those_of_the_training_warn(self):
+        network = random_network(targets="raw")
+        network.metadata["target_range"] = [-3.0, 3.0]
+        X, y = data(8)
+        y = y / y.abs().max()
+        model = network.condition(X, y)
+        with pytest.warns(UserWarning, match="targets between -3 and 3.*got .* to 1e\\+03"):
+            network.condition(X, 1000 * y.abs())
+        with pytest.warns(UserWarning, match="targets between -3 and 3"):
+            model.condition_on_observations(X[:1], 100 + y[:1])
+        scale = AffineTransform(torch.zeros(1).to(y), torch.full((1,), 1000.0).to(y))
+        network.condition(X, 1000 * y.abs(), outcome_transform=scale)  # no warning
+
+    def test_more_features_than_in_training_warn(self):
+        network = random_network()
+        network.metadata["num_features"] = 2
+        X, y = data(8)
+        network.condition(X[:, :2], y)
+        with pytest.warns(UserWarning, match="up to 2 features and got 3; beyond that"):
+            network.condition(X, y)
+
 
 def test_a_conditioned_model_stays_where_it_is(network):
     model = network.condition(*data(8))

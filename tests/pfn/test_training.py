@@ -248,6 +248,9 @@ def test_a_network_knows_what_its_tasks_had():
     assert not bare.coverage.known_noise
     assert not bare.coverage.function
     assert bare.metadata["max_context"] == bare.metadata["max_buffer"] == 4
+    assert bare.metadata["num_features"] == 1
+    low, high = bare.metadata["target_range"]
+    assert low < -1 < 1 < high
     assert not bare.metadata["exchangeable"]
     whole = train(fixed_gp(num_points=5), config=options, device="cpu", progress=False)
     assert whole.coverage.known_noise
@@ -327,11 +330,34 @@ class TestCertificate:
 
     def test_json_and_text(self):
         made = train(fixed_gp(), config=config(steps=1), device="cpu", progress=False)
-        measured = certify(made, fixed_gp(), num_tasks=8, progress=False, num_queries=4)
+        few = {"num_tasks": 8, "num_queries": 4, "progress": False}
+        measured = certify(made, fixed_gp(), reference=None, **few)
         assert measured.reference == "none"
         again = Certificate.from_json(json.loads(json.dumps(measured.to_json(), allow_nan=False)))
         assert str(again) == str(measured)
         assert "calibration only" in str(measured)
+
+    def test_the_reference_is_that_of_the_prior(self):
+        made = train(fixed_gp(), config=config(steps=1), device="cpu", progress=False)
+        few = {"num_tasks": 8, "num_queries": 4, "progress": False}
+        own = certify(made, fixed_gp(), **few)
+        given = certify(made, fixed_gp(), reference=exact, **few)
+        assert own.reference == given.reference == "exact"
+        for n, row in own.by_context.items():
+            assert row.gap == pytest.approx(given.by_context[n].gap, abs=1e-5)
+
+    def test_tasks_that_the_prior_refuses_have_no_gap(self):
+        class Refusing:
+            def sample(self, batch, **options):
+                return fixed_gp().sample(batch, **options)
+
+            def oracle(self, task):
+                raise ValueError("not today")
+
+        made = train(fixed_gp(), config=config(steps=1), device="cpu", progress=False)
+        measured = certify(made, Refusing(), num_tasks=8, num_queries=4, progress=False)
+        assert measured.reference == "upper bound"
+        assert all(math.isnan(row.gap) for row in measured.by_context.values())
 
     def test_sizes_that_no_task_has(self):
         made = train(fixed_gp(), config=config(steps=1), device="cpu", progress=False)
