@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from gpytorch.distributions import MultivariateNormal
 
-from bayes.exact_process import ExactProcess, JointMarginalLogLikelihood
+from bayes.exact_process import ExactProcess
+from bayes.marginal_likelihood import JointMarginalLogLikelihood
 from priors.posteriors.gaussian import GaussianPosterior
 
 __all__ = ["GaussianProcess"]

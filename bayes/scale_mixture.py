@@ -23,7 +23,8 @@ from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import Likelihood
 from torch import Tensor
 
-from bayes.exact_process import ExactProcess, JointMarginalLogLikelihood
+from bayes.exact_process import ExactProcess
+from bayes.marginal_likelihood import JointMarginalLogLikelihood
 from bayes.student_t import StudentTPosterior
 from priors.posteriors.transforms import DEFAULT
 
