@@ -31,8 +31,14 @@ from gpytorch.means import ZeroMean
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
-from bayes.checks import check_query, check_training_data, chosen_outputs
-from bayes.description import describe_module, describe_transform, differing_parts, same_values
+from bayes.checks import check_query, check_training_data, chosen_outputs, warn_about_scale
+from bayes.description import (
+    describe_module,
+    describe_transform,
+    describe_values,
+    differing_parts,
+    same_values,
+)
 from bayes.fitting import Watch, maximise
 from bayes.marginal_likelihood import JointMarginalLogLikelihood, exact_solves, relative_jitter
 from bayes.outcome import ElementwiseOutcome
@@ -80,6 +86,7 @@ class ExactProcess(SingleTaskGP, ABC):
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
     ) -> None:
+        """Arguments are told by the class."""
         owner = type(self).__name__
         check_training_data(owner, train_X, train_Y, train_Yvar)
         if not isinstance(kernel, Kernel):
@@ -87,6 +94,8 @@ class ExactProcess(SingleTaskGP, ABC):
                 f"{owner} needs a gpytorch kernel, got {type(kernel).__name__}; "
                 "priors.NNGPKernel(module) makes one of a torch module."
             )
+        if input_transform is None:
+            warn_about_scale(owner, train_X, kernel)
         if train_Yvar is not None and likelihood is not None:
             raise ValueError(f"{owner} takes train_Yvar or a likelihood, not both.")
         outcome = make_outcome_transform(outcome_transform, train_Y)
@@ -110,6 +119,14 @@ class ExactProcess(SingleTaskGP, ABC):
             "input_transform": describe_transform(input_transform),
             "outcome_transform": describe_transform(outcome_transform),
         }
+
+    def __repr__(self) -> str:
+        """Data and the present values of the hyperparameters."""
+        *batch, rows, inputs = self.train_X.shape
+        count = f"{' x '.join(map(str, [*batch, rows]))} rows"
+        head = f"{type(self).__name__}({count}, {inputs} inputs, {self.num_outputs} outputs)"
+        values = describe_values(self.covar_module) + describe_values(self.likelihood)
+        return "\n  ".join([head, *values])
 
     @abstractmethod
     def _marginal_log_likelihood(self) -> JointMarginalLogLikelihood:
@@ -315,7 +332,7 @@ class ExactProcess(SingleTaskGP, ABC):
     def load(
         cls,
         path: str | os.PathLike[str],
-        kernel: Kernel,
+        kernel: Kernel | None = None,
         *,
         likelihood: Likelihood | None = None,
         input_transform: Any = DEFAULT,
@@ -328,15 +345,22 @@ class ExactProcess(SingleTaskGP, ABC):
 
         Args:
             path: The file.
-            kernel: As at construction, with any parameter values.
+            kernel: As at construction, with any parameter values; needed.
             likelihood: As at construction.
             input_transform: As at construction.
             outcome_transform: As at construction.
 
         Raises:
             ValueError: the file is damaged or of another kind, or what was passed does not fit it.
+            TypeError: no kernel was passed.
         """
         tensors, description = read_safetensors(path, kind=cls.__name__)
+        if not isinstance(kernel, Kernel):
+            classes = dict(description["kernel"]["classes"])
+            raise TypeError(
+                f"{cls.__name__}.load needs the kernel as well, since {path} holds values and no "
+                f"code: load(path, kernel), with a {classes['']} made as the saved one was."
+            )
         passed = {
             "likelihood": likelihood is not None,
             "input_transform": describe_transform(input_transform),

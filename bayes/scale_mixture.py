@@ -67,6 +67,7 @@ class StudentTProcess(ExactProcess):
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
     ) -> None:
+        """Arguments are told by the class."""
         for name, value in (("concentration", concentration), ("rate", rate)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"StudentTProcess needs 0 < {name} < inf, got {value}.")

@@ -131,6 +131,8 @@ class _Search:
             # `posterior` warns.
             warnings.simplefilter("ignore", NumericalWarning)
             warnings.filterwarnings("ignore", "A Gaussian expectation", UserWarning)
+            if self.watch.evaluations:  # said once
+                warnings.filterwarnings("ignore", "This kernel is expected", UserWarning)
             try:
                 value, gradient = self.vector.value_and_gradient(lambda: -self.objective())
             except (NanError, NotPSDError, torch.linalg.LinAlgError):

@@ -61,7 +61,8 @@ class _NetworkKernel(Kernel):
         super().__init__(batch_shape=network.variances.batch_shape, active_dims=active_dims)
         self.network = network
         scale = network.variances.input_scale
-        self.ard_num_dims = None if scale is None else scale.num_scales
+        if scale is not None and scale.repeats == (1, 1):
+            self.ard_num_dims = scale.num_scales  # GPyTorch compares it with the columns
 
     @property
     def variances(self) -> LayerVariances:

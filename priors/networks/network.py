@@ -85,7 +85,9 @@ class Network(gpytorch.Module):
                 f"{scale.num_scales}: ard_num_dims must be the number of features."
             )
         if None not in shape and x.shape[-1] != math.prod(s or 1 for s in shape):
+            rows = x.dim() > 2 and x.shape[1:] == torch.Size(s or 1 for s in shape)
             raise ValueError(
                 f"{name} has {x.shape[-1]} features in its last dimension; the network expects "
-                f"{math.prod(s or 1 for s in shape)} (input shape {shape})."
+                f"{math.prod(s or 1 for s in shape)} (input shape {shape})"
+                + (f": give flat rows, {name}.flatten(1)." if rows else ".")
             )

@@ -222,6 +222,10 @@ class LayerVariances(gpytorch.Module):
         return LayerMapping(self, "bias")
 
     def __repr__(self) -> str:
+        rows = "\n  ".join(str(self).splitlines())
+        return f"{type(self).__name__}(\n  {rows}\n)"
+
+    def __str__(self) -> str:
         layers = list(dict.fromkeys(layer for _, layer in self._slots))
         rows = [("layer", "weight_var", "bias_var")]
         rows += [(name, self._cell("weight", name), self._cell("bias", name)) for name in layers]
