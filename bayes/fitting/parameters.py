@@ -16,11 +16,15 @@ __all__ = ["ParameterVector"]
 
 @dataclass(frozen=True)
 class _Slot:
-    """A parameter's place in the vector: itself, or its logarithm."""
+    """A parameter's place in the vector: itself, or its logarithm.
+
+    `is_scale` tells that the entry is the logarithm of what the user sees.
+    """
 
     parameter: Tensor
     logarithm: bool
-    bounds: tuple[float | None, float | None]
+    bounds: tuple[float, float]
+    is_scale: bool
 
 
 class ParameterVector:
@@ -43,10 +47,20 @@ class ParameterVector:
     def __len__(self) -> int:
         return sum(slot.parameter.numel() for slot in self._slots)
 
-    @property
-    def bounds(self) -> list[tuple[float | None, float | None]]:
-        """Lower and upper bound of each entry."""
-        return [slot.bounds for slot in self._slots for _ in range(slot.parameter.numel())]
+    def bounds(self, window: float = math.inf) -> np.ndarray:
+        """Lower and upper bound of each entry, `[entries, 2]`, infinite where there is none.
+
+        Args:
+            window: How far entries that are logarithms may move from their present values.
+        """
+        sizes = [slot.parameter.numel() for slot in self._slots]
+        limits = np.repeat(np.array([slot.bounds for slot in self._slots]), sizes, axis=0)
+        reach = np.repeat([window if s.is_scale else math.inf for s in self._slots], sizes)
+        present = self.values()
+        near = np.stack([present - reach, present + reach], -1)
+        return np.stack(
+            [np.maximum(limits[:, 0], near[:, 0]), np.minimum(limits[:, 1], near[:, 1])], -1
+        )
 
     def values(self) -> np.ndarray:
         """The present values."""
@@ -80,17 +94,24 @@ class ParameterVector:
 
 
 def _slot(parameter: Tensor, constraint: gpytorch.constraints.Interval | None) -> _Slot:
-    if constraint is None or constraint.enforced:
-        return _Slot(parameter, False, (None, None))
+    if constraint is None:
+        return _Slot(parameter, False, (-math.inf, math.inf), False)
+    if constraint.enforced:
+        return _Slot(
+            parameter, False, (-math.inf, math.inf), _is_exponential(constraint, parameter)
+        )
     lower, upper = float(constraint.lower_bound), float(constraint.upper_bound)
     if lower > 0:
-        highest = math.log(upper) if upper < math.inf else None
-        return _Slot(parameter, True, (math.log(lower), highest))
-    return _Slot(
-        parameter,
-        False,
-        (lower if lower > -math.inf else None, upper if upper < math.inf else None),
-    )
+        return _Slot(parameter, True, (math.log(lower), math.log(upper)), True)
+    return _Slot(parameter, False, (lower, upper), False)
+
+
+def _is_exponential(constraint: gpytorch.constraints.Interval, parameter: Tensor) -> bool:
+    """Whether the value is proportional to the exponential of the parameter."""
+    with torch.no_grad():
+        zero = torch.zeros_like(parameter)
+        ratio = constraint.transform(zero + 1) / constraint.transform(zero)
+    return bool((ratio - math.e).abs().max() < 1e-5)
 
 
 def _flat(tensor: Tensor) -> np.ndarray:

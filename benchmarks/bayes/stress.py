@@ -30,6 +30,7 @@ from bayes import GaussianProcess, StudentTProcess
 from bayes.exact_process import ExactProcess
 from bayes.fitting import runaway_values
 from priors import NNGPKernel, Nonlinearity, NTKKernel
+from priors.gaussian.activations import Erf, Sine
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "fits_stress.json"
@@ -38,8 +39,8 @@ ACTIVATIONS = {
     "relu": nn.ReLU,
     "leaky relu": lambda: nn.LeakyReLU(0.2),
     "gelu": nn.GELU,
-    "erf": lambda: Nonlinearity(torch.erf),
-    "sine": lambda: Nonlinearity(torch.sin),
+    "erf": lambda: Nonlinearity(Erf()),
+    "sine": lambda: Nonlinearity(Sine()),
     "elu": nn.ELU,
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,

@@ -71,13 +71,13 @@ class TestMaximise:
         seen = []
 
         def objective():
-            if next(count) == 3:
+            if next(count) == 2:
                 raise KeyboardInterrupt
             value = bowl()
             seen.append((value.item(), bowl.b.tolist()))
             return value
 
-        with pytest.warns(UserWarning, match="stopped by Ctrl-C after 3 evaluations"):
+        with pytest.warns(UserWarning, match="stopped by Ctrl-C after 2 evaluations"):
             maximise(bowl, objective, watch())
         assert bowl.b.tolist() == max(seen)[1]
 
@@ -157,7 +157,9 @@ def test_a_vector_of_parameters():
     vector = ParameterVector(Bowl())
     assert len(vector) == 3
     assert vector.values().tolist() == [0.0, 0.0, 0.0]  # log 1, 0, 0
-    assert vector.bounds == [(math.log(0.5), None), (None, None), (None, None)]
+    free = [-math.inf, math.inf]
+    assert vector.bounds().tolist() == [[math.log(0.5), math.inf], free, free]
+    assert vector.bounds(0.1).tolist() == [[-0.1, 0.1], free, free]
     bowl = Bowl()
     vector = ParameterVector(bowl)
     vector.assign(np.array([0.3, 1.0, -1.0]))
