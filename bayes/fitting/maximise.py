@@ -121,9 +121,9 @@ class _Search:
                 **{**options, "options": {**options["options"], "maxiter": left}},
             )
             left -= result.nit
-            if left <= 0:
-                return f"max_iter={options['options']['maxiter']}"
             at_window = (within != outer) & np.isclose(result.x[:, None], within)
+            if result.status == 1 or (at_window.any() and left <= 0):
+                return f"max_iter={options['options']['maxiter']}"
             if not at_window.any():
                 break
             self.vector.assign(result.x)

@@ -94,12 +94,9 @@ class ParameterVector:
 
 
 def _slot(parameter: Tensor, constraint: gpytorch.constraints.Interval | None) -> _Slot:
-    if constraint is None:
-        return _Slot(parameter, False, (-math.inf, math.inf), False)
-    if constraint.enforced:
-        return _Slot(
-            parameter, False, (-math.inf, math.inf), _is_exponential(constraint, parameter)
-        )
+    if constraint is None or constraint.enforced:
+        is_scale = constraint is not None and _is_exponential(constraint, parameter)
+        return _Slot(parameter, False, (-math.inf, math.inf), is_scale)
     lower, upper = float(constraint.lower_bound), float(constraint.upper_bound)
     if lower > 0:
         return _Slot(parameter, True, (math.log(lower), math.log(upper)), True)
