@@ -12,7 +12,8 @@ __all__ = ["Stopped", "Watch"]
 
 # What a fit usually takes, to tell how long it may last.
 _EVALUATIONS = 50
-_BAR_AFTER, _WARN_AFTER = 10.0, 60.0  # seconds
+# Seconds: what must be expected for a bar and a warning, and have passed for the warning.
+_BAR_AFTER, _WARN_AFTER, _TRUST_AFTER = 10.0, 60.0, 10.0
 
 
 class Stopped(Exception):
@@ -48,7 +49,7 @@ class Watch:
         self._start = self._last = time.monotonic()
         self._fastest = float("inf")
         self._bar: tqdm | None = None
-        self._told = False
+        self._warned = False
 
     @property
     def elapsed(self) -> float:
@@ -70,7 +71,7 @@ class Watch:
         self.evaluations += 1
         self._fastest = min(self._fastest, time.monotonic() - self._last)
         # the first call also loads and traces, so one that is not long by itself may mislead
-        if not self._told and (self.evaluations > 1 or self._fastest > _BAR_AFTER):
+        if self.evaluations > 1 or self._fastest > _BAR_AFTER:
             self._tell()
         if self._bar is not None:
             if self.evaluations > self._bar.total:
@@ -84,13 +85,14 @@ class Watch:
             self._bar.close()
 
     def _tell(self) -> None:
-        self._told = True
         expected = self._fastest * self._total
         if self.timeout is not None:
             expected = min(expected, self.timeout)
-        if self.progress or (self.progress is None and expected > _BAR_AFTER):
+        wanted = self.progress or (self.progress is None and expected > _BAR_AFTER)
+        if self._bar is None and wanted:
             self._bar = tqdm(total=self._total, desc="fit", unit="evaluation", leave=False)
-        if expected > _WARN_AFTER:
+        if not self._warned and expected > _WARN_AFTER and self.elapsed > _TRUST_AFTER:
+            self._warned = True
             causes = "".join(f"\n* {reason}" for reason in self._reasons())
             warnings.warn(
                 f"This fit of {self.owner} is expected to take about {expected / 60:.0f} minutes, "

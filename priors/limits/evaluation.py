@@ -128,12 +128,8 @@ class Evaluation:
             block(slice(0, 1), slice(0, 1))
         wanted = int(nngp) + int(ntk)
         results: list[Tensor] = []
-        workers = 1 if grad else self._workers(left.x, len(pairs), threads)
         progress = BlockProgress(
-            len(pairs),
-            shown=self.progress,
-            workers=len(self.devices) or workers,
-            reasons=lambda: costs(self.program),
+            len(pairs), shown=self.progress, reasons=lambda: costs(self.program)
         )
         if not grad:
             with _single_threaded_operations():
