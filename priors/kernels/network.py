@@ -97,14 +97,17 @@ class _NetworkKernel(Kernel):
 
     def register_prior(self, name: str, *args: Any, **kwargs: Any) -> None:
         """As in GPyTorch; `lengthscale_prior` replaces that of the length scales."""
-        owner = self._input_scale("lengthscale") if name == "lengthscale_prior" else super()
-        owner.register_prior(name, *args, **kwargs)
+        if name == "lengthscale_prior":
+            self._input_scale("lengthscale").register_prior(name, *args, **kwargs)
+        else:
+            super().register_prior(name, *args, **kwargs)
 
     def register_constraint(self, param_name: str, *args: Any, **kwargs: Any) -> None:
         """As in GPyTorch; of `raw_lengthscale` it replaces that of the length scales."""
-        shared = param_name == "raw_lengthscale"
-        owner = self._input_scale(param_name) if shared else super()
-        owner.register_constraint(param_name, *args, **kwargs)
+        if param_name == "raw_lengthscale":
+            self._input_scale(param_name).register_constraint(param_name, *args, **kwargs)
+        else:
+            super().register_constraint(param_name, *args, **kwargs)
 
     def _input_scale(self, name: str) -> InputScale:
         scale = self.variances.input_scale

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from priors.gaussian.activations import Activation
-from priors.programs.nodes import Attention, Mix, Nonlinear
+from priors.programs.nodes import Attention, Linear, Mix, Nonlinear
 from priors.programs.program import Program
 
 __all__ = ["costs"]
@@ -34,7 +34,8 @@ def costs(program: Program) -> list[str]:
         )
     elif most > 1:
         found.append(f"{most} positions of every input. Cheaper: larger strides, smaller images.")
-    slow = sorted({type(n.activation).__name__ for n in program.nodes if _is_numerical(n)})
+    activations = (n.activation for n in program.nodes if isinstance(n, Nonlinear))
+    slow = sorted({type(a).__name__ for a in activations if a and type(a).dual is Activation.dual})
     if slow:
         found.append(
             f"activations without a closed form ({', '.join(slow)}): numerical integration. "
@@ -44,14 +45,8 @@ def costs(program: Program) -> list[str]:
 
 
 def _positions(node: object) -> int | None:
-    return getattr(node, "num_positions", None)
+    return node.num_positions if isinstance(node, Linear | Nonlinear | Attention) else None
 
 
 def _is_joint(node: Nonlinear) -> bool:
     return node.activation is None and any(len(f.sources) > 1 for f in node.factors)
-
-
-def _is_numerical(node: object) -> bool:
-    if not isinstance(node, Nonlinear) or node.activation is None:
-        return False
-    return type(node.activation).dual is Activation.dual
