@@ -372,8 +372,8 @@ def test_help_lists_the_class_s_own_arguments(process):
     assert "mean_module" not in text
 
 
-# Of the first kinds of problem each, the fast ones; all of `benchmarks fits --stress` by hand.
-@pytest.mark.parametrize("seed", range(8))
+# The quick ones of the first problems; all of `benchmarks fits --stress` by hand.
+@pytest.mark.parametrize("seed", [0, 2, 3, 6])
 def test_random_fits_end_well(seed):
     assert verdict(random_problem(seed, {}), timeout=30.0) in ("well", "stopped by its timeout")
 
