@@ -8,6 +8,7 @@ import sys
 BENCHMARKS = {
     "accelerator": "benchmarks.accelerator",
     "features": "benchmarks.priors.features",
+    "fits": "benchmarks.bayes.fits",
     "kernels": "benchmarks.priors.kernels",
     "layers": "benchmarks.priors.layers",
     "pfn": "benchmarks.pfn.run",
