@@ -17,7 +17,7 @@ from priors.limits.tangents import readouts
 from priors.networks.functional_call import call_module
 from priors.networks.network import Network
 from priors.networks.variances import VarianceSpec
-from priors.programs.program import Embedding, Linear
+from priors.programs.nodes import Embedding, Linear
 from priors.randomness import RandomSource
 
 if TYPE_CHECKING:

@@ -151,7 +151,7 @@ class InfiniteNetwork(Network):
         x = torch.full((1, size), math.sqrt(input_variance), dtype=torch.float64, device=raw.device)
         found = []
         with torch.no_grad():
-            own = Points(program, self._settings(), x).own
+            own = Points(program, self._settings(), x).single
             for index, target in program.edges():
                 phi, source = own.activation(index)
                 variance = float(own.variance_of(source, 0).mean())
