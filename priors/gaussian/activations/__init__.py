@@ -25,7 +25,6 @@ from priors.gaussian.activations.polynomial import Hermite, Polynomial
 from priors.gaussian.activations.rectified import ABReLU, RectifiedPower, Sign
 from priors.gaussian.activations.smooth import GELU, Erf, Exp, Gabor, Gaussian, Probit, Sine
 
-
 __all__ = [
     "ELU",
     "GELU",
