@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from optuna.trial import TrialState
 from nas.report import write_report
 from nas.search import StorageError, open_storage, search
 from nas.spaces import CellSpace, MLPSpace, Space
-from nas.trials import ERROR, superseded
+from nas.trials import ERROR, architecture_of, superseded
 from priors.objects import load_object
 
 __all__ = ["main"]
@@ -178,6 +179,9 @@ def _print_status(study: optuna.Study) -> None:
             print(f"  {name} = {value}")
         if "num_parameters" in best.user_attrs:
             print(f"  num_parameters = {best.user_attrs['num_parameters']}")
+        architecture = architecture_of(best)
+        if architecture is not None:
+            print(textwrap.indent(str(architecture), "  "))
 
 
 if __name__ == "__main__":

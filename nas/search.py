@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from nas.sampler import BayesianSampler
 from nas.spaces import Space
-from nas.trials import ERROR, requeue
+from nas.trials import ERROR, architecture_of, requeue, warn_without_architecture
 
 __all__ = ["Objective", "StorageError", "open_storage", "search"]
 
@@ -40,6 +40,11 @@ HEARTBEAT_SECONDS = 30
 GRACE_SECONDS = 120
 MAX_RETRIES = 2
 TRACEBACK = "traceback"
+_KIND_ERRORS = (  # Optuna's, which do not name what they are about
+    "Cannot set different distribution kind to the same parameter name.",
+    "Cannot set different log configuration to the same parameter name.",
+    "CategoricalDistribution does not support dynamic value space.",
+)
 
 
 class StorageError(OSError):
@@ -91,7 +96,7 @@ def search(
 
     Raises:
         ValueError: impossible numbers, several workers without a storage they can share, or a
-            study of the other direction.
+            stored study of the other direction or with a hyperparameter of another kind.
         TypeError: several workers and an objective or sampler that cannot be pickled.
         StorageError: the storage cannot be opened or written.
     """
@@ -107,6 +112,7 @@ def search(
         raise ValueError("seed is for the default sampler; give yours its own seed.")
     opened = storage if isinstance(storage, BaseStorage) else open_storage(storage)
     study = _study(opened, study_name or "search", direction, sampler)
+    _check_kinds(study, hyperparameters or {})
     elsewhere = workers > 1 or engine is not None
     with _quiet(show_progress), _progress(study, num_trials, show_progress) as update:
         if elsewhere:
@@ -194,10 +200,29 @@ def _study(
     return study
 
 
+def _check_kinds(study: optuna.Study, hyperparameters: Mapping[str, BaseDistribution]) -> None:
+    """Optuna fixes the kind of a parameter when it is first suggested in a study."""
+    stored: dict[str, BaseDistribution] = {}
+    for trial in study.get_trials(deepcopy=False):
+        stored.update(trial.distributions)
+    for name, distribution in hyperparameters.items():
+        try:
+            check_distribution_compatibility(stored.get(name, distribution), distribution)
+        except ValueError as error:
+            raise ValueError(
+                f"In the study {study.study_name!r} the hyperparameter {name!r} is stored as "
+                f"{stored[name]}, this call declares {distribution}: Optuna keeps the kind, the "
+                "log scale and the choices of a parameter for the life of a study. Rename it or "
+                "choose another study_name."
+            ) from error
+
+
 def _evaluate(objective: Objective, trial: optuna.Trial) -> float:
     """The objective, leaving a trace of how it ended in the trial."""
     try:
         value = float(objective(trial))
+        if not isinstance(trial.study.sampler, BayesianSampler) and architecture_of(trial) is None:
+            warn_without_architecture()
         if value != value:
             raise ValueError("The objective returned nan.")
         return value
@@ -208,9 +233,19 @@ def _evaluate(objective: Objective, trial: optuna.Trial) -> float:
         requeue(trial.study, _stored(trial))
         raise
     except Exception as error:
-        trial.set_user_attr(ERROR, f"{type(error).__name__}: {error}")
+        trial.set_user_attr(ERROR, _described(error))
         trial.set_user_attr(TRACEBACK, traceback.format_exc())
         raise
+
+
+def _described(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, ValueError) and str(error) in _KIND_ERRORS:
+        text += (
+            " A parameter keeps its kind, log scale and choices: suggest it as `hyperparameters` "
+            "declares it and as the study has it, or under another name."
+        )
+    return text
 
 
 def _stored(trial: optuna.Trial) -> FrozenTrial:

@@ -110,6 +110,8 @@ def test_search_status_report(script, tmp_path, capsys):
     assert "fail       1" in printed
     assert "last error trial 3: RuntimeError: no <b>memory</b>" in printed
     assert "learning_rate = " in printed
+    assert "  activation = " in printed
+    assert "  %0 = input(shape=64)" in printed
     assert main(["report", "--storage", str(storage), "--out", str(out)]) == 0
     assert "no &lt;b&gt;memory" in out.read_text()
 
