@@ -159,7 +159,16 @@ def write_report(
 
     Returns:
         The path.
+
+    Raises:
+        ValueError: the study has several objectives.
+        OSError: the file cannot be written.
     """
+    if len(study.directions) > 1:
+        raise ValueError(
+            f"The study {study.study_name!r} has {len(study.directions)} objectives, a report is "
+            "of one: see optuna.visualization.plot_pareto_front."
+        )
     trials = study.get_trials(deepcopy=False)
     best = _best(study)
     states = [trial.state for trial in trials]

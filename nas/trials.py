@@ -31,6 +31,7 @@ __all__ = [
     "architecture_of",
     "columns_of",
     "enqueue",
+    "numbered",
     "requeue",
     "suggest",
     "superseded",
@@ -44,6 +45,7 @@ RETRIES = "retries"
 ERROR = "error"
 RELATIVE_ARCHITECTURE = "nas:architecture"
 DERIVATION = "derivation"
+MAX_RETRIES = 2  # of a trial whose worker dies
 
 
 def suggest(trial: optuna.Trial, space: Space) -> Architecture:
@@ -152,17 +154,20 @@ def enqueue(
     study.enqueue_trial(fixed, user_attrs=attributes)
 
 
-def requeue(study: optuna.Study, trial: FrozenTrial, *, max_retries: int | None = None) -> None:
+def requeue(study: optuna.Study, trial: FrozenTrial, *, max_retries: int | None = None) -> bool:
     """Queue a trial that did not come to its end once more, with all that was chosen for it.
 
     Args:
         study: Its study.
         trial: The lost trial.
         max_retries: After so many losses in a row it is given up; None never gives up.
+
+    Returns:
+        Whether it was queued.
     """
     retries = int(trial.user_attrs.get(RETRIES, 0)) + 1
     if max_retries is not None and retries > max_retries:
-        return
+        return False
     attributes = {name: value for name, value in trial.user_attrs.items() if name != ERROR}
     fixed = {
         **trial.system_attrs.get("fixed_params", {}),
@@ -171,6 +176,7 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, max_retries: int | None 
     }
     attributes |= {REQUEUED_FROM: trial.number, RETRIES: retries}
     study.enqueue_trial(fixed, user_attrs=attributes)
+    return True
 
 
 def superseded(trials: list[FrozenTrial]) -> set[int]:
@@ -189,6 +195,11 @@ def warn_without_architecture() -> None:
         "not searched.",
         stacklevel=3,
     )
+
+
+def numbered(study: optuna.Study, number: int) -> FrozenTrial:
+    """The trial of a study with this number, as it is stored."""
+    return next(t for t in study.get_trials(deepcopy=False) if t.number == number)
 
 
 def _queued_parameters(trials: Sequence[FrozenTrial], number: int) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def command(script, storage, *more, objective="objective", trials=3):
 def test_search_status_report(script, tmp_path, capsys):
     storage, out = tmp_path / "study.db", tmp_path / "report.html"
     assert main(command(script, storage, "--hyperparameters", f"{script}:hyperparameters")) == 0
-    assert main(command(script, storage, objective="broken", trials=1)) == 0
+    assert main(command(script, storage, objective="broken", trials=1)) == 1
     capsys.readouterr()
     assert main(["status", "--storage", str(storage)]) == 0
     printed = capsys.readouterr().out
