@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 from nas.sampler import BayesianSampler
-from nas.trials import ERROR, architecture_of, numbered, requeue, warn_without_architecture
+from nas.trials import ERROR, numbered, requeue, warn_of_ignored
 
 __all__ = ["Objective", "SearchError", "Watch", "evaluate", "quiet"]
 
@@ -35,8 +35,8 @@ def evaluate(objective: Objective, trial: optuna.Trial) -> float:
     """The objective, leaving a trace of how it ended in the trial."""
     try:
         value = _number(objective(trial))
-        if not isinstance(trial.study.sampler, BayesianSampler) and architecture_of(trial) is None:
-            warn_without_architecture()
+        if not isinstance(trial.study.sampler, BayesianSampler):  # which does it itself
+            warn_of_ignored(numbered(trial.study, trial.number))
         return value
     except optuna.TrialPruned:
         raise

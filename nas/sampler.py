@@ -44,7 +44,7 @@ from nas.trials import (
     architecture_of,
     columns_of,
     superseded,
-    warn_without_architecture,
+    warn_of_ignored,
 )
 from priors.posteriors.acquisition import LogExpectedImprovement
 from priors.posteriors.protocol import PredictivePosterior
@@ -204,9 +204,9 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Warns of a trial that was completed without an architecture."""
-        if state == TrialState.COMPLETE and architecture_of(trial) is None:
-            warn_without_architecture()
+        """Warns where a completed trial passed over its architecture or queued values."""
+        if state == TrialState.COMPLETE:
+            warn_of_ignored(trial)
 
     def propose(
         self, study: optuna.Study, trial: FrozenTrial, cube: HyperparameterCube

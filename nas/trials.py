@@ -35,7 +35,7 @@ __all__ = [
     "requeue",
     "suggest",
     "superseded",
-    "warn_without_architecture",
+    "warn_of_ignored",
 ]
 
 ARCHITECTURE = "architecture"
@@ -188,13 +188,25 @@ def superseded(trials: list[FrozenTrial]) -> set[int]:
     }
 
 
-def warn_without_architecture() -> None:
-    """Say that an objective does not take its architecture from the study."""
-    warnings.warn(
-        "The objective returned without calling nas.suggest(trial, space): its architecture is "
-        "not searched.",
-        stacklevel=3,
-    )
+def warn_of_ignored(trial: FrozenTrial) -> None:
+    """Say what a completed trial passed over: the architecture, or values it was queued with.
+
+    Args:
+        trial: As it is stored.
+    """
+    if architecture_of(trial) is None:
+        warnings.warn(
+            "The objective returned without calling nas.suggest(trial, space): its architecture "
+            "is not searched.",
+            stacklevel=3,
+        )
+    queued = set(trial.system_attrs.get("fixed_params", {}))
+    ignored = sorted(queued - set(trial.params) - set(trial.user_attrs.get(PROPOSED, {})))
+    if ignored and REQUEUED_FROM not in trial.user_attrs:
+        warnings.warn(
+            f"A trial was queued with {ignored}, which the objective never suggested.",
+            stacklevel=3,
+        )
 
 
 def numbered(study: optuna.Study, number: int) -> FrozenTrial:

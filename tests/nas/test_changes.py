@@ -225,6 +225,32 @@ def test_queued_flat_parameters_decide(make):
     assert study.trials[1].params["activation"] == "tanh"
 
 
+@pytest.mark.parametrize("make", [None, optuna.samplers.RandomSampler])
+def test_a_queued_name_that_nothing_suggests(make):
+    study = search(
+        objective(space(), {}),
+        space(),
+        num_trials=1,
+        sampler=BayesianSampler(space(), seed=0) if make is None else make(seed=0),
+        show_progress=False,
+    )
+    study.enqueue_trial({"widht_1": 16, "depth": 1})
+    with pytest.warns(UserWarning, match=r"queued with \['widht_1'\], which .* never suggested"):
+        search(
+            objective(space(), {}), space(), num_trials=1, storage=study._storage,
+            study_name=study.study_name, sampler=study.sampler, show_progress=False,
+        )  # fmt: skip
+
+
+def test_a_trial_may_be_replayed_from_its_parameters():
+    chosen = {
+        "depth": 2, "width_1": 16, "width_2": 8, "activation": "tanh", "residual": True,
+        "layer_norm": False,
+    }  # fmt: skip
+    value = objective(space(), {})(optuna.trial.FixedTrial(chosen))
+    assert value == space().from_parameters(chosen).num_parameters
+
+
 def test_choices_that_changed_have_names_of_their_own():
     """Optuna refuses other choices under a name that a study has."""
     wider = space(widths=(8, 16, 32))

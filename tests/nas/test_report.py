@@ -65,6 +65,14 @@ def test_page_is_self_contained_and_escaped(study, tmp_path):
     assert page.count('<tr class="FAIL') == 1
     assert page.count("best") >= 1
     assert f"Best trial: {study.best_trial.number}" in page
+    headings = re.findall(r"<th[^>]*>([^<]*)</th>", page)
+    assert headings.count("depth") == headings.count("weight layers") == 1
+    assert study.best_trial.params["depth"] == study.best_trial.user_attrs["depth"] - 1
+    rows = re.findall(r"<td>(depth|weight layers)</td>\s*<td>([^<]*)</td>", page)
+    assert dict(rows) == {
+        "depth": str(study.best_trial.params["depth"]),
+        "weight layers": str(study.best_trial.user_attrs["depth"]),
+    }
 
 
 def test_progress_draws_the_incumbent(study):
