@@ -144,15 +144,15 @@ def run_jobs(
         finally:
             if engine is None:
                 pool.shutdown(cancel_futures=True)  # dead processes are gone when it returns
-        if not lost:
-            continue
+        if not lost and not remaining:
+            return
         dead, given_up = _requeue_dead(study, job)
         if engine is not None:
             raise SearchError(
-                "The engine broke when a worker died; the trials that it ran are queued again: "
-                "call again with a new engine."
+                "The engine is broken, one of its workers died; what it ran is queued again: call "
+                "again with a new engine."
             )
-        if not dead:
+        if lost and not dead:
             raise SearchError(
                 "The worker processes died before they had a trial. In a script, the call of "
                 'search(workers=...) must stand under `if __name__ == "__main__":`.'

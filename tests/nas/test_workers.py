@@ -107,6 +107,10 @@ class TestDeaths:
             pytest.raises(SearchError, match="call again with a new engine"),
         ):
             run(tmp_path / "study.db", 4, engine=Fragile((1,)))
+        broken = Fragile(())
+        broken.broken = True
+        with pytest.raises(SearchError, match="engine is broken"):
+            run(tmp_path / "study.db", 4, engine=broken)
         study = run(tmp_path / "study.db", 1, engine=Fragile(()))
         assert study.trials[-1].state == TrialState.COMPLETE
         assert study.trials[-1].params == study.trials[0].params
