@@ -20,6 +20,7 @@ from priors.gaussian.activations import Activation, Numerical
 from priors.gaussian.quadrature import detect_kinks
 from priors.programs import branches, layout
 from priors.programs.builder import Builder
+from priors.programs.memory import INPLACE_OPERATORS, Memory, is_traced, overwriting
 from priors.programs.nodes import Features, Input, Join, Linear, Ref, Window
 from priors.programs.program import Program, pruned
 from priors.programs.registry import (
@@ -31,7 +32,7 @@ from priors.programs.registry import (
     reason,
     steps_of_their_own,
 )
-from priors.programs.values import Value, name_of
+from priors.programs.values import Value, name_of, values_in
 
 __all__ = ["Nonlinearity", "Tracer", "trace"]
 
@@ -87,11 +88,32 @@ def trace(
         return Tracer(module, input_shape, whole_batch=whole_batch).run(graph)
 
 
+class _Proxy(fx.Proxy):
+    """A proxy that does not pass `h += g` off as `h = h + g`."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _augmented(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+for _name in INPLACE_OPERATORS:
+    setattr(_Proxy, f"__{_name}__", _augmented(getattr(operator, _name)))
+
+
 class _Leaves(fx.Tracer):
     """Layers of torch and what has a rule of its own are one step each."""
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=own_functions())
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return steps_of_their_own(type(m)) or super().is_leaf_module(m, module_qualified_name)
@@ -116,6 +138,17 @@ class Tracer(Builder):
 
     function: Callable[..., Any] = operator.pos  # until there is one
 
+    def __init__(
+        self,
+        module: nn.Module,
+        input_shape: Sequence[int] | None,
+        *,
+        whole_batch: bool = False,
+    ) -> None:
+        super().__init__(module, input_shape, whole_batch=whole_batch)
+        self.memory = Memory(self, self._result)
+        self.tensors = {id(t) for t in (*module.parameters(), *module.buffers())}
+
     def run(self, graph: fx.Graph) -> Program:
         """The program of a graph."""
         start = Value(self.add(Input(self.input_shape)))
@@ -135,8 +168,8 @@ class Tracer(Builder):
         given = iter(inputs)
         result: Any = None
         for node in graph.nodes:
-            args = fx.node.map_arg(node.args, lambda n: values[n])
-            kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
+            args = fx.node.map_arg(node.args, lambda n: self.memory.current(values[n]))
+            kwargs = fx.node.map_arg(node.kwargs, lambda n: self.memory.current(values[n]))
             if node.op == "placeholder":
                 default = node.args[0] if node.args else _MISSING
                 value = options.get(str(node.target), next(given, default))
@@ -168,6 +201,26 @@ class Tracer(Builder):
             UnsupportedOperationError: there is no rule for it, or not for these arguments.
             TypeError: its rule returned nothing.
         """
+        if is_traced(kwargs.get("out")):
+            raise self.unsupported("out=", "use the result of the call")
+        args, kwargs = self.memory.current(args), self.memory.current(kwargs)
+        one_step = not isinstance(part, nn.Module) or _Leaves().is_leaf_module(part, "")
+        overwrites = overwriting(part, args, kwargs) if one_step else None
+        if overwrites is not None and (args or kwargs):
+            if not args:
+                args = (kwargs.pop("input"),)
+            if is_traced(args[0]):
+                return self.memory.overwrite(overwrites, args, kwargs, self.where)
+            if id(args[0]) in self.tensors or any(values_in((args, kwargs))):
+                raise self.unsupported(
+                    f"{overwrites.name} on a constant", "the forward must not change the module"
+                )
+        result = self._result(part, *args, **kwargs)
+        return self.memory.follow(part, args, kwargs, result) if one_step else result
+
+    def _result(self, part: Any, *args: Any, **kwargs: Any) -> Any:
+        """What a layer, a function or a method makes of its arguments, as a new tensor."""
+        kwargs.pop("inplace", None)
         if isinstance(part, nn.Module):
             return self._call_layer(part, args, kwargs)
         return self._call_function(part, args, kwargs)

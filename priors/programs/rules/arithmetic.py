@@ -34,7 +34,7 @@ def _finite_only(*values: Any) -> bool:
     return all(v.finite for v in own)
 
 
-@register_function("add", "iadd", "__add__", "add_")
+@register_function("add", "__add__")
 def _add(tracer: Tracer, input: Any, other: Any, *, alpha: float = 1.0) -> Any:
     if isinstance(input, Logits) or isinstance(other, Logits):
         logits, mask = (input, other) if isinstance(input, Logits) else (other, input)
@@ -80,12 +80,12 @@ def _numbered(batch: int, positions: tuple[int, ...]) -> Tensor:
     return count.reshape(1, *positions).expand(batch, *positions)
 
 
-@register_function("sub", "isub", "subtract", "sub_")
+@register_function("sub", "subtract")
 def _sub(tracer: Tracer, input: Any, other: Any, *, alpha: float = 1.0) -> Any:
     return _add(tracer, input, other, alpha=-alpha)
 
 
-@register_function("mul", "imul", "multiply", "mul_")
+@register_function("mul", "multiply")
 def _mul(tracer: Tracer, input: Any, other: Any) -> Any:
     if isinstance(input, Logits) or isinstance(other, Logits):
         logits, by = (input, other) if isinstance(input, Logits) else (other, input)
@@ -120,7 +120,7 @@ def _weighted(tracer: Tracer, value: Value, weights: Tensor) -> Value:
     return tracer.like(value, tracer.add(node))
 
 
-@register_function("div", "truediv", "itruediv", "divide", "true_divide", "div_")
+@register_function("div", "truediv", "divide", "true_divide")
 def _div(tracer: Tracer, input: Any, other: Any) -> Any:
     if isinstance(input, Logits):
         return input.scaled(1.0 / _constant(tracer, other))
