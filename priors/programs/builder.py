@@ -44,6 +44,7 @@ class Builder:
         biases: The same for biases.
         constants: Parameters that stay at a fixed value.
         fan_in: Number of inputs of a unit of each weight's layer; None while it is open.
+        gradient_stop: What stops gradients, and where; None if nothing does.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Builder:
         self.biases: dict[str, str] = {}
         self.constants: dict[str, float] = {}
         self.fan_in: dict[str, int | None] = {}
+        self.gradient_stop: tuple[str, str] | None = None
         self._known: dict[Node, int] = {}
         self._calls = 0
         self.where = "forward"
@@ -240,6 +242,12 @@ class Builder:
         if parameter is not None:
             self.parameter(parameter, {}, "parameter")
             self.constants[self.names[id(parameter)]] = value
+
+    def stop_gradients(self, what: str, result: Any) -> None:
+        """Note that no gradient flows back through hidden values or parameters."""
+        hidden = any(not v.finite for v in values_in(result))
+        if (hidden or isinstance(result, nn.Parameter)) and self.gradient_stop is None:
+            self.gradient_stop = what, self.where
 
     def next_call(self) -> int:
         """A number that tells this call from others."""

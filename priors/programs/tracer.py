@@ -83,6 +83,7 @@ def trace(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}.")
+    _check_hooks(module)
     graph = _graph_of(module)
     with torch.device("cpu"):  # constants are kept there, whatever the default device is
         return Tracer(module, input_shape, whole_batch=whole_batch).run(graph)
@@ -115,14 +116,35 @@ class _Leaves(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["no_grad"] = not torch.is_grad_enabled()
+        return node
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return steps_of_their_own(type(m)) or super().is_leaf_module(m, module_qualified_name)
 
 
+def _check_hooks(module: nn.Module) -> None:
+    """Tracing does not run the hooks of layers, so what they change would go unseen."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    for name, layer in module.named_modules():
+        for kind in kinds:
+            for hook in getattr(layer, kind).values():
+                called = getattr(hook, "__name__", type(hook).__name__)
+                if called != "_infer_parameters":  # of lazy layers
+                    raise UnsupportedOperationError(
+                        f"a hook ({called})",
+                        f"module {name!r}",
+                        "write what it does in the forward, and remove it",
+                    )
+
+
 def _graph_of(module: nn.Module) -> fx.Graph:
     try:
-        return _Leaves().trace(module)
-    except (fx.proxy.TraceError, TypeError) as error:
+        with torch.enable_grad():  # so that a forward's own no_grad is seen
+            return _Leaves().trace(module)
+    except (fx.proxy.TraceError, TypeError, NameError) as error:
         raise ValueError(
             f"torch.fx cannot trace the forward of {type(module).__name__}: {error}. It must not "
             "branch or loop on tensor values or on the batch size."
@@ -192,6 +214,8 @@ class Tracer(Builder):
                     )
                 part = module.get_submodule(str(node.target)) if layer else node.target
                 values[node] = self.call(part, *args, **kwargs)
+                if node.meta["no_grad"]:
+                    self.stop_gradients("torch.no_grad()", values[node])
         return result
 
     def call(self, part: nn.Module | Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Any:
@@ -320,6 +344,8 @@ class Tracer(Builder):
             self.constants,
             self.fan_in,
             self.input_shape,
+            frozenset(n for n, p in self.module.named_parameters() if not p.requires_grad),
+            self.gradient_stop,
         )
 
     def _finish(self, result: Any) -> Program:

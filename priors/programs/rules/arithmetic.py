@@ -177,6 +177,12 @@ def _identity_layer(tracer: Tracer, layer: Any, x: Value) -> Value:
     return x
 
 
-@register_function("contiguous", "clone", "detach", "to", "float", "double", "type_as")
+@register_function("contiguous", "clone", "to", "float", "double", "type_as")
 def _same(tracer: Tracer, input: Value, *args: Any, **kwargs: Any) -> Value:
+    return input
+
+
+@register_function("detach")
+def _detach(tracer: Tracer, input: Any) -> Any:
+    tracer.stop_gradients("detach", input)
     return input
