@@ -27,6 +27,7 @@ class _Linear(Kind[Linear]):
             if moment is not None:
                 variance = pairs.variance("weight", first.layer, trailing)
                 fresh = first.window is not None and not needs_graph(moment, variance)
+                fresh = fresh and variance.dim() == 0  # a batch of variances makes it larger
                 total = moment.mul_(variance) if fresh else moment * variance
         if first.bias is not None and first.bias == second.bias:
             assert first.bias_layer is not None

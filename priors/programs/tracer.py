@@ -92,6 +92,12 @@ def trace(
 class _Proxy(fx.Proxy):
     """A proxy that does not pass `h += g` off as `h = h + g`."""
 
+    def __len__(self) -> int:
+        raise fx.proxy.TraceError("len(x) asks for the batch size; use x.shape[0]")
+
+    def __float__(self) -> float:
+        raise fx.proxy.TraceError("float(x) asks for a value; sizes are numbers as they are")
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
@@ -263,12 +269,22 @@ class Tracer(Builder):
 
     def _call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target in (operator.getitem, getattr) and not isinstance(args[0], Value):
-            return target(*args)
-        function = getattr(Tensor, target) if isinstance(target, str) else target
+            try:
+                return target(*args)
+            except (AttributeError, IndexError, KeyError, TypeError) as error:
+                raise self.unsupported(f"operation {name_of(target)}", str(error)) from error
+        function = _method(target, args) if isinstance(target, str) else target
         rule = function_rule(target)
+        given = [*args, *kwargs.values()]
+        if is_torch(function) and all(isinstance(a, int | float) for a in given):
+            return function(*args, **kwargs)  # arithmetic with sizes
+        if any(isinstance(a, Ref) for a in given) and not any(values_in(given)):
+            raise self.unsupported("arithmetic with the batch size", "give sizes as numbers or -1")
         if rule is None:
             if not isinstance(target, str) and not is_torch(target):
-                raise self.unsupported(f"operation {name_of(target)}")
+                raise self.unsupported(
+                    f"operation {name_of(target)}", "give it a rule with priors.register_function"
+                )
             return self.without_rule(function, args, kwargs)
         with self._translating(function):
             name = target if isinstance(target, str) else name_of(target)
@@ -297,7 +313,7 @@ class Tracer(Builder):
     def _apply(self, rule: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
         try:
             result = rule(self, *args, **kwargs)
-        except TypeError as error:  # arguments that the rule does not know
+        except (TypeError, AttributeError) as error:  # arguments that the rule does not know
             raise self.unsupported(name, str(error)) from error
         if result is None and name != "getattr":
             raise TypeError(
@@ -368,6 +384,12 @@ class Tracer(Builder):
             )
         _check_tying(program)
         return program
+
+
+def _method(name: str, args: tuple[Any, ...]) -> Callable[..., Any]:
+    """A method by name: of a tensor, unless it is called on a number."""
+    kind = type(args[0]) if args and isinstance(args[0], int | float) else Tensor
+    return getattr(kind, name, getattr(Tensor, name))
 
 
 def _check_tying(program: Program) -> None:

@@ -29,8 +29,14 @@ def _constant(tracer: Tracer, value: Any) -> float:
     raise tracer.unsupported(f"arithmetic with {type(value).__name__}", "only scalar constants are")
 
 
-def _finite_only(*values: Any) -> bool:
+def _finite_only(tracer: Tracer, *values: Any) -> bool:
+    """Whether no value is hidden; parameters and their multiples are never operands."""
     own = [v for v in values if isinstance(v, Value)]
+    if not own and any(isinstance(v, nn.Parameter) for v in values):
+        raise tracer.unsupported(
+            "arithmetic with parameters",
+            "their scale is weight_var or bias_var; use the parameter as it is",
+        )
     return all(v.finite for v in own)
 
 
@@ -39,12 +45,14 @@ def _add(tracer: Tracer, input: Any, other: Any, *, alpha: float = 1.0) -> Any:
     if isinstance(input, Logits) or isinstance(other, Logits):
         logits, mask = (input, other) if isinstance(input, Logits) else (other, input)
         return logits.masked(tracer, mask, alpha)
+    if not isinstance(input, Value) and not isinstance(other, Value):
+        _finite_only(tracer, input, other)
     if isinstance(input, nn.Parameter) and input.numel() > 1:
         input = _learnt(tracer, input, other)
     if isinstance(other, nn.Parameter) and other.numel() > 1:
         other = _learnt(tracer, other, input)
-    if _finite_only(input, other):
-        return tracer.finite_call(functools.partial(torch.add, alpha=alpha), input, other)
+    if _finite_only(tracer, input, other):
+        return tracer.without_rule(functools.partial(torch.add, alpha=alpha), (input, other), {})
     parts, offset = [], 0.0
     for scale, value in ((1.0, input), (alpha, other)):
         if isinstance(value, Value):
@@ -91,11 +99,13 @@ def _mul(tracer: Tracer, input: Any, other: Any) -> Any:
         logits, by = (input, other) if isinstance(input, Logits) else (other, input)
         return logits.scaled(_constant(tracer, by))
     if isinstance(input, Value) and isinstance(other, Value):
-        if _finite_only(input, other):
+        if _finite_only(tracer, input, other):
             return tracer.finite_call(torch.mul, input, other)
         if not (input.finite or other.finite):
             return tracer.multiply(input, other)
         raise tracer.unsupported("a product of hidden units and the raw input")
+    if _finite_only(tracer, input, other):
+        return tracer.without_rule(torch.mul, (input, other), {})
     value, scale = (input, other) if isinstance(input, Value) else (other, input)
     if value.finite:
         return tracer.finite_call(torch.mul, value, scale)
@@ -124,8 +134,8 @@ def _weighted(tracer: Tracer, value: Value, weights: Tensor) -> Value:
 def _div(tracer: Tracer, input: Any, other: Any) -> Any:
     if isinstance(input, Logits):
         return input.scaled(1.0 / _constant(tracer, other))
-    if _finite_only(input, other):
-        return tracer.finite_call(torch.div, input, other)
+    if _finite_only(tracer, input, other):
+        return tracer.without_rule(torch.div, (input, other), {})
     if isinstance(other, Value):
         return tracer.elementwise(torch.div, (input, other), {})
     if isinstance(other, Tensor) and other.numel() > 1:
@@ -140,8 +150,8 @@ def _neg(tracer: Tracer, input: Value) -> Value:
 
 @register_function("pow")
 def _pow(tracer: Tracer, input: Any, exponent: Any) -> Any:
-    if _finite_only(input):
-        return tracer.finite_call(torch.pow, input, exponent)
+    if _finite_only(tracer, input, exponent):
+        return tracer.without_rule(torch.pow, (input, exponent), {})
     if not isinstance(input, Value) or not isinstance(exponent, int | float):
         return tracer.elementwise(torch.pow, (input, exponent), {})
     whole = float(exponent).is_integer() and 0 < exponent <= 16

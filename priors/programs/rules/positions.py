@@ -174,6 +174,8 @@ def _mixed(tracer: Tracer, x: Value, matrices: list[Tensor | None]) -> Value:
 def _reduce(mean: bool) -> Callable[..., Value]:
     def rule(tracer: Tracer, input: Value, dim: Any = None, keepdim: bool = False) -> Value:
         function = torch.mean if mean else torch.sum
+        if not isinstance(input, Value):
+            return tracer.without_rule(function, (input, dim, keepdim), {})
         if input.finite:
             return tracer.finite_call(function, input, dim, keepdim)
         rank = len(tracer.shape(input)) + 1
@@ -235,6 +237,11 @@ def _matmul(tracer: Tracer, a: Any, b: Any) -> Any:
     return _mixed(tracer, value, matrices)
 
 
+@register_function("numel", "nelement")
+def _numel(tracer: Tracer, input: Value) -> Any:
+    raise tracer.unsupported("numel", "it counts the batch; multiply the other sizes")
+
+
 @register_function("size")
 def _size(tracer: Tracer, input: Value, dim: int | None = None) -> Any:
     sizes = (Ref(None), *tracer.shape(input))
@@ -245,11 +252,18 @@ def _size(tracer: Tracer, input: Value, dim: int | None = None) -> Any:
     return sizes if dim is None else sizes[dim]
 
 
+@register_function("dim", "ndimension")
+def _dim(tracer: Tracer, input: Value) -> int:
+    return len(tracer.shape(input)) + 1
+
+
 @register_function("getattr")
 def _getattr(tracer: Tracer, value: Value, name: str) -> Any:
     match name:
         case "shape":
             return _size(tracer, value)
+        case "ndim":
+            return _dim(tracer, value)
         case "mT" | "T":
             return tracer.structural(torch.transpose, (value, -2, -1), {})
         case "device" | "dtype":
