@@ -45,6 +45,7 @@ class Builder:
         constants: Parameters that stay at a fixed value.
         fan_in: Number of inputs of a unit of each weight's layer; None while it is open.
         gradient_stop: What stops gradients, and where; None if nothing does.
+        relations: Which pairs of nodes can have a moment, filled as it is asked for.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Builder:
         self.constants: dict[str, float] = {}
         self.fan_in: dict[str, int | None] = {}
         self.gradient_stop: tuple[str, str] | None = None
+        self.relations: dict[tuple[int, int], bool] = {}
         self._known: dict[Node, int] = {}
         self._calls = 0
         self.where = "forward"

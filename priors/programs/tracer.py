@@ -9,6 +9,7 @@ products and nonlinear functions of branches are reduced to Gaussian vectors in 
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -277,6 +278,8 @@ class Tracer(Builder):
         rule = function_rule(target)
         given = [*args, *kwargs.values()]
         if is_torch(function) and all(isinstance(a, int | float) for a in given):
+            if function is math.sqrt:
+                return args[0] ** 0.5  # which keeps the power of a width
             return function(*args, **kwargs)  # arithmetic with sizes
         if any(isinstance(a, Ref) for a in given) and not any(values_in(given)):
             raise self.unsupported("arithmetic with the batch size", "give sizes as numbers or -1")

@@ -97,7 +97,7 @@ def _sub(tracer: Tracer, input: Any, other: Any, *, alpha: float = 1.0) -> Any:
 def _mul(tracer: Tracer, input: Any, other: Any) -> Any:
     if isinstance(input, Logits) or isinstance(other, Logits):
         logits, by = (input, other) if isinstance(input, Logits) else (other, input)
-        return logits.scaled(_constant(tracer, by))
+        return logits.scaled(_constant(tracer, by), getattr(by, "exponent", 0.0))
     if isinstance(input, Value) and isinstance(other, Value):
         if _finite_only(tracer, input, other):
             return tracer.finite_call(torch.mul, input, other)
@@ -133,7 +133,7 @@ def _weighted(tracer: Tracer, value: Value, weights: Tensor) -> Value:
 @register_function("div", "truediv", "divide", "true_divide")
 def _div(tracer: Tracer, input: Any, other: Any) -> Any:
     if isinstance(input, Logits):
-        return input.scaled(1.0 / _constant(tracer, other))
+        return input.scaled(1.0 / _constant(tracer, other), -getattr(other, "exponent", 0.0))
     if _finite_only(tracer, input, other):
         return tracer.without_rule(torch.div, (input, other), {})
     if isinstance(other, Value):

@@ -15,7 +15,7 @@ from priors.programs.registry import register_function, register_layer, unsuppor
 from priors.programs.rules.attention import Logits, Weights, product
 from priors.programs.rules.linear import each
 from priors.programs.tracer import Tracer
-from priors.programs.values import Value
+from priors.programs.values import Value, Width
 
 unsupported(
     "MaxPool",
@@ -244,11 +244,15 @@ def _numel(tracer: Tracer, input: Value) -> Any:
 
 @register_function("size")
 def _size(tracer: Tracer, input: Value, dim: int | None = None) -> Any:
-    sizes = (Ref(None), *tracer.shape(input))
+    sizes: tuple[Any, ...] = (Ref(None), *tracer.shape(input))
     if None in sizes:
         raise ValueError(
             f"The shape of the input is not known at {tracer.where}; give input_shape."
         )
+    if not input.finite and input.axis is not None:
+        size = sizes[input.axis + 1]
+        assert isinstance(size, int)
+        sizes = (*sizes[: input.axis + 1], Width(size), *sizes[input.axis + 2 :])
     return sizes if dim is None else sizes[dim]
 
 
