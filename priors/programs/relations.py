@@ -25,7 +25,9 @@ __all__ = ["Relations", "dependent", "odd", "related"]
 class Relations(Protocol):
     """A program, finished or not, of which it is asked."""
 
-    relations: dict[tuple[int, int], bool]
+    @property
+    def relations(self) -> dict[tuple[int, int], bool]:
+        """Which pairs of nodes can have a moment, filled as it is asked for."""
 
     def hidden(self, index: int) -> Hidden:
         """A node that is not finite."""

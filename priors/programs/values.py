@@ -76,7 +76,7 @@ class _Counted:
         return int(self) if isinstance(self, int) else float(self)  # type: ignore[arg-type]
 
 
-class Width(_Counted, int):
+class Width(_Counted, int):  # type: ignore[misc]  # __pow__ has one form
     """The width of a value, or a multiple of it."""
 
     def __new__(cls, value: int, exponent: float = 1.0) -> Width:
@@ -85,10 +85,10 @@ class Width(_Counted, int):
         return made
 
 
-class Power(_Counted, float):
+class Power(_Counted, float):  # type: ignore[misc]  # __pow__ has one form
     """A number made of widths."""
 
-    def __new__(cls, value: float, exponent: float) -> Power:
+    def __new__(cls, value: float, exponent: float = 0.0) -> Power:
         made = super().__new__(cls, value)
         made.exponent = exponent
         return made

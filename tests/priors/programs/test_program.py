@@ -1,5 +1,6 @@
 """Tracing modules into programs: what is found, and what is refused and how."""
 
+import copy
 import math
 import pickle
 
@@ -12,6 +13,7 @@ from priors import InfiniteNetwork, UnsupportedOperationError
 from priors.gaussian.activations import ABReLU
 from priors.programs.nodes import Combination, Function, Linear, Nonlinear
 from priors.programs.tracer import trace
+from priors.programs.values import Width
 
 
 class Net(nn.Module):
@@ -276,6 +278,20 @@ def test_sizes_in_arithmetic():
     plain = InfiniteNetwork(Net(lambda m, x: m.c(torch.relu(m.a(-6.0 * x))))).nngp(x)
     sized = Net(lambda m, x: m.c(torch.relu(m.a(x * -x.size(1) * x.dim()))))
     torch.testing.assert_close(InfiniteNetwork(sized, input_shape=(3,)).nngp(x), plain)
+
+
+def test_programs_with_sizes_can_be_copied():
+    def forward(m, x):
+        width = m.a(x).size(-1)
+        return m.c(torch.relu(m.a(x * width**-0.5 + 1 / math.sqrt(width * width))))
+
+    program = trace(Net(forward), (3,))
+    assert pickle.loads(pickle.dumps(program)) == program
+    width = Width(8)
+    for number, exponent in ((width, 1), (2 * width, 1), (width * width, 2), (3 / width, -1)):
+        assert copy.deepcopy(number).exponent == number.exponent == exponent
+    assert (-(width**-0.5) / width).exponent == -1.5
+    assert torch.zeros(2, 16).view(2, 2, width).shape[-1] == 8
 
 
 @pytest.mark.parametrize(
