@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -52,7 +51,8 @@ def _add(tracer: Tracer, input: Any, other: Any, *, alpha: float = 1.0) -> Any:
     if isinstance(other, nn.Parameter) and other.numel() > 1:
         other = _learnt(tracer, other, input)
     if _finite_only(tracer, input, other):
-        return tracer.without_rule(functools.partial(torch.add, alpha=alpha), (input, other), {})
+        scaled = {} if alpha == 1.0 else {"alpha": alpha}
+        return tracer.without_rule(torch.add, (input, other), scaled)
     parts, offset = [], 0.0
     for scale, value in ((1.0, input), (alpha, other)):
         if isinstance(value, Value):
