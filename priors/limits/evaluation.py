@@ -77,6 +77,8 @@ class Evaluation:
         Returns:
             Each `[..., n1, n2]`, or `[..., n]` with `diag`.
         """
+        if 0 in (x1.shape[-2], x2.shape[-2]):
+            return self._empty(x1, x2, diag=diag, nngp=nngp, ntk=ntk)
         # tangents of a point with itself: for the diagonal, and where attention heads are random
         keep = ntk and (diag or self.program.has_random_heads)
         left = Points(self.program, self.settings, x1, derivatives=keep)
@@ -89,6 +91,20 @@ class Evaluation:
         if max(n1, n2) <= side:
             return self._outputs(Moments(left, right, derivatives=ntk), nngp, ntk)
         return self._blocks(left, right, side, nngp, ntk)
+
+    def _empty(
+        self, x1: Tensor, x2: Tensor, *, diag: bool, nngp: bool, ntk: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Kernels without entries, of the shape and dtype that those of one point have."""
+        point = x1.new_zeros(*x1.shape[:-2], 1, x1.shape[-1])
+        other = x2.new_zeros(*x2.shape[:-2], 1, x2.shape[-1])
+        sizes = (x1.shape[-2],) if diag else (x1.shape[-2], x2.shape[-2])
+        with torch.no_grad():
+            found = self.kernels(point, other, diag=diag, nngp=nngp, ntk=ntk)
+        nngp_kernel, ntk_kernel = (
+            None if k is None else k.new_zeros(*k.shape[: -len(sizes)], *sizes) for k in found
+        )
+        return nngp_kernel, ntk_kernel
 
     def _outputs(
         self, moments: Moments, nngp: bool, ntk: bool
@@ -103,7 +119,8 @@ class Evaluation:
 
     def _single(self, value: Tensor | None, moments: Moments, index: int) -> Tensor:
         """Drop the positions of an output with one position."""
-        assert value is not None
+        if value is None:  # no trained parameter reaches it
+            value = moments.zeros(index, index, True)
         if self.program.positions(index) is None:
             return value
         return value[..., 0, 0]

@@ -69,7 +69,7 @@ class Heads:
         if self._first.mean_field:
             queries, keys = self._queries[0], self._keys[0]
             logits = self._mean_field
-            if logits is None or self._first.uniform:
+            if logits is None:
                 shape = torch.broadcast_shapes(queries.shape[:-2], keys.shape[:-2])
                 logits = queries.new_zeros(*shape, queries.shape[-1], keys.shape[-1])
             return self._weights(logits * self._first.scale, self._first)

@@ -30,9 +30,9 @@ from priors.limits.expectations import plain
 from priors.limits.kinds import kind_of, mapped
 from priors.limits.pairs import Pairs
 from priors.limits.points import Inputs, Settings
-from priors.limits.relations import related
 from priors.programs.nodes import Linear
 from priors.programs.program import Program
+from priors.programs.relations import related
 
 __all__ = ["Moments", "Points", "Settings"]
 

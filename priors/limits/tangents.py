@@ -15,7 +15,8 @@ Yang 2020, 2006.14548, with all uses of a shared weight):
     attention over heads      the same, plus the gradient through the logits
 
 With the standard parametrisation a weight's own gradient is fan_in * moment(sources), fan_in the
-module's own, and a bias's is 1 (Sohl-Dickstein et al. 2020, 2001.07301).
+module's own, and a bias's is 1 (Sohl-Dickstein et al. 2020, 2001.07301). A parameter with
+`requires_grad` False contributes nothing of its own.
 
 This rests on gradient independence, which fails when the readout matrix is used elsewhere:
 refused.
@@ -61,6 +62,20 @@ def check_gradient_independence(program: Program) -> None:
         )
 
 
+def _check_gradients_flow(program: Program) -> None:
+    if program.gradient_stop is not None:
+        what, where = program.gradient_stop
+        raise NotImplementedError(
+            f"The tangent kernel of a network in which {what} at {where} stops gradients is not "
+            "supported. Take it out of the forward; the NNGP kernel is unaffected."
+        )
+    if program.frozen >= {*program.weights.values(), *program.biases.values()}:
+        raise NotImplementedError(
+            "The tangent kernel is 0: every parameter of the module has requires_grad=False. Set "
+            "it to True for those that are trained; the NNGP kernel is unaffected."
+        )
+
+
 def readouts(program: Program, *indices: int) -> set[int]:
     """The nodes with weights that nodes are made of by linear maps."""
     found = set()
@@ -82,6 +97,7 @@ class Tangents:
     """
 
     def __init__(self, moments: Moments, *, standard: bool = False) -> None:
+        _check_gradients_flow(moments.program)
         check_gradient_independence(moments.program)
         if standard and any(n is None for n in moments.program.fan_in.values()):
             raise ValueError(

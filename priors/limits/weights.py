@@ -27,6 +27,7 @@ class _Linear(Kind[Linear]):
             if moment is not None:
                 variance = pairs.variance("weight", first.layer, trailing)
                 fresh = first.window is not None and not needs_graph(moment, variance)
+                fresh = fresh and variance.dim() == 0  # a batch of variances makes it larger
                 total = moment.mul_(variance) if fresh else moment * variance
         if first.bias is not None and first.bias == second.bias:
             assert first.bias_layer is not None
@@ -59,18 +60,32 @@ class _Linear(Kind[Linear]):
     def _gradient(self, tangents: TangentPairs, a: int, b: int, full: bool) -> Tensor | None:
         """What the layer's weight and bias themselves contribute."""
         pairs = tangents.moments
-        if not tangents.standard:
-            return pairs.moment(a, b, full)
         first, second = self.nodes(pairs, a, b)
+        weight, bias = self._trained(pairs, first)
+        if not tangents.standard and weight and bias:
+            return pairs.moment(a, b, full)
+        trailing = pairs.trailing(a, b, full)
         total: Tensor | None = None
-        if first.weight == second.weight:
+        if first.weight == second.weight and weight:
             total = _through_weight(pairs, a, b, full, pairs.moment)
-            if total is not None:
+            if total is not None and tangents.standard:
                 assert first.fan_in is not None
                 total = total * float(first.fan_in)
-        if first.bias is not None and first.bias == second.bias:
-            total = pairs.zeros(a, b, full) + 1.0 if total is None else total + 1.0
+            elif total is not None:
+                total = total * pairs.variance("weight", first.layer, trailing)
+        if first.bias is not None and first.bias == second.bias and bias:
+            assert first.bias_layer is not None
+            own: Tensor | float = 1.0
+            if not tangents.standard:
+                own = pairs.variance("bias", first.bias_layer, trailing)
+            total = pairs.zeros(a, b, full) + own if total is None else total + own
         return total
+
+    def _trained(self, pairs: Pairs, node: Linear) -> tuple[bool, bool]:
+        """Whether the weight and the bias are trained."""
+        program = pairs.program
+        bias = None if node.bias_layer is None else program.biases[node.bias_layer]
+        return program.weights[node.layer] not in program.frozen, bias not in program.frozen
 
 
 def _through_weight(pairs: Pairs, a: int, b: int, full: bool, of: Pairwise) -> Tensor | None:
@@ -105,10 +120,12 @@ class _Embedding(Kind[Embedding]):
 
     def tangent(self, tangents: TangentPairs, a: int, b: int, full: bool) -> Tensor | None:
         pairs = tangents.moments
+        layer = self.nodes(pairs, a, b)[0].layer
+        if pairs.program.weights[layer] in pairs.program.frozen:
+            return None
         value = pairs.moment(a, b, full)
         if value is None or not tangents.standard:
             return value
-        layer = self.nodes(pairs, a, b)[0].layer
         return value / pairs.variance("weight", layer, pairs.trailing(a, b, full))
 
 

@@ -192,7 +192,8 @@ class NetworkPrior(Network):
         shape = [s or X.shape[-1] for s in self.program.input_shape]
         # buffers, such as a mask, lie where the module does
         buffers = {name: buffer.to(X.device) for name, buffer in self.module.named_buffers()}
-        out = call_module(self.module, {**buffers, **values}, X.reshape(-1, *shape))
+        rows = X.reshape(X.shape[:-1].numel(), *shape).clone()  # the forward may overwrite it
+        out = call_module(self.module, {**buffers, **values}, rows)
         return out.reshape(*X.shape[:-1], out.shape[-1])
 
     def sample(

@@ -44,6 +44,8 @@ class Builder:
         biases: The same for biases.
         constants: Parameters that stay at a fixed value.
         fan_in: Number of inputs of a unit of each weight's layer; None while it is open.
+        gradient_stop: What stops gradients, and where; None if nothing does.
+        relations: Which pairs of nodes can have a moment, filled as it is asked for.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class Builder:
         self.biases: dict[str, str] = {}
         self.constants: dict[str, float] = {}
         self.fan_in: dict[str, int | None] = {}
+        self.gradient_stop: tuple[str, str] | None = None
+        self.relations: dict[tuple[int, int], bool] = {}
         self._known: dict[Node, int] = {}
         self._calls = 0
         self.where = "forward"
@@ -125,16 +129,48 @@ class Builder:
             result = function(*stand_in[0], **stand_in[1])
         except Exception as error:
             raise self.unsupported(name_of(function), str(error)) from error
+        parts = result if isinstance(result, tuple | list) else (result,)
+        if any(part.dim() < 1 or part.shape[0] != BATCH for part in parts):
+            raise self.unsupported(name_of(function), "the first dimension must stay the batch")
+        self._check_points_stay_apart(function, args, kwargs)
         if isinstance(result, tuple | list):
             whole = self._function(function, args, kwargs, ())
-            parts = [
+            items = [
                 self._function(_item, (whole, k), {}, tuple(part.shape[1:]))
                 for k, part in enumerate(result)
             ]
-            return tuple(parts)
-        if result.dim() < 1 or result.shape[0] != BATCH:
-            raise self.unsupported(name_of(function), "the first dimension must stay the batch")
+            return tuple(items)
         return self._function(function, args, kwargs, tuple(result.shape[1:]))
+
+    def _check_points_stay_apart(
+        self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> None:
+        """Tried on random points: another first one must not change the second one's result."""
+        generator = torch.Generator().manual_seed(0)
+        points: dict[int, Tensor] = {}
+
+        def point(value: Value) -> Tensor:
+            if value.index not in points:
+                shape = BATCH, *_known(self.shape(value))
+                points[value.index] = torch.randn(shape, generator=generator)
+            return points[value.index].clone()
+
+        results = []
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            for _ in range(2):
+                given, named = replaced((args, kwargs), point, lambda: BATCH)
+                try:
+                    found = function(*given, **named)
+                except Exception:  # not a function of arbitrary numbers, such as tokens
+                    return
+                results.append(found if isinstance(found, tuple | list) else (found,))
+                for x in points.values():
+                    x[0] = torch.randn(x.shape[1:], generator=generator)
+        for one, two in zip(*results, strict=True):
+            if not torch.allclose(one[1].double(), two[1].double(), equal_nan=True):
+                raise self.unsupported(
+                    name_of(function), "it mixes the points of a batch, or is random"
+                )
 
     def _function(
         self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any], shape: Any
@@ -240,6 +276,12 @@ class Builder:
         if parameter is not None:
             self.parameter(parameter, {}, "parameter")
             self.constants[self.names[id(parameter)]] = value
+
+    def stop_gradients(self, what: str, result: Any) -> None:
+        """Note that no gradient flows back through hidden values or parameters."""
+        hidden = any(not v.finite for v in values_in(result))
+        if (hidden or isinstance(result, nn.Parameter)) and self.gradient_stop is None:
+            self.gradient_stop = what, self.where
 
     def next_call(self) -> int:
         """A number that tells this call from others."""

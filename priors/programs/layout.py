@@ -130,7 +130,7 @@ def _read(builder: Builder, values: Sequence[Value], result: Tensor, total: int)
         rank = len(ordered)
         table = unit.movedim(ordered, tuple(range(rank))).reshape(*pieces, -1)[..., 0]
         first, last = int(table.flatten()[0]), int(table.flatten()[-1]) + 1
-        if torch.equal(table.flatten(), torch.arange(first, last)):
+        if first < last and torch.equal(table.flatten(), torch.arange(first, last)):
             for a in sorted(unit_axes, reverse=True):
                 place = place.select(a, 0)
             index = builder.select(index, place)

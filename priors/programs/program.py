@@ -34,6 +34,8 @@ class Program:
         constants: Parameters that stay at a fixed value (gains 1 and shifts 0 of normalisation).
         fan_in: Number of inputs of a unit of each weight's layer; None while it is open.
         input_shape: Shape of one data point; a dimension is None while it is open.
+        frozen: Parameters with `requires_grad` False, which have no part in the tangent kernel.
+        gradient_stop: What stops gradients inside (`detach`, `no_grad`) and where, or None.
         relations: Which pairs of nodes can have a moment, filled as it is asked for.
     """
 
@@ -45,6 +47,8 @@ class Program:
     constants: dict[str, float]
     fan_in: dict[str, int | None]
     input_shape: Shape
+    frozen: frozenset[str] = frozenset()
+    gradient_stop: tuple[str, str] | None = None
     relations: dict[tuple[int, int], bool] = field(default_factory=dict, compare=False, repr=False)
 
     def terms(self, index: int) -> tuple[tuple[float, int], ...]:

@@ -9,6 +9,8 @@ register themselves in `priors.programs.rules`; others are registered in the sam
 from __future__ import annotations
 
 import contextlib
+import difflib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ __all__ = [
     "is_torch",
     "isolated",
     "layer_rule",
+    "nearest",
     "own_functions",
     "reason",
     "register_function",
@@ -43,7 +46,17 @@ class UnsupportedOperationError(NotImplementedError):
 
     def __init__(self, what: str, where: str, why: str = "") -> None:
         because = f": {why}" if why else ""
-        super().__init__(f"{what} at {where} is not supported{because}. {supported()}")
+        near = nearest(what)
+        likely = f" Nearest: {', '.join(near)}." if near else ""
+        super().__init__(
+            f"{what} at {where} is not supported{because}.{likely} All that is: "
+            "priors.UnsupportedOperationError.supported()."
+        )
+
+    @staticmethod
+    def supported() -> str:
+        """A sentence that lists the layers and functions that are supported."""
+        return supported()
 
 
 def register_layer(*types: type[nn.Module], replace: bool = False) -> Callable[[AnyRule], AnyRule]:
@@ -204,7 +217,7 @@ def own_functions() -> tuple[Callable[..., Any], ...]:
 def is_torch(target: Any) -> bool:
     """Whether a function is known by its name: it must come from torch, math or operator."""
     module = getattr(target, "__module__", None) or ""
-    return module.split(".")[0] in ("torch", "_operator", "operator", "builtins", "")
+    return module.split(".")[0] in ("torch", "_operator", "operator", "math", "builtins", "")
 
 
 def reason(name: str) -> str:
@@ -215,8 +228,31 @@ def reason(name: str) -> str:
     return next((why for part, why in _reasons.items() if part.lower() in plain), "")
 
 
+def nearest(what: str) -> list[str]:
+    """Up to three supported layers or functions whose names are like a word of `what`."""
+    layers, functions = _names()
+    plain = {name.removeprefix("nn."): name for name in (*sorted(layers), *sorted(functions))}
+    words = [w for w in re.findall(r"\w+", what) if w not in _WORDS]
+    words = [w for w in words if w not in plain]  # supported, but not like this
+    close = {w: difflib.get_close_matches(w, plain, n=3, cutoff=0.78) for w in words}
+    return [plain[name] for names in close.values() for name in names][:3]
+
+
+_WORDS = frozenset("a an the of in and or with to layer operation function value values".split())
+
+
 def supported() -> str:
     """A sentence that lists the layers and functions with rules."""
+    layers, functions = _names()
+    return (
+        f"Supported are the layers {_families(layers)}; the functions and methods "
+        f"{_families(functions)}; any other elementwise function as priors.Nonlinearity, and "
+        "layers and functions of your own by priors.register_layer and priors.register_function."
+    )
+
+
+def _names() -> tuple[set[str], set[str]]:
+    """Names of the layers and of the functions with rules."""
     public = [getattr(nn, name) for name in dir(nn) if not name.startswith("Lazy")]
     layers = {
         f"nn.{kind.__name__}"
@@ -226,17 +262,14 @@ def supported() -> str:
     layers |= {k.__name__ for k in _layers if not k.__module__.startswith("torch.")}
     functions = {name for name in _functions if not name.startswith("_") and name[-1] != "_"}
     functions |= {getattr(f, "__name__", repr(f)) for f in _own_functions}
-    return (
-        f"Supported are the layers {_families(layers)}; the functions and methods "
-        f"{_families(functions)}; any other elementwise function as priors.Nonlinearity, and "
-        "layers and functions of your own by priors.register_layer and priors.register_function."
-    )
+    layers = {name for name in layers if not reason(name.removeprefix("nn."))}
+    return layers, {name for name in functions if not reason(name)}
 
 
 def _families(names: set[str]) -> str:
-    """Names without those that have a reason against them; 1d, 2d and 3d as one."""
+    """Names, 1d, 2d and 3d as one."""
     found: dict[str, list[str]] = {}
-    for name in sorted(n for n in names if not reason(n.removeprefix("nn."))):
+    for name in sorted(names):
         size = name[-2:] if name[-2:] in ("1d", "2d", "3d") else ""
         found.setdefault(name.removesuffix(size), []).extend([size] if size else [])
     return ", ".join(stem + "/".join(sizes) for stem, sizes in found.items())

@@ -9,6 +9,7 @@ products and nonlinear functions of branches are reduced to Gaussian vectors in 
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from priors.gaussian.activations import Activation, Numerical
 from priors.gaussian.quadrature import detect_kinks
 from priors.programs import branches, layout
 from priors.programs.builder import Builder
+from priors.programs.memory import INPLACE_OPERATORS, Memory, is_traced, overwriting
 from priors.programs.nodes import Features, Input, Join, Linear, Ref, Window
 from priors.programs.program import Program, pruned
 from priors.programs.registry import (
@@ -31,7 +33,7 @@ from priors.programs.registry import (
     reason,
     steps_of_their_own,
 )
-from priors.programs.values import Value, name_of
+from priors.programs.values import Value, name_of, values_in
 
 __all__ = ["Nonlinearity", "Tracer", "trace"]
 
@@ -82,9 +84,34 @@ def trace(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}.")
+    _check_hooks(module)
     graph = _graph_of(module)
     with torch.device("cpu"):  # constants are kept there, whatever the default device is
         return Tracer(module, input_shape, whole_batch=whole_batch).run(graph)
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that does not pass `h += g` off as `h = h + g`."""
+
+    def __len__(self) -> int:
+        raise fx.proxy.TraceError("len(x) asks for the batch size; use x.shape[0]")
+
+    def __float__(self) -> float:
+        raise fx.proxy.TraceError("float(x) asks for a value; sizes are numbers as they are")
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _augmented(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+for _name in INPLACE_OPERATORS:
+    setattr(_Proxy, f"__{_name}__", _augmented(getattr(operator, _name)))
 
 
 class _Leaves(fx.Tracer):
@@ -93,14 +120,38 @@ class _Leaves(fx.Tracer):
     def __init__(self) -> None:
         super().__init__(autowrap_functions=own_functions())
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["no_grad"] = not torch.is_grad_enabled()
+        return node
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return steps_of_their_own(type(m)) or super().is_leaf_module(m, module_qualified_name)
 
 
+def _check_hooks(module: nn.Module) -> None:
+    """Tracing does not run the hooks of layers, so what they change would go unseen."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    for name, layer in module.named_modules():
+        for kind in kinds:
+            for hook in getattr(layer, kind).values():
+                called = getattr(hook, "__name__", type(hook).__name__)
+                if called != "_infer_parameters":  # of lazy layers
+                    raise UnsupportedOperationError(
+                        f"a hook ({called})",
+                        f"module {name!r}",
+                        "write what it does in the forward, and remove it",
+                    )
+
+
 def _graph_of(module: nn.Module) -> fx.Graph:
     try:
-        return _Leaves().trace(module)
-    except (fx.proxy.TraceError, TypeError) as error:
+        with torch.enable_grad():  # so that a forward's own no_grad is seen
+            return _Leaves().trace(module)
+    except (fx.proxy.TraceError, TypeError, NameError) as error:
         raise ValueError(
             f"torch.fx cannot trace the forward of {type(module).__name__}: {error}. It must not "
             "branch or loop on tensor values or on the batch size."
@@ -115,6 +166,17 @@ class Tracer(Builder):
     """
 
     function: Callable[..., Any] = operator.pos  # until there is one
+
+    def __init__(
+        self,
+        module: nn.Module,
+        input_shape: Sequence[int] | None,
+        *,
+        whole_batch: bool = False,
+    ) -> None:
+        super().__init__(module, input_shape, whole_batch=whole_batch)
+        self.memory = Memory(self, self._result)
+        self.tensors = {id(t) for t in (*module.parameters(), *module.buffers())}
 
     def run(self, graph: fx.Graph) -> Program:
         """The program of a graph."""
@@ -135,8 +197,8 @@ class Tracer(Builder):
         given = iter(inputs)
         result: Any = None
         for node in graph.nodes:
-            args = fx.node.map_arg(node.args, lambda n: values[n])
-            kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
+            args = fx.node.map_arg(node.args, lambda n: self.memory.current(values[n]))
+            kwargs = fx.node.map_arg(node.kwargs, lambda n: self.memory.current(values[n]))
             if node.op == "placeholder":
                 default = node.args[0] if node.args else _MISSING
                 value = options.get(str(node.target), next(given, default))
@@ -159,6 +221,8 @@ class Tracer(Builder):
                     )
                 part = module.get_submodule(str(node.target)) if layer else node.target
                 values[node] = self.call(part, *args, **kwargs)
+                if node.meta["no_grad"]:
+                    self.stop_gradients("torch.no_grad()", values[node])
         return result
 
     def call(self, part: nn.Module | Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Any:
@@ -168,6 +232,26 @@ class Tracer(Builder):
             UnsupportedOperationError: there is no rule for it, or not for these arguments.
             TypeError: its rule returned nothing.
         """
+        if is_traced(kwargs.get("out")):
+            raise self.unsupported("out=", "use the result of the call")
+        args, kwargs = self.memory.current(args), self.memory.current(kwargs)
+        one_step = not isinstance(part, nn.Module) or _Leaves().is_leaf_module(part, "")
+        overwrites = overwriting(part, args, kwargs) if one_step else None
+        if overwrites is not None and (args or kwargs):
+            if not args:
+                args = (kwargs.pop("input"),)
+            if is_traced(args[0]):
+                return self.memory.overwrite(overwrites, args, kwargs, self.where)
+            if id(args[0]) in self.tensors or any(values_in((args, kwargs))):
+                raise self.unsupported(
+                    f"{overwrites.name} on a constant", "the forward must not change the module"
+                )
+        result = self._result(part, *args, **kwargs)
+        return self.memory.follow(part, args, kwargs, result) if one_step else result
+
+    def _result(self, part: Any, *args: Any, **kwargs: Any) -> Any:
+        """What a layer, a function or a method makes of its arguments, as a new tensor."""
+        kwargs.pop("inplace", None)
         if isinstance(part, nn.Module):
             return self._call_layer(part, args, kwargs)
         return self._call_function(part, args, kwargs)
@@ -186,12 +270,24 @@ class Tracer(Builder):
 
     def _call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target in (operator.getitem, getattr) and not isinstance(args[0], Value):
-            return target(*args)
-        function = getattr(Tensor, target) if isinstance(target, str) else target
+            try:
+                return target(*args)
+            except (AttributeError, IndexError, KeyError, TypeError) as error:
+                raise self.unsupported(f"operation {name_of(target)}", str(error)) from error
+        function = _method(target, args) if isinstance(target, str) else target
         rule = function_rule(target)
+        given = [*args, *kwargs.values()]
+        if is_torch(function) and all(isinstance(a, int | float) for a in given):
+            if function is math.sqrt:
+                return args[0] ** 0.5  # which keeps the power of a width
+            return function(*args, **kwargs)  # arithmetic with sizes
+        if any(isinstance(a, Ref) for a in given) and not any(values_in(given)):
+            raise self.unsupported("arithmetic with the batch size", "give sizes as numbers or -1")
         if rule is None:
             if not isinstance(target, str) and not is_torch(target):
-                raise self.unsupported(f"operation {name_of(target)}")
+                raise self.unsupported(
+                    f"operation {name_of(target)}", "give it a rule with priors.register_function"
+                )
             return self.without_rule(function, args, kwargs)
         with self._translating(function):
             name = target if isinstance(target, str) else name_of(target)
@@ -220,7 +316,7 @@ class Tracer(Builder):
     def _apply(self, rule: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
         try:
             result = rule(self, *args, **kwargs)
-        except TypeError as error:  # arguments that the rule does not know
+        except (TypeError, AttributeError) as error:  # arguments that the rule does not know
             raise self.unsupported(name, str(error)) from error
         if result is None and name != "getattr":
             raise TypeError(
@@ -267,6 +363,8 @@ class Tracer(Builder):
             self.constants,
             self.fan_in,
             self.input_shape,
+            frozenset(n for n, p in self.module.named_parameters() if not p.requires_grad),
+            self.gradient_stop,
         )
 
     def _finish(self, result: Any) -> Program:
@@ -289,6 +387,12 @@ class Tracer(Builder):
             )
         _check_tying(program)
         return program
+
+
+def _method(name: str, args: tuple[Any, ...]) -> Callable[..., Any]:
+    """A method by name: of a tensor, unless it is called on a number."""
+    kind = type(args[0]) if args and isinstance(args[0], int | float) else Tensor
+    return getattr(kind, name, getattr(Tensor, name))
 
 
 def _check_tying(program: Program) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from priors.programs.nodes import Array, Ref, Span
 
-__all__ = ["BATCH", "Value", "frozen", "name_of", "replaced", "values_in"]
+__all__ = ["BATCH", "Power", "Value", "Width", "frozen", "name_of", "replaced", "values_in"]
 
 # Batch size of tensors that stand in: entries of the second must follow those of the first.
 BATCH = 2
@@ -45,6 +45,53 @@ class Value:
     def num_heads(self) -> int:
         """Number of pieces that the width is split into."""
         return math.prod(size for _, size in self.heads)
+
+
+class _Counted:
+    """A number c n^p of which the power p of the width n is known."""
+
+    exponent: float
+
+    def __pow__(self, other: Any) -> Any:
+        return Power(self._number() ** other, self.exponent * other)
+
+    def __mul__(self, other: Any) -> Any:
+        exponent = self.exponent + getattr(other, "exponent", 0.0)
+        value = self._number() * other
+        return Width(value, exponent) if isinstance(value, int) else Power(value, exponent)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Power:
+        exponent = self.exponent - getattr(other, "exponent", 0.0)
+        return Power(self._number() / other, exponent)
+
+    def __rtruediv__(self, other: Any) -> Power:
+        return Power(other / self._number(), -self.exponent)
+
+    def __neg__(self) -> Any:
+        return self * -1
+
+    def _number(self) -> Any:
+        return int(self) if isinstance(self, int) else float(self)  # type: ignore[arg-type]
+
+
+class Width(_Counted, int):  # type: ignore[misc]  # __pow__ has one form
+    """The width of a value, or a multiple of it."""
+
+    def __new__(cls, value: int, exponent: float = 1.0) -> Width:
+        made = super().__new__(cls, value)
+        made.exponent = exponent
+        return made
+
+
+class Power(_Counted, float):  # type: ignore[misc]  # __pow__ has one form
+    """A number made of widths."""
+
+    def __new__(cls, value: float, exponent: float = 0.0) -> Power:
+        made = super().__new__(cls, value)
+        made.exponent = exponent
+        return made
 
 
 def name_of(function: Any) -> str:

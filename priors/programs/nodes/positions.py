@@ -129,7 +129,7 @@ class Attention(Hidden):
     """sum_b A_ab value_b, A = softmax(logits) or the logits, over the last axis of positions.
 
     Logits are `scale` <query_a, key_b> / width if `mean_field`, else / sqrt(width), plus `mask`
-    `[queries, keys]`. `uniform` replaces the logits by 0.
+    `[queries, keys]`.
     """
 
     value: int
@@ -139,7 +139,6 @@ class Attention(Hidden):
     mean_field: bool
     softmax: bool
     mask: Array | None
-    uniform: bool
     positions: tuple[int, ...]
 
     mixes = True

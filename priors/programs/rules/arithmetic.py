@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -29,22 +28,31 @@ def _constant(tracer: Tracer, value: Any) -> float:
     raise tracer.unsupported(f"arithmetic with {type(value).__name__}", "only scalar constants are")
 
 
-def _finite_only(*values: Any) -> bool:
+def _finite_only(tracer: Tracer, *values: Any) -> bool:
+    """Whether no value is hidden; parameters and their multiples are never operands."""
     own = [v for v in values if isinstance(v, Value)]
+    if not own and any(isinstance(v, nn.Parameter) for v in values):
+        raise tracer.unsupported(
+            "arithmetic with parameters",
+            "their scale is weight_var or bias_var; use the parameter as it is",
+        )
     return all(v.finite for v in own)
 
 
-@register_function("add", "iadd", "__add__", "add_")
+@register_function("add", "__add__")
 def _add(tracer: Tracer, input: Any, other: Any, *, alpha: float = 1.0) -> Any:
     if isinstance(input, Logits) or isinstance(other, Logits):
         logits, mask = (input, other) if isinstance(input, Logits) else (other, input)
         return logits.masked(tracer, mask, alpha)
+    if not isinstance(input, Value) and not isinstance(other, Value):
+        _finite_only(tracer, input, other)
     if isinstance(input, nn.Parameter) and input.numel() > 1:
         input = _learnt(tracer, input, other)
     if isinstance(other, nn.Parameter) and other.numel() > 1:
         other = _learnt(tracer, other, input)
-    if _finite_only(input, other):
-        return tracer.finite_call(functools.partial(torch.add, alpha=alpha), input, other)
+    if _finite_only(tracer, input, other):
+        scaled = {} if alpha == 1.0 else {"alpha": alpha}
+        return tracer.without_rule(torch.add, (input, other), scaled)
     parts, offset = [], 0.0
     for scale, value in ((1.0, input), (alpha, other)):
         if isinstance(value, Value):
@@ -80,22 +88,24 @@ def _numbered(batch: int, positions: tuple[int, ...]) -> Tensor:
     return count.reshape(1, *positions).expand(batch, *positions)
 
 
-@register_function("sub", "isub", "subtract", "sub_")
+@register_function("sub", "subtract")
 def _sub(tracer: Tracer, input: Any, other: Any, *, alpha: float = 1.0) -> Any:
     return _add(tracer, input, other, alpha=-alpha)
 
 
-@register_function("mul", "imul", "multiply", "mul_")
+@register_function("mul", "multiply")
 def _mul(tracer: Tracer, input: Any, other: Any) -> Any:
     if isinstance(input, Logits) or isinstance(other, Logits):
         logits, by = (input, other) if isinstance(input, Logits) else (other, input)
-        return logits.scaled(_constant(tracer, by))
+        return logits.scaled(_constant(tracer, by), getattr(by, "exponent", 0.0))
     if isinstance(input, Value) and isinstance(other, Value):
-        if _finite_only(input, other):
+        if _finite_only(tracer, input, other):
             return tracer.finite_call(torch.mul, input, other)
         if not (input.finite or other.finite):
             return tracer.multiply(input, other)
         raise tracer.unsupported("a product of hidden units and the raw input")
+    if _finite_only(tracer, input, other):
+        return tracer.without_rule(torch.mul, (input, other), {})
     value, scale = (input, other) if isinstance(input, Value) else (other, input)
     if value.finite:
         return tracer.finite_call(torch.mul, value, scale)
@@ -120,12 +130,12 @@ def _weighted(tracer: Tracer, value: Value, weights: Tensor) -> Value:
     return tracer.like(value, tracer.add(node))
 
 
-@register_function("div", "truediv", "itruediv", "divide", "true_divide", "div_")
+@register_function("div", "truediv", "divide", "true_divide")
 def _div(tracer: Tracer, input: Any, other: Any) -> Any:
     if isinstance(input, Logits):
-        return input.scaled(1.0 / _constant(tracer, other))
-    if _finite_only(input, other):
-        return tracer.finite_call(torch.div, input, other)
+        return input.scaled(1.0 / _constant(tracer, other), -getattr(other, "exponent", 0.0))
+    if _finite_only(tracer, input, other):
+        return tracer.without_rule(torch.div, (input, other), {})
     if isinstance(other, Value):
         return tracer.elementwise(torch.div, (input, other), {})
     if isinstance(other, Tensor) and other.numel() > 1:
@@ -140,8 +150,8 @@ def _neg(tracer: Tracer, input: Value) -> Value:
 
 @register_function("pow")
 def _pow(tracer: Tracer, input: Any, exponent: Any) -> Any:
-    if _finite_only(input):
-        return tracer.finite_call(torch.pow, input, exponent)
+    if _finite_only(tracer, input, exponent):
+        return tracer.without_rule(torch.pow, (input, exponent), {})
     if not isinstance(input, Value) or not isinstance(exponent, int | float):
         return tracer.elementwise(torch.pow, (input, exponent), {})
     whole = float(exponent).is_integer() and 0 < exponent <= 16
@@ -177,6 +187,12 @@ def _identity_layer(tracer: Tracer, layer: Any, x: Value) -> Value:
     return x
 
 
-@register_function("contiguous", "clone", "detach", "to", "float", "double", "type_as")
+@register_function("contiguous", "clone", "to", "float", "double", "type_as")
 def _same(tracer: Tracer, input: Value, *args: Any, **kwargs: Any) -> Value:
+    return input
+
+
+@register_function("detach")
+def _detach(tracer: Tracer, input: Any) -> Any:
+    tracer.stop_gradients("detach", input)
     return input

@@ -1,10 +1,11 @@
 """Attention as a tensor program, in the limit of infinitely many heads.
 
 Queries and keys enter by the product of two vectors of infinite width. Scaled by 1 / width it is
-a number for each pair of positions (Hron et al. 2020, 2006.10540, with tied queries and keys;
-without a tie it vanishes and attention averages uniformly). Scaled by 1 / sqrt(width), as torch
-does by default, it is Gaussian over the heads. With a fixed number of heads the limit is not
-Gaussian (2506.00846): here the number of heads goes to infinity.
+a number for each pair of positions, the moment of the two (Hron et al. 2020, 2006.10540, with tied
+queries and keys); where they have neither a weight in common nor means, it vanishes and attention
+averages uniformly. Scaled by 1 / sqrt(width), as torch does by default, it is Gaussian over the
+heads; with a weight in common or means it would grow with the width. With a fixed number of heads
+the limit is not Gaussian (2506.00846): here the number of heads goes to infinity.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from priors.programs.nodes import Array, Attention, Linear, Mix, Normalise, Select
+from priors.programs.nodes import Array, Attention
 from priors.programs.registry import register_function, register_layer, unsupported
+from priors.programs.relations import dependent, odd
 from priors.programs.tracer import Tracer
 from priors.programs.values import Value
 
@@ -35,17 +37,23 @@ unsupported(
 
 @dataclass(frozen=True)
 class Logits:
-    """Products of queries and keys during tracing, times `scale`, plus `mask`."""
+    """Products of queries and keys during tracing, times `scale`, plus `mask`.
+
+    `exponent` is the power of the width in the scale, as far as it was made of sizes.
+    """
 
     query: Value
     key: Value
     scale: float = 1.0
     mask: Tensor | None = None
+    exponent: float = 0.0
 
-    def scaled(self, by: float) -> Logits:
+    def scaled(self, by: float, exponent: float = 0.0) -> Logits:
         """The logits times a number."""
         mask = None if self.mask is None else self.mask * by
-        return dataclasses.replace(self, scale=self.scale * by, mask=mask)
+        return dataclasses.replace(
+            self, scale=self.scale * by, mask=mask, exponent=self.exponent + exponent
+        )
 
     def masked(self, tracer: Tracer, mask: Any, scale: float = 1.0) -> Logits:
         """The logits plus a constant mask."""
@@ -147,19 +155,15 @@ def _attention(tracer: Tracer, weights: Weights, value: Value) -> Value:
         )
     if value.axis != len(tracer.shape(value)) - 1:
         raise tracer.unsupported("attention whose width is not the last dimension")
-    size = query.width // query.num_heads
-    # 1/d and 1/sqrt(d) are told apart by what is closer, in ratio, to the scale given
-    mean_field = abs(math.log(abs(logits.scale) * size)) < abs(
-        math.log(abs(logits.scale) * math.sqrt(size))
-    )
-    scale = logits.scale * (size if mean_field else math.sqrt(size))
+    scale, mean_field = _scale(tracer, logits)
     mask = logits.mask
     if mask is not None:
         mask = torch.broadcast_to(
             mask.reshape(mask.shape[-2:]).double(), (shapes[0][0], shapes[1][0])
         )
-    tied = _matrices(tracer, query.index) & _matrices(tracer, key.index)
-    if mean_field and not tied:
+    tied = dependent(tracer, query.index, key.index)
+    centred = odd(tracer, query.index) or odd(tracer, key.index)
+    if mean_field and not tied and centred:
         warnings.warn(
             f"The attention at {tracer.where} scales by 1/width with untied queries and keys: in "
             "the limit all its logits are 0 and it averages uniformly. Tie the two matrices, or "
@@ -171,6 +175,11 @@ def _attention(tracer: Tracer, weights: Weights, value: Value) -> Value:
             "attention with tied queries and keys scaled by 1/sqrt(width)",
             "its logits grow with the width; scale by 1/width",
         )
+    if not mean_field and not centred:
+        raise tracer.unsupported(
+            "attention whose queries and keys both have a mean, scaled by 1/sqrt(width)",
+            "its logits grow with the width; scale by 1/width",
+        )
     node = Attention(
         value.index,
         query.index,
@@ -179,22 +188,35 @@ def _attention(tracer: Tracer, weights: Weights, value: Value) -> Value:
         mean_field,
         weights.softmax,
         None if mask is None else Array.of(mask),
-        mean_field and not tied,
         shapes[0],
     )
     return Value(tracer.add(node), value.width, value.axis, value.heads)
 
 
-def _matrices(tracer: Tracer, index: int) -> set[str]:
-    """The matrices whose products a node adds up."""
-    names: set[str] = set()
-    for _, i in tracer.terms(index):
-        node = tracer.nodes[i]
-        while isinstance(node, Normalise | Mix | Select):
-            node = tracer.nodes[node.source]
-        if isinstance(node, Linear):
-            names.add(node.weight)
-    return names
+def _scale(tracer: Tracer, logits: Logits) -> tuple[float, bool]:
+    """c of a scale c/width or c/sqrt(width), and whether it is the former."""
+    size = logits.query.width // logits.query.num_heads
+    inside = _coefficient(tracer, logits.query) * _coefficient(tracer, logits.key)
+    powers = (-0.5, -1.0)
+    if inside == 1.0 and logits.exponent in powers:  # the scale was written with sizes
+        return logits.scale * size**-logits.exponent, logits.exponent == -1.0
+    for total in (logits.scale * inside, logits.scale):
+        for power in powers:
+            if math.isclose(abs(total), size**power, rel_tol=1e-5):
+                return logits.scale * size**-power, power == -1.0
+    if logits.exponent in powers:
+        return logits.scale * size**-logits.exponent, logits.exponent == -1.0
+    raise tracer.unsupported(
+        f"attention whose logits are scaled by {logits.scale:.4g} at width {size}",
+        "how this depends on the width is not known; write c / k.size(-1) or "
+        "c / math.sqrt(k.size(-1)) in the forward",
+    )
+
+
+def _coefficient(tracer: Tracer, value: Value) -> float:
+    """The factor of a value that is a multiple of another."""
+    terms = tracer.terms(value.index)
+    return terms[0][0] if len(terms) == 1 and not tracer.offset(value.index) else 1.0
 
 
 @register_layer(nn.MultiheadAttention)

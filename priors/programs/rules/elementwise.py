@@ -74,12 +74,10 @@ def _celu(alpha: float = 1.0) -> Activation:
 
 # By the name of the function or of the tensor's method; arguments after the input.
 _FUNCTIONS: dict[str, Callable[..., Activation]] = {
-    **dict.fromkeys(("relu", "relu_"), ABReLU),
-    **dict.fromkeys(
-        ("leaky_relu", "leaky_relu_"), lambda negative_slope=0.01: ABReLU(negative_slope)
-    ),
+    "relu": ABReLU,
+    "leaky_relu": lambda negative_slope=0.01: ABReLU(negative_slope),
     **dict.fromkeys(("abs", "absolute", "__abs__"), lambda: ABReLU(-1.0, 1.0)),
-    **dict.fromkeys(("elu", "elu_"), lambda alpha=1.0: ELU(alpha)),
+    "elu": lambda alpha=1.0: ELU(alpha),
     "selu": lambda: ELU(_SELU_ALPHA, _SELU_SCALE),
     "celu": _celu,
     "gelu": _gelu,
@@ -153,7 +151,7 @@ def _of_several(tracer: Tracer, *args: Any, **kwargs: Any) -> Any:
 
 
 def _function_rule(build: Callable[..., Activation]) -> Callable[..., Any]:
-    def rule(tracer: Tracer, input: Any, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
+    def rule(tracer: Tracer, input: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(input, Value):
             return tracer.without_rule(tracer.function, (input, *args), kwargs)
         return tracer.activation(input, build(*args, **kwargs))

@@ -68,7 +68,7 @@ def _conv(
 ) -> Value:
     size = tuple(weight.shape[2:])
     dims = len(size)
-    if len(tracer.shape(input)) != dims + 1:
+    if dims < 1 or len(tracer.shape(input)) != dims + 1:
         raise ValueError(
             f"The {dims}-d convolution at {tracer.where} expects inputs of {dims + 1} dimensions "
             f"without the batch, it gets {tracer.shape(input)}; give input_shape."

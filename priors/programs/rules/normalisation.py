@@ -118,7 +118,6 @@ def _dropout_function(whole: bool) -> Callable[..., Value]:
         input: Value,
         p: float = 0.5,
         training: bool = True,
-        inplace: bool = False,
     ) -> Value:
         return _dropout(tracer, input, p, training, whole)
 

@@ -15,7 +15,7 @@ from priors.programs.registry import register_function, register_layer, unsuppor
 from priors.programs.rules.attention import Logits, Weights, product
 from priors.programs.rules.linear import each
 from priors.programs.tracer import Tracer
-from priors.programs.values import Value
+from priors.programs.values import Value, Width
 
 unsupported(
     "MaxPool",
@@ -174,6 +174,8 @@ def _mixed(tracer: Tracer, x: Value, matrices: list[Tensor | None]) -> Value:
 def _reduce(mean: bool) -> Callable[..., Value]:
     def rule(tracer: Tracer, input: Value, dim: Any = None, keepdim: bool = False) -> Value:
         function = torch.mean if mean else torch.sum
+        if not isinstance(input, Value):
+            return tracer.without_rule(function, (input, dim, keepdim), {})
         if input.finite:
             return tracer.finite_call(function, input, dim, keepdim)
         rank = len(tracer.shape(input)) + 1
@@ -235,14 +237,28 @@ def _matmul(tracer: Tracer, a: Any, b: Any) -> Any:
     return _mixed(tracer, value, matrices)
 
 
+@register_function("numel", "nelement")
+def _numel(tracer: Tracer, input: Value) -> Any:
+    raise tracer.unsupported("numel", "it counts the batch; multiply the other sizes")
+
+
 @register_function("size")
 def _size(tracer: Tracer, input: Value, dim: int | None = None) -> Any:
-    sizes = (Ref(None), *tracer.shape(input))
+    sizes: tuple[Any, ...] = (Ref(None), *tracer.shape(input))
     if None in sizes:
         raise ValueError(
             f"The shape of the input is not known at {tracer.where}; give input_shape."
         )
+    if not input.finite and input.axis is not None:
+        size = sizes[input.axis + 1]
+        assert isinstance(size, int)
+        sizes = (*sizes[: input.axis + 1], Width(size), *sizes[input.axis + 2 :])
     return sizes if dim is None else sizes[dim]
+
+
+@register_function("dim", "ndimension")
+def _dim(tracer: Tracer, input: Value) -> int:
+    return len(tracer.shape(input)) + 1
 
 
 @register_function("getattr")
@@ -250,6 +266,8 @@ def _getattr(tracer: Tracer, value: Value, name: str) -> Any:
     match name:
         case "shape":
             return _size(tracer, value)
+        case "ndim":
+            return _dim(tracer, value)
         case "mT" | "T":
             return tracer.structural(torch.transpose, (value, -2, -1), {})
         case "device" | "dtype":

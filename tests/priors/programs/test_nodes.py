@@ -27,7 +27,7 @@ KINDS = [
     (nodes.Flatten(1, ROW, ()), (1,)),
     (nodes.Concatenate((1, 2), (3, 4), ()), (1, 2)),
     (nodes.Dropout(1, 0.5, False, 1, ()), (1,)),
-    (nodes.Attention(1, 2, 3, 1.0, True, True, None, False, (2,)), (1, 2, 3)),
+    (nodes.Attention(1, 2, 3, 1.0, True, True, None, (2,)), (1, 2, 3)),
 ]
 
 
