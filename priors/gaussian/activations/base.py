@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from priors.gaussian.activations.powers import Terms, rectified_dual, slopes
-from priors.gaussian.interpolation import Tables, expectation, mean
+from priors.gaussian.interpolation import Tables, expectations, mean
 from priors.gaussian.pairs import inverse_sqrt
 from priors.gaussian.quadrature import derivative_of, jumps
 
@@ -67,14 +67,14 @@ class Activation(ABC):
         closed = rectified_dual(self.terms, other.terms, q1, q2, c)
         if closed is not None:
             return closed
-        return expectation(self, other, (0, 0), q1, q2, c)
+        return expectations(self, other, ((0, 0),), q1, q2, c)[0]
 
     def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         """E[phi'(u) psi'(v)] with psi = `other`."""
         closed = rectified_dual(slopes(self.terms), slopes(other.terms), q1, q2, c)
         if closed is not None:
             return closed
-        return expectation(self, other, (1, 1), q1, q2, c)
+        return expectations(self, other, ((1, 1),), q1, q2, c)[0]
 
     def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """`dual` and `dual_derivative`, sharing the work where that saves some."""
@@ -110,8 +110,16 @@ class Activation(ABC):
         return mean(self, (1, 1), q)
 
 
+class _Function(Activation):
+    """A function without closed forms."""
+
+    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = expectations(self, other, ((0, 0), (1, 1)), q1, q2, c)
+        return value, slope
+
+
 @dataclass(frozen=True)
-class Smooth(Activation):
+class Smooth(_Function):
     """Any function smooth on the real line, by quadrature.
 
     Args:
@@ -125,7 +133,7 @@ class Smooth(Activation):
 
 
 @dataclass(frozen=True)
-class Elementwise(Activation):
+class Elementwise(_Function):
     """Any piecewise smooth function, by quadrature.
 
     Args:

@@ -5,7 +5,7 @@ once from `quadrature` and kept on the activation, costs some forty operations a
 gradient twice as many.
 """
 
-from priors.gaussian.interpolation.expectations import expectation, mean
+from priors.gaussian.interpolation.expectations import expectations, mean
 from priors.gaussian.interpolation.store import Tables
 
-__all__ = ["Tables", "expectation", "mean"]
+__all__ = ["Tables", "expectations", "mean"]

@@ -18,14 +18,17 @@ from priors.gaussian.interpolation.tables import RESOLVED, Series, Table, nodes,
 from priors.gaussian.quadrature.functions import Elementwise, Function
 from priors.gaussian.quadrature.mehler import expectation_without_gradient, mean_without_gradient
 
-__all__ = ["MeanTable", "mean_table", "table"]
+__all__ = ["MeanTable", "best_bend", "mean_table", "table"]
 
 _TOLERANCE = 3e-11  # largest error at the points of the check, as a share of the scale
 _MOST_ANGLES, _MOST_VARIANCES, _MOST_VARIANCES_OF_MEANS = 128, 64, 128
+_BENDS = (0.5, 0.75, 0.875, 0.94, 0.97, 0.985, 0.9925, 0.996, 0.998, 0.999, 1.0)
 Sizes = tuple[int, int]
 
 
-def table(f: Function, g: Function, low: float, high: float, device: torch.device) -> Table | None:
+def table(
+    f: Function, g: Function, low: float, high: float, bend: float, device: torch.device
+) -> Table | None:
     """Tabulate E[f(u) g(v)] for variances from 2^low to 2^high; None where that is not accurate.
 
     Accurate: within 3e-11 of the root of E[f^2] E[g^2], at points off the grid, of quadrature.
@@ -35,11 +38,11 @@ def table(f: Function, g: Function, low: float, high: float, device: torch.devic
         return None
     if min(float(s.coefficients[0]) for s in scales) == -math.inf:
         nothing = torch.zeros(1, 1, 1, dtype=torch.float64, device=device)
-        return Table(low, high, None, nothing, None)
+        return Table(low, high, bend, None, nothing, None)
     known = scales[0], scales[1]
 
-    def expectation(q1: Tensor, q2: Tensor, angle: Tensor) -> Tensor:
-        return _normalised(f, g, known, q1, q2, angle)
+    def expectation(q1: Tensor, q2: Tensor, x: Tensor) -> Tensor:
+        return _normalised(f, g, known, q1, q2, _straight(x, bend))
 
     sizes = _sizes(expectation, low, high, device)
     if sizes is None:
@@ -48,11 +51,11 @@ def table(f: Function, g: Function, low: float, high: float, device: torch.devic
     x, to_series = nodes(number, device)
     q = variances(x, low, high)
     y, to_angles = nodes(angles, device)
-    values = expectation(q[:, None], q[None, :], (math.pi / 2) * y[:, None, None])
+    values = expectation(q[:, None], q[None, :], y[:, None, None])
     coefficients = torch.tensordot(to_angles, to_series @ values @ to_series.T, 1)
     linear = _linear(f, g, known, q)
-    coefficients, rows = _without_linear(coefficients, linear @ to_series.T)
-    made = Table(low, high, known, coefficients, rows)
+    coefficients, rows = _without_linear(coefficients, linear @ to_series.T, bend)
+    made = Table(low, high, bend, known, coefficients, rows)
     return made if _accurate(made, expectation) else None
 
 
@@ -118,13 +121,13 @@ def mean_table(
 
 
 def _normalised(
-    f: Function, g: Function, scales: tuple[Series, Series], q1: Tensor, q2: Tensor, angle: Tensor
+    f: Function, g: Function, scales: tuple[Series, Series], q1: Tensor, q2: Tensor, rho: Tensor
 ) -> Tensor:
     """E[f(u) g(v)] over the root of E[f^2] E[g^2], by quadrature."""
-    inverse1, inverse2 = (-scales[0](q1)).exp(), (-scales[1](q2)).exp()
+    inverse1, inverse2 = ((-s(q.flatten()).view_as(q)).exp() for s, q in zip(scales, (q1, q2), strict=True))
     first = Elementwise(lambda x, s: f(x) * s, (), 1)
     second = Elementwise(lambda x, s: g(x) * s, (), 1)
-    c = torch.sin(angle) * (q1 * q2).sqrt()
+    c = rho * (q1 * q2).sqrt()
     return expectation_without_gradient(first, second, q1, q2, c, (inverse1,), (inverse2,))
 
 
@@ -132,11 +135,11 @@ def _sizes(expectation: Function, low: float, high: float, device: torch.device)
     """Numbers of angles and of variances that resolve the expectation, from slices of it."""
     some = 2.0 ** torch.linspace(low, high, 3, dtype=torch.float64, device=device)
     y, to_angles = nodes(_MOST_ANGLES, device)
-    along = expectation(some[:, None], some[None, :], (math.pi / 2) * y[:, None, None])
+    along = expectation(some[:, None], some[None, :], y[:, None, None])
     angles = _resolved(torch.tensordot(to_angles, along, 1), 1.0)
     x, to_series = nodes(_MOST_VARIANCES, device)
     q = variances(x, low, high)
-    few = torch.tensor([-1.5, 0.4, 1.5], dtype=torch.float64, device=device)[:, None, None]
+    few = torch.tensor([-0.95, 0.3, 0.95], dtype=torch.float64, device=device)[:, None, None]
     first = torch.tensordot(to_series, expectation(q[:, None], some[None, :], few).movedim(1, 0), 1)
     second = torch.tensordot(
         to_series, expectation(some[:, None], q[None, :], few).movedim(-1, 0), 1
@@ -166,12 +169,14 @@ def _linear(f: Function, g: Function, scales: tuple[Series, Series], q: Tensor) 
     return torch.stack(rows)
 
 
-def _without_linear(coefficients: Tensor, linear: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Take rho E[f(u) u] E[g(v) v] away, if that is all that is odd: the angle's sine has a
-    dozen coefficients."""
+def _without_linear(
+    coefficients: Tensor, linear: Tensor, bend: float
+) -> tuple[Tensor, Tensor | None]:
+    """Take rho E[f(u) u] E[g(v) v] away, if that is all that is odd: rho itself has a dozen
+    coefficients in the bent correlation."""
     y, to_angles = nodes(len(coefficients), coefficients.device)
-    sine = to_angles @ torch.sin((math.pi / 2) * y)
-    rest = coefficients - sine[:, None, None] * (linear[0][:, None] * linear[1])
+    straight = to_angles @ _straight(y, bend)
+    rest = coefficients - straight[:, None, None] * (linear[0][:, None] * linear[1])
     if float(coefficients[1::2].abs().max()) > 10 * RESOLVED >= float(rest[1::2].abs().max()):
         rest[1::2] = 0
         return rest, linear
@@ -184,17 +189,39 @@ def _accurate(made: Table, expectation: Function) -> bool:
     step = torch.arange(1, 8, dtype=torch.float64, device=device)
     position = torch.stack([step * 0.6180339887498949, step * 0.7548776662466927]) % 1
     q1, q2 = 2 ** (made.low + (made.high - made.low) * position)
-    angle = (math.pi / 2) * torch.tensor(
+    x = torch.tensor(
         [-1, -0.96, -0.7, -0.3, 0.05, 0.5, 0.8, 0.98, 1], dtype=torch.float64, device=device
-    )
-    angle = angle[:, None, None]
-    exact = expectation(q1[:, None], q2[None, :], angle)
+    )[:, None, None]
+    exact = expectation(q1[:, None], q2[None, :], x)
     assert made.scales is not None
     one = q1[:, None].expand(9, 7, 1), q2[None, :].expand(9, 1, 7)
-    c = torch.sin(angle) * (q1[:, None] * q2).sqrt()
+    c = _straight(x, made.bend) * (q1[:, None] * q2).sqrt()
     factors = made.factors(made.low, made.high)
     value = torch.empty_like(exact)
     for where, (part,) in evaluate([factors], *one, c):
         value[where] = part
     value = value * (-made.scales[0](q1))[:, None].exp() * (-made.scales[1](q2)).exp()
     return bool(((value - exact).abs() <= _TOLERANCE).all())
+
+
+def best_bend(
+    f: Function, g: Function, low: float, high: float, device: torch.device
+) -> float | None:
+    """The bend with the fewest terms for pairs of the largest variances; None: too many."""
+    scales = _series_of_scale(f, low, high, device), _series_of_scale(g, low, high, device)
+    if scales[0] is None or scales[1] is None:
+        return None
+    y, to_angles = nodes(_MOST_ANGLES, device)
+    known = scales[0], scales[1]
+    q = torch.full((1,), 2.0**high, dtype=torch.float64, device=device)
+    terms: dict[float, int] = {}
+    for bend in _BENDS:
+        along = to_angles @ _normalised(f, g, known, q, q, _straight(y, bend))
+        if _resolved(along, 1.0) is not None:
+            terms[bend] = int((along.abs() > RESOLVED).sum())
+    return min(terms, key=terms.__getitem__) if terms else None
+
+
+def _straight(x: Tensor, bend: float) -> Tensor:
+    """The correlation from the bent one."""
+    return torch.sin(math.asin(bend) * x) / bend

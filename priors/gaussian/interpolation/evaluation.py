@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from priors.gaussian.interpolation.tables import Factors
+from priors.gaussian.interpolation.tables import Factors, chebyshev
 
 __all__ = ["evaluate"]
 
@@ -35,7 +36,13 @@ def evaluate(
         tensors are used again for the next tile.
     """
     inverse1, inverse2 = q1.rsqrt(), q2.rsqrt()
-    sums = [_Sum(t, q1, q2) for t in tables]
+    low, high = tables[0].low, tables[0].high
+    number = max(t.degree for t in tables)
+    bases = (
+        chebyshev(q1[..., 0], low, high, number),
+        chebyshev(q2[..., 0, :], low, high, number),
+    )
+    sums = [_Sum(t, *bases) for t in tables]
     batch, rows, columns = c.shape
     size = _TILE.get(c.device.type, _TILE_ELSEWHERE)
     if rows * columns < _SMALL:
@@ -50,127 +57,170 @@ def evaluate(
             tile = slice(i, i + depth), slice(j, j + height)
             shape = (min(depth, batch - i), min(height, rows - j), columns)
             count = math.prod(shape)
-            rho, x, twice, b, d, *values = (t[:count].view(shape) for t in doubles)
-            single = [t[:count].view(shape) for t in singles]
+            rho, x, twice, *spare = (t[:count].view(shape) for t in doubles)
+            half, *small = (t[:count].view(shape) for t in singles)
             torch.mul(c[tile], inverse1[tile], out=rho)
             rho.mul_(inverse2[tile[0]]).clamp_(-1, 1)
-            torch.asin(rho, out=x).mul_(2 / math.pi)
-            torch.mul(x, x, out=twice).mul_(4).sub_(2)
-            single[0].copy_(twice)
-            for one, value in zip(sums, values, strict=True):
-                one.at(tile, rho, x, twice, value, (b, d), single)
-            yield tile, values
+            bend = math.nan
+            for k, one in enumerate(sums):
+                if one.table.bend != bend:
+                    bend = one.table.bend
+                    torch.mul(rho, bend, out=x).asin_().mul_(1 / math.asin(bend))
+                    torch.mul(x, x, out=twice).mul_(4).sub_(2)
+                    half.copy_(twice)
+                one.at(tile, rho, x, (twice, half), spare[2 + k], spare[:2], small)
+            yield tile, spare[2:]
 
 
 class _Sum:
-    """The series of a table in the angle, between given points of both sides.
+    """The series of a table in the bent correlation, between given points of both sides.
 
     The even and the odd terms are summed apart by Clenshaw's recurrence in 2 T_2(x); the terms
     so small that single precision keeps them to 1e-12 of the whole in that.
     """
 
-    def __init__(self, table: Factors, q1: Tensor, q2: Tensor) -> None:
-        self._table = table
-        left, self._linear_left = table.functions(q1[..., 0], 0)
-        right, linear = table.functions(q2[..., 0, :], 1)
-        self._left, self._right = left, right.mT.contiguous()
-        self._linear_right = linear.mT
-        self._single = self._left.float(), self._right.float()
-        self._products = q1.shape[1] * q2.shape[2] < _SMALL
+    def __init__(self, table: Factors, basis1: Tensor, basis2: Tensor) -> None:
+        self.table = table
+        *left, self._linear_left = table.sides[0](basis1)
+        *right, self._linear_right = table.sides[1](basis2)
+        # the places of k with terms, and the widths of these, of the leading ones and the others
+        self._parts = []
+        few = basis1.shape[-1] * basis2.shape[-1] < _SMALL
+        cut = table.head
+        for start, stop, own, other in zip(
+            (0, cut), (cut, len(table.ranks)), left, right, strict=True
+        ):
+            places = {k: i for i, k in enumerate(k for k in range(start, stop) if table.ranks[k])}
+            widths = [table.ranks[k] for k in places]
+            self._parts.append((_Ready if few else _Products)(own, other, places, widths))
+        kinds = (range(1, len(table.ranks), 2), range(0, len(table.ranks), 2))
+        self._terms = [
+            list(kind)[: 1 + max(i for i, k in enumerate(kind) if table.ranks[k])]
+            if any(table.ranks[k] for k in kind)
+            else []
+            for kind in kinds
+        ]
 
     def at(
         self,
         tile: Tile,
         rho: Tensor,
         x: Tensor,
-        twice: Tensor,
+        twice: tuple[Tensor, Tensor],
         out: Tensor,
-        spare: tuple[Tensor, Tensor],
-        single: Sequence[Tensor],
+        spare: Sequence[Tensor],
+        small: Sequence[Tensor],
     ) -> None:
-        """Write the sum for a tile into `out`; x is 2 asin(rho) / pi, `twice` is 2 T_2(x)."""
-        ready = self._coefficients(tile) if self._products else None
+        """Write the sum for a tile into `out`; x is the bent rho, `twice` is 2 T_2(x)."""
         b, d = spare
-        out.zero_()
-        if self._recur(slice(1, None, 2), tile, twice, b, d, single, ready):
-            torch.sub(b, d, out=out).mul_(x)
-        if self._recur(slice(0, None, 2), tile, twice, b, d, single, ready):
-            out.add_(b).addcmul_(d, twice, value=-0.5)
-        if self._table.linear is not None:
-            torch.mul(rho, self._linear_left[tile], out=b)
+        precise, rest = (part.of(tile) for part in self._parts)
+        empty = True
+        for odd, terms in zip((True, False), self._terms, strict=True):
+            if not terms:
+                continue
+            leading = [k for k in terms if k < self.table.head]
+            others = terms[len(leading) :]
+            new, old = (b, d) if len(leading) % 2 else (d, b)  # what is written last is `b`
+            if others:
+                found = _recur(rest, others, 0, twice[1], *small)
+                old.copy_(found[0])
+                new.copy_(found[1])
+            _recur(precise, leading, len(others), twice[0], new, old)
+            if odd:
+                torch.sub(b, d, out=out).mul_(x)
+            elif empty:
+                torch.addcmul(b, d, twice[0], value=-0.5, out=out)
+            else:
+                out.add_(b).addcmul_(d, twice[0], value=-0.5)
+            empty = False
+        if empty:
+            out.zero_()
+        if self.table.linear:
+            torch.mul(rho, self._linear_left.mT[tile], out=b)
             out.addcmul_(b, self._linear_right[tile[0]])
 
-    def _coefficients(self, tile: Tile) -> Tensor:
-        """C_k of each pair, `[terms, b, n, m]`: many matrices of few pairs."""
-        ends = torch.tensor(self._table.ends, device=self._left.device)
-        rank = torch.arange(self._left.shape[-1], device=ends.device)
-        term = torch.bucketize(rank, ends, right=True)
-        sums = torch.nn.functional.one_hot(term, len(ends)).to(self._left)
-        products = self._left[tile][:, :, None] * self._right[tile[0]].mT[:, None]
-        return (products @ sums).movedim(-1, 0).contiguous()
 
-    def _recur(
-        self,
-        kind: slice,
-        tile: Tile,
-        twice: Tensor,
-        b: Tensor,
-        d: Tensor,
-        single: Sequence[Tensor],
-        ready: Tensor | None,
-    ) -> bool:
-        """b_0 and b_1 of b_k = C_k + 2 T_2(x) b_(k+1) - b_(k+2), in `b` and `d`."""
-        ends = self._table.ends
-        terms = list(zip((0, *ends[:-1]), ends, strict=True))[kind] if ends else []
-        while terms and terms[-1][0] == terms[-1][1]:
-            terms.pop()
-        if not terms:
-            return False
-        if ready is not None:
-            ready = ready[kind]
-        # so many of these terms in double precision
-        head = -(-(self._table.head - (kind.start or 0)) // 2)
-        head = len(terms) if ready is not None else max(0, min(head, len(terms)))
-        new, old = (b, d) if head % 2 else (d, b)  # what is written last is `b`
-        if head < len(terms):
-            left, right = (t[p] for t, p in zip(self._single, (tile, tile[0]), strict=True))
-            order = range(len(terms) - 1, head - 1, -1)
-            started = _steps(terms, order, left, right, *single, None)
-            old.copy_(started[0])
-            new.copy_(started[1])
-        left, right = self._left[tile], self._right[tile[0]]
-        _steps(terms, range(head - 1, -1, -1), left, right, twice, new, old, ready)
-        return True
+class _Products:
+    """C_k as products of two matrices.
+
+    Args:
+        left: L of all k, `[b, functions, n]`.
+        right: R.
+        places: Where a k is among those whose C_k is not 0.
+        widths: How many functions each of these has.
+    """
+
+    def __init__(
+        self, left: Tensor, right: Tensor, places: dict[int, int], widths: list[int]
+    ) -> None:
+        self._left, self._places, self._widths = left, places, widths
+        self._flat = len(left) == 1
+        self._right = right if not self._flat else right[0]
+        self._rights = self._right.split(widths, -2)
+
+    def of(self, tile: Tile) -> _Products:
+        """Those of a tile."""
+        part = copy.copy(self)
+        left = self._left[tile[0], :, tile[1]].mT
+        part._lefts = (left[0] if self._flat else left).split(self._widths, -1)
+        if not self._flat:
+            part._rights = self._right[tile[0]].split(self._widths, -2)
+        return part
+
+    def minus(self, k: int, sign: int, b: Tensor) -> None:
+        """C_k + sign b, for a sign of -1 or 0, in place."""
+        place = self._places.get(k)
+        if place is None:
+            b.neg_() if sign else b.zero_()
+        elif self._flat:
+            b[0].addmm_(self._lefts[place], self._rights[place], beta=sign)
+        else:
+            b.baddbmm_(self._lefts[place], self._rights[place], beta=sign)
 
 
-def _steps(
-    terms: Sequence[tuple[int, int]],
-    order: range,
-    left: Tensor,
-    right: Tensor,
+class _Ready(_Products):
+    """C_k for each pair of many matrices of few pairs."""
+
+    def of(self, tile: Tile) -> _Ready:
+        part = copy.copy(self)
+        left = self._left[tile[0], :, tile[1]]
+        right = self._right[None] if self._flat else self._right[tile[0]]
+        of = torch.arange(len(self._widths), device=left.device)
+        of = of.repeat_interleave(torch.tensor(self._widths, device=left.device, dtype=of.dtype))
+        sums = torch.nn.functional.one_hot(of, len(self._widths)).to(left)
+        products = left[..., None] * right[..., None, :]
+        part._values = torch.einsum("brnm,rk->kbnm", products, sums)
+        return part
+
+    def minus(self, k: int, sign: int, b: Tensor) -> None:
+        place = self._places.get(k)
+        if place is None:
+            b.neg_() if sign else b.zero_()
+        elif sign:
+            torch.sub(self._values[place], b, out=b)
+        else:
+            b.copy_(self._values[place])
+
+
+def _recur(
+    coefficients: _Products,
+    terms: Sequence[int],
+    done: int,
     twice: Tensor,
     new: Tensor,
     old: Tensor,
-    ready: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """b_k for the k of `order`, from b_(k+1) in `old` and b_(k+2) in `new`; the last two of them.
+    """b_k = C_k + 2 T_2(x) b_(k+1) - b_(k+2) down to the first of `terms`; b_k and b_(k+1) there.
 
-    At the last of all terms, where both are 0, the tensors may hold anything.
+    The `done` terms after those here left b_(k+1) in `old` and b_(k+2) in `new`; where there are
+    none, the two may hold anything.
     """
-    if order and order[0] == len(terms) - 1:
-        old.zero_()
-    for k in order:
-        start, stop = terms[k]
-        before = -1 if k < len(terms) - 2 else 0  # the sign of b_(k+2), or that it is 0
-        if start == stop:
-            new.mul_(-1) if before else new.zero_()
-        elif ready is not None:
-            torch.sub(ready[k], new, out=new) if before else new.copy_(ready[k])
-        elif len(left) == 1:
-            new[0].addmm_(left[0, :, start:stop], right[0, start:stop], beta=before)
-        else:
-            new.baddbmm_(left[..., start:stop], right[:, start:stop], beta=before)
-        if k < len(terms) - 1:
+    for k in reversed(terms):
+        coefficients.minus(k, -1 if done > 1 else 0, new)
+        if done:
             new.addcmul_(twice, old)
         new, old = old, new
+        done += 1
+    if done == 1:
+        new.zero_()
     return old, new

@@ -21,15 +21,20 @@ from priors.gaussian.quadrature import gaussian_expectation, gaussian_mean
 if TYPE_CHECKING:
     from priors.gaussian.activations.base import Activation
 
-__all__ = ["expectation", "mean"]
+__all__ = ["expectations", "mean"]
 
 Orders = tuple[int, int]
 
 
-def expectation(
-    phi: Activation, psi: Activation, orders: Orders, q1: Tensor, q2: Tensor, c: Tensor
-) -> Tensor:
-    """E[phi^(m)(u) psi^(n)(v)] for `orders` = (m, n), without the deltas of derivatives at jumps.
+def expectations(
+    phi: Activation,
+    psi: Activation,
+    orders: tuple[Orders, ...],
+    q1: Tensor,
+    q2: Tensor,
+    c: Tensor,
+) -> tuple[Tensor, ...]:
+    """E[phi^(m)(u) psi^(n)(v)] for each (m, n), without the deltas of derivatives at jumps.
 
     From tables, within 1e-10 of the root of E[phi^(m)(u)^2] E[psi^(n)(v)^2], where both functions
     are smooth, the variances lie between 2^-10 and 2^7, and enough pairs are asked for to pay for
@@ -44,16 +49,16 @@ def expectation(
         c: Covariances.
 
     Returns:
-        The shape to which q1, q2 and c broadcast, in the dtype of `c`.
+        One of each order, of the shape to which q1, q2 and c broadcast, in the dtype of `c`.
     """
     shape = torch.broadcast_shapes(q1.shape, q2.shape, c.shape)
     if not _eligible(phi, psi, math.prod(shape)):
-        return _by_quadrature(phi, psi, orders, q1, q2, c)
+        return tuple(_by_quadrature(phi, psi, o, q1, q2, c) for o in orders)
     for function in {phi, psi}:
         phi.tables.check(function, c.device)
     arrange = _Arrangement(q1, q2, shape)
-    value = _matrix(phi, psi, orders, *arrange.apart(q1, q2, c))
-    return arrange.together(value).to(c.dtype)
+    values = _matrices(phi, psi, orders, *arrange.apart(q1, q2, c))
+    return tuple(arrange.together(v).to(c.dtype) for v in values)
 
 
 def mean(phi: Activation, orders: tuple[int, ...], q: Tensor) -> Tensor:
@@ -100,24 +105,33 @@ def _mean_by_quadrature(phi: Activation, orders: tuple[int, ...], q: Tensor) -> 
     return gaussian_mean(lambda x: functions[0](x) * functions[1](x), q, kinks=phi.kinks)
 
 
-def _matrix(
-    phi: Activation, psi: Activation, orders: Orders, q1: Tensor, q2: Tensor, c: Tensor
-) -> Tensor:
+def _matrices(
+    phi: Activation,
+    psi: Activation,
+    orders: tuple[Orders, ...],
+    q1: Tensor,
+    q2: Tensor,
+    c: Tensor,
+) -> tuple[Tensor, ...]:
     """The same for q1 `[b, n, 1]`, q2 `[b, 1, m]` and c `[b, n, m]`, float64.
 
     Rows and columns whose variance no table covers are done by quadrature.
     """
     with torch.no_grad():
-        first, second = q1.detach().amax((0, 2)), q2.detach().amax((0, 1))
-        least, least2 = q1.detach().amin((0, 2)), q2.detach().amin((0, 1))
-        rows = (least >= 2.0**LOWEST) & (first <= 2.0**HIGHEST)
-        columns = (least2 >= 2.0**LOWEST) & (second <= 2.0**HIGHEST)
-        if not bool(rows.all() & columns.all()):
-            return _mixed(phi, psi, orders, q1, q2, c, rows, columns)
-        ends = torch.stack([least.min(), least2.min(), first.max(), second.max()]).tolist()
-    part = exponents(min(ends[:2]), max(ends[2:]))
-    if part is None or phi.tables.factors(phi, psi, orders, *part, c.device) is None:
-        return _by_quadrature(phi, psi, orders, q1, q2, c)
+        ends = [torch.stack([q.amin(d), q.amax(d)]) for q, d in ((q1, (0, 2)), (q2, (0, 1)))]
+        rows, columns = ((e[0] >= 2.0**LOWEST) & (e[1] <= 2.0**HIGHEST) for e in ends)
+        least, largest, inside = torch.stack(
+            [
+                torch.minimum(ends[0][0].min(), ends[1][0].min()),
+                torch.maximum(ends[0][1].max(), ends[1][1].max()),
+                (rows.all() & columns.all()).to(c.dtype),
+            ]
+        ).tolist()
+    if not inside:
+        return tuple(_mixed(phi, psi, o, q1, q2, c, rows, columns) for o in orders)
+    part = exponents(least, largest)
+    if any(phi.tables.factors(phi, psi, o, *part, c.device) is None for o in orders):
+        return tuple(_by_quadrature(phi, psi, o, q1, q2, c) for o in orders)
     return _Interpolated.apply(phi, psi, orders, part, q1, q2, c)
 
 
@@ -131,14 +145,14 @@ def _mixed(
     rows: Tensor,
     columns: Tensor,
 ) -> Tensor:
-    """`_matrix` where only some `rows` and `columns` are covered."""
+    """One of `_matrices` where only some `rows` and `columns` are covered."""
     inside, outside = rows.nonzero()[:, 0], (~rows).nonzero()[:, 0]
     right, wrong = columns.nonzero()[:, 0], (~columns).nonzero()[:, 0]
     if 2 * len(inside) < len(rows) or 2 * len(right) < len(columns):
         return _by_quadrature(phi, psi, orders, q1, q2, c)
     own = q1[:, inside]
     kept = c[:, inside]
-    known = _matrix(phi, psi, orders, own, q2[..., right], kept[..., right])
+    (known,) = _matrices(phi, psi, (orders,), own, q2[..., right], kept[..., right])
     value = torch.zeros_like(kept).index_copy(2, right, known)
     if len(wrong):
         rest = _by_quadrature(phi, psi, orders, own, q2[..., wrong], kept[..., wrong])
@@ -154,41 +168,65 @@ class _Interpolated(torch.autograd.Function):
     def forward(ctx, phi, psi, orders, part, q1, q2, c):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(q1, q2, c)
         ctx.what = phi, psi, orders, part
-        factors = phi.tables.factors(phi, psi, orders, *part, c.device)
-        value = torch.empty_like(c)
-        for tile, (values,) in evaluate([factors], q1, q2, c):
-            value[tile] = values
-        return value
+        ctx.set_materialize_grads(False)
+        factors = [phi.tables.factors(phi, psi, o, *part, c.device) for o in orders]
+        results = tuple(torch.empty_like(c) for _ in orders)
+        for tile, values in evaluate(factors, q1, q2, c):
+            for result, value in zip(results, values, strict=True):
+                result[tile] = value
+        return results
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        q1, q2, c = ctx.saved_tensors
-        phi, psi, (m, n), part = ctx.what
-        wanted = ctx.needs_input_grad[4:]
-        orders = [(m + 2, n), (m, n + 2), (m + 1, n + 1)]
-        needed = [o for o, want in zip(orders, wanted, strict=True) if want]
-        found = [phi.tables.factors(phi, psi, o, *part, c.device) for o in needed]
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        inputs = ctx.saved_tensors
+        phi, psi, orders, part = ctx.what
+        wanted = [k for k in range(3) if ctx.needs_input_grad[4 + k]]
+        totals: list[Tensor | None] = [
+            torch.zeros_like(t) if k in wanted else None for k, t in enumerate(inputs)
+        ]
+        mirrored = phi == psi and all(m == n for m, n in orders) and _symmetric(*inputs)
+        # (input, orders of the slope in it, gradient of the value)
+        slopes = [
+            (k, (m + _SHIFTS[k][0], n + _SHIFTS[k][1]), grad)
+            for (m, n), grad in zip(orders, grads, strict=True)
+            if grad is not None
+            for k in wanted
+            # the slope in q2 is the transposed one in q1
+            if not (mirrored and k == 1 and 0 in wanted)
+        ]
+        found = [phi.tables.factors(phi, psi, o, *part, inputs[2].device) for _, o, _ in slopes]
         if torch.is_grad_enabled() or None in found:
-            slopes = [_matrix(phi, psi, o, q1, q2, c) if w else None for o, w in zip(orders, wanted, strict=True)]
-            grads = [
-                None if s is None else (grad * s).sum_to_size(t.shape) * share
-                for s, t, share in zip(slopes, (q1, q2, c), (0.5, 0.5, 1.0), strict=True)
-            ]
-            return None, None, None, None, *grads
-        grads = [torch.zeros_like(t) if w else None for t, w in zip((q1, q2, c), wanted, strict=True)]
-        for tile, values in evaluate(found, q1, q2, c):
-            remaining = iter(values)
-            own = grad[tile]
-            if wanted[0]:
-                grads[0][tile] += next(remaining).mul_(own).sum(2, keepdim=True)
-            if wanted[1]:
-                grads[1][tile[0]] += next(remaining).mul_(own).sum(1, keepdim=True)
-            if wanted[2]:
-                torch.mul(next(remaining), own, out=grads[2][tile])
-        for g in grads[:2]:
-            if g is not None:
-                g /= 2
-        return None, None, None, None, *grads
+            for k, own, grad in slopes:
+                (slope,) = _matrices(phi, psi, (own,), *inputs)
+                totals[k] = totals[k] + (grad * slope).sum_to_size(inputs[k].shape)
+                if k == 0 and mirrored and 1 in wanted:
+                    totals[1] = totals[1] + (grad * slope.mT).sum_to_size(inputs[1].shape)
+        elif found:
+            for tile, values in evaluate(found, *inputs):
+                for (k, _, grad), value in zip(slopes, values, strict=True):
+                    if k == 0 and mirrored and 1 in wanted:
+                        other = (value * grad.mT[tile]).sum(2)
+                        totals[1][tile[0], :, tile[1]] += other[:, None]
+                    value.mul_(grad[tile])
+                    if k == 0:
+                        totals[0][tile] += value.sum(2, keepdim=True)
+                    elif k == 1:
+                        totals[1][tile[0]] += value.sum(1, keepdim=True)
+                    else:
+                        totals[2][tile] += value
+        halves = [None if t is None else t / 2 for t in totals[:2]]
+        return None, None, None, None, *halves, totals[2]
+
+
+# What a derivative in q1, in q2 and in c adds to the orders; those in q1 and q2 are halved.
+_SHIFTS = ((2, 0), (0, 2), (1, 1))
+
+
+def _symmetric(q1: Tensor, q2: Tensor, c: Tensor) -> bool:
+    """Whether exchanging rows and columns exchanges u and v."""
+    if c.device.type != "cpu" or c.shape[-1] != c.shape[-2]:
+        return False  # on an accelerator, waiting for the answer costs more than it saves
+    return torch.equal(q1, q2.mT) and torch.equal(c, c.mT)
 
 
 class _Mean(torch.autograd.Function):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from priors.gaussian.interpolation.construction import MeanTable, mean_table, table
+from priors.gaussian.interpolation.construction import MeanTable, best_bend, mean_table, table
 from priors.gaussian.interpolation.tables import Factors, Table
 from priors.gaussian.quadrature.functions import Function, derivative_of
 
@@ -41,6 +41,7 @@ class Tables:
         self._tables: dict[Hashable, list[Table]] = {}
         self._refused: dict[Hashable, list[tuple[int, int]]] = {}
         self._factors: dict[Hashable, Factors] = {}
+        self._bends: dict[Hashable, float | None] = {}
         self._means: dict[Hashable, MeanTable | None] = {}
         self._probes: dict[Hashable, Tensor] = {}
 
@@ -60,7 +61,7 @@ class Tables:
             key = (phi, device)
             before = self._probes.get(key)
             if before is not None and not torch.equal(values, before):
-                for kept in (self._tables, self._refused, self._factors, self._means):
+                for kept in (self._tables, self._refused, self._factors, self._bends, self._means):
                     kept.clear()
             self._probes[key] = values
 
@@ -115,12 +116,31 @@ class Tables:
         for a, b in dict.fromkeys(((wide, widest), (low, high))):
             if any(a <= c and d <= b for c, d in refused):
                 continue
-            made = table(f, g, a, b, device)
+            made = self._made(phi, psi, (f, g), a, b, device)
             if made is not None:
                 tables.append(made)
                 return made
             refused.append((a, b))
         return None
+
+    def _made(
+        self,
+        phi: Activation,
+        psi: Activation,
+        functions: tuple[Function, Function],
+        low: int,
+        high: int,
+        device: torch.device,
+    ) -> Table | None:
+        # one bend for all orders, so that it is computed once for a value and its slopes: that
+        # of the slope, which needs more terms than the value
+        key = (psi, device, low, high)
+        if key not in self._bends:
+            self._bends[key] = best_bend(
+                derivative(phi, 1), derivative(psi, 1), low, high, device
+            )
+        bend = self._bends[key]
+        return None if bend is None else table(*functions, low, high, bend, device)
 
     def mean(
         self, phi: Activation, orders: tuple[int, ...], device: torch.device
