@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = {
     "accelerator": "benchmarks.accelerator",
+    "duals": "benchmarks.priors.duals",
     "features": "benchmarks.priors.features",
     "kernels": "benchmarks.priors.kernels",
     "layers": "benchmarks.priors.layers",

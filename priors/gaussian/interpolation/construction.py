@@ -21,7 +21,7 @@ from priors.gaussian.quadrature.mehler import expectation_without_gradient, mean
 __all__ = ["MeanTable", "best_bend", "mean_table", "table"]
 
 _TOLERANCE = 3e-11  # largest error at the points of the check, as a share of the scale
-_MOST_ANGLES, _MOST_VARIANCES, _MOST_VARIANCES_OF_MEANS = 128, 64, 128
+_MOST_ANGLES, _MOST_VARIANCES = 128, 128
 _BENDS = (0.5, 0.75, 0.875, 0.94, 0.97, 0.985, 0.9925, 0.996, 0.998, 0.999, 1.0)
 Sizes = tuple[int, int]
 
@@ -59,11 +59,9 @@ def table(
     return made if _accurate(made, expectation) else None
 
 
-def _series_of_scale(
-    f: Function, low: float, high: float, device: torch.device, *, number: int = _MOST_VARIANCES
-) -> Series | None:
+def _series_of_scale(f: Function, low: float, high: float, device: torch.device) -> Series | None:
     """The logarithm of the root of E[f^2]; minus infinity if f vanishes."""
-    q = variances(nodes(number, device)[0], low, high)
+    q = variances(nodes(_MOST_VARIANCES, device)[0], low, high)
     square = mean_without_gradient(Elementwise(lambda x: f(x) ** 2), q)
     if bool((square == 0).all()):
         return Series(low, high, torch.full((1,), -math.inf, dtype=q.dtype, device=device))
@@ -72,9 +70,7 @@ def _series_of_scale(
     return _series(square.log() / 2, low, high)
 
 
-def _series(
-    values: Tensor, low: float, high: float, scale: float | None = None
-) -> Series | None:
+def _series(values: Tensor, low: float, high: float, scale: float | None = None) -> Series | None:
     _, to_series = nodes(len(values), values.device)
     coefficients = to_series @ values
     size = _resolved(coefficients, scale or max(1.0, float(values.abs().max())))
@@ -100,16 +96,14 @@ def mean_table(
     functions: Sequence[Function], low: float, high: float, device: torch.device
 ) -> MeanTable | None:
     """Tabulate the mean of one function or of the product of two; None if that is not accurate."""
-    scales = [
-        _series_of_scale(f, low, high, device, number=_MOST_VARIANCES_OF_MEANS) for f in functions
-    ]
+    scales = [_series_of_scale(f, low, high, device) for f in functions]
     known = tuple(s for s in scales if s is not None)
     if len(known) < len(scales):
         return None
     if any(float(s.coefficients[0]) == -math.inf for s in known):
         nothing = torch.zeros(1, dtype=torch.float64, device=device)
         return MeanTable(Series(low, high, nothing), ())
-    q = variances(nodes(_MOST_VARIANCES_OF_MEANS, device)[0], low, high)
+    q = variances(nodes(_MOST_VARIANCES, device)[0], low, high)
     inverse = torch.stack([s(q) for s in known]).sum(0).neg().exp()
 
     def product(x: Tensor, inverse: Tensor) -> Tensor:
@@ -124,7 +118,9 @@ def _normalised(
     f: Function, g: Function, scales: tuple[Series, Series], q1: Tensor, q2: Tensor, rho: Tensor
 ) -> Tensor:
     """E[f(u) g(v)] over the root of E[f^2] E[g^2], by quadrature."""
-    inverse1, inverse2 = ((-s(q.flatten()).view_as(q)).exp() for s, q in zip(scales, (q1, q2), strict=True))
+    inverse1, inverse2 = (
+        (-scale(q.flatten())).exp().view_as(q) for scale, q in zip(scales, (q1, q2), strict=True)
+    )
     first = Elementwise(lambda x, s: f(x) * s, (), 1)
     second = Elementwise(lambda x, s: g(x) * s, (), 1)
     c = rho * (q1 * q2).sqrt()

@@ -23,7 +23,7 @@ __all__ = ["HIGHEST", "LOWEST", "Tables", "derivative", "exponents"]
 LOWEST, HIGHEST = -10, 7
 
 # Quadrature of fewer pairs, or points, in all costs less than a table.
-_PAIRS, _POINTS = 2**14, 2**9
+MIN_PAIRS, MIN_POINTS = 2**14, 2**9
 
 _PROBES = (-2.7, -1.1, -0.35, 0.0, 0.6, 1.7, 4.1)
 
@@ -52,7 +52,7 @@ class Tables:
         """Whether, with `number` more, enough was asked for to make tables."""
         with self._lock:
             self._asked[what] = self._asked.get(what, 0) + number
-            return self._asked[what] >= (_POINTS if single else _PAIRS)
+            return self._asked[what] >= (MIN_POINTS if single else MIN_PAIRS)
 
     def check(self, phi: Activation, device: torch.device) -> None:
         """Drop everything if `phi` is another function than before."""
@@ -136,9 +136,7 @@ class Tables:
         # of the slope, which needs more terms than the value
         key = (psi, device, low, high)
         if key not in self._bends:
-            self._bends[key] = best_bend(
-                derivative(phi, 1), derivative(psi, 1), low, high, device
-            )
+            self._bends[key] = best_bend(derivative(phi, 1), derivative(psi, 1), low, high, device)
         bend = self._bends[key]
         return None if bend is None else table(*functions, low, high, bend, device)
 

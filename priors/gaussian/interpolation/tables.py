@@ -62,7 +62,11 @@ class Side:
     rest: Tensor
 
     def __call__(self, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of leading k, the others, and the last; `[b, functions, n]` from `[b, degree, n]`."""
+        """Those of leading k, the others, and the last, `[b, functions, n]`.
+
+        Args:
+            basis: Chebyshev polynomials at the variances, `[b, degree + 1, n]`.
+        """
         basis = basis[:, : self.precise.shape[-1]]
         values = self.precise @ basis
         scale = values[:, -2:-1].exp()
