@@ -157,6 +157,9 @@ class _Products:
         self._flat = len(left) == 1
         self._right = right if not self._flat else right[0]
         self._rights = self._right.split(widths, -2)
+        # of a tile
+        self._lefts: tuple[Tensor, ...] = ()
+        self._values = left
 
     def of(self, tile: Tile) -> _Products:
         """Those of a tile."""

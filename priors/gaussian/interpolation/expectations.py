@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -130,7 +130,9 @@ def _matrices(
     if not inside:
         return tuple(_mixed(phi, psi, o, q1, q2, c, rows, columns) for o in orders)
     part = exponents(least, largest)
-    if any(phi.tables.factors(phi, psi, o, *part, c.device) is None for o in orders):
+    if part is None or any(
+        phi.tables.factors(phi, psi, o, *part, c.device) is None for o in orders
+    ):
         return tuple(_by_quadrature(phi, psi, o, q1, q2, c) for o in orders)
     return _Interpolated.apply(phi, psi, orders, part, q1, q2, c)
 
@@ -181,7 +183,7 @@ class _Interpolated(torch.autograd.Function):
         inputs = ctx.saved_tensors
         phi, psi, orders, part = ctx.what
         wanted = [k for k in range(3) if ctx.needs_input_grad[4 + k]]
-        totals: list[Tensor | None] = [
+        totals: list[Any] = [
             torch.zeros_like(t) if k in wanted else None for k, t in enumerate(inputs)
         ]
         mirrored = phi == psi and all(m == n for m, n in orders) and _symmetric(*inputs)
@@ -241,7 +243,7 @@ class _Mean(torch.autograd.Function):
         (q,) = ctx.saved_tensors
         phi, orders = ctx.what
         if len(orders) == 1:
-            terms = [((orders[0] + 2,), 0.5)]
+            terms: list[tuple[tuple[int, ...], float]] = [((orders[0] + 2,), 0.5)]
         else:
             m, n = orders
             terms = [((m + 2, n), 0.5), ((m + 1, n + 1), 1.0), ((m, n + 2), 0.5)]

@@ -150,22 +150,25 @@ class Table:
         q = variances(x, low, high)
         part = to_series @ chebyshev(q, self.low, self.high, degree).mT
         u, s, vh = torch.linalg.svd(part @ self.coefficients @ part.T)
-        ranks = [int(r) for r in (s > 3 * RESOLVED).sum(-1).tolist()]
+        # a product is left out if small for all variances: its functions are up to sqrt(degree)
+        cut = 3 * RESOLVED * min(1.0, 20 / degree)
+        ranks = [int(r) for r in (s > cut).sum(-1).tolist()]
         while ranks and ranks[-1] == 0:
             ranks.pop()
         # from where on all terms together are small; products must stay in range, too
         tail = s.sum(-1).flip(0).cumsum(0).flip(0)
-        head = min(len(ranks), int((tail > _SINGLE).sum()))
+        single = _SINGLE * min(1.0, (30 / max(1, len(ranks))) ** 2)
+        head = min(len(ranks), int((tail > single).sum()))
         if max(float(scale(q).abs().max()) for scale in self.scales) > 20:
             head = len(ranks)
         root = s.sqrt()[:, None]
         sides = []
-        for side, factor in enumerate((u * root, vh.mT * root)):
-            rows = [factor[k, :, :r].T for k, r in enumerate(ranks)]
-            scale = (to_series @ self.scales[side](q))[None]
-            last = torch.zeros_like(scale) if self.linear is None else self.linear[side] @ part.T
-            precise = torch.cat([*rows[:head], scale, last.view_as(scale)])
-            rest = torch.cat([*rows[head:], scale[:0]])
+        for place, factor in enumerate((u * root, vh.mT * root)):
+            parts = [factor[k, :, :r].T for k, r in enumerate(ranks)]
+            scale = (to_series @ self.scales[place](q))[None]
+            last = torch.zeros_like(scale) if self.linear is None else self.linear[place] @ part.T
+            precise = torch.cat([*parts[:head], scale, last.view_as(scale)])
+            rest = torch.cat([*parts[head:], scale[:0]])
             size = torch.cat([precise, rest]).abs().amax(0)
             kept = int((size > 1e-2 * RESOLVED).nonzero().max()) + 1
             sides.append(Side(precise[:, :kept].contiguous(), rest[:, :kept].float()))
