@@ -135,7 +135,7 @@ def _sizes(expectation: Function, low: float, high: float, device: torch.device)
     angles = _resolved(torch.tensordot(to_angles, along, 1), 1.0)
     x, to_series = nodes(_MOST_VARIANCES, device)
     q = variances(x, low, high)
-    few = torch.tensor([-0.95, 0.3, 0.95], dtype=torch.float64, device=device)[:, None, None]
+    few = torch.tensor([-1.0, 0.3, 0.95, 1.0], dtype=torch.float64, device=device)[:, None, None]
     first = torch.tensordot(to_series, expectation(q[:, None], some[None, :], few).movedim(1, 0), 1)
     second = torch.tensordot(
         to_series, expectation(some[:, None], q[None, :], few).movedim(-1, 0), 1
