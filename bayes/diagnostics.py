@@ -377,7 +377,7 @@ def _with_error(value: float, error: float) -> str:
 
 
 def _check_targets(posterior: PredictivePosterior, Y: Tensor) -> None:
-    shape = posterior._extended_shape()
+    shape = posterior.shape
     if Y.shape != shape:
         raise ValueError(
             f"Targets have shape {tuple(Y.shape)}, the posterior {tuple(shape)}; they must agree."

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -123,7 +122,6 @@ def match_functional_prior(
     with torch.no_grad():
         for parameter, value in zip(raw, best, strict=True):
             parameter.copy_(value)
-        objective()  # warns if the result itself is beyond what quadrature resolves
     return matched.to(next(network_prior.parameters()))
 
 
@@ -171,10 +169,7 @@ def _minimise(objective: Callable[[], Tensor], parameters: list[Tensor]) -> floa
 
     def evaluate(values: np.ndarray) -> tuple[float, np.ndarray]:
         assign(values)
-        with warnings.catch_warnings():
-            # On the way the optimiser tries variances at which quadrature is only near.
-            warnings.filterwarnings("ignore", "A Gaussian expectation", UserWarning)
-            value = objective()
+        value = objective()
         gradients = torch.autograd.grad(value, parameters)
         return value.item(), torch.cat([g.flatten() for g in gradients]).cpu().numpy()
 

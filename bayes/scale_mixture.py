@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bayes.exact_process import ExactProcess, JointMarginalLogLikelihood
 from bayes.student_t import StudentTPosterior
+from priors.posteriors.compat import is_stored_by_output
 from priors.posteriors.transforms import DEFAULT
 
 __all__ = ["StudentTProcess"]
@@ -96,10 +97,8 @@ class StudentTProcess(ExactProcess):
         df = 2 * self.concentration + targets.shape[-1] * self.num_outputs
         factor = (2 * self.rate + quadratic) / df
         covariance = gaussian.lazy_covariance_matrix * factor[..., None, None]
-        kwargs = {}
-        if hasattr(gaussian, "_interleaved"):
-            kwargs["interleaved"] = gaussian._interleaved
-        return StudentTPosterior(type(gaussian)(gaussian.mean, covariance, **kwargs), df)
+        storage = {"interleaved": False} if is_stored_by_output(gaussian) else {}
+        return StudentTPosterior(type(gaussian)(gaussian.mean, covariance, **storage), df)
 
 
 class _StudentTMarginalLogLikelihood(JointMarginalLogLikelihood):

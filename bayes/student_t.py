@@ -12,12 +12,13 @@ import math
 from typing import Any
 
 import torch
-from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from gpytorch.distributions import MultivariateNormal
 from scipy.special import gammainccinv, gammaincinv, ndtr, stdtr, stdtrit
 from torch import Tensor
 
+from priors.posteriors.compat import is_stored_by_output
 from priors.posteriors.gaussian import GaussianPosterior
-from priors.posteriors.protocol import PredictivePosterior, leading
+from priors.posteriors.protocol import PredictivePosterior, check_order, leading
 
 __all__ = [
     "StudentTPosterior",
@@ -107,7 +108,7 @@ class StudentTPosterior(PredictivePosterior):
         distribution = self._gaussian.distribution
         difference = Y - self.location
         size = difference.shape[-2] * difference.shape[-1]
-        if isinstance(distribution, MultitaskMultivariateNormal) and not distribution._interleaved:
+        if is_stored_by_output(distribution):
             difference = difference.transpose(-1, -2)
         quadratic, log_det = distribution.lazy_covariance_matrix.inv_quad_logdet(
             difference.reshape(*difference.shape[:-2], size, 1), logdet=True
@@ -120,26 +121,24 @@ class StudentTPosterior(PredictivePosterior):
             - 0.5 * (self.df + size) * torch.log1p(quadratic / self.df)
         )
 
-    def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
-        """Log of the marginal expected improvement over `best_f`, `[..., n, m]`, exact.
+    def log_excess(self, threshold: Tensor | float, order: int, above: bool = True) -> Tensor:
+        """As in `PredictivePosterior`, exact.
 
         Args:
-            best_f: Value to improve on, broadcasting with `[..., n, m]`.
-            maximize: Whether larger is better.
+            threshold: Broadcasting with `[..., n, m]`.
+            order: 0 or 1.
+            above: Whether values above the threshold count, rather than those below.
 
         Raises:
-            ValueError: df <= 1, where the expectation is infinite.
+            ValueError: another order; or order 1 with df <= 1, where the expectation is infinite.
         """
+        check_order(order)
+        u = self._standardised(_like(self.location, threshold))
+        u = -u if above else u
+        if order == 0:
+            return t_log_cdf(u, self.df)
         self._require_mean("expected improvement")
-        best_f = _like(self.location, best_f)
-        excess = self._standardised(best_f)
-        return log_expected_excess(-excess if maximize else excess, self.df) + self.scale.log()
-
-    def log_probability_of_improvement(
-        self, best_f: Tensor | float, maximize: bool = True
-    ) -> Tensor:
-        excess = self._standardised(_like(self.location, best_f))
-        return t_log_cdf(-excess if maximize else excess, self.df)
+        return log_expected_excess(u, self.df) + self.scale.log()
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         shape = torch.Size(sample_shape)
@@ -172,8 +171,9 @@ class StudentTPosterior(PredictivePosterior):
     def dtype(self) -> torch.dtype:
         return self.location.dtype
 
-    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
-        return torch.Size(sample_shape) + self.location.shape
+    @property
+    def shape(self) -> torch.Size:
+        return self.location.shape
 
 
 def t_log_density(t: Tensor, df: float) -> Tensor:

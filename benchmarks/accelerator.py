@@ -22,6 +22,7 @@ nothing could be run. Networks are not certified here: `python -m pfn certify FI
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -42,7 +43,9 @@ SHARES = {"tests": 0.3, "kernels": 0.12, "probe": 0.15}
 NETWORKS = ("regression", "bo", "classification", "learning-curve")
 START = 20.0  # seconds that a training takes before its first step and after its last one
 LEAST = 5.0  # seconds of training that are worth it
-_OUTCOME = re.compile(r"^(\S+::\S.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b")
+WORKERS = 6  # that run tests at once, where pytest-xdist is there
+_WORDS = r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b"
+_OUTCOME = re.compile(rf"^(\S+::\S.*?) {_WORDS}|^\[gw\d+\].*?{_WORDS} (\S+::.*?)\s*$")
 
 
 class Run:
@@ -170,7 +173,8 @@ def tests(run: Run, limit: float) -> None:
         del tail[:-300]
         found = _OUTCOME.match(line)
         if found:
-            outcomes.setdefault(found[2].lower(), []).append(found[1])
+            word, test = found[2] or found[3], found[1] or found[4]
+            outcomes.setdefault(word.lower(), []).append(test)
             part["counts"] = {name: len(which) for name, which in outcomes.items()}
             part["failed"] = outcomes.get("failed", []) + outcomes.get("error", [])
             run.write()
@@ -178,6 +182,8 @@ def tests(run: Run, limit: float) -> None:
     # Warnings of other versions of the libraries are no faults of ours, and must not end a test.
     options = ["-m", "gpu", "-vv", "--tb=short", "-W", "default", "-p", "no:cacheprovider"]
     options.append("--continue-on-collection-errors")
+    if importlib.util.find_spec("xdist") is not None:
+        options += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
     part["status"] = follow([sys.executable, "-m", "pytest", *options, *files], limit, heard)
     if part["status"].startswith("exit status 5"):  # no test has the mark
         part["status"] = "done"

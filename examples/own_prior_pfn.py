@@ -69,8 +69,7 @@ def main() -> None:
         architecture=sizes, targets="raw", steps=10**6, time_limit=60 * options.minutes
     )
     network = pfn.train(prior, config=config)
-    certificate = pfn.certify(network, prior, context_sizes=(2, 5, 20, 40), reference=exact)
-    network.metadata["certificate"] = certificate.to_json()
+    network.certificate = pfn.certify(network, prior, context_sizes=(2, 5, 20, 40), reference=exact)
     network.save(out / "own_prior.safetensors")
     print(network)
 

@@ -20,6 +20,7 @@ from optuna.distributions import (
 from torch import Generator, Tensor
 from torch.quasirandom import SobolEngine
 
+from nas.compat import contains
 from priors.randomness import RandomSource
 
 __all__ = ["HyperparameterCube"]
@@ -66,7 +67,7 @@ class HyperparameterCube:
         """Whether every name is there with a value inside its distribution."""
         for name, distribution in self.distributions.items():
             try:
-                inside = distribution._contains(distribution.to_internal_repr(values[name]))
+                inside = contains(distribution, values[name])
             except (KeyError, ValueError):
                 return False
             if not inside:

@@ -284,7 +284,7 @@ def _log_expected_improvement(
     if not isinstance(posterior, PredictivePosterior):
         return GaussianLogExpectedImprovement(model, best_f)
     try:
-        posterior.log_expected_improvement(best_f)
+        posterior.log_excess(best_f, 1)
     except NotImplementedError:
         return qLogExpectedImprovement(model, best_f, _sampler(seed))
     return LogExpectedImprovement(model, best_f)

@@ -2,7 +2,8 @@
 
 train NAME|MODULE:PRIOR      a shipped network's recipe, or a task prior of your own, from scratch
 certify NAME|FILE            measure a network on its recipe's prior, or on MODULE:PRIOR
-predict DATA.csv --target Y  rows with an empty target are predicted from the others
+predict DATA.csv --target Y  rows with an empty target are predicted from the others; text columns
+                             are categories, a target of text is predicted as classes
 show NAME|FILE               how a network was trained, and its certificate
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import os
 import sys
@@ -21,6 +23,7 @@ import torch
 
 from pfn.certification import certify
 from pfn.checkpoints.recipes import RECIPES, Recipe
+from pfn.predict import predict_file
 from pfn.prior_fitted_network import load
 from pfn.rates import PROBED, probe
 from pfn.training import TrainingConfig, train
@@ -69,10 +72,19 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--out", type=Path, help="write the network with its certificate here")
     command.add_argument("--tasks", type=int, help="number of tasks")
     command.add_argument("--context", type=int, nargs="+", help="numbers of context rows")
+    command.add_argument(
+        "--reference",
+        help="module:function or file.py:function, from a task to the exact posterior of its "
+        "queries; default the oracle of the prior",
+    )
     command = commands.add_parser("predict", help="predict the rows whose target is empty")
-    command.add_argument("data", type=Path, help="CSV file with a header; numbers only")
+    command.add_argument("data", type=Path, help="CSV file with a header; numbers or text")
     command.add_argument("--target", required=True, help="name of the target column")
-    command.add_argument("--network", default="regression")
+    command.add_argument(
+        "--network", help="shipped name or file; regression or classification, as the target is"
+    )
+    command.add_argument("--members", type=int, default=8, help="of the ensemble; 1 is fastest")
+    command.add_argument("--out", type=Path, help="CSV file of the predictions")
     command = commands.add_parser("show", help="how a network was trained")
     command.add_argument("network")
     options = parser.parse_args(arguments)
@@ -83,10 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
             case "certify":
                 _certify(options)
             case "predict":
-                _predict(options.data, options.target, options.network)
+                _predict(options)
             case "show":
                 print(load(options.network))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -104,7 +116,7 @@ def _recipe(name: str, *, gpu: bool = False) -> Recipe:
         ) from error
     if not isinstance(prior, TaskPrior):
         raise ValueError(f"{name} is a {type(prior).__name__}, not a task prior.")
-    return Recipe(prior, TrainingConfig(), certified=_sizes(prior))
+    return Recipe(prior, TrainingConfig(), certified=_sizes(prior), reference="own")
 
 
 def _sizes(prior: TaskPrior) -> dict[str, Any]:
@@ -154,7 +166,7 @@ def _train(options: argparse.Namespace) -> None:
         resume=options.resume,
         log=_beside(beside, ".jsonl"),
         initial=initial,
-        held_out_prior=_recipe(options.prior).prior,
+        held_out_prior=recipe.held_out_prior or _recipe(options.prior).prior,
         snapshot=out if first else None,
         metadata={"command": _command(options, gpu)},
     )
@@ -233,8 +245,10 @@ def _certify(options: argparse.Namespace) -> None:
         own = words[words.index("train") + 1 :][:1] if "train" in words else []
         name = own[0] if own and own[0] in RECIPES else name
     recipe = _recipe(name)
-    given = {"num_tasks": options.tasks, "context_sizes": options.context}
+    given: dict[str, Any] = {"num_tasks": options.tasks, "context_sizes": options.context}
     changes = {name: value for name, value in given.items() if value is not None}
+    if options.reference is not None:
+        changes |= {"reference": load_object(options.reference), "reference_is": "exact"}
     if options.prior is not None and options.prior not in RECIPES:
         measured = certify(pfn, recipe.prior, **{**recipe.certified, **changes})
     else:
@@ -245,56 +259,18 @@ def _certify(options: argparse.Namespace) -> None:
         pfn.save(options.out)
 
 
-def _predict(path: Path, target: str, network: str) -> None:
-    rows = _read(path)
-    if not rows or target not in rows[0]:
-        raise ValueError(f"{path} has no rows, or no column {target!r} in its header.")
-    names = [name for name in rows[0] if name != target]
-    pfn = load(network)
-    try:
-        cells = [[_number(row[name]) for name in names] for row in rows]
-        given = [row[target].strip() != "" for row in rows]
-        targets = [float(row[target]) for row, known in zip(rows, given, strict=True) if known]
-    except ValueError as error:
-        raise ValueError(f"{path} must hold numbers only: {error}.") from error
-    X, y = torch.tensor(cells, dtype=torch.float64), torch.tensor(targets, dtype=torch.float64)
-    known = torch.tensor(given)
-    if known.all() or not known.any():
-        raise ValueError(f"some rows of {path} need a value in {target!r}, and some none.")
-    posterior = pfn.condition(X[known], y).posterior(X[~known], observation_noise=True)
-    if pfn.architecture.classes:
-        print("row,class," + ",".join(f"p{k}" for k in range(pfn.architecture.classes)))
-        columns = [posterior.mean.argmax(-1), *posterior.mean.unbind(-1)]
-    else:
-        low, high = posterior.quantile(torch.tensor([0.05, 0.95], dtype=X.dtype))
-        print("row,mean,std,5%,95%")
-        columns = [v[:, 0] for v in (posterior.mean, posterior.variance.sqrt(), low, high)]
-    for i, row in enumerate(torch.nonzero(~known)[:, 0].tolist()):
-        print(",".join([str(row + 1), *(f"{float(column[i]):.6g}" for column in columns)]))
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    """Rows by column; of UTF-8, with the mark at its start that spreadsheets write or without."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        names = list(reader.fieldnames or ())
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"{path} has several columns named {', '.join(twice)}; rename them.")
-        rows = []
-        for row in reader:
-            if None in row or None in row.values():  # csv's marks of too many and too few cells
-                raise ValueError(
-                    f"line {reader.line_num} of {path} has more or fewer cells than the "
-                    f"{len(names)} of the header."
-                )
-            rows.append(row)
-    return rows
-
-
-def _number(text: str) -> float:
-    """An empty cell is a missing value."""
-    return float(text) if text.strip() else float("nan")
+def _predict(options: argparse.Namespace) -> None:
+    found = predict_file(
+        options.data, options.target, network=options.network, members=options.members
+    )
+    if options.out is None:
+        csv.writer(sys.stdout, lineterminator="\n").writerows(found)
+        return
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(found)
+    partial = options.out.with_name(options.out.name + ".partial")
+    partial.write_text(text.getvalue(), encoding="utf-8")
+    partial.replace(options.out)
 
 
 if __name__ == "__main__":

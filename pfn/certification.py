@@ -28,7 +28,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ from pfn.certificate import Certificate, CertificateRow
 from pfn.familiarity import context_score
 from pfn.posteriors import predictive
 from pfn.prior_fitted_network import PFN
-from pfn.references import LowerReference, Reference
+from pfn.references import LowerReference, Reference, own_reference
 from priors.tasks.task import Task, TaskPrior, describe
 
 __all__ = ["certify"]
@@ -54,7 +54,7 @@ def certify(
     pfn: PFN,
     task_prior: TaskPrior | Callable[[int], TaskPrior],
     *,
-    reference: Reference | None = None,
+    reference: Reference | Literal["own"] | None = "own",
     reference_is: str = "exact",
     lower_reference: LowerReference | None = None,
     lower_tasks: int = 64,
@@ -75,8 +75,9 @@ def certify(
             is used: where inputs depend on what was observed, as in optimisation, a part of the
             context with the queries of the whole is no task of the prior.
         reference: From a task to the posterior of y at its query rows, `[B, m, 1]`, or another
-            density: the exact one, or one that knows more.
-        reference_is: "exact" or "upper bound".
+            density: the exact one, or one that knows more. "own" is the `oracle` of the prior,
+            if it has one; tasks that it refuses have no gap. None for no reference.
+        reference_is: "exact" or "upper bound", of a reference that is given.
         lower_reference: Another approximation of the exact posterior, for a lower bound; it may
             decline a task by None.
         lower_tasks: Tasks of each size that it is asked for: long samplers are slow.
@@ -97,6 +98,11 @@ def certify(
     """
     if reference_is not in ("exact", "upper bound"):
         raise ValueError(f"reference_is must be 'exact' or 'upper bound', got {reference_is!r}.")
+    known: LowerReference | None
+    if reference == "own":
+        known, reference_is = own_reference(task_prior)
+    else:
+        known = reference
     parameter = next(pfn.parameters())
     generator = torch.Generator(parameter.device).manual_seed(seed + 2**33)  # not of a training
     measured = _Measurements()
@@ -120,7 +126,7 @@ def certify(
                     if n + num_queries <= rows:
                         part = _split(task, n, num_queries)
                         lower = lower_reference if start < lower_tasks else None
-                        measured.add(n, start, own, part, _measure(pfn, part, reference, lower))
+                        measured.add(n, start, own, part, _measure(pfn, part, known, lower))
                 alike = task
                 if other is not prior:
                     alike = other.sample(size, generator=generator, **where)
@@ -138,7 +144,7 @@ def certify(
         )
     return Certificate(
         prior=describe(groups[-1][1]),
-        reference="none" if reference is None else reference_is,
+        reference="none" if known is None else reference_is,
         seed=seed,
         by_context=measured.table("context"),
         by_features=measured.table("features"),
@@ -187,7 +193,7 @@ def _split(task: Task, num_context: int, num_queries: int) -> Task:
 
 
 def _measure(
-    pfn: PFN, task: Task, reference: Reference | None, lower: LowerReference | None
+    pfn: PFN, task: Task, reference: LowerReference | None, lower: LowerReference | None
 ) -> tuple[Tensor, Tensor]:
     """Per task the numbers of a row, `[B, 8]`; and the probability integral transforms `[B, m]`."""
     n = task.num_context

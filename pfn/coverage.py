@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pfn.architecture import ArchitectureConfig
 
-__all__ = ["Coverage", "check_data", "check_num_classes", "warn_of_features"]
+__all__ = ["Coverage", "check_data", "check_num_classes"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Coverage:
         function: Whether any task had a noise-free function.
         exchangeable: Whether the order of columns means nothing under the prior.
         input_range: Least and largest of raw inputs; None for standardised ones.
+        target_range: Least and largest of targets in fixed units, raw or given; None for
+            standardised ones.
+        num_features: Most features; None where only the number of slots is known.
     """
 
     max_context: float = math.inf
@@ -41,6 +44,8 @@ class Coverage:
     function: bool = True
     exchangeable: bool = True
     input_range: tuple[float, float] | None = None
+    target_range: tuple[float, float] | None = None
+    num_features: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, without what is not known."""
@@ -51,8 +56,9 @@ class Coverage:
     def from_json(cls, values: Mapping[str, Any]) -> Coverage:
         """Inverse of `to_json`; other values, of the metadata of a network, are left alone."""
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        if known.get("input_range") is not None:
-            known["input_range"] = tuple(known["input_range"])
+        for name in ("input_range", "target_range"):
+            if known.get(name) is not None:
+                known[name] = tuple(known[name])
         return cls(**known)
 
     def check_inputs(self, X: Tensor) -> None:
@@ -102,21 +108,47 @@ class Coverage:
                 stacklevel=4,
             )
 
+    def warn_of_features(self, architecture: ArchitectureConfig, features: int) -> None:
+        """Warn if a context is wider than those of the training."""
+        slots = architecture.max_features
+        most = slots if self.num_features is None else self.num_features
+        if features <= most:
+            return
+        what = "beyond that its predictions are extrapolation"
+        if features > slots and not architecture.cell_layers:
+            what = f"it sees {slots} of them, those that `column_seed` chooses"
+        warnings.warn(
+            f"This network was trained on up to {most} features and got {features}; {what}. "
+            "Select features, or silence this with "
+            "warnings.filterwarnings('ignore', 'This network').",
+            stacklevel=4,
+        )
+
     def warn_outside_range(self, X: Tensor) -> None:
         """Warn if raw inputs are outside those of the training."""
-        if self.input_range is None:
-            return
-        low, high = self.input_range
-        values = X[X.isfinite()]
-        slack = 0.05 * (high - low)
-        if values.numel() and not low - slack <= values.min() <= values.max() <= high + slack:
-            warnings.warn(
-                f"This network was trained on inputs between {low:.3g} and {high:.3g}, in fixed "
-                f"units, and got {values.min():.3g} to {values.max():.3g}; outside that its "
-                "predictions are extrapolation. Scale the inputs, by `input_transform` say, or "
-                "silence this with warnings.filterwarnings('ignore', 'This network').",
-                stacklevel=4,
-            )
+        _warn_outside(self.input_range, X, "inputs", "`input_transform`")
+
+    def warn_outside_targets(self, Y: Tensor) -> None:
+        """Warn if targets in fixed units are outside those of the training."""
+        _warn_outside(self.target_range, Y, "targets", "`outcome_transform`")
+
+
+def _warn_outside(
+    known: tuple[float, float] | None, found: Tensor, what: str, transform: str
+) -> None:
+    if known is None:
+        return
+    low, high = known
+    values = found[found.isfinite()]
+    slack = 0.05 * (high - low)
+    if values.numel() and not low - slack <= values.min() <= values.max() <= high + slack:
+        warnings.warn(
+            f"This network was trained on {what} between {low:.3g} and {high:.3g}, in fixed "
+            f"units, and got {values.min():.3g} to {values.max():.3g}; outside that its "
+            f"predictions are extrapolation. Scale the {what}, by {transform} say, or "
+            "silence this with warnings.filterwarnings('ignore', 'This network').",
+            stacklevel=5,
+        )
 
 
 def check_data(
@@ -165,21 +197,6 @@ def check_num_classes(architecture: ArchitectureConfig, num_classes: int | None,
         raise ValueError(
             f"num_classes must lie between {least}, as many as y has, and {most}, as many as the "
             f"network has (none in regression); got {num_classes}."
-        )
-
-
-def warn_of_features(architecture: ArchitectureConfig, features: int) -> None:
-    """Warn if a context is wider than those of the training."""
-    most = architecture.max_features
-    if features > most:
-        what = "beyond that its predictions are extrapolation"
-        if not architecture.cell_layers:
-            what = f"it sees {most} of them, those that `column_seed` chooses"
-        warnings.warn(
-            f"This network was trained on up to {most} features and got {features}; {what}. "
-            "Select features, or silence this with "
-            "warnings.filterwarnings('ignore', 'This network').",
-            stacklevel=4,
         )
 
 

@@ -16,9 +16,9 @@ second order in the spacing w, and the Kullback-Leibler divergence from a smooth
 standard deviation sd is of order (w / sd)^4 nats. Bars of constant density, as in Müller et al.
 2022 (2112.10510), have (w / sd)^2 and jump at every border. Neither resolves a posterior much
 narrower than w: `choose_num_nodes` finds how many nodes a prior needs. Log density, distribution
-function, quantiles, moments and improvements are closed forms of this one density.
+function, quantiles, moments and partial moments are closed forms of this one density.
 
-Far below and above, where probabilities underflow, use the logarithms: they add components in log
+Far below and above, where probabilities underflow, use `log_excess`: it adds components in log
 space, from the side that is small.
 
 Shapes: logits `[..., K + 1]`; values `[...]`, which broadcast with the logits' batch.
@@ -114,21 +114,19 @@ class BarDistribution(nn.Module):
         upper = -mass[..., -1:] * torch.expm1(-a * torch.log1p(F.relu(y - b[-1]) / s))
         return restore(torch.where(y < b[0], lower, inside + upper))
 
-    def log_cdf(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Log probability of a value at most `y`, accurate far below."""
-        return self._log_excess(logits, y, 0, maximize=False)
-
-    def log_survival(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Log probability of a value above `y`, accurate far above."""
-        return self._log_excess(logits, y, 0, maximize=True)
-
     def quantile(self, logits: Tensor, p: Tensor) -> Tensor:
         """The value with probability `p` in (0, 1) below it; differentiable in both.
 
         Solved from the nearer end, so that both tails are resolved; p = 0 and 1 give large
         finite values.
         """
-        return self._quantile(*self._prepare(logits), p)
+        logits, b = self._prepare(logits)
+        logits, p, restore = _by_row(logits, p)
+        height, mass = self._masses(logits, b)
+        below = self._lower_quantile(height, mass, b, p.clamp(max=0.5))
+        mirrored = height.flip(-1), mass.flip(-1), -b.flip(0)
+        above = self._lower_quantile(*mirrored, (1 - p).clamp(max=0.5))
+        return restore(torch.where(p <= 0.5, below, -above))
 
     def mean(self, logits: Tensor) -> Tensor:
         """Mean."""
@@ -143,33 +141,49 @@ class BarDistribution(nn.Module):
         distance = centres - (mass @ centres)[..., None]
         return mass @ within + (mass * distance.square()).sum(-1)
 
-    def log_expected_improvement(self, logits: Tensor, best: Tensor, maximize: bool) -> Tensor:
-        """Log E[max(y - best, 0)], or of max(best - y, 0) when minimising."""
-        return self._log_excess(logits, best, 1, maximize)
-
-    def expected_improvement(self, logits: Tensor, best: Tensor, maximize: bool) -> Tensor:
-        """E[max(y - best, 0)], or of max(best - y, 0) when minimising."""
-        return self.log_expected_improvement(logits, best, maximize).exp()
-
-    def log_probability_of_improvement(
-        self, logits: Tensor, best: Tensor, maximize: bool
+    def log_excess(
+        self, logits: Tensor, threshold: Tensor, order: int, above: bool = True
     ) -> Tensor:
-        """Log P(y > best), or of y < best when minimising."""
-        return self._log_excess(logits, best, 0, maximize)
+        """Log of E[(y - threshold)^order; y > threshold], or of its mirror image below.
 
-    def probability_of_improvement(self, logits: Tensor, best: Tensor, maximize: bool) -> Tensor:
-        """P(y > best), or of y < best when minimising."""
-        return self.log_probability_of_improvement(logits, best, maximize).exp()
-
-    def upper_confidence_bound(self, logits: Tensor, level: Tensor, maximize: bool) -> Tensor:
-        """The optimistic bound: the value that y is not better than with probability `level`.
-
-        The `level` quantile, or when minimising the `1 - level` quantile, a lower bound.
+        For order 0 the log probability of a value beyond the threshold, for order 1 the log
+        expected improvement on it; both accurate far beyond all nodes.
         """
+        if order not in (0, 1):
+            raise ValueError(f"log_excess takes order 0 or 1, got {order!r}.")
         logits, b = self._prepare(logits)
-        if maximize:
-            return self._quantile(logits, b, level)
-        return -self._quantile(logits.flip(-1), -b.flip(0), level)
+        a, s = self.tail_index, self.tail_scale
+        x = threshold[..., None]
+        if not above:  # mirror
+            b, x, logits = -b.flip(0), -x, logits.flip(-1)
+        w = b.diff()
+        # Part of each interval above x. Written so that at a node one interval has the gradient,
+        # as relu has none at 0 and clamp_min has.
+        q = torch.where(x < b[:-1], 1.0, F.relu((b[1:] - x) / w))
+        t, g = (x - b[-1]).clamp_min(0), F.relu(b[0] - x)
+        # Over an interval: legs that rise to its upper node, and that fall from its lower one.
+        # Every term is a sum of positive ones (but the lower tail's first-order one, a difference
+        # that matters only if all mass lies in that tail), so small values are accurate.
+        if order == 0:
+            rising, falling = w * q * (2 - q) / 2, w * q**2 / 2
+            lower = -s / a * torch.expm1(-a * torch.log1p(g / s))
+            log_upper = math.log(s / a) - a * torch.log1p(t / s)
+        else:
+            whole = F.relu(b[:-1] - x) * w / 2
+            rising, falling = (w * q) ** 2 * (3 - q) / 6 + whole, w**2 * q**3 / 6 + whole
+            lower = s / a * (g + s / (a - 1) * torch.expm1((1 - a) * torch.log1p(g / s)))
+            log_upper = (
+                math.log(s / a)
+                + torch.log(s / (a - 1) + F.relu(b[-1] - x))
+                + (1 - a) * torch.log1p(t / s)
+            )
+        terms = F.pad(rising, (1, 0)) + F.pad(falling, (0, 1))
+        terms = torch.cat([terms[..., :1] + lower.clamp_min(0), terms[..., 1:]], dim=-1)
+        positive = terms > torch.finfo(terms.dtype).tiny
+        log_terms = torch.where(positive, torch.where(positive, terms, 1.0).log(), -torch.inf)
+        log_height = logits.log_softmax(-1) - self._areas(b).log()
+        log_tail = log_height[..., -1:] + log_upper  # positive at every x
+        return torch.cat([log_height + log_terms, log_tail], dim=-1).logsumexp(-1)
 
     def rsample(
         self,
@@ -215,50 +229,6 @@ class BarDistribution(nn.Module):
         second = F.pad(w**3 / 12, (1, 1), value=2 * s**3 / (a * (a - 1) * (a - 2)))
         offset = (first[1:] - first[:-1]) / area
         return b + offset, (second[1:] + second[:-1]) / area - offset**2
-
-    def _log_excess(self, logits: Tensor, x: Tensor, order: int, maximize: bool) -> Tensor:
-        """Log of the integral of (y - x)^order over y > x (or (x - y)^order over y < x)."""
-        logits, b = self._prepare(logits)
-        a, s = self.tail_index, self.tail_scale
-        x = x[..., None]
-        if not maximize:  # mirror
-            b, x, logits = -b.flip(0), -x, logits.flip(-1)
-        w = b.diff()
-        # Part of each interval above x. Written so that at a node one interval has the gradient,
-        # as relu has none at 0 and clamp_min has.
-        q = torch.where(x < b[:-1], 1.0, F.relu((b[1:] - x) / w))
-        t, g = (x - b[-1]).clamp_min(0), F.relu(b[0] - x)
-        # Over an interval: legs that rise to its upper node, and that fall from its lower one.
-        # Every term is a sum of positive ones (but the lower tail's first-order one, a difference
-        # that matters only if all mass lies in that tail), so small values are accurate.
-        if order == 0:
-            rising, falling = w * q * (2 - q) / 2, w * q**2 / 2
-            lower = -s / a * torch.expm1(-a * torch.log1p(g / s))
-            log_upper = math.log(s / a) - a * torch.log1p(t / s)
-        else:
-            whole = F.relu(b[:-1] - x) * w / 2
-            rising, falling = (w * q) ** 2 * (3 - q) / 6 + whole, w**2 * q**3 / 6 + whole
-            lower = s / a * (g + s / (a - 1) * torch.expm1((1 - a) * torch.log1p(g / s)))
-            log_upper = (
-                math.log(s / a)
-                + torch.log(s / (a - 1) + F.relu(b[-1] - x))
-                + (1 - a) * torch.log1p(t / s)
-            )
-        terms = F.pad(rising, (1, 0)) + F.pad(falling, (0, 1))
-        terms = torch.cat([terms[..., :1] + lower.clamp_min(0), terms[..., 1:]], dim=-1)
-        positive = terms > torch.finfo(terms.dtype).tiny
-        log_terms = torch.where(positive, torch.where(positive, terms, 1.0).log(), -torch.inf)
-        log_height = logits.log_softmax(-1) - self._areas(b).log()
-        log_tail = log_height[..., -1:] + log_upper  # positive at every x
-        return torch.cat([log_height + log_terms, log_tail], dim=-1).logsumexp(-1)
-
-    def _quantile(self, logits: Tensor, b: Tensor, p: Tensor) -> Tensor:
-        logits, p, restore = _by_row(logits, p)
-        height, mass = self._masses(logits, b)
-        below = self._lower_quantile(height, mass, b, p.clamp(max=0.5))
-        mirrored = height.flip(-1), mass.flip(-1), -b.flip(0)
-        above = self._lower_quantile(*mirrored, (1 - p).clamp(max=0.5))
-        return restore(torch.where(p <= 0.5, below, -above))
 
     def _lower_quantile(self, height: Tensor, mass: Tensor, b: Tensor, p: Tensor) -> Tensor:
         """The quantiles `[*b, L]` of p <= 1/2, from masses added up from below."""

@@ -20,7 +20,7 @@ from botorch.sampling.base import MCSampler
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
-from pfn.coverage import check_data, check_num_classes, warn_of_features
+from pfn.coverage import check_data, check_num_classes
 from pfn.encoded_observations import EncodedObservations
 from pfn.familiarity import unlike_the_prior
 from pfn.joint import Joint, JointBarPosterior
@@ -69,7 +69,7 @@ class PFNModel(Model):
             train_Yvar = train_Yvar.unsqueeze(-1)
         sizes, coverage = network.architecture, network.coverage
         check_data(sizes, coverage, X, y, train_Yvar)
-        warn_of_features(sizes, X.shape[-1])
+        coverage.warn_of_features(sizes, X.shape[-1])
         coverage.warn_beyond_training(X.shape[-2])
         if num_orders < 1:
             raise ValueError(f"num_orders must be at least 1, got {num_orders}.")
@@ -79,6 +79,7 @@ class PFNModel(Model):
         transforms = Transforms.fitted(input_transform, outcome_transform, X, y)
         data = Observations(X, y, train_Yvar, transforms, categorical)
         coverage.warn_outside_range(transforms.observed(X))
+        coverage.warn_outside_targets(transforms.targets(y))
         # Its own weights, in the dtype and on the device of the data, and not trained any more.
         self.pfn = _frozen(network, X)
         self.eval()
@@ -224,6 +225,8 @@ class PFNModel(Model):
         self._encoded.check(more)
         data = self._data.joined(more)
         self.pfn.coverage.warn_beyond_training(data.X.shape[-2])
+        if not imagined:
+            self.pfn.coverage.warn_outside_targets(data.transforms.targets(more.Y))
         new = copy.copy(self)
         new._encoded = self._encoded.extended(data, more, imagined=imagined)
         return new

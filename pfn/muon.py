@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pfn.compat import foreach_add_, foreach_lerp, foreach_lerp_, foreach_mul_
+
 __all__ = ["Muon", "orthogonalised"]
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -85,13 +87,13 @@ class Muon(torch.optim.Optimizer):
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             buffers.append(state["momentum_buffer"])
-        torch._foreach_lerp_(buffers, gradients, 1 - m)
-        directions = torch.stack(torch._foreach_lerp(gradients, buffers, m))
+        foreach_lerp_(buffers, gradients, 1 - m)
+        directions = torch.stack(foreach_lerp(gradients, buffers, m))
         rows, columns = parameters[0].shape
         steps = orthogonalised(directions).to(parameters[0]).unbind()
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
-        torch._foreach_add_(parameters, steps, alpha=-rate * math.sqrt(max(1.0, rows / columns)))
+            foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        foreach_add_(parameters, steps, alpha=-rate * math.sqrt(max(1.0, rows / columns)))
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:

@@ -16,12 +16,14 @@ from pfn.architecture import ArchitectureConfig, Context, Rows, Targets, Transfo
 from pfn.certificate import Certificate
 from pfn.coverage import Coverage
 from pfn.distribution import BarDistribution
-from priors.posteriors.transforms import location_scale
+from priors.posteriors.standardisation import location_scale
 
 __all__ = ["Encoding", "Network"]
 
 # Context rows that the prior's location and scale count for.
 _PRIOR_ROWS = 1.0
+# Among fewer rows columns of a prior are often constant, and networks know what that means.
+_CONSTANT_ROWS = 8
 _LARGEST = 10.0  # standardised inputs are squashed to this; few context rows make large ones
 _INPUTS, _TARGETS = ("raw", "standardised"), ("raw", "given", "standardised")
 
@@ -37,6 +39,9 @@ class Encoding:
         told: What the network is told of the units, or of the number of classes, `[B, 2]`.
         column_location: Of the inputs, `[B, 1, d]`.
         column_scale: Of the inputs, `[B, 1, d]`.
+        constant: Columns without two different values, `[B, 1, d]`, see `Network`; None with raw
+            inputs.
+        silent: Those of them that are not known by their missing values either.
         categorical: `[B, d]` or None.
         codes: Column codes, `[B, d, 16]` or None.
         num_classes: `[B]`, in classification.
@@ -49,6 +54,8 @@ class Encoding:
     told: Tensor
     column_location: Tensor
     column_scale: Tensor
+    constant: Tensor | None
+    silent: Tensor | None
     categorical: Tensor | None
     codes: Tensor | None
     num_classes: Tensor | None = None
@@ -67,6 +74,8 @@ class Encoding:
             self.told[index],
             self.column_location[index],
             self.column_scale[index],
+            rows(self.constant),
+            rows(self.silent),
             rows(self.categorical),
             rows(self.codes),
             rows(self.num_classes),
@@ -85,6 +94,8 @@ class Network(nn.Module):
         tail_index: Index of the tails.
         inputs: "raw", for a prior over functions on a fixed domain; or "standardised" by mean
             and standard deviation of the context rows, column by column, and squashed to (-10, 10).
+            A column with one value or none in a context of 8 rows or more tells nothing: what
+            queries have there is ignored.
         targets: "raw", in fixed units of the prior; "given", standardised by mean and standard
             deviation of the context shrunk towards the prior's, both inputs of the network,
             which therefore still knows the raw targets (an empty or one-point context has about
@@ -191,7 +202,8 @@ class Network(nn.Module):
             z = (y - location) / scale
         empty = Context((), (), scale, None, ())
         order = None if self.architecture.cell_layers else self._order(d, column_seed, X.device)
-        columns = (column_location, column_scale, kind, codes)
+        constant, silent = self._constant(X, mask)
+        columns = (column_location, column_scale, constant, silent, kind, codes)
         encoding = Encoding(empty, location, scale, told, *columns, num_classes, order)
         context = self.network.encode(self._rows(encoding, X, noise_var), Targets(z, told), mask)
         return replace(encoding, context=context)
@@ -259,10 +271,28 @@ class Network(nn.Module):
         pairs = [(encoding.column_location, encoding.column_scale, *self._column_units(X, None))]
         if not self.architecture.classes:
             pairs.append((encoding.location, encoding.scale, *self.units(y)[:2]))
+        for before, now in zip(
+            (encoding.constant, encoding.silent), self._constant(X, None), strict=True
+        ):
+            if before is not None and now is not None and not torch.equal(before, now):
+                return False
         return all(
             bool((((new / scale).log2().abs() <= 1) & ((at - location).abs() <= scale)).all())
             for location, scale, at, new in pairs
         )
+
+    def _constant(self, X: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Columns without two different values, and those that tell nothing, `[B, 1, d]`."""
+        if self.inputs == "raw" or X.shape[1] == 0:
+            return None, None
+        there = torch.ones_like(X, dtype=torch.bool) if mask is None else mask[..., None]
+        present = there & ~X.isnan()
+        low = torch.where(present, X, torch.inf).amin(1, keepdim=True)
+        high = torch.where(present, X, -torch.inf).amax(1, keepdim=True)
+        count, rows = present.sum(1, keepdim=True), there.sum(1, keepdim=True)
+        # Without any value low is above high.
+        constant = (high <= low) & (rows >= _CONSTANT_ROWS)
+        return constant, constant & ((count == 0) | (count == rows))
 
     def _order(self, d: int, seed: int, device: torch.device) -> Tensor | None:
         """Which columns fill the slots; None for all of them as given. The same on any device."""
@@ -285,9 +315,14 @@ class Network(nn.Module):
         values = (X - encoding.column_location) / encoding.column_scale
         if self.inputs == "standardised":
             values = _LARGEST * torch.tanh(values / _LARGEST)
+        kind, order = encoding.categorical, encoding.order
+        if encoding.constant is not None and encoding.silent is not None:
+            # All zeros, as in a slot without a feature.
+            values = torch.where(encoding.constant, 0, values)
+            absent = None if absent is None else absent & ~encoding.silent
+            kind = None if kind is None else torch.where(encoding.silent[:, 0], 0, kind)
         if absent is not None:
             values = torch.where(absent, 0, values)
-        kind, order = encoding.categorical, encoding.order
         if order is not None:
             values = values[..., order]
             absent, kind = (None if part is None else part[..., order] for part in (absent, kind))

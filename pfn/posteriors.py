@@ -49,15 +49,9 @@ class BarPosterior(PredictivePosterior):
     def quantile(self, value: Tensor) -> Tensor:
         return self.bars.quantile(self.logits, leading(value, self.logits[..., 0]))
 
-    def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
-        best = torch.as_tensor(best_f, dtype=self.dtype, device=self.device)
-        return self.bars.log_expected_improvement(self.logits, best, maximize)
-
-    def log_probability_of_improvement(
-        self, best_f: Tensor | float, maximize: bool = True
-    ) -> Tensor:
-        best = torch.as_tensor(best_f, dtype=self.dtype, device=self.device)
-        return self.bars.log_probability_of_improvement(self.logits, best, maximize)
+    def log_excess(self, threshold: Tensor | float, order: int, above: bool = True) -> Tensor:
+        threshold = torch.as_tensor(threshold, dtype=self.dtype, device=self.device)
+        return self.bars.log_excess(self.logits, threshold, order, above)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         return self.bars.quantile(self.logits, probabilities(base_samples))
@@ -70,12 +64,9 @@ class BarPosterior(PredictivePosterior):
     def dtype(self) -> torch.dtype:
         return self.logits.dtype
 
-    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
-        return torch.Size(sample_shape) + self.logits.shape[:-1]
-
     @property
-    def base_sample_shape(self) -> torch.Size:
-        return self._extended_shape()
+    def shape(self) -> torch.Size:
+        return self.logits.shape[:-1]
 
 
 class CategoricalPosterior(Posterior):

@@ -1,8 +1,10 @@
 """How fast a training would run on a device, by batch and precision, and which to choose.
 
 A GPU is idle at the batch that suits a CPU. `probe` takes a few steps at a time at growing batches,
-all with the same sizes of tasks, and chooses the smallest batch that is nearly as fast as the
-fastest: smaller batches make more steps of the same tasks.
+all with the same sizes of tasks, and chooses the batch that makes the most progress: smaller ones
+make more steps of the same tasks. Steps to a given loss are about in proportion to 1 + C / B for
+batches of B, where C is the critical batch (McCandlish et al. 2018, 1812.06162, equation 5.1), so
+that time is in proportion to (B + C) / rate.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import torch
 from tqdm.auto import tqdm
 
 from pfn.prior_fitted_network import PFN
-from pfn.training import TrainingConfig, _fabric, _State
+from pfn.training.config import TrainingConfig
+from pfn.training.fabric import make_fabric
+from pfn.training.state import TrainingState
 from priors.tasks.task import TaskPrior
 
 __all__ = ["PROBED", "Probe", "Rate", "probe"]
@@ -25,7 +29,7 @@ PROBED = ("batch", "precision", "compile", "held_out_batch", "evaluate_every")
 
 _FACTOR = 4  # from one batch to the next
 _GAIN = 1.1  # a larger batch that is no faster than this is the last one tried
-_NEARLY = 0.8  # share of the best rate with which the smallest batch is content
+_CRITICAL = 1024  # tasks; assumed, not measured: it grows as the loss falls
 _COMPILED_GAIN = 1.15  # compilation must pay for its minutes
 _WARM_UP = 2
 
@@ -142,9 +146,10 @@ def probe(
                 f"A step of {config.batch} tasks does not fit into the memory of {device}; lower "
                 "TrainingConfig.batch and raise accumulate."
             )
-        best = max(rate.tasks_per_second for rate in rates)
-        enough = [rate for rate in rates if rate.tasks_per_second >= _NEARLY * best]
-        chosen = min(enough, key=lambda rate: (rate.batch, -rate.tasks_per_second))
+        parts = config.accumulate
+        chosen = max(
+            rates, key=lambda rate: rate.tasks_per_second / (rate.batch * parts + _CRITICAL)
+        )
         if try_compile and in_time():
             compiled = _measure(
                 task_prior,
@@ -185,7 +190,7 @@ def _measure(
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        state = _State(task_prior, config, _fabric(device, precision), None, initial)
+        state = TrainingState(task_prior, config, make_fabric(device, precision), None, initial)
         for step in range(_WARM_UP):
             state.take(step)
         seconds = _seconds(state, steps, draw_only=False)
@@ -200,7 +205,7 @@ def _measure(
     return Rate(batch, precision, config.compile, tasks / seconds, share, memory)
 
 
-def _seconds(state: _State, steps: int, *, draw_only: bool) -> float:
+def _seconds(state: TrainingState, steps: int, *, draw_only: bool) -> float:
     """Of some steps by the clock, or of their draws; step i has tasks of the same size in all."""
     gpu = state.device.type == "cuda"
     if gpu:

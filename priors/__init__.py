@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     )
     from priors.programs.tracer import Nonlinearity
     from priors.tasks.annealing import AnnealedSampler
-    from priors.tasks.base import LatentTaskPrior, TaskSize
+    from priors.tasks.base import LatentTaskPrior
     from priors.tasks.causal import CausalTaskPrior
     from priors.tasks.classification import ClassificationTaskPrior
     from priors.tasks.function_tasks import FunctionTaskPrior
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from priors.tasks.noise import RandomNoise
     from priors.tasks.optimisation import OptimizationTaskPrior
     from priors.tasks.plots import plot_tasks
+    from priors.tasks.sizes import LearningCurveSize, OptimizationSize, TaskSize
     from priors.tasks.tables import Tabular
     from priors.tasks.task import Task, TaskPrior
     from priors.tasks.training_curves import LearningCurveTaskPrior, log_time
@@ -84,6 +85,7 @@ __all__ = [
     "InfiniteDepthClassifier",
     "InfiniteNetwork",
     "LatentTaskPrior",
+    "LearningCurveSize",
     "LearningCurveTaskPrior",
     "LinearTaskPrior",
     "LogExpectedImprovement",
@@ -95,6 +97,7 @@ __all__ = [
     "NetworkPrior",
     "NetworkTaskPrior",
     "Nonlinearity",
+    "OptimizationSize",
     "OptimizationTaskPrior",
     "PredictivePosterior",
     "ProbabilityOfImprovement",
@@ -194,10 +197,7 @@ _HOMES = {
     ),
     "programs.tracer": ("Nonlinearity",),
     "tasks.annealing": ("AnnealedSampler",),
-    "tasks.base": (
-        "LatentTaskPrior",
-        "TaskSize",
-    ),
+    "tasks.base": ("LatentTaskPrior",),
     "tasks.causal": ("CausalTaskPrior",),
     "tasks.classification": ("ClassificationTaskPrior",),
     "tasks.function_tasks": ("FunctionTaskPrior",),
@@ -209,6 +209,11 @@ _HOMES = {
     "tasks.noise": ("RandomNoise",),
     "tasks.optimisation": ("OptimizationTaskPrior",),
     "tasks.plots": ("plot_tasks",),
+    "tasks.sizes": (
+        "LearningCurveSize",
+        "OptimizationSize",
+        "TaskSize",
+    ),
     "tasks.tables": ("Tabular",),
     "tasks.task": (
         "Task",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from copy import deepcopy
 from itertools import chain
 from typing import Protocol, TypeVar, runtime_checkable
@@ -22,6 +23,7 @@ __all__ = [
     "GaussianProcessPrior",
     "ScaleMixturePrior",
     "draw",
+    "draws_functions",
 ]
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -62,7 +64,7 @@ class GaussianProcessPrior:
 
     def distribution(self, X: Tensor) -> MultivariateNormal:
         """Joint distribution of the function's values at `X` `[*batch, n, d]`."""
-        return MultivariateNormal(_on(self.mean, X.device)(X), _on(self.kernel, X.device)(X))
+        return MultivariateNormal(_like(self.mean, X)(X), _on(self.kernel, X.device)(X))
 
     def sample(
         self,
@@ -85,7 +87,8 @@ class GaussianProcessPrior:
         noise = RandomSource(generator, root.device, root.dtype).normal(
             *sample_shape, *root.shape[:-1], 1
         )
-        return (root @ noise + _on(self.mean, X.device)(X.double())[..., None]).to(X)
+        mean = _like(self.mean, X.double())(X.double())
+        return (root @ noise + mean[..., None]).to(X)
 
 
 class ScaleMixturePrior:
@@ -126,6 +129,13 @@ class ScaleMixturePrior:
         return self.sample_with_scale(X, sample_shape, generator=generator)[0]
 
 
+def draws_functions(prior: object) -> bool:
+    """Whether a prior is a `FunctionPrior`, and not one of something else that has a `sample`."""
+    if isinstance(prior, type) or not isinstance(prior, FunctionPrior):
+        return False
+    return "sample_shape" in inspect.signature(prior.sample).parameters
+
+
 def draw(
     distribution: Distribution, shape: torch.Size, *, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -159,6 +169,14 @@ def _on(module: _Module, device: torch.device) -> _Module:
     if all(t.device == device for t in chain(module.parameters(), module.buffers())):
         return module
     return deepcopy(module).to(device)
+
+
+def _like(mean: _Module, X: Tensor) -> _Module:
+    """A mean that takes inputs like X, itself if it does: linear ones multiply in their dtype."""
+    own = [t for t in chain(mean.parameters(), mean.buffers()) if t.is_floating_point()]
+    if all(t.device == X.device and t.dtype == X.dtype for t in own):
+        return mean
+    return deepcopy(mean).to(X)
 
 
 def _check_inputs(X: Tensor) -> None:

@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 
+import pfn
 import priors
 
 IMPORT_EACH_ALONE = """
@@ -91,8 +92,17 @@ LIGHT = [
 ]
 
 
-@pytest.mark.parametrize("statement", ["import priors", f"from priors import {', '.join(LIGHT)}"])
-def test_kernels_and_priors_over_functions_leave_gpytorch_as_it_is(statement, pytestconfig):
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import priors, pfn",
+        f"from priors import {', '.join(LIGHT)}",
+        "import pfn.network; from pfn import ArchitectureConfig, BarDistribution, Certificate",
+    ],
+)
+def test_kernels_priors_over_functions_and_networks_leave_gpytorch_as_it_is(
+    statement, pytestconfig
+):
     """In a process without BoTorch, which changes GPyTorch's settings when it is imported."""
     _run(textwrap.dedent(WITHOUT_BOTORCH).replace("{statement}", statement), pytestconfig)
 
@@ -109,10 +119,16 @@ def test_priors_alone_loads_neither_torch_nor_gpytorch(pytestconfig):
 HEAVY = ["arviz", "lightning_fabric", "matplotlib", "pandas", "scipy.optimize", "sqlalchemy"]
 
 
+EXTRA = {"PFNClassifier", "PFNRegressor"}  # need scikit-learn
+
+
 @pytest.mark.parametrize("package", ["bayes", "pfn", "nas"])
 def test_what_is_slow_to_load_is_loaded_where_it_is_used(package, pytestconfig):
     code = (
-        f"import sys, {package}\nfound = set({HEAVY}) & set(sys.modules)\nassert not found, found"
+        f"import sys, {package}\n"
+        f"[getattr({package}, name) for name in set({package}.__all__) - {EXTRA}]\n"
+        f"found = set({HEAVY}) & set(sys.modules)\n"
+        "assert not found, found"
     )
     _run(code, pytestconfig)
 
@@ -171,11 +187,12 @@ def test_public_names_exist_and_are_sorted(package):
     assert list(module.__all__) == sorted(module.__all__, key=_ruff_order)
 
 
-def test_every_public_name_of_priors_is_lazy():
-    assert sorted(priors.__all__) == sorted(priors._MODULES)
-    assert set(priors.__all__) <= set(dir(priors))
+@pytest.mark.parametrize("package", [priors, pfn], ids=["priors", "pfn"])
+def test_every_public_name_is_lazy(package):
+    assert sorted(package.__all__) == sorted(package._MODULES)
+    assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        priors.nothing  # noqa: B018
+        package.nothing  # noqa: B018
 
 
 def _run(code, pytestconfig):

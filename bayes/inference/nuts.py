@@ -10,6 +10,7 @@ import pyro.infer
 import torch
 from torch import Tensor
 
+from bayes.compat import mean_acceptance, potential_energy
 from bayes.inference.draws import Draws, isolated
 
 __all__ = ["NUTS"]
@@ -78,8 +79,8 @@ class NUTS:
             if not stage.startswith("Sample"):
                 return
             stats["diverging"].append(step in kernel.diagnostics()["divergences"])
-            stats["lp"].append(-float(kernel._potential_energy_last))
-            accepted.append(kernel._mean_accept_prob * (step + 1))
+            stats["lp"].append(-potential_energy(kernel))
+            accepted.append(mean_acceptance(kernel) * (step + 1))
             stats["acceptance_rate"].append(accepted[-1] - accepted[-2])
             stats["step_size"].append(float(kernel.step_size))
 

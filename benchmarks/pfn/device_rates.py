@@ -20,7 +20,9 @@ import pfn
 from benchmarks.pfn.throughput import operations, peak
 from pfn.checkpoints.recipes import RECIPES
 from pfn.rates import PROBED, Probe
-from pfn.training import TrainingConfig, _fabric, _State
+from pfn.training.config import TrainingConfig
+from pfn.training.fabric import make_fabric
+from pfn.training.state import TrainingState
 
 STEPS = 4  # whose operations are counted
 
@@ -29,7 +31,9 @@ def share_of_peak(name: str, config: TrainingConfig, chosen: Probe, device: torc
     """With the settings chosen, over the whole time of a step."""
     small = replace(config, compile=False, border_tasks=64, held_out_tasks=1)
     prior = RECIPES[name](gpu=device.type == "cuda").prior
-    training = _State(prior, small, _fabric(device, config.precision), None, pfn.load(name))
+    training = TrainingState(
+        prior, small, make_fabric(device, config.precision), None, pfn.load(name)
+    )
     count = 0
     for step in range(STEPS):
         training.generator.manual_seed(2 + step)  # sizes that the probe had too

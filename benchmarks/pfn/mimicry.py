@@ -60,7 +60,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
 import pfn
-import pfn.training
+import pfn.training.run
 from benchmarks.pfn.common import ROOT, device, parser, write
 from benchmarks.pfn.processes import (
     Component,
@@ -184,7 +184,7 @@ def processor_clock() -> Iterator[None]:
 
     On a machine shared with others that is what equal time means.
     """
-    with mock.patch.object(pfn.training.time, "monotonic", time.process_time):
+    with mock.patch.object(pfn.training.run.time, "monotonic", time.process_time):
         yield
 
 

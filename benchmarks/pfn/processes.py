@@ -42,7 +42,12 @@ def rbf(X: Tensor, lengthscale: float | Tensor = 1.0) -> Tensor:
 
 def matern52(X: Tensor, lengthscale: float | Tensor = 1.0) -> Tensor:
     """Matern 5/2 covariance of output scale 1; length scales broadcast with it."""
-    r = (5 * squared_distance(X)).sqrt() / lengthscale
+    return matern52_at(squared_distance(X).sqrt() / lengthscale)
+
+
+def matern52_at(distance: Tensor) -> Tensor:
+    """Matern 5/2 correlation at a distance in length scales."""
+    r = math.sqrt(5) * distance
     return (1 + r + r.square() / 3) * torch.exp(-r)
 
 

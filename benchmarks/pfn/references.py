@@ -25,6 +25,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from benchmarks.pfn.processes import matern52_at
 from priors import NetworkPrior
 from priors.tasks.task import Task
 
@@ -390,9 +391,8 @@ def hyperparameters(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def matern(x1: Tensor, x2: Tensor, lengthscale: Tensor, outputscale: Tensor) -> Tensor:
     """Matern 5/2 covariance `[C, n, m]`."""
     squares = (x1.unsqueeze(-2) - x2.unsqueeze(-3)).square().sum(-1)
-    distance = math.sqrt(5) * squares.sqrt() / lengthscale[:, None, None]
-    decay = (1 + distance + distance.square() / 3) * torch.exp(-distance)
-    return outputscale[:, None, None] * decay
+    correlation = matern52_at(squares.sqrt() / lengthscale[:, None, None])
+    return outputscale[:, None, None] * correlation
 
 
 def log_normal(z: Tensor) -> Tensor:

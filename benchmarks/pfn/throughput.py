@@ -43,7 +43,9 @@ from benchmarks.pfn.timing import median_seconds
 from pfn import PFN, ArchitectureConfig, TrainingConfig
 from pfn.checkpoints.recipes import RECIPES
 from pfn.muon import Muon
-from pfn.training import _Batch, _fabric, _State
+from pfn.training.fabric import make_fabric
+from pfn.training.state import TrainingState
+from pfn.training.tasks import Batch
 from priors.tasks.task import Task
 
 THEIRS = common.ROOT / ".venv-pfns" / "bin" / "python"
@@ -88,7 +90,7 @@ def peak(dtype: torch.dtype, device: torch.device, size: int) -> float:
 
 def state(
     config: TrainingConfig, rows: int, device: torch.device, *, precision: str, compiled: bool
-) -> _State:
+) -> TrainingState:
     """A training at its start."""
     config = replace(
         config,
@@ -101,14 +103,14 @@ def state(
         appended=0.0,
     )
     prior = OneTask(rows, config.architecture.classes)
-    return _State(prior, config, _fabric(device, precision), None, None)
+    return TrainingState(prior, config, make_fabric(device, precision), None, None)
 
 
-def operations(training: _State) -> int:
+def operations(training: TrainingState) -> int:
     """Of the matrix products of one step's forward and backward."""
-    task, told = training._draw()
+    task, told = training.draw()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        y, f = training.loss(_Batch(task, told))
+        y, f = training.loss(Batch(task, told))
         training.fabric.backward(y if f is None else y + 0.5 * f)
     return int(counter.get_total_flops())
 

@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, check_X_y, va
 from torch import Tensor
 
 from pfn.estimators.ensemble import EnsemblePlan, Member
+from pfn.estimators.power_transforms import standardisation
 from pfn.estimators.relevance import relevance
 from pfn.estimators.tables import Columns, imputation, imputed, read_columns, refuse_missing
 from pfn.familiarity import unlike_the_prior
@@ -51,6 +52,8 @@ class PFNEstimator(BaseEstimator):
     classes_: np.ndarray
     unlike_the_prior_: str | None
     _columns: Columns
+    _units: tuple[Any, Any]
+    _target_units: tuple[float, float]
     _members: list[Member]
     _encodings: list[Encoding]
 
@@ -150,7 +153,15 @@ class PFNEstimator(BaseEstimator):
                 stacklevel=3,
             )
         self.selected_features_ = self._features
-        self._X, self._y = self._prepare(X), y
+        # In double precision here: a network in single precision would round large numbers.
+        self._units = (0.0, 1.0)
+        if self.network_.inputs == "standardised":
+            self._units = standardisation(X[:, self._features])
+        self._target_units = (0.0, 1.0)
+        if self.network_.targets == "standardised" and not architecture.classes:
+            location, scale = standardisation(y[:, None])
+            self._target_units = float(location[0]), float(scale[0])
+        self._X, self._y = self._prepare(X), self._in_target_units(y)
         self.network_.coverage.warn_outside_range(self._tensor(self._X))
         plan = EnsemblePlan(
             self.network_,
@@ -173,7 +184,14 @@ class PFNEstimator(BaseEstimator):
         """The features that are used, imputed unless the network knows missing values."""
         if not self.network_.coverage.missing:
             X = imputed(X, self._imputation)
-        return X[:, self._features]
+        location, scale = self._units
+        return (X[:, self._features] - location) / scale
+
+    def _in_target_units(self, y: np.ndarray) -> np.ndarray:
+        if self.network_.architecture.classes:
+            return y
+        location, scale = self._target_units
+        return (y - location) / scale
 
     def _load_network(self, classes: bool) -> PFN:
         network = self.network

@@ -1,4 +1,4 @@
-"""Yeo-Johnson transforms of inputs and targets, fitted to a context."""
+"""Standardisation and Yeo-Johnson transforms of inputs and targets, fitted to a context."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform, Transform
 
-__all__ = ["InputTransform", "TargetTransform", "YeoJohnson"]
+__all__ = ["InputTransform", "TargetTransform", "YeoJohnson", "standardisation"]
 
 # Range of the power of transformed targets. At 1/2 the tails of the bars, of index 5, still have
 # a variance after the transform is undone.
@@ -38,7 +38,7 @@ class InputTransform:
     @classmethod
     def fit(cls, X: np.ndarray, numeric: np.ndarray) -> InputTransform:
         values = X[:, numeric]
-        location, scale = _standardisation(values)
+        location, scale = standardisation(values)
         power = PowerTransformer(method="yeo-johnson", standardize=True)
         with np.errstate(all="ignore"):
             power.fit((values - location) / scale)
@@ -64,7 +64,7 @@ class TargetTransform:
 
     @classmethod
     def fit(cls, y: np.ndarray) -> TargetTransform:
-        location, scale = _standardisation(y[:, None])
+        location, scale = standardisation(y[:, None])
         z = (y[:, None] - location) / scale
         found = 1.0
         if np.ptp(z) > 0:
@@ -116,16 +116,16 @@ class YeoJohnson(Transform):
         return x.sign() * (self.power - 1) * x.abs().log1p()
 
 
-def _standardisation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def standardisation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means and standard deviations of columns, 0 and 1 where there are none."""
     location, scale = np.zeros(values.shape[1]), np.ones(values.shape[1])
     for i, column in enumerate(values.T):
         present = column[~np.isnan(column)]
         if len(present):
-            most = np.abs(present).max()
-            location[i] = present.mean()
-            # Of shares of the largest: squares of large numbers overflow.
-            deviation = (present / (most or 1.0)).std(ddof=min(1, len(present) - 1))
+            most = np.abs(present).max() or 1.0
+            shares = present / most  # sums and squares of large numbers overflow
+            location[i] = most * shares.mean()
+            deviation = shares.std(ddof=min(1, len(present) - 1))
             if deviation > 16 * np.finfo(np.float64).eps:
                 scale[i] = most * deviation
     return location, scale

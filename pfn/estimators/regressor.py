@@ -138,7 +138,7 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
         if p.ndim != 1 or not ((p > 0) & (p < 1)).all():
             raise ValueError(f"quantiles must be probabilities in (0, 1), got {quantiles!r}.")
         found = [
-            _numpy(self._posterior(rows).quantile(self._tensor(p)).movedim(0, -1))
+            _numpy(self._posterior(rows).quantile(self._double(p)).movedim(0, -1))
             for rows in self._batches(self._queries(X))
         ]
         return np.concatenate(found)
@@ -168,21 +168,30 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
         _, y = check_X_y(values, y, ensure_all_finite="allow-nan", y_numeric=True)
         y = y.astype(np.float64)
         found = [
-            _numpy(self._posterior(rows).log_prob(self._tensor(own)[:, None]))
+            _numpy(self._posterior(rows).log_prob(self._double(own)[:, None]))
             for rows, own in zip(self._batches(values), self._batches(y), strict=True)
         ]
         return np.concatenate(found)
 
+    def _double(self, values: np.ndarray) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self._where.device)
+
     def _posterior(self, X: np.ndarray) -> PredictivePosterior:
+        """In double precision, whatever the network's: its units may be small beside a shift."""
         bars = self.network_.bars
         assert bars is not None
+        location, scale = (torch.tensor(v, dtype=torch.float64) for v in self._target_units)
         components: list[PredictivePosterior] = []
         for i, (member, encoding) in enumerate(zip(self._members, self._encodings, strict=True)):
-            posterior: PredictivePosterior = BarPosterior(bars, self._logits(i, X)[:, None])
-            units = AffineTransform(encoding.location[0], encoding.scale[0])
-            posterior = TransformedPosterior(posterior, units)
+            logits = self._logits(i, X).double()[:, None]
+            posterior: PredictivePosterior = BarPosterior(bars, logits)
+            at, unit = encoding.location[0].double(), encoding.scale[0].double()
+            if member.target is None:
+                at, unit = location.to(at) + scale.to(at) * at, scale.to(at) * unit
+            posterior = TransformedPosterior(posterior, AffineTransform(at, unit))
             if member.target is not None:
-                for transform in member.target.undo(encoding.location):
+                back = AffineTransform(location.to(at), scale.to(at))
+                for transform in (*member.target.undo(at), back):
                     posterior = TransformedPosterior(posterior, transform)
             components.append(posterior)
         return components[0] if len(components) == 1 else MixturePosterior(components)

@@ -38,7 +38,8 @@ class Columns:
 
     Attributes:
         names: For messages.
-        categories: Per column the number of each category, or None where values are numbers.
+        categories: Per column the number of each category, or None where values are numbers. A
+            column without any value has no categories, so that what it holds later is missing.
     """
 
     names: list[Any]
@@ -55,6 +56,7 @@ class Columns:
                 column.warn_of_numbers_as_text()
             else:
                 as_category = i in wanted
+            as_category = as_category or column.is_empty()
             categories.append(column.categories() if as_category else None)
         return cls(names, categories)
 
@@ -85,6 +87,10 @@ class Column:
         for i, value in enumerate(self.values.tolist()):
             if not is_missing(value):
                 yield i, value
+
+    def is_empty(self) -> bool:
+        """Whether all values are missing."""
+        return next(self._present(), None) is None
 
     def is_text(self) -> bool:
         """Whether any value is no number, or the column was declared a category."""

@@ -5,6 +5,8 @@ Shapes: q1, q2 and c broadcast together; the results have the broadcast shape.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,14 +23,14 @@ def gram_determinant(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
 
 class _GramDeterminant(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q1, q2, c):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         ctx.save_for_backward(q1, q2, c)
         # roots of the small factors: their product may be a row times a column
         root = q1.clamp_min(0).sqrt() * q2.clamp_min(0).sqrt()
         return (root - c).mul_(root + c).clamp_min_(0)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q1, q2, c = ctx.saved_tensors
         needs = ctx.needs_input_grad
         return (

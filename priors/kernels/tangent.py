@@ -17,11 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.func import jacrev, jvp, vjp, vmap
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from priors.kernels.compat import TorchDispatchMode, tree_leaves
 from priors.kernels.parameters import ParametricFunction, checked
 
 __all__ = ["METHODS", "Method", "Tangent", "along", "check_pair"]

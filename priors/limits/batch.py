@@ -21,7 +21,7 @@ from torch import Tensor
 
 from priors.gaussian.activations import ABReLU, Activation
 from priors.gaussian.quasi_monte_carlo import cholesky
-from priors.limits.maps import is_map
+from priors.limits.kinds import LinearMap, kind_of
 from priors.limits.moments import Moments, Points
 from priors.limits.pairs import Pairs
 from priors.programs.nodes import BatchNormalise, Nonlinear
@@ -99,7 +99,7 @@ class BatchMoments(Moments):
 
     def _moment(self, a: int, b: int, full: bool) -> Tensor | None:
         plain = self._normalised(a) is None and self._normalised(b) is None
-        if plain or is_map(self.program.nodes[a]) or is_map(self.program.nodes[b]):
+        if plain or any(isinstance(kind_of(self.program.nodes[i]), LinearMap) for i in (a, b)):
             return super()._moment(a, b, full)
         for index in (a, b):
             known = self._normalised(index) is not None or self.program.gaussian(index)

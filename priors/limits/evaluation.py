@@ -81,8 +81,8 @@ class Evaluation:
         left = Points(self.program, self.settings, x1, derivatives=keep)
         right = left if x1 is x2 else Points(self.program, self.settings, x2)
         if diag:
-            own = left.own if x1 is x2 else Moments(left, right, paired=True, derivatives=ntk)
-            return self._outputs(own, nngp, ntk)
+            paired = left.single if x1 is x2 else Moments(left, right, paired=True, derivatives=ntk)
+            return self._outputs(paired, nngp, ntk)
         side = self._block(x1)
         n1, n2 = x1.shape[-2], x2.shape[-2]
         if max(n1, n2) <= side:
@@ -196,10 +196,10 @@ class Evaluation:
 
         done: Queue[Any] = Queue()
 
-        def work(side: tuple[Points, Points], own: list[tuple[slice, slice]]) -> None:
+        def work(side: tuple[Points, Points], share: list[tuple[slice, slice]]) -> None:
             try:
                 with torch.no_grad():
-                    for r, c in own:
+                    for r, c in share:
                         moments = Moments(*side, rows=r, columns=c, derivatives=ntk)
                         values = [k for k in self._outputs(moments, nngp, ntk) if k is not None]
                         done.put(((r, c), tuple(v.to(left.x.device) for v in values)))

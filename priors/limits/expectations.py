@@ -8,7 +8,7 @@ says for which factor, (side, number), a partial derivative is meant, and in whi
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,12 +19,13 @@ from torch import Tensor
 from priors.gaussian.activations import Activation
 from priors.gaussian.quadrature import gaussian_expectation, gaussian_mean
 from priors.gaussian.quadrature import jumps as activation_jumps
-from priors.limits.pairs import Pairs, Pairwise
+from priors.limits.normalisation import statistics
+from priors.limits.pairs import Pairs
 from priors.limits.relations import independent_groups
 from priors.programs.expressions import Apply, crossings
 from priors.programs.nodes import Factor, Nonlinear
 
-__all__ = ["expectation", "mean_of", "plain", "slopes", "stein"]
+__all__ = ["expectation", "mean_of", "plain", "slopes"]
 
 
 def plain(pairs: Pairs, a: int, b: int, full: bool) -> tuple[Tensor, Tensor | None]:
@@ -100,8 +101,8 @@ def _one_sided(
     derivatives: dict[tuple[int, int], int],
 ) -> Tensor:
     """Mean of dependent factors at each left or right point, `[..., n, (P)]`."""
-    own = pairs.of_points(side)
-    functions = [_Bound(f, derivatives.get((side, k)), own, side) for k, f in factors]
+    single = pairs.of_points(side)
+    functions = [_Bound(f, derivatives.get((side, k)), single, side) for k, f in factors]
     if len(factors) == 1 and len(factors[0][1].sources) == 1:
         (bound,) = functions
         q = pairs.variance_of(factors[0][1].sources[0], side)
@@ -111,11 +112,12 @@ def _one_sided(
         return gaussian_mean(bound.of_one, q, parameters=bound.statistics, kinks=bound.kinks)
     sources = _distinct([s for _, f in factors for s in f.sources])
     _check_count(pairs, len(sources))
-    covariance = _matrix([[own.moment(s, t, False) for t in sources] for s in sources])
+    covariance = _matrix([[single.moment(s, t, False) for t in sources] for s in sources])
 
     def product(values: Sequence[Tensor]) -> Tensor:
         by = dict(zip(sources, values, strict=True))
-        return math.prod(f.of_many(by, [s[..., None] for s in f.statistics]) for f in functions)  # type: ignore[return-value]
+        parts = (f.of_many(by, [s[..., None] for s in f.statistics]) for f in functions)
+        return functools.reduce(torch.mul, parts)
 
     return pairs.settings.quadrature.gaussian_expectation_multivariate(product, covariance)
 
@@ -178,9 +180,9 @@ def _many_variables(
         return _one_sided(pairs, a, 0, both, joint)
     sources = [_distinct([s for _, f in end for s in f.sources]) for end in ends]
     _check_count(pairs, len(sources[0]) + len(sources[1]))
-    own = pairs.of_points(0), pairs.of_points(1)
+    singles = pairs.of_points(0), pairs.of_points(1)
     lefts, rights = (
-        [[own[side].moment(s, t, False) for t in sources[side]] for s in sources[side]]
+        [[singles[side].moment(s, t, False) for t in sources[side]] for s in sources[side]]
         for side in (0, 1)
     )
     cross = [[pairs.moment(s, t, full) for t in sources[1]] for s in sources[0]]
@@ -193,7 +195,7 @@ def _many_variables(
     rows = [[*x, *y] for x, y in zip(lefts, cross, strict=True)]
     rows += [[*x, *y] for x, y in zip(flipped, rights, strict=True)]
     functions = [
-        [_Bound(f, derivatives.get((side, k)), own[side], side) for k, f in ends[side]]
+        [_Bound(f, derivatives.get((side, k)), singles[side], side) for k, f in ends[side]]
         for side in (0, 1)
     ]
     statistics = [
@@ -209,7 +211,7 @@ def _many_variables(
             parts += [
                 f.of_many(by, s) for f, s in zip(functions[side], statistics[side], strict=True)
             ]
-        return math.prod(parts)  # type: ignore[return-value]
+        return functools.reduce(torch.mul, parts)
 
     return pairs.settings.quadrature.gaussian_expectation_multivariate(product, _matrix(rows))
 
@@ -244,22 +246,6 @@ def slopes(pairs: Pairs, index: int, side: int, *, jumps: bool) -> list[tuple[in
     return result
 
 
-def stein(
-    pairs: Pairs, a: int, b: int, full: bool, of: Pairwise, *, jumps: bool = False
-) -> Tensor | None:
-    """Pairs of a nonlinearity with a Gaussian node, by the mean slope of the former."""
-    left = isinstance(pairs.program.nodes[a], Nonlinear)
-    total: Tensor | None = None
-    for source, slope in slopes(pairs, a if left else b, 0 if left else 1, jumps=jumps):
-        other = of(source, b, full) if left else of(a, source, full)
-        if other is None:
-            continue
-        place = pairs.on_left if left else pairs.on_right
-        term = place(slope, a, b, full) * other
-        total = term if total is None else total + term
-    return total
-
-
 def mean_of(pairs: Pairs, index: int, side: int, derivative: tuple[int, int] | None) -> Tensor:
     """Mean of a `Nonlinear` node at each left or right point, or of a derivative."""
     node = pairs.program.nodes[index]
@@ -280,18 +266,18 @@ class _Bound:
 
     factor: Factor
     derivative: int | None
-    own: Pairs
+    single: Pairs
     side: int
     statistics: tuple[Tensor, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        found = []
-        for kind, index in self.factor.statistics:
-            mean, scale = self.own.statistics(index, 0)
-            if kind == "mean" and mean is None:
-                mean = torch.zeros_like(scale)
-            found.append(scale if kind == "scale" else mean)
-        self.statistics = tuple(found)  # type: ignore[arg-type]
+        self.statistics = tuple(self._statistic(*s) for s in self.factor.statistics)
+
+    def _statistic(self, kind: str, index: int) -> Tensor:
+        mean, scale = statistics(self.single, index, 0)
+        if kind == "scale":
+            return scale
+        return torch.zeros_like(scale) if mean is None else mean
 
     @property
     def plain(self) -> Activation | None:
@@ -306,7 +292,7 @@ class _Bound:
             return self.plain.kinks
         assert isinstance(self.factor.function, Apply)
         with torch.no_grad():
-            scale = self.own.variance_of(self.factor.sources[0], 0).double().sqrt()
+            scale = self.single.variance_of(self.factor.sources[0], 0).double().sqrt()
             statistics = [s.double() for s in self.statistics]
             return tuple(crossings(self.factor.function, scale, statistics))
 
@@ -316,13 +302,17 @@ class _Bound:
 
     def of_many(self, values: dict[int, Tensor], statistics: Sequence[Tensor]) -> Tensor:
         """The function of its variables by source."""
-        own = [values[s] for s in self.factor.sources]
+        variables = [values[s] for s in self.factor.sources]
         function = self.factor.function
         if isinstance(function, Activation):
-            return function(own[0]) if self.derivative is None else function.derivative(own[0])
+            return (
+                function(variables[0])
+                if self.derivative is None
+                else function.derivative(variables[0])
+            )
         if self.derivative is None:
-            return function(own, statistics)
-        return function.derivative(self.derivative, own, statistics)
+            return function(variables, statistics)
+        return function.derivative(self.derivative, variables, statistics)
 
 
 def _distinct(items: Sequence[int]) -> list[int]:
@@ -350,8 +340,8 @@ def _check_continuous(node: Nonlinear) -> None:
     def names(part: Any) -> set[str]:
         if not isinstance(part, Apply):
             return set()
-        own = {getattr(part.function, "__name__", type(part.function).__name__).lower()}
-        return own.union(*(names(a) for a in part.arguments))
+        found = {getattr(part.function, "__name__", type(part.function).__name__).lower()}
+        return found.union(*(names(a) for a in part.arguments))
 
     for factor in node.factors:
         function = factor.function

@@ -115,10 +115,10 @@ class Heads:
         dq, q = queries.double(), query.double()
 
         def term(left: Tensor, right: Tensor) -> Tensor:
-            own = dq * self._contracted(left, right, b, k) + q * self._contracted(
+            total = dq * self._contracted(left, right, b, k) + q * self._contracted(
                 left, right, b, dk
             )
-            return scale * own
+            return scale * total
 
         return self._symmetrised(self._mean(term))
 

@@ -1,198 +1,23 @@
-"""Linear maps between nodes: one class for each kind, with all that a kernel asks of it.
-
-A map acts on *one side* of pairs of nodes, and in the same way on the mean of a node. Both are an
-`Operand`: what is known of the map's sources, how a number for each data point multiplies it, and
-what a constant vector adds to it. A kind may also have a rule for *both sides* at once, where that
-is cheaper or different.
-"""
+"""Linear maps between nodes: combinations, masks, and maps of positions."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from priors.limits.kinds import LinearMap, register_kind
+from priors.limits.operands import Operand
 from priors.limits.pairs import Pairs, Pairwise
-from priors.limits.positions import averaged, gathered, mixed, selected
-from priors.programs.nodes import (
-    Attention,
-    Combination,
-    Concatenate,
-    Dropout,
-    Flatten,
-    Join,
-    Mix,
-    Normalise,
-    Select,
-)
-from priors.programs.program import Program
+from priors.limits.positions import gathered, mixed, selected
+from priors.programs.nodes import Combination, Concatenate, Dropout, Flatten, Join, Mix, Select
 
-__all__ = ["Mean", "OneSide", "is_map", "map_of"]
+__all__: list[str] = []
 
 
-class Operand(ABC):
-    """What a map is applied to.
-
-    Attributes:
-        program: The program.
-        axis: Dimension of the mapped positions, from the end.
-        is_mean: Whether it is the mean of a node, not pairs.
-    """
-
-    program: Program
-    axis: int
-    is_mean: bool
-
-    @abstractmethod
-    def of(self, source: int) -> Tensor | None:
-        """What the map's source has in the place of the map's node; None if it vanishes."""
-
-    @abstractmethod
-    def plus_constant(self, value: Tensor | None, number: Tensor | float) -> Tensor | None:
-        """With a vector added whose entries are `number` (a tensor: `spread`)."""
-
-    @abstractmethod
-    def spread(self, number: Tensor) -> Tensor:
-        """A number for each data point and position, shaped to multiply."""
-
-    @abstractmethod
-    def zeros(self, source: int) -> Tensor:
-        """Zero, in the shape that `of` has."""
-
-    @abstractmethod
-    def statistics(self, index: int) -> tuple[Tensor | None, Tensor]:
-        """Mean and scale of a normalisation, not spread."""
-
-    @abstractmethod
-    def weights(self, index: int) -> Tensor:
-        """Average attention weights, spread."""
-
-    def weighted_sum(self, terms: list[tuple[float, int]]) -> Tensor | None:
-        """sum_k c_k of(source k)."""
-        total: Tensor | None = None
-        for coefficient, source in terms:
-            part = self.of(source)
-            if part is None:
-                continue
-            part = part if coefficient == 1.0 else part * coefficient
-            total = part if total is None else total + part
-        return total
-
-
-class OneSide(Operand):
-    """Pairs of nodes `a` and `b`, mapped on the side of `a` (or of `b`).
-
-    Args:
-        pairs: The moments.
-        a: Node on the left.
-        b: Node on the right.
-        full: Whether all pairs of positions are meant.
-        of: What is propagated through the maps.
-        means: Whether it has a part from the means, as moments have and tangents do not.
-        left: Whether the map is that of `a`.
-    """
-
-    is_mean = False
-
-    def __init__(
-        self, pairs: Pairs, a: int, b: int, full: bool, of: Pairwise, means: bool, *, left: bool
-    ) -> None:
-        self.program = pairs.program
-        self._pairs, self._a, self._b, self._full = pairs, a, b, full
-        self._pairwise, self._means, self._left = of, means, left
-        self._other = b if left else a
-        # counted from the end, the other side's positions may come after those of the left
-        self.axis = -1 - int(full and pairs.has_positions(b)) if left else -1
-
-    def of(self, source: int) -> Tensor | None:
-        pair = (source, self._b) if self._left else (self._a, source)
-        return self._pairwise(*pair, self._full)
-
-    def plus_constant(self, value: Tensor | None, number: Tensor | float) -> Tensor | None:
-        if not self._means:
-            return value
-        mean = self._pairs.mean(self._other, 1 if self._left else 0)
-        if mean is None:
-            return value
-        opposite = self._pairs.on_right if self._left else self._pairs.on_left
-        term = number * opposite(mean, self._a, self._b, self._full)
-        return (
-            self._pairs.zeros(self._a, self._b, self._full) + term
-            if value is None
-            else (value + term)
-        )
-
-    def spread(self, number: Tensor) -> Tensor:
-        place = self._pairs.on_left if self._left else self._pairs.on_right
-        return place(number, self._a, self._b, self._full)
-
-    def zeros(self, source: int) -> Tensor:
-        pair = (source, self._b) if self._left else (self._a, source)
-        return self._pairs.zeros(*pair, self._full)
-
-    def statistics(self, index: int) -> tuple[Tensor | None, Tensor]:
-        return self._pairs.statistics(index, 0 if self._left else 1)
-
-    def weights(self, index: int) -> Tensor:
-        side = 0 if self._left else 1
-        weights = self._pairs.of_points(side).weights(index)
-        weights = self._pairs.rows_of(weights, side, 2)
-        return weights if self._pairs.paired else weights.unsqueeze(-3 if self._left else -4)
-
-
-class Mean(Operand):
-    """The mean of a node at each data point."""
-
-    axis = -1
-    is_mean = True
-
-    def __init__(self, single: Pairs) -> None:
-        self.program = single.program
-        self._single = single
-
-    def of(self, source: int) -> Tensor | None:
-        return self._single.mean(source, 0)
-
-    def plus_constant(self, value: Tensor | None, number: Tensor | float) -> Tensor | None:
-        return None if value is None else value + number
-
-    def spread(self, number: Tensor) -> Tensor:
-        return number
-
-    def zeros(self, source: int) -> Tensor:
-        return self._single.zeros_of(source)
-
-    def statistics(self, index: int) -> tuple[Tensor | None, Tensor]:
-        return self._single.statistics(index, 0)
-
-    def weights(self, index: int) -> Tensor:
-        return self._single.weights(index)
-
-
-class LinearMap(ABC):
-    """One kind of map.
-
-    Attributes:
-        pointwise: Whether it works position by position.
-    """
-
-    pointwise = False
-
-    @abstractmethod
-    def apply(self, index: int, node: Any, x: Operand) -> Tensor | None:
-        """The map of node `index`, applied to its sources; None if nothing is left."""
-
-    def both(
-        self, pairs: Pairs, a: int, b: int, full: bool, of: Pairwise, means: bool
-    ) -> Callable[[], Tensor | None] | None:
-        """A rule for two nodes of this kind at once; None: one side after the other."""
-        return None
-
-
-class _Combination(LinearMap):
+@register_kind(Combination)
+class _Combination(LinearMap[Combination]):
     pointwise = True
 
     def apply(self, index: int, node: Combination, x: Operand) -> Tensor | None:
@@ -204,22 +29,8 @@ class _Combination(LinearMap):
         return x.plus_constant(total, node.offset)
 
 
-class _Normalise(LinearMap):
-    """With the statistics of each data point held fixed."""
-
-    pointwise = True
-
-    def apply(self, index: int, node: Normalise, x: Operand) -> Tensor | None:
-        mean, scale = x.statistics(index)
-        if x.is_mean and node.centred and not node.pooled:
-            return None  # the mean is taken off
-        value = x.of(node.source)
-        if mean is not None:
-            value = x.plus_constant(value, -x.spread(mean))
-        return None if value is None else value * x.spread(scale)
-
-
-class _Dropout(LinearMap):
+@register_kind(Dropout)
+class _Dropout(LinearMap[Dropout]):
     pointwise = True
 
     def apply(self, index: int, node: Dropout, x: Operand) -> Tensor | None:
@@ -230,8 +41,7 @@ class _Dropout(LinearMap):
     ) -> Callable[[], Tensor | None] | None:
         if a != b:
             return None
-        node = pairs.program.nodes[a]
-        assert isinstance(node, Dropout)
+        node, _ = self.nodes(pairs, a, b)
 
         def same_mask() -> Tensor | None:
             value = of(node.source, node.source, full)
@@ -253,7 +63,8 @@ def _masked(pairs: Pairs, node: Dropout, index: int, full: bool, value: Tensor) 
     return value * factor
 
 
-class _Select(LinearMap):
+@register_kind(Select)
+class _Select(LinearMap[Select]):
     def apply(self, index: int, node: Select, x: Operand) -> Tensor | None:
         value = x.of(node.source)
         return None if value is None else selected(value, node, x.axis, x.program)
@@ -261,9 +72,7 @@ class _Select(LinearMap):
     def both(
         self, pairs: Pairs, a: int, b: int, full: bool, of: Pairwise, means: bool
     ) -> Callable[[], Tensor | None] | None:
-        first, second = pairs.program.nodes[a], pairs.program.nodes[b]
-        assert isinstance(first, Select)
-        assert isinstance(second, Select)
+        first, second = self.nodes(pairs, a, b)
         if full or first.picks != second.picks:
             return None
 
@@ -274,13 +83,15 @@ class _Select(LinearMap):
         return same_picks
 
 
-class _Mix(LinearMap):
+@register_kind(Mix)
+class _Mix(LinearMap[Mix]):
     def apply(self, index: int, node: Mix, x: Operand) -> Tensor | None:
         value = x.of(node.source)
         return None if value is None else mixed(value, node, x.axis, x.program)
 
 
-class _Join(LinearMap):
+@register_kind(Join)
+class _Join(LinearMap[Join]):
     def apply(self, index: int, node: Join, x: Operand) -> Tensor | None:
         parts = [(i, x.of(i)) for i in node.sources]
         if all(part is None for _, part in parts):
@@ -296,9 +107,7 @@ class _Join(LinearMap):
         self, pairs: Pairs, a: int, b: int, full: bool, of: Pairwise, means: bool
     ) -> Callable[[], Tensor | None] | None:
         program = pairs.program
-        first, second = program.nodes[a], program.nodes[b]
-        assert isinstance(first, Join)
-        assert isinstance(second, Join)
+        first, second = self.nodes(pairs, a, b)
         sizes = [[program.positions(i) for i in node.sources] for node in (first, second)]
         if full or sizes[0] != sizes[1]:
             return None
@@ -323,7 +132,8 @@ class _Join(LinearMap):
         return part_by_part
 
 
-class _Flatten(LinearMap):
+@register_kind(Flatten)
+class _Flatten(LinearMap[Flatten]):
     def apply(self, index: int, node: Flatten, x: Operand) -> Tensor | None:
         value = x.of(node.source)
         return None if value is None else gathered(value, node.members, x.axis).mean(x.axis)
@@ -331,9 +141,7 @@ class _Flatten(LinearMap):
     def both(
         self, pairs: Pairs, a: int, b: int, full: bool, of: Pairwise, means: bool
     ) -> Callable[[], Tensor | None] | None:
-        first, second = pairs.program.nodes[a], pairs.program.nodes[b]
-        assert isinstance(first, Flatten)
-        assert isinstance(second, Flatten)
+        first, second = self.nodes(pairs, a, b)
         if first.members != second.members:
             return None
 
@@ -351,7 +159,8 @@ class _Flatten(LinearMap):
         return same_members
 
 
-class _Concatenate(LinearMap):
+@register_kind(Concatenate)
+class _Concatenate(LinearMap[Concatenate]):
     pointwise = True
 
     def apply(self, index: int, node: Concatenate, x: Operand) -> Tensor | None:
@@ -360,9 +169,7 @@ class _Concatenate(LinearMap):
     def both(
         self, pairs: Pairs, a: int, b: int, full: bool, of: Pairwise, means: bool
     ) -> Callable[[], Tensor | None] | None:
-        first, second = pairs.program.nodes[a], pairs.program.nodes[b]
-        assert isinstance(first, Concatenate)
-        assert isinstance(second, Concatenate)
+        first, second = self.nodes(pairs, a, b)
         if first.sizes != second.sizes:
             return None
 
@@ -381,55 +188,3 @@ def _shares(node: Concatenate) -> list[tuple[float, int]]:
     """Each part's share of the width."""
     whole = sum(node.sizes)
     return [(size / whole, i) for size, i in zip(node.sizes, node.sources, strict=True)]
-
-
-class _Attention(LinearMap):
-    """Averages over positions with weights held fixed, or random over the heads."""
-
-    def apply(self, index: int, node: Attention, x: Operand) -> Tensor | None:
-        value = x.of(node.value)
-        return None if value is None else averaged(value, x.weights(index), x.axis)
-
-    def both(
-        self, pairs: Pairs, a: int, b: int, full: bool, of: Pairwise, means: bool
-    ) -> Callable[[], Tensor | None] | None:
-        first, second = pairs.program.nodes[a], pairs.program.nodes[b]
-        assert isinstance(first, Attention)
-        assert isinstance(second, Attention)
-        if first.mean_field or second.mean_field:
-            return None
-
-        def over_heads() -> Tensor | None:
-            inner = of(first.value, second.value, True)
-            if inner is None:
-                return None
-            value = pairs.heads(a, b).average(inner)
-            if means and pairs.same and not pairs.paired:
-                own = pairs.of_points(0).moment(a, b, True)
-                value = pairs.with_exact_blocks(value, own)
-            return value if full else value.diagonal(dim1=-2, dim2=-1)
-
-        return over_heads
-
-
-_MAPS: dict[type, LinearMap] = {
-    Attention: _Attention(),
-    Combination: _Combination(),
-    Concatenate: _Concatenate(),
-    Dropout: _Dropout(),
-    Flatten: _Flatten(),
-    Join: _Join(),
-    Mix: _Mix(),
-    Normalise: _Normalise(),
-    Select: _Select(),
-}
-
-
-def is_map(node: Any) -> bool:
-    """Whether a node is a linear map of others, given the statistics of each data point."""
-    return type(node) in _MAPS
-
-
-def map_of(node: Any) -> LinearMap:
-    """The map that a node is."""
-    return _MAPS[type(node)]

@@ -11,6 +11,7 @@ positions. The rules are pairwise:
     Nonlinear, Gaussian       Stein's lemma: E[phi(u) v] = E[phi'(u)] E[u v]
     linear maps               applied on their side of the pair (`maps`)
 
+Each is written with its kind of node (`kinds` finds it); `pairs` explains the words they share.
 None stands for a moment that vanishes by structure: branches without a common weight.
 
 Positions trail (`pairs`): all pairs of them, or with `full=False` the same position of both, which
@@ -25,21 +26,12 @@ from functools import cached_property
 
 from torch import Tensor
 
-from priors.limits.expectations import expectation, mean_of, plain, stein
-from priors.limits.heads import Heads
-from priors.limits.maps import Mean, OneSide, is_map, map_of
-from priors.limits.pairs import Pairs, Pairwise
+from priors.limits.expectations import plain
+from priors.limits.kinds import kind_of, mapped
+from priors.limits.pairs import Pairs
 from priors.limits.points import Inputs, Settings
 from priors.limits.relations import related
-from priors.limits.weights import embedding, inner_product, linear
-from priors.programs.nodes import (
-    Attention,
-    Embedding,
-    Features,
-    Linear,
-    Nonlinear,
-    Normalise,
-)
+from priors.programs.nodes import Linear
 from priors.programs.program import Program
 
 __all__ = ["Moments", "Points", "Settings"]
@@ -55,9 +47,14 @@ class Points(Inputs):
         self._derivatives = derivatives
 
     @cached_property
-    def own(self) -> Moments:
+    def single(self) -> Moments:
         """Moments of each data point with itself."""
         return Moments(self, self, paired=True, derivatives=self._derivatives)
+
+    @property
+    def own(self) -> Moments:
+        """`single`, as `networks.infinite` still calls it."""
+        return self.single
 
 
 class Moments(Pairs):
@@ -89,12 +86,11 @@ class Moments(Pairs):
         self._cache: dict[tuple[int, int, bool], Tensor] = {}
         self._duals: dict[tuple[int, int, bool], tuple[Tensor, Tensor | None]] = {}
         self._means: dict[int, Tensor | None] = {}
-        self._heads: dict[tuple[int, int], Heads] = {}
         if len(self.program.nodes) > 100:
             self._warm_up()
 
     def of_points(self, side: int) -> Moments:
-        return self if self.of_single_points else self._points[side].own
+        return self if self.of_single_points else self._points[side].single
 
     def _warm_up(self) -> None:
         """Fill the cache from the input on, so that recursion does not grow with the depth."""
@@ -140,29 +136,10 @@ class Moments(Pairs):
         return related(self.program, a, b)
 
     def _moment(self, a: int, b: int, full: bool) -> Tensor | None:
-        first, second = self.program.nodes[a], self.program.nodes[b]
-        if is_map(first) or is_map(second):
-            return self.mapped(a, b, full, self.moment, means=True)
-        match first, second:
-            case Features(), Features():
-                return inner_product(self, a, b, full)
-            case Linear(), Linear():
-                return linear(self, a, b, full)
-            case Embedding(), Embedding():
-                return embedding(self, a, b, full)
-            case Nonlinear(), Nonlinear():
-                return self.with_exact_diagonal(
-                    self._expectation(a, b, full),
-                    a,
-                    b,
-                    full,
-                    lambda single: single.moment(a, b, False),
-                )
-            case Nonlinear(), _:
-                return stein(self, a, b, full, self.moment, jumps=True)
-            case _, Nonlinear():
-                return stein(self, a, b, full, self.moment, jumps=True)
-        raise AssertionError(f"no moment of {first} and {second}")
+        kind = kind_of(self.program.nodes[a])
+        if kind is kind_of(self.program.nodes[b]):
+            return kind.moment(self, a, b, full)
+        return mapped(self, a, b, full, self.moment, means=True)
 
     def duals(self, a: int, b: int, full: bool) -> tuple[Tensor, Tensor | None]:
         """E[phi(u) psi(v)] and E[phi'(u) psi'(v)] of two plain nonlinearities."""
@@ -176,47 +153,6 @@ class Moments(Pairs):
             self._duals[a, b, full] = plain(self, a, b, full)
         return self._duals[a, b, full]
 
-    def _expectation(self, a: int, b: int, full: bool) -> Tensor:
-        if self.is_plain(a) and self.is_plain(b):
-            return self.duals(a, b, full)[0]
-        return expectation(self, a, b, full)
-
-    def mapped(
-        self, a: int, b: int, full: bool, of: Pairwise, *, means: bool = False
-    ) -> Tensor | None:
-        """What linear maps make of the pairs of their sources; the later node's comes first."""
-        first, second = self.program.nodes[a], self.program.nodes[b]
-        if type(first) is type(second):
-            both = map_of(first).both(self, a, b, full, of, means)
-            if both is not None:
-                return both()
-        left = is_map(first) and (a >= b or not is_map(second))
-        index, node = (a, first) if left else (b, second)
-        kind = map_of(node)
-        if not full and not kind.pointwise:
-            value = of(a, b, True)
-            return None if value is None else value.diagonal(dim1=-2, dim2=-1)
-        return kind.apply(index, node, OneSide(self, a, b, full, of, means, left=left))
-
-    def statistics(self, index: int, side: int) -> tuple[Tensor | None, Tensor]:
-        """Mean and 1/standard deviation of a `Normalise` node, `[..., n, (P)]`."""
-        node = self.program.nodes[index]
-        assert isinstance(node, Normalise)
-        square = self._pooled(node, self.variance_of(node.source, side))
-        mean = self.mean(node.source, side) if node.centred else None
-        if mean is not None:
-            mean = self._pooled(node, mean)
-            square = square - mean**2
-        return mean, (square + node.eps).rsqrt()
-
-    def _pooled(self, node: Normalise, value: Tensor) -> Tensor:
-        if not node.pooled:
-            return value
-        shape = value.shape
-        value = value.unflatten(-1, node.positions)
-        axes = tuple(range(-node.pooled, 0))
-        return value.mean(axes, keepdim=True).expand(*shape[:-1], *node.positions).reshape(shape)
-
     def mean(self, index: int, side: int = 0) -> Tensor | None:
         """Mean over the width at each left or right point, `[..., n, (P)]`; None if 0."""
         single = self.of_points(side)
@@ -227,46 +163,6 @@ class Moments(Pairs):
         return self._means[index]
 
     def _mean(self, index: int) -> Tensor | None:
-        node = self.program.nodes[index]
         if self.program.gaussian(index):
             return None
-        if isinstance(node, Nonlinear):
-            return mean_of(self, index, 0, None)
-        return map_of(node).apply(index, node, Mean(self))
-
-    def weights(self, index: int) -> Tensor:
-        """Average attention weights at each point, `[..., n, queries, keys]`."""
-        return self.heads(index, index).mean_weights()
-
-    def heads(self, a: int, b: int) -> Heads:
-        """The attention heads of two nodes."""
-        if (a, b) not in self._heads:
-            self._heads[a, b] = self._make_heads(a, b)
-        return self._heads[a, b]
-
-    def _make_heads(self, a: int, b: int) -> Heads:
-        first, second = self.program.nodes[a], self.program.nodes[b]
-        assert isinstance(first, Attention)
-        assert isinstance(second, Attention)
-        queries, keys = (
-            (self._logits(i, i, 0), self._logits(j, j, 1), self._logits(i, j, None))
-            for i, j in ((first.query, second.query), (first.key, second.key))
-        )
-        mean_field = None
-        if first.mean_field:
-            mean_field = self._logits(first.query, first.key, 0)
-        symmetric = a == b and self.same and not self.paired
-        rule = self.settings.quadrature
-        return Heads(first, second, queries, keys, mean_field, rule, symmetric)  # type: ignore
-
-    def _logits(self, a: int, b: int, side: int | None) -> Tensor | None:
-        """Full moments of queries or keys: cross (None), or own of a side, spread over pairs."""
-        if side is None:
-            return self.moment(a, b, True)
-        value = self.of_points(side).moment(a, b, True)
-        if value is None:
-            return None
-        value = self.rows_of(value, side, 2)
-        if self.paired:
-            return value
-        return value.unsqueeze(-3 if side == 0 else -4)
+        return kind_of(self.program.nodes[index]).mean(self, index)

@@ -2,8 +2,8 @@
 
 Positions are flattened and trail: `[..., n1, n2, P_a, P_b]`, or with `full=False` the same
 position of both, `[..., n1, n2, P]`. The data points come as a matrix of pairs, or *paired* row by
-row, then without n2. What is known of each data point alone, `[..., n, (P)]`, is *placed* on its
-side of the pairs.
+row, then without n2. What is known of each data point alone, `[..., n, (P)]`, is *spread* over
+the pairs from its side.
 
 Words used throughout `limits`:
 
@@ -11,26 +11,30 @@ Words used throughout `limits`:
     tangent         the same of their gradients in all weights
     a, b            indices of the nodes on the left and on the right of a pair
     side            0 for the left, 1 for the right
+    single points   the pairs of each data point with itself alone (`Pairs.of_points`)
     full            all pairs of positions, not only equal ones
     trailing        how many position dimensions a pair's tensor ends with
     exact diagonal  a point (and position) with itself, where a closed form replaces quadrature
+    derivatives     E[phi'(u) psi'(v)], which only the tangent kernel needs
     plain           of a nonlinearity: one `Activation` of one Gaussian vector
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from priors.gaussian.activations import Activation
-from priors.limits.heads import Heads
 from priors.limits.points import Inputs
 from priors.programs.nodes import Nonlinear
 
 __all__ = ["Pairs", "Pairwise"]
+
+T = TypeVar("T")
 
 # (a, b, full) -> what is propagated through linear maps
 Pairwise = Callable[[int, int, bool], Tensor | None]
@@ -67,6 +71,7 @@ class Pairs(ABC):
         self.derivatives = derivatives
         self.inputs = left, right
         self._rows = rows, columns
+        self._once: dict[Hashable, Any] = {}
 
     @abstractmethod
     def moment(self, a: int, b: int, full: bool = True) -> Tensor | None:
@@ -77,20 +82,18 @@ class Pairs(ABC):
         """Mean over the width at each left or right point, `[..., n, (P)]`; None if 0."""
 
     @abstractmethod
-    def statistics(self, index: int, side: int) -> tuple[Tensor | None, Tensor]:
-        """Mean and 1/standard deviation of a `Normalise` node, `[..., n, (P)]`."""
-
-    @abstractmethod
-    def weights(self, index: int) -> Tensor:
-        """Average attention weights at each point, `[..., n, queries, keys]`."""
-
-    @abstractmethod
-    def heads(self, a: int, b: int) -> Heads:
-        """The attention heads of two nodes."""
+    def duals(self, a: int, b: int, full: bool) -> tuple[Tensor, Tensor | None]:
+        """E[phi(u) psi(v)] and E[phi'(u) psi'(v)] of two plain nonlinearities."""
 
     @abstractmethod
     def of_points(self, side: int) -> Pairs:
         """The left (0) or right (1) points, each with itself; all of them, not only the rows."""
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns, made once for these pairs."""
+        if key not in self._once:
+            self._once[key] = make()
+        return self._once[key]
 
     def variance(self, kind: str, layer: str, trailing: int) -> Tensor:
         """Variance of a weight or bias, shaped to multiply a pair of `trailing` position dims."""
@@ -127,12 +130,12 @@ class Pairs(ABC):
 
     def on_right(self, value: Tensor, a: int, b: int, full: bool) -> Tensor:
         """The same for right points."""
-        placed = self.has_positions(b)
-        value = self.rows_of(value, 1, int(placed))
+        positions = self.has_positions(b)
+        value = self.rows_of(value, 1, int(positions))
         if not self.paired:
-            value = value.unsqueeze(-3 if placed else -2)
+            value = value.unsqueeze(-3 if positions else -2)
         if full and self.has_positions(a):
-            value = value.unsqueeze(-2 if placed else -1)
+            value = value.unsqueeze(-2 if positions else -1)
         return value
 
     def rows_of(self, value: Tensor, side: int, trailing: int) -> Tensor:
@@ -170,23 +173,23 @@ class Pairs(ABC):
         if self.paired:
             if trailing != 2:
                 return value
-            own = exact(self)
-            assert own is not None
-            return _with_diagonal(value, own, [(-2, -1)])
-        own = exact(self.of_points(0))
-        assert own is not None
-        own = self.rows_of(own, 0, int(trailing > 0))
+            known = exact(self)
+            assert known is not None
+            return _with_diagonal(value, known, [(-2, -1)])
+        known = exact(self.of_points(0))
+        assert known is not None
+        known = self.rows_of(known, 0, int(trailing > 0))
         if trailing == 0:
-            return _with_diagonal(value, own, [(-2, -1)])
+            return _with_diagonal(value, known, [(-2, -1)])
         if trailing == 1:
-            return _with_diagonal(value, own.mT, [(-3, -2)])
+            return _with_diagonal(value, known.mT, [(-3, -2)])
         # [.., n, n, P, P] -> [.., P, P, n] -> [.., n, P]
-        return _with_diagonal(value, own, [(-4, -3), (-3, -2)])
+        return _with_diagonal(value, known, [(-4, -3), (-3, -2)])
 
-    def with_exact_blocks(self, value: Tensor, own: Tensor | None) -> Tensor:
+    def with_exact_blocks(self, value: Tensor, exact: Tensor | None) -> Tensor:
         """Pairs of a point with itself, at all positions, replaced: their heads are the same."""
-        assert own is not None
-        return _with_diagonal(value, self.rows_of(own, 0, 2).movedim(-3, -1), [(-4, -3)])
+        assert exact is not None
+        return _with_diagonal(value, self.rows_of(exact, 0, 2).movedim(-3, -1), [(-4, -3)])
 
     def variance_of(self, index: int, side: int) -> Tensor:
         """Second moment of each left (0) or right (1) point, all of them, `[..., n, (P)]`."""
@@ -197,19 +200,14 @@ class Pairs(ABC):
     def is_plain(self, index: int) -> bool:
         """Whether a node is one `Activation` of one Gaussian."""
         node = self.program.nodes[index]
-        return (
-            isinstance(node, Nonlinear)
-            and len(node.factors) == 1
-            and isinstance(node.factors[0].function, Activation)
-        )
+        return isinstance(node, Nonlinear) and node.activation is not None
 
     def activation(self, index: int) -> tuple[Activation, int]:
         """The function and the source of a plain nonlinearity."""
         node = self.program.nodes[index]
         assert isinstance(node, Nonlinear)
-        function = node.factors[0].function
-        assert isinstance(function, Activation)
-        return function, node.factors[0].sources[0]
+        assert node.activation is not None
+        return node.activation, node.factors[0].sources[0]
 
     def zeros_of(self, index: int) -> Tensor:
         """Zero at each left point (and position of a node), `[..., n, (P)]`."""

@@ -46,8 +46,7 @@ def _all_once(members: Array, positions: int) -> bool:
 def selected(value: Tensor, node: Select, axis: int, program: Program) -> Tensor:
     """Positions picked, repeated or reordered on one side."""
     picks = node.picks.tensor(value).flatten()
-    placed = program.positions(node.source) is not None
-    if not placed:  # a single vector, repeated
+    if program.positions(node.source) is None:  # a single vector, repeated
         value = value.unsqueeze(axis)
     if bool(picks.numel() == value.shape[axis]) and bool(
         (picks == torch.arange(picks.numel(), device=picks.device)).all()

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
-from priors.limits.maps import is_map
-from priors.programs.nodes import (
-    Attention,
-    BatchNormalise,
-    Embedding,
-    Factor,
-    Features,
-    Linear,
-    Nonlinear,
-)
+from priors.programs.nodes import Factor
 from priors.programs.program import Program
 
 __all__ = ["independent_groups", "related"]
@@ -28,31 +20,18 @@ def related(program: Program, a: int, b: int) -> bool:
 
 
 def _find_relation(program: Program, a: int, b: int) -> bool:
-    first, second = program.nodes[a], program.nodes[b]
-    gaussian = program.gaussian(a), program.gaussian(b)
-    if isinstance(first, Features) or isinstance(second, Features):
-        return isinstance(first, Features) and isinstance(second, Features)
-    if not any(gaussian):
+    first, second = program.hidden(a), program.hidden(b)
+    for node, other in ((first, second), (second, first)):
+        known = node.relation(other, functools.partial(related, program))
+        if known is not None:
+            return known
+    if not program.gaussian(a) and not program.gaussian(b):
         return True  # means
-    if isinstance(first, Linear) and isinstance(second, Linear):
-        if first.bias is not None and first.bias == second.bias:
-            return True
-        if first.weight != second.weight or first.source is None or second.source is None:
-            return False
-        return related(program, first.source, second.source)
-    if isinstance(first, Embedding) and isinstance(second, Embedding):
-        return first.weight == second.weight
     # take the later node apart
-    for index, other in ((b, a), (a, b)):
-        node = program.nodes[index]
-        if isinstance(node, Attention):
-            return related(program, node.value, other)
-        if isinstance(node, BatchNormalise):
-            return related(program, node.source, other)
-        if isinstance(node, Nonlinear):
-            return any(related(program, s, other) for f in node.factors for s in f.sources)
-        if is_map(node):
-            return any(related(program, s, other) for s in program.sources(index))
+    for index, opposite in ((b, a), (a, b)):
+        sources = program.hidden(index).related_through
+        if sources:
+            return any(related(program, s, opposite) for s in sources)
     return False
 
 

@@ -1,4 +1,4 @@
-"""Moments of the nodes that hold weights, and of the raw features below them."""
+"""The nodes that hold weights, and the raw features below them."""
 
 from __future__ import annotations
 
@@ -7,39 +7,73 @@ import functools
 import torch
 from torch import Tensor
 
+from priors.limits.kinds import Kind, TangentPairs, register_kind
 from priors.limits.pairs import Pairs, Pairwise
 from priors.limits.positions import convolved, needs_graph
-from priors.programs.nodes import Embedding, Linear
+from priors.programs.nodes import Embedding, Features, Linear
 
-__all__ = ["embedding", "inner_product", "linear", "through_weight"]
-
-
-def linear(pairs: Pairs, a: int, b: int, full: bool) -> Tensor | None:
-    """Moment of two `Linear` nodes: from a common matrix and from a common bias."""
-    first, second = pairs.program.nodes[a], pairs.program.nodes[b]
-    assert isinstance(first, Linear)
-    assert isinstance(second, Linear)
-    trailing = pairs.trailing(a, b, full)
-    total: Tensor | None = None
-    if first.weight == second.weight:
-        moment = through_weight(pairs, a, b, full, pairs.moment)
-        if moment is not None:
-            variance = pairs.variance("weight", first.layer, trailing)
-            fresh = first.window is not None and not needs_graph(moment, variance)
-            total = moment.mul_(variance) if fresh else moment * variance
-    if first.bias is not None and first.bias == second.bias:
-        assert first.bias_layer is not None
-        variance = pairs.variance("bias", first.bias_layer, trailing)
-        if total is None:
-            total = pairs.zeros(a, b, full) + variance
-        elif variance.dim() or needs_graph(total, variance):
-            total = total + variance
-        else:
-            total += variance
-    return total
+__all__: list[str] = []
 
 
-def through_weight(pairs: Pairs, a: int, b: int, full: bool, of: Pairwise) -> Tensor | None:
+@register_kind(Linear)
+class _Linear(Kind[Linear]):
+    def moment(self, pairs: Pairs, a: int, b: int, full: bool) -> Tensor | None:
+        """From a common matrix and from a common bias."""
+        first, second = self.nodes(pairs, a, b)
+        trailing = pairs.trailing(a, b, full)
+        total: Tensor | None = None
+        if first.weight == second.weight:
+            moment = _through_weight(pairs, a, b, full, pairs.moment)
+            if moment is not None:
+                variance = pairs.variance("weight", first.layer, trailing)
+                fresh = first.window is not None and not needs_graph(moment, variance)
+                total = moment.mul_(variance) if fresh else moment * variance
+        if first.bias is not None and first.bias == second.bias:
+            assert first.bias_layer is not None
+            variance = pairs.variance("bias", first.bias_layer, trailing)
+            if total is None:
+                total = pairs.zeros(a, b, full) + variance
+            elif variance.dim() or needs_graph(total, variance):
+                total = total + variance
+            else:
+                total += variance
+        return total
+
+    def tangent(self, tangents: TangentPairs, a: int, b: int, full: bool) -> Tensor | None:
+        pairs = tangents.moments
+        first, second = self.nodes(pairs, a, b)
+        trailing = pairs.trailing(a, b, full)
+        gradient = self._gradient(tangents, a, b, full)
+        if first.weight != second.weight:
+            return gradient
+        below = _through_weight(pairs, a, b, full, tangents.tangent)
+        if below is None:
+            return gradient
+        variance = pairs.variance("weight", first.layer, trailing)
+        if gradient is None:
+            return variance * below
+        if variance.dim() == 0 and not variance.requires_grad:
+            return gradient.add(below, alpha=float(variance))
+        return gradient + variance * below
+
+    def _gradient(self, tangents: TangentPairs, a: int, b: int, full: bool) -> Tensor | None:
+        """What the layer's weight and bias themselves contribute."""
+        pairs = tangents.moments
+        if not tangents.standard:
+            return pairs.moment(a, b, full)
+        first, second = self.nodes(pairs, a, b)
+        total: Tensor | None = None
+        if first.weight == second.weight:
+            total = _through_weight(pairs, a, b, full, pairs.moment)
+            if total is not None:
+                assert first.fan_in is not None
+                total = total * float(first.fan_in)
+        if first.bias is not None and first.bias == second.bias:
+            total = pairs.zeros(a, b, full) + 1.0 if total is None else total + 1.0
+        return total
+
+
+def _through_weight(pairs: Pairs, a: int, b: int, full: bool, of: Pairwise) -> Tensor | None:
     """What a shared matrix of variance 1 makes of the sources' pairs."""
     first, second = pairs.program.nodes[a], pairs.program.nodes[b]
     assert isinstance(first, Linear)
@@ -53,7 +87,41 @@ def through_weight(pairs: Pairs, a: int, b: int, full: bool, of: Pairwise) -> Te
     return convolved(value, first.window, shapes[0], shapes[1], full)
 
 
-def inner_product(pairs: Pairs, a: int, b: int, full: bool) -> Tensor:
+@register_kind(Embedding)
+class _Embedding(Kind[Embedding]):
+    def moment(self, pairs: Pairs, a: int, b: int, full: bool) -> Tensor | None:
+        """With one matrix, that of equal tokens."""
+        first, second = self.nodes(pairs, a, b)
+        x = pairs.inputs[0].x
+        tokens = (
+            pairs.on_left(pairs.inputs[0].tokens(first.source, first.positions), a, b, full),
+            pairs.on_right(pairs.inputs[1].tokens(second.source, second.positions), a, b, full),
+        )
+        equal = tokens[0] == tokens[1]
+        if first.padding is not None:
+            equal = equal & (tokens[0] != first.padding)
+        variance = pairs.variance("weight", first.layer, pairs.trailing(a, b, full))
+        return equal.to(x.dtype) * variance
+
+    def tangent(self, tangents: TangentPairs, a: int, b: int, full: bool) -> Tensor | None:
+        pairs = tangents.moments
+        value = pairs.moment(a, b, full)
+        if value is None or not tangents.standard:
+            return value
+        layer = self.nodes(pairs, a, b)[0].layer
+        return value / pairs.variance("weight", layer, pairs.trailing(a, b, full))
+
+
+@register_kind(Features)
+class _Features(Kind[Features]):
+    def moment(self, pairs: Pairs, a: int, b: int, full: bool) -> Tensor | None:
+        return _inner_product(pairs, a, b, full)
+
+    def tangent(self, tangents: TangentPairs, a: int, b: int, full: bool) -> Tensor | None:
+        return None
+
+
+def _inner_product(pairs: Pairs, a: int, b: int, full: bool) -> Tensor:
     """<x, x'> / width of two `Features` nodes."""
     trailing = 1 + int(pairs.has_positions(a)), 1 + int(pairs.has_positions(b))
     left = pairs.rows_of(pairs.inputs[0].features(a), 0, trailing[0])
@@ -77,20 +145,3 @@ def inner_product(pairs: Pairs, a: int, b: int, full: bool) -> Tensor:
     return torch.einsum(
         f"...i{one}d,...{letters}{two}d->...{both}{one}{two}", left, right
     ).contiguous()
-
-
-def embedding(pairs: Pairs, a: int, b: int, full: bool) -> Tensor:
-    """Moment of two `Embedding` nodes with one matrix: that of equal tokens."""
-    first, second = pairs.program.nodes[a], pairs.program.nodes[b]
-    assert isinstance(first, Embedding)
-    assert isinstance(second, Embedding)
-    x = pairs.inputs[0].x
-    tokens = (
-        pairs.on_left(pairs.inputs[0].tokens(first.source, first.positions), a, b, full),
-        pairs.on_right(pairs.inputs[1].tokens(second.source, second.positions), a, b, full),
-    )
-    equal = tokens[0] == tokens[1]
-    if first.padding is not None:
-        equal = equal & (tokens[0] != first.padding)
-    variance = pairs.variance("weight", first.layer, pairs.trailing(a, b, full))
-    return equal.to(x.dtype) * variance

@@ -30,7 +30,10 @@ def call_module(module: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> 
     """
     places: dict[int, list[str]] = {}
     for path, layer in module.named_modules():  # each layer once
-        for name, own in (*layer._parameters.items(), *layer._buffers.items()):
+        for name, own in (
+            *layer.named_parameters(recurse=False, remove_duplicate=False),
+            *layer.named_buffers(recurse=False, remove_duplicate=False),
+        ):
             places.setdefault(id(own), []).append(f"{path}.{name}" if path else name)
     known: dict[str, Tensor] = dict(module.named_buffers(remove_duplicate=False))
     known.update(module.named_parameters(remove_duplicate=False))

@@ -105,7 +105,7 @@ class LogExpectedImprovement(_Improvement):
     """
 
     def _value(self, posterior: PredictivePosterior, X: Tensor) -> Tensor:
-        return posterior.log_expected_improvement(self._threshold(X), self.maximize)
+        return posterior.log_excess(self._threshold(X), 1, self.maximize)
 
 
 class ExpectedImprovement(LogExpectedImprovement):
@@ -125,7 +125,7 @@ class LogProbabilityOfImprovement(_Improvement):
     """
 
     def _value(self, posterior: PredictivePosterior, X: Tensor) -> Tensor:
-        return posterior.log_probability_of_improvement(self._threshold(X), self.maximize)
+        return posterior.log_excess(self._threshold(X), 0, self.maximize)
 
 
 class ProbabilityOfImprovement(LogProbabilityOfImprovement):

@@ -11,9 +11,9 @@ import torch
 from botorch.utils.safe_math import log_fatmoid, log_fatplus
 from torch import Tensor
 
-from priors.posteriors.protocol import PredictivePosterior, probabilities
+from priors.posteriors.protocol import PredictivePosterior, check_order, probabilities
 
-__all__ = ["EmpiricalPosterior", "choose", "log_average", "normalised"]
+__all__ = ["EmpiricalPosterior", "beside", "choose", "log_average", "normalised"]
 
 # Width of the smoothing that keeps gradients where no draw improves, in deviations of the draws.
 _SMOOTHING = 1e-6
@@ -26,15 +26,19 @@ class EmpiricalPosterior(PredictivePosterior):
         draws: Function values, `[S, ..., n, m]`.
         log_weights: Log probabilities of the draws, `[S]`; equal without them. Normalised here.
 
-    Its expected improvement and probability of improvement are those of the draws, with max(., 0)
-    and the step smoothed at a width of 1e-6 of the draws' deviation (Ament et al. 2023,
-    2310.20708), so that their logarithms have gradients where no draw improves. The probability
-    has none to speak of elsewhere: prefer the expected improvement.
+    Its `log_excess` is that of the draws, with max(., 0) and the step smoothed at a width of 1e-6
+    of the draws' deviation (Ament et al. 2023, 2310.20708), so that it has gradients where no draw
+    is beyond the threshold. The probability has none to speak of elsewhere: prefer the expected
+    improvement.
     """
 
     def __init__(self, draws: Tensor, log_weights: Tensor | None = None) -> None:
         self.draws = draws
         self.log_weights = normalised(log_weights, draws)
+
+    @property
+    def atoms(self) -> tuple[Tensor, Tensor]:
+        return self.draws, self.log_weights
 
     @property
     def mean(self) -> Tensor:
@@ -60,7 +64,7 @@ class EmpiricalPosterior(PredictivePosterior):
 
     def cdf(self, Y: Tensor) -> Tensor:
         """Weight of the draws at most `Y` `[..., n, m]`, `[..., n, m]`; a step function."""
-        below = (self.draws <= Y).to(self.draws.dtype)
+        below = (beside(self.draws, Y) <= Y).to(self.draws.dtype)
         return torch.tensordot(self.log_weights.exp(), below, dims=1)
 
     def quantile(self, value: Tensor) -> Tensor:
@@ -79,25 +83,19 @@ class EmpiricalPosterior(PredictivePosterior):
         found = ordered.movedim(0, -1).gather(-1, index).movedim(-1, 0)
         return found.reshape(value.shape + self.draws.shape[1:])
 
-    def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
-        gain, width = self._gain(best_f, maximize)
-        return log_average(log_fatplus(gain / width, tau=1.0), self.log_weights) + width.log()
-
-    def log_probability_of_improvement(
-        self, best_f: Tensor | float, maximize: bool = True
-    ) -> Tensor:
-        gain, width = self._gain(best_f, maximize)
-        return log_average(log_fatmoid(gain / width, tau=1.0), self.log_weights)
-
-    def _gain(self, best_f: Tensor | float, maximize: bool) -> tuple[Tensor, Tensor]:
-        """Improvements `[S, ..., n, m]` and the width of their smoothing, `[..., n, m]`."""
-        best = torch.as_tensor(best_f, dtype=self.draws.dtype, device=self.draws.device)
-        gain = self.draws - best if maximize else best - self.draws
+    def log_excess(self, threshold: Tensor | float, order: int, above: bool = True) -> Tensor:
+        check_order(order)
+        threshold = torch.as_tensor(threshold, dtype=self.draws.dtype, device=self.draws.device)
+        draws = beside(self.draws, threshold)
+        gain = draws - threshold if above else threshold - draws
         with torch.no_grad():
             limits = torch.finfo(gain.dtype)
-            rounding = limits.eps * (gain.abs() + self.draws.abs()).amax(0)
+            rounding = limits.eps * (gain.abs() + draws.abs()).amax(0)
             width = _SMOOTHING * torch.maximum(self.variance.sqrt(), rounding)
-        return gain, width.clamp_min(limits.tiny)
+            width = width.clamp_min(limits.tiny)
+        if order == 0:
+            return log_average(log_fatmoid(gain / width, tau=1.0), self.log_weights)
+        return log_average(log_fatplus(gain / width, tau=1.0), self.log_weights) + width.log()
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         return choose(self.draws, self.log_weights, base_samples[..., 0])
@@ -124,6 +122,12 @@ def normalised(log_weights: Tensor | None, draws: Tensor) -> Tensor:
             f"log_weights must be [{len(draws)}], one per draw, got {tuple(log_weights.shape)}."
         )
     return log_weights.to(draws).log_softmax(0)
+
+
+def beside(draws: Tensor, Y: Tensor) -> Tensor:
+    """Draws `[S, ..., n, m]` that broadcast with values `[*s, ..., n, m]`, the first axis apart."""
+    extra = max(Y.dim() - draws.dim() + 1, 0)
+    return draws[(slice(None), *(None,) * extra)]
 
 
 def log_average(values: Tensor, log_weights: Tensor) -> Tensor:

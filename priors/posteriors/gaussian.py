@@ -8,13 +8,13 @@ from gpytorch.distributions import MultivariateNormal
 from torch import Tensor
 from torch.distributions import Normal
 
-from priors.posteriors.protocol import PredictivePosterior, leading
+from priors.posteriors.compat import is_stored_by_output, log_ndtr_integral
+from priors.posteriors.protocol import PredictivePosterior, check_order, leading
 
 __all__ = [
     "GaussianPosterior",
     "as_predictive",
-    "gaussian_log_expected_improvement",
-    "gaussian_log_probability_of_improvement",
+    "gaussian_log_excess",
 ]
 
 
@@ -35,20 +35,16 @@ class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         # GPyTorch's multitask log_prob scrambles values of a distribution that is not interleaved.
-        ordered = Y if not self._is_mt or self.distribution._interleaved else Y.mT
+        ordered = Y.mT if is_stored_by_output(self.distribution) else Y
         return MultivariateNormal.log_prob(self.distribution, ordered.flatten(-2))
 
-    def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
-        sign = 1.0 if maximize else -1.0
-        best = torch.as_tensor(best_f, dtype=self.dtype, device=self.device)
-        return gaussian_log_expected_improvement(sign * self.mean, self.variance, sign * best)
+    def log_excess(self, threshold: Tensor | float, order: int, above: bool = True) -> Tensor:
+        threshold = torch.as_tensor(threshold, dtype=self.dtype, device=self.device)
+        return gaussian_log_excess(self.mean, self.variance, threshold, order, above)
 
-    def log_probability_of_improvement(
-        self, best_f: Tensor | float, maximize: bool = True
-    ) -> Tensor:
-        sign = 1.0 if maximize else -1.0
-        best = torch.as_tensor(best_f, dtype=self.dtype, device=self.device)
-        return gaussian_log_probability_of_improvement(sign * self.mean, self.variance, sign * best)
+    @property
+    def shape(self) -> torch.Size:
+        return self._extended_shape()
 
     @property
     def _marginals(self) -> Normal:
@@ -75,23 +71,14 @@ def as_predictive(posterior: Posterior) -> PredictivePosterior:
     )
 
 
-def gaussian_log_expected_improvement(mean: Tensor, variance: Tensor, best_f: Tensor) -> Tensor:
-    """Log E[max(y - best_f, 0)] for y ~ N(mean, variance), stable far below `best_f`.
-
-    Uses BoTorch's `_log_ei_helper`, Ament et al. 2023 (2310.20708), eq. 9.
-    """
-    from botorch.acquisition.analytic import _log_ei_helper
-
-    std = _positive_std(variance)
-    return _log_ei_helper((mean - best_f) / std) + std.log()
-
-
-def gaussian_log_probability_of_improvement(
-    mean: Tensor, variance: Tensor, best_f: Tensor
+def gaussian_log_excess(
+    mean: Tensor, variance: Tensor, threshold: Tensor, order: int, above: bool
 ) -> Tensor:
-    """Log P(y > best_f) for y ~ N(mean, variance), stable far below `best_f`."""
-    return torch.special.log_ndtr((mean - best_f) / _positive_std(variance))
+    """`PredictivePosterior.log_excess` of y ~ N(mean, variance), stable far from the threshold.
 
-
-def _positive_std(variance: Tensor) -> Tensor:
-    return variance.clamp_min(torch.finfo(variance.dtype).tiny ** 0.5).sqrt()
+    Expected improvement by BoTorch's helper, Ament et al. 2023 (2310.20708), eq. 9.
+    """
+    check_order(order)
+    std = variance.clamp_min(torch.finfo(variance.dtype).tiny ** 0.5).sqrt()
+    u = (mean - threshold if above else threshold - mean) / std
+    return log_ndtr_integral(u) + std.log() if order else torch.special.log_ndtr(u)

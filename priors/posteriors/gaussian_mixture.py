@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from priors.posteriors.draws import choose, log_average, normalised
-from priors.posteriors.gaussian import (
-    gaussian_log_expected_improvement,
-    gaussian_log_probability_of_improvement,
-)
-from priors.posteriors.protocol import PredictivePosterior, probabilities
+from priors.posteriors.draws import beside, choose, log_average, normalised
+from priors.posteriors.gaussian import gaussian_log_excess
+from priors.posteriors.inversion import invert_cdf
+from priors.posteriors.protocol import PredictivePosterior, leading, probabilities
 
 __all__ = ["GaussianMixturePosterior"]
+
+_NUMBERS_AT_ONCE = 2**22
 
 
 class GaussianMixturePosterior(PredictivePosterior):
@@ -30,8 +30,6 @@ class GaussianMixturePosterior(PredictivePosterior):
 
     Base samples are `[..., n * m + 1]`: the last one chooses the component, shared by all points.
     """
-
-    _bisections = {torch.float32: 40, torch.float64: 80}
 
     def __init__(self, means: Tensor, variances: Tensor, log_weights: Tensor | None = None) -> None:
         self.means = means
@@ -48,14 +46,14 @@ class GaussianMixturePosterior(PredictivePosterior):
         return torch.tensordot(self.log_weights.exp(), second, dims=1)
 
     def _standardised(self, Y: Tensor) -> Tensor:
-        return (Y - self.means) / self.variances.sqrt()
+        return (Y - beside(self.means, Y)) / beside(self.variances, Y).sqrt()
 
     def log_prob(self, Y: Tensor) -> Tensor:
         return log_average(self._component_log_prob(Y), self.log_weights)
 
     def _component_log_prob(self, Y: Tensor) -> Tensor:
         square = self._standardised(Y).square()
-        return -0.5 * (square + (2 * torch.pi * self.variances).log())
+        return -0.5 * (square + beside((2 * torch.pi * self.variances).log(), Y))
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         return log_average(self._component_log_prob(Y).sum((-2, -1)), self.log_weights)
@@ -65,7 +63,7 @@ class GaussianMixturePosterior(PredictivePosterior):
         return torch.tensordot(self.log_weights.exp(), each, dims=1)
 
     def quantile(self, value: Tensor) -> Tensor:
-        """Marginal quantiles by bisection, to rounding; differentiable in the components.
+        """Marginal quantiles to rounding, differentiable in the components.
 
         Args:
             value: Probabilities in (0, 1), any shape `[*p]`.
@@ -74,37 +72,21 @@ class GaussianMixturePosterior(PredictivePosterior):
             `[*p, ..., n, m]`.
         """
         value = probabilities(value, self.means)
-        return torch.stack([self._quantile(p) for p in value.flatten()]).reshape(
+        # The search holds all components at all of them.
+        parts = value.flatten().split(max(1, _NUMBERS_AT_ONCE // self.means.numel()))
+        return torch.cat([self._quantile(part) for part in parts]).reshape(
             value.shape + self.means.shape[1:]
         )
 
-    def _quantile(self, p: Tensor) -> Tensor:
-        with torch.no_grad():
-            each = self.means + self.variances.sqrt() * torch.special.ndtri(p)
-            lower, upper = each.amin(0), each.amax(0)
-            for _ in range(self._bisections[self.means.dtype]):
-                middle = (lower + upper) / 2
-                below = self.cdf(middle) < p
-                lower = torch.where(below, middle, lower)
-                upper = torch.where(below, upper, middle)
-            found = (lower + upper) / 2
-            density = self.log_prob(found).exp()
-        # Implicit differentiation of cdf(q) = p; the value stays that of the bisection.
-        residual = self.cdf(found) - p
-        return found - (residual - residual.detach()) / density
+    def _quantile(self, value: Tensor) -> Tensor:
+        p = leading(value, self.means[0])
+        each = beside(self.means, p) + beside(self.variances, p).sqrt() * torch.special.ndtri(p)
+        return invert_cdf(self, p, each.amin(0), each.amax(0))
 
-    def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
-        sign = 1.0 if maximize else -1.0
-        best = sign * torch.as_tensor(best_f, dtype=self.means.dtype, device=self.means.device)
-        each = gaussian_log_expected_improvement(sign * self.means, self.variances, best)
-        return log_average(each, self.log_weights)
-
-    def log_probability_of_improvement(
-        self, best_f: Tensor | float, maximize: bool = True
-    ) -> Tensor:
-        sign = 1.0 if maximize else -1.0
-        best = sign * torch.as_tensor(best_f, dtype=self.means.dtype, device=self.means.device)
-        each = gaussian_log_probability_of_improvement(sign * self.means, self.variances, best)
+    def log_excess(self, threshold: Tensor | float, order: int, above: bool = True) -> Tensor:
+        threshold = torch.as_tensor(threshold, dtype=self.means.dtype, device=self.means.device)
+        means, variances = (beside(part, threshold) for part in (self.means, self.variances))
+        each = gaussian_log_excess(means, variances, threshold, order, above)
         return log_average(each, self.log_weights)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from priors.posteriors.draws import EmpiricalPosterior
+from priors.posteriors.inversion import invert_cdf
 from priors.posteriors.protocol import PredictivePosterior, leading
 
 __all__ = ["MixturePosterior"]
@@ -25,21 +27,19 @@ class MixturePosterior(PredictivePosterior):
         log_weights: Log weights `[S]`; equal without them. Normalised here.
 
     Joint densities and samples choose one component for all points and outputs. Base samples are
-    `[..., k + 1]` for components of k base samples per batch element; the last one chooses.
+    `[..., k + 1]` for components of up to k base samples per batch element, which have the first
+    of them; the last one chooses.
 
     Raises:
         ValueError: no components, or shapes that disagree.
     """
-
-    # Twice what bisection alone needs; Newton's steps end the search early.
-    _steps = {torch.float32: 80, torch.float64: 160}
 
     def __init__(
         self, components: Sequence[PredictivePosterior], log_weights: Tensor | None = None
     ) -> None:
         if not components:
             raise ValueError("a mixture needs at least one component.")
-        shapes = [tuple(component._extended_shape()) for component in components]
+        shapes = [tuple(component.shape) for component in components]
         if len(set(shapes)) > 1:
             raise ValueError(f"the components of a mixture must have one shape, got {shapes}.")
         self.components = list(components)
@@ -52,6 +52,19 @@ class MixturePosterior(PredictivePosterior):
             )
         log_weights = log_weights.to(device=components[0].device, dtype=components[0].dtype)
         self.log_weights = log_weights.log_softmax(0)
+
+    @property
+    def atoms(self) -> tuple[Tensor, Tensor] | None:
+        each = [component.atoms for component in self.components]
+        known = [atoms for atoms in each if atoms is not None]
+        if len(known) < len(each):
+            return None
+        log_weights = [w + own for w, (_, own) in zip(self.log_weights, known, strict=True)]
+        return torch.cat([values for values, _ in known]), torch.cat(log_weights)
+
+    @property
+    def has_density(self) -> bool:
+        return all(component.has_density for component in self.components)
 
     @property
     def mean(self) -> Tensor:
@@ -71,7 +84,7 @@ class MixturePosterior(PredictivePosterior):
     def quantile(self, value: Tensor) -> Tensor:
         """Marginal quantiles to rounding, differentiable in the components.
 
-        Bracketed by the components' quantiles; bisection unless Newton's steps halve the error.
+        Without a gradient where some components have a density and others are sets of draws.
 
         Args:
             value: Probabilities in (0, 1), any shape `[*p]`.
@@ -81,54 +94,26 @@ class MixturePosterior(PredictivePosterior):
         """
         if len(self.components) == 1:
             return self.components[0].quantile(value)
-        p = leading(value, self.log_weights[0].expand(self._extended_shape()))
+        if (atoms := self.atoms) is not None:
+            return EmpiricalPosterior(*atoms).quantile(value)
+        p = leading(value, self.log_weights[0].expand(self.shape))
         value = torch.as_tensor(value, dtype=p.dtype, device=p.device)
         with torch.no_grad():
-            each = [component.quantile(value) for component in self.components]
-            found = self._invert(p, torch.stack(each).amin(0), torch.stack(each).amax(0))
-            density = self.log_prob(found).exp()
-            tiny = torch.finfo(found.dtype).tiny
-        # Implicit differentiation of cdf(q) = p; the value stays that of the search.
-        residual = self.cdf(found) - p
-        return found - (residual - residual.detach()) / density.clamp_min(tiny)
-
-    def _invert(self, p: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        precision = 8 * torch.finfo(lower.dtype).eps
-        rounding = precision * torch.maximum(lower.abs(), upper.abs())
-        found = (lower + upper) / 2
-        before = torch.full_like(found, torch.inf)
-        for _ in range(self._steps[lower.dtype]):
-            miss = self.cdf(found) - p
-            move = miss / self.log_prob(found).exp()
-            lower = torch.where(miss < 0, found, lower)
-            upper = torch.where(miss < 0, upper, found)
-            done = (miss.abs() <= precision * p) | (move.abs() <= rounding)
-            done = done | (upper - lower <= precision * torch.maximum(lower.abs(), upper.abs()))
-            if bool(done.all()):
-                break
-            newton = found - move
-            trusted = (newton > lower) & (newton < upper) & (miss.abs() < before / 2)
-            ahead = torch.where(trusted, newton, (lower + upper) / 2)
-            found, before = torch.where(done, found, ahead), miss.abs()
-        return found
+            each = torch.stack([component.quantile(value) for component in self.components])
+        return invert_cdf(self, p, each.amin(0), each.amax(0))
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         return self._log_average([component.joint_log_prob(Y) for component in self.components])
 
-    def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
-        each = [c.log_expected_improvement(best_f, maximize) for c in self.components]
-        return self._log_average(each)
-
-    def log_probability_of_improvement(
-        self, best_f: Tensor | float, maximize: bool = True
-    ) -> Tensor:
-        each = [c.log_probability_of_improvement(best_f, maximize) for c in self.components]
+    def log_excess(self, threshold: Tensor | float, order: int, above: bool = True) -> Tensor:
+        each = [component.log_excess(threshold, order, above) for component in self.components]
         return self._log_average(each)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
-        event = self._event
-        own = base_samples[..., :-1].reshape(*base_samples.shape[:-1], *event)
-        each = [c.rsample_from_base_samples(sample_shape, own) for c in self.components]
+        each = []
+        for component, event in zip(self.components, self._events, strict=True):
+            own = base_samples[..., : event.numel()].unflatten(-1, event)
+            each.append(component.rsample_from_base_samples(sample_shape, own))
         p = torch.special.ndtr(base_samples[..., -1]).contiguous()
         index = torch.searchsorted(self.log_weights.exp().cumsum(0), p)
         index = index.clamp_max(len(each) - 1)[None, ..., None, None]
@@ -136,17 +121,15 @@ class MixturePosterior(PredictivePosterior):
         return drawn.gather(0, index.expand(1, *drawn.shape[1:]))[0]
 
     @property
-    def _event(self) -> torch.Size:
-        """Shape of the base samples of one batch element of a component."""
+    def _events(self) -> list[torch.Size]:
+        """Shapes of the base samples of one batch element, component by component."""
         batch = len(self.batch_shape)
-        shapes = {component.base_sample_shape[batch:] for component in self.components}
-        if len(shapes) > 1:
-            raise NotImplementedError("samples need components of one shape of base samples.")
-        return shapes.pop()
+        return [component.base_sample_shape[batch:] for component in self.components]
 
     @property
     def base_sample_shape(self) -> torch.Size:
-        return torch.Size([*self.batch_shape, self._event.numel() + 1])
+        most = max(event.numel() for event in self._events)
+        return torch.Size([*self.batch_shape, most + 1])
 
     @property
     def batch_range(self) -> tuple[int, int]:
@@ -160,8 +143,9 @@ class MixturePosterior(PredictivePosterior):
     def dtype(self) -> torch.dtype:
         return self.log_weights.dtype
 
-    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
-        return self.components[0]._extended_shape(sample_shape)
+    @property
+    def shape(self) -> torch.Size:
+        return self.components[0].shape
 
     def _weights(self, like: Tensor) -> Tensor:
         return self.log_weights.reshape(-1, *[1] * (like.dim() - 1))

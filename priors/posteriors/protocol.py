@@ -1,8 +1,10 @@
 """What every posterior of this package answers, whichever engine made it.
 
 A `PredictivePosterior` is a BoTorch `Posterior` that also knows the density of its own
-marginals. Shapes: `n` points, `m` outputs, any batch dimensions before them; "marginal" means
-per point and per output. Densities are in nats and in the units of the user's Y: transforms of
+marginals. Shapes: `n` points, `m` outputs, any batch dimensions before them, together the
+posterior's `shape`; "marginal" means per point and per output. Values Y that a posterior is asked
+about broadcast with its shape and may have further dimensions before it, which the answer has too.
+Densities are in nats and in the units of the user's Y: transforms of
 the outcome are undone with their Jacobian by `TransformedPosterior`.
 
 Sampling goes through standard normal base samples (`rsample_from_base_samples`), so that
@@ -20,7 +22,7 @@ from botorch.sampling.get_sampler import GetSampler
 from botorch.sampling.normal import SobolQMCNormalSampler
 from torch import Tensor
 
-__all__ = ["PredictivePosterior", "leading", "probabilities"]
+__all__ = ["PredictivePosterior", "check_order", "leading", "probabilities"]
 
 
 class PredictivePosterior(Posterior, ABC):
@@ -42,11 +44,15 @@ class PredictivePosterior(Posterior, ABC):
 
     @abstractmethod
     def log_prob(self, Y: Tensor) -> Tensor:
-        """Marginal log densities at `Y` `[..., n, m]`, in nats, `[..., n, m]`."""
+        """Marginal log densities at `Y`, in nats, `[..., n, m]`.
+
+        Raises:
+            NotImplementedError: there is no density; see `has_density`.
+        """
 
     @abstractmethod
     def cdf(self, Y: Tensor) -> Tensor:
-        """Marginal probabilities of a value at most `Y` `[..., n, m]`, `[..., n, m]`."""
+        """Marginal probabilities of a value at most `Y`, `[..., n, m]`."""
 
     @abstractmethod
     def quantile(self, value: Tensor) -> Tensor:
@@ -81,6 +87,19 @@ class PredictivePosterior(Posterior, ABC):
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    @property
+    def atoms(self) -> tuple[Tensor, Tensor] | None:
+        """The values `[S, ..., n, m]` and their log probabilities `[S]`, if they are finitely many.
+
+        None of any other distribution.
+        """
+        return None
+
+    @property
+    def has_density(self) -> bool:
+        """Whether `log_prob` exists: no value has a probability of its own."""
+        return self.atoms is None
+
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         """Log density of all `n` points and `m` outputs together, `[...]`, in nats.
 
@@ -91,33 +110,33 @@ class PredictivePosterior(Posterior, ABC):
             f"{type(self).__name__} has marginal densities only; use log_prob(Y) for them."
         )
 
-    def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
-        """Log of the marginal expected improvement over `best_f`, `[..., n, m]`.
+    def log_excess(self, threshold: Tensor | float, order: int, above: bool = True) -> Tensor:
+        """Log of a marginal partial moment, accurate however small it is.
 
-        E[max(y - best_f, 0)], or E[max(best_f - y, 0)] when minimising, under the true marginal.
+        log E[max(y - t, 0)^k], or log E[max(t - y, 0)^k] below the threshold t, with 0^0 = 0: for
+        k = 0 the log probability of a value beyond t, for k = 1 the log expected improvement on
+        it, in log units of y.
 
-        Raises:
-            NotImplementedError: no closed form; use a BoTorch Monte Carlo acquisition.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__} has no closed-form expected improvement; use "
-            "botorch.acquisition.qLogExpectedImprovement, which samples it."
-        )
+        Args:
+            threshold: t, broadcasting with `[..., n, m]`.
+            order: k, 0 or 1.
+            above: Whether values above the threshold count, rather than those below.
 
-    def log_probability_of_improvement(
-        self, best_f: Tensor | float, maximize: bool = True
-    ) -> Tensor:
-        """Log of the marginal probability to improve on `best_f`, `[..., n, m]`.
-
-        P(y > best_f), or P(y < best_f) when minimising, under the true marginal, accurate however
-        small it is.
+        Returns:
+            `[..., n, m]`.
 
         Raises:
             NotImplementedError: no closed form; use a BoTorch Monte Carlo acquisition.
+            ValueError: another order.
         """
+        check_order(order)
+        what, sampled = (
+            ("probability", "qProbabilityOfImprovement"),
+            ("expected improvement", "qLogExpectedImprovement"),
+        )[order]
         raise NotImplementedError(
-            f"{type(self).__name__} has no closed-form probability of improvement; use "
-            "botorch.acquisition.qProbabilityOfImprovement, which samples it."
+            f"{type(self).__name__} has no closed-form {what}; use "
+            f"botorch.acquisition.{sampled}, which samples it."
         )
 
     def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
@@ -141,17 +160,22 @@ class PredictivePosterior(Posterior, ABC):
         return self.mean.dtype
 
     @property
+    def shape(self) -> torch.Size:
+        """Shape of the posterior's moments and of one sample, `[..., n, m]`."""
+        return self.mean.shape
+
+    @property
     def batch_shape(self) -> torch.Size:
         """Batch shape of the posterior, without points and outputs."""
-        return self._extended_shape()[:-2]
+        return self.shape[:-2]
 
     def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
-        return torch.Size(sample_shape) + self.mean.shape
+        return torch.Size(sample_shape) + self.shape
 
     @property
     def base_sample_shape(self) -> torch.Size:
         """Shape of the standard normals that one sample needs."""
-        return self.mean.shape
+        return self.shape
 
     @property
     def batch_range(self) -> tuple[int, int]:
@@ -164,6 +188,14 @@ def _sampler(
     posterior: PredictivePosterior, sample_shape: torch.Size, *, seed: int | None = None
 ) -> SobolQMCNormalSampler:
     return SobolQMCNormalSampler(sample_shape=sample_shape, seed=seed)
+
+
+def check_order(order: int) -> None:
+    """Refuse partial moments of another order than 0 and 1."""
+    if order not in (0, 1):
+        raise ValueError(
+            f"log_excess takes order 0 (probability) or 1 (expected improvement), got {order!r}."
+        )
 
 
 def probabilities(value: Tensor, like: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from botorch.posteriors import GPyTorchPosterior, Posterior
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform, Transform
 
-from priors.posteriors.protocol import PredictivePosterior
-from priors.posteriors.transforms import TailCompression
+from priors.posteriors.draws import EmpiricalPosterior
+from priors.posteriors.protocol import PredictivePosterior, check_order
+from priors.posteriors.transforms import affine_beyond
 
 __all__ = ["TransformedPosterior", "apply_posterior_transform"]
 
@@ -29,12 +30,13 @@ class TransformedPosterior(PredictivePosterior):
             parameters broadcast with `[..., n, m]`; `AffineTransform` undoes a standardisation.
 
     Moments and expected improvement are closed for an affine map; other maps take the moments
-    by quadrature of the quantile function and have no closed expected improvement, but for
-    `TailCompression` on its good side. The quadrature (tanh-sinh, 256 nodes) ends at probabilities
-    of a rounding error of the dtype, and the variance goes on as a power law: behind tails of
-    index 2.5 it is right to 0.1% in float32. Moments that overflow or that do not exist are
-    infinite, as far as quantiles at such probabilities show it: an exponential of heavy tails,
-    those of a bar distribution or Student's t, has no mean. Its quantiles are right.
+    by quadrature of the quantile function and have a closed expected improvement where they are
+    affine beyond the threshold (`affine_beyond`). The quadrature (tanh-sinh, 256 nodes) ends at
+    probabilities of a rounding error of the dtype, and the variance goes on as a power law: behind
+    tails of index 2.5 it is right to 0.1% in float32. Moments that overflow or that do not exist
+    are infinite, as far as quantiles at such probabilities show it: an exponential of heavy tails,
+    those of a bar distribution or Student's t, has no mean. Its quantiles are right. Finitely many
+    values (`atoms`) are mapped themselves.
 
     Values outside the range of the transform have density 0.
     """
@@ -74,9 +76,26 @@ class TransformedPosterior(PredictivePosterior):
         return torch.cat(values), self._own(weights)
 
     @property
+    def atoms(self) -> tuple[Tensor, Tensor] | None:
+        atoms = self.base.atoms
+        return None if atoms is None else (self.transform(atoms[0]), atoms[1])
+
+    @property
+    def has_density(self) -> bool:
+        return self.base.has_density
+
+    @property
+    def _draws(self) -> EmpiricalPosterior | None:
+        """The posterior itself where it is one of finitely many values."""
+        atoms = self.atoms
+        return None if atoms is None else EmpiricalPosterior(*atoms)
+
+    @property
     def mean(self) -> Tensor:
         if self._affine is not None:
             return self.transform(self.base.mean)
+        if (draws := self._draws) is not None:
+            return draws.mean
         values, weights = self._quadrature()
         mean = torch.tensordot(weights, values, dims=1)
         far = (values - values[len(values) // 2]).detach().abs()
@@ -88,6 +107,8 @@ class TransformedPosterior(PredictivePosterior):
     def variance(self) -> Tensor:
         if self._affine is not None:
             return self.base.variance * self._own(self._affine.scale) ** 2
+        if (draws := self._draws) is not None:
+            return draws.variance
         values, weights = self._quadrature()
         mean = torch.tensordot(weights, values, dims=1)
         squares = (values - mean).square()  # E[y^2] - E[y]^2 would cancel far from zero
@@ -115,6 +136,8 @@ class TransformedPosterior(PredictivePosterior):
         return torch.where(below | above, -torch.inf, found)
 
     def cdf(self, Y: Tensor) -> Tensor:
+        if (draws := self._draws) is not None:  # rounding is not to miss a value of theirs
+            return draws.cdf(Y)
         Y, below, above = self._within(Y)
         p = self.base.cdf(self.transform.inv(Y))
         p = torch.where(self._sign() > 0, p, 1 - p)
@@ -122,6 +145,8 @@ class TransformedPosterior(PredictivePosterior):
 
     def quantile(self, value: Tensor) -> Tensor:
         value = self._own(value)
+        if (draws := self._draws) is not None:
+            return draws.quantile(value)
         value = value if self._increasing("quantile") else 1 - value
         return self.transform(self.base.quantile(value))
 
@@ -132,25 +157,20 @@ class TransformedPosterior(PredictivePosterior):
         found = self.base.joint_log_prob(z) - jacobian.sum(dim=(-2, -1))
         return torch.where((below | above).any(-1).any(-1), -torch.inf, found)
 
-    def log_expected_improvement(self, best_f: Tensor | float, maximize: bool = True) -> Tensor:
-        best, affine = self._own(best_f), self._affine
-        if isinstance(self.transform, TailCompression):
-            affine = self.transform.straight(best, maximize)
+    def log_excess(self, threshold: Tensor | float, order: int, above: bool = True) -> Tensor:
+        check_order(order)
+        same_side = self._increasing("log_excess") == above
+        threshold = self._own(threshold)
+        if order == 0:
+            inside, lower, higher = self._within(threshold)
+            found = self.base.log_excess(self.transform.inv(inside), 0, same_side)
+            certain, never = (lower, higher) if above else (higher, lower)
+            return torch.where(certain, 0.0, torch.where(never, -torch.inf, found))
+        affine = affine_beyond(self.transform, threshold, above)
         if affine is None:
-            return super().log_expected_improvement(best_f, maximize)
-        same = self._increasing("Expected improvement")
-        improvement = self.base.log_expected_improvement(affine.inv(best), maximize == same)
+            return super().log_excess(threshold, order, above)
+        improvement = self.base.log_excess(affine.inv(threshold), 1, same_side)
         return improvement + self._own(affine.scale).abs().log()
-
-    def log_probability_of_improvement(
-        self, best_f: Tensor | float, maximize: bool = True
-    ) -> Tensor:
-        same = self._increasing("Probability of improvement")
-        best, below, above = self._within(self._own(best_f))
-        best = self.transform.inv(best)
-        found = self.base.log_probability_of_improvement(best, maximize == same)
-        certain, never = (below, above) if maximize else (above, below)
-        return torch.where(certain, 0.0, torch.where(never, -torch.inf, found))
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         return self.transform(self.base.rsample_from_base_samples(sample_shape, base_samples))
@@ -163,8 +183,9 @@ class TransformedPosterior(PredictivePosterior):
     def dtype(self) -> torch.dtype:
         return self.base.dtype
 
-    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
-        return self.base._extended_shape(sample_shape)
+    @property
+    def shape(self) -> torch.Size:
+        return self.base.shape
 
     @property
     def base_sample_shape(self) -> torch.Size:

@@ -5,16 +5,12 @@ rows, `None` leaves the data alone, and anything else is used as given: a BoTorc
 for inputs, an elementwise monotone `torch.distributions` transform from the model's scale z to
 the user's y for outcomes, such as `TailCompression(Y)` for what is to be optimised. Statistics are
 those of the training rows and never change afterwards.
-
-A constant column has scale 1: it becomes 0 and no NaN arises. No scale is smaller than what numbers
-of that size resolve.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from botorch.models.transforms.input import AffineInputTransform, InputTransform
@@ -26,62 +22,21 @@ from torch.distributions.transforms import (
     ComposeTransform,
     PowerTransform,
     Transform,
-    _InverseTransform,
 )
+
+from priors.posteriors.compat import InverseTransform, copied
+from priors.posteriors.standardisation import location_scale
 
 __all__ = [
     "DEFAULT",
+    "AffineBeyond",
     "TailCompression",
+    "affine_beyond",
     "check_range",
-    "location_scale",
     "make_input_transform",
     "make_outcome_transform",
     "of_outputs",
 ]
-
-
-def location_scale(rows: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column, constant columns with scale 1.
-
-    Args:
-        rows: `[..., n, d]`, n >= 1 unless there is a mask.
-        present: True where a value counts, broadcasting with `rows`; None means that all do. The
-            others may be anything, NaN too.
-
-    Returns:
-        Location and scale (n - 1 in the denominator), each `[..., 1, d]`, scale > 0: at least 16
-        rounding errors of the largest value, or 1 where all values are equal; 0 and 1 where no
-        value counts.
-
-    Raises:
-        ValueError: there are no rows.
-    """
-    if rows.dim() < 2 or (rows.shape[-2] == 0 and present is None):
-        raise ValueError(
-            f"Standardising needs rows [..., n, d] with n >= 1, got shape {tuple(rows.shape)}."
-        )
-    if present is None:
-        present = torch.ones_like(rows, dtype=torch.bool)
-    present, rows = torch.broadcast_tensors(present, rows)
-    if rows.shape[-2] == 0:
-        none = rows.sum(-2, keepdim=True)
-        return none, torch.ones_like(none)
-    rows = torch.where(present, rows, 0)
-    count = present.sum(-2, keepdim=True)
-    location = rows.sum(-2, keepdim=True) / count.clamp(min=1)
-    deviation = torch.where(present, rows - location, 0)
-    largest = deviation.abs().amax(dim=-2, keepdim=True)
-    unit = torch.where(largest > 0, largest, 1)  # squares of the ratio cannot overflow
-    mean_square = (deviation / unit).square().sum(-2, keepdim=True) / (count - 1).clamp(min=1)
-    # The mean of n equal numbers is off by rounding: look at the numbers.
-    first = rows.gather(-2, present.int().argmax(-2, keepdim=True))
-    constant = torch.where(present, rows == first, True).all(-2, keepdim=True)
-    location = torch.where(constant, first, location)
-    # A root at 0 would make the gradients of constant columns NaN.
-    scale = unit * torch.where(mean_square > 0, mean_square, 1).sqrt()
-    rounding = 16 * torch.finfo(rows.dtype).eps * rows.abs().amax(dim=-2, keepdim=True)
-    scale = torch.maximum(scale, rounding)
-    return location, torch.where(constant, torch.ones_like(scale), scale)
 
 
 def make_input_transform(input_transform: Any, train_X: Tensor) -> InputTransform | None:
@@ -166,6 +121,32 @@ def _closed(transform: Transform) -> Transform:
     return AffineTransform(-affine.loc / affine.scale, 1 / affine.scale)
 
 
+@runtime_checkable
+class AffineBeyond(Protocol):
+    """What a transform has that is affine on one side, where improvements are closed forms."""
+
+    def affine_beyond(self, threshold: Tensor, above: bool) -> AffineTransform | None:
+        """The affine map that the transform from z to y is for all y beyond a threshold.
+
+        Args:
+            threshold: Values of y, broadcasting with `[..., n, m]`.
+            above: Whether y above the threshold are meant, rather than those below.
+
+        Returns:
+            None where it is not affine for some of them.
+        """
+        ...
+
+
+def affine_beyond(transform: Transform, threshold: Tensor, above: bool) -> AffineTransform | None:
+    """As in `AffineBeyond`, of any transform."""
+    if isinstance(transform, AffineTransform):
+        return transform
+    if isinstance(transform, AffineBeyond):
+        return transform.affine_beyond(threshold, above)
+    return None
+
+
 class TailCompression(Transform):
     r"""Outcome transform for optimisation: good values as they are, bad ones on a log scale.
 
@@ -211,10 +192,10 @@ class TailCompression(Transform):
         self._deepest = self._depth(good.amin(-2, keepdim=True))
         self._location, self._scale = location_scale(self._compressed(good))
 
-    def straight(self, best_f: Tensor, maximize: bool) -> AffineTransform | None:
-        """The transform of all values better than `best_f`; None where it is not affine."""
-        good = self._side * best_f
-        if (self._side > 0) != maximize or not bool((good >= self._anchor).all()):
+    def affine_beyond(self, threshold: Tensor, above: bool) -> AffineTransform | None:
+        """On the good side, of thresholds that are not bad; see `AffineBeyond`."""
+        good = self._side * threshold
+        if (self._side > 0) != above or not bool((good >= self._anchor).all()):
             return None
         return AffineTransform(self._side * self._location, self._scale)
 
@@ -263,7 +244,7 @@ def of_outputs(transform: Transform, index: Sequence[int]) -> Transform:
     """
     if isinstance(transform, ComposeTransform):
         return ComposeTransform([of_outputs(part, index) for part in transform.parts])
-    if isinstance(transform, _InverseTransform):
+    if isinstance(transform, InverseTransform):
         return of_outputs(transform.inv, index).inv
     names = _PARAMETERS.get(type(transform), tuple(vars(transform)))
     values = {name: getattr(transform, name) for name in names}
@@ -279,8 +260,7 @@ def of_outputs(transform: Transform, index: Sequence[int]) -> Transform:
                 f"{sorted(kind.__name__ for kind in _PARAMETERS)}, or make models of one output."
             )
         return transform
-    new = copy.copy(transform)
-    new._inv = None  # that of the copied one
+    new = copied(transform)
     for name, value in several.items():
         setattr(new, name, value[..., list(index)])
     return new

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from priors.gaussian.activations import ABReLU, Activation
-from priors.gaussian.activations import Elementwise as ElementwiseActivation
+from priors.gaussian.activations import ABReLU, Activation, Numerical
 from priors.gaussian.quadrature import detect_kinks
 from priors.programs.builder import NEEDS_A_LAYER, Builder
-from priors.programs.expressions import Apply, OneVariable, Statistic, Variable, substitute
+from priors.programs.expressions import Apply, OneVariable, Statistic, Variable
 from priors.programs.layout import aligned
-from priors.programs.nodes import (
-    BatchNormalise,
-    Combination,
-    Concatenate,
-    Factor,
-    Flatten,
-    Join,
-    Nonlinear,
-    Normalise,
-)
+from priors.programs.nodes import BatchNormalise, Combination, Factor, Nonlinear
 from priors.programs.values import Value, name_of, replaced, values_in
 
 __all__ = ["activation", "combine", "elementwise", "multiply"]
@@ -40,7 +29,7 @@ def combine(builder: Builder, parts: Sequence[tuple[float, Value]], offset: floa
 
 
 def _combination(builder: Builder, parts: Sequence[tuple[float, int]], offset: float) -> int:
-    layout = {_partition(builder, i) for _, i in parts}
+    layout = {builder.hidden(i).partition(builder) for _, i in parts}
     if len(layout) == 1 and next(iter(layout)) is not None:
         return _distribute(
             builder,
@@ -68,10 +57,8 @@ def activation(builder: Builder, x: Value, function: Activation) -> Value:
 
 
 def _activation(builder: Builder, index: int, function: Activation) -> int:
-    node = builder.nodes[index]
-    if isinstance(node, Join | Concatenate | Flatten) and not builder.gaussian(index):
-        return _distribute(builder, [index], lambda i: _activation(builder, i[0], function))
-    if isinstance(node, Flatten):
+    node = builder.hidden(index)
+    if node.partition(builder) is not None and not builder.gaussian(index):
         return _distribute(builder, [index], lambda i: _activation(builder, i[0], function))
     positions = builder.positions(index)
     if builder.gaussian(index) or isinstance(node, BatchNormalise):
@@ -110,7 +97,8 @@ def multiply(builder: Builder, a: Value, b: Value) -> Value:
 
 
 def _multiply(builder: Builder, a: int, b: int) -> int:
-    if _partition(builder, a) is not None and _partition(builder, a) == _partition(builder, b):
+    partition = builder.hidden(a).partition(builder)
+    if partition is not None and partition == builder.hidden(b).partition(builder):
         return _distribute(builder, [a, b], lambda i: _multiply(builder, *i))
     scale = 1.0
     factors: list[tuple[Factor, ...]] = []
@@ -134,96 +122,69 @@ def _expression(
     builder: Builder, indices: Sequence[int], build: Callable[[Sequence[Any]], Apply]
 ) -> int:
     """An elementwise function of nodes over the Gaussian vectors underneath."""
-    if any(isinstance(builder.nodes[i], Join | Concatenate | Flatten) for i in indices):
-        partitions = {_partition(builder, i) for i in indices}
-        if len(partitions) == 1:
-            return _distribute(builder, indices, lambda i: _expression(builder, i, build))
-    sources: list[int] = []
-    statistics: list[tuple[str, int]] = []
-    done: dict[int, Any] = {}
-
-    def slot(items: list[Any], item: Any) -> int:
-        if item not in items:
-            items.append(item)
-        return items.index(item)
-
-    def expand(index: int) -> Any:
-        if index not in done:
-            done[index] = _expand(index)
-        return done[index]
-
-    def _expand(index: int) -> Any:
-        node = builder.nodes[index]
-        if builder.gaussian(index) and not isinstance(node, Combination):
-            return Variable(slot(sources, index))
-        match node:
-            case Nonlinear():
-                factors = []
-                for f in node.factors:
-                    variables = [Variable(slot(sources, s)) for s in f.sources]
-                    own = [Statistic(slot(statistics, s)) for s in f.statistics]
-                    factors.append(
-                        substitute(f.function, variables, own)
-                        if isinstance(f.function, Apply)
-                        else Apply(f.function, (variables[0],))
-                    )
-                result = factors[0]
-                for factor in factors[1:]:
-                    result = Apply(torch.mul, (result, factor))
-                return result
-            case Combination():
-                parts = [
-                    expand(i) if c == 1.0 else Apply(torch.mul, (expand(i), c))
-                    for c, i in node.terms
-                ]
-                if node.offset:
-                    parts.append(node.offset)
-                result = parts[0]
-                for part in parts[1:]:
-                    result = Apply(torch.add, (result, part))
-                return result
-            case Normalise():
-                scale = Statistic(slot(statistics, ("scale", index)))
-                inner = expand(node.source)
-                if node.centred:
-                    mean = Statistic(slot(statistics, ("mean", index)))
-                    inner = Apply(torch.sub, (inner, mean))
-                return Apply(torch.mul, (inner, scale))
-        raise builder.unsupported(
-            "a nonlinearity whose input is not Gaussian in the limit",
-            f"its input is the result of {type(node).__name__} of nonlinear units; put a "
-            "linear layer or a convolution between them",
-        )
-
-    expression = build([expand(i) for i in indices])
+    partitions = {builder.hidden(i).partition(builder) for i in indices}
+    if len(partitions) == 1 and None not in partitions:
+        return _distribute(builder, indices, lambda i: _expression(builder, i, build))
+    over = _Expansion(builder)
+    expression = build([over.expand(i) for i in indices])
     positions = builder.positions(indices[0])
+    sources, statistics = over.sources, over.statistics
     if len(sources) == 1 and not statistics:
         function = OneVariable(expression)
-        one = ElementwiseActivation(function, detect_kinks(function))
+        one = Numerical(function, detect_kinks(function))
         return builder.add(Nonlinear((Factor(one, (sources[0],)),), positions))
     factor = Factor(expression, tuple(sources), tuple(statistics))
     return builder.add(Nonlinear((factor,), positions))
 
 
-def _partition(builder: Builder, index: int) -> Any:
-    """What two nodes made of parts must share to be combined part by part."""
-    match builder.nodes[index]:
-        case Join() as node:
-            return ("join", tuple(builder.positions(i) for i in node.sources), node.positions)
-        case Concatenate() as node:
-            return ("concatenate", node.sizes)
-        case Flatten() as node:
-            return ("flatten", node.members, builder.positions(node.source))
-    return None
+class _Expansion:
+    """Nodes as expressions over the Gaussian vectors underneath."""
+
+    def __init__(self, builder: Builder) -> None:
+        self.sources: list[int] = []
+        self.statistics: list[tuple[str, int]] = []
+        self._builder = builder
+        self._done: dict[int, Any] = {}
+
+    def variable(self, index: int) -> Variable:
+        """The variable that a Gaussian node is."""
+        return Variable(_place(self.sources, index))
+
+    def statistic(self, kind: str, index: int) -> Statistic:
+        """The statistic ("mean" or "scale") of a node."""
+        return Statistic(_place(self.statistics, (kind, index)))
+
+    def expand(self, index: int) -> Any:
+        """A node as an expression."""
+        if index not in self._done:
+            self._done[index] = self._expand(index)
+        return self._done[index]
+
+    def _expand(self, index: int) -> Any:
+        node = self._builder.hidden(index)
+        if self._builder.gaussian(index) and not isinstance(node, Combination):
+            return self.variable(index)
+        expression = node.expression(index, self)
+        if expression is None:
+            raise self._builder.unsupported(
+                "a nonlinearity whose input is not Gaussian in the limit",
+                f"its input is the result of {type(node).__name__} of nonlinear units; put a "
+                "linear layer or a convolution between them",
+            )
+        return expression
+
+
+def _place(items: list[Any], item: Any) -> int:
+    """Where an item is in a list, added if it is new."""
+    if item not in items:
+        items.append(item)
+    return items.index(item)
 
 
 def _distribute(
     builder: Builder, indices: Sequence[int], rule: Callable[[Sequence[int]], int]
 ) -> int:
-    first = builder.nodes[indices[0]]
+    """A rule applied input by input to nodes of one partition."""
     parts = zip(*(builder.nodes[i].inputs for i in indices), strict=True)
-    results = tuple(rule(list(part)) for part in parts)
-    if isinstance(first, Flatten):
-        return builder.add(dataclasses.replace(first, source=results[0]))
-    assert isinstance(first, Join | Concatenate)
-    return builder.add(dataclasses.replace(first, sources=results))
+    results = [rule(list(part)) for part in parts]
+    return builder.add(builder.nodes[indices[0]].with_inputs(results))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from priors.gaussian.activations import Activation
 from priors.programs.nodes import (
-    Combination,
+    Array,
     Features,
     Finite,
     Function,
@@ -21,6 +21,8 @@ from priors.programs.nodes import (
     Linear,
     Node,
     Ref,
+    Select,
+    Shape,
     Window,
     is_gaussian,
 )
@@ -79,12 +81,15 @@ class Builder:
 
     def positions(self, value: Value | int) -> tuple[int, ...]:
         """Shape of the positions of a hidden value."""
-        index = value if isinstance(value, int) else value.index
+        return self.hidden(value if isinstance(value, int) else value.index).positions
+
+    def hidden(self, index: int) -> Hidden:
+        """A node that is not finite."""
         node = self.nodes[index]
         assert isinstance(node, Hidden)
-        return node.positions
+        return node
 
-    def shape(self, value: Value) -> tuple[int | None, ...]:
+    def shape(self, value: Value) -> Shape:
         """Shape of the value's tensor without the batch."""
         node = self.nodes[value.index]
         if isinstance(node, Finite):
@@ -113,7 +118,7 @@ class Builder:
             )
         stand_in = replaced(
             (args, kwargs),
-            lambda v: torch.empty(BATCH, *self.shape(v), device="meta"),  # type: ignore[arg-type]
+            lambda v: torch.empty(BATCH, *_known(self.shape(v)), device="meta"),
             lambda: BATCH,
         )
         try:
@@ -162,7 +167,7 @@ class Builder:
                 f"The layer at {self.where} expects {fan_in} features, it gets {shape[axis]}."
             )
         positions = shape[:axis] + shape[axis + 1 :]
-        return self.add(Features(value.index, axis, positions))  # type: ignore[arg-type]
+        return self.add(Features(value.index, axis, _known(positions)))
 
     def _fix_input(self, shape: tuple[int, ...]) -> None:
         """Nonlinear functions keep the shape, so all finite nodes have that of the input."""
@@ -243,13 +248,25 @@ class Builder:
 
     def terms(self, index: int) -> tuple[tuple[float, int], ...]:
         """A node as a linear combination of nodes that are no combinations."""
-        node = self.nodes[index]
-        return node.terms if isinstance(node, Combination) else ((1.0, index),)
+        return self.hidden(index).sum(index)[0]
 
     def offset(self, index: int) -> float:
         """The constant part of a node."""
-        node = self.nodes[index]
-        return node.offset if isinstance(node, Combination) else 0.0
+        return self.hidden(index).sum(index)[1]
+
+    def select(self, index: int, picks: Tensor) -> int:
+        """Positions `picks` (numbers of flattened positions, in the new shape) of a node."""
+        positions = tuple(picks.shape)
+        if positions == self.positions(index) and bool(
+            (picks.flatten() == torch.arange(picks.numel())).all()
+        ):
+            return index
+        found = self.hidden(index).selected(picks, self)
+        return self.add(Select(index, Array.of(picks), positions)) if found is None else found
+
+    def restrict(self, index: int, first: int, last: int) -> int:
+        """Units first..last-1 of a node: other rows of the matrix that made it."""
+        return self.hidden(index).restricted(index, first, last, self)
 
     def like(self, value: Value, index: int) -> Value:
         """Another node with the same layout."""
@@ -265,6 +282,12 @@ class Builder:
     def unsupported(self, what: str, why: str = "") -> UnsupportedOperationError:
         """The error that refuses what is being translated."""
         return UnsupportedOperationError(what, self.where, why)
+
+
+def _known(shape: Shape) -> tuple[int, ...]:
+    """A shape of which nothing is open."""
+    assert None not in shape
+    return tuple(size for size in shape if size is not None)
 
 
 def _item(values: Any, index: int) -> Any:

@@ -6,7 +6,6 @@ numbered entries (entry = position * width + unit) and reading off where each of
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,25 +14,10 @@ import torch
 from torch import Tensor
 
 from priors.programs.builder import NEEDS_A_LAYER, Builder
-from priors.programs.nodes import (
-    Array,
-    Attention,
-    Combination,
-    Concatenate,
-    Embedding,
-    Factor,
-    Features,
-    Flatten,
-    Join,
-    Linear,
-    Mix,
-    Nonlinear,
-    Normalise,
-    Select,
-)
+from priors.programs.nodes import Array, Concatenate, Flatten, Join
 from priors.programs.values import BATCH, Value, name_of, replaced, values_in
 
-__all__ = ["aligned", "restrict", "select", "structural"]
+__all__ = ["aligned", "structural"]
 
 
 def aligned(builder: Builder, values: Sequence[Value]) -> list[Value]:
@@ -63,56 +47,9 @@ def aligned(builder: Builder, values: Sequence[Value]) -> list[Value]:
     for value, shape in zip(values, shapes, strict=True):
         if shape != common:
             picks = torch.arange(math.prod(shape)).reshape(shape).expand(common)
-            value = builder.like(value, select(builder, value.index, picks))
+            value = builder.like(value, builder.select(value.index, picks))
         result.append(value)
     return result
-
-
-def select(builder: Builder, index: int, picks: Tensor) -> int:
-    """Positions `picks` (numbers of flattened positions, in the new shape) of a node."""
-    node, positions = builder.nodes[index], tuple(picks.shape)
-    if positions == builder.positions(index) and bool(
-        (picks.flatten() == torch.arange(picks.numel())).all()
-    ):
-        return index
-    match node:
-        case Select():
-            return select(builder, node.source, _integers(node.picks)[picks])
-        case Nonlinear():
-            factors = tuple(
-                Factor(
-                    f.function,
-                    tuple(select(builder, s, picks) for s in f.sources),
-                    tuple((kind, select(builder, s, picks)) for kind, s in f.statistics),
-                )
-                for f in node.factors
-            )
-            if all(
-                isinstance(builder.nodes[i], Normalise) for f in factors for _, i in f.statistics
-            ):
-                return builder.add(Nonlinear(factors, positions))
-        case Combination():
-            terms = tuple((c, select(builder, i, picks)) for c, i in node.terms)
-            return builder.add(Combination(terms, node.offset, positions))
-        case Normalise() if not node.pooled:
-            source = select(builder, node.source, picks)
-            return builder.add(dataclasses.replace(node, source=source, positions=positions))
-        case Linear() if node.window is None and not _from_input(builder, node):
-            assert node.source is not None
-            source = select(builder, node.source, picks)
-            return builder.add(dataclasses.replace(node, source=source, positions=positions))
-        case Join():
-            start = 0
-            for source in node.sources:
-                size = math.prod(builder.positions(source))
-                if bool(((picks >= start) & (picks < start + size)).all()):
-                    return select(builder, source, picks - start)
-                start += size
-    return builder.add(Select(index, Array.of(picks), positions))
-
-
-def _from_input(builder: Builder, node: Linear) -> bool:
-    return node.source is None or isinstance(builder.nodes[node.source], Features)
 
 
 def structural(
@@ -196,9 +133,9 @@ def _read(builder: Builder, values: Sequence[Value], result: Tensor, total: int)
         if torch.equal(table.flatten(), torch.arange(first, last)):
             for a in sorted(unit_axes, reverse=True):
                 place = place.select(a, 0)
-            index = select(builder, index, place)
+            index = builder.select(index, place)
             if (first, last) != (0, width):
-                index = restrict(builder, index, first, last)
+                index = builder.restrict(index, first, last)
             heads = tuple(zip(ordered[:-1], pieces[:-1], strict=True))
             return Value(index, last - first, ordered[-1], heads, batch)
         if len(unit_axes) == 1:
@@ -225,8 +162,8 @@ def _read_single(
     """A width of one unit: its dimension is the same, or was squeezed away."""
     axis = values[0].axis
     if axis is not None and place.dim() > axis and place.shape[axis] == 1:
-        return Value(select(builder, index, place.select(axis, 0)), 1, axis, (), batch)
-    return Value(select(builder, index, place), 1, None, (), batch)
+        return Value(builder.select(index, place.select(axis, 0)), 1, axis, (), batch)
+    return Value(builder.select(index, place), 1, None, (), batch)
 
 
 def _joined(builder: Builder, values: Sequence[Value]) -> int:
@@ -264,48 +201,5 @@ def _concatenate(
     return Value(builder.add(node), sum(sizes), first.axis)
 
 
-def restrict(builder: Builder, index: int, first: int, last: int) -> int:
-    """Units first..last-1 of a node: other rows of the matrix that made it."""
-    node = builder.nodes[index]
-    again = lambda i: restrict(builder, i, first, last)  # noqa: E731
-    match node:
-        case Linear() | Embedding():
-            suffix = f"[{first}:{last}]"
-            if node.weight != node.layer:
-                raise builder.unsupported("a slice of a slice of units")
-            changes: dict[str, Any] = {"weight": node.weight + suffix}
-            if isinstance(node, Linear) and node.bias is not None:
-                changes["bias"] = node.bias + suffix
-            return builder.add(dataclasses.replace(node, **changes))
-        case Nonlinear() if not any(f.statistics for f in node.factors):
-            factors = tuple(
-                dataclasses.replace(f, sources=tuple(again(s) for s in f.sources))
-                for f in node.factors
-            )
-            return builder.add(Nonlinear(factors, node.positions))
-        case Combination():
-            terms = tuple((c, again(i)) for c, i in node.terms)
-            return builder.add(Combination(terms, node.offset, node.positions))
-        case Normalise() | Mix() | Select():
-            return builder.add(dataclasses.replace(node, source=again(node.source)))
-        case Join():
-            return builder.add(Join(tuple(again(i) for i in node.sources), node.positions))
-        case Attention():
-            return builder.add(dataclasses.replace(node, value=again(node.value)))
-        case Concatenate():
-            start = 0
-            for source, size in zip(node.sources, node.sizes, strict=True):
-                if (start, start + size) == (first, last):
-                    return source
-                if start <= first and last <= start + size:
-                    return restrict(builder, source, first - start, last - start)
-                start += size
-    raise builder.unsupported(f"a slice of units of {type(node).__name__}")
-
-
 def _varies(tensor: Tensor, axis: int) -> bool:
     return bool((tensor != tensor.narrow(axis, 0, 1)).any())
-
-
-def _integers(array: Array) -> Tensor:
-    return array.tensor(torch.empty(0, device="cpu")).flatten()

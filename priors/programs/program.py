@@ -7,21 +7,17 @@ from functools import cached_property
 
 from priors.programs.nodes import (
     Attention,
-    Combination,
-    Concatenate,
-    Embedding,
     Features,
     Finite,
     Hidden,
-    Join,
     Linear,
-    Mix,
     Node,
     Nonlinear,
-    Normalise,
     Shape,
+    Weighted,
     is_gaussian,
 )
+from priors.programs.nodes import Embedding as Embedding  # `networks` looks for it here
 
 __all__ = ["Program", "pruned"]
 
@@ -54,8 +50,7 @@ class Program:
 
     def terms(self, index: int) -> tuple[tuple[float, int], ...]:
         """Node `index` as a linear combination of nodes that are no combinations."""
-        node = self.nodes[index]
-        return node.terms if isinstance(node, Combination) else ((1.0, index),)
+        return self.hidden(index).sum(index)[0]
 
     def finite(self, index: int) -> bool:
         """Whether a node is computed from the data point without any weight."""
@@ -88,7 +83,7 @@ class Program:
                 if isinstance(node, Nonlinear):
                     if node.activation is not None:
                         found.append((index, target))
-                elif not isinstance(node, Linear | Embedding | Features):
+                elif not isinstance(node, Weighted | Features):
                     waiting += self.sources(index)
         return found
 
@@ -104,7 +99,7 @@ class Program:
     @property
     def mixes(self) -> bool:
         """Whether different positions meet: pooling or attention."""
-        return any(isinstance(n, Mix | Attention) for n in self.nodes)
+        return any(isinstance(n, Hidden) and n.mixes for n in self.nodes)
 
     @property
     def has_random_heads(self) -> bool:
@@ -122,18 +117,11 @@ class Program:
     @property
     def is_homogeneous_chain(self) -> bool:
         """Whether layers follow one another and every activation is positively homogeneous."""
-        linear = [node for node in self.nodes if isinstance(node, Linear | Embedding)]
-        if len({node.weight for node in linear}) < len(linear):
+        weights = [node.weight for node in self.nodes if isinstance(node, Weighted)]
+        if len(set(weights)) < len(weights):
             return False
-        for node in self.nodes:
-            if isinstance(node, Normalise | Attention | Join | Concatenate):
-                return False
-            if isinstance(node, Combination) and (len(node.terms) != 1 or node.offset):
-                return False
-            if isinstance(node, Nonlinear):
-                activation = node.activation
-                if activation is None or not activation.homogeneous:
-                    return False
+        if not all(isinstance(n, Finite) or n.homogeneous for n in self.nodes):
+            return False
         return all(n <= 1 or self.finite(i) for i, n in enumerate(self.consumers))
 
 

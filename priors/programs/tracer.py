@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from priors.gaussian.activations import Activation
-from priors.gaussian.activations import Elementwise as ElementwiseActivation
+from priors.gaussian.activations import Activation, Numerical
 from priors.gaussian.quadrature import detect_kinks
 from priors.programs import branches, layout
 from priors.programs.builder import Builder
@@ -55,7 +54,7 @@ class Nonlinearity(nn.Module):
         super().__init__()
         if not isinstance(function, Activation):
             found = detect_kinks(function) if kinks is None else kinks
-            function = ElementwiseActivation(function, tuple(float(k) for k in found))
+            function = Numerical(function, tuple(float(k) for k in found))
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
@@ -255,10 +254,6 @@ class Tracer(Builder):
     ) -> Any:
         """Reshaping, slicing, stacking."""
         return layout.structural(self, function, args, kwargs)
-
-    def select(self, index: int, picks: Tensor) -> int:
-        """Positions `picks` (numbers of flattened positions, in the new shape) of a node."""
-        return layout.select(self, index, picks)
 
     # The whole ---------------------------------------------------------------------------------
 

@@ -1,14 +1,15 @@
 """Task priors that draw their own sizes, inputs and noise around random functions.
 
-`TaskSize` says how large tasks are, `LatentTaskPrior` is the base of the vectorised priors: a
-subclass draws functions, several at the same inputs if asked (from which classes are made), and
-the base makes tasks of them. Everything is batched over tasks.
+`LatentTaskPrior` is the base of the vectorised priors: a subclass draws functions, several at the
+same inputs if asked (from which classes are made), and the base makes tasks of them. Where inputs
+or noise depend on the function, a `WholeTaskPrior` draws all of a task. Everything is batched over
+tasks.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -17,60 +18,37 @@ from torch import Tensor
 from priors.randomness import RandomSource
 from priors.tasks.inputs import RandomInputs
 from priors.tasks.noise import RandomNoise
+from priors.tasks.sizes import TaskSize
 from priors.tasks.task import Task
-from priors.tasks.validation import check_at_least
 
-__all__ = ["LatentTaskPrior", "TaskSize", "relevance", "scaled_variance"]
+__all__ = ["LatentTaskPrior", "WholeTaskPrior", "relevance", "scaled_variance"]
 
 
-@dataclass(frozen=True)
-class TaskSize:
-    """How many features and rows the tasks of one call have.
+class WholeTaskPrior(ABC):
+    """Tasks drawn whole, in double precision."""
 
-    Both numbers are drawn uniformly half of the time, log-uniformly otherwise, so that small
-    tasks are common.
+    @abstractmethod
+    def draw_tasks(self, draws: RandomSource, batch: int) -> Task:
+        """Draw tasks of one size in the dtype of `draws`."""
 
-    Attributes:
-        max_features: Most features, at least one.
-        max_context: Most context rows; there may be none.
-        num_queries: Rows to be predicted.
-        num_features: Fixed number of features; drawn if None.
-        num_context: Fixed number of context rows; drawn if None.
-    """
-
-    max_features: int = 20
-    max_context: int = 512
-    num_queries: int = 64
-    num_features: int | None = None
-    num_context: int | None = None
-
-    def __post_init__(self) -> None:
-        check_at_least(
-            self, max_features=1, max_context=0, num_queries=1, num_features=1, num_context=0
-        )
-
-    def draw(
+    def sample(
         self,
+        batch: int,
+        *,
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
-    ) -> tuple[int, int]:
-        """Numbers of features and of context rows."""
-        draws = RandomSource(generator, device, torch.float64)
-        d, n = self.num_features, self.num_context
-        if d is None:
-            pick = draws.log_integer if draws.number() < 0.5 else draws.integer
-            d = pick(1, self.max_features)
-        if n is None:
-            pick = draws.log_integer if draws.number() < 0.5 else draws.integer
-            n = pick(0, self.max_context)
-        return d, n
-
-    @property
-    def description(self) -> str:
-        """Part of a prior's description."""
-        d = f"1-{self.max_features}" if self.num_features is None else f"{self.num_features}"
-        n = f"up to {self.max_context}" if self.num_context is None else f"{self.num_context}"
-        return f"{d} features, {n} context rows"
+        dtype: torch.dtype | None = None,
+    ) -> Task:
+        """Draw `batch` tasks of one size."""
+        task = self.draw_tasks(RandomSource(generator, device, torch.float64), batch)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        return replace(
+            task,
+            X=task.X.to(dtype),
+            y=task.y.to(dtype),
+            f=None if task.f is None else task.f.to(dtype),
+            noise_var=task.noise_var.to(dtype),
+        )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,14 +64,14 @@ class ClassificationTaskPrior:
         dtype: torch.dtype | None = None,
     ) -> Task:
         """Draw `batch` tasks; see `Task`."""
-        options = {"generator": generator, "device": device, "dtype": dtype}
+        options: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
         start = RandomSource(generator, device, torch.float64)
         # A call computes one rule for all its tasks: several functions cost more than one.
         largest = start.number() >= self.intervals
         if largest and isinstance(self.prior, LatentTaskPrior):
-            task, functions = self.prior.sample_outputs(batch, self.max_classes, **options)  # type: ignore[arg-type]
+            task, functions = self.prior.sample_outputs(batch, self.max_classes, **options)
         else:
-            task, functions = self.prior.sample(batch, **options), None  # type: ignore[arg-type]
+            task, functions = self.prior.sample(batch, **options), None
         if task.num_classes is not None:
             raise ValueError("ClassificationTaskPrior needs a prior of regression tasks.")
         draws = RandomSource(generator, task.X.device, task.X.dtype)

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior, draw
+from priors.posteriors.gaussian import GaussianPosterior
 from priors.randomness import RandomSource
+from priors.tasks.oracles import gaussian_oracle
 from priors.tasks.task import Task
 
 __all__ = ["FunctionTaskPrior"]
@@ -53,10 +55,6 @@ class FunctionTaskPrior:
             raise ValueError(f"num_points must be at least 1, got {num_points}.")
         if not isinstance(noise_var, Distribution) and noise_var < 0:
             raise ValueError(f"noise_var is a variance and cannot be negative, got {noise_var}.")
-        if hyperprior and not isinstance(function_prior, GaussianProcessPrior | ScaleMixturePrior):
-            raise ValueError(
-                f"a hyperprior needs a prior with a kernel, got {type(function_prior).__name__}."
-            )
         if scale_noise and not isinstance(function_prior, ScaleMixturePrior):
             raise ValueError("scale_noise=True needs a ScaleMixturePrior.")
         self.function_prior = function_prior
@@ -66,7 +64,7 @@ class FunctionTaskPrior:
         self.hyperprior = dict(hyperprior or {})
         self.scale_noise = scale_noise
         for name in self.hyperprior:
-            _resolve(function_prior.kernel, name)  # type: ignore[attr-defined]
+            _resolve(_with_kernel(function_prior).kernel, name)
 
     @property
     def description(self) -> str:
@@ -74,7 +72,7 @@ class FunctionTaskPrior:
         kernel = getattr(self.function_prior, "kernel", None)
         kind = type(self.function_prior).__name__
         parts = [
-            kind if kernel is None else f"{kind}, {_told(kernel)}",
+            kind if kernel is None else f"{kind}, {_described(kernel)}",
             *(f"{name} from {law}" for name, law in self.hyperprior.items()),
             f"noise variance {self.noise_var}{' times the scale' if self.scale_noise else ''}",
             f"inputs {getattr(self.inputs, '__qualname__', self.inputs)}",
@@ -135,18 +133,26 @@ class FunctionTaskPrior:
     def _draw_hyperparameters(
         self, batch: int, generator: torch.Generator | None, X: Tensor
     ) -> tuple[FunctionPrior, dict[str, Tensor]]:
-        if not self.hyperprior:
-            return self.function_prior, {}
-        prior = deepcopy(self.function_prior)
-        prior.kernel = prior.kernel.expand_batch(torch.Size([batch])).to(X)  # type: ignore[attr-defined]
-        for parameter in prior.kernel.parameters():  # type: ignore[attr-defined]
-            parameter.data = parameter.data.clone()  # an expanded one shares memory
         latents: dict[str, Tensor] = {}
         for name, distribution in self.hyperprior.items():
-            owner, last = _resolve(prior.kernel, name)  # type: ignore[attr-defined]
+            latents[name] = draw(distribution, torch.Size([batch]), generator=generator).to(X)
+        return self._with_hyperparameters(latents, batch, X), latents
+
+    def _with_hyperparameters(
+        self, latents: dict[str, Tensor], batch: int, X: Tensor
+    ) -> FunctionPrior:
+        """The function prior of each task; `latents` become as large as the parameters."""
+        if not self.hyperprior:
+            return self.function_prior
+        prior = deepcopy(_with_kernel(self.function_prior))
+        prior.kernel = prior.kernel.expand_batch(torch.Size([batch])).to(X)
+        for parameter in prior.kernel.parameters():
+            parameter.data = parameter.data.clone()  # an expanded one shares memory
+        for name in self.hyperprior:
+            owner, last = _resolve(prior.kernel, name)
             is_mapping = isinstance(owner, Mapping)
             old = owner[last] if is_mapping else getattr(owner, last)
-            value = draw(distribution, torch.Size([batch]), generator=generator).to(X)
+            value = latents[name].to(X)
             value = value.reshape(batch, *(1,) * (old.dim() - value.dim()), *value.shape[1:])
             value = value.expand(old.shape).clone()
             if is_mapping:
@@ -154,10 +160,53 @@ class FunctionTaskPrior:
             else:
                 setattr(owner, last, value)
             latents[name] = value
-        return prior, latents
+        return prior
+
+    @property
+    def oracle_is(self) -> str:
+        """What `oracle` is to the exact posterior: "exact", or an "upper bound" that knows more."""
+        known = isinstance(self.noise_var, Distribution) or self.hyperprior
+        mixture = isinstance(self.function_prior, ScaleMixturePrior)
+        return "upper bound" if known or mixture else "exact"
+
+    def oracle(self, task: Task) -> GaussianPosterior:
+        """Posterior of y at the queries, given noise, hyperparameters and scale of each task.
+
+        Exact where these are fixed, see `oracle_is`.
+
+        Args:
+            task: B tasks of this prior.
+
+        Raises:
+            ValueError: the function prior is not Gaussian given what is known of its tasks.
+        """
+        known = GaussianProcessPrior | ScaleMixturePrior
+        if not isinstance(self.function_prior, known):
+            raise ValueError(
+                "The oracle needs a GaussianProcessPrior or a ScaleMixturePrior, got "
+                f"{type(self.function_prior).__name__}."
+            )
+        X = task.X.double()
+        latents = dict(task.latents)
+        prior = self._with_hyperparameters(latents, len(X), X)
+        assert isinstance(prior, known)
+        scale = latents["scale"][:, None, None] if "scale" in latents else 1.0
+        with torch.no_grad():
+            kernel = deepcopy(prior.kernel).to(X)
+            covariance = kernel(X).to_dense() * scale
+            mean = getattr(prior, "mean", None)
+            mean = None if mean is None else deepcopy(mean).to(X)(X)
+            return gaussian_oracle(task, covariance, mean)
 
 
-def _told(kernel: Any) -> str:
+def _with_kernel(prior: FunctionPrior) -> GaussianProcessPrior | ScaleMixturePrior:
+    """A function prior whose kernel's hyperparameters can be drawn."""
+    if not isinstance(prior, GaussianProcessPrior | ScaleMixturePrior):
+        raise ValueError(f"a hyperprior needs a prior with a kernel, got {type(prior).__name__}.")
+    return prior
+
+
+def _described(kernel: Any) -> str:
     """A kernel with its hyperparameters."""
     values = []
     for name, raw, constraint in kernel.named_parameters_and_constraints():

@@ -15,12 +15,12 @@ from priors.tasks.base import LatentTaskPrior, relevance, scaled_variance
 from priors.tasks.grouping import groups, members
 from priors.tasks.networks import draw_networks, network_covariance
 from priors.tasks.oracles import gaussian_oracle
+from priors.tasks.stationary import STATIONARY, stationary
 from priors.tasks.task import Task
 from priors.tasks.validation import check_at_least, check_probabilities
 
-__all__ = ["FORMS", "SMOOTHNESS", "RandomKernelTaskPrior"]
+__all__ = ["FORMS", "RandomKernelTaskPrior"]
 
-SMOOTHNESS = ("matern12", "matern32", "matern52", "rbf", "rq")
 FORMS = ("radial", "additive", "linear", "network")
 JITTER = {torch.float64: 1e-7, torch.float32: 1e-6}  # parts of the variance
 MAX_ADDITIVE = 6
@@ -187,7 +187,7 @@ class RandomKernelTaskPrior(LatentTaskPrior):
             "relevance": relevant / relevant.sum(-1, keepdim=True),
             "inverse_lengthscale": (relevant / relevant.amax(-1, keepdim=True)).sqrt() / ell,
             "frequency": draws.log_uniform(0.5, 5.0, batch, C, features) * periodic,
-            "smoothness": draws.integers(len(SMOOTHNESS), batch, C),
+            "smoothness": draws.integers(len(STATIONARY), batch, C),
             "exponent": draws.log_uniform(0.2, 5.0, batch, C),
             **draw_networks(draws, batch, C),
         }
@@ -327,34 +327,11 @@ def _embedded(X: Tensor, latents: dict[str, Tensor]) -> Tensor:
 
 
 def _radial(r2: Tensor, latents: dict[str, Tensor]) -> Tensor:
-    """Unit-variance kernels of the squared scaled distance; Rasmussen & Williams 2006, 4.2.
-
-    In place where it can be: memory is most of the cost.
-    """
-    alike = groups(latents["smoothness"], len(SMOOTHNESS))
-    for name, which in zip(SMOOTHNESS, alike, strict=True):
+    """Unit-variance kernels of the squared scaled distance, in its place."""
+    alike = groups(latents["smoothness"], len(STATIONARY))
+    for name, which in zip(STATIONARY, alike, strict=True):
         if len(which) == len(r2):
-            return _radial_of(name, r2, latents["exponent"])
+            return stationary(name, r2, latents["exponent"])
         if len(which):
-            r2[which] = _radial_of(name, r2[which], latents["exponent"][which])
+            r2[which] = stationary(name, r2[which], latents["exponent"][which])
     return r2
-
-
-def _radial_of(name: str, r2: Tensor, exponent: Tensor) -> Tensor:
-    match name:
-        case "matern12":
-            return r2.sqrt_().neg_().exp_()
-        case "matern32":
-            s = r2.mul_(3).sqrt_()
-            decay = s.neg().exp_()
-            return s.add_(1).mul_(decay)
-        case "matern52":
-            s = r2.mul(5).sqrt_()
-            r2.mul_(5 / 3).add_(s).add_(1)
-            return r2.mul_(s.neg_().exp_())
-        case "rbf":
-            return r2.mul_(-0.5).exp_()
-        case "rq":
-            a = exponent[:, None]
-            return r2.div_(2 * a).log1p_().mul_(-a).exp_()
-    raise ValueError(f"unknown smoothness {name!r}, known are {SMOOTHNESS}.")

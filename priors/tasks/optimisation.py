@@ -35,10 +35,13 @@ from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.protocol import PredictivePosterior
 from priors.randomness import RandomSource
 from priors.tasks.annealing import AnnealedSampler, gaussian_average
+from priors.tasks.base import WholeTaskPrior
 from priors.tasks.grouping import groups
 from priors.tasks.oracles import gaussian_oracle
+from priors.tasks.sizes import OptimizationSize, TaskSize
+from priors.tasks.stationary import stationary
 from priors.tasks.task import Task
-from priors.tasks.validation import check_at_least, check_probabilities
+from priors.tasks.validation import check_probabilities
 
 __all__ = ["OptimizationTaskPrior"]
 
@@ -48,12 +51,11 @@ _JITTER = 1e-8
 
 
 @dataclass(frozen=True)
-class OptimizationTaskPrior:
+class OptimizationTaskPrior(WholeTaskPrior):
     """Functions on the unit cube, seen at the points of a running maximisation.
 
-    One call draws tasks of one size: d features, uniform on 1 .. `max_features`, and n context
-    rows, half of the time uniform on 0 .. `max_context`, half of the time log-uniform. In 7 of 10
-    calls with n >= 4 the first 10 to 70 % of the context are a first sample and two rounds follow.
+    One call draws tasks of one size, d features and n context rows. In 7 of 10 calls with n >= 4
+    the first 10 to 70 % of the context are a first sample and two rounds follow.
 
     Lengths are half of the time lognormal, half of the time from Gamma(3, 6), each times sqrt(d);
     in half of the tasks a quarter of the features hardly matter. Noise variances are log-uniform
@@ -64,70 +66,46 @@ class OptimizationTaskPrior:
     "z", and "near", True for rows that were placed near good ones, both `[B, N]`.
 
     Attributes:
-        max_features: Most features.
-        max_context: Most context rows.
-        num_queries: Query rows of each task; half of them, in random order, lie near the best
+        size: How large tasks are; half of the queries, in random order, lie near the best
             context row.
         input_warping: Probability that the inputs of a task are warped.
         output_warping: Probability that its output is.
         adaptive: Probability that a task has points near good ones.
-        num_features: Fixed number of features.
-        num_context: Fixed number of context rows.
     """
 
-    max_features: int = 10
-    max_context: int = 128
-    num_queries: int = 64
+    size: TaskSize = OptimizationSize()
     input_warping: float = 0.5
     output_warping: float = 0.3
     adaptive: float = 0.8
-    num_features: int | None = None
-    num_context: int | None = None
     exchangeable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_probabilities(self, "input_warping", "output_warping", "adaptive")
-        check_at_least(
-            self, max_features=1, max_context=0, num_queries=1, num_features=1, num_context=0
-        )
 
     @property
     def description(self) -> str:
         """One line for the checkpoint."""
         return (
-            f"functions to maximise, 1-{self.max_features} features in the unit cube, up to "
-            f"{self.max_context} context rows, inputs warped in {self.input_warping:.0%}, outputs "
-            f"in {self.output_warping:.0%} (priors.optimization_tasks.OptimizationTaskPrior)"
+            f"functions to maximise, 1-{self.size.max_features} features in the unit cube, up to "
+            f"{self.size.max_context} context rows, inputs warped in {self.input_warping:.0%}, "
+            f"outputs in {self.output_warping:.0%} "
+            "(priors.optimization_tasks.OptimizationTaskPrior)"  # as shipped networks store it
         )
 
-    def sample(
-        self,
-        batch: int,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Task:
-        """Draw `batch` tasks."""
-        draws = RandomSource(generator, device, torch.float64)
-        u = [draws.number() for _ in range(5)]
-        d = self.num_features or 1 + int(u[0] * self.max_features)
-        n = self.num_context
-        if n is None:
-            size = self.max_context + 1
-            n = int(u[1] * size if u[2] < 0.5 else math.exp(u[1] * math.log(size)))
-        first = n if n < 4 or u[3] < 0.3 else max(2, int(n * (0.1 + 0.6 * u[4])))
+    def draw_tasks(self, draws: RandomSource, batch: int) -> Task:
+        """Draw the sizes, the hyperparameters and a run of each task."""
+        d, n = self.size.draw(draws.generator, draws.device)
+        few, share = draws.number(), draws.number()
+        first = n if n < 4 or few < 0.3 else max(2, int(n * (0.1 + 0.6 * share)))
         half = (n - first + 1) // 2
         latents = self._draw_latents(draws, batch, d)
         noise_var = _draw_noise_var(draws, batch)
-        rounds = first, half, n - first - half
-        X, f, y, rows = self._draw_run(draws, latents, noise_var, rounds)
-        dtype = torch.get_default_dtype() if dtype is None else dtype
+        X, f, y, rows = self._draw_run(draws, latents, noise_var, (first, half, n - first - half))
         return Task(
-            X=X.to(dtype),
-            y=y[..., None].to(dtype),
-            f=f[..., None].to(dtype),
-            noise_var=noise_var.to(dtype),
+            X=X,
+            y=y[..., None],
+            f=f[..., None],
+            noise_var=noise_var,
             num_context=n,
             latents=latents,
             row_latents=rows,
@@ -198,7 +176,7 @@ class OptimizationTaskPrior:
         )
         out = torch.empty_like(r)
         for name, chosen in zip(KERNELS, groups(latents["kernel"], len(KERNELS)), strict=True):
-            out[chosen] = _stationary(name, r[chosen])
+            out[chosen] = stationary(name, r[chosen].square_())
         share = latents["trend_share"][:, None, None]
         var = torch.cat([latents["linear_var"], latents["quadratic_var"]], -1)[:, None]
         return torch.baddbmm((1 - share) * out, share * var * _trend(u1), _trend(u2).mT)
@@ -243,7 +221,7 @@ class OptimizationTaskPrior:
         X = like.new_empty(batch, 0, d)
         y = like.new_empty(batch, 0)
         z, white, near, root = y, y, y.bool(), like.new_empty(batch, 0, 0)
-        sizes = [size for size in rounds if size] + [self.num_queries]
+        sizes = [size for size in rounds if size] + [self.size.num_queries]
         for number, size in enumerate(sizes):
             queries = number == len(sizes) - 1
             new, close = _place(draws, X, y, size, queries, latents["adaptive"])
@@ -322,16 +300,3 @@ def _trend(u: Tensor) -> Tensor:
     """Linear and quadratic features `[B, n, 2 d]`, orthonormal and centred for uniform u."""
     centred = u - 0.5
     return torch.cat([math.sqrt(12) * centred, math.sqrt(180) * (centred**2 - 1 / 12)], -1)
-
-
-def _stationary(kernel: str, r: Tensor) -> Tensor:
-    """Unit-variance kernels of the scaled distance; Rasmussen & Williams 2006, 4.2."""
-    match kernel:
-        case "matern32":
-            return (1 + math.sqrt(3) * r) * torch.exp(-math.sqrt(3) * r)
-        case "matern52":
-            s = math.sqrt(5) * r
-            return (1 + s + s**2 / 3) * torch.exp(-s)
-        case "rbf":
-            return torch.exp(-(r**2) / 2)
-    raise ValueError(f"unknown kernel {kernel!r}, known are {KERNELS}.")

@@ -26,12 +26,15 @@ def check_complete_regression(task: Task, name: str) -> None:
         raise ValueError(f"The {name} is of regression without missing values.")
 
 
-def gaussian_oracle(task: Task, covariance: Tensor) -> GaussianPosterior:
+def gaussian_oracle(
+    task: Task, covariance: Tensor, mean: Tensor | None = None
+) -> GaussianPosterior:
     """Posterior of y at the queries of `task` for Gaussian f and noise of known covariance.
 
     Args:
         task: B tasks of N rows, all of them counting.
         covariance: Of f at all rows, `[B, N, N]`.
+        mean: Of f at all rows, `[B, N]`; zero if None.
 
     Raises:
         ValueError: the noise of a task is not Gaussian, or values are missing.
@@ -41,9 +44,12 @@ def gaussian_oracle(task: Task, covariance: Tensor) -> GaussianPosterior:
     if not bool(noise.isfinite().all()):
         raise ValueError("The oracle needs Gaussian noise, but a noise variance is not finite.")
     check_complete_regression(task, "oracle")
-    mean, variance = gaussian_predictions(covariance, noise, task.y[:, :n, 0].to(covariance))
+    prior_mean = covariance.new_zeros(covariance.shape[:2]) if mean is None else mean
+    residual = task.y[:, :n, 0].to(covariance) - prior_mean[:, :n]
+    found, variance = gaussian_predictions(covariance, noise, residual)
+    found = found + prior_mean[:, n:]
     return GaussianPosterior(
-        MultivariateNormal(mean.to(task.y), DiagLinearOperator(variance.to(task.y)))
+        MultivariateNormal(found.to(task.y), DiagLinearOperator(variance.to(task.y)))
     )
 
 

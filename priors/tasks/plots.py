@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from priors.functions import GaussianProcessPrior, ScaleMixturePrior
-from priors.networks.finite import NetworkPrior
+from priors.functions import draws_functions
 from priors.tasks.task import Task, TaskPrior, describe
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def plot_tasks(
         TypeError: `task_prior` does not draw tasks.
         ValueError: `num` is not positive.
     """
-    if isinstance(task_prior, GaussianProcessPrior | ScaleMixturePrior | NetworkPrior):
+    if draws_functions(task_prior):
         raise TypeError(
             f"{type(task_prior).__name__} draws functions, not tasks; use plot_prior, or make "
             "tasks of it by FunctionTaskPrior."
@@ -87,8 +86,8 @@ def plot_tasks(
         ax.tick_params(labelsize=8)
     for ax in axes[num:]:
         ax.set_axis_off()
-    told = textwrap.shorten(describe(task_prior), 300, placeholder=" ...")
-    figure.suptitle(textwrap.fill(told, 36 * columns), fontsize=11)
+    title = textwrap.shorten(describe(task_prior), 300, placeholder=" ...")
+    figure.suptitle(textwrap.fill(title, 36 * columns), fontsize=11)
     _add_legend(figure, shown)
     return figure
 
@@ -181,8 +180,8 @@ class _Shown:
 
     def _draw_classes(self, ax: Axes) -> None:
         best = self._informative()
-        x = self._placed(best[0])
-        height = self._placed(best[1]) if len(best) > 1 else self.y
+        x = self._with_missing(best[0])
+        height = self._with_missing(best[1]) if len(best) > 1 else self.y
         for label in range(int(self.y.max()) + 1):
             mine = self.y == label
             colour = f"C{label % 10}"
@@ -192,7 +191,7 @@ class _Shown:
 
     def _draw_regression(self, ax: Axes) -> None:
         best = self._informative()
-        x = self._placed(best[0])
+        x = self._with_missing(best[0])
         if len(best) == 1:
             if self.f is not None:
                 order = x.argsort()
@@ -201,7 +200,7 @@ class _Shown:
         else:
             from matplotlib import colormaps
 
-            value = self._placed(best[1])
+            value = self._with_missing(best[1])
             value = (value - value.min()) / (value.max() - value.min()).clamp(min=1e-12)
             color = colormaps["viridis"](value.numpy())
         _points(ax, x, self.y, ~self.context, ring=True, color=color)
@@ -215,10 +214,10 @@ class _Shown:
 
     def _name(self, feature: int) -> str:
         """With a mark for categories and for missing values, which the legend explains."""
-        marks = "†" if self.categorical[feature] else ""
-        return self.names[feature] + marks + ("*" if self.X[:, feature].isnan().any() else "")
+        symbols = "†" if self.categorical[feature] else ""
+        return self.names[feature] + symbols + ("*" if self.X[:, feature].isnan().any() else "")
 
-    def _placed(self, feature: int) -> Tensor:
+    def _with_missing(self, feature: int) -> Tensor:
         """The feature, its missing values a tenth of the range below the others."""
         x = self.X[:, feature]
         there = x[~x.isnan()]

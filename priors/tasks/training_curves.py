@@ -33,8 +33,10 @@ from torch.distributions import Beta
 
 from priors.functions import draw
 from priors.randomness import RandomSource
+from priors.tasks.base import WholeTaskPrior
+from priors.tasks.sizes import LearningCurveSize
 from priors.tasks.task import Task
-from priors.tasks.validation import check_at_least, check_probabilities
+from priors.tasks.validation import check_probabilities
 
 __all__ = ["LearningCurveTaskPrior", "log_time"]
 
@@ -65,12 +67,10 @@ def log_time(step: Tensor | float, num_steps: Tensor | float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LearningCurveTaskPrior:
+class LearningCurveTaskPrior(WholeTaskPrior):
     """Beginnings of learning curves as context, their later values as queries.
 
-    One call draws tasks of one size: p hyperparameters, uniform on 0 .. `max_hyperparameters`, C
-    curves, one without hyperparameters and log-uniform up to `max_curves` with them, and n context
-    rows, half of the time uniform on 0 .. `max_context`, half of the time log-uniform.
+    One call draws tasks of one size: p hyperparameters, C curves and n context rows.
 
     Features are `log_time` of the step and the p hyperparameters in [0, 1], which tell the curves
     apart. Context rows are the first steps of each curve, every one or at irregular times (3 of
@@ -83,82 +83,46 @@ class LearningCurveTaskPrior:
     every row: "curve", the number of its curve, and "step", both `[B, N]`.
 
     Attributes:
-        max_hyperparameters: Most hyperparameters; a task has one feature more.
-        max_curves: Most curves of a task.
-        max_context: Most context rows.
-        num_queries: Query rows of each task.
+        size: How large tasks are.
         failure: Probability that a curve hardly leaves its starting value.
         divergence: Probability that a curve falls apart at some step; a third of the tasks let
             them recover.
         overfitting: Probability that a curve declines slowly from some step on.
-        num_hyperparameters: Fixed number of hyperparameters.
-        num_curves: Fixed number of curves.
-        num_context: Fixed number of context rows.
     """
 
-    max_hyperparameters: int = 4
-    max_curves: int = 32
-    max_context: int = 256
-    num_queries: int = 64
+    size: LearningCurveSize = LearningCurveSize()
     failure: float = 0.2
     divergence: float = 0.1
     overfitting: float = 0.1
-    num_hyperparameters: int | None = None
-    num_curves: int | None = None
-    num_context: int | None = None
 
     def __post_init__(self) -> None:
         check_probabilities(self, "failure", "divergence", "overfitting")
-        check_at_least(
-            self,
-            max_hyperparameters=0,
-            max_curves=1,
-            max_context=0,
-            num_queries=1,
-            num_hyperparameters=0,
-            num_curves=1,
-            num_context=0,
-        )
-        if (self.num_curves or 1) > 1 and 0 in (self.num_hyperparameters, self.max_hyperparameters):
-            raise ValueError(
-                f"{self.num_curves} curves cannot be told apart without hyperparameters; allow "
-                "some or ask for one curve."
-            )
 
     @property
     def description(self) -> str:
         """One line for the checkpoint."""
         return (
-            f"learning curves, up to {self.max_curves} per task, 0-{self.max_hyperparameters} "
-            f"hyperparameters, up to {self.max_context} context rows "
-            "(priors.learning_curve_tasks.LearningCurveTaskPrior)"
+            f"learning curves, up to {self.size.max_curves} per task, "
+            f"0-{self.size.max_hyperparameters} hyperparameters, up to {self.size.max_context} "
+            "context rows "
+            "(priors.learning_curve_tasks.LearningCurveTaskPrior)"  # as shipped networks store it
         )
 
-    def sample(
-        self,
-        batch: int,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Task:
-        """Draw `batch` tasks."""
-        draws = RandomSource(generator, device, torch.float64)
-        p, C, n = self._draw_sizes([draws.number() for _ in range(4)])
+    def draw_tasks(self, draws: RandomSource, batch: int) -> Task:
+        """Draw the sizes, the curves and the rows of each task."""
+        p, C, n = self.size.draw(draws.generator, draws.device)
         h = draws.uniform(batch, C, p)
         latents = self._draw_curves(h, draws)
-        curve, step, steps = _draw_rows(draws, batch, C, n, self.num_queries)
+        curve, step, steps = _draw_rows(draws, batch, C, n, self.size.num_queries)
         x = log_time(step, steps[:, None])
-        X = torch.cat([x[..., None], h.gather(1, curve[..., None].expand(-1, -1, p))], -1)
         latents["steps"] = steps
         f, noisy = _metric(latents, curve, step, steps)
-        y = draw(noisy, torch.Size(), generator=generator).clamp(_MARGIN, 1 - _MARGIN)
-        dtype = torch.get_default_dtype() if dtype is None else dtype
+        y = draw(noisy, torch.Size(), generator=draws.generator).clamp(_MARGIN, 1 - _MARGIN)
         return Task(
-            X=X.to(dtype),
-            y=y[..., None].to(dtype),
-            f=f[..., None].to(dtype),
-            noise_var=noisy.variance.to(dtype),
+            X=torch.cat([x[..., None], h.gather(1, curve[..., None].expand(-1, -1, p))], -1),
+            y=y[..., None],
+            f=f[..., None],
+            noise_var=noisy.variance,
             num_context=n,
             latents=latents,
             row_latents={"curve": curve, "step": step},
@@ -189,21 +153,6 @@ class LearningCurveTaskPrior:
         rows = slice(task.num_context, None)
         _, noisy = _metric(task.latents, *_rows(task, rows))
         return Beta(noisy.concentration1[..., None], noisy.concentration0[..., None])
-
-    def _draw_sizes(self, u: list[float]) -> tuple[int, int, int]:
-        """Numbers of hyperparameters, curves and context rows."""
-        least = 1 if (self.num_curves or 1) > 1 else 0
-        p = self.num_hyperparameters
-        if p is None:
-            p = least + int(u[0] * (self.max_hyperparameters + 1 - least))
-        C = self.num_curves
-        if C is None:
-            C = 1 if p == 0 else int(math.exp(u[1] * math.log(self.max_curves + 1)))
-        n = self.num_context
-        if n is None:
-            size = self.max_context + 1
-            n = int(u[2] * size if u[3] < 0.5 else math.exp(u[2] * math.log(size)))
-        return p, C, n
 
     def _draw_curves(self, h: Tensor, draws: RandomSource) -> dict[str, Tensor]:
         """What determines the curves at hyperparameters `h` `[B, C, p]`: `[B, C, ...]` or `[B]`."""

@@ -35,7 +35,7 @@ class PosteriorContract(ABC):
     def test_shapes_and_dtypes(self, dtype: torch.dtype) -> None:
         """Moments, quantiles, densities and samples have the documented shapes."""
         posterior = self.make_posterior(dtype)
-        shape = posterior._extended_shape()
+        shape = posterior.shape
         quantiles = posterior.quantile(self.probabilities(dtype).reshape(2, 3))
         values = [posterior.mean, posterior.variance, posterior.cdf(quantiles[0, 0])]
         if self.has_density:
@@ -44,6 +44,10 @@ class PosteriorContract(ABC):
             assert value.shape == shape
             assert value.dtype == dtype
         assert quantiles.shape == (2, 3, *shape)
+        # values may have dimensions before those of the posterior
+        assert posterior.cdf(quantiles).shape == quantiles.shape
+        if self.has_density:
+            assert posterior.log_prob(quantiles).shape == quantiles.shape
         assert posterior.rsample(torch.Size([4, 2])).shape == (4, 2, *shape)
         assert posterior.rsample().shape == (1, *shape)
 
@@ -83,7 +87,7 @@ class PosteriorContract(ABC):
         for p in (0.05, 0.5, 0.9):
             # Between two values of a step function, so that rounding decides nothing.
             best = posterior.quantile(torch.tensor(p, dtype=dtype)) + 1e-3
-            found = posterior.log_probability_of_improvement(best, maximize)
+            found = posterior.log_excess(best, 0, maximize)
             below = posterior.cdf(best)
             assert found.shape == best.shape
             assert found.dtype == dtype
@@ -91,7 +95,7 @@ class PosteriorContract(ABC):
             assert torch.allclose(found.exp(), expected, atol=1e-5 if self.has_density else 5e-2)
         span = (best - posterior.quantile(torch.tensor(0.05, dtype=dtype))).abs().amax()
         for far in (best + 1e3 * span, best - 1e3 * span):
-            found = posterior.log_probability_of_improvement(far, maximize)
+            found = posterior.log_excess(far, 0, maximize)
             assert not found.isnan().any()
             assert (found <= 1e-5).all()
 
@@ -105,12 +109,12 @@ class PosteriorContract(ABC):
             best = posterior.quantile(torch.tensor(p, dtype=torch.float64)).detach()
             best.requires_grad_()
             try:
-                improvement = posterior.log_expected_improvement(best, maximize)
+                improvement = posterior.log_excess(best, 1, maximize)
             except NotImplementedError as error:
                 pytest.skip(str(error))
             (slope,) = torch.autograd.grad(improvement.sum(), best)
             expected = improvement + (-slope if maximize else slope).log()
-            found = posterior.log_probability_of_improvement(best, maximize)
+            found = posterior.log_excess(best, 0, maximize)
             assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
 
     def test_samples_follow_the_marginals(self) -> None:
@@ -132,4 +136,4 @@ class PosteriorContract(ABC):
         base = torch.randn(shape + posterior.base_sample_shape, dtype=torch.float64)
         first = posterior.rsample_from_base_samples(shape, base)
         assert torch.equal(first, posterior.rsample_from_base_samples(shape, base))
-        assert first.shape == posterior._extended_shape(shape)
+        assert first.shape == posterior._extended_shape(shape) == shape + posterior.shape

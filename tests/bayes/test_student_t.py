@@ -98,10 +98,10 @@ def test_expected_excess_far_in_the_tail():
 
 
 def test_expected_improvement_approaches_the_gaussian_one():
-    from priors.posteriors.gaussian import gaussian_log_expected_improvement
+    from priors.posteriors.gaussian import gaussian_log_excess
 
     u = torch.linspace(-30, 5, 71, dtype=torch.float64)
-    limit = gaussian_log_expected_improvement(u, torch.ones_like(u), torch.zeros_like(u))
+    limit = gaussian_log_excess(u, torch.ones_like(u), torch.zeros_like(u), 1, above=True)
     assert torch.allclose(log_expected_excess(u, 1e9), limit, atol=1e-4, rtol=1e-6)
 
 
@@ -141,7 +141,7 @@ def test_what_is_infinite_and_what_is_undefined():
     for ask in (
         lambda: cauchy.mean,
         lambda: cauchy.variance,
-        lambda: cauchy.log_expected_improvement(0.0),
+        lambda: cauchy.log_excess(0.0, 1),
     ):
         with pytest.raises(ValueError, match="no "):
             ask()

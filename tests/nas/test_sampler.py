@@ -185,9 +185,10 @@ def test_a_surrogate_of_ones_own_is_asked_for_its_own_expected_improvement():
     asked = []
 
     class Posterior(GaussianPosterior):
-        def log_expected_improvement(self, best_f, maximize=True):
+        def log_excess(self, threshold, order, above=True):
+            assert order == 1
             asked.append(tuple(self.mean.shape))
-            return super().log_expected_improvement(best_f, maximize)
+            return super().log_excess(threshold, order, above)
 
     def surrogate(X, Y, num_architecture):
         assert X.shape == (len(Y), num_architecture + 3)  # rate, two choices of optimizer

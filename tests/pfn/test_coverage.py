@@ -19,6 +19,7 @@ SMALL = ArchitectureConfig(max_features=3, embedding=16, layers=1, heads=2, hidd
         Coverage(),
         Coverage(max_context=20, max_buffer=4, missing=True, categorical=True),
         Coverage(known_noise=False, function=False, exchangeable=False, input_range=(-1.0, 2.5)),
+        Coverage(target_range=(-3.0, 3.5), num_features=2),
     ],
 )
 def test_json(covered):

@@ -1,5 +1,7 @@
 """Networks on the GPU against the CPU."""
 
+from itertools import product
+
 import pytest
 import torch
 from botorch.acquisition import qLogExpectedImprovement
@@ -36,11 +38,10 @@ def test_bar_distribution(agrees, device):
         logits = torch.randn(4, 11, generator=generator).to(device, dtype)
         y = torch.linspace(-4, 4, 4, dtype=dtype, device=device)
         yield from (bars.mean(logits), bars.variance(logits))
-        for function in (bars.log_prob, bars.cdf, bars.log_cdf, bars.log_survival):
-            yield function(logits, y)
+        yield from (bars.log_prob(logits, y), bars.cdf(logits, y))
         yield bars.quantile(logits, torch.tensor([[0.1], [0.9]], dtype=dtype, device=device))
-        yield bars.log_expected_improvement(logits, y, maximize=True)
-        yield bars.upper_confidence_bound(logits, y.new_tensor(0.9), maximize=False)
+        for order, above in product((0, 1), (True, False)):
+            yield bars.log_excess(logits, y, order, above)
 
     agrees(compute)
     bars = pfn.BarDistribution(torch.linspace(-3, 3, 11), tail_scale=0.6).to(device)
@@ -70,7 +71,7 @@ def test_shipped_networks(agrees, device, shipped, name):
         fantasies = model.fantasize(Q[:2], SobolQMCNormalSampler(torch.Size([2]), seed=0))
         yield from (grown.posterior(Q).mean, fantasies.posterior(Q).mean)
         tails = network.condition(X, Y, outcome_transform=TailCompression(Y))
-        yield from (tails.posterior(Q).mean, tails.posterior(Q).log_expected_improvement(Y.max()))
+        yield from (tails.posterior(Q).mean, tails.posterior(Q).log_excess(Y.max(), 1))
         yield qLogExpectedImprovement(model, 0.6, SobolQMCNormalSampler(torch.Size([4]), seed=0))(
             Q[:, None]
         )

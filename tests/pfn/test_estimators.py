@@ -534,7 +534,7 @@ def test_batches_and_dtypes_do_not_matter():
     np.testing.assert_allclose(batched.log_likelihood(X, y), expected.log_likelihood(X, y))
     single = PFNRegressor(network, num_ensemble=2, dtype="float32").fit(X, y)
     np.testing.assert_allclose(single.predict(X), expected.predict(X), rtol=1e-3)
-    assert single.predict_distribution(X).dtype == torch.float32
+    assert single.predict_distribution(X).dtype == torch.float64  # units of y may need it
     assert next(network.parameters()).dtype == torch.float32  # the given one stays as it was
 
 
@@ -761,3 +761,66 @@ def test_importing_without_scikit_learn():
             raise AssertionError("no error")
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=300)
+
+
+SHIFTED = {
+    "constant": lambda n: (np.zeros(n), 1.0),
+    "constant and large": lambda n: (np.full(n, 1e6), 5e6),
+    "missing": lambda n: (np.full(n, np.nan), 3.0),
+}
+
+
+@pytest.mark.parametrize("column", SHIFTED)
+@pytest.mark.parametrize("num_ensemble", [1, 4])
+@pytest.mark.parametrize("estimator", [PFNRegressor, PFNClassifier])
+def test_a_column_that_tells_nothing_is_ignored(column, num_ensemble, estimator):
+    """Whatever queries have there; predictions are those for the value of the training rows."""
+    X, y = data()
+    network = random_network(4 if estimator is PFNClassifier else 0)
+    if estimator is PFNClassifier:
+        y = (y > y.mean()).astype(int)
+    known, other = SHIFTED[column](len(X))
+    made = estimator(network, num_ensemble=num_ensemble, check=False)
+    made.fit(np.column_stack([X, known]), y)
+    method = made.predict if estimator is PFNRegressor else made.predict_proba
+    expected = method(np.column_stack([X, known]))
+    assert np.ptp(expected) > 0
+    for wild in (other, -other, 0.5):
+        found = method(np.column_stack([X, np.full(len(X), wild)]))
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_a_column_without_values_may_hold_anything_later():
+    pandas = pytest.importorskip("pandas")
+    X, y = data()
+    for nothing in (None, np.nan):
+        table = pandas.DataFrame(X, columns=list("abcdefgh"[: X.shape[1]])).assign(
+            empty=[nothing] * len(X)
+        )
+        made = PFNRegressor(random_network(), num_ensemble=1, check=False).fit(table, y)
+        expected = made.predict(table)
+        for value in ("text", 3.0, True):
+            np.testing.assert_array_equal(made.predict(table.assign(empty=value)), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("shift", "scale"), [(1.7e9, 1.0), (0.0, 1e150), (0.0, 1e-150), (-1e12, 1e3)]
+)
+def test_units_do_not_matter(dtype, shift, scale):
+    """Seconds since 1970 in single precision, and numbers whose squares overflow."""
+    X, y = data()
+    made = PFNRegressor(random_network(), num_ensemble=4, dtype=dtype, check=False)
+    mean, std = made.fit(X, y).predict(X, return_std=True)
+    density = made.log_likelihood(X, y)
+    # The powers of members are fitted by search; shifted numbers are rounded themselves.
+    tolerance = max(1e-5 if dtype == "float32" else 1e-7, 1e-6 if shift else 0.0)
+    moved = made.fit(shift + scale * X, y)
+    np.testing.assert_allclose(moved.predict(shift + scale * X), mean, rtol=0, atol=tolerance)
+    in_units = shift + scale * y
+    found, spread = made.fit(X, in_units).predict(X, return_std=True)
+    np.testing.assert_allclose((found - shift) / scale, mean, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(spread / scale, std, rtol=max(tolerance, 1e-9))
+    np.testing.assert_allclose(
+        made.log_likelihood(X, in_units) + np.log(scale), density, atol=20 * tolerance
+    )

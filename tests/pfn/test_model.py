@@ -861,6 +861,27 @@ class TestInputTransforms:
             network.condition(100 * X, y)
         network.condition(100 * X, y, input_transform=Normalize(3))  # no warning
 
+    def test_raw_targets_beyond_those_of_the_training_warn(self):
+        network = random_network(targets="raw")
+        network.metadata["target_range"] = [-3.0, 3.0]
+        X, y = data(8)
+        y = y / y.abs().max()
+        model = network.condition(X, y)
+        with pytest.warns(UserWarning, match="targets between -3 and 3.*got .* to 1e\\+03"):
+            network.condition(X, 1000 * y.abs())
+        with pytest.warns(UserWarning, match="targets between -3 and 3"):
+            model.condition_on_observations(X[:1], 100 + y[:1])
+        scale = AffineTransform(torch.zeros(1).to(y), torch.full((1,), 1000.0).to(y))
+        network.condition(X, 1000 * y.abs(), outcome_transform=scale)  # no warning
+
+    def test_more_features_than_in_training_warn(self):
+        network = random_network()
+        network.metadata["num_features"] = 2
+        X, y = data(8)
+        network.condition(X[:, :2], y)
+        with pytest.warns(UserWarning, match="up to 2 features and got 3; beyond that"):
+            network.condition(X, y)
+
 
 def test_a_conditioned_model_stays_where_it_is(network):
     model = network.condition(*data(8))
@@ -952,7 +973,7 @@ def test_tail_compression_reaches_the_network_and_comes_back(network):
     one = model.subset_output([1])
     torch.testing.assert_close(one.posterior(Q).mean, posterior.mean[..., 1:])
     found = LogExpectedImprovement(one, best_f=Y[:, 1].max())(Q[:, None])
-    scale = of_outputs(tails, [1]).straight(Y[:, 1].max(), True).scale.log()
+    scale = of_outputs(tails, [1]).affine_beyond(Y[:, 1].max(), True).scale.log()
     best = tails.inv(Y)[:, 1].max()
     expected = LogExpectedImprovement(plain.subset_output([1]), best_f=best)(Q[:, None]) + scale
     torch.testing.assert_close(found, expected.flatten())
@@ -973,7 +994,7 @@ def test_outputs_keep_their_own_transforms(network, kind):
             one.quantile(torch.tensor(0.3)), both.quantile(torch.tensor(0.3))[..., 1:]
         )
     if kind == "inverse":  # affine, so that improvement is closed
-        assert both.log_expected_improvement(y.amax(-2)).shape == (5, 2)
+        assert both.log_excess(y.amax(-2), 1).shape == (5, 2)
 
 
 def test_monte_carlo_acquisition_agrees_with_the_closed_form(network):

@@ -39,7 +39,7 @@ def made_up(speeds):
 
 
 def test_a_probe_is_a_configuration_that_trains():
-    found = pfn.probe(PRIOR, CONFIG, device="cpu", seconds=3.0, steps=2, progress=False)
+    found = pfn.probe(PRIOR, CONFIG, device="cpu", seconds=20.0, steps=2, progress=False)
     assert found.chosen in found.rates
     assert [rate.batch for rate in found.rates][:2] == [4, 16]
     assert all(rate.tasks_per_second > 0 and 0 < rate.drawing <= 1 for rate in found.rates)
@@ -54,13 +54,25 @@ def test_a_probe_is_a_configuration_that_trains():
     assert made.metadata["training"]["tasks"] == 2 * found.chosen.batch
 
 
-def test_the_smallest_batch_that_is_nearly_the_fastest_is_chosen(monkeypatch):
+@pytest.mark.parametrize(
+    ("speeds", "chosen"),
+    [
+        ((50.0, 90.0, 95.0, 500.0), 64),  # 64 gained too little to go on
+        ((50.0, 90.0, 92.0, 500.0), 16),  # and here too little for a quarter of the steps
+        ((800.0, 3200.0, 6000.0, 9000.0, 9100.0), 256),  # a GPU that is full at 1024
+        ((800.0, 3200.0, 12800.0, 51200.0, 170000.0, 200000.0), 1024),
+    ],
+)
+def test_the_batch_that_makes_most_progress_is_chosen(monkeypatch, speeds, chosen):
     full = "32-true"
-    speeds = {(4, full, False): 50.0, (16, full, False): 90.0, (64, full, False): 95.0}
-    monkeypatch.setattr(rates, "_measure", made_up(speeds | {(256, full, False): 500.0}))
+    made = {(4 ** (k + 1), full, False): speed for k, speed in enumerate(speeds)}
+    monkeypatch.setattr(rates, "_measure", made_up(made))
     found = rates.probe(PRIOR, CONFIG, device="cpu", progress=False)
-    assert [rate.batch for rate in found.rates] == [4, 16, 64]  # 64 gained too little to go on
-    assert found.chosen.batch == 16
+    last = next(
+        (k for k in range(1, len(speeds)) if speeds[k] < 1.1 * speeds[k - 1]), len(speeds) - 1
+    )
+    assert [rate.batch for rate in found.rates] == [4 ** (k + 1) for k in range(last + 1)]
+    assert found.chosen.batch == chosen
 
 
 def test_compilation_must_pay(monkeypatch):

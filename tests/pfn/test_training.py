@@ -248,6 +248,9 @@ def test_a_network_knows_what_its_tasks_had():
     assert not bare.coverage.known_noise
     assert not bare.coverage.function
     assert bare.metadata["max_context"] == bare.metadata["max_buffer"] == 4
+    assert bare.metadata["num_features"] == 1
+    low, high = bare.metadata["target_range"]
+    assert low < -1 < 1 < high
     assert not bare.metadata["exchangeable"]
     whole = train(fixed_gp(num_points=5), config=options, device="cpu", progress=False)
     assert whole.coverage.known_noise
@@ -294,7 +297,8 @@ def test_padding_may_hold_anything_and_mix_with_none():
 
 def test_padded_tasks_train_like_their_rows():
     """Padding changes neither the loss nor its gradient."""
-    from pfn.training import _Batch, _Loss
+    from pfn.training.loss import Loss
+    from pfn.training.tasks import Batch
 
     task = fixed_gp(12).sample(3, generator=torch.Generator().manual_seed(0))
     task = replace(task, num_context=6)
@@ -306,8 +310,8 @@ def test_padded_tasks_train_like_their_rows():
         X=task.X[:, keep], y=task.y[:, keep], f=task.f[:, keep], noise_var=task.noise_var,
         num_context=4,
     )  # fmt: skip
-    loss = _Loss(made)
-    for a, b in zip(loss(_Batch(replace(task, points=points))), loss(_Batch(short)), strict=True):
+    loss = Loss(made)
+    for a, b in zip(loss(Batch(replace(task, points=points))), loss(Batch(short)), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -326,11 +330,34 @@ class TestCertificate:
 
     def test_json_and_text(self):
         made = train(fixed_gp(), config=config(steps=1), device="cpu", progress=False)
-        measured = certify(made, fixed_gp(), num_tasks=8, progress=False, num_queries=4)
+        few = {"num_tasks": 8, "num_queries": 4, "progress": False}
+        measured = certify(made, fixed_gp(), reference=None, **few)
         assert measured.reference == "none"
         again = Certificate.from_json(json.loads(json.dumps(measured.to_json(), allow_nan=False)))
         assert str(again) == str(measured)
         assert "calibration only" in str(measured)
+
+    def test_the_reference_is_that_of_the_prior(self):
+        made = train(fixed_gp(), config=config(steps=1), device="cpu", progress=False)
+        few = {"num_tasks": 8, "num_queries": 4, "progress": False}
+        own = certify(made, fixed_gp(), **few)
+        given = certify(made, fixed_gp(), reference=exact, **few)
+        assert own.reference == given.reference == "exact"
+        for n, row in own.by_context.items():
+            assert row.gap == pytest.approx(given.by_context[n].gap, abs=1e-5)
+
+    def test_tasks_that_the_prior_refuses_have_no_gap(self):
+        class Refusing:
+            def sample(self, batch, **options):
+                return fixed_gp().sample(batch, **options)
+
+            def oracle(self, task):
+                raise ValueError("not today")
+
+        made = train(fixed_gp(), config=config(steps=1), device="cpu", progress=False)
+        measured = certify(made, Refusing(), num_tasks=8, num_queries=4, progress=False)
+        assert measured.reference == "upper bound"
+        assert all(math.isnan(row.gap) for row in measured.by_context.values())
 
     def test_sizes_that_no_task_has(self):
         made = train(fixed_gp(), config=config(steps=1), device="cpu", progress=False)
@@ -618,14 +645,15 @@ class TestOptions:
         assert second.metadata["training"]["from"] == first.metadata["training"]
         assert len(second.trainings) == 2
         assert second.tasks_seen == first.tasks_seen + second.trainings[0]["tasks"]
-        with pytest.raises(ValueError, match="must agree"):
-            train(
-                fixed_gp(),
-                config=config(steps=1, architecture=replace(TINY, layers=1)),
-                device="cpu",
-                initial=first,
-                progress=False,
-            )
+        for smaller in ({"layers": 1}, {"heads": 2 * TINY.heads}, {"thinking_rows": 3}):
+            with pytest.raises(ValueError, match="larger"):
+                train(
+                    fixed_gp(),
+                    config=config(steps=1, architecture=replace(TINY, **smaller)),
+                    device="cpu",
+                    initial=first,
+                    progress=False,
+                )
 
     def test_nothing_worse_than_the_start_is_kept(self, tmp_path):
         """With a rate that ruins it, the network stays what it was, and its loss is known."""

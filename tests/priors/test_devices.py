@@ -437,9 +437,9 @@ def test_posteriors(agrees, device, name):
         if name != "draws":
             yield posterior.log_prob(y)
         for best in (0.4, y.new_tensor(0.4)):
-            yield posterior.log_probability_of_improvement(best)
+            yield posterior.log_excess(best, 0)
             if name != "exponential":
-                yield posterior.log_expected_improvement(best)
+                yield posterior.log_excess(best, 1)
 
     agrees(compute)
     posterior = posteriors(device, torch.float64)[name]

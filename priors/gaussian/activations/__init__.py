@@ -19,23 +19,25 @@ of a finite network does, but `stein`, whose use is E[phi(u) w] = E[phi'(u)] E[u
 Shapes: q1, q2 and c broadcast together; the result has the broadcast shape.
 """
 
-from priors.gaussian.activations.base import Activation, Elementwise, Smooth
+from priors.gaussian.activations.base import Activation, Numerical, Smooth
 from priors.gaussian.activations.elu import ELU
 from priors.gaussian.activations.polynomial import Hermite, Polynomial
 from priors.gaussian.activations.rectified import ABReLU, RectifiedPower, Sign
 from priors.gaussian.activations.smooth import GELU, Erf, Exp, Gabor, Gaussian, Probit, Sine
+
+Elementwise = Numerical  # as `networks.criticality` still calls it
 
 __all__ = [
     "ELU",
     "GELU",
     "ABReLU",
     "Activation",
-    "Elementwise",
     "Erf",
     "Exp",
     "Gabor",
     "Gaussian",
     "Hermite",
+    "Numerical",
     "Polynomial",
     "Probit",
     "RectifiedPower",

@@ -1,6 +1,6 @@
 """What every activation answers, by interpolation or quadrature where it knows no better.
 
-`Smooth` and `Elementwise` make an activation of any function and add nothing to that.
+`Smooth` and `Numerical` make an activation of any function and add nothing to that.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeGuard
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from priors.gaussian.interpolation import Tables, expectations, mean
 from priors.gaussian.pairs import inverse_sqrt
 from priors.gaussian.quadrature import derivative_of, jumps
 
-__all__ = ["Activation", "Elementwise", "Smooth"]
+__all__ = ["Activation", "Numerical", "Smooth"]
 
 
 class Activation(ABC):
@@ -27,8 +28,21 @@ class Activation(ABC):
 
     A subclass gives the function and where it is not smooth; every expectation has a default by
     quadrature or, of smooth functions, by tables made from it, overridden where there is a closed
-    form.
+    form. Closed forms of pairs hold within a family: the class that defines `closed_duals`, or
+    `closed_dual` and `closed_dual_derivative`, and its subclasses.
     """
+
+    _family: ClassVar[Any] = ()
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        own = vars(cls).keys()
+        if "closed_duals" in own or {"closed_dual", "closed_dual_derivative"} <= own:
+            cls._family = cls
+
+    def _akin(self, other: Activation) -> TypeGuard[Self]:
+        """Whether there is a closed form for the pair."""
+        return isinstance(other, self._family)
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -64,6 +78,8 @@ class Activation(ABC):
 
     def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         """E[phi(u) psi(v)] with psi = `other`."""
+        if self._akin(other):
+            return self.closed_dual(other, q1, q2, c)
         closed = rectified_dual(self.terms, other.terms, q1, q2, c)
         if closed is not None:
             return closed
@@ -71,6 +87,8 @@ class Activation(ABC):
 
     def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         """E[phi'(u) psi'(v)] with psi = `other`."""
+        if self._akin(other):
+            return self.closed_dual_derivative(other, q1, q2, c)
         closed = rectified_dual(slopes(self.terms), slopes(other.terms), q1, q2, c)
         if closed is not None:
             return closed
@@ -78,7 +96,22 @@ class Activation(ABC):
 
     def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """`dual` and `dual_derivative`, sharing the work where that saves some."""
+        if self._akin(other):
+            return self.closed_duals(other, q1, q2, c)
         return self.dual(other, q1, q2, c), self.dual_derivative(other, q1, q2, c)
+
+    def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        """`dual` of two activations of one family, in closed form."""
+        return self.closed_duals(other, q1, q2, c)[0]
+
+    def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+        """`dual_derivative` of two activations of one family, in closed form."""
+        return self.closed_duals(other, q1, q2, c)[1]
+
+    def closed_duals(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """`duals` of two activations of one family, in closed form."""
+        value = self.closed_dual(other, q1, q2, c)
+        return value, self.closed_dual_derivative(other, q1, q2, c)
 
     def mean(self, q: Tensor) -> Tensor:
         """E[phi(u)] for u of variance `q`."""
@@ -133,7 +166,7 @@ class Smooth(_Function):
 
 
 @dataclass(frozen=True)
-class Elementwise(_Function):
+class Numerical(_Function):
     """Any piecewise smooth function, by quadrature.
 
     Args:

@@ -41,6 +41,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -107,19 +108,7 @@ class ELU(Activation):
     def _beta(self) -> float:
         return self.alpha * self.rate
 
-    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, ELU):
-            return super().dual(other, q1, q2, c)
-        return self.duals(other, q1, q2, c)[0]
-
-    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, ELU):
-            return super().dual_derivative(other, q1, q2, c)
-        return self.duals(other, q1, q2, c)[1]
-
-    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        if not isinstance(other, ELU):
-            return super().duals(other, q1, q2, c)
+    def closed_duals(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         a, b = self.rate, other.rate
         value, slope = elu_duals(a**2 * q1, b**2 * q2, a * b * c, self._beta, other._beta)
         scale = self.scale * other.scale
@@ -193,7 +182,7 @@ class _Tails(torch.autograd.Function):
     """E[e(u)] = M(sqrt(q)) / sqrt(2 pi) and -E[n(u)] = G(sqrt(q)) / sqrt(2 pi)."""
 
     @staticmethod
-    def forward(ctx, q):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, q: Tensor) -> tuple[Tensor, Tensor]:
         loss = _DENSITY * _mills(q.clamp_min(0).sqrt())[1]
         tail = 0.5 - loss
         ctx.save_for_backward(q, tail)
@@ -201,7 +190,7 @@ class _Tails(torch.autograd.Function):
         return tail, loss
 
     @staticmethod
-    def backward(ctx, grad_tail, grad_loss):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad_tail: Tensor | None, grad_loss: Tensor | None) -> Tensor | None:
         q, tail = ctx.saved_tensors
         # e'' = e - delta - delta' and n'' = e - delta
         slope = (tail - _DENSITY * _inverse_root(q)) / 2
@@ -212,12 +201,12 @@ class _Square(torch.autograd.Function):
     """E[n(u)^2], as of two variables that are equal: E[e(2 u)] - 2 E[e(u)] + 1/2 would cancel."""
 
     @staticmethod
-    def forward(ctx, q):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, q: Tensor) -> Tensor:
         ctx.save_for_backward(q)
         return _integrals(q, q, torch.full_like(q, math.pi))[0]
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (q,) = ctx.saved_tensors
         # E[n'^2 + n n''] = E[e^2] + E[n e], n being 0 at the kink
         return grad * (2 * _Tails.apply(4 * q)[0] - _Tails.apply(q)[0])
@@ -288,7 +277,9 @@ class _Duals(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q1, q2, c, beta1, beta2):  # type: ignore[no-untyped-def]
+    def forward(
+        ctx: Any, q1: Tensor, q2: Tensor, c: Tensor, beta1: float, beta2: float
+    ) -> tuple[Tensor, ...]:
         delta, w = delta_and_angle(q1, q2, c)
         w += math.pi / 2
         n_n, e_h, h_e, e_e = _integrals(q1, q2, w)
@@ -311,7 +302,8 @@ class _Duals(torch.autograd.Function):
         return value, derivative, e_h, h_e, e_e
 
     @staticmethod
-    def backward(ctx, g_value, g_derivative, g_eh, g_he, g_ee):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        g_value, g_derivative, g_eh, g_he, g_ee = grad_outputs
         q1, q2, c, derivative, e_h, h_e, e_e = ctx.saved_tensors
         beta1, beta2 = ctx.betas
         kink1, kink2 = _Kink(q1, q2, c), _Kink(q2, q1, c)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -45,14 +46,10 @@ class _PolynomialBase(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return Polynomial(_differentiated(self.monomials))(x)
 
-    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, _PolynomialBase):
-            return super().dual(other, q1, q2, c)
+    def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         return _price_series(self.derivative_means(q1), other.derivative_means(q2), c)
 
-    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, _PolynomialBase):
-            return super().dual_derivative(other, q1, q2, c)
+    def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         means = self.derivative_means(q1)[1:], other.derivative_means(q2)[1:]
         return _price_series(*means, c)
 

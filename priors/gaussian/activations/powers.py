@@ -6,6 +6,7 @@ A term is written (a, n, s). Cho & Saul 2009 have the angles, the recursion is b
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ class _RectifiedDual(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q1, q2, c, m, n):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int) -> Tensor:
         ctx.save_for_backward(q1, q2, c)
         ctx.powers = m, n
         r1, r2 = q1.clamp_min(0).sqrt(), q2.clamp_min(0).sqrt()
@@ -103,7 +104,7 @@ class _RectifiedDual(torch.autograd.Function):
         return r1**m * r2**n * moment(m, n)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q1, q2, c = ctx.saved_tensors
         m, n = ctx.powers
         d_c = _rectified_slope(q1, q2, c, m, n)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -75,19 +76,7 @@ class ABReLU(_Rectified):
     def _even(self) -> float:
         return (self.positive - self.negative) / 2
 
-    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, ABReLU):
-            return super().dual(other, q1, q2, c)
-        return self.duals(other, q1, q2, c)[0]
-
-    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, ABReLU):
-            return super().dual_derivative(other, q1, q2, c)
-        return self.duals(other, q1, q2, c)[1]
-
-    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        if not isinstance(other, ABReLU):
-            return super().duals(other, q1, q2, c)
+    def closed_duals(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         odd, even = self._odd * other._odd, self._even * other._even
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in (q1, q2, c))):
             delta, angle = delta_and_angle(q1, q2, c)
@@ -156,7 +145,7 @@ class _AbsAndSign(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q1, q2, c):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         delta, angle = delta_and_angle(q1, q2, c)
         absolute = delta.addcmul_(c, angle).mul_(2 / math.pi)
         signs = angle.mul_(2 / math.pi)
@@ -165,7 +154,9 @@ class _AbsAndSign(torch.autograd.Function):
         return absolute, signs
 
     @staticmethod
-    def backward(ctx, grad_absolute, grad_signs):  # type: ignore[no-untyped-def]
+    def backward(
+        ctx: Any, grad_absolute: Tensor | None, grad_signs: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         q1, q2, c, signs = ctx.saved_tensors
         det = gram_determinant(q1, q2, c)
         inverse = inverse_sqrt(det, noise_floor(q1 * q2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -24,15 +25,11 @@ class Erf(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return (2 / math.sqrt(math.pi)) * torch.exp(-(x**2))
 
-    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, Erf):
-            return super().dual(other, q1, q2, c)
+    def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         # asin(2c / sqrt(...)), whose slope is infinite at 1, through its cosine
         return (2 / math.pi) * torch.atan2(2 * c, _erf_determinant(q1, q2, c).sqrt())
 
-    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, Erf):
-            return super().dual_derivative(other, q1, q2, c)
+    def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         return (4 / math.pi) * _erf_determinant(q1, q2, c).rsqrt()
 
     def mean(self, q: Tensor) -> Tensor:
@@ -58,15 +55,11 @@ class Probit(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
 
-    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, Probit):
-            return super().dual(other, q1, q2, c)
+    def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         root = (1 + q1 + q2 + gram_determinant(q1, q2, c)).sqrt()
         return 0.25 + torch.atan2(c, root) / (2 * math.pi)
 
-    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, Probit):
-            return super().dual_derivative(other, q1, q2, c)
+    def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         return (1 + q1 + q2 + gram_determinant(q1, q2, c)).rsqrt() / (2 * math.pi)
 
     def mean(self, q: Tensor) -> Tensor:
@@ -92,19 +85,7 @@ class GELU(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.special.ndtr(x) + x * torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
 
-    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, GELU):
-            return super().dual(other, q1, q2, c)
-        return self.duals(other, q1, q2, c)[0]
-
-    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, GELU):
-            return super().dual_derivative(other, q1, q2, c)
-        return self.duals(other, q1, q2, c)[1]
-
-    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        if not isinstance(other, GELU):
-            return super().duals(other, q1, q2, c)
+    def closed_duals(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         return _gelu_duals(q1, q2, c, gram_determinant(q1, q2, c))
 
     def mean(self, q: Tensor) -> Tensor:
@@ -139,9 +120,7 @@ class Sine(Activation):
     def shifted(self, offset: float) -> Activation:
         return Sine(self.phase + self.frequency * offset, self.frequency)
 
-    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, Sine):
-            return super().dual(other, q1, q2, c)
+    def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         b1, b2 = self.frequency, other.frequency
         c = b1 * b2 * c
         # sinh(c) e^-s and cosh(c) e^-s, s = (q1 + q2) / 2, without overflow or cancellation
@@ -153,9 +132,7 @@ class Sine(Activation):
         even = math.sin(self.phase) * math.sin(other.phase)
         return odd * torch.where(c < 0, -sinh, sinh) + even * cosh
 
-    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, Sine):
-            return super().dual_derivative(other, q1, q2, c)
+    def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         scale = self.frequency * other.frequency
         return scale * self._slope.dual(other._slope, q1, q2, c)
 
@@ -189,15 +166,11 @@ class Exp(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return self.rate * torch.exp(self.rate * x)
 
-    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, Exp):
-            return super().dual(other, q1, q2, c)
+    def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         a, b = self.rate, other.rate
         return torch.exp((a**2 * q1 + b**2 * q2) / 2 + a * b * c)
 
-    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, Exp):
-            return super().dual_derivative(other, q1, q2, c)
+    def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         return self.rate * other.rate * self.dual(other, q1, q2, c)
 
     def mean(self, q: Tensor) -> Tensor:
@@ -223,14 +196,10 @@ class Gaussian(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return -2 * x * torch.exp(-(x**2))
 
-    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, Gaussian):
-            return super().dual(other, q1, q2, c)
+    def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         return _erf_determinant(q1, q2, c).rsqrt()
 
-    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, Gaussian):
-            return super().dual_derivative(other, q1, q2, c)
+    def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         return 4 * c * _erf_determinant(q1, q2, c) ** -1.5
 
     def mean(self, q: Tensor) -> Tensor:
@@ -256,19 +225,7 @@ class Gabor(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.exp(-(x**2)) * (torch.cos(x) - 2 * x * torch.sin(x))
 
-    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, Gabor):
-            return super().dual(other, q1, q2, c)
-        return self.duals(other, q1, q2, c)[0]
-
-    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        if not isinstance(other, Gabor):
-            return super().dual_derivative(other, q1, q2, c)
-        return self.duals(other, q1, q2, c)[1]
-
-    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        if not isinstance(other, Gabor):
-            return super().duals(other, q1, q2, c)
+    def closed_duals(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         return _gabor_duals(q1, q2, c, gram_determinant(q1, q2, c))
 
     def mean(self, q: Tensor) -> Tensor:

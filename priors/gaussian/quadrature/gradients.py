@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,13 +78,13 @@ def gaussian_expectation(
 
 class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, f, q, *parameters):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, f: Elementwise, q: Tensor, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(q, *parameters)
         ctx.function = f
         return mean_without_gradient(f, q, *parameters).to(q.dtype)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, *parameters = ctx.saved_tensors
         f = ctx.function
         grads: list[Tensor | None] = [None] * (2 + len(parameters))
@@ -101,7 +102,15 @@ class _Mean(torch.autograd.Function):
 
 class _Expectation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, f, g, q1, q2, c, *parameters):  # type: ignore[no-untyped-def]
+    def forward(
+        ctx: Any,
+        f: Elementwise,
+        g: Elementwise,
+        q1: Tensor,
+        q2: Tensor,
+        c: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
         ctx.save_for_backward(q1, q2, c, *parameters)
         ctx.functions = f, g
         n = f.num_parameters
@@ -109,7 +118,7 @@ class _Expectation(torch.autograd.Function):
         return value.to(c.dtype)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q1, q2, c, *parameters = ctx.saved_tensors
         f, g = ctx.functions
         n = f.num_parameters

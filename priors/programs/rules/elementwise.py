@@ -16,9 +16,9 @@ from priors.gaussian.activations import (
     GELU,
     ABReLU,
     Activation,
-    Elementwise,
     Erf,
     Exp,
+    Numerical,
     Probit,
     Sign,
     Sine,
@@ -36,39 +36,39 @@ _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 def _gelu(approximate: str = "none") -> Activation:
     if approximate == "none":
         return GELU()
-    return Elementwise(functools.partial(F.gelu, approximate="tanh"), ())
+    return Numerical(functools.partial(F.gelu, approximate="tanh"), ())
 
 
 def _smooth(function: Callable[[Tensor], Tensor]) -> Callable[[], Activation]:
-    return lambda: Elementwise(function, ())
+    return lambda: Numerical(function, ())
 
 
 def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
     # beyond torch's threshold softplus is the identity to rounding: no kink worth splitting at
-    return Elementwise(functools.partial(F.softplus, beta=beta, threshold=threshold), ())
+    return Numerical(functools.partial(F.softplus, beta=beta, threshold=threshold), ())
 
 
 def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Activation:
     function = functools.partial(torch.clamp, min=min_val, max=max_val)
-    return Elementwise(function, (float(min_val), float(max_val)))
+    return Numerical(function, (float(min_val), float(max_val)))
 
 
 def _clamp(min: float | None = None, max: float | None = None) -> Activation:
     kinks = tuple(float(k) for k in (min, max) if k is not None)
-    return Elementwise(functools.partial(torch.clamp, min=min, max=max), kinks)
+    return Numerical(functools.partial(torch.clamp, min=min, max=max), kinks)
 
 
 def _hardshrink(lambd: float = 0.5) -> Activation:
-    return Elementwise(functools.partial(F.hardshrink, lambd=lambd), (-lambd, lambd))
+    return Numerical(functools.partial(F.hardshrink, lambd=lambd), (-lambd, lambd))
 
 
 def _softshrink(lambd: float = 0.5) -> Activation:
-    return Elementwise(functools.partial(F.softshrink, lambd=lambd), (-lambd, lambd))
+    return Numerical(functools.partial(F.softshrink, lambd=lambd), (-lambd, lambd))
 
 
 def _celu(alpha: float = 1.0) -> Activation:
     if alpha <= 0:  # grows exponentially below zero
-        return Elementwise(functools.partial(F.celu, alpha=alpha), (0.0,))
+        return Numerical(functools.partial(F.celu, alpha=alpha), (0.0,))
     return ELU(alpha, rate=1 / alpha)
 
 
@@ -95,12 +95,12 @@ _FUNCTIONS: dict[str, Callable[..., Activation]] = {
     "mish": _smooth(F.mish),
     "softplus": _softplus,
     **dict.fromkeys(("logsigmoid", "log_sigmoid"), _smooth(F.logsigmoid)),
-    "softsign": lambda: Elementwise(F.softsign, (0.0,)),
+    "softsign": lambda: Numerical(F.softsign, (0.0,)),
     "tanhshrink": _smooth(F.tanhshrink),
     "hardtanh": _hardtanh,
     "relu6": lambda: _hardtanh(0.0, 6.0),
-    "hardsigmoid": lambda: Elementwise(F.hardsigmoid, (-3.0, 3.0)),
-    "hardswish": lambda: Elementwise(F.hardswish, (-3.0, 3.0)),
+    "hardsigmoid": lambda: Numerical(F.hardsigmoid, (-3.0, 3.0)),
+    "hardswish": lambda: Numerical(F.hardswish, (-3.0, 3.0)),
     "hardshrink": _hardshrink,
     "softshrink": _softshrink,
     **dict.fromkeys(("clamp", "clip"), _clamp),

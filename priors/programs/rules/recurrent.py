@@ -70,10 +70,7 @@ def _network(tracer: Tracer, layer: nn.RNNBase, input: Value, hx: Any = None) ->
     for k in range(layer.num_layers):
         outputs = []
         for suffix in ("", "_reverse") if layer.bidirectional else ("",):
-            weights = tuple(
-                getattr(layer, f"{name}_l{k}{suffix}", None)
-                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            )
+            weights = _weights(layer, f"_l{k}{suffix}")
             order = range(steps - 1, -1, -1) if suffix else range(steps)
             state: Any = None
             passed: dict[int, Value] = {}
@@ -82,7 +79,7 @@ def _network(tracer: Tracer, layer: nn.RNNBase, input: Value, hx: Any = None) ->
                     tracer,
                     kind,
                     nonlinearity,
-                    weights,  # type: ignore[arg-type]
+                    weights,
                     layer.hidden_size,
                     sequence[t],
                     state,
@@ -97,6 +94,16 @@ def _network(tracer: Tracer, layer: nn.RNNBase, input: Value, hx: Any = None) ->
     output = Value(index, sequence[0].width, 1)
     last = States(hidden)
     return output, (last, States(memory)) if kind == "LSTM" else last
+
+
+def _weights(layer: nn.RNNBase, ending: str) -> Weights:
+    """The weights of one layer and direction; biases are None if it has none."""
+    return (
+        getattr(layer, "weight_ih" + ending),
+        getattr(layer, "weight_hh" + ending),
+        getattr(layer, "bias_ih" + ending, None),
+        getattr(layer, "bias_hh" + ending, None),
+    )
 
 
 def _at(tracer: Tracer, x: Value, t: int) -> Value:

@@ -12,12 +12,12 @@ from priors.gaussian.activations import (
     ELU,
     GELU,
     ABReLU,
-    Elementwise,
     Erf,
     Exp,
     Gabor,
     Gaussian,
     Hermite,
+    Numerical,
     Polynomial,
     Probit,
     RectifiedPower,
@@ -292,7 +292,7 @@ def test_hermite_dual_is_a_power():
 
 
 def test_jumps_enter_stein_alone():
-    hard = Elementwise(torch.nn.functional.hardshrink, (-0.5, 0.5))
+    hard = Numerical(torch.nn.functional.hardshrink, (-0.5, 0.5))
     q = double(1.3)
     assert hard.mean_derivative(q).item() == pytest.approx(
         math.erfc(0.5 / math.sqrt(2 * 1.3)), abs=1e-10

@@ -55,12 +55,12 @@ def test_equals_the_mixture_of_gaussians():
     torch.testing.assert_close(pool.quantile(p), truth.quantile(p))
     for maximize in (True, False):
         torch.testing.assert_close(
-            pool.log_expected_improvement(0.4, maximize),
-            truth.log_expected_improvement(0.4, maximize),
+            pool.log_excess(0.4, 1, maximize),
+            truth.log_excess(0.4, 1, maximize),
         )
         torch.testing.assert_close(
-            pool.log_probability_of_improvement(0.4, maximize),
-            truth.log_probability_of_improvement(0.4, maximize),
+            pool.log_excess(0.4, 0, maximize),
+            truth.log_excess(0.4, 0, maximize),
         )
 
 

@@ -43,7 +43,7 @@ def test_mixture_expected_improvement_against_integration(maximize):
     y = torch.linspace(-25, 25, 100_001, dtype=torch.float64).reshape(-1, 1, 1, 1)
     gain = (y - 0.7 if maximize else 0.7 - y).clamp_min(0)
     truth = torch.trapezoid(gain * reference().log_prob(y).exp(), y, dim=0)
-    found = posterior.log_expected_improvement(0.7, maximize).exp()
+    found = posterior.log_excess(0.7, 1, maximize).exp()
     assert torch.allclose(found, truth, rtol=1e-6)
 
 
@@ -86,15 +86,15 @@ def test_empirical_moments_cdf_and_quantiles_with_weights():
         assert posterior.cdf(torch.full((1, 1), y).double()).item() == pytest.approx(p)
     p = torch.tensor([0.05, 0.2, 0.21, 0.5, 0.6, 0.61, 0.99], dtype=torch.float64)
     assert posterior.quantile(p).flatten().tolist() == [1, 1, 2, 2, 3, 10, 10]
-    found = posterior.log_expected_improvement(2.5).exp().item()
+    found = posterior.log_excess(2.5, 1).exp().item()
     assert found == pytest.approx(0.1 * 0.5 + 0.4 * 7.5, abs=1e-5)
-    found = posterior.log_expected_improvement(2.5, maximize=False).exp().item()
+    found = posterior.log_excess(2.5, 1, above=False).exp().item()
     assert found == pytest.approx(0.2 * 1.5 + 0.3 * 0.5, abs=1e-5)
 
 
 def test_empirical_expected_improvement_has_a_gradient_where_no_draw_improves():
     draws = torch.tensor([0.0, 1.0]).double().reshape(2, 1, 1).requires_grad_()
-    value = EmpiricalPosterior(draws).log_expected_improvement(5.0)
+    value = EmpiricalPosterior(draws).log_excess(5.0, 1)
     assert value.item() < math.log(1e-6)
     value.sum().backward()
     assert (draws.grad > 0).all()
@@ -108,9 +108,9 @@ def test_empirical_improvement_is_in_units_of_the_draws(unit, maximize):
     best = 1.0 if maximize else -1.0
     gain = ((draws - best) * (1 if maximize else -1)).clamp(min=0)
     posterior = EmpiricalPosterior(unit * draws)
-    found = posterior.log_expected_improvement(unit * best, maximize).exp() / unit
+    found = posterior.log_excess(unit * best, 1, maximize).exp() / unit
     torch.testing.assert_close(found, gain.mean(0), rtol=1e-4, atol=1e-6)
-    found = posterior.log_probability_of_improvement(unit * best, maximize).exp()
+    found = posterior.log_excess(unit * best, 0, maximize).exp()
     torch.testing.assert_close(found, (gain > 0).double().mean(0), rtol=1e-4, atol=1e-4)
 
 

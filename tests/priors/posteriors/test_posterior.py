@@ -79,7 +79,7 @@ def test_log_normal_against_torch():
     assert torch.allclose(posterior.log_prob(Y), truth.log_prob(Y))
     assert torch.allclose(posterior.cdf(Y), truth.cdf(Y))
     with pytest.raises(NotImplementedError, match="qLogExpectedImprovement"):
-        posterior.log_expected_improvement(0.0)
+        posterior.log_excess(0.0, 1)
 
 
 def independent(mean, std, dtype):
@@ -119,6 +119,39 @@ class SignedSquare(Transform):
 
     def log_abs_det_jacobian(self, x, y):
         return (2 * x.abs()).log()
+
+
+class ExponentialBelowZero(Transform):
+    """y = z above 0, exp(z) - 1 below."""
+
+    domain, codomain = constraints.real, constraints.greater_than(-1.0)
+    bijective = True
+    sign = 1
+
+    def affine_beyond(self, threshold, above):
+        return AffineTransform(0.0, 1.0) if above and bool((threshold >= 0).all()) else None
+
+    def _call(self, x):
+        return torch.where(x > 0, x, torch.expm1(x.clamp_max(0)))
+
+    def _inverse(self, y):
+        return torch.where(y > 0, y, torch.log1p(y.clamp_max(0)))
+
+    def log_abs_det_jacobian(self, x, y):
+        return x.clamp_max(0)
+
+
+def test_transforms_of_ones_own_say_where_they_are_affine():
+    base = single(torch.float64)
+    posterior = TransformedPosterior(base, ExponentialBelowZero())
+    for threshold in (0.0, 0.7, torch.linspace(0, 2, 4, dtype=torch.float64)[:, None]):
+        torch.testing.assert_close(
+            posterior.log_excess(threshold, 1), base.log_excess(threshold, 1)
+        )
+    for threshold, above in ((-0.1, True), (0.5, False)):
+        with pytest.raises(NotImplementedError, match="closed-form expected improvement"):
+            posterior.log_excess(threshold, 1, above)
+        assert posterior.log_excess(threshold, 0, above).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -166,14 +199,14 @@ def test_only_moments_evaluate_the_mean():
         def quantile(self, value):
             return Normal(0.0, 1.0).icdf(value).reshape(*value.shape, 1, 1).expand(-1, 3, 1)
 
-        def log_probability_of_improvement(self, best_f, maximize=True):
-            return best_f.expand(3, 1)
+        def log_excess(self, threshold, order, above=True):
+            return threshold.expand(3, 1)
 
     base = Costly(independent([0.0] * 3, [1.0] * 3, torch.float64))
     for transform in (AffineTransform(0.0, 2.0), ExpTransform()):
         posterior = TransformedPosterior(base, transform)
         assert posterior.quantile(torch.tensor([0.3])).shape == (1, 3, 1)
-        assert posterior.log_probability_of_improvement(1.0).shape == (3, 1)
+        assert posterior.log_excess(1.0, 0).shape == (3, 1)
         assert posterior.rsample(torch.Size([2])).shape == (2, 3, 1)
         pool = MixturePosterior([posterior, posterior])
         assert pool.dtype == torch.float64
@@ -186,7 +219,7 @@ def test_numbers_are_taken_in_the_dtype_of_the_posterior():
     base = GaussianPosterior(independent([1e4 + 4e-4], [1e-4], torch.float64))
     scaled = TransformedPosterior(base, AffineTransform(0.0, 0.1))
     for posterior, best in ((base, 1e4 + 4e-4), (scaled, 0.1 * (1e4 + 4e-4))):
-        found = posterior.log_probability_of_improvement(best)
+        found = posterior.log_excess(best, 0)
         assert found.item() == pytest.approx(math.log(0.5), rel=1e-5)
     assert scaled.variance.item() == pytest.approx(1e-10, rel=1e-10)
 
@@ -251,8 +284,8 @@ def test_values_outside_the_range_of_the_transform(sign):
         assert torch.equal(density[:2], torch.full((2, 1), -math.inf).double())
         assert torch.equal(below[:2], torch.zeros(2, 1).double())
         assert posterior.joint_log_prob(Y) == -math.inf
-        assert (posterior.log_probability_of_improvement(-1.0) == 0).all()
-        assert (posterior.log_probability_of_improvement(-1.0, False) == -math.inf).all()
+        assert (posterior.log_excess(-1.0, 0) == 0).all()
+        assert (posterior.log_excess(-1.0, 0, False) == -math.inf).all()
     torch.testing.assert_close(
         density[2], single(torch.float64, (), 3).log_prob(Y.abs().log())[2] - math.log(1.5)
     )
@@ -277,7 +310,7 @@ def test_expected_improvement_against_integration(maximize, scale):
     normal = Normal(posterior.mean.unsqueeze(-1), posterior.variance.sqrt().unsqueeze(-1))
     gain = (y - best if maximize else best - y).clamp_min(0)
     truth = torch.trapezoid(gain * normal.log_prob(y).exp(), y)
-    found = posterior.log_expected_improvement(best, maximize).exp()
+    found = posterior.log_excess(best, 1, maximize).exp()
     assert torch.allclose(found, truth, rtol=1e-8)
 
 
@@ -307,8 +340,11 @@ def test_wrong_transforms_are_refused():
         TransformedPosterior(
             single(torch.float64), torch.distributions.transforms.SoftmaxTransform()
         )
+    for order in (-1, 2, 0.5):
+        with pytest.raises(ValueError, match="order 0"):
+            single(torch.float64).log_excess(0.0, order)
     mixed = AffineTransform(0.0, torch.tensor([[1.0, -1.0]], dtype=torch.float64))
     with pytest.raises(NotImplementedError, match="one sign"):
         TransformedPosterior(several(torch.float64), mixed).quantile(torch.tensor(0.3))
-    with pytest.raises(NotImplementedError, match="improvement needs a transform of one sign"):
-        TransformedPosterior(several(torch.float64), mixed).log_expected_improvement(0.0)
+    with pytest.raises(NotImplementedError, match="log_excess needs a transform of one sign"):
+        TransformedPosterior(several(torch.float64), mixed).log_excess(0.0, 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from priors import OptimizationTaskPrior, RandomKernelTaskPrior, TaskSize
+from priors import OptimizationSize, OptimizationTaskPrior, RandomKernelTaskPrior, TaskSize
 from priors.tasks.annealing import AnnealedSampler
 from priors.tasks.noise import RandomNoise
 
@@ -109,7 +109,7 @@ PRIORS = {
         size=SIZE, noise=RandomNoise(low=0.05), scale_concentration=2.5
     ),
     "optimisation": OptimizationTaskPrior(
-        num_context=3, num_queries=4, num_features=2, output_warping=0.0
+        size=OptimizationSize(num_context=3, num_queries=4, num_features=2), output_warping=0.0
     ),
 }
 
@@ -143,7 +143,9 @@ def test_predictions_do_not_look_at_what_was_drawn():
 
 
 def test_no_context_gives_the_prior():
-    task = OptimizationTaskPrior(num_context=0, output_warping=0.0).sample(2, generator=seeded())
+    task = OptimizationTaskPrior(size=OptimizationSize(num_context=0), output_warping=0.0).sample(
+        2, generator=seeded()
+    )
     posterior = OptimizationTaskPrior(output_warping=0.0).annealed(task, AnnealedSampler(400))
     assert posterior.mean.abs().max() < 1e-6
     assert posterior.mean.dtype == task.y.dtype

@@ -5,9 +5,11 @@ import torch
 from priors import (
     CausalTaskPrior,
     ClassificationTaskPrior,
+    LearningCurveSize,
     LearningCurveTaskPrior,
     LinearTaskPrior,
     NetworkTaskPrior,
+    OptimizationSize,
     OptimizationTaskPrior,
     RandomKernelTaskPrior,
     RandomNoise,
@@ -63,7 +65,7 @@ class TestClasses(TaskPriorContract):
 
 class TestLearningCurves(TaskPriorContract):
     def make_task_prior(self):
-        return LearningCurveTaskPrior(max_context=30, num_queries=8)
+        return LearningCurveTaskPrior(size=LearningCurveSize(max_context=30, num_queries=8))
 
     def test_noise_is_as_large_as_it_says(self):
         """It is of the beta family, whose square is not that of its variance in every task."""
@@ -73,7 +75,9 @@ class TestLearningCurves(TaskPriorContract):
 
 class TestOptimisation(TaskPriorContract):
     def make_task_prior(self):
-        return OptimizationTaskPrior(max_context=20, num_queries=8, output_warping=0.0)
+        return OptimizationTaskPrior(
+            size=OptimizationSize(max_context=20, num_queries=8), output_warping=0.0
+        )
 
 
 class Sines:

@@ -107,14 +107,15 @@ ELSEWHERE = """
 
     from pfn import load
     from pfn.checkpoints.recipes import RECIPES
-    from pfn.training import _fabric, _State
+    from pfn.training.fabric import make_fabric
+    from pfn.training.state import TrainingState
 
     torch.set_num_threads(1)
     for name in sorted(RECIPES):
         recipe = RECIPES[name](gpu=True)
         config = replace(recipe.config, batch=4, held_out_tasks=8, border_tasks=8)
-        fabric = _fabric(torch.device("cpu"), "32-true")
-        training = _State(recipe.prior, config, fabric, None, load(name))
+        fabric = make_fabric(torch.device("cpu"), "32-true")
+        training = TrainingState(recipe.prior, config, fabric, None, load(name))
         # Whatever does not say where it goes is made on "meta" now, and fails or shows up.
         torch.set_default_device("meta")
         for _ in range(4):

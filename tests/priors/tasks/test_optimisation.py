@@ -7,7 +7,7 @@ import pytest
 import torch
 from gpytorch.kernels import MaternKernel, RBFKernel
 
-from priors import OptimizationTaskPrior, TaskPrior
+from priors import OptimizationSize, OptimizationTaskPrior, TaskPrior
 from priors.randomness import RandomSource
 from priors.tasks.optimisation import KERNELS, _kumaraswamy, _place, _skewed, _trend
 
@@ -78,7 +78,9 @@ def test_the_generator_determines_the_tasks_and_the_global_one_is_not_used():
 
 @pytest.mark.parametrize("num_context", [0, 1, 4])
 def test_few_rows(num_context):
-    task = OptimizationTaskPrior(num_context=num_context, num_queries=1).sample(3)
+    task = OptimizationTaskPrior(
+        size=OptimizationSize(num_context=num_context, num_queries=1)
+    ).sample(3)
     assert task.y.shape == (3, num_context + 1, 1)
     assert task.y.dtype == torch.get_default_dtype()
 
@@ -117,7 +119,7 @@ def test_trend_features_are_orthonormal():
 def test_values_have_the_covariance_given_the_latents_at_adaptive_points():
     # the points depend on the values before them: whiten each task with its own covariance
     batch = 4000
-    prior = OptimizationTaskPrior(num_queries=3)
+    prior = OptimizationTaskPrior(size=OptimizationSize(num_queries=3))
     latents = fixed_latents(batch)
     noise_var = torch.full((batch,), 0.1).double()
     X, f, y, rows = prior._draw_run(double(), latents, noise_var, (3, 2, 2))
@@ -140,7 +142,7 @@ def test_values_have_the_covariance_at_fixed_points(monkeypatch):
         return points[n : n + size].expand(batch, -1, -1), torch.zeros(batch, size).bool()
 
     monkeypatch.setattr("priors.tasks.optimisation._place", fixed)
-    prior = OptimizationTaskPrior(num_queries=2)
+    prior = OptimizationTaskPrior(size=OptimizationSize(num_queries=2))
     latents = fixed_latents(batch, "rbf")
     _, f, _, _ = prior._draw_run(double(), latents, torch.zeros(batch).double(), (2, 0, 1))
     expected = prior.covariance(points[None], points[None], latents_of_one(latents))[0]
@@ -176,7 +178,9 @@ def test_output_warping_is_standardised_and_increasing(skew):
 
 
 def test_share_of_warped_tasks_and_values():
-    prior = OptimizationTaskPrior(num_context=2, num_queries=2, num_features=2)
+    prior = OptimizationTaskPrior(
+        size=OptimizationSize(num_context=2, num_queries=2, num_features=2)
+    )
     task = prior.sample(4000, generator=seeded(), dtype=torch.float64)
     latents = task.latents
     assert within((latents["skew"] != 0).double(), 0.3)
@@ -208,13 +212,17 @@ def test_a_round_lies_near_good_points_and_queries_near_the_best():
 
 
 def test_oracle_is_calibrated_and_exact_on_three_points():
-    prior = OptimizationTaskPrior(output_warping=0, num_context=20, num_features=2)
+    prior = OptimizationTaskPrior(
+        size=OptimizationSize(num_context=20, num_features=2), output_warping=0
+    )
     task = prior.sample(600, generator=seeded(5), dtype=torch.float64)
     posterior = prior.oracle(task)
     error = (task.y[:, 20:, 0] - posterior.mean[..., 0]) ** 2 / posterior.variance[..., 0]
     assert within(error.mean(-1), 1.0)
 
-    small = OptimizationTaskPrior(output_warping=0, num_context=2, num_queries=1)
+    small = OptimizationTaskPrior(
+        size=OptimizationSize(num_context=2, num_queries=1), output_warping=0
+    )
     task = small.sample(1, generator=seeded(6), dtype=torch.float64)
     K = small.covariance(task.X, task.X, task.latents)[0] + 1e-8 * torch.eye(3)
     K = K + task.noise_var * torch.eye(3)
@@ -225,7 +233,9 @@ def test_oracle_is_calibrated_and_exact_on_three_points():
 
 
 def test_oracle_of_no_context_is_the_prior():
-    prior = OptimizationTaskPrior(output_warping=0, num_context=0, num_queries=4)
+    prior = OptimizationTaskPrior(
+        size=OptimizationSize(num_context=0, num_queries=4), output_warping=0
+    )
     task = prior.sample(3, generator=seeded())
     posterior = prior.oracle(task)
     assert posterior.mean.dtype == torch.get_default_dtype()
@@ -233,19 +243,19 @@ def test_oracle_of_no_context_is_the_prior():
 
 
 def test_oracle_refuses_warped_outputs():
-    prior = OptimizationTaskPrior(output_warping=1, num_context=3)
+    prior = OptimizationTaskPrior(size=OptimizationSize(num_context=3), output_warping=1)
     with pytest.raises(ValueError, match="output_warping=0"):
         prior.oracle(prior.sample(2, generator=seeded()))
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("make", "message"),
     [
-        ({"adaptive": -0.1}, "adaptive is a probability"),
-        ({"max_features": 0}, "max_features must be at least 1"),
-        ({"num_context": -1}, "num_context must be at least 0"),
+        (lambda: OptimizationTaskPrior(adaptive=-0.1), "adaptive is a probability"),
+        (lambda: OptimizationSize(max_features=0), "max_features must be at least 1"),
+        (lambda: OptimizationSize(num_context=-1), "num_context must be at least 0"),
     ],
 )
-def test_bad_settings(changes, message):
+def test_bad_settings(make, message):
     with pytest.raises(ValueError, match=message):
-        OptimizationTaskPrior(**changes)
+        make()

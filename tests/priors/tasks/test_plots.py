@@ -13,6 +13,7 @@ from torch.distributions import Uniform
 from priors import (
     FunctionTaskPrior,
     GaussianProcessPrior,
+    LearningCurveSize,
     LearningCurveTaskPrior,
     MixtureTaskPrior,
     OptimizationTaskPrior,
@@ -72,7 +73,7 @@ KINDS = {
     "one feature": functions(1),
     "three features": functions(3),
     "learning curves": LearningCurveTaskPrior(),
-    "no context": LearningCurveTaskPrior(num_context=0),
+    "no context": LearningCurveTaskPrior(size=LearningCurveSize(num_context=0)),
     "optimisation": OptimizationTaskPrior(),
     "table": TablePrior(),
     "classes": TablePrior(num_classes=3),
@@ -113,7 +114,7 @@ def test_points_are_those_of_the_task():
 
 
 def test_curves_have_a_line_each():
-    prior = LearningCurveTaskPrior(num_curves=5, num_context=60)
+    prior = LearningCurveTaskPrior(size=LearningCurveSize(num_curves=5, num_context=60))
     task = prior.sample(1, generator=torch.Generator().manual_seed(2))
     figure = plot_tasks(prior, 1, seed=2)
     curves = len(task.row_latents["curve"].unique())
@@ -179,10 +180,17 @@ def test_a_given_figure_is_used():
     assert len(drawn(right)) == 5
 
 
+class FunctionsOfOnesOwn:
+    def sample(self, X, sample_shape=(), *, generator=None):
+        return torch.zeros(*sample_shape, *X.shape[:-1], 1)
+
+
 @pytest.mark.parametrize(
     ("prior", "error", "message"),
     [
         (GaussianProcessPrior(RBFKernel()), TypeError, "draws functions, not tasks"),
+        (FunctionsOfOnesOwn(), TypeError, "draws functions, not tasks"),
+        (GaussianProcessPrior, TypeError, "task prior with sample"),
         ("curves", TypeError, "task prior with sample"),
         (LearningCurveTaskPrior, TypeError, "task prior with sample"),
     ],

@@ -1,8 +1,11 @@
 """Task priors: what is drawn per task, and that it is what the task is made of."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from gpytorch.kernels import PolynomialKernel, RBFKernel, ScaleKernel
+from gpytorch.means import LinearMean
 from torch import nn
 from torch.distributions import Gamma, InverseGamma, LogNormal, Normal, Uniform
 
@@ -181,3 +184,71 @@ def test_bad_arguments():
     two = NetworkPrior(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="one output"):
         tasks(function_prior=two).sample(1)
+
+
+def dense(task, kernel, mean=0.0, scale=1.0):
+    """Mean and variance of y at the queries by the textbook formulas, task by task."""
+    found = []
+    n = task.num_context
+    for b in range(len(task.X)):
+        X, y = task.X[b].double(), task.y[b, :n, 0].double()
+        K = kernel(b, X) * (scale if isinstance(scale, float) else float(scale[b]))
+        m = mean(X) if callable(mean) else torch.full((len(X),), mean, dtype=torch.float64)
+        noise = float(task.noise_var[b])
+        inverse = torch.linalg.inv(K[:n, :n] + noise * torch.eye(n, dtype=torch.float64))
+        at = m[n:] + K[n:, :n] @ inverse @ (y - m[:n])
+        spread = (K[n:, n:] - K[n:, :n] @ inverse @ K[:n, n:]).diagonal() + noise
+        found.append(torch.stack([at, spread]))
+    return torch.stack(found, dim=1)
+
+
+def rbf(lengthscale):
+    return lambda b, X: torch.exp(-(torch.cdist(X, X) ** 2) / (2 * float(lengthscale[b]) ** 2))
+
+
+class TestOracle:
+    def check(self, prior, expected, is_):
+        task = prior.sample(4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        task = replace(task, num_context=4)
+        posterior = prior.oracle(task)
+        mean, variance = expected(task)
+        torch.testing.assert_close(posterior.mean[..., 0], mean)
+        torch.testing.assert_close(posterior.variance[..., 0], variance)
+        assert prior.oracle_is == is_
+
+    def test_of_a_fixed_kernel_is_exact(self):
+        one = [1.0] * 4
+        kernel = RBFKernel().double()
+        kernel.lengthscale = 1.0
+        self.check(tasks(kernel), lambda task: dense(task, rbf(one)), "exact")
+
+    def test_mean(self):
+        kernel, mean = RBFKernel().double(), LinearMean(2)
+        kernel.lengthscale = 1.0
+        function = GaussianProcessPrior(kernel, mean)
+
+        def known(X):
+            return (X @ mean.weights.double() + mean.bias.double())[:, 0].detach()
+
+        prior = tasks(function_prior=function)
+        self.check(prior, lambda task: dense(task, rbf([1.0] * 4), known), "exact")
+        assert mean.weights.dtype == torch.float32  # the user's stays as it is
+
+    def test_of_drawn_hyperparameters_and_noise_knows_them(self):
+        prior = tasks(hyperprior={"lengthscale": Gamma(3.0, 6.0)}, noise_var=Uniform(0.1, 0.3))
+        self.check(prior, lambda task: dense(task, rbf(task.latents["lengthscale"])), "upper bound")
+
+    def test_of_scale_mixtures_knows_the_scale(self):
+        kernel = RBFKernel().double()
+        kernel.lengthscale = 1.0
+        prior = tasks(function_prior=ScaleMixturePrior(kernel, InverseGamma(3.0, 2.0)))
+        self.check(
+            prior,
+            lambda task: dense(task, rbf([1.0] * 4), scale=task.latents["scale"]),
+            "upper bound",
+        )
+
+    def test_of_other_priors_is_refused(self):
+        prior = tasks(function_prior=NetworkPrior(nn.Linear(2, 1), bias_var=0.1))
+        with pytest.raises(ValueError, match="a ScaleMixturePrior, got NetworkPrior"):
+            prior.oracle(prior.sample(2))

@@ -13,11 +13,13 @@ from priors import (
     ClassificationTaskPrior,
     FunctionTaskPrior,
     GaussianProcessPrior,
+    LearningCurveSize,
     LearningCurveTaskPrior,
     LinearTaskPrior,
     MixtureTaskPrior,
     NetworkPrior,
     NetworkTaskPrior,
+    OptimizationSize,
     OptimizationTaskPrior,
     RandomInputs,
     RandomKernelTaskPrior,
@@ -65,8 +67,8 @@ EVERY = {
         ),
         **FUNCTIONS,
     ),
-    "learning curves": LearningCurveTaskPrior(max_context=20),
-    "optimisation": OptimizationTaskPrior(max_context=20),
+    "learning curves": LearningCurveTaskPrior(size=LearningCurveSize(max_context=20)),
+    "optimisation": OptimizationTaskPrior(size=OptimizationSize(max_context=20)),
 }
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from priors import LearningCurveTaskPrior, TaskPrior, log_time
+from priors import LearningCurveSize, LearningCurveTaskPrior, TaskPrior, log_time
 from priors.randomness import RandomSource
 from priors.tasks.training_curves import FAMILIES, _growth, _related
 
@@ -47,12 +47,14 @@ def test_shapes_ranges_and_protocol(dtype):
 
 
 def test_default_dtype_and_fixed_sizes():
-    prior = LearningCurveTaskPrior(num_hyperparameters=2, num_curves=5, num_context=30)
+    prior = LearningCurveTaskPrior(
+        size=LearningCurveSize(num_hyperparameters=2, num_curves=5, num_context=30)
+    )
     task = prior.sample(2, generator=seeded())
     assert task.y.dtype == torch.get_default_dtype()
     assert task.X.shape == (2, 94, 3)
     assert task.latents["diverged"].shape == (2, 5)
-    several = LearningCurveTaskPrior(num_curves=3, num_context=0)
+    several = LearningCurveTaskPrior(size=LearningCurveSize(num_curves=3, num_context=0))
     assert {several.sample(1, generator=seeded(i)).X.shape[-1] for i in range(40)} == {2, 3, 4, 5}
 
 
@@ -69,7 +71,10 @@ def test_the_generator_determines_the_tasks_and_the_global_one_is_not_used():
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 1.0])
 def test_shares_of_failures_are_as_stated(share):
     prior = LearningCurveTaskPrior(
-        failure=share, divergence=share, overfitting=share, num_curves=6, num_context=0
+        size=LearningCurveSize(num_curves=6, num_context=0),
+        failure=share,
+        divergence=share,
+        overfitting=share,
     )
     latents = prior.sample(3000, generator=seeded()).latents
     for name in ("failed", "diverged", "overfits"):
@@ -82,7 +87,10 @@ def test_shares_of_failures_are_as_stated(share):
 
 def test_diverged_curves_fall_and_others_rise():
     prior = LearningCurveTaskPrior(
-        failure=0, overfitting=0, divergence=0.3, num_curves=6, num_context=0
+        size=LearningCurveSize(num_curves=6, num_context=0),
+        failure=0,
+        overfitting=0,
+        divergence=0.3,
     )
     task = prior.sample(400, generator=seeded(), dtype=torch.float64)
     f = prior.curves(task, torch.linspace(1e-3, 1, 1000))
@@ -125,7 +133,7 @@ def test_curves_are_monotone_without_failures():
 
 
 def test_rows_are_points_of_the_curves():
-    prior = LearningCurveTaskPrior(num_curves=4, num_context=20)
+    prior = LearningCurveTaskPrior(size=LearningCurveSize(num_curves=4, num_context=20))
     task = prior.sample(5, generator=seeded(), dtype=torch.float64)
     curve, steps = task.row_latents["curve"], task.latents["steps"]
     step = torch.expm1(task.X[..., 0] * torch.log1p(steps)[:, None])
@@ -159,7 +167,7 @@ def test_context_of_each_curve_precedes_its_queries():
 
 
 def test_context_is_a_prefix_of_every_step_in_most_tasks():
-    prior = LearningCurveTaskPrior(num_curves=5, num_context=60)
+    prior = LearningCurveTaskPrior(size=LearningCurveSize(num_curves=5, num_context=60))
     task = prior.sample(300, generator=seeded(), dtype=torch.float64)
     steps = task.latents["steps"][:, None]
     step = torch.expm1(task.X[:, :60, 0] * torch.log1p(steps))
@@ -172,7 +180,7 @@ def test_context_is_a_prefix_of_every_step_in_most_tasks():
 
 
 def test_noise_has_its_variance_and_is_larger_early():
-    prior = LearningCurveTaskPrior(num_context=256, num_curves=8)
+    prior = LearningCurveTaskPrior(size=LearningCurveSize(num_context=256, num_curves=8))
     task = prior.sample(400, generator=seeded(2), dtype=torch.float64)
     ratio = ((task.y - task.f)[..., 0] ** 2 / task.noise_var).mean(-1)
     assert within(ratio, 1.0)
@@ -195,7 +203,7 @@ def test_quantities_are_standard_normal_and_alike_for_similar_settings():
 
 
 def test_the_oracle_is_the_distribution_of_the_queries():
-    task = LearningCurveTaskPrior(num_context=20).sample(
+    task = LearningCurveTaskPrior(size=LearningCurveSize(num_context=20)).sample(
         500, generator=seeded(), dtype=torch.float64
     )
     known = LearningCurveTaskPrior().oracle(task)
@@ -209,7 +217,7 @@ def test_the_oracle_is_the_distribution_of_the_queries():
 
 def test_some_curves_cross():
     prior = LearningCurveTaskPrior(
-        num_curves=2, num_context=0, failure=0, divergence=0, overfitting=0
+        size=LearningCurveSize(num_curves=2, num_context=0), failure=0, divergence=0, overfitting=0
     )
     task = prior.sample(500, generator=seeded(), dtype=torch.float64)
     difference = prior.curves(task, torch.tensor([0.1, 1.0])).diff(dim=1)[:, 0]
@@ -223,14 +231,14 @@ def test_log_time():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("make", "message"),
     [
-        ({"divergence": 1.2}, "probability"),
-        ({"max_curves": 0}, "max_curves must be at least 1"),
-        ({"num_context": -1}, "num_context must be at least 0"),
-        ({"num_curves": 3, "num_hyperparameters": 0}, "told apart"),
+        (lambda: LearningCurveTaskPrior(divergence=1.2), "probability"),
+        (lambda: LearningCurveSize(max_curves=0), "max_curves must be at least 1"),
+        (lambda: LearningCurveSize(num_context=-1), "num_context must be at least 0"),
+        (lambda: LearningCurveSize(num_curves=3, num_hyperparameters=0), "told apart"),
     ],
 )
-def test_bad_settings(changes, message):
+def test_bad_settings(make, message):
     with pytest.raises(ValueError, match=message):
-        LearningCurveTaskPrior(**changes)
+        make()

@@ -1,0 +1,21 @@
+"""Borrowed names: what searches use of Optuna that is not public there.
+
+`tests/nas/test_compat.py` says what is relied on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+
+__all__ = ["contains"]
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a distribution can give a value.
+
+    Raises:
+        ValueError: a value of the wrong kind.
+    """
+    return distribution._contains(distribution.to_internal_repr(value))

@@ -1,0 +1,71 @@
+"""Names borrowed from Pyro and BoTorch: each exists and does what we rely on."""
+
+import inspect
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from botorch.models import SingleTaskGP
+
+from bayes.compat import mean_acceptance, potential_energy
+
+
+@pytest.fixture
+def chain():
+    """What the sampler says of every draw of x ~ N(1, 2^2), with the draw."""
+
+    def model():
+        pyro.sample("x", dist.Normal(torch.tensor(1.0).double(), torch.tensor(2.0).double()))
+
+    told = []
+
+    def record(kernel, samples, stage, step):
+        if stage.startswith("Sample"):
+            told.append((potential_energy(kernel), mean_acceptance(kernel), float(samples["x"])))
+
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        pyro.set_rng_seed(0)
+        kernel = pyro.infer.NUTS(model)
+        pyro.infer.MCMC(
+            kernel, num_samples=20, warmup_steps=10, hook_fn=record, disable_progbar=True
+        ).run()
+    return told
+
+
+def test_potential_energy_last(chain):
+    law = torch.distributions.Normal(1.0, 2.0)
+    for energy, _, x in chain:
+        assert energy == pytest.approx(-law.log_prob(torch.tensor(x).double()).item())
+
+
+def test_mean_accept_prob(chain):
+    """A running mean over the draws since the warm-up, so that each draw's can be told."""
+    sums = [0.0] + [mean * (step + 1) for step, (_, mean, _) in enumerate(chain)]
+    each = [after - before for before, after in zip(sums, sums[1:], strict=False)]
+    assert all(-1e-9 <= one <= 1 + 1e-9 for one in each)
+    assert len({round(one, 9) for one in each}) > 5
+
+
+def test_apply_noise():
+    parameters = inspect.signature(SingleTaskGP._apply_noise).parameters
+    assert list(parameters)[:4] == ["self", "X", "mvn", "observation_noise"]
+
+
+def test_input_batch_shape():
+    X, Y = torch.rand(3, 4, 2, dtype=torch.float64), torch.rand(3, 4, 2, dtype=torch.float64)
+    assert SingleTaskGP(X, Y)._input_batch_shape == (3,)
+
+
+def test_validate_tensor_args():
+    """Called in construction, where our override keeps a warning about float32 away."""
+    called = []
+
+    class Model(SingleTaskGP):
+        @staticmethod
+        def _validate_tensor_args(X, Y, Yvar=None, strict=True):
+            called.append((X.shape, Y.shape))
+
+    X = torch.rand(4, 2, dtype=torch.float64)
+    Model(X, X[:, :1])
+    assert set(called) == {((4, 2), (4, 1))}
