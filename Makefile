@@ -26,8 +26,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py
 
+# Two to four processes of one thread each: most tests are many small calls.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow or not slow'

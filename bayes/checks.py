@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
+from gpytorch.kernels import Kernel
 from torch import Tensor
 
-__all__ = ["check_query", "check_training_data", "chosen_outputs"]
+from priors.kernels.network import NNGPKernel, NTKKernel
+
+__all__ = ["check_query", "check_training_data", "chosen_outputs", "warn_about_scale"]
 
 
 def check_training_data(
@@ -31,7 +35,7 @@ def check_training_data(
             found = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(
                 f"{owner} needs {name} as a float32 or float64 tensor, got {found}; "
-                f"torch.as_tensor({name}, dtype=torch.float64) makes one."
+                f"{_conversion(name, value, 'torch.float64')} makes one."
             )
         if value.dim() < 2:
             raise ValueError(
@@ -54,9 +58,15 @@ def check_training_data(
             f"and train_Y {tuple(train_Y.shape)}."
         )
     if train_X.shape[:-1] != train_Y.shape[:-1]:
+        hint = ""
+        if train_X.dim() > 2 and train_X.shape[0] == train_Y.shape[0]:
+            hint = (
+                " Images and sequences are flat rows here: train_X.flatten(1), with input_shape="
+                f"{tuple(train_X.shape[1:])} for the kernel."
+            )
         raise ValueError(
             f"{owner} got train_X of shape {tuple(train_X.shape)} and train_Y of shape "
-            f"{tuple(train_Y.shape)}; all but the last dimension must agree."
+            f"{tuple(train_Y.shape)}; all but the last dimension must agree.{hint}"
         )
     if train_Yvar is not None:
         if train_Yvar.shape != train_Y.shape:
@@ -66,6 +76,15 @@ def check_training_data(
             )
         if bool((train_Yvar < 0).any()):
             raise ValueError(f"{owner} got negative variances in train_Yvar.")
+
+
+def _conversion(name: str, value: object, dtype: str) -> str:
+    """How a value becomes a tensor of the dtype."""
+    if isinstance(value, Tensor):
+        return f"{name}.to({dtype})"
+    if hasattr(value, "to_numpy"):  # a table or a column of pandas or polars
+        return f"torch.tensor({name}.to_numpy(), dtype={dtype})"
+    return f"torch.as_tensor({name}, dtype={dtype})"
 
 
 def check_query(owner: str, X: Tensor, like: Tensor) -> None:
@@ -83,13 +102,47 @@ def check_query(owner: str, X: Tensor, like: Tensor) -> None:
     if not isinstance(X, Tensor) or X.dtype != like.dtype:
         found = X.dtype if isinstance(X, Tensor) else type(X).__name__
         raise TypeError(
-            f"{owner} was trained in {like.dtype} and got X as {found}; use X.to({like.dtype})."
+            f"{owner} was trained in {like.dtype} and got X as {found}; use "
+            f"{_conversion('X', X, str(like.dtype))}."
         )
-    if X.dim() < 2 or X.shape[-1] != like.shape[-1]:
+    columns = like.shape[-1]
+    if X.dim() < 2 or X.shape[-1] != columns:
+        hint = ""
+        if X.dim() > 2 and X.shape[1:].numel() == columns:
+            hint = "; X.flatten(1) makes a row of each image or sequence"
+        elif X.dim() == 1 and len(X) == columns:
+            hint = "; one query is X[None]"
         raise ValueError(
-            f"{owner} was trained on {like.shape[-1]} input columns and got X of shape "
-            f"{tuple(X.shape)}; expected [..., q, {like.shape[-1]}]."
+            f"{owner} was trained on {columns} input columns and got X of shape "
+            f"{tuple(X.shape)}; expected [..., q, {columns}]{hint}."
         )
+
+
+def warn_about_scale(owner: str, X: Tensor, kernel: Kernel) -> None:
+    """Warn where the kernel of a network gets inputs far from mean 0 and variance 1.
+
+    Such a kernel is not stationary: an offset or a large scale makes rows nearly collinear, and
+    the fit has nothing to learn from.
+
+    Args:
+        owner: Name of the model, for the message.
+        X: Inputs as the kernel sees them, `[..., n, d]`.
+        kernel: Any kernel.
+    """
+    for part in kernel.modules():
+        if not isinstance(part, NNGPKernel | NTKKernel):
+            continue
+        seen = X if part.active_dims is None else X[..., part.active_dims]
+        sizes = seen.reshape(-1, seen.shape[-1]).square().mean(0).sqrt()
+        if float(sizes.max()) > 10 or 0 < float(sizes.max()) < 0.05:
+            column = int(sizes.argmax())
+            warnings.warn(
+                f"{owner} got inputs of root mean square up to {float(sizes[column]):.3g} (column "
+                f"{column}) without an input transform, but {type(part).__name__} expects mean 0 "
+                "and variance 1. Leave input_transform out to standardise, or do so yourself.",
+                stacklevel=4,
+            )
+            return
 
 
 def chosen_outputs(owner: str, indices: Sequence[int] | None, num_outputs: int) -> list[int]:

@@ -9,12 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import gpytorch
 import torch
 from torch import Tensor
 
+from priors.networks.variances import LayerVariances
 from priors.posteriors.transforms import DEFAULT
 
-__all__ = ["describe_module", "describe_transform", "differing_parts", "same_values"]
+__all__ = [
+    "describe_module",
+    "describe_transform",
+    "describe_values",
+    "differing_parts",
+    "same_values",
+]
 
 
 def describe_module(module: torch.nn.Module) -> dict[str, Any]:
@@ -23,6 +31,24 @@ def describe_module(module: torch.nn.Module) -> dict[str, Any]:
         "classes": [[name, type(part).__name__] for name, part in module.named_modules()],
         "shapes": {name: list(value.shape) for name, value in module.state_dict().items()},
     }
+
+
+def describe_values(module: gpytorch.Module) -> list[str]:
+    """The present hyperparameters of a kernel or a likelihood as lines; networks as tables."""
+    lines: list[str] = []
+    told: set[int] = set()
+    for name, part in module.named_modules():
+        if isinstance(part, LayerVariances):
+            owner = name.removesuffix("network.variances").rstrip(".")
+            lines += [f"{owner or type(module).__name__}:"]
+            lines += [f"  {line}" for line in str(part).splitlines()]
+            told |= {id(parameter) for parameter in part.parameters()}
+    for name, raw, constraint in module.named_parameters_and_constraints():
+        if id(raw) not in told:
+            value = raw if constraint is None else constraint.transform(raw)
+            numbers = ", ".join(f"{number:.3g}" for number in value.detach().flatten().tolist())
+            lines.append(f"{name.replace('raw_', '')}: {numbers}")
+    return lines
 
 
 def differing_parts(found: dict[str, Any], saved: dict[str, Any]) -> list[str]:

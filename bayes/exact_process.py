@@ -15,12 +15,9 @@ import copy
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import gpytorch
-import linear_operator
 import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.exceptions import InputDataWarning
@@ -31,75 +28,30 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import Likelihood
 from gpytorch.means import ZeroMean
-from gpytorch.mlls import ExactMarginalLogLikelihood
-from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
-from bayes.checks import check_query, check_training_data, chosen_outputs
-from bayes.description import describe_module, describe_transform, differing_parts, same_values
+from bayes.checks import check_query, check_training_data, chosen_outputs, warn_about_scale
+from bayes.description import (
+    describe_module,
+    describe_transform,
+    describe_values,
+    differing_parts,
+    same_values,
+)
+from bayes.fitting import Watch, maximise
+from bayes.marginal_likelihood import JointMarginalLogLikelihood, exact_solves, relative_jitter
 from bayes.outcome import ElementwiseOutcome
 from priors.files import read_safetensors, write_safetensors_atomically
+from priors.kernels.network import NNGPKernel, NTKKernel
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
 from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 from priors.random_state import seeded
 
-__all__ = ["ExactProcess", "JointMarginalLogLikelihood", "exact_solves"]
+__all__ = ["ExactProcess"]
 
 _FINGERPRINT_ROWS = 8
-
-
-@contextmanager
-def exact_solves() -> Iterator[None]:
-    """Cholesky factorisations whatever the size, whatever other imports set globally.
-
-    Importing BoTorch changes GPyTorch's global solver settings; these are the ones this package
-    is tested with.
-    """
-    with ExitStack() as stack:
-        for setting in (
-            linear_operator.settings.max_cholesky_size(2**31),
-            linear_operator.settings.cholesky_max_tries(6),
-            linear_operator.settings.fast_computations(
-                covar_root_decomposition=False, log_prob=False, solves=False
-            ),
-            gpytorch.settings.max_eager_kernel_size(2**31),
-        ):
-            stack.enter_context(setting)
-        yield
-
-
-class JointMarginalLogLikelihood(ExactMarginalLogLikelihood):
-    """Log marginal likelihood of all rows and outputs, plus each log prior once, per row.
-
-    GPyTorch's own returns one value per output, each with all priors added, so that the priors of
-    a kernel shared by m outputs count m times.
-    """
-
-    def forward(self, function_dist: Any, target: Tensor, *params: Any, **kwargs: Any) -> Tensor:
-        """The objective, a scalar, in nats per row.
-
-        Args:
-            function_dist: Prior of f at the training rows, `[..., n]` with outputs as batch.
-            target: Outcomes on the model's scale, of the same shape.
-            *params: Passed to the likelihood.
-            **kwargs: Passed to the likelihood.
-        """
-        prior = self.likelihood(function_dist, *params, **kwargs)
-        total = self.log_marginal(prior, target)
-        for _, module, prior_of_parameter, closure, _ in self.model.named_priors():
-            total = total + prior_of_parameter.log_prob(closure(module)).sum()
-        return total / function_dist.event_shape.numel()
-
-    def log_marginal(self, prior: MultivariateNormal, target: Tensor) -> Tensor:
-        """Log density of the targets, a scalar in nats.
-
-        Args:
-            prior: Kernel matrix with the noise on its diagonal, `[..., n]`.
-            target: Outcomes, `[..., n]`.
-        """
-        return prior.log_prob(target).sum()
 
 
 class ExactProcess(SingleTaskGP, ABC):
@@ -134,6 +86,7 @@ class ExactProcess(SingleTaskGP, ABC):
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
     ) -> None:
+        """Arguments are told by the class."""
         owner = type(self).__name__
         check_training_data(owner, train_X, train_Y, train_Yvar)
         if not isinstance(kernel, Kernel):
@@ -141,6 +94,8 @@ class ExactProcess(SingleTaskGP, ABC):
                 f"{owner} needs a gpytorch kernel, got {type(kernel).__name__}; "
                 "priors.NNGPKernel(module) makes one of a torch module."
             )
+        if input_transform is None:
+            warn_about_scale(owner, train_X, kernel)
         if train_Yvar is not None and likelihood is not None:
             raise ValueError(f"{owner} takes train_Yvar or a likelihood, not both.")
         outcome = make_outcome_transform(outcome_transform, train_Y)
@@ -165,6 +120,14 @@ class ExactProcess(SingleTaskGP, ABC):
             "outcome_transform": describe_transform(outcome_transform),
         }
 
+    def __repr__(self) -> str:
+        """Data and the present values of the hyperparameters."""
+        *batch, rows, inputs = self.train_X.shape
+        count = f"{' x '.join(map(str, [*batch, rows]))} rows"
+        head = f"{type(self).__name__}({count}, {inputs} inputs, {self.num_outputs} outputs)"
+        values = describe_values(self.covar_module) + describe_values(self.likelihood)
+        return "\n  ".join([head, *values])
+
     @abstractmethod
     def _marginal_log_likelihood(self) -> JointMarginalLogLikelihood:
         """What `fit` maximises."""
@@ -173,34 +136,100 @@ class ExactProcess(SingleTaskGP, ABC):
     def _process_posterior(self, gaussian: MultivariateNormal) -> PredictivePosterior:
         """Posterior of the process, given the Gaussian that conditioning the kernel gives."""
 
-    def fit(self, *, seed: int = 0) -> Self:
-        """Maximise the marginal likelihood over kernel and noise, from the present values.
+    def fit(
+        self,
+        *,
+        num_restarts: int = 0,
+        max_iter: int | None = None,
+        timeout: float | None = None,
+        progress: bool | None = None,
+        optimizer_kwargs: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Maximise marginal likelihood times priors over kernel and noise, from the present values.
+
+        Stopped by a limit or by Ctrl-C, it keeps the best so far and warns.
 
         Args:
-            seed: Of the restarts from the hyperparameters' priors, made only when the optimiser
-                fails; the global generator is left as it was.
+            num_restarts: Further starts from draws of the hyperparameters' priors, of which the
+                best is kept: with many length scales there are several optima.
+            max_iter: Iterations of the optimiser for each start.
+            timeout: Seconds after which no evaluation is started.
+            progress: Show a bar; None shows it if more than ten seconds are expected.
+            optimizer_kwargs: Passed to `scipy.optimize.minimize`, such as
+                `{"options": {"gtol": 1e-6}}`; L-BFGS-B without a method.
+            seed: Of the restarts; the global generator is left as it was.
 
         Returns:
             The model itself.
 
         Raises:
-            botorch.exceptions.ModelFittingError: every attempt failed.
+            ValueError: restarts of a model without priors, or a negative number.
+            botorch.exceptions.ModelFittingError: no start has a finite likelihood; says which
+                hyperparameter ran away.
         """
-        from botorch.fit import fit_gpytorch_mll  # with BoTorch's optimisers, slow to load
-        from botorch.optim.closures import get_loss_closure_with_grads
-        from botorch.optim.utils import get_parameters
-
-        objective = self._marginal_log_likelihood()
-        parameters = get_parameters(objective, requires_grad=True)
-        if parameters:
-            # A closure of our own: BoTorch would otherwise fit each output's kernel separately.
-            closure = get_loss_closure_with_grads(objective, parameters)
-            with exact_solves(), seeded(seed, self.train_X.device), warnings.catch_warnings():
-                # Jitter on the way is no news; where it matters in the end, `posterior` warns.
-                warnings.simplefilter("ignore", NumericalWarning)
-                fit_gpytorch_mll(objective, closure=closure)
-        self.eval()
+        if num_restarts < 0 or (max_iter is not None and max_iter < 1):
+            raise ValueError(
+                f"fit needs num_restarts >= 0 and max_iter >= 1, got {num_restarts} and {max_iter}."
+            )
+        mll = self._marginal_log_likelihood()
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            watch = Watch(
+                type(self).__name__,
+                timeout=timeout,
+                progress=progress,
+                num_starts=1 + num_restarts,
+                reasons=self._costs,
+            )
+            self.train()
+            try:
+                with exact_solves(), seeded(seed, self.train_X.device):
+                    maximise(
+                        self,
+                        lambda: self._objective(mll),
+                        watch,
+                        num_restarts=num_restarts,
+                        max_iter=max_iter,
+                        optimizer_kwargs=optimizer_kwargs,
+                    )
+            finally:
+                self.eval()
         return self
+
+    def _objective(self, mll: JointMarginalLogLikelihood) -> Tensor:
+        """Log marginal likelihood and log priors in training mode, nats per row."""
+        transformed = (self.transform_inputs(inputs) for inputs in self.train_inputs)
+        objective: Tensor = mll(self(*self.train_inputs), self.train_targets, *transformed)
+        return objective
+
+    def _costs(self) -> list[str]:
+        """What makes an evaluation of the marginal likelihood slow, and what would be cheaper."""
+        kernels = (k for k in self.covar_module.modules() if isinstance(k, NNGPKernel | NTKKernel))
+        found = [reason for kernel in kernels for reason in kernel.network.costs()]
+        rows = self.train_targets.shape[-1]
+        if rows > 2000:
+            found.append(f"{rows} rows, whose covariance is factorised in O(n^3): use a subset.")
+        return list(dict.fromkeys(found))
+
+    def log_marginal_likelihood(self) -> Tensor:
+        """Log density of the outcomes at the present hyperparameters, without their priors.
+
+        The evidence that decides among kernels or networks of the same data.
+
+        Returns:
+            A scalar in nats, of all rows and outputs in the units of train_Y.
+        """
+        self.eval()
+        mll = self._marginal_log_likelihood()
+        targets = self.train_targets
+        with torch.no_grad(), exact_solves():
+            evidence = mll.evidence(self.forward(*self.train_inputs), targets, *self.train_inputs)
+            outcome = getattr(self, "outcome_transform", None)
+            if outcome is not None:
+                z = targets.unsqueeze(-1) if self.num_outputs == 1 else targets.mT
+                transform = outcome.transform
+                evidence = evidence - transform.log_abs_det_jacobian(z, transform(z)).sum()
+        return evidence
 
     def posterior(
         self,
@@ -225,7 +254,7 @@ class ExactProcess(SingleTaskGP, ABC):
         check_query(owner, X, self.train_X)
         outputs = chosen_outputs(owner, output_indices, self.num_outputs)
         outcome = getattr(self, "outcome_transform", None)
-        with exact_solves(), gpt_posterior_settings():
+        with exact_solves(), relative_jitter(self._prior_variance()), gpt_posterior_settings():
             gaussians = self._conditional_gaussians(X, observation_noise)
             gaussians = [_rescaled(gaussians[k], outcome, k % self.num_outputs) for k in outputs]
             if len(gaussians) == 1:
@@ -252,6 +281,13 @@ class ExactProcess(SingleTaskGP, ABC):
             MultivariateNormal(mean.select(dim, k), covariance[(slice(None),) * dim + (k,)])
             for k in range(self.num_outputs)
         ]
+
+    def _prior_variance(self) -> Tensor:
+        """Prior variances of f at the training rows, on the model's scale."""
+        self.eval()
+        with torch.no_grad():
+            variance: Tensor = self.covar_module(*self.train_inputs, diag=True)
+        return variance
 
     @staticmethod
     def _validate_tensor_args(
@@ -296,7 +332,7 @@ class ExactProcess(SingleTaskGP, ABC):
     def load(
         cls,
         path: str | os.PathLike[str],
-        kernel: Kernel,
+        kernel: Kernel | None = None,
         *,
         likelihood: Likelihood | None = None,
         input_transform: Any = DEFAULT,
@@ -309,15 +345,22 @@ class ExactProcess(SingleTaskGP, ABC):
 
         Args:
             path: The file.
-            kernel: As at construction, with any parameter values.
+            kernel: As at construction, with any parameter values; needed.
             likelihood: As at construction.
             input_transform: As at construction.
             outcome_transform: As at construction.
 
         Raises:
             ValueError: the file is damaged or of another kind, or what was passed does not fit it.
+            TypeError: no kernel was passed.
         """
         tensors, description = read_safetensors(path, kind=cls.__name__)
+        if not isinstance(kernel, Kernel):
+            classes = dict(description["kernel"]["classes"])
+            raise TypeError(
+                f"{cls.__name__}.load needs the kernel as well, since {path} holds values and no "
+                f"code: load(path, kernel), with a {classes['']} made as the saved one was."
+            )
         passed = {
             "likelihood": likelihood is not None,
             "input_transform": describe_transform(input_transform),

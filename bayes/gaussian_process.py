@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from gpytorch.distributions import MultivariateNormal
 
-from bayes.exact_process import ExactProcess, JointMarginalLogLikelihood
+from bayes.exact_process import ExactProcess
+from bayes.marginal_likelihood import JointMarginalLogLikelihood
 from priors.posteriors.gaussian import GaussianPosterior
 
 __all__ = ["GaussianProcess"]
@@ -17,9 +18,27 @@ __all__ = ["GaussianProcess"]
 class GaussianProcess(ExactProcess):
     """A Gaussian process conditioned exactly on data.
 
-    Arguments, `fit`, `posterior`, `save` and `load` are those of `ExactProcess`. The posterior is
-    a `priors.GaussianPosterior`, joint over points; a non-affine outcome transform
-    makes it that Gaussian seen through the transform. O(n^3) time, O(n^2) memory.
+    The posterior is a `priors.GaussianPosterior`, joint over points; a non-affine outcome transform
+    makes it that Gaussian seen through the transform. `fit()` maximises the marginal likelihood
+    over kernel and noise, and `log_marginal_likelihood()` decides among kernels. O(n^3) time,
+    O(n^2) memory.
+
+    Args:
+        train_X: Inputs, `[..., n, d]`.
+        train_Y: Outcomes, `[..., n, m]`, any number of columns.
+        kernel: Prior covariance of f; copied, so the learnt values are in `covar_module` and in
+            the model's `repr`.
+        train_Yvar: Known noise variances, `[..., n, m]`, units of Y squared. Without them a
+            single noise variance per output is learnt.
+        likelihood: A GPyTorch Gaussian likelihood to use instead, copied.
+        input_transform: `DEFAULT` standardises by the training rows, None is off, or a BoTorch
+            `InputTransform`.
+        outcome_transform: `DEFAULT` standardises by the training rows, None is off, or an
+            elementwise `torch.distributions` transform from the model's scale to Y's.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: shapes disagree or values are not finite.
     """
 
     def _marginal_log_likelihood(self) -> JointMarginalLogLikelihood:

@@ -23,7 +23,8 @@ from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import Likelihood
 from torch import Tensor
 
-from bayes.exact_process import ExactProcess, JointMarginalLogLikelihood
+from bayes.exact_process import ExactProcess
+from bayes.marginal_likelihood import JointMarginalLogLikelihood
 from bayes.student_t import StudentTPosterior
 from priors.posteriors.compat import is_stored_by_output
 from priors.posteriors.transforms import DEFAULT
@@ -67,6 +68,7 @@ class StudentTProcess(ExactProcess):
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
     ) -> None:
+        """Arguments are told by the class."""
         for name, value in (("concentration", concentration), ("rate", rate)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"StudentTProcess needs 0 < {name} < inf, got {value}.")

@@ -9,6 +9,7 @@ BENCHMARKS = {
     "accelerator": "benchmarks.accelerator",
     "duals": "benchmarks.priors.duals",
     "features": "benchmarks.priors.features",
+    "fits": "benchmarks.bayes.fits",
     "kernels": "benchmarks.priors.kernels",
     "layers": "benchmarks.priors.layers",
     "pfn": "benchmarks.pfn.run",

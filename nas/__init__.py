@@ -6,16 +6,19 @@ acquisition functions, and Optuna for everything around a study.
 
 from nas import spaces
 from nas.architecture import Architecture, Node
+from nas.evaluation import SearchError
 from nas.operations import register_operation
 from nas.report import Section, write_report
 from nas.sampler import BayesianSampler
-from nas.search import StorageError, search
+from nas.search import search
+from nas.storage import StorageError
 from nas.trials import architecture_of, enqueue, suggest
 
 __all__ = [
     "Architecture",
     "BayesianSampler",
     "Node",
+    "SearchError",
     "Section",
     "StorageError",
     "architecture_of",

@@ -7,24 +7,28 @@
 
 The objective is `package.module:function` or `path/to/file.py:function`. A space is `mlp` or
 `cell` with their options, or an object given in the same way as the objective. Exit status:
-0 done, 1 the study could not be opened or run, 2 wrong usage, 130 interrupted (call again to
-resume).
+0 done, 1 the study could not be opened or run or all trials of the call failed, 2 wrong usage,
+130 interrupted (call again to resume).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import optuna
 from optuna.trial import TrialState
 
+from nas.evaluation import SearchError
 from nas.report import write_report
-from nas.search import StorageError, open_storage, search
+from nas.search import search
 from nas.spaces import CellSpace, MLPSpace, Space
-from nas.trials import ERROR, superseded
+from nas.storage import StorageError, open_storage, shown, storage_errors
+from nas.trials import ERROR, architecture_of, superseded
 from priors.objects import load_object
 
 __all__ = ["main"]
@@ -39,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted; the same command resumes the study.", file=sys.stderr)
         return 130
-    except (StorageError, ValueError, TypeError, KeyError) as error:
+    except (StorageError, SearchError, ValueError, TypeError, KeyError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"nas {options.command}: {message}", file=sys.stderr)
         return 1
@@ -122,6 +126,7 @@ def _search(options: argparse.Namespace) -> int:
     if not callable(objective):
         raise ValueError(f"{options.objective} is not callable.")
     hyperparameters = load_object(options.hyperparameters) if options.hyperparameters else None
+    start = datetime.now()
     study = search(
         objective,
         _space(options),
@@ -135,16 +140,28 @@ def _search(options: argparse.Namespace) -> int:
         show_progress=not options.no_progress,
     )
     _print_status(study)
+    ended = [t for t in study.get_trials(deepcopy=False) if (t.datetime_complete or start) > start]
+    if all(trial.state == TrialState.FAIL for trial in ended):
+        raise SearchError("No trial of this call came to an end; see the last error.")
     return 0
 
 
 def _status(options: argparse.Namespace) -> int:
-    _print_status(_load(options))
+    with storage_errors(options.study):
+        _print_status(_load(options))
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    print(write_report(_load(options), options.out))
+    with storage_errors(options.study):
+        study = _load(options)
+        try:
+            print(write_report(study, options.out))
+        except OSError as error:
+            raise ValueError(
+                f"Cannot write the report {options.out}: {error.strerror}. Give --out a file in "
+                "a folder that you can write to."
+            ) from error
     return 0
 
 
@@ -153,7 +170,8 @@ def _load(options: argparse.Namespace) -> optuna.Study:
     names = optuna.get_all_study_names(storage)
     if options.study not in names:
         raise ValueError(
-            f"{options.storage} has no study {options.study!r}; it has {sorted(names) or 'none'}."
+            f"{shown(options.storage)} has no study {options.study!r}; it has "
+            f"{sorted(names) or 'none'}."
         )
     return optuna.load_study(study_name=options.study, storage=storage)
 
@@ -161,7 +179,8 @@ def _load(options: argparse.Namespace) -> optuna.Study:
 def _print_status(study: optuna.Study) -> None:
     trials = study.get_trials(deepcopy=False)
     lost = superseded(trials)
-    print(f"study      {study.study_name} ({study.direction.name.lower()})")
+    directions = ", ".join(direction.name.lower() for direction in study.directions)
+    print(f"study      {study.study_name} ({directions})")
     for state in TrialState:
         count = sum(t.state == state and t.number not in lost for t in trials)
         if count or state in (TrialState.COMPLETE, TrialState.FAIL):
@@ -171,13 +190,17 @@ def _print_status(study: optuna.Study) -> None:
     errors = [t for t in trials if ERROR in t.user_attrs and t.number not in lost]
     if errors:
         print(f"last error trial {errors[-1].number}: {errors[-1].user_attrs[ERROR]}")
-    if any(t.state == TrialState.COMPLETE for t in trials):
-        best = study.best_trial
-        print(f"best       {best.value:.6g} (trial {best.number})")
+    if not any(t.state == TrialState.COMPLETE for t in trials):
+        return
+    for best in study.best_trials if len(study.directions) > 1 else [study.best_trial]:
+        print(f"best       {', '.join(f'{v:.6g}' for v in best.values)} (trial {best.number})")
         for name, value in sorted(best.params.items()):
             print(f"  {name} = {value}")
         if "num_parameters" in best.user_attrs:
             print(f"  num_parameters = {best.user_attrs['num_parameters']}")
+        architecture = architecture_of(best)
+        if architecture is not None:
+            print(textwrap.indent(str(architecture), "  "))
 
 
 if __name__ == "__main__":

@@ -35,10 +35,16 @@ class HyperparameterCube:
         distributions: Name to distribution; the order of the coordinates is the names' order.
 
     Raises:
-        TypeError: a distribution of another kind than Optuna's float, int and categorical.
+        TypeError: not a dictionary, or a distribution of another kind than Optuna's float, int
+            and categorical.
     """
 
     def __init__(self, distributions: Mapping[str, BaseDistribution]) -> None:
+        if not isinstance(distributions, Mapping):
+            raise TypeError(
+                "Hyperparameters must be a dictionary of names to Optuna distributions, got "
+                f"{type(distributions).__name__}."
+            )
         known = (FloatDistribution, IntDistribution, CategoricalDistribution)
         for name, distribution in distributions.items():
             if not isinstance(distribution, known):

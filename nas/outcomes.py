@@ -33,15 +33,21 @@ def half_rank(values: Tensor) -> Tensor:
     values = values.clamp_max(finite.max())
     median = finite.median()
     good = values >= median
-    spread = (values[good] - median).square().mean().sqrt()
+    # The better half above the median, in units in which no square overflows or vanishes; the
+    # result does not depend on the unit.
+    unit = torch.maximum(finite.max().abs(), median.abs())
+    above = values / unit - median / unit if unit > 0 else torch.zeros_like(values)
+    largest = above[good].max()
+    above = above / largest if largest > 0 else above
+    spread = above[good].square().mean().sqrt()
     if spread == 0:
         spread = torch.ones_like(spread)
     # Share of values not above each, ties at their middle, so that a rank is a probability.
     below = (values[:, None] > values).to(values).mean(dim=1)
     equal = (values[:, None] == values).to(values).mean(dim=1)
     probability = (below + 0.5 * equal) / (2 * (~good).to(values).mean().clamp_min(1e-9))
-    rank = median + spread * torch.special.ndtri(probability.clamp(1e-9, 0.5))
-    warped = torch.where(good, values, rank)
+    rank = spread * torch.special.ndtri(probability.clamp(1e-9, 0.5))
+    warped = torch.where(good, above, rank)
     scale = warped.std(correction=0)
     if scale == 0:
         return torch.zeros_like(values)

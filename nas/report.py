@@ -37,7 +37,8 @@ __all__ = [
 ]
 
 BLUE, ORANGE, GREY = "#2f5d8a", "#c4722e", "#b8c0c8"
-DESCRIPTORS = ("num_parameters", "depth", "flops")
+# User attribute to heading: "depth" is a parameter of some spaces too, and counts otherwise there.
+DESCRIPTORS = {"num_parameters": "num_parameters", "depth": "weight layers", "flops": "flops"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def plot_sizes(study: optuna.Study) -> Figure | None:
     axes.set(xlabel="parameters", ylabel="value", yscale=_value_scale(done))
     if min(sizes) > 0:
         axes.set_xscale("log")
-    figure.colorbar(points, ax=axes, label="depth", pad=0.02)
+    figure.colorbar(points, ax=axes, label=DESCRIPTORS["depth"], pad=0.02)
     return figure
 
 
@@ -159,7 +160,16 @@ def write_report(
 
     Returns:
         The path.
+
+    Raises:
+        ValueError: the study has several objectives.
+        OSError: the file cannot be written.
     """
+    if len(study.directions) > 1:
+        raise ValueError(
+            f"The study {study.study_name!r} has {len(study.directions)} objectives, a report is "
+            "of one: see optuna.visualization.plot_pareto_front."
+        )
     trials = study.get_trials(deepcopy=False)
     best = _best(study)
     states = [trial.state for trial in trials]
@@ -181,14 +191,15 @@ def write_report(
     ):
         if figure is not None:
             sections.append(Section(title, figures=[figure]))
-    columns = [*_parameter_names(trials), *(d for d in DESCRIPTORS if _has(trials, d))]
+    parameters = _parameter_names(trials)
+    descriptors = [name for name in DESCRIPTORS if _has(trials, name)]
     page = _template().render(
         title=f"Study {study.study_name}",
         subtitle=f"{len(trials)} trials, to {study.direction.name.lower()}.",
         facts=[(label, value) for label, value in facts if value or label != "pruned"],
         sections=[_rendered(section) for section in (*sections, *extra_sections)],
-        trial_columns=columns,
-        trials=[_trial_row(trial, columns, best) for trial in trials],
+        trial_columns=[*parameters, *(DESCRIPTORS[name] for name in descriptors)],
+        trials=[_trial_row(trial, parameters, descriptors, best) for trial in trials],
         any_error=any(ERROR in trial.user_attrs for trial in trials),
         footer=f"Optuna {optuna.__version__}; values as the objective returned them.",
     )
@@ -208,7 +219,9 @@ def _best(study: optuna.Study) -> FrozenTrial | None:
 def _best_section(best: FrozenTrial) -> Section:
     architecture = architecture_of(best)
     rows: list[tuple[str, Any]] = sorted(best.params.items())
-    rows += [(name, best.user_attrs[name]) for name in DESCRIPTORS if name in best.user_attrs]
+    rows += [
+        (label, best.user_attrs[n]) for n, label in DESCRIPTORS.items() if n in best.user_attrs
+    ]
     return Section(
         f"Best trial: {best.number}",
         columns=("", "value"),
@@ -231,15 +244,19 @@ def _has(trials: Sequence[FrozenTrial], name: str) -> bool:
 
 
 def _trial_row(
-    trial: FrozenTrial, columns: Sequence[str], best: FrozenTrial | None
+    trial: FrozenTrial,
+    parameters: Sequence[str],
+    descriptors: Sequence[str],
+    best: FrozenTrial | None,
 ) -> dict[str, Any]:
-    values = {**trial.user_attrs, **trial.params}
+    values = [trial.params.get(name, "") for name in parameters]
+    values += [trial.user_attrs.get(name, "") for name in descriptors]
     return {
         "number": trial.number,
         "state": trial.state.name,
         "best": best is not None and trial.number == best.number,
         "value": "" if trial.values is None else _text(trial.value),
-        "cells": [_text(values.get(name, "")) for name in columns],
+        "cells": [_text(value) for value in values],
         "seconds": "" if trial.duration is None else _text(trial.duration.total_seconds()),
         "error": trial.user_attrs.get(ERROR, ""),
     }

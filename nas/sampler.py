@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,7 +28,6 @@ from botorch.acquisition import LogExpectedImprovement as GaussianLogExpectedImp
 from botorch.models.model import Model
 from botorch.sampling.normal import SobolQMCNormalSampler
 from optuna.distributions import BaseDistribution
-from optuna.search_space import intersection_search_space
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch import Generator, Tensor
@@ -42,7 +42,9 @@ from nas.trials import (
     PROPOSED,
     RELATIVE_ARCHITECTURE,
     architecture_of,
+    columns_of,
     superseded,
+    warn_of_ignored,
 )
 from priors.posteriors.acquisition import LogExpectedImprovement
 from priors.posteriors.protocol import PredictivePosterior
@@ -50,12 +52,18 @@ from priors.random_state import seeded
 
 __all__ = ["Acquisition", "BayesianSampler"]
 
+# Warning filters, GPyTorch's settings and torch's random state belong to the process, and Optuna
+# may run trials in threads.
+_ONE_AT_A_TIME = threading.Lock()
+
 Acquisition = Callable[[Model, Tensor, Tensor | None, int], AcquisitionFunction]
 """`(model, observed X [n, d], pending X [p, d] or None, seed)` to an acquisition function of a
 maximisation."""
 
 NUM_ELITES = 5
 NUM_SAMPLES = 128
+NUM_RECENT = 8  # finished trials that tell which hyperparameters the objective suggests
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class BayesianSampler(optuna.samplers.BaseSampler):
@@ -66,15 +74,18 @@ class BayesianSampler(optuna.samplers.BaseSampler):
 
     Args:
         space: Where the architectures live.
-        hyperparameters: Name to Optuna distribution, as the objective suggests them. None takes
-            those common to all finished trials, so the first trials draw them independently.
+        hyperparameters: Name to Optuna distribution, as the objective suggests them; what it
+            suggests otherwise is drawn uniformly, with a warning. None takes those that the
+            latest finished trials have in common, so the first trials draw them uniformly.
         surrogate: `"gp"`, or a callable from encoded data to a fitted BoTorch model
             (`nas.surrogate.Surrogate`).
         acquisition: `"logei"` (improvement over the best posterior mean at an observed point),
             `"lognei"` (over the best value at observed points, whose uncertainty is integrated
             out), or a callable (`Acquisition`).
-        num_initial: Finished trials before the surrogate is used; until then hyperparameters
-            and the parameters of a flat space come from a scrambled Sobol sequence.
+        num_initial: Finished trials of this space with these hyperparameters before the
+            surrogate is used; until then hyperparameters and the parameters of a flat space come
+            from a scrambled Sobol sequence. A study whose space or hyperparameters were changed
+            goes on with the trials that fit, or starts anew.
         seed: With the position of the trial it determines the proposal. None takes the name of
             the study in its place.
         device: Where the surrogate is fitted and candidates are scored, in float64. None is the
@@ -126,21 +137,48 @@ class BayesianSampler(optuna.samplers.BaseSampler):
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """The hyperparameters, known or common to the finished trials."""
+        """The hyperparameters, declared or found in finished trials, and a flat space's own."""
         self._raise_error_if_multi_objective(study)
+        trials = study.get_trials(deepcopy=False)
+        flat = self._flat_distributions(trials)
         if self.hyperparameters is not None:
-            return dict(self.hyperparameters)
-        found = intersection_search_space(study.get_trials(deepcopy=False), include_pruned=True)
-        own = set(self.space.parameters()) if isinstance(self.space, FlatSpace) else set()
-        own.add(DERIVATION)
-        return {name: found[name] for name in sorted(found) if name not in own}
+            return {**self.hyperparameters, **flat}
+        found = _common_parameters(trials)
+        own = {DERIVATION, *flat}
+        if isinstance(self.space, FlatSpace):
+            own |= set(self.space.parameters())
+        return {name: found[name] for name in sorted(found) if name not in own} | flat
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The proposal: hyperparameters by name, and the architecture as `suggest` reads it."""
-        candidate = self.propose(study, trial, HyperparameterCube(search_space))
-        return {RELATIVE_ARCHITECTURE: candidate.architecture.to_json(), **candidate.values}
+        """The proposal: values by name, and for a space that is not flat the architecture.
+
+        What the trial was queued with is kept.
+        """
+        self._raise_error_if_multi_objective(study)
+        columns: dict[str, str] = {}
+        if isinstance(self.space, FlatSpace):
+            columns = columns_of(self.space, study.get_trials(deepcopy=False))
+        flat = set(columns.values())
+        cube = HyperparameterCube({n: d for n, d in search_space.items() if n not in flat})
+        queued = trial.system_attrs.get("fixed_params", {})
+        architecture = architecture_of(trial)
+        if architecture is not None and architecture not in self.space:
+            architecture = None  # `suggest` refuses it
+        if architecture is not None and cube.contains(queued):
+            proposed: dict[str, Any] = {}
+        else:
+            candidate = self.propose(study, trial, cube)
+            architecture = architecture or candidate.architecture
+            proposed = candidate.values
+        if isinstance(self.space, FlatSpace):
+            choice = self.space.to_parameters(architecture)
+            proposed |= {columns[n]: value for n, value in choice.items()}
+        values = {n: value for n, value in {**proposed, **queued}.items() if n in search_space}
+        if not isinstance(self.space, FlatSpace):
+            values[RELATIVE_ARCHITECTURE] = architecture.to_json()
+        return values
 
     def sample_independent(
         self,
@@ -149,10 +187,26 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """A uniform draw for a parameter that is not one of the hyperparameters."""
+        """A uniform draw for a parameter that the proposal does not cover.
+
+        Warns where hyperparameters were declared and this one was declared otherwise or not.
+        """
+        self._raise_error_if_multi_objective(study)
+        self._warn_of_undeclared(study, param_name, param_distribution)
         seed = self._seed(study, self._position(study, trial), param_name)
         cube = HyperparameterCube({param_name: param_distribution})
         return cube.random(Generator().manual_seed(seed))[param_name]
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Warns where a completed trial passed over its architecture or queued values."""
+        if state == TrialState.COMPLETE:
+            warn_of_ignored(trial)
 
     def propose(
         self, study: optuna.Study, trial: FrozenTrial, cube: HyperparameterCube
@@ -162,7 +216,8 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         Args:
             study: Read, never written.
             trial: The trial that asks.
-            cube: The hyperparameters to propose with the architecture.
+            cube: The hyperparameters to propose with the architecture. Those that the objective
+                was given and has never used are drawn at random, the model does not see them.
         """
         trials = study.get_trials(deepcopy=False)
         lost = superseded(trials)
@@ -170,11 +225,20 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         position = self._position(study, trial)
         seed = self._seed(study, position)
         generator = Generator().manual_seed(seed)
-        history = _History(others, self.space, cube, study.direction)
+        modelled, unused = _split(cube, others)
+        history = _History(others, self.space, modelled, study.direction)
         if history.num_finished < self.num_initial:
             return self._initial(cube, position, self._seed(study, -1), generator)
+        found = self._maximise(history, modelled, seed, generator)
+        return Candidate.of(found.architecture, {**found.values, **unused.random(generator)})
+
+    def _maximise(
+        self, history: _History, cube: HyperparameterCube, seed: int, generator: Generator
+    ) -> Candidate:
+        """The candidate of the largest acquisition value."""
         encoder = Encoder(self.space, cube)
         with (
+            _ONE_AT_A_TIME,
             warnings.catch_warnings(),
             seeded(seed, self.device),
             gpytorch.settings.fast_computations(False, False, False),
@@ -209,6 +273,35 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         architecture = self.space.from_parameters({name: values.pop(name) for name in flat})
         return Candidate.of(architecture, values)
 
+    def _flat_distributions(self, trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
+        """The parameters of a flat space under the names of the study."""
+        if not isinstance(self.space, FlatSpace):
+            return {}
+        columns = columns_of(self.space, trials)
+        return {columns[name]: d for name, d in self.space.parameters().items()}
+
+    def _warn_of_undeclared(
+        self, study: optuna.Study, name: str, distribution: BaseDistribution
+    ) -> None:
+        if self.hyperparameters is None or name == DERIVATION:
+            return
+        if name in self._flat_distributions(study.get_trials(deepcopy=False)):
+            return
+        if name not in self.hyperparameters:
+            warnings.warn(
+                f"The objective suggests the hyperparameter {name!r}, which is not among those "
+                f"declared ({sorted(self.hyperparameters)}): it is drawn uniformly and the model "
+                "does not see it. Declare it in `hyperparameters`, under the same name.",
+                stacklevel=2,
+            )
+        elif self.hyperparameters[name] != distribution:
+            warnings.warn(
+                f"The hyperparameter {name!r} is declared as {self.hyperparameters[name]} and "
+                f"suggested from {distribution}: proposals outside of it are replaced by uniform "
+                "draws. Declare it as the objective suggests it.",
+                stacklevel=2,
+            )
+
     def _position(self, study: optuna.Study, trial: FrozenTrial) -> int:
         """Trials before this one, without those whose place another has taken."""
         lost = superseded(study.get_trials(deepcopy=False))
@@ -220,15 +313,45 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
 
 
+def _common_parameters(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
+    """What the latest finished trials all suggested, alike.
+
+    Only the latest, so that an objective that was changed is searched as it is now.
+    """
+    latest = [trial.distributions for trial in trials if trial.state in FINISHED][-NUM_RECENT:]
+    if not latest:
+        return {}
+    return {
+        name: distribution
+        for name, distribution in latest[-1].items()
+        if all(other.get(name) == distribution for other in latest)
+    }
+
+
+def _split(
+    cube: HyperparameterCube, trials: Sequence[FrozenTrial]
+) -> tuple[HyperparameterCube, HyperparameterCube]:
+    """The hyperparameters in use, and those that finished trials were given in vain."""
+    finished = [trial for trial in trials if trial.state in FINISHED]
+    unused = {}
+    for name, distribution in cube.distributions.items():
+        alone = HyperparameterCube({name: distribution})
+        given = any(alone.contains(trial.user_attrs.get(PROPOSED, {})) for trial in finished)
+        if given and not any(alone.contains(trial.params) for trial in finished):
+            unused[name] = distribution
+    used = {n: d for n, d in cube.distributions.items() if n not in unused}
+    return HyperparameterCube(used), HyperparameterCube(unused)
+
+
 class _History:
-    """What the stored trials say.
+    """What the stored trials say, as far as they are of this space and these hyperparameters.
 
     Attributes:
         observed: Candidates with a value, failed ones included.
         values: Their values, larger is better; `-inf` for a failure.
         pending: Candidates that are running.
         seen: All of them.
-        num_finished: Trials that came to an end without failing.
+        num_finished: Candidates whose trial came to an end without failing.
     """
 
     def __init__(
@@ -239,13 +362,9 @@ class _History:
         direction: StudyDirection,
     ) -> None:
         sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
-        finished = (TrialState.COMPLETE, TrialState.PRUNED)
-        complete = sorted(sign * t.value for t in trials if t.state == TrialState.COMPLETE)  # type: ignore[operator]
-        middle = complete[len(complete) // 2] if complete else math.inf
         self.observed: list[Candidate] = []
-        self.values: list[float] = []
         self.pending: list[Candidate] = []
-        self.num_finished = sum(t.state in finished for t in trials)
+        ended: list[FrozenTrial] = []
         for trial in trials:
             architecture = architecture_of(trial)
             values = {**trial.user_attrs.get(PROPOSED, {}), **trial.params}
@@ -258,7 +377,11 @@ class _History:
                 self.pending.append(candidate)
             elif trial.state.is_finished():
                 self.observed.append(candidate)
-                self.values.append(_value(trial, sign, middle))
+                ended.append(trial)
+        self.num_finished = sum(trial.state in FINISHED for trial in ended)
+        complete = sorted(sign * t.value for t in ended if t.state == TrialState.COMPLETE)  # type: ignore[operator]
+        middle = complete[len(complete) // 2] if complete else math.inf
+        self.values = [_value(trial, sign, middle) for trial in ended]
         self.seen = {*self.observed, *self.pending}
 
 

@@ -219,7 +219,7 @@ class SamplerContract(ABC):
         return study
 
     def test_trials_carry_their_architecture(self) -> None:
-        """Each trial has an architecture of the space, its descriptors and hyperparameters."""
+        """Each trial has an architecture, its descriptors, its parameters, hyperparameters."""
         objective = SyntheticObjective()
         for trial in self.run(self.num_trials).trials:
             architecture = architecture_of(trial)
@@ -227,6 +227,8 @@ class SamplerContract(ABC):
             assert architecture is not None
             assert trial.user_attrs["num_parameters"] == architecture.num_parameters
             assert set(objective.hyperparameters) <= set(trial.params)
+            flat = {name: trial.params[name] for name in objective.space.parameters()}
+            assert objective.space.from_parameters(flat) == architecture
 
     def test_the_seed_decides(self) -> None:
         """The same study twice is the same."""

@@ -1,14 +1,17 @@
 """How an architecture travels with an Optuna trial, and back into the queue.
 
 The architecture is stored with its trial as user attributes: canonical JSON and numeric
-descriptors (one column each in Optuna's tables and dashboard). A sampler that proposes whole
-graphs hands its proposal over inside the trial's relative parameters, under a name that no
-objective suggests, so that nothing needs to be remembered between the two.
+descriptors (one column each in Optuna's tables and dashboard). In a flat space it is a choice of
+ordinary Optuna parameters. In any other, a sampler that proposes whole graphs hands its proposal
+over inside the trial's relative parameters, under a name that no objective suggests, so that
+nothing needs to be remembered between the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import optuna
@@ -24,7 +27,16 @@ from torch import Generator
 from nas.architecture import Architecture
 from nas.spaces import FlatSpace, Space
 
-__all__ = ["architecture_of", "enqueue", "requeue", "suggest", "superseded"]
+__all__ = [
+    "architecture_of",
+    "columns_of",
+    "enqueue",
+    "numbered",
+    "requeue",
+    "suggest",
+    "superseded",
+    "warn_of_ignored",
+]
 
 ARCHITECTURE = "architecture"
 PROPOSED = "proposed_hyperparameters"
@@ -33,15 +45,17 @@ RETRIES = "retries"
 ERROR = "error"
 RELATIVE_ARCHITECTURE = "nas:architecture"
 DERIVATION = "derivation"
-FLAT = "flat"  # the trial's flat parameters are recorded with it, or queued with it
+MAX_RETRIES = 2  # of a trial whose worker dies
 
 
 def suggest(trial: optuna.Trial, space: Space) -> Architecture:
     """The architecture of a trial.
 
-    What the sampler proposes, if it proposes architectures; otherwise, under any other Optuna
-    sampler, the flat parameters of the space are drawn from it (for a space that is not flat, the
-    seed of a random derivation is). A trial from the queue keeps the architecture it came with.
+    In a flat space it is drawn as ordinary parameters of the trial, under every sampler, so that
+    importances, data frames and the dashboard see them and `study.enqueue_trial` can set them.
+    In any other space it is what the sampler proposes or, under a sampler that proposes no
+    architectures, a random derivation whose seed is drawn. A trial from the queue keeps the
+    architecture it came with.
 
     Args:
         trial: The running trial. Its user attributes receive the architecture as JSON and its
@@ -49,31 +63,62 @@ def suggest(trial: optuna.Trial, space: Space) -> Architecture:
         space: Where to look.
 
     Raises:
-        ValueError: the trial came with an architecture that is not in the space.
+        ValueError: the trial was queued with an architecture that is not in the space, or with
+            parameters by names that the study has for another space (see `columns_of`).
     """
     architecture = architecture_of(trial)
-    if architecture is not None:
-        if architecture not in space:
-            raise ValueError(
-                f"Trial {trial.number} was queued with an architecture that is not in the space:"
-                f"\n{architecture}"
-            )
-        if not (isinstance(space, FlatSpace) and trial.user_attrs.get(FLAT)):
-            return architecture
-    elif RELATIVE_ARCHITECTURE in trial.relative_params:
-        proposal = dict(trial.relative_params)
-        architecture = Architecture.from_json(proposal.pop(RELATIVE_ARCHITECTURE))
-        trial.set_user_attr(PROPOSED, proposal)
-        _store(trial, architecture)
-        return architecture
+    if architecture is not None and architecture not in space:
+        raise ValueError(
+            f"Trial {trial.number} was queued with an architecture that is not in the space:"
+            f"\n{architecture}"
+        )
+    study = getattr(trial, "study", None)  # none where a finished trial is replayed
+    trials = [] if study is None else study.get_trials(deepcopy=False)
+    proposal = {} if study is None else dict(trial.relative_params)
+    graph = proposal.pop(RELATIVE_ARCHITECTURE, None)
     if isinstance(space, FlatSpace):
-        architecture = space.from_parameters(_draw(trial, space.parameters()))
-        trial.set_user_attr(FLAT, True)
-    else:
+        columns = columns_of(space, trials)
+        queued = _queued_parameters(trials, trial.number)
+        if architecture is None:
+            _refuse_old_names(trial.number, queued, columns)
+        known = {**proposal, **queued, **trial.params}
+        # An architecture that was queued without its parameters, under a sampler that does not
+        # know the space, runs without them.
+        if architecture is None or _gives(known, columns, space, architecture):
+            drawn = _draw(trial, {columns[n]: d for n, d in space.parameters().items()})
+            architecture = space.from_parameters({n: drawn[columns[n]] for n in columns})
+        proposal = {n: value for n, value in proposal.items() if n not in columns.values()}
+    elif architecture is None and graph is not None:
+        architecture = Architecture.from_json(graph)
+    elif architecture is None:
         seed = trial.suggest_int(DERIVATION, 0, 2**31 - 1)
         architecture = space.random(Generator().manual_seed(seed))
+    proposal |= trial.user_attrs.get(PROPOSED, {})
+    if proposal:
+        trial.set_user_attr(PROPOSED, proposal)
     _store(trial, architecture)
     return architecture
+
+
+def columns_of(space: FlatSpace, trials: Sequence[FrozenTrial]) -> dict[str, str]:
+    """The names under which a study records the parameters of a flat space.
+
+    These are the parameters' own names. Optuna fixes the choices of a categorical parameter for
+    the life of a study, so where a study has the name with other choices, from a space that was
+    changed since, the parameter is recorded as `name (2)`, `name (3)` and so on.
+
+    Args:
+        space: The space as it is now.
+        trials: All trials of the study.
+    """
+    recorded: dict[str, BaseDistribution] = {}
+    for trial in trials:
+        recorded.update(trial.distributions)
+    columns = {}
+    for name, distribution in space.parameters().items():
+        versions = (name if n == 1 else f"{name} ({n})" for n in count(1))
+        columns[name] = next(c for c in versions if recorded.get(c, distribution) == distribution)
+    return columns
 
 
 def architecture_of(trial: FrozenTrial | optuna.Trial) -> Architecture | None:
@@ -95,28 +140,34 @@ def enqueue(
         study: The study.
         architecture: What `suggest` gives to the trial.
         hyperparameters: Values of hyperparameters; those not given are sampled.
-        space: Give a flat space when the study has a sampler of Optuna's, so that the trial's flat
-            parameters are recorded as well.
+        space: A flat space, so that the trial's flat parameters are recorded as well; None takes
+            that of the study's sampler, if it has one.
     """
     fixed = dict(hyperparameters or {})
     attributes = {ARCHITECTURE: architecture.to_json(), **architecture.descriptors()}
-    if isinstance(space, FlatSpace):
-        fixed = {**space.to_parameters(architecture), **fixed}
-        attributes[FLAT] = True
+    if space is None:
+        space = getattr(study.sampler, "space", None)
+    if isinstance(space, FlatSpace) and architecture in space:
+        columns = columns_of(space, study.get_trials(deepcopy=False))
+        flat = space.to_parameters(architecture)
+        fixed = {**{columns[name]: value for name, value in flat.items()}, **fixed}
     study.enqueue_trial(fixed, user_attrs=attributes)
 
 
-def requeue(study: optuna.Study, trial: FrozenTrial, *, max_retries: int | None = None) -> None:
+def requeue(study: optuna.Study, trial: FrozenTrial, *, max_retries: int | None = None) -> bool:
     """Queue a trial that did not come to its end once more, with all that was chosen for it.
 
     Args:
         study: Its study.
         trial: The lost trial.
         max_retries: After so many losses in a row it is given up; None never gives up.
+
+    Returns:
+        Whether it was queued.
     """
     retries = int(trial.user_attrs.get(RETRIES, 0)) + 1
     if max_retries is not None and retries > max_retries:
-        return
+        return False
     attributes = {name: value for name, value in trial.user_attrs.items() if name != ERROR}
     fixed = {
         **trial.system_attrs.get("fixed_params", {}),
@@ -125,6 +176,7 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, max_retries: int | None 
     }
     attributes |= {REQUEUED_FROM: trial.number, RETRIES: retries}
     study.enqueue_trial(fixed, user_attrs=attributes)
+    return True
 
 
 def superseded(trials: list[FrozenTrial]) -> set[int]:
@@ -134,6 +186,64 @@ def superseded(trials: list[FrozenTrial]) -> set[int]:
         for trial in trials
         if REQUEUED_FROM in trial.user_attrs
     }
+
+
+def warn_of_ignored(trial: FrozenTrial) -> None:
+    """Say what a completed trial passed over: the architecture, or values it was queued with.
+
+    Args:
+        trial: As it is stored.
+    """
+    if architecture_of(trial) is None:
+        warnings.warn(
+            "The objective returned without calling nas.suggest(trial, space): its architecture "
+            "is not searched.",
+            stacklevel=3,
+        )
+    queued = set(trial.system_attrs.get("fixed_params", {}))
+    ignored = sorted(queued - set(trial.params) - set(trial.user_attrs.get(PROPOSED, {})))
+    if ignored and REQUEUED_FROM not in trial.user_attrs:
+        warnings.warn(
+            f"A trial was queued with {ignored}, which the objective never suggested.",
+            stacklevel=3,
+        )
+
+
+def numbered(study: optuna.Study, number: int) -> FrozenTrial:
+    """The trial of a study with this number, as it is stored."""
+    return next(t for t in study.get_trials(deepcopy=False) if t.number == number)
+
+
+def _queued_parameters(trials: Sequence[FrozenTrial], number: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for trial in trials:
+        if trial.number == number:
+            found |= trial.system_attrs.get("fixed_params", {})
+    return found
+
+
+def _refuse_old_names(number: int, queued: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """A parameter that was queued by the name of an older space would be passed over."""
+    old = sorted(name for name, column in columns.items() if name in queued and name != column)
+    if old:
+        raise ValueError(
+            f"Trial {number} was queued with {old}, names that this study has for another space; "
+            f"queue them as {[columns[name] for name in old]}, or use nas.enqueue."
+        )
+
+
+def _gives(
+    values: Mapping[str, Any],
+    columns: Mapping[str, str],
+    space: FlatSpace,
+    architecture: Architecture,
+) -> bool:
+    """Whether recorded values are a choice of parameters for the architecture."""
+    try:
+        chosen = {name: values[column] for name, column in columns.items()}
+        return space.from_parameters(chosen) == architecture
+    except (KeyError, ValueError):
+        return False
 
 
 def _draw(trial: optuna.Trial, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:

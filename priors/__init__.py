@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from priors.networks.finite import NetworkPrior
     from priors.networks.infinite import InfiniteNetwork
     from priors.networks.infinite_depth import InfiniteDepthClassifier, classify_activation
+    from priors.networks.variances import LayerVariances
     from priors.posteriors.acquisition import (
         ExpectedImprovement,
         GaussianApproximation,
@@ -84,6 +85,7 @@ __all__ = [
     "GaussianProcessPrior",
     "InfiniteDepthClassifier",
     "InfiniteNetwork",
+    "LayerVariances",
     "LatentTaskPrior",
     "LearningCurveSize",
     "LearningCurveTaskPrior",
@@ -174,6 +176,7 @@ _HOMES = {
         "InfiniteDepthClassifier",
         "classify_activation",
     ),
+    "networks.variances": ("LayerVariances",),
     "posteriors.acquisition": (
         "ExpectedImprovement",
         "GaussianApproximation",

@@ -8,17 +8,21 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from gpytorch.constraints import Interval
 from gpytorch.kernels import Kernel
+from gpytorch.priors import Prior
 from torch import Tensor, nn
 
 from priors.networks.finite import NetworkPrior
 from priors.networks.infinite import InfiniteNetwork
-from priors.networks.variances import VarianceSpec
+from priors.networks.input_scale import InputScale
+from priors.networks.variances import LayerVariances, VarianceSpec
 
 __all__ = ["NNGPKernel", "NTKKernel"]
 
 
 class _NetworkKernel(Kernel):
+    # GPyTorch makes a length scale of this kernel's own where True; ours is the network's.
     has_lengthscale = False
 
     def __init__(
@@ -27,15 +31,17 @@ class _NetworkKernel(Kernel):
         *,
         weight_var: VarianceSpec | None = None,
         bias_var: VarianceSpec | None = None,
+        ard_num_dims: int | None = None,
         input_shape: Sequence[int] | None = None,
         batch_shape: torch.Size | None = None,
         active_dims: tuple[int, ...] | None = None,
     ) -> None:
         if isinstance(module, InfiniteNetwork):
-            if not (weight_var is None and bias_var is None and input_shape is None):
+            given = (weight_var, bias_var, ard_num_dims, input_shape)
+            if any(value is not None for value in given):
                 raise ValueError(
-                    f"{type(self).__name__} made from an InfiniteNetwork shares its variances and "
-                    "input_shape; set them there."
+                    f"{type(self).__name__} made from an InfiniteNetwork shares its variances, "
+                    "length scales and input_shape; set them there."
                 )
             network = module
             if batch_shape is not None and torch.Size(batch_shape) != network.variances.batch_shape:
@@ -48,11 +54,69 @@ class _NetworkKernel(Kernel):
                 module,
                 weight_var=weight_var,
                 bias_var=bias_var,
+                ard_num_dims=ard_num_dims,
                 input_shape=input_shape,
                 batch_shape=torch.Size() if batch_shape is None else batch_shape,
             )
         super().__init__(batch_shape=network.variances.batch_shape, active_dims=active_dims)
         self.network = network
+        scale = network.variances.input_scale
+        if scale is not None and scale.repeats == (1, 1):
+            self.ard_num_dims = scale.num_scales  # GPyTorch compares it with the columns
+
+    @property
+    def variances(self) -> LayerVariances:
+        """What is learnt: variances of the layers and length scales; prints as a table."""
+        return self.network.variances
+
+    @property
+    def lengthscale(self) -> Tensor | None:
+        """What inputs are divided by, `[*batch, 1, k]`; None without `ard_num_dims`."""
+        scale = self.variances.input_scale
+        return None if scale is None else scale.lengthscale
+
+    @lengthscale.setter
+    def lengthscale(self, value: float | Tensor) -> None:
+        self._input_scale("lengthscale").lengthscale = value
+
+    @property
+    def raw_lengthscale(self) -> Tensor:
+        """The parameter behind `lengthscale`, its logarithm unless its constraint was replaced."""
+        raw: Tensor = self._input_scale("raw_lengthscale").raw_lengthscale
+        return raw
+
+    @property
+    def raw_lengthscale_constraint(self) -> Interval:
+        """The constraint of `raw_lengthscale`."""
+        return self._input_scale("raw_lengthscale").raw_lengthscale_constraint
+
+    @property
+    def lengthscale_prior(self) -> Prior:
+        """The prior of `lengthscale`."""
+        return self._input_scale("lengthscale").lengthscale_prior
+
+    def register_prior(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """As in GPyTorch; `lengthscale_prior` replaces that of the length scales."""
+        if name == "lengthscale_prior":
+            self._input_scale("lengthscale").register_prior(name, *args, **kwargs)
+        else:
+            super().register_prior(name, *args, **kwargs)
+
+    def register_constraint(self, param_name: str, *args: Any, **kwargs: Any) -> None:
+        """As in GPyTorch; of `raw_lengthscale` it replaces that of the length scales."""
+        if param_name == "raw_lengthscale":
+            self._input_scale(param_name).register_constraint(param_name, *args, **kwargs)
+        else:
+            super().register_constraint(param_name, *args, **kwargs)
+
+    def _input_scale(self, name: str) -> InputScale:
+        scale = self.variances.input_scale
+        if scale is None:
+            raise AttributeError(
+                f"This {type(self).__name__} has no {name}; make it with ard_num_dims, the number "
+                "of features of an input."
+            )
+        return scale
 
     @property
     def is_stationary(self) -> bool:
@@ -113,10 +177,14 @@ class NNGPKernel(_NetworkKernel):
     Args:
         module: A `torch.nn.Module`, or an `InfiniteNetwork` or `NetworkPrior` whose variances
             are then shared.
-        weight_var: Variance of the weights, one value or a dict by layer name; learnable.
-        bias_var: Variance of the biases, likewise; 0 is fixed.
+        weight_var: Where the variances of the weights start, one value or a dict by layer name;
+            None: 2 behind a rectifier, 1 elsewhere. All are learnt but 0, which is fixed.
+        bias_var: The same for the biases; None starts them at 0.1.
+        ard_num_dims: k, the number of features of a row, channels of an image or features of a
+            token: inputs are divided by `lengthscale`, `[*batch, 1, k]`, and the first layer's
+            weight variance is held. None is without.
         input_shape: Shape of one input; flat rows are reshaped to it.
-        batch_shape: Batch of independent variances.
+        batch_shape: Batch of independent variances and length scales.
         active_dims: Features that the kernel sees.
 
     Raises:

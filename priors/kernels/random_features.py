@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from tqdm import tqdm
 
 from priors.gaussian.activations import ABReLU, Activation
 from priors.networks.infinite import InfiniteNetwork
+from priors.networks.input_scale import InputScale
 from priors.programs.nodes import Features, Linear, Nonlinear
 from priors.randomness import RandomSource
 
@@ -250,7 +252,21 @@ def random_features(
         activation=activation,
         generator=generator,
     )
+    if variances.input_scale is not None:
+        return _Scaled(deepcopy(variances.input_scale).requires_grad_(False), result)
     return result
+
+
+class _Scaled(FeatureMap):
+    """Features of inputs that are divided by length scales."""
+
+    def __init__(self, scale: InputScale, features: FeatureMap) -> None:
+        super().__init__()
+        self.scale, self.features = scale, features
+
+    def forward(self, X: Tensor) -> Tensor:
+        features: Tensor = self.features(self.scale(X))
+        return features
 
 
 class RandomFeatureKernel(Kernel):

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
 
+from priors.limits.costs import costs
 from priors.limits.moments import Moments, Points, Settings
+from priors.limits.progress import BlockProgress
 from priors.limits.tangents import Tangents
 from priors.programs.nodes import Attention, Linear, Nonlinear
 from priors.programs.program import Program
@@ -43,7 +44,7 @@ class Evaluation:
         settings: Variances and quadrature.
         standard: The standard parametrisation in the tangent kernel.
         max_bytes: Memory for what is held besides the result.
-        progress: Show a progress bar when it takes longer than a few seconds.
+        progress: Show a progress bar where more than ten seconds are expected.
         devices: Where blocks are computed when no gradient is needed; empty means where the
             data points are.
     """
@@ -127,18 +128,13 @@ class Evaluation:
             block(slice(0, 1), slice(0, 1))
         wanted = int(nngp) + int(ntk)
         results: list[Tensor] = []
-        bar = tqdm(
-            pairs,
-            desc="kernel",
-            unit="block",
-            delay=5.0,
-            leave=False,
-            disable=None if self.progress else True,
+        progress = BlockProgress(
+            len(pairs), shown=self.progress, reasons=lambda: costs(self.program)
         )
         if not grad:
             with _single_threaded_operations():
                 for (r, c), values in self._computed(left, right, pairs, block, nngp, ntk, threads):
-                    bar.update()
+                    progress.update()
                     if not results:
                         batch = values[0].shape[:-2]
                         results = [left.x.new_empty(*batch, n1, n2) for _ in range(wanted)]
@@ -146,12 +142,12 @@ class Evaluation:
                         result[..., r, c] = value
                         if symmetric and r != c:
                             result[..., c, r] = value.mT
-            bar.close()
         else:
             recompute = len(pairs) * self._graph_bytes(left.x, side) > self.max_bytes
             parts: dict[tuple[int, int], tuple[Tensor, ...]] = {}
-            for r, c in bar:
+            for r, c in pairs:
                 values = checkpoint(block, r, c, use_reentrant=False) if recompute else block(r, c)
+                progress.update()
                 parts[r.start, c.start] = values
                 if symmetric and r != c:
                     parts[c.start, r.start] = tuple(v.mT for v in values)
@@ -161,6 +157,7 @@ class Evaluation:
                 )
                 for k in range(wanted)
             ]
+        progress.close()
         found = iter(results)
         return next(found) if nngp else None, next(found) if ntk else None
 

@@ -51,11 +51,6 @@ class Points(Inputs):
         """Moments of each data point with itself."""
         return Moments(self, self, paired=True, derivatives=self._derivatives)
 
-    @property
-    def own(self) -> Moments:
-        """`single`, as `networks.infinite` still calls it."""
-        return self.single
-
 
 class Moments(Pairs):
     """Second moments of a program over pairs of data points.

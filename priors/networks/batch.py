@@ -20,8 +20,8 @@ def batch_kernel(
     module: nn.Module,
     X: Tensor,
     *,
-    weight_var: VarianceSpec = 1.0,
-    bias_var: VarianceSpec = 0.0,
+    weight_var: VarianceSpec | None = None,
+    bias_var: VarianceSpec | None = None,
     input_shape: Sequence[int] | None = None,
     quadrature: QuasiMonteCarlo | None = None,
 ) -> Tensor:

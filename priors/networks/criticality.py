@@ -38,7 +38,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from priors.gaussian.activations import Activation, Elementwise
+from priors.gaussian.activations import Activation, Numerical
 from priors.gaussian.quadrature import detect_kinks, gaussian_mean, jumps
 
 __all__ = [
@@ -273,7 +273,7 @@ def as_activation(activation: ActivationLike) -> Activation:
             f"expected an Activation, a module or an elementwise function, got {activation!r}."
         )
     # a node at 0, where most activations have their kink, costs nothing
-    return Elementwise(activation, tuple(sorted({0.0, *detect_kinks(activation)})))
+    return Numerical(activation, tuple(sorted({0.0, *detect_kinks(activation)})))
 
 
 def _continuous(activation: ActivationLike) -> Activation:

@@ -17,7 +17,7 @@ from priors.limits.tangents import readouts
 from priors.networks.functional_call import call_module
 from priors.networks.network import Network
 from priors.networks.variances import VarianceSpec
-from priors.programs.program import Embedding, Linear
+from priors.programs.nodes import Embedding, Linear
 from priors.randomness import RandomSource
 
 if TYPE_CHECKING:
@@ -30,13 +30,15 @@ class NetworkPrior(Network):
     """Finite random networks as a prior over functions, with the limit's variances.
 
     The module's own weights are W * sqrt(weight_var / fan_in) and its biases b *
-    sqrt(bias_var), W and b standard normal.
+    sqrt(bias_var), W and b standard normal. With length scales the function is x -> network(x /
+    lengthscale).
 
     Args:
         module: A `torch.nn.Module` whose widths are all known, or an `InfiniteNetwork`, whose
             variances are then shared.
         weight_var: As for `InfiniteNetwork`.
         bias_var: As for `InfiniteNetwork`.
+        ard_num_dims: As for `InfiniteNetwork`.
         input_shape: As for `InfiniteNetwork`.
         parameterization: "ntk", or "mup" for maximal updates (Yang & Hu 2021, 2011.14522; Yang et
             al. 2022, 2203.03466, table 3): readout weights of variance weight_var * base_width /
@@ -54,11 +56,12 @@ class NetworkPrior(Network):
         *,
         weight_var: VarianceSpec | None = None,
         bias_var: VarianceSpec | None = None,
+        ard_num_dims: int | None = None,
         input_shape: Sequence[int] | None = None,
         parameterization: str = "ntk",
         base_width: int = 1,
     ) -> None:
-        super().__init__(module, weight_var, bias_var, input_shape, torch.Size())
+        super().__init__(module, weight_var, bias_var, ard_num_dims, input_shape, torch.Size())
         if parameterization not in ("ntk", "mup"):
             raise ValueError(f'parameterization must be "ntk" or "mup", got {parameterization!r}.')
         self.parameterization = parameterization
@@ -173,6 +176,7 @@ class NetworkPrior(Network):
             `[*sample_shape, ..., n, m]`.
         """
         self._check_rows(X, "X")
+        X = self._scaled(X)
         own = {name: p.shape for name, p in self.module.named_parameters()}
         first = next(iter(parameters))
         size = parameters[first].shape[: parameters[first].dim() - len(own[first])]
@@ -184,7 +188,7 @@ class NetworkPrior(Network):
         return out.reshape(*size, *out.shape[1:])
 
     def _call(self, values: dict[str, Tensor], X: Tensor) -> Tensor:
-        """One network at inputs `[..., n, d]`, `[..., n, m]`."""
+        """One network at scaled inputs `[..., n, d]`, `[..., n, m]`."""
         shape = [s or X.shape[-1] for s in self.program.input_shape]
         # buffers, such as a mask, lie where the module does
         buffers = {name: buffer.to(X.device) for name, buffer in self.module.named_buffers()}
@@ -205,6 +209,7 @@ class NetworkPrior(Network):
         """
         self._check_rows(X, "X")
         per_network = sum(p.numel() for p in self.module.parameters())
+        X = self._scaled(X)
         rows = X.expand(*sample_shape, *X.shape).reshape(-1, *X.shape[-2:])  # [networks, n, d]
         parts = []
         for some in rows.split(max(1, 2**25 // max(1, per_network))):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from priors.gaussian.activations import Activation
 from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo
+from priors.limits.costs import costs
 from priors.limits.evaluation import Evaluation
 from priors.limits.moments import Points, Settings
 from priors.limits.tangents import readouts
@@ -54,8 +55,12 @@ class InfiniteNetwork(Network):
     Args:
         module: A `torch.nn.Module` (see `priors.programs.tracer.trace` for what it may contain),
             or a `NetworkPrior`, whose variances are then shared. Widths and weights do not matter.
-        weight_var: Variance of the weights: one value for all layers or a dict by layer name.
-        bias_var: Variance of the biases, likewise.
+        weight_var: Where the variances of the weights start: one value for all layers, a dict by
+            layer name, or None: 2 behind a rectifier and 1 elsewhere. 0 is fixed, not learnt.
+        bias_var: The same for the biases; None starts them at 0.1.
+        ard_num_dims: Number of features of a row, channels of an image or features of a token, by
+            whose length scales inputs are divided; the first layer's weight variance is then
+            held. None is without. See `LayerVariances`.
         input_shape: Shape of one input, e.g. `(1, 8, 8)`; rows are reshaped to it.
         batch_shape: Batch of independent variances.
         parameterization: "ntk", or "standard" with the module's own widths: the same NNGP
@@ -78,6 +83,7 @@ class InfiniteNetwork(Network):
         *,
         weight_var: VarianceSpec | None = None,
         bias_var: VarianceSpec | None = None,
+        ard_num_dims: int | None = None,
         input_shape: Sequence[int] | None = None,
         batch_shape: torch.Size = torch.Size(),  # noqa: B008
         parameterization: str = "ntk",
@@ -86,7 +92,7 @@ class InfiniteNetwork(Network):
         max_bytes: int = 2**30,
         devices: Sequence[torch.device | str] = (),
     ) -> None:
-        super().__init__(module, weight_var, bias_var, input_shape, batch_shape)
+        super().__init__(module, weight_var, bias_var, ard_num_dims, input_shape, batch_shape)
         if parameterization not in ("ntk", "standard"):
             raise ValueError(
                 f'parameterization must be "ntk" or "standard", got {parameterization!r}.'
@@ -134,7 +140,7 @@ class InfiniteNetwork(Network):
         """How each hidden layer passes signals on, at a typical input.
 
         Args:
-            input_variance: Mean square of the input's features.
+            input_variance: Mean square of the input's features, in units of their length scales.
 
         Returns:
             One entry for each plain nonlinearity and each layer that it feeds, in order.
@@ -145,7 +151,7 @@ class InfiniteNetwork(Network):
         x = torch.full((1, size), math.sqrt(input_variance), dtype=torch.float64, device=raw.device)
         found = []
         with torch.no_grad():
-            own = Points(program, self._settings(), x).own
+            own = Points(program, self._settings(), x).single
             for index, target in program.edges():
                 phi, source = own.activation(index)
                 variance = float(own.variance_of(source, 0).mean())
@@ -161,10 +167,10 @@ class InfiniteNetwork(Network):
 
         Every layer that a plain nonlinearity feeds gets the critical weight and bias variance of
         that nonlinearity, the first layers what brings the input to the critical variance where
-        there is one. Readouts are left alone.
+        there is one. A bias whose critical variance is 0 is held there. Readouts are left alone.
 
         Args:
-            input_variance: Mean square of the input's features.
+            input_variance: Mean square of the input's features, in units of their length scales.
 
         Returns:
             This network.
@@ -192,7 +198,9 @@ class InfiniteNetwork(Network):
                 values[layer] = (first, bias_var)
         for layer, (weight, bias) in values.items():
             self.variances.set("weight", layer, weight)
-            if bias > 0 or layer in self.variances.bias_var:
+            if bias == 0 and layer in self.variances.bias_var:
+                self.variances.hold("bias", layer, 0.0)
+            elif bias > 0:
                 try:
                     self.variances.set("bias", layer, bias)
                 except ValueError as error:
@@ -231,6 +239,10 @@ class InfiniteNetwork(Network):
         nngp, ntk = (torch.stack(values).std(0) for values in zip(*results, strict=True))
         return nngp, ntk
 
+    def costs(self) -> list[str]:
+        """What makes the kernels slow, and cheaper choices; empty for chains of closed forms."""
+        return costs(self.program)
+
     def _settings(self) -> Settings:
         return Settings(self.variances.value, self.quadrature, self.max_variables)
 
@@ -251,6 +263,9 @@ class InfiniteNetwork(Network):
                 raise ValueError(
                     f"diag=True pairs rows, but x1 has {x1.shape[-2]} and x2 {x2.shape[-2]}."
                 )
+        same = x2 is x1
+        x1 = self._scaled(x1)
+        x2 = x1 if same else self._scaled(x2)
         evaluation = Evaluation(
             self.program,
             self._settings(),

@@ -28,15 +28,17 @@ class Network(gpytorch.Module):
         module: nn.Module | Network,
         weight_var: VarianceSpec | None,
         bias_var: VarianceSpec | None,
+        ard_num_dims: int | None,
         input_shape: Sequence[int] | None,
         batch_shape: torch.Size,
     ) -> None:
         super().__init__()
         if isinstance(module, Network):
-            if not (weight_var is None and bias_var is None and input_shape is None):
+            given = (weight_var, bias_var, ard_num_dims, input_shape)
+            if any(value is not None for value in given):
                 raise ValueError(
-                    f"{type(self).__name__} made from another network shares its variances and "
-                    "input_shape; set them there."
+                    f"{type(self).__name__} made from another network shares its variances, "
+                    "length scales and input_shape; set them there."
                 )
             self._template = module._template
             self.program = module.program
@@ -47,8 +49,9 @@ class Network(gpytorch.Module):
         self.program = trace(module, input_shape)
         self.variances = LayerVariances(
             self.program,
-            weight_var=1.0 if weight_var is None else weight_var,
-            bias_var=0.0 if bias_var is None else bias_var,
+            weight_var=weight_var,
+            bias_var=bias_var,
+            ard_num_dims=ard_num_dims,
             batch_shape=batch_shape,
         )
 
@@ -56,6 +59,14 @@ class Network(gpytorch.Module):
     def module(self) -> nn.Module:
         """The module that this network was made from."""
         return self._template[0]
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Inputs `[..., n, d]` as the layers see them: divided by the length scales, if any."""
+        scale = self.variances.input_scale
+        if scale is None:
+            return x
+        scaled: Tensor = scale(x)
+        return scaled
 
     def _check_rows(self, x: Tensor, name: str) -> None:
         if not isinstance(x, Tensor):
@@ -67,9 +78,16 @@ class Network(gpytorch.Module):
             )
         if not x.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {x.dtype}.")
-        shape = self.program.input_shape
+        shape, scale = self.program.input_shape, self.variances.input_scale
+        if None in shape and scale is not None and x.shape[-1] != scale.num_scales:
+            raise ValueError(
+                f"{name} has {x.shape[-1]} features, but the network has length scales of "
+                f"{scale.num_scales}: ard_num_dims must be the number of features."
+            )
         if None not in shape and x.shape[-1] != math.prod(s or 1 for s in shape):
+            rows = x.dim() > 2 and x.shape[1:] == torch.Size(s or 1 for s in shape)
             raise ValueError(
                 f"{name} has {x.shape[-1]} features in its last dimension; the network expects "
-                f"{math.prod(s or 1 for s in shape)} (input shape {shape})."
+                f"{math.prod(s or 1 for s in shape)} (input shape {shape})"
+                + (f": give flat rows, {name}.flatten(1)." if rows else ".")
             )

@@ -17,7 +17,6 @@ from priors.programs.nodes import (
     Weighted,
     is_gaussian,
 )
-from priors.programs.nodes import Embedding as Embedding  # `networks` looks for it here
 
 __all__ = ["Program", "pruned"]
 

@@ -160,7 +160,7 @@ def test_pyro_density_by_hand():
 
 def test_absent_biases_stay_zero():
     X, Y = data()
-    model = BayesianNetwork(X, Y, NetworkPrior(module(), bias_var={"0": 1.0})).fit(FAST)
+    model = BayesianNetwork(X, Y, NetworkPrior(module(), bias_var={"0": 1.0, "2": 0.0})).fit(FAST)
     drawn = model.parameters_of_draws()
     assert (drawn["2.bias"] == 0).all()
     assert (drawn["0.bias"] != 0).all()

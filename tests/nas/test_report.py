@@ -65,6 +65,14 @@ def test_page_is_self_contained_and_escaped(study, tmp_path):
     assert page.count('<tr class="FAIL') == 1
     assert page.count("best") >= 1
     assert f"Best trial: {study.best_trial.number}" in page
+    headings = re.findall(r"<th[^>]*>([^<]*)</th>", page)
+    assert headings.count("depth") == headings.count("weight layers") == 1
+    assert study.best_trial.params["depth"] == study.best_trial.user_attrs["depth"] - 1
+    rows = re.findall(r"<td>(depth|weight layers)</td>\s*<td>([^<]*)</td>", page)
+    assert dict(rows) == {
+        "depth": str(study.best_trial.params["depth"]),
+        "weight layers": str(study.best_trial.user_attrs["depth"]),
+    }
 
 
 def test_progress_draws_the_incumbent(study):
@@ -102,7 +110,7 @@ def command(script, storage, *more, objective="objective", trials=3):
 def test_search_status_report(script, tmp_path, capsys):
     storage, out = tmp_path / "study.db", tmp_path / "report.html"
     assert main(command(script, storage, "--hyperparameters", f"{script}:hyperparameters")) == 0
-    assert main(command(script, storage, objective="broken", trials=1)) == 0
+    assert main(command(script, storage, objective="broken", trials=1)) == 1
     capsys.readouterr()
     assert main(["status", "--storage", str(storage)]) == 0
     printed = capsys.readouterr().out
@@ -110,6 +118,8 @@ def test_search_status_report(script, tmp_path, capsys):
     assert "fail       1" in printed
     assert "last error trial 3: RuntimeError: no <b>memory</b>" in printed
     assert "learning_rate = " in printed
+    assert "  activation = " in printed
+    assert "  %0 = input(shape=64)" in printed
     assert main(["report", "--storage", str(storage), "--out", str(out)]) == 0
     assert "no &lt;b&gt;memory" in out.read_text()
 

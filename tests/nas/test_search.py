@@ -15,9 +15,9 @@ import pytest
 from optuna.trial import TrialState
 
 from nas import BayesianSampler, StorageError, architecture_of, search, suggest
-from nas.search import MAX_RETRIES, open_storage
+from nas.storage import open_storage
 from nas.testing import SyntheticObjective
-from nas.trials import requeue
+from nas.trials import MAX_RETRIES, requeue
 
 OBJECTIVE = SyntheticObjective()
 

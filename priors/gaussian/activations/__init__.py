@@ -25,8 +25,6 @@ from priors.gaussian.activations.polynomial import Hermite, Polynomial
 from priors.gaussian.activations.rectified import ABReLU, RectifiedPower, Sign
 from priors.gaussian.activations.smooth import GELU, Erf, Exp, Gabor, Gaussian, Probit, Sine
 
-Elementwise = Numerical  # as `networks.criticality` still calls it
-
 __all__ = [
     "ELU",
     "GELU",

@@ -607,7 +607,7 @@ def test_bias_of_a_narrow_layer_in_closed_form():
         network = nn.Sequential(
             nn.Linear(1, width), Sine(), nn.Linear(width, 32), Sine(), nn.Linear(32, 16)
         )
-        prior = NetworkPrior(network)
+        prior = NetworkPrior(network, bias_var=0.0)
         x = torch.tensor([[1.3]], dtype=torch.float64)
         estimate = monte_carlo_kernels(
             prior, x, num_networks=3000, ntk=False, generator=torch.Generator().manual_seed(0)

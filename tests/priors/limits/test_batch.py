@@ -45,7 +45,7 @@ def test_relu_has_the_closed_form_of_yang():
     module = nn.Sequential(
         nn.Linear(3, 8), nn.BatchNorm1d(8, eps=0.0), nn.ReLU(), nn.Linear(8, 1, bias=False)
     )
-    mean, error = replicated(module, x)
+    mean, error = replicated(module, x, weight_var=1.0, bias_var=0.0)
     exact = relu_batch_norm(x @ x.mT / 3)
     assert exact.trace().item() == pytest.approx(2.5, rel=1e-8)  # half the batch
     assert ((mean - exact).abs() < 6 * error + 1e-6).all()

@@ -1,5 +1,7 @@
 """Kernels of convolutional, recurrent and attention networks in GPyTorch and BoTorch."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import nn
 
 from priors import NNGPKernel, NTKKernel, QuasiMonteCarlo
+from priors.limits.progress import BlockProgress
 from priors.networks.infinite import InfiniteNetwork
 from priors.testing import KernelContract
 
@@ -141,3 +144,43 @@ def test_botorch_model_fits_and_proposes(name, kind):
             candidate, value = optimize_acqf(acquisition, q=2, **options)
         assert candidate.shape == (2, 6)
         assert value.isfinite().all()
+
+
+class TestCosts:
+    def costs(self, module, shape=None):
+        return InfiniteNetwork(module, input_shape=shape).costs()
+
+    def test_a_chain_of_closed_forms_is_cheap(self):
+        chain = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.GELU())
+        assert self.costs(nn.Sequential(*chain, nn.Linear(4, 1))) == []
+
+    def test_attention_with_random_heads_is_named(self):
+        class Attend(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a = nn.MultiheadAttention(4, 2, batch_first=True)
+                self.e, self.r = nn.Linear(3, 4), nn.Linear(4, 1)
+
+            def forward(self, x):
+                h = self.e(x)
+                return self.r(self.a(h, h, h, need_weights=False)[0].mean(1))
+
+        first, *_ = self.costs(Attend(), (5, 3))
+        assert "nn.MultiheadAttention" in first
+        assert "5 tokens" in first
+        assert "Cheaper" in first
+
+    def test_pooling_is_named(self):
+        pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1)]
+        found = self.costs(nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), *pool), (1, 4, 4))
+        assert any("9 x 9 pairs of positions" in reason for reason in found)
+
+    def test_a_long_kernel_shows_a_bar_and_minutes_are_announced(self, monkeypatch, capsys):
+        times = itertools.count(0.0, 6.0)
+        monkeypatch.setattr("priors.limits.progress.time.monotonic", lambda: next(times))
+        progress = BlockProgress(50, shown=True, reasons=lambda: ["a slow part"])
+        progress.update()
+        with pytest.warns(UserWarning, match=r"about 5 minutes(.|\n)*\* a slow part"):
+            progress.update()
+        progress.close()
+        assert "kernel" in capsys.readouterr().err

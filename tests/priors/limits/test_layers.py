@@ -542,7 +542,7 @@ def test_layer_norm_between_two_kinks():
     module = nn.Sequential(
         dense(3), nn.ReLU(), nn.LayerNorm(WIDTH, eps=0.0), nn.ReLU(), dense(WIDTH, 1, bias=False)
     )
-    made = InfiniteNetwork(module, weight_var={"0": 1.5}, bias_var=0.1)
+    made = InfiniteNetwork(module, weight_var={"0": 1.5, "4": 1.0}, bias_var=0.1)
     x = inputs((3,), n=6)
     q = 1.5 * (x**2).mean(-1) + 0.1
     mean = (q / (2 * math.pi)).sqrt()
@@ -577,7 +577,7 @@ def finite_networks_in_training(made, x):
 def test_shift_before_relu():
     # E[relu(u + s)^2] = (q + s^2) Phi(s / sqrt q) + s sqrt(q) phi(s / sqrt q)
     module = Forward(lambda m, x: m.r(F.relu(m.a(x) + 0.7)), a=dense(3), r=dense(WIDTH, 1))
-    made = InfiniteNetwork(module)
+    made = InfiniteNetwork(module, weight_var=1.0, bias_var=0.0)
     x = inputs((3,))
     q = (x**2).mean(-1)
     z = 0.7 / q.sqrt()
@@ -595,7 +595,9 @@ def test_standard_parametrisation_is_that_of_the_weights_themselves():
         found = made.ntk(x)
         k0 = x @ x.mT / 3
         inner = InfiniteNetwork(module[:1], weight_var=1.5, bias_var=0.1)
-        hidden = InfiniteNetwork(module, weight_var={"0": 1.5, "2": 1.0}, bias_var={"0": 0.1})
+        hidden = InfiniteNetwork(
+            module, weight_var={"0": 1.5, "2": 1.0}, bias_var={"0": 0.1, "2": 0.0}
+        )
         activations = hidden.nngp(x)
         slopes = (hidden.ntk(x) - activations) / inner.ntk(x)
         expected = 50 * activations + 1 + 1.5 * slopes * (3 * k0 + 1)
@@ -619,7 +621,7 @@ def test_a_jump_that_meets_its_own_input():
         u = m.a(x)
         return m.r(torch.sign(u) + 0.5 * u)
 
-    made = InfiniteNetwork(simple(forward), weight_var=1.0)
+    made = InfiniteNetwork(simple(forward), weight_var=1.0, bias_var=0.0)
     x = inputs((3,))
     q = (x**2).mean(-1)
     # E (sign u + u / 2)^2 = 1 + E|u| + q / 4

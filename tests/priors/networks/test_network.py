@@ -129,7 +129,7 @@ def test_ntk_is_the_gradient_kernel_of_wide_networks(make, x):
 
 def test_two_paths_give_four_times_the_kernel(x):
     single = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1, bias=False))
-    doubled = InfiniteNetwork(TwoPaths(), weight_var=1.5, bias_var={"first": 0.1})
+    doubled = InfiniteNetwork(TwoPaths(), weight_var=1.5, bias_var={"first": 0.1, "readout": 0.0})
     once = InfiniteNetwork(single, weight_var=1.5, bias_var={"0": 0.1})
     for a, b in zip(doubled.kernels(x), once.kernels(x), strict=True):
         torch.testing.assert_close(a, 4 * b)
@@ -187,7 +187,9 @@ class TestNetworkPrior:
 
     def test_standard_deviations_follow_the_variances(self):
         module = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
-        prior = NetworkPrior(module, weight_var={"0": 3.0, "2": 2.0}, bias_var={"2": 0.25})
+        prior = NetworkPrior(
+            module, weight_var={"0": 3.0, "2": 2.0}, bias_var={"0": 0.0, "2": 0.25}
+        )
         std = {name: s.item() for name, s in prior.parameter_std().items()}
         assert std == pytest.approx(
             {"0.weight": 1.0, "2.weight": 0.5, "0.bias": 0.0, "2.bias": 0.5}
@@ -217,7 +219,7 @@ def deep(activation, depth=4, width=16):
     [(nn.ReLU(), 0.0, 1.0), (nn.GELU(), 0.1, 3.56155), (nn.SiLU(), 0.1, 14.3202)],
 )
 def test_tuning_to_criticality(activation, bias_var, variance):
-    network = InfiniteNetwork(deep(activation), bias_var=bias_var)
+    network = InfiniteNetwork(deep(activation), weight_var=1.0, bias_var=bias_var)
     before = network.criticality()
     assert [layer.layer for layer in before] == ["2", "4", "6", "8"]
     assert max(layer.chi_perp for layer in before) < 0.9
@@ -246,7 +248,7 @@ def test_criticality_is_the_slope_of_the_kernel():
 
 def test_criticality_without_a_critical_point_or_bias():
     with pytest.raises(ValueError, match="positive bias_var"):
-        InfiniteNetwork(deep(nn.GELU())).tune_to_criticality()
+        InfiniteNetwork(deep(nn.GELU()), bias_var=0.0).tune_to_criticality()
     with pytest.raises(ValueError, match="critical"):
         InfiniteNetwork(deep(nn.Sigmoid()), bias_var=0.1).tune_to_criticality()
 

@@ -110,7 +110,7 @@ def test_functional_forms_equal_modules():
 def test_flatten_and_activation_of_the_raw_input():
     x = torch.randn(5, 6, dtype=torch.float64)
     module = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(6, 1))
-    network = InfiniteNetwork(module, weight_var=2.0, input_shape=(1, 2, 3))
+    network = InfiniteNetwork(module, weight_var=2.0, bias_var=0.0, input_shape=(1, 2, 3))
     torch.testing.assert_close(network.nngp(x), 2 * x.relu() @ x.relu().mT / 6)
     assert isinstance(network.program.nodes[1], Function)
 

@@ -98,7 +98,7 @@ def test_hyperprior_of_a_vector_is_drawn_per_element():
 
 def test_hyperprior_of_a_network_kernel():
     network = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(1))
-    kernel = NNGPKernel(network, bias_var=0.1)
+    kernel = NNGPKernel(network, weight_var=1.0, bias_var=0.1)
     prior = tasks(kernel, hyperprior={"network.variances.weight_var.0": Uniform(0.5, 4.0)})
     task = prior.sample(6000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     drawn = task.latents["network.variances.weight_var.0"]

@@ -1,0 +1,99 @@
+"""The marginal likelihood of exact processes, and the exact solves that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import gpytorch
+import linear_operator
+from gpytorch.distributions import MultivariateNormal
+from gpytorch.mlls import ExactMarginalLogLikelihood
+from torch import Tensor
+
+__all__ = ["JointMarginalLogLikelihood", "exact_solves", "relative_jitter"]
+
+
+@contextmanager
+def exact_solves() -> Iterator[None]:
+    """Cholesky factorisations whatever the size, whatever other imports set globally.
+
+    Importing BoTorch changes GPyTorch's global solver settings; these are the ones this package
+    is tested with.
+    """
+    with ExitStack() as stack:
+        for setting in (
+            linear_operator.settings.max_cholesky_size(2**31),
+            linear_operator.settings.cholesky_max_tries(6),
+            linear_operator.settings.fast_computations(
+                covar_root_decomposition=False, log_prob=False, solves=False
+            ),
+            gpytorch.settings.max_eager_kernel_size(2**31),
+        ):
+            stack.enter_context(setting)
+        yield
+
+
+@contextmanager
+def relative_jitter(diagonal: Tensor) -> Iterator[None]:
+    """What factorisations add to a diagonal where they must, in units of its mean.
+
+    The first try adds GPyTorch's usual 1e-6 (float32) or 1e-8 (float64) of the mean. An absolute
+    jitter would be lost in the rounding of a large kernel and drown a small one.
+
+    Args:
+        diagonal: Of the matrix that is factorised, any shape.
+    """
+    scale = float(diagonal.detach().mean())
+    if not 0 < scale < float("inf"):
+        yield
+        return
+    with linear_operator.settings.cholesky_jitter(
+        float_value=1e-6 * scale, double_value=1e-8 * scale
+    ):
+        yield
+
+
+class JointMarginalLogLikelihood(ExactMarginalLogLikelihood):
+    """Log marginal likelihood of all rows and outputs, plus each log prior once, per row.
+
+    GPyTorch's own returns one value per output, each with all priors added, so that the priors of
+    a kernel shared by m outputs count m times.
+    """
+
+    def forward(self, function_dist: Any, target: Tensor, *params: Any, **kwargs: Any) -> Tensor:
+        """The objective, a scalar, in nats per row.
+
+        Args:
+            function_dist: Prior of f at the training rows, `[..., n]` with outputs as batch.
+            target: Outcomes on the model's scale, of the same shape.
+            *params: Passed to the likelihood.
+            **kwargs: Passed to the likelihood.
+        """
+        total = self.evidence(function_dist, target, *params, **kwargs)
+        for _, module, prior_of_parameter, closure, _ in self.model.named_priors():
+            total = total + prior_of_parameter.log_prob(closure(module)).sum()
+        return total / function_dist.event_shape.numel()
+
+    def evidence(self, function_dist: Any, target: Tensor, *params: Any, **kwargs: Any) -> Tensor:
+        """Log density of the outcomes without the hyperparameters' priors, a scalar in nats.
+
+        Args:
+            function_dist: As for `forward`.
+            target: As for `forward`.
+            *params: Passed to the likelihood.
+            **kwargs: Passed to the likelihood.
+        """
+        prior = self.likelihood(function_dist, *params, **kwargs)
+        with relative_jitter(prior.lazy_covariance_matrix.diagonal(dim1=-2, dim2=-1)):
+            return self.log_marginal(prior, target)
+
+    def log_marginal(self, prior: MultivariateNormal, target: Tensor) -> Tensor:
+        """Log density of the targets, a scalar in nats.
+
+        Args:
+            prior: Kernel matrix with the noise on its diagonal, `[..., n]`.
+            target: Outcomes, `[..., n]`.
+        """
+        return prior.log_prob(target).sum()

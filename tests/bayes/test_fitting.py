@@ -1,0 +1,384 @@
+"""Fits: that they end, within limits and well, and what is said where they do not."""
+
+import itertools
+import math
+
+import gpytorch
+import linear_operator
+import numpy as np
+import pytest
+import torch
+from botorch.exceptions import ModelFittingError
+from gpytorch.constraints import GreaterThan, Positive
+from gpytorch.kernels import Kernel, RBFKernel, ScaleKernel
+from gpytorch.likelihoods import GaussianLikelihood
+from gpytorch.priors import LogNormalPrior
+from torch import nn
+
+from bayes import GaussianProcess, StudentTProcess
+from bayes.fitting import ParameterVector, Watch, maximise, runaway_values
+from bayes.marginal_likelihood import relative_jitter
+from benchmarks.bayes.stress import random_problem, verdict
+from priors import NNGPKernel
+
+PROCESSES = [GaussianProcess, StudentTProcess]
+
+
+def network(activation=None, inputs=3, width=4):
+    activation = nn.ReLU() if activation is None else activation
+    return nn.Sequential(nn.Linear(inputs, width), activation, nn.Linear(width, 1))
+
+
+def data(n=30, d=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    noise = 0.1 * torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    return X, torch.sin(2 * X[:, :1]) + noise
+
+
+class Bowl(gpytorch.Module):
+    """-(log a - 1)^2 - (b - 2)^2 with a >= 0.5 and b free: a known maximum at a = e, b = 2."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_parameter("a", nn.Parameter(torch.tensor([1.0], dtype=torch.float64)))
+        self.register_constraint("a", GreaterThan(0.5, transform=None))
+        self.register_parameter("b", nn.Parameter(torch.zeros(2, dtype=torch.float64)))
+
+    def forward(self):
+        return -((self.a.log() - 1) ** 2).sum() - ((self.b - 2) ** 2).sum()
+
+
+def watch(timeout=None, **options):
+    settings = {"progress": False, "num_starts": 1, "reasons": list} | options
+    return Watch("Bowl", timeout=timeout, **settings)
+
+
+class TestMaximise:
+    def test_the_maximum_is_found(self):
+        bowl = Bowl()
+        maximise(bowl, bowl.forward, watch())
+        assert bowl.a.item() == pytest.approx(math.e, rel=1e-4)
+        assert bowl.b.tolist() == pytest.approx([2.0, 2.0], rel=1e-4)
+
+    def test_bounds_hold(self):
+        bowl = Bowl()
+        maximise(bowl, lambda: -bowl.a.log().sum() - bowl.b.square().sum(), watch())
+        assert bowl.a.item() == pytest.approx(0.5)
+
+    def test_interruption_keeps_the_best_so_far(self):
+        bowl, count = Bowl(), itertools.count()
+        seen = []
+
+        def objective():
+            if next(count) == 2:
+                raise KeyboardInterrupt
+            value = bowl()
+            seen.append((value.item(), bowl.b.tolist()))
+            return value
+
+        with pytest.warns(UserWarning, match="stopped by Ctrl-C after 2 evaluations"):
+            maximise(bowl, objective, watch())
+        assert bowl.b.tolist() == max(seen)[1]
+
+    def test_interruption_before_anything_is_found_is_passed_on(self):
+        def objective():
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            maximise(Bowl(), objective, watch())
+
+    def test_a_timeout_keeps_the_first_evaluation(self):
+        bowl = Bowl()
+        with pytest.warns(UserWarning, match="its timeout of 0 s after 1 evaluations"):
+            maximise(bowl, bowl.forward, watch(timeout=0.0))
+        assert bowl.a.item() == 1.0
+
+    def test_max_iter(self):
+        bowl = Bowl()
+        with pytest.warns(UserWarning, match="stopped by max_iter=1"):
+            maximise(bowl, bowl.forward, watch(), max_iter=1)
+        start = Bowl()
+        assert bowl() > start()
+
+    def test_options_reach_the_optimiser(self):
+        bowl = Bowl()
+        options = {"method": "TNC", "options": {"maxfun": 200}}
+        with pytest.warns(UserWarning, match="Unknown solver options"):  # maxiter is not TNC's
+            maximise(bowl, bowl.forward, watch(), optimizer_kwargs=options)
+
+    def test_restarts_leave_a_local_optimum(self):
+        class Two(gpytorch.Module):
+            """A low peak at s = 1, where the fit starts, and a high one at s = 10."""
+
+            def __init__(self):
+                super().__init__()
+                self.register_parameter("raw_s", nn.Parameter(torch.zeros(1)))
+                self.register_constraint("raw_s", Positive(torch.exp, torch.log))
+                self.register_prior(
+                    "s_prior",
+                    LogNormalPrior(1.0, 1.5),
+                    lambda m: m.raw_s.exp(),
+                    lambda m, value: m.initialize(raw_s=value.log()),
+                )
+
+            def forward(self):
+                t = self.raw_s / math.log(10)
+                return (torch.exp(-20 * t**2) + 2 * torch.exp(-20 * (t - 1) ** 2)).sum()
+
+        for restarts, expected in ((0, 1.0), (8, 10.0)):
+            torch.manual_seed(0)
+            two = Two()
+            maximise(two, two.forward, watch(), num_restarts=restarts)
+            assert two.raw_s.exp().item() == pytest.approx(expected, rel=1e-2)
+        with pytest.raises(ValueError, match="priors, but this model has none"):
+            maximise(Bowl(), Bowl().forward, watch(), num_restarts=1)
+
+    def test_failed_evaluations_turn_the_line_search_back(self):
+        bowl = Bowl()
+
+        def objective():
+            if bowl.b.max() > 2.5:
+                raise linear_operator.utils.errors.NotPSDError("not positive definite")
+            return bowl()
+
+        maximise(bowl, objective, watch())
+        assert bowl.b.tolist() == pytest.approx([2.0, 2.0], rel=1e-3)
+
+    def test_other_errors_are_raised(self):
+        def objective():
+            raise RuntimeError("a bug")
+
+        with pytest.raises(RuntimeError, match="a bug"):
+            maximise(Bowl(), objective, watch())
+
+
+def test_a_vector_of_parameters():
+    vector = ParameterVector(Bowl())
+    assert len(vector) == 3
+    assert vector.values().tolist() == [0.0, 0.0, 0.0]  # log 1, 0, 0
+    free = [-math.inf, math.inf]
+    assert vector.bounds().tolist() == [[math.log(0.5), math.inf], free, free]
+    assert vector.bounds(0.1).tolist() == [[-0.1, 0.1], free, free]
+    bowl = Bowl()
+    vector = ParameterVector(bowl)
+    vector.assign(np.array([0.3, 1.0, -1.0]))
+    assert bowl.a.item() == pytest.approx(math.exp(0.3))
+    value, gradient = vector.value_and_gradient(bowl.forward)
+    assert value == pytest.approx(-(0.7**2) - 1 - 9)
+    assert gradient.tolist() == pytest.approx([2 * 0.7, 2.0, 6.0])
+
+
+class TestWatch:
+    def clock(self, monkeypatch, seconds):
+        times = itertools.count(0.0, seconds)
+        monkeypatch.setattr("bayes.fitting.watch.time.monotonic", lambda: next(times))
+
+    def test_a_short_fit_shows_nothing(self, monkeypatch, capsys):
+        self.clock(monkeypatch, 0.001)
+        bowl = Bowl()
+        maximise(bowl, bowl.forward, watch(progress=None))
+        assert capsys.readouterr().err == ""
+
+    def test_a_long_fit_shows_a_bar(self, monkeypatch, capsys):
+        self.clock(monkeypatch, 0.5)
+        bowl = Bowl()
+        maximise(bowl, bowl.forward, watch(progress=None))
+        assert "fit:" in capsys.readouterr().err
+
+    def test_minutes_are_announced_with_their_reason(self, monkeypatch, capsys):
+        self.clock(monkeypatch, 3.0)
+        bowl = Bowl()
+        with pytest.warns(UserWarning, match=r"about 2 minutes(.|\n)*\* a slow part"):
+            maximise(bowl, bowl.forward, watch(reasons=lambda: ["a slow part"]))
+        assert capsys.readouterr().err == ""  # progress=False
+
+
+class Endless(Kernel):
+    """A kernel that counts its evaluations and interrupts."""
+
+    has_lengthscale = True
+
+    def __init__(self, after):
+        super().__init__()
+        self.after, self.count = after, 0
+
+    def forward(self, x1, x2, diag=False, **params):
+        self.count += 1
+        if self.training and self.count > self.after:
+            raise KeyboardInterrupt
+        return RBFKernel.forward(self, x1, x2, diag=diag, **params)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_an_interrupted_model_is_usable(process):
+    X, Y = data()
+    model = process(X, Y, Endless(after=3))
+    with pytest.warns(UserWarning, match="stopped by Ctrl-C"):
+        assert model.fit() is model
+    assert model.posterior(X).mean.isfinite().all()
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_limits_of_a_model_s_fit(process):
+    X, Y = data()
+    with pytest.warns(UserWarning, match=f"fit of {process.__name__} was stopped by max_iter=2"):
+        early = process(X, Y, NNGPKernel(network())).fit(max_iter=2)
+    late = process(X, Y, NNGPKernel(network())).fit(optimizer_kwargs={"options": {"gtol": 1e-4}})
+    assert late.log_marginal_likelihood() > early.log_marginal_likelihood()
+    with pytest.warns(UserWarning, match="its timeout of 0 s"):
+        process(X, Y, NNGPKernel(network())).fit(timeout=0.0)
+    with pytest.raises(ValueError, match="max_iter >= 1"):
+        process(X, Y, NNGPKernel(network())).fit(max_iter=0)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_restarts_are_seeded_and_no_worse(process):
+    X, Y = data()
+
+    made = NNGPKernel(network(), ard_num_dims=3)  # a module draws weights
+
+    def fitted(**options):
+        return process(X, Y, made).fit(progress=False, **options)
+
+    state = torch.random.get_rng_state()
+    one, again = (fitted(num_restarts=2, seed=1) for _ in range(2))
+    assert torch.equal(state, torch.random.get_rng_state())
+    for a, b in zip(one.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+    def objective(model):
+        model.train()
+        return model._objective(model._marginal_log_likelihood()).item()
+
+    assert objective(one) >= objective(fitted()) - 1e-9
+
+
+@pytest.mark.parametrize("m", [1, 2])
+@pytest.mark.parametrize("transform", ["default", None, "exp"])
+def test_evidence_is_the_density_of_the_outcomes(m, transform):
+    """Against dense algebra, in the units of Y, without priors, with the transform's Jacobian."""
+    X, Y = data(n=8)
+    Y = torch.cat([Y, 3 * Y.flip(0) + 1], -1)[:, :m]
+    likelihood = GaussianLikelihood()
+    likelihood.noise = 0.05
+    kernel = NNGPKernel(network(nn.GELU()), ard_num_dims=3)
+    options = {"default": {}, None: {"outcome_transform": None}}
+    options["exp"] = {"outcome_transform": torch.distributions.ExpTransform()}
+    if transform == "exp":
+        Y = Y.exp()
+    model = GaussianProcess(X, Y, kernel, likelihood=likelihood, **options[transform])
+    Z = (X - X.mean(0)) / X.std(0)
+    with torch.no_grad():
+        K = kernel(Z).to_dense() + 0.05 * torch.eye(8, dtype=torch.float64)
+    expected = 0.0
+    for y in Y.T:
+        loc, scale = (y.mean(), y.std()) if transform == "default" else (0.0, 1.0)
+        z = y.log() if transform == "exp" else (y - loc) / scale
+        jacobian = y.log().sum() if transform == "exp" else 8 * math.log(scale)
+        density = torch.distributions.MultivariateNormal(torch.zeros_like(z), K)
+        expected += density.log_prob(z) - jacobian
+    torch.testing.assert_close(model.log_marginal_likelihood(), expected)
+    before = model.posterior(X).mean
+    model.log_marginal_likelihood()
+    assert torch.equal(model.posterior(X).mean, before)
+
+
+def test_evidence_of_a_student_t_process_by_integration_over_the_scale():
+    X, Y = data(n=5)
+    likelihood = GaussianLikelihood()
+    likelihood.noise = 0.1
+    kernel = NNGPKernel(network(), bias_var=0.2)
+    model = StudentTProcess(
+        X, Y, kernel, likelihood=likelihood, input_transform=None, outcome_transform=None
+    )
+    with torch.no_grad():
+        K = kernel(X).to_dense() + 0.1 * torch.eye(5, dtype=torch.float64)
+    log_scale = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    scale = log_scale.exp()
+    prior = torch.distributions.InverseGamma(2.0, 2.0).log_prob(scale) + log_scale
+    density = torch.distributions.MultivariateNormal(
+        torch.zeros(5, dtype=torch.float64), scale[:, None, None] * K
+    ).log_prob(Y[:, 0])
+    expected = torch.trapezoid((prior + density).exp(), log_scale).log()
+    torch.testing.assert_close(model.log_marginal_likelihood(), expected)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_jitter_is_relative_to_the_diagonal(scale):
+    """A kernel of rank 3 at 30 rows needs jitter; its predictions do not depend on its scale."""
+    diagonal = torch.full((4,), scale, dtype=torch.float64)
+    with relative_jitter(diagonal):
+        found = linear_operator.settings.cholesky_jitter.value(torch.float64)
+    assert found == pytest.approx(1e-8 * scale)
+    assert linear_operator.settings.cholesky_jitter.value(torch.float64) == 1e-8
+
+
+def test_the_variance_that_ran_away_is_named():
+    X, Y = data()
+    kernel = NNGPKernel(network())
+    kernel.variances.weight_var["0"] = 1e300
+    kernel.variances.weight_var["2"] = 1e300
+    for parameter in kernel.parameters():
+        parameter.requires_grad_(False)
+    model = GaussianProcess(X, Y, kernel)
+    for name in ("weight_var_0_prior", "weight_var_2_prior"):
+        del model.covar_module.variances._priors[name]
+    with pytest.raises(ModelFittingError, match=r"weight_var of layer '[02]' is 1e\+300.*hold"):
+        model.fit()
+
+
+def test_runaway_values():
+    kernel = ScaleKernel(NNGPKernel(network(), ard_num_dims=3))
+    assert runaway_values(kernel) == []
+    kernel.double()
+    kernel.base_kernel.lengthscale = torch.tensor([1.0, 1e9, 1.0])
+    kernel.outputscale = 1e-20
+    kernel.base_kernel.variances.bias_var["0"] = 1e8
+    first, *others = runaway_values(kernel)
+    assert first.endswith("outputscale is 1e-20")
+    assert others == ["input_scale.lengthscale is 1e+09", "bias_var of layer '0' is 1e+08"]
+
+
+def test_inputs_far_from_standardised_get_a_warning():
+    X, Y = data()
+    X_far = X * torch.tensor([1.0, 100.0, 1.0])
+    with pytest.warns(UserWarning, match=r"column 1.*expects mean 0.*input_transform"):
+        GaussianProcess(X_far, Y, ScaleKernel(NNGPKernel(network())), input_transform=None)
+    GaussianProcess(X_far, Y, NNGPKernel(network()))  # standardised
+    GaussianProcess(X_far, Y, RBFKernel(), input_transform=None)  # not of a network
+    GaussianProcess(X, Y, NNGPKernel(network()), input_transform=None)
+    seen = NNGPKernel(network(inputs=2), active_dims=(0, 2))
+    GaussianProcess(X_far, Y, seen, input_transform=None)
+
+
+def test_a_model_shows_what_it_learnt():
+    X, Y = data()
+    model = GaussianProcess(X, Y, ScaleKernel(NNGPKernel(network(), ard_num_dims=3)))
+    model.covar_module.outputscale = 0.25
+    model.likelihood.noise = 0.125
+    text = repr(model)
+    assert text.startswith("GaussianProcess(30 rows, 3 inputs, 1 outputs)")
+    for part in ("weight_var", "1 (held)", "lengthscale by feature: 1, 1, 1", "0.25", "0.125"):
+        assert part in text
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_help_lists_the_class_s_own_arguments(process):
+    text = process.__doc__ + process.__init__.__doc__
+    for name in ("train_X", "kernel", "input_transform", "outcome_transform"):
+        assert f"{name}:" in text
+    assert "covar_module:" not in text
+    assert "mean_module" not in text
+
+
+# The quick ones of the first problems; all of `benchmarks fits --stress` by hand.
+@pytest.mark.parametrize("seed", [0, 2, 3, 6])
+def test_random_fits_end_well(seed):
+    assert verdict(random_problem(seed, {}), timeout=30.0) in ("well", "stopped by its timeout")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8, 60))
+def test_many_random_fits_end_well(seed):
+    assert verdict(random_problem(seed, {}), timeout=30.0) in ("well", "stopped by its timeout")

@@ -1,0 +1,170 @@
+"""Workers that die: their trials are queued again, and new processes go on."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import types
+from concurrent.futures import BrokenExecutor, Executor, Future
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from nas import SearchError, architecture_of, search, suggest
+from nas.spaces import MLPSpace
+from nas.trials import MAX_RETRIES
+from nas.workers import SEARCH
+
+SPACE = MLPSpace(4, 2, depth=(1, 1), widths=(8, 16))
+
+
+def size(trial):
+    return suggest(trial, SPACE).num_parameters
+
+
+class Fragile(Executor):
+    """Runs jobs in this process; in some calls it breaks, as a pool whose process is killed does.
+
+    Args:
+        deaths: Numbers of calls, counted over all pools, in which the trial is left running, or
+            not begun where the number is negative.
+    """
+
+    calls = 0
+
+    def __init__(self, deaths):
+        self.deaths = deaths
+        self.broken = False
+
+    def submit(self, job):
+        if self.broken:
+            raise BrokenExecutor("a process in the pool was terminated abruptly")
+        future = Future()
+        Fragile.calls += 1
+        if Fragile.calls in self.deaths:
+            study = optuna.load_study(
+                study_name=job.study_name, storage=job.storage, sampler=job.sampler
+            )
+            trial = study.ask()
+            trial.set_user_attr(SEARCH, job.search)
+            job.objective(trial)
+        if Fragile.calls in self.deaths or -Fragile.calls in self.deaths:
+            self.broken = True
+            future.set_exception(BrokenExecutor("a process was terminated abruptly"))
+        else:
+            future.set_result(job())
+        return future
+
+
+@pytest.fixture
+def fragile(monkeypatch):
+    def use(*deaths):
+        Fragile.calls = 0
+        monkeypatch.setattr("nas.workers._local_processes", lambda workers: Fragile(deaths))
+
+    return use
+
+
+def run(path, num_trials, **options):
+    options = {"sampler": optuna.samplers.RandomSampler(seed=0), "workers": 2, **options}
+    return search(size, SPACE, num_trials=num_trials, storage=path, show_progress=False, **options)
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+class TestDeaths:
+    def test_the_trial_of_a_dead_worker_runs_again(self, tmp_path, fragile):
+        fragile(2)
+        with pytest.warns(UserWarning, match="worker process of trial 1 died.* queued again"):
+            study = run(tmp_path / "study.db", 4)
+        states = [t.state for t in study.trials]
+        assert states.count(TrialState.COMPLETE) == 4
+        assert states.count(TrialState.FAIL) == 1
+        dead = study.trials[1]
+        again = next(t for t in study.trials if t.user_attrs.get("requeued_from") == 1)
+        assert dead.state == TrialState.FAIL
+        assert "died" in dead.user_attrs["error"]
+        assert again.params == dead.params
+        assert architecture_of(again) == architecture_of(dead)
+
+    def test_a_trial_that_kills_its_workers_is_given_up(self, tmp_path, fragile):
+        fragile(1, 2, 3)
+        with pytest.warns(UserWarning, match="worker process of trial .* died") as found:
+            study = run(tmp_path / "study.db", 2)
+        assert "given up" in str(found[-1].message)
+        states = [t.state for t in study.trials]
+        assert states == [TrialState.FAIL] * (1 + MAX_RETRIES) + [TrialState.COMPLETE]
+
+    def test_workers_that_do_not_start(self, tmp_path, fragile):
+        fragile(-1)
+        with pytest.raises(SearchError, match='`if __name__ == "__main__":`'):
+            run(tmp_path / "study.db", 4)
+
+    def test_an_engine_that_breaks(self, tmp_path):
+        Fragile.calls = 0
+        with (
+            pytest.warns(UserWarning, match="queued again"),
+            pytest.raises(SearchError, match="call again with a new engine"),
+        ):
+            run(tmp_path / "study.db", 4, engine=Fragile((1,)))
+        broken = Fragile(())
+        broken.broken = True
+        with pytest.raises(SearchError, match="engine is broken"):
+            run(tmp_path / "study.db", 4, engine=broken)
+        study = run(tmp_path / "study.db", 1, engine=Fragile(()))
+        assert study.trials[-1].state == TrialState.COMPLETE
+        assert study.trials[-1].params == study.trials[0].params
+
+
+def script(tmp_path, text):
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(text))
+    return path
+
+
+KILLED = """
+import os, signal, warnings
+from nas import search, suggest
+from nas.spaces import MLPSpace
+space = MLPSpace(4, 2, depth=(1, 1), widths=(8, 16))
+def objective(trial):
+    value = suggest(trial, space).num_parameters
+    if trial.number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+"""
+CALL = """
+study = search(objective, space, num_trials=3, storage="study.db", workers=2, show_progress=False)
+print([t.state.name for t in study.trials])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_and_a_script_without_a_guard(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    guarded = KILLED + 'if __name__ == "__main__":' + textwrap.indent(CALL, "    ")
+    done = subprocess.run(
+        [sys.executable, script(tmp_path, guarded)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("'COMPLETE'") == 3
+    assert done.stdout.count("'FAIL'") >= 1
+    assert "RUNNING" not in done.stdout
+    assert "The worker process of trial 1 died" in done.stderr
+    done = subprocess.run(
+        [sys.executable, script(tmp_path, KILLED + CALL)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert "must stand under `if __name__" in done.stderr.splitlines()[-1]
+
+
+def test_an_objective_from_a_notebook(tmp_path, monkeypatch):
+    notebook = types.ModuleType("__main__")
+    exec("def objective(trial): return 0.0", notebook.__dict__)
+    monkeypatch.setitem(sys.modules, "__main__", notebook)
+    options = {"num_trials": 1, "storage": tmp_path / "study.db", "show_progress": False}
+    with pytest.raises(TypeError, match="cannot import what a notebook"):
+        search(notebook.objective, SPACE, workers=2, **options)
