@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -27,9 +26,19 @@ from botorch.posteriors import Posterior
 from torch import Tensor
 
 from bayes.checks import check_query, check_training_data, chosen_outputs
-from bayes.description import describe_module, describe_transform, differing_parts, same_values
+from bayes.description import (
+    FINGERPRINT_ROWS,
+    check_fingerprint,
+    check_given,
+    check_module,
+    describe_module,
+    describe_transform,
+    tensors_under,
+)
 from bayes.inference import Draws, InferenceMethod, MeanField
+from bayes.inference_data import inference_data
 from bayes.outcome import ElementwiseOutcome
+from bayes.whitening import Whitening
 from priors.files import read_safetensors, write_safetensors_atomically
 from priors.networks.finite import NetworkPrior
 from priors.posteriors.draws import EmpiricalPosterior
@@ -39,8 +48,6 @@ from priors.posteriors.transformed import TransformedPosterior, apply_posterior_
 from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 
 __all__ = ["BayesianNetwork"]
-
-_FINGERPRINT_ROWS = 8
 
 
 class BayesianNetwork(Model):
@@ -120,7 +127,7 @@ class BayesianNetwork(Model):
             self.input_transform.eval()
         with torch.no_grad():
             inputs = self._inputs(train_X)
-            outputs = self.prior.apply_parameters(self._unwhiten(self._zeros()), inputs)
+            outputs = self.prior.apply_parameters(self._white.weights(self._white.zeros()), inputs)
         if outputs.shape != train_Y.shape:
             raise ValueError(
                 f"The network gives outputs of shape {tuple(outputs.shape)} for train_Y of shape "
@@ -142,9 +149,9 @@ class BayesianNetwork(Model):
 
         `eps` are all whitened weights in one vector; `y` is on the model's scale.
         """
-        zeros = self._zeros()
+        zeros = self._white.zeros()
         eps = pyro.sample("eps", dist.Normal(zeros, torch.ones_like(zeros)).to_event(1))
-        targets, known = self._targets()
+        targets, known = self.targets()
         if known is None:
             mean, std = (
                 self.train_Y.new_full((self.num_outputs,), v) for v in self.log_noise_var_prior
@@ -153,7 +160,7 @@ class BayesianNetwork(Model):
             noise_std = (0.5 * log_noise).exp().unsqueeze(-2)
         else:
             noise_std = known.sqrt()
-        f = self.prior.apply_parameters(self._unwhiten(eps), self._inputs(self.train_X))
+        f = self.prior.apply_parameters(self._white.weights(eps), self._inputs(self.train_X))
         pyro.sample("y", dist.Normal(f, noise_std).to_event(2), obs=targets)
 
     def fit(self, method: InferenceMethod | None = None) -> Self:
@@ -176,7 +183,18 @@ class BayesianNetwork(Model):
         Raises:
             RuntimeError: the model is not fitted.
         """
-        return self._unwhiten(self._fitted().samples["eps"].flatten(0, 1))
+        return self._white.weights(self.fitted_draws().samples["eps"].flatten(0, 1))
+
+    def functions_of_draws(self, X: Tensor) -> Tensor:
+        """Outputs of the drawn networks on the model's scale, `[chains * draws, ..., q, m]`.
+
+        Args:
+            X: `[..., q, d]`.
+
+        Raises:
+            RuntimeError: the model is not fitted.
+        """
+        return self.prior.apply_parameters(self.parameters_of_draws(), self._inputs(X))
 
     def noise_var_of_draws(self) -> Tensor:
         """Noise variances on the model's scale, `[chains * draws, m]`.
@@ -184,8 +202,8 @@ class BayesianNetwork(Model):
         Raises:
             RuntimeError: the model is not fitted.
         """
-        draws = self._fitted()
-        _, known = self._targets()
+        draws = self.fitted_draws()
+        _, known = self.targets()
         if known is None:
             return draws.samples["log_noise_var"].flatten(0, 1).exp()
         size = draws.samples["eps"].shape[:2].numel()
@@ -216,8 +234,7 @@ class BayesianNetwork(Model):
         """
         check_query("BayesianNetwork", X, self.train_X)
         outputs = chosen_outputs("BayesianNetwork", output_indices, self.num_outputs)
-        f = self.prior.apply_parameters(self.parameters_of_draws(), self._inputs(X))
-        f = f[..., outputs]
+        f = self.functions_of_draws(X)[..., outputs]
         posterior: PredictivePosterior
         if isinstance(observation_noise, Tensor):
             posterior = GaussianMixturePosterior(f, observation_noise[..., outputs])
@@ -245,43 +262,7 @@ class BayesianNetwork(Model):
         Raises:
             RuntimeError: the model is not fitted.
         """
-        with warnings.catch_warnings():
-            # It announces version 1, which this package does not use, on every import.
-            warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
-            import arviz
-
-        draws = self._fitted()
-        chains = draws.samples["eps"].shape[:2]
-        noise_var = self.noise_var_of_draws()
-        with torch.no_grad():
-            inputs = self._inputs(self.train_X)
-            f = self.prior.apply_parameters(self.parameters_of_draws(), inputs)
-            targets, known = self._targets()
-            std = (noise_var.unsqueeze(-2) if known is None else known).sqrt().expand_as(f)
-            log_likelihood = torch.distributions.Normal(f, std).log_prob(targets)
-            generator = torch.Generator(f.device).manual_seed(seed)
-            y = f + std * torch.randn(f.shape, generator=generator, dtype=f.dtype, device=f.device)
-            if self.outcome_transform is not None:
-                transform = self.outcome_transform.transform
-                log_likelihood -= transform.log_abs_det_jacobian(targets, self.train_Y)
-                y = transform(y)
-
-        def by_chain(value: Tensor) -> Any:
-            return value.unflatten(0, chains).cpu().numpy()
-
-        groups = {
-            "posterior": {
-                **{name: by_chain(value) for name, value in self.parameters_of_draws().items()},
-                "noise_var": by_chain(noise_var),
-            },
-            "log_likelihood": {"y": by_chain(log_likelihood)},
-            "posterior_predictive": {"y": by_chain(y)},
-            "observed_data": {"y": self.train_Y.cpu().numpy()},
-        }
-        if draws.stats:
-            stats = {name: value.cpu().numpy() for name, value in draws.stats.items()}
-            groups["sample_stats"] = stats | {"diverging": stats["diverging"].astype(bool)}
-        return arviz.from_dict(**groups, dims={"y": ["row", "output"], "noise_var": ["output"]})
+        return inference_data(self, seed)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write data, draws and what identifies the network to one safetensors file.
@@ -292,7 +273,7 @@ class BayesianNetwork(Model):
         Raises:
             RuntimeError: the model is not fitted.
         """
-        draws = self._fitted()
+        draws = self.fitted_draws()
         tensors = {f"state.{name}": value for name, value in self.state_dict().items()}
         tensors.update({f"sample.{name}": value for name, value in draws.samples.items()})
         tensors.update({f"stat.{name}": value for name, value in draws.stats.items()})
@@ -334,24 +315,13 @@ class BayesianNetwork(Model):
             ValueError: the file is damaged or of another kind, or what was passed does not fit it.
         """
         tensors, description = read_safetensors(path, kind="BayesianNetwork")
-        given = {
+        passed = {
             "input_transform": describe_transform(input_transform),
             "outcome_transform": describe_transform(outcome_transform),
         }
-        if given != description["given"]:
-            raise ValueError(
-                f"{path} was saved with transforms {description['given']}, load got {given}; pass "
-                "the same as at construction."
-            )
-        differences = differing_parts(describe_module(prior.module), description["network"])
-        if differences:
-            raise ValueError(f"{path} was saved with another network: {'; '.join(differences)}.")
-        parts: dict[str, dict[str, Tensor]] = {"state": {}, "sample": {}, "stat": {}}
-        for name, value in tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind in parts:
-                parts[kind][rest] = value
-        state = parts["state"]
+        check_given(path, passed, description["given"])
+        check_module(path, "network", prior.module, description["network"])
+        state = tensors_under("state", tensors)
         model = cls(
             state["train_X"],
             state["train_Y"],
@@ -365,19 +335,16 @@ class BayesianNetwork(Model):
             model.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f"The prior passed to load does not fit {path}: {error}") from error
-        model.draws = Draws(parts["sample"], parts["stat"], tensors.get("history"))
-        if not same_values(model._fingerprint(), tensors["fingerprint"]):
-            raise ValueError(
-                f"The network passed to load has the parameters of the one in {path}, but other "
-                "values: pass the same architecture, activations and transforms."
-            )
+        samples, stats = tensors_under("sample", tensors), tensors_under("stat", tensors)
+        model.draws = Draws(samples, stats, tensors.get("history"))
+        check_fingerprint(path, "network", model._fingerprint(), tensors["fingerprint"])
         return model
 
     def _fingerprint(self) -> Tensor:
         """Outputs of the last drawn network at the first rows."""
         with torch.no_grad():
             last = {name: value[-1] for name, value in self.parameters_of_draws().items()}
-            inputs = self._inputs(self.train_X[:_FINGERPRINT_ROWS])
+            inputs = self._inputs(self.train_X[:FINGERPRINT_ROWS])
             return self.prior.apply_parameters(last, inputs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -393,40 +360,25 @@ class BayesianNetwork(Model):
             )
         return self
 
-    def _fitted(self) -> Draws:
+    def fitted_draws(self) -> Draws:
+        """What `fit` drew.
+
+        Raises:
+            RuntimeError: the model is not fitted.
+        """
         if self.draws is None:
             raise RuntimeError("This BayesianNetwork has no posterior yet; call fit() first.")
         return self.draws
 
+    @property
+    def _white(self) -> Whitening:
+        return Whitening(self.prior)
+
     def _inputs(self, X: Tensor) -> Tensor:
         return X if self.input_transform is None else self.input_transform(X)
 
-    def _targets(self) -> tuple[Tensor, Tensor | None]:
+    def targets(self) -> tuple[Tensor, Tensor | None]:
         """Outcomes and known noise variances on the model's scale."""
         if self.outcome_transform is None:
             return self.train_Y, self.train_Yvar
         return self.outcome_transform(self.train_Y, self.train_Yvar)
-
-    def _standard_deviations(self) -> dict[str, Tensor]:
-        """Prior deviations of the parameters that are not fixed at zero."""
-        return {name: std for name, std in self.prior.parameter_std().items() if std > 0}
-
-    def _zeros(self) -> Tensor:
-        """The whitened weights at their prior mean, `[D]`."""
-        shapes = dict(self.prior.module.named_parameters())
-        size = sum(shapes[name].numel() for name in self._standard_deviations())
-        return self.train_X.new_zeros(size)
-
-    def _unwhiten(self, eps: Tensor) -> dict[str, Tensor]:
-        """The network's parameters `[..., *shape]` from whitened ones `[..., D]`."""
-        stds, means = self._standard_deviations(), self.prior.parameter_mean()
-        values: dict[str, Tensor] = {}
-        start = 0
-        for name, parameter in self.prior.module.named_parameters():
-            if name in stds:
-                part = eps[..., start : start + parameter.numel()]
-                values[name] = stds[name] * part.unflatten(-1, parameter.shape)
-                start += parameter.numel()
-            else:
-                values[name] = eps.new_full((*eps.shape[:-1], *parameter.shape), means[name])
-        return values

@@ -17,12 +17,17 @@ from priors.networks.variances import LayerVariances
 from priors.posteriors.transforms import DEFAULT
 
 __all__ = [
+    "FINGERPRINT_ROWS",
+    "check_fingerprint",
+    "check_given",
+    "check_module",
     "describe_module",
     "describe_transform",
     "describe_values",
-    "differing_parts",
-    "same_values",
+    "tensors_under",
 ]
+
+FINGERPRINT_ROWS = 8
 
 
 def describe_module(module: torch.nn.Module) -> dict[str, Any]:
@@ -51,7 +56,7 @@ def describe_values(module: gpytorch.Module) -> list[str]:
     return lines
 
 
-def differing_parts(found: dict[str, Any], saved: dict[str, Any]) -> list[str]:
+def _differing_parts(found: dict[str, Any], saved: dict[str, Any]) -> list[str]:
     """Where two descriptions of modules differ, in words; empty where they agree."""
     differences = []
     for kind in ("classes", "shapes"):
@@ -72,9 +77,41 @@ def describe_transform(transform: Any) -> str:
     return "off" if transform is None else "own"
 
 
-def same_values(found: Tensor, saved: Tensor) -> bool:
+def _same_values(found: Tensor, saved: Tensor) -> bool:
     """Whether two fingerprints agree up to what other hardware and versions may round."""
     if found.shape != saved.shape:
         return False
     tolerance = 100 * torch.finfo(found.dtype).eps ** 0.75
     return bool(((found - saved).abs() <= tolerance * saved.abs().max()).all())
+
+
+def check_given(path: Any, passed: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Refuse other transforms or likelihoods than at construction; True is one's own."""
+    for name, value in passed.items():
+        if value != saved[name]:
+            raise ValueError(
+                f"{path} was saved with {name} {saved[name]}, load got {value}; pass the same as "
+                "at construction (True: one of your own)."
+            )
+
+
+def check_module(path: Any, what: str, module: torch.nn.Module, saved: dict[str, Any]) -> None:
+    """Refuse a module, a kernel or a network, that is made otherwise than the saved one."""
+    differences = _differing_parts(describe_module(module), saved)
+    if differences:
+        raise ValueError(f"{path} was saved with another {what}: {'; '.join(differences)}.")
+
+
+def check_fingerprint(path: Any, what: str, found: Tensor, saved: Tensor) -> None:
+    """Refuse a module with the parameters of the saved one that computes something else."""
+    if not _same_values(found, saved):
+        raise ValueError(
+            f"The {what} passed to load has the parameters of the one in {path}, but other "
+            "values: pass the same architecture, activations and transforms."
+        )
+
+
+def tensors_under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with the prefix and a dot, under the rest of their names."""
+    start = f"{prefix}."
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}

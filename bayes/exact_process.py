@@ -33,11 +33,14 @@ from torch.distributions.transforms import AffineTransform
 
 from bayes.checks import check_query, check_training_data, chosen_outputs, warn_about_scale
 from bayes.description import (
+    FINGERPRINT_ROWS,
+    check_fingerprint,
+    check_given,
+    check_module,
     describe_module,
     describe_transform,
     describe_values,
-    differing_parts,
-    same_values,
+    tensors_under,
 )
 from bayes.fitting import Watch, maximise
 from bayes.marginal_likelihood import JointMarginalLogLikelihood, exact_solves, relative_jitter
@@ -50,8 +53,6 @@ from priors.posteriors.transforms import DEFAULT, make_input_transform, make_out
 from priors.random_state import seeded
 
 __all__ = ["ExactProcess"]
-
-_FINGERPRINT_ROWS = 8
 
 
 class ExactProcess(SingleTaskGP, ABC):
@@ -366,15 +367,8 @@ class ExactProcess(SingleTaskGP, ABC):
             "input_transform": describe_transform(input_transform),
             "outcome_transform": describe_transform(outcome_transform),
         }
-        for name, value in passed.items():
-            if value != description["given"][name]:
-                raise ValueError(
-                    f"{path} was saved with {name} {description['given'][name]}, load got "
-                    f"{value}; pass the same as at construction (True: one of your own)."
-                )
-        differences = differing_parts(describe_module(kernel), description["kernel"])
-        if differences:
-            raise ValueError(f"{path} was saved with another kernel: {'; '.join(differences)}.")
+        check_given(path, passed, description["given"])
+        check_module(path, "kernel", kernel, description["kernel"])
         model = cls(
             tensors["train_X"],
             tensors["train_Y"],
@@ -385,18 +379,9 @@ class ExactProcess(SingleTaskGP, ABC):
             outcome_transform=outcome_transform,
             **description["construction"],
         )
-        state = {
-            name.removeprefix("state."): value
-            for name, value in tensors.items()
-            if name.startswith("state.")
-        }
-        model.load_state_dict(state, keep_transforms=False)
+        model.load_state_dict(tensors_under("state", tensors), keep_transforms=False)
         model.eval()
-        if not same_values(model._fingerprint(), tensors["fingerprint"]):
-            raise ValueError(
-                f"The kernel passed to load has the parameters of the one in {path}, but other "
-                "values: pass the same architecture, activations and transforms."
-            )
+        check_fingerprint(path, "kernel", model._fingerprint(), tensors["fingerprint"])
         return model
 
     def _construction(self) -> dict[str, Any]:
@@ -406,7 +391,7 @@ class ExactProcess(SingleTaskGP, ABC):
     def _fingerprint(self) -> Tensor:
         """Kernel values at the first rows: they tell apart what parameter names cannot."""
         with torch.no_grad(), exact_solves():
-            rows = self.transform_inputs(self.train_X[..., :_FINGERPRINT_ROWS, :])
+            rows = self.transform_inputs(self.train_X[..., :FINGERPRINT_ROWS, :])
             return self.covar_module(rows).to_dense()
 
 

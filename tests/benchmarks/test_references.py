@@ -43,7 +43,9 @@ def mixture():
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"), [(rbf, RBFKernel()), (matern52, MaternKernel(nu=2.5))], ids=str
+    ("ours", "theirs"),
+    [(rbf, RBFKernel()), (matern52, MaternKernel(nu=2.5))],
+    ids=["rbf", "matern52"],
 )
 def test_covariances_are_gpytorchs(ours, theirs):
     X = torch.randn(5, 2, generator=generator(), dtype=torch.float64)

@@ -1,0 +1,54 @@
+"""The draws of a Bayesian network for ArviZ."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from bayes.bayesian_network import BayesianNetwork
+
+__all__ = ["inference_data"]
+
+
+def inference_data(model: BayesianNetwork, seed: int) -> Any:
+    """See `BayesianNetwork.to_arviz`."""
+    with warnings.catch_warnings():
+        # It announces version 1, which this package does not use, on every import.
+        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+        import arviz
+
+    draws = model.fitted_draws()
+    chains = draws.samples["eps"].shape[:2]
+    noise_var = model.noise_var_of_draws()
+    with torch.no_grad():
+        f = model.functions_of_draws(model.train_X)
+        targets, known = model.targets()
+        std = (noise_var.unsqueeze(-2) if known is None else known).sqrt().expand_as(f)
+        log_likelihood = torch.distributions.Normal(f, std).log_prob(targets)
+        generator = torch.Generator(f.device).manual_seed(seed)
+        y = f + std * torch.randn(f.shape, generator=generator, dtype=f.dtype, device=f.device)
+        if model.outcome_transform is not None:
+            transform = model.outcome_transform.transform
+            log_likelihood -= transform.log_abs_det_jacobian(targets, model.train_Y)
+            y = transform(y)
+
+    def by_chain(value: Tensor) -> Any:
+        return value.unflatten(0, chains).cpu().numpy()
+
+    groups = {
+        "posterior": {
+            **{name: by_chain(value) for name, value in model.parameters_of_draws().items()},
+            "noise_var": by_chain(noise_var),
+        },
+        "log_likelihood": {"y": by_chain(log_likelihood)},
+        "posterior_predictive": {"y": by_chain(y)},
+        "observed_data": {"y": model.train_Y.cpu().numpy()},
+    }
+    if draws.stats:
+        stats = {name: value.cpu().numpy() for name, value in draws.stats.items()}
+        groups["sample_stats"] = stats | {"diverging": stats["diverging"].astype(bool)}
+    return arviz.from_dict(**groups, dims={"y": ["row", "output"], "noise_var": ["output"]})

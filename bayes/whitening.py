@@ -1,0 +1,47 @@
+"""Weights of a network as standard normal numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from priors.networks.finite import NetworkPrior
+
+__all__ = ["Whitening"]
+
+
+class Whitening:
+    """Between the weights of a `NetworkPrior` and eps ~ N(0, 1), D numbers in one vector.
+
+    Parameters of prior variance 0 stay at their mean and are not among the D.
+
+    Args:
+        prior: Network and variances, as they are at the time of each call.
+    """
+
+    def __init__(self, prior: NetworkPrior) -> None:
+        self.prior = prior
+
+    def zeros(self) -> Tensor:
+        """The whitened weights at their prior mean, `[D]`."""
+        shapes = dict(self.prior.module.named_parameters())
+        like = next(iter(shapes.values()))
+        return like.new_zeros(sum(shapes[name].numel() for name in self._deviations()))
+
+    def weights(self, eps: Tensor) -> dict[str, Tensor]:
+        """The network's parameters `[..., *shape]` from whitened ones `[..., D]`."""
+        stds, means = self._deviations(), self.prior.parameter_mean()
+        values: dict[str, Tensor] = {}
+        start = 0
+        for name, parameter in self.prior.module.named_parameters():
+            if name in stds:
+                part = eps[..., start : start + parameter.numel()]
+                values[name] = stds[name] * part.unflatten(-1, parameter.shape)
+                start += parameter.numel()
+            else:
+                values[name] = eps.new_full((*eps.shape[:-1], *parameter.shape), means[name])
+        return values
+
+    def _deviations(self) -> dict[str, torch.Tensor]:
+        """Prior deviations of the parameters that are not held at their mean."""
+        return {name: std for name, std in self.prior.parameter_std().items() if std > 0}
