@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from priors.gaussian.activations import ABReLU, Elementwise, Smooth
+from priors.gaussian.activations import ABReLU, Numerical, Smooth
 from priors.gaussian.interpolation import store
 from priors.gaussian.quadrature import derivative_of, gaussian_expectation
 
@@ -89,7 +89,7 @@ def test_two_functions():
 
 def check(f, g, low, high, correlations):
     """Values, and slopes by Price's theorem, at every correlation and some pairs of variances."""
-    phi, psi = Elementwise(f), Elementwise(g)
+    phi, psi = Numerical(f), Numerical(g)
     ends = [(low, high), (high, high), (high, low), (low, low), (1.1 * low, 0.9 * high)]
     pairs = [(*ends[i % len(ends)], rho) for i, rho in enumerate(correlations)]
     q1, q2, rho = (torch.tensor(x, dtype=double) for x in zip(*pairs, strict=True))
@@ -133,7 +133,7 @@ def points(n, dtype=double, seed=0):
 
 
 def test_automatic_gradients_of_both_orders():
-    phi = Elementwise(torch.tanh)
+    phi = Numerical(torch.tanh)
     q1, q2, c = (
         torch.tensor(x, dtype=double, requires_grad=True)
         for x in ([[0.7], [1.3], [0.2]], [[1.1, 0.5]], [[0.3, 0.1], [-0.6, 0.2], [0.1, -0.2]])
@@ -146,7 +146,7 @@ def test_automatic_gradients_of_both_orders():
 
 def test_gradient_of_a_symmetric_matrix():
     # rows and columns share one evaluation there; the weights are not symmetric
-    phi = Elementwise(torch.tanh)
+    phi = Numerical(torch.tanh)
     q1, q2, c = (x.clone().requires_grad_() for x in points(40))
     weights = torch.randn(40, 40, dtype=double, generator=torch.Generator().manual_seed(1))
     f, g = torch.tanh, torch.tanh
@@ -164,7 +164,7 @@ def test_gradient_of_a_symmetric_matrix():
 
 
 def test_identical_and_opposite_points_have_finite_gradients():
-    phi = Elementwise(F.silu)
+    phi = Numerical(F.silu)
     x = torch.tensor([[0.5, 1.0], [0.5, 1.0], [-0.5, -1.0]], dtype=double, requires_grad=True)
     c = x @ x.mT
     value = phi.dual(phi, c.diagonal()[:, None], c.diagonal()[None, :], c)
@@ -177,7 +177,7 @@ def test_identical_and_opposite_points_have_finite_gradients():
 
 
 def test_variances_that_no_table_covers():
-    phi = Elementwise(torch.tanh)
+    phi = Numerical(torch.tanh)
     q1, q2, c = points(30)
     scale = torch.ones(30, dtype=double)
     scale[4], scale[11], scale[12] = 0.0, 1e-3, 30.0
@@ -197,7 +197,7 @@ def test_variances_that_no_table_covers():
 @pytest.mark.parametrize("orders", ["mean", "mean_derivative", "second_moment"])
 def test_expectations_of_one_variable(orders):
     f = torch.sigmoid
-    phi = Elementwise(f)
+    phi = Numerical(f)
     functions = {
         "mean": f,
         "mean_derivative": derivative_of(f),
@@ -215,7 +215,7 @@ def test_expectations_of_one_variable(orders):
 
 
 def test_dimensions_of_batches_and_positions():
-    phi = Elementwise(F.silu)
+    phi = Numerical(F.silu)
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(2, 5, 3, 4, dtype=double, generator=generator)  # batch, points, positions
     q = x.square().sum(-1)
@@ -233,7 +233,7 @@ def test_dimensions_of_batches_and_positions():
 
 
 def test_single_precision():
-    phi = Elementwise(torch.tanh)
+    phi = Numerical(torch.tanh)
     q1, q2, c = points(20, torch.float32)
     c = c.requires_grad_()
     value = phi.dual(phi, q1, q2, c)
@@ -248,7 +248,7 @@ def test_single_precision():
 @pytest.mark.parametrize("kinks", [(-1.0, 1.0), ()])
 def test_kinked_functions_are_left_to_quadrature(kinks):
     # with kinks known, and with kinks that nobody has told of
-    phi = Elementwise(F.hardtanh, kinks)
+    phi = Numerical(F.hardtanh, kinks)
     q1, q2, c = points(6)
     assert not interpolated(phi.dual(phi, q1, q2, c.requires_grad_()))
 
@@ -272,7 +272,7 @@ def test_tables_are_used_instead_of_the_function():
 
 def test_a_few_pairs_are_not_worth_a_table(monkeypatch):
     monkeypatch.setattr(store, "MIN_PAIRS", 1000)
-    phi = Elementwise(torch.tanh)
+    phi = Numerical(torch.tanh)
     q1, q2, c = points(20)
     c.requires_grad_()
     assert not interpolated(phi.dual(phi, q1, q2, c))
@@ -286,14 +286,14 @@ def test_a_changed_function_gets_new_tables():
     q1, q2, c = points(10)
     phi.dual(phi, q1, q2, c)
     slope.fill_(0.5)
-    expected = Elementwise(torch.tanh).dual(Elementwise(torch.tanh), q1 / 4, q2 / 4, c / 4)
+    expected = Numerical(torch.tanh).dual(Numerical(torch.tanh), q1 / 4, q2 / 4, c / 4)
     torch.testing.assert_close(phi.dual(phi, q1, q2, c), expected, atol=1e-10, rtol=0)
 
 
 def test_tables_are_not_copied_or_pickled():
-    phi = Elementwise(torch.tanh)
+    phi = Numerical(torch.tanh)
     phi.dual(phi, *points(10))
-    size = len(pickle.dumps(Elementwise(torch.tanh)))
+    size = len(pickle.dumps(Numerical(torch.tanh)))
     for other in (copy.deepcopy(phi), pickle.loads(pickle.dumps(phi))):
         assert other == phi
         assert len(pickle.dumps(other)) < size + 200
@@ -304,7 +304,7 @@ def test_tables_are_not_copied_or_pickled():
 
 
 def test_a_vanishing_derivative():
-    phi = Elementwise(lambda x: 0 * x + 2.0)
+    phi = Numerical(lambda x: 0 * x + 2.0)
     q1, q2, c = points(6)
     value, slope = phi.duals(phi, q1, q2, c)
     torch.testing.assert_close(value, torch.full_like(c, 4.0), atol=1e-10, rtol=0)
@@ -312,6 +312,6 @@ def test_a_vanishing_derivative():
 
 
 def test_closed_forms_of_mixed_kind_have_their_kinks():
-    relu, tanh = ABReLU(), Elementwise(torch.tanh)
+    relu, tanh = ABReLU(), Numerical(torch.tanh)
     q1, q2, c = points(6)
     assert not interpolated(tanh.dual(relu, q1, q2, c.requires_grad_()))
