@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = {
     "accelerator": "benchmarks.accelerator",
+    "duals": "benchmarks.priors.duals",
     "features": "benchmarks.priors.features",
     "fits": "benchmarks.bayes.fits",
     "kernels": "benchmarks.priors.kernels",

@@ -1,10 +1,11 @@
-"""What every activation answers, by quadrature where it knows no better.
+"""What every activation answers, by interpolation or quadrature where it knows no better.
 
 `Smooth` and `Numerical` make an activation of any function and add nothing to that.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from priors.gaussian.activations.powers import Terms, rectified_dual, slopes
+from priors.gaussian.interpolation import Tables, expectations, mean
 from priors.gaussian.pairs import inverse_sqrt
-from priors.gaussian.quadrature import derivative_of, gaussian_expectation, gaussian_mean, jumps
+from priors.gaussian.quadrature import derivative_of, jumps
 
 __all__ = ["Activation", "Numerical", "Smooth"]
 
@@ -24,10 +26,10 @@ __all__ = ["Activation", "Numerical", "Smooth"]
 class Activation(ABC):
     """An elementwise nonlinearity with its Gaussian expectations.
 
-    A subclass gives the function and where it is not smooth; every expectation has a quadrature
-    default, overridden where there is a closed form. Closed forms of pairs hold within a family:
-    the class that defines `closed_duals`, or `closed_dual` and `closed_dual_derivative`, and its
-    subclasses.
+    A subclass gives the function and where it is not smooth; every expectation has a default by
+    quadrature or, of smooth functions, by tables made from it, overridden where there is a closed
+    form. Closed forms of pairs hold within a family: the class that defines `closed_duals`, or
+    `closed_dual` and `closed_dual_derivative`, and its subclasses.
     """
 
     _family: ClassVar[Any] = ()
@@ -65,6 +67,11 @@ class Activation(ABC):
         """(a, n, s) of each term, where phi is a sum of a max(s x, 0)^n with s = +-1, or None."""
         return None
 
+    @functools.cached_property
+    def tables(self) -> Tables:
+        """What is interpolated of this activation, as far as it was needed."""
+        return Tables()
+
     def shifted(self, offset: float) -> Activation:
         """The activation x -> phi(x + offset)."""
         return _Shifted(self, offset) if offset else self
@@ -76,7 +83,7 @@ class Activation(ABC):
         closed = rectified_dual(self.terms, other.terms, q1, q2, c)
         if closed is not None:
             return closed
-        return gaussian_expectation(self, other, q1, q2, c, f_kinks=self.kinks, g_kinks=other.kinks)
+        return expectations(self, other, ((0, 0),), q1, q2, c)[0]
 
     def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         """E[phi'(u) psi'(v)] with psi = `other`."""
@@ -85,9 +92,7 @@ class Activation(ABC):
         closed = rectified_dual(slopes(self.terms), slopes(other.terms), q1, q2, c)
         if closed is not None:
             return closed
-        return gaussian_expectation(
-            self.derivative, other.derivative, q1, q2, c, f_kinks=self.kinks, g_kinks=other.kinks
-        )
+        return expectations(self, other, ((1, 1),), q1, q2, c)[0]
 
     def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """`dual` and `dual_derivative`, sharing the work where that saves some."""
@@ -110,11 +115,11 @@ class Activation(ABC):
 
     def mean(self, q: Tensor) -> Tensor:
         """E[phi(u)] for u of variance `q`."""
-        return gaussian_mean(self, q, kinks=self.kinks)
+        return mean(self, (0,), q)
 
     def mean_derivative(self, q: Tensor) -> Tensor:
         """E[phi'(u)] for u of variance `q`, without the deltas of phi' at jumps."""
-        return gaussian_mean(self.derivative, q, kinks=self.kinks)
+        return mean(self, (1,), q)
 
     def stein(self, q: Tensor) -> Tensor:
         """E[u phi(u)] / q: `mean_derivative` and the deltas of phi' at jumps.
@@ -131,15 +136,23 @@ class Activation(ABC):
 
     def second_moment(self, q: Tensor) -> Tensor:
         """E[phi(u)^2] for u of variance `q`."""
-        return gaussian_mean(lambda x: self(x) ** 2, q, kinks=self.kinks)
+        return mean(self, (0, 0), q)
 
     def second_moment_derivative(self, q: Tensor) -> Tensor:
         """E[phi'(u)^2] for u of variance `q`."""
-        return gaussian_mean(lambda x: self.derivative(x) ** 2, q, kinks=self.kinks)
+        return mean(self, (1, 1), q)
+
+
+class _Function(Activation):
+    """A function without closed forms."""
+
+    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = expectations(self, other, ((0, 0), (1, 1)), q1, q2, c)
+        return value, slope
 
 
 @dataclass(frozen=True)
-class Smooth(Activation):
+class Smooth(_Function):
     """Any function smooth on the real line, by quadrature.
 
     Args:
@@ -153,7 +166,7 @@ class Smooth(Activation):
 
 
 @dataclass(frozen=True)
-class Numerical(Activation):
+class Numerical(_Function):
     """Any piecewise smooth function, by quadrature.
 
     Args:

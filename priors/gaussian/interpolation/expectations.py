@@ -1,0 +1,295 @@
+"""E[phi^(m)(u) psi^(n)(v)] with gradients: from tables where they hold, else by quadrature.
+
+By Price's theorem every derivative is such an expectation: in the covariance that of orders
+(m + 1, n + 1), in the variance of u half that of (m + 2, n). Each has a table of its own, so
+that a gradient is as accurate as a value, also at rho = +-1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from priors.gaussian.interpolation.evaluation import evaluate
+from priors.gaussian.interpolation.store import HIGHEST, LOWEST, derivative, exponents
+from priors.gaussian.quadrature import gaussian_expectation, gaussian_mean
+
+if TYPE_CHECKING:
+    from priors.gaussian.activations.base import Activation
+
+__all__ = ["expectations", "mean"]
+
+Orders = tuple[int, int]
+
+
+def expectations(
+    phi: Activation,
+    psi: Activation,
+    orders: tuple[Orders, ...],
+    q1: Tensor,
+    q2: Tensor,
+    c: Tensor,
+) -> tuple[Tensor, ...]:
+    """E[phi^(m)(u) psi^(n)(v)] for each (m, n), without the deltas of derivatives at jumps.
+
+    From tables, within 1e-10 of the root of E[phi^(m)(u)^2] E[psi^(n)(v)^2], where both functions
+    are smooth, the variances lie between 2^-10 and 2^7, and enough pairs are asked for to pay for
+    the tables; by quadrature of the activations otherwise.
+
+    Args:
+        phi: The function of u.
+        psi: The function of v.
+        orders: Of their derivatives.
+        q1: Variances of u, >= 0; broadcasts with `q2` and `c`.
+        q2: Variances of v, >= 0.
+        c: Covariances.
+
+    Returns:
+        One of each order, of the shape to which q1, q2 and c broadcast, in the dtype of `c`.
+    """
+    shape = torch.broadcast_shapes(q1.shape, q2.shape, c.shape)
+    if not _eligible(phi, psi, math.prod(shape)):
+        return tuple(_by_quadrature(phi, psi, o, q1, q2, c) for o in orders)
+    for function in {phi, psi}:
+        phi.tables.check(function, c.device)
+    arrange = _Arrangement(q1, q2, shape)
+    values = _matrices(phi, psi, orders, *arrange.apart(q1, q2, c))
+    return tuple(arrange.together(v).to(c.dtype) for v in values)
+
+
+def mean(phi: Activation, orders: tuple[int, ...], q: Tensor) -> Tensor:
+    """E[phi^(m)(u)] for `orders` = (m,), or E[phi^(m)(u) phi^(n)(u)] for (m, n), u of variance q.
+
+    From tables or by quadrature, as `expectation`.
+    """
+    tables = phi.tables
+    if phi.kinks or not tables.worth_it("mean", q.numel(), single=True):
+        return _mean_by_quadrature(phi, orders, q)
+    tables.check(phi, q.device)
+    if tables.mean(phi, orders, q.device) is None:
+        return _mean_by_quadrature(phi, orders, q)
+    flat = q.flatten()
+    with torch.no_grad():
+        outside = ~((flat >= 2.0**LOWEST) & (flat <= 2.0**HIGHEST))
+        where = outside.nonzero()[:, 0]
+    value = _Mean.apply(phi, orders, torch.where(outside, 1.0, flat) if len(where) else flat)
+    if len(where):
+        value = value.index_copy(0, where, _mean_by_quadrature(phi, orders, flat[where]))
+    return value.view(q.shape)
+
+
+def _eligible(phi: Activation, psi: Activation, number: int) -> bool:
+    if phi.kinks or psi.kinks or not number:
+        return False
+    try:
+        return phi.tables.worth_it(psi, number)
+    except TypeError:  # not hashable
+        return False
+
+
+def _by_quadrature(
+    phi: Activation, psi: Activation, orders: Orders, q1: Tensor, q2: Tensor, c: Tensor
+) -> Tensor:
+    f, g = derivative(phi, orders[0]), derivative(psi, orders[1])
+    return gaussian_expectation(f, g, q1, q2, c, f_kinks=phi.kinks, g_kinks=psi.kinks)
+
+
+def _mean_by_quadrature(phi: Activation, orders: tuple[int, ...], q: Tensor) -> Tensor:
+    functions = [derivative(phi, m) for m in orders]
+    if len(functions) == 1:
+        return gaussian_mean(functions[0], q, kinks=phi.kinks)
+    return gaussian_mean(lambda x: functions[0](x) * functions[1](x), q, kinks=phi.kinks)
+
+
+def _matrices(
+    phi: Activation,
+    psi: Activation,
+    orders: tuple[Orders, ...],
+    q1: Tensor,
+    q2: Tensor,
+    c: Tensor,
+) -> tuple[Tensor, ...]:
+    """The same for q1 `[b, n, 1]`, q2 `[b, 1, m]` and c `[b, n, m]`, float64.
+
+    Rows and columns whose variance no table covers are done by quadrature.
+    """
+    with torch.no_grad():
+        ends = [torch.stack([q.amin(d), q.amax(d)]) for q, d in ((q1, (0, 2)), (q2, (0, 1)))]
+        rows, columns = ((e[0] >= 2.0**LOWEST) & (e[1] <= 2.0**HIGHEST) for e in ends)
+        least, largest, inside = torch.stack(
+            [
+                torch.minimum(ends[0][0].min(), ends[1][0].min()),
+                torch.maximum(ends[0][1].max(), ends[1][1].max()),
+                (rows.all() & columns.all()).to(c.dtype),
+            ]
+        ).tolist()
+    if not inside:
+        return tuple(_mixed(phi, psi, o, q1, q2, c, rows, columns) for o in orders)
+    part = exponents(least, largest)
+    if part is None or any(
+        phi.tables.factors(phi, psi, o, *part, c.device) is None for o in orders
+    ):
+        return tuple(_by_quadrature(phi, psi, o, q1, q2, c) for o in orders)
+    return _Interpolated.apply(phi, psi, orders, part, q1, q2, c)
+
+
+def _mixed(
+    phi: Activation,
+    psi: Activation,
+    orders: Orders,
+    q1: Tensor,
+    q2: Tensor,
+    c: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+) -> Tensor:
+    """One of `_matrices` where only some `rows` and `columns` are covered."""
+    inside, outside = rows.nonzero()[:, 0], (~rows).nonzero()[:, 0]
+    right, wrong = columns.nonzero()[:, 0], (~columns).nonzero()[:, 0]
+    if 2 * len(inside) < len(rows) or 2 * len(right) < len(columns):
+        return _by_quadrature(phi, psi, orders, q1, q2, c)
+    own = q1[:, inside]
+    kept = c[:, inside]
+    (known,) = _matrices(phi, psi, (orders,), own, q2[..., right], kept[..., right])
+    value = torch.zeros_like(kept).index_copy(2, right, known)
+    if len(wrong):
+        rest = _by_quadrature(phi, psi, orders, own, q2[..., wrong], kept[..., wrong])
+        value = value.index_copy(2, wrong, rest)
+    if not len(outside):
+        return value
+    rest = _by_quadrature(phi, psi, orders, q1[:, outside], q2, c[:, outside])
+    return torch.zeros_like(c).index_copy(1, inside, value).index_copy(1, outside, rest)
+
+
+class _Interpolated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, phi, psi, orders, part, q1, q2, c):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(q1, q2, c)
+        ctx.what = phi, psi, orders, part
+        ctx.set_materialize_grads(False)
+        factors = [phi.tables.factors(phi, psi, o, *part, c.device) for o in orders]
+        results = tuple(torch.empty_like(c) for _ in orders)
+        for tile, values in evaluate(factors, q1, q2, c):
+            for result, value in zip(results, values, strict=True):
+                result[tile] = value
+        return results
+
+    @staticmethod
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        inputs = ctx.saved_tensors
+        phi, psi, orders, part = ctx.what
+        wanted = [k for k in range(3) if ctx.needs_input_grad[4 + k]]
+        totals: list[Any] = [
+            torch.zeros_like(t) if k in wanted else None for k, t in enumerate(inputs)
+        ]
+        mirrored = phi == psi and all(m == n for m, n in orders) and _symmetric(*inputs)
+        # (input, orders of the slope in it, gradient of the value)
+        slopes = [
+            (k, (m + _SHIFTS[k][0], n + _SHIFTS[k][1]), grad)
+            for (m, n), grad in zip(orders, grads, strict=True)
+            if grad is not None
+            for k in wanted
+            # the slope in q2 is the transposed one in q1
+            if not (mirrored and k == 1 and 0 in wanted)
+        ]
+        found = [phi.tables.factors(phi, psi, o, *part, inputs[2].device) for _, o, _ in slopes]
+        if torch.is_grad_enabled() or None in found:
+            for k, own, grad in slopes:
+                (slope,) = _matrices(phi, psi, (own,), *inputs)
+                totals[k] = totals[k] + (grad * slope).sum_to_size(inputs[k].shape)
+                if k == 0 and mirrored and 1 in wanted:
+                    totals[1] = totals[1] + (grad * slope.mT).sum_to_size(inputs[1].shape)
+        elif found:
+            for tile, values in evaluate(found, *inputs):
+                for (k, _, grad), value in zip(slopes, values, strict=True):
+                    if k == 0 and mirrored and 1 in wanted:
+                        other = (value * grad.mT[tile]).sum(2)
+                        totals[1][tile[0], :, tile[1]] += other[:, None]
+                    value.mul_(grad[tile])
+                    if k == 0:
+                        totals[0][tile] += value.sum(2, keepdim=True)
+                    elif k == 1:
+                        totals[1][tile[0]] += value.sum(1, keepdim=True)
+                    else:
+                        totals[2][tile] += value
+        halves = [None if t is None else t / 2 for t in totals[:2]]
+        return None, None, None, None, *halves, totals[2]
+
+
+# What a derivative in q1, in q2 and in c adds to the orders; those in q1 and q2 are halved.
+_SHIFTS = ((2, 0), (0, 2), (1, 1))
+
+
+def _symmetric(q1: Tensor, q2: Tensor, c: Tensor) -> bool:
+    """Whether exchanging rows and columns exchanges u and v."""
+    if c.device.type != "cpu" or c.shape[-1] != c.shape[-2]:
+        return False  # on an accelerator, waiting for the answer costs more than it saves
+    return torch.equal(q1, q2.mT) and torch.equal(c, c.mT)
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, phi, orders, q):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(q)
+        ctx.what = phi, orders
+        return phi.tables.mean(phi, orders, q.device)(q.double()).to(q.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (q,) = ctx.saved_tensors
+        phi, orders = ctx.what
+        if len(orders) == 1:
+            terms: list[tuple[tuple[int, ...], float]] = [((orders[0] + 2,), 0.5)]
+        else:
+            m, n = orders
+            terms = [((m + 2, n), 0.5), ((m + 1, n + 1), 1.0), ((m, n + 2), 0.5)]
+        slope = sum(share * mean(phi, own, q) for own, share in terms)
+        return None, None, grad * slope
+
+
+class _Arrangement:
+    """Dimensions of pairs as batch, rows (of u) and columns (of v): what varies in q1, in q2.
+
+    Args:
+        q1: Variances of u.
+        q2: Variances of v.
+        shape: To which they and the covariances broadcast.
+    """
+
+    def __init__(self, q1: Tensor, q2: Tensor, shape: Sequence[int]) -> None:
+        one = [1] * (len(shape) - q1.dim()) + list(q1.shape)
+        two = [1] * (len(shape) - q2.dim()) + list(q2.shape)
+        rows = [i for i in range(len(shape)) if one[i] > 1 and two[i] == 1]
+        columns = [i for i in range(len(shape)) if two[i] > 1 and one[i] == 1]
+        batch = [i for i in range(len(shape)) if i not in rows and i not in columns]
+        self._shape = shape
+        self._order = [*batch, *rows, *columns]
+        self._sizes = [math.prod(shape[i] for i in part) for part in (batch, rows, columns)]
+        self._cut = len(batch), len(batch) + len(rows)
+
+    def apart(self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`[b, n, 1]`, `[b, 1, m]` and `[b, n, m]`, float64."""
+        b, n, m = self._sizes
+        first, second = self._cut
+        shape = self._shape
+        ones = [1] * len(shape)
+        # a variance is spread over the batch, and over nothing else
+        of_rows, of_columns = list(shape), list(shape)
+        for place, i in enumerate(self._order):
+            if place >= second:
+                of_rows[i] = ones[i]
+            elif place >= first:
+                of_columns[i] = ones[i]
+        q1 = q1.double().expand(of_rows).permute(self._order).reshape(b, n, 1)
+        q2 = q2.double().expand(of_columns).permute(self._order).reshape(b, 1, m)
+        return q1, q2, c.double().expand(shape).permute(self._order).reshape(b, n, m)
+
+    def together(self, value: Tensor) -> Tensor:
+        """A value `[b, n, m]` in the shape of the pairs."""
+        moved = value.view([self._shape[i] for i in self._order])
+        back = sorted(range(len(self._order)), key=self._order.__getitem__)
+        return moved.permute(back)

@@ -1,0 +1,177 @@
+"""The tables of an activation, made when enough pairs are asked for, and kept on the activation."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from priors.gaussian.interpolation.construction import MeanTable, best_bend, mean_table, table
+from priors.gaussian.interpolation.tables import Factors, Table
+from priors.gaussian.quadrature.functions import Function, derivative_of
+
+if TYPE_CHECKING:
+    from priors.gaussian.activations.base import Activation
+
+__all__ = ["HIGHEST", "LOWEST", "Tables", "derivative", "exponents"]
+
+# Binary logarithms of the variances that tables may cover: about 1e-3 and 100.
+LOWEST, HIGHEST = -10, 7
+
+# Quadrature of fewer pairs, or points, in all costs less than a table.
+MIN_PAIRS, MIN_POINTS = 2**14, 2**9
+
+_PROBES = (-2.7, -1.1, -0.35, 0.0, 0.6, 1.7, 4.1)
+
+
+class Tables:
+    """Interpolants of E[phi^(m)(u) psi^(n)(v)] and of means, of one activation phi.
+
+    They are dropped when the function has changed since they were made, as one that reads a
+    parameter may, and are not copied or pickled with the activation.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._asked: dict[Hashable, int] = {}
+        self._tables: dict[Hashable, list[Table]] = {}
+        self._refused: dict[Hashable, list[tuple[int, int]]] = {}
+        self._factors: dict[Hashable, Factors] = {}
+        self._bends: dict[Hashable, float | None] = {}
+        self._means: dict[Hashable, MeanTable | None] = {}
+        self._probes: dict[Hashable, Tensor] = {}
+
+    def __reduce__(self) -> tuple[type[Tables], tuple[()]]:
+        return Tables, ()
+
+    def worth_it(self, what: Hashable, number: int, *, single: bool = False) -> bool:
+        """Whether, with `number` more, enough was asked for to make tables."""
+        with self._lock:
+            self._asked[what] = self._asked.get(what, 0) + number
+            return self._asked[what] >= (MIN_POINTS if single else MIN_PAIRS)
+
+    def check(self, phi: Activation, device: torch.device) -> None:
+        """Drop everything if `phi` is another function than before."""
+        values = _values(phi, device)
+        with self._lock:
+            key = (phi, device)
+            before = self._probes.get(key)
+            if before is not None and not torch.equal(values, before):
+                for kept in (self._tables, self._refused, self._factors, self._bends, self._means):
+                    kept.clear()
+            self._probes[key] = values
+
+    def factors(
+        self,
+        phi: Activation,
+        psi: Activation,
+        orders: tuple[int, int],
+        low: int,
+        high: int,
+        device: torch.device,
+    ) -> Factors | None:
+        """Of E[phi^(m)(u) psi^(n)(v)] for variances from 2^low to 2^high; None: not accurate."""
+        key = (psi, orders, device)
+        with self._lock:
+            found = self._factors.get((*key, low, high))
+            if found is None:
+                made = self._table(phi, psi, orders, low, high, device)
+                if made is None:
+                    return None
+                found = self._factors[(*key, low, high)] = made.factors(low, high)
+            return found
+
+    def _table(
+        self,
+        phi: Activation,
+        psi: Activation,
+        orders: tuple[int, int],
+        low: int,
+        high: int,
+        device: torch.device,
+    ) -> Table | None:
+        key = (psi, orders, device)
+        tables = self._tables.setdefault(key, [])
+        for known in tables:
+            if known.covers(low, high):
+                return known
+        refused = self._refused.setdefault(key, [])
+        if any(low <= a and b <= high for a, b in refused):
+            return None
+        if phi == psi and orders[0] > orders[1]:
+            mirrored = self._table(phi, psi, (orders[1], orders[0]), low, high, device)
+            if mirrored is not None:
+                tables.append(mirrored.swapped())
+                return tables[-1]
+            refused.append((low, high))
+            return None
+        # variances move during a fit: room on both sides, and one table for all there were
+        wide = max(LOWEST, min([low - 1, *(int(t.low) for t in tables)]))
+        widest = min(HIGHEST, max([high + 1, *(int(t.high) for t in tables)]))
+        f, g = derivative(phi, orders[0]), derivative(psi, orders[1])
+        for a, b in dict.fromkeys(((wide, widest), (low, high))):
+            if any(a <= c and d <= b for c, d in refused):
+                continue
+            made = self._made(phi, psi, (f, g), a, b, device)
+            if made is not None:
+                tables.append(made)
+                return made
+            refused.append((a, b))
+        return None
+
+    def _made(
+        self,
+        phi: Activation,
+        psi: Activation,
+        functions: tuple[Function, Function],
+        low: int,
+        high: int,
+        device: torch.device,
+    ) -> Table | None:
+        # one bend for all orders, so that it is computed once for a value and its slopes: that
+        # of the slope, which needs more terms than the value
+        key = (psi, device, low, high)
+        if key not in self._bends:
+            self._bends[key] = best_bend(derivative(phi, 1), derivative(psi, 1), low, high, device)
+        bend = self._bends[key]
+        return None if bend is None else table(*functions, low, high, bend, device)
+
+    def mean(
+        self, phi: Activation, orders: tuple[int, ...], device: torch.device
+    ) -> MeanTable | None:
+        """Of E[phi^(m)(u)] or E[phi^(m)(u) phi^(n)(u)]; None: not accurate."""
+        key = (orders, device)
+        with self._lock:
+            if key not in self._means:
+                functions = [derivative(phi, m) for m in orders]
+                self._means[key] = mean_table(functions, LOWEST, HIGHEST, device)
+            return self._means[key]
+
+
+def derivative(phi: Activation, order: int) -> Function:
+    """phi^(order)."""
+    if order == 0:
+        return phi
+    function: Function = phi.derivative
+    for _ in range(order - 1):
+        function = derivative_of(function)
+    return function
+
+
+def _values(phi: Activation, device: torch.device) -> Any:
+    with torch.no_grad():
+        return phi(torch.tensor(_PROBES, dtype=torch.float64, device=device))
+
+
+def exponents(low: float, high: float) -> tuple[int, int] | None:
+    """Powers of two around variances from `low` to `high`; None if out of reach of the tables."""
+    if not 2.0**LOWEST <= low <= high <= 2.0**HIGHEST:
+        return None
+    first, last = math.floor(math.log2(low)), math.ceil(math.log2(high))
+    if first == last:
+        first, last = (first, last + 1) if last < HIGHEST else (first - 1, last)
+    return first, last

@@ -1,0 +1,317 @@
+"""Expectations from tables against dense quadrature done another way, in value and in slope."""
+
+import copy
+import functools
+import math
+import pickle
+
+import pytest
+import torch
+
+from priors.gaussian.activations import ABReLU, Numerical, Smooth
+from priors.gaussian.interpolation import store
+from priors.gaussian.quadrature import derivative_of, gaussian_expectation
+
+F = torch.nn.functional
+double = torch.float64
+
+
+def mish(x):
+    return x * torch.tanh(F.softplus(x))
+
+
+def square_of_sine(x):
+    return torch.sin(x) ** 2
+
+
+FUNCTIONS = {
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "sigmoid": torch.sigmoid,
+    "mish": F.mish,
+    "tanh gelu": lambda x: F.gelu(x, approximate="tanh"),
+    "sin^2": square_of_sine,
+}
+CORRELATIONS = (0.0, 0.4, -0.9, 0.999, 1 - 1e-12, -1 + 1e-12, 1.0, -1.0)
+
+
+@pytest.fixture(autouse=True)
+def _always(monkeypatch):
+    """Tables from the first pair on."""
+    monkeypatch.setattr(store, "MIN_PAIRS", 1)
+    monkeypatch.setattr(store, "MIN_POINTS", 1)
+
+
+def dense(f, g, q1, q2, rho):
+    """E[f(u) g(v)] by the trapezoidal rule on the axes u + v and u - v, standardised.
+
+    For functions analytic around the real line it converges exponentially in the step.
+    """
+    parts = []
+    for share in ((1 + rho) / 2, (1 - rho) / 2):
+        step = min(0.7, 0.25 / math.sqrt(max(q1, q2) * share + 1e-3))
+        z = torch.arange(-8, 8 + step / 2, step, dtype=double)
+        weight = step * torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+        parts.append((math.sqrt(share) * z, weight))
+    (s, ws), (d, wd) = parts
+    total = 0.0
+    for row, weight in zip(s.split(200), ws.split(200), strict=True):
+        u, v = row[:, None] + d, row[:, None] - d
+        total += float(weight @ (f(math.sqrt(q1) * u) * g(math.sqrt(q2) * v)) @ wd)
+    return total
+
+
+@functools.cache
+def root(f, q):
+    return math.sqrt(dense(f, f, q, q, 1.0))
+
+
+FAST = ("tanh", "silu", "sin^2")  # the others take the same paths
+SOME = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FUNCTIONS]
+
+
+@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize(("low", "high"), [(1e-3, 0.5), (0.4, 20.0)])
+def test_values_and_slopes(name, low, high):
+    f = FUNCTIONS[name]
+    check(f, f, low, high, CORRELATIONS)
+
+
+@pytest.mark.parametrize("name", ["tanh", pytest.param("silu", marks=pytest.mark.slow)])
+def test_up_to_the_largest_variances(name):
+    check(FUNCTIONS[name], FUNCTIONS[name], 30.0, 100.0, (0.3, 0.99, -1.0))
+
+
+def test_two_functions():
+    check(torch.tanh, torch.sigmoid, 0.2, 4.0, CORRELATIONS)
+
+
+def check(f, g, low, high, correlations):
+    """Values, and slopes by Price's theorem, at every correlation and some pairs of variances."""
+    phi, psi = Numerical(f), Numerical(g)
+    ends = [(low, high), (high, high), (high, low), (low, low), (1.1 * low, 0.9 * high)]
+    pairs = [(*ends[i % len(ends)], rho) for i, rho in enumerate(correlations)]
+    q1, q2, rho = (torch.tensor(x, dtype=double) for x in zip(*pairs, strict=True))
+    c = rho * (q1 * q2).sqrt()
+    for x in (q1, q2, c):
+        x.requires_grad_()
+    value, slope = phi.duals(psi, q1, q2, c)
+    assert interpolated(value)
+    grads = torch.autograd.grad(value.sum(), (q1, q2, c))
+    df, dg = derivative_of(f), derivative_of(g)
+    results = [
+        (value, 1.0, f, g),
+        (slope, 1.0, df, dg),
+        (grads[0], 0.5, derivative_of(df), g),
+        (grads[1], 0.5, f, derivative_of(dg)),
+        (grads[2], 1.0, df, dg),
+    ]
+    for found, share, first, second in results:
+        for i, (a, b, r) in enumerate(pairs):
+            expected = share * dense(first, second, a, b, r)
+            scale = root(first, a) * root(second, b)
+            assert abs(found[i].item() - expected) <= 1e-10 * scale, (a, b, r)
+
+
+def interpolated(value):
+    """Whether the value comes from a table."""
+    todo, names = [value.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is not None:
+            names.add(type(node).__name__)
+            todo += [n for n, _ in node.next_functions]
+    return any("Interpolated" in n for n in names)
+
+
+def points(n, dtype=double, seed=0):
+    x = torch.randn(n, 4, dtype=dtype, generator=torch.Generator().manual_seed(seed)) / 2
+    c = x @ x.mT + 0.05
+    q = c.diagonal().clone()
+    return q[:, None], q[None, :], c
+
+
+def test_automatic_gradients_of_both_orders():
+    phi = Numerical(torch.tanh)
+    q1, q2, c = (
+        torch.tensor(x, dtype=double, requires_grad=True)
+        for x in ([[0.7], [1.3], [0.2]], [[1.1, 0.5]], [[0.3, 0.1], [-0.6, 0.2], [0.1, -0.2]])
+    )
+    assert interpolated(phi.dual(phi, q1, q2, c))
+    for order in (phi.dual, phi.dual_derivative):
+        torch.autograd.gradcheck(lambda *x, order=order: order(phi, *x), (q1, q2, c))
+        torch.autograd.gradgradcheck(lambda *x, order=order: order(phi, *x), (q1, q2, c))
+
+
+def test_gradient_of_a_symmetric_matrix():
+    # rows and columns share one evaluation there; the weights are not symmetric
+    phi = Numerical(torch.tanh)
+    q1, q2, c = (x.clone().requires_grad_() for x in points(40))
+    weights = torch.randn(40, 40, dtype=double, generator=torch.Generator().manual_seed(1))
+    f, g = torch.tanh, torch.tanh
+    value, slope = phi.duals(phi, q1, q2, c)
+    total = (value * weights).sum() + (slope * weights.square()).sum()
+    df = derivative_of(f)
+    expected = (gaussian_expectation(f, g, q1, q2, c) * weights).sum()
+    expected = expected + (gaussian_expectation(df, df, q1, q2, c) * weights.square()).sum()
+    for mine, theirs in zip(
+        torch.autograd.grad(total, (q1, q2, c)),
+        torch.autograd.grad(expected, (q1, q2, c)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, atol=2e-9, rtol=0)
+
+
+def test_identical_and_opposite_points_have_finite_gradients():
+    phi = Numerical(F.silu)
+    x = torch.tensor([[0.5, 1.0], [0.5, 1.0], [-0.5, -1.0]], dtype=double, requires_grad=True)
+    c = x @ x.mT
+    value = phi.dual(phi, c.diagonal()[:, None], c.diagonal()[None, :], c)
+    (grad,) = torch.autograd.grad(value.sum(), x)
+    assert interpolated(value)
+    assert grad.isfinite().all()
+    # E[phi(u)^2] of one point and its own gradient
+    q = torch.tensor(1.25, dtype=double, requires_grad=True)
+    torch.testing.assert_close(value[0, 1], phi.second_moment(q), atol=1e-10, rtol=0)
+
+
+def test_variances_that_no_table_covers():
+    phi = Numerical(torch.tanh)
+    q1, q2, c = points(30)
+    scale = torch.ones(30, dtype=double)
+    scale[4], scale[11], scale[12] = 0.0, 1e-3, 30.0
+    q1, q2, c = q1 * scale[:, None] ** 2, q2 * scale**2, c * scale * scale[:, None]
+    q1, q2, c = (t.requires_grad_() for t in (q1, q2, c))
+    value = phi.dual(phi, q1, q2, c)
+    exact = gaussian_expectation(torch.tanh, torch.tanh, q1, q2, c)
+    torch.testing.assert_close(value, exact, atol=1e-10, rtol=0)
+    for mine, theirs in zip(
+        torch.autograd.grad(value.sum(), (q1, q2, c)),
+        torch.autograd.grad(exact.sum(), (q1, q2, c)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("orders", ["mean", "mean_derivative", "second_moment"])
+def test_expectations_of_one_variable(orders):
+    f = torch.sigmoid
+    phi = Numerical(f)
+    functions = {
+        "mean": f,
+        "mean_derivative": derivative_of(f),
+        "second_moment": lambda x: f(x) ** 2,
+    }
+    q = torch.tensor([0.0, 1e-3, 0.3, 2.0, 90.0, 500.0], dtype=double, requires_grad=True)
+    value = getattr(phi, orders)(q)
+    (grad,) = torch.autograd.grad(value.sum(), q)
+    h = functions[orders]
+    bend = derivative_of(derivative_of(h))
+    one = torch.ones_like
+    for i, v in enumerate(q.tolist()):
+        assert value[i].item() == pytest.approx(dense(h, one, v, v, 1.0), abs=1e-10)
+        assert grad[i].item() == pytest.approx(dense(bend, one, v, v, 1.0) / 2, abs=1e-10)
+
+
+def test_dimensions_of_batches_and_positions():
+    phi = Numerical(F.silu)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 5, 3, 4, dtype=double, generator=generator)  # batch, points, positions
+    q = x.square().sum(-1)
+    full = torch.einsum("bipd,bjqd->bijpq", x, x)
+    every = phi.dual(phi, q[:, :, None, :, None], q[:, None, :, None, :], full)
+    same = full.diagonal(dim1=-2, dim2=-1)
+    equal = phi.dual(phi, q[:, :, None], q[:, None], same)
+    torch.testing.assert_close(every.diagonal(dim1=-2, dim2=-1), equal, atol=1e-11, rtol=0)
+    paired = phi.dual(phi, q[:, :4], q[:, 1:], same[:, range(4), range(1, 5)])
+    torch.testing.assert_close(paired, equal[:, range(4), range(1, 5)], atol=1e-11, rtol=0)
+    exact = gaussian_expectation(
+        F.silu, F.silu, q[:, :, None, :, None], q[:, None, :, None, :], full
+    )
+    torch.testing.assert_close(every, exact, atol=1e-9, rtol=0)
+
+
+def test_single_precision():
+    phi = Numerical(torch.tanh)
+    q1, q2, c = points(20, torch.float32)
+    c = c.requires_grad_()
+    value = phi.dual(phi, q1, q2, c)
+    assert value.dtype == torch.float32
+    exact = phi.dual(phi, q1.double(), q2.double(), c.double())
+    torch.testing.assert_close(value.double(), exact, atol=1e-7, rtol=1e-6)
+    (grad,) = torch.autograd.grad(value.sum(), c)
+    assert grad.dtype == torch.float32
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kinks", [(-1.0, 1.0), ()])
+def test_kinked_functions_are_left_to_quadrature(kinks):
+    # with kinks known, and with kinks that nobody has told of
+    phi = Numerical(F.hardtanh, kinks)
+    q1, q2, c = points(6)
+    assert not interpolated(phi.dual(phi, q1, q2, c.requires_grad_()))
+
+
+def test_tables_are_used_instead_of_the_function():
+    calls = []
+
+    def counted(x):
+        calls.append(x.numel())
+        return torch.tanh(x)
+
+    phi = Smooth(counted)
+    q1, q2, c = points(300)
+    first = phi.dual(phi, q1, q2, c)
+    calls.clear()
+    # other pairs in the same range of variances
+    again = phi.dual(phi, q1, q2, 0.9 * c)
+    assert sum(calls) < 100
+    assert not torch.equal(first, again)
+
+
+def test_a_few_pairs_are_not_worth_a_table(monkeypatch):
+    monkeypatch.setattr(store, "MIN_PAIRS", 1000)
+    phi = Numerical(torch.tanh)
+    q1, q2, c = points(20)
+    c.requires_grad_()
+    assert not interpolated(phi.dual(phi, q1, q2, c))
+    assert not interpolated(phi.dual(phi, q1, q2, c))
+    assert interpolated(phi.dual(phi, q1, q2, c))
+
+
+def test_a_changed_function_gets_new_tables():
+    slope = torch.tensor(1.0, dtype=double)
+    phi = Smooth(lambda x: torch.tanh(slope * x))
+    q1, q2, c = points(10)
+    phi.dual(phi, q1, q2, c)
+    slope.fill_(0.5)
+    expected = Numerical(torch.tanh).dual(Numerical(torch.tanh), q1 / 4, q2 / 4, c / 4)
+    torch.testing.assert_close(phi.dual(phi, q1, q2, c), expected, atol=1e-10, rtol=0)
+
+
+def test_tables_are_not_copied_or_pickled():
+    phi = Numerical(torch.tanh)
+    phi.dual(phi, *points(10))
+    size = len(pickle.dumps(Numerical(torch.tanh)))
+    for other in (copy.deepcopy(phi), pickle.loads(pickle.dumps(phi))):
+        assert other == phi
+        assert len(pickle.dumps(other)) < size + 200
+        q1, q2, c = points(10)
+        torch.testing.assert_close(
+            other.dual(other, q1, q2, c), phi.dual(phi, q1, q2, c), atol=1e-12, rtol=0
+        )
+
+
+def test_a_vanishing_derivative():
+    phi = Numerical(lambda x: 0 * x + 2.0)
+    q1, q2, c = points(6)
+    value, slope = phi.duals(phi, q1, q2, c)
+    torch.testing.assert_close(value, torch.full_like(c, 4.0), atol=1e-10, rtol=0)
+    torch.testing.assert_close(slope, torch.zeros_like(c), atol=0, rtol=0)
+
+
+def test_closed_forms_of_mixed_kind_have_their_kinks():
+    relu, tanh = ABReLU(), Numerical(torch.tanh)
+    q1, q2, c = points(6)
+    assert not interpolated(tanh.dual(relu, q1, q2, c.requires_grad_()))
