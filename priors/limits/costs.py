@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from priors.gaussian.activations import Activation
 from priors.programs.nodes import Attention, Linear, Mix, Nonlinear
 from priors.programs.program import Program
 
@@ -34,8 +33,8 @@ def costs(program: Program) -> list[str]:
         )
     elif most > 1:
         found.append(f"{most} positions of every input. Cheaper: larger strides, smaller images.")
-    activations = (n.activation for n in program.nodes if isinstance(n, Nonlinear))
-    slow = sorted({type(a).__name__ for a in activations if a and type(a).dual is Activation.dual})
+    activations = [n.activation for n in program.nodes if isinstance(n, Nonlinear)]
+    slow = sorted({type(a).__name__ for a in activations if a is not None and not a.closed})
     if slow:
         found.append(
             f"activations without a closed form ({', '.join(slow)}): numerical integration. "

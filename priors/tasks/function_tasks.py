@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior, draw
-from priors.posteriors.gaussian import GaussianPosterior
 from priors.randomness import RandomSource
-from priors.tasks.oracles import gaussian_oracle
 from priors.tasks.task import Task
+
+if TYPE_CHECKING:
+    from priors.posteriors.gaussian import GaussianPosterior
 
 __all__ = ["FunctionTaskPrior"]
 
@@ -180,6 +181,8 @@ class FunctionTaskPrior:
         Raises:
             ValueError: the function prior is not Gaussian given what is known of its tasks.
         """
+        from priors.tasks.oracles import gaussian_oracle  # loads BoTorch
+
         known = GaussianProcessPrior | ScaleMixturePrior
         if not isinstance(self.function_prior, known):
             raise ValueError(

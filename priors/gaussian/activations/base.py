@@ -67,6 +67,11 @@ class Activation(ABC):
         """(a, n, s) of each term, where phi is a sum of a max(s x, 0)^n with s = +-1, or None."""
         return None
 
+    @property
+    def closed(self) -> bool:
+        """Whether its expectations with itself have closed forms."""
+        return self._akin(self) or self.terms is not None
+
     @functools.cached_property
     def tables(self) -> Tables:
         """What is interpolated of this activation, as far as it was needed."""
