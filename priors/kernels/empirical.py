@@ -13,16 +13,16 @@ Source: Jacot et al. 2018 (1806.07572).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from itertools import product
-from typing import Any, Literal
+from typing import Literal, Self
 
 import torch
-from gpytorch.kernels import Kernel
 from torch import Tensor, nn
 from torch.func import vjp
 
+from priors.kernels.base import NetworkKernel
 from priors.kernels.parameters import (
     ByName,
     ParametricFunction,
@@ -134,7 +134,7 @@ def ntk_vector_product(
     return along(lambda p: f(p, x1), values, pullback(vector)[0])[1]
 
 
-class EmpiricalNTKKernel(Kernel):
+class EmpiricalNTKKernel(NetworkKernel):
     """Neural tangent kernel of one output unit of a finite network.
 
     The weights are copied and stay fixed; they are buffers of the kernel. In the NTK
@@ -220,22 +220,8 @@ class EmpiricalNTKKernel(Kernel):
         self.max_bytes = max_bytes
         self.progress = progress
 
-    @property
-    def is_stationary(self) -> bool:
-        """Network kernels depend on more than the difference of their inputs."""
-        return False
-
-    def __getitem__(self, index: Any) -> EmpiricalNTKKernel:
-        if len(self.batch_shape) == 0:
-            return self
-        return self._with_networks(self._places[index])
-
-    def expand_batch(self, *sizes: Any) -> EmpiricalNTKKernel:
-        """A copy whose batch of networks is expanded to the given shape."""
-        shape = torch.Size(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
-        if shape == self.batch_shape:
-            return self
-        return self._with_networks(self._places.expand(shape))
+    def _with_batch(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return self._with_networks(change(self._places))
 
     @property
     def _places(self) -> Tensor:
@@ -243,7 +229,7 @@ class EmpiricalNTKKernel(Kernel):
         count = torch.arange(self.batch_shape.numel(), device="cpu")
         return count.reshape(self.batch_shape)
 
-    def _with_networks(self, grid: Tensor) -> EmpiricalNTKKernel:
+    def _with_networks(self, grid: Tensor) -> Self:
         """A copy with the networks of these positions in the flattened batch."""
         kernel = deepcopy(self)
         depth = len(self.batch_shape)
@@ -256,37 +242,10 @@ class EmpiricalNTKKernel(Kernel):
         kernel.batch_shape = grid.shape
         return kernel
 
-    def forward(
-        self,
-        x1: Tensor,
-        x2: Tensor,
-        diag: bool = False,
-        last_dim_is_batch: bool = False,
-        **params: Any,
-    ) -> Tensor:
-        """Kernel between `x1` `[..., n1, d]` and `x2` `[..., n2, d]`.
-
-        Returns:
-            `[..., n1, n2]`, or `[..., n]` with `diag`.
-
-        Raises:
-            NotImplementedError: `last_dim_is_batch`, which GPyTorch deprecates.
-            ValueError: shapes that do not fit.
-        """
-        if last_dim_is_batch:
-            raise NotImplementedError(
-                "Network kernels are not additive over features; last_dim_is_batch has no meaning."
-            )
-        # The same points in two tensors: equal values without separate gradients to keep apart.
-        same = x1 is x2 or (
-            x1.shape == x2.shape
-            and not (x1.requires_grad or x2.requires_grad)
-            and torch.equal(x1, x2)
-        )
-        other = None if same else x2
+    def _evaluate(self, x1: Tensor, x2: Tensor | None, diag: bool) -> Tensor:
         if not self.batch_shape:
-            return self._evaluate(self.weights.tensors(), x1, other, diag)
-        inputs = [x1] if other is None else [x1, other]
+            return self._of_network(self.weights.tensors(), x1, x2, diag)
+        inputs = [x1] if x2 is None else [x1, x2]
         shape = torch.broadcast_shapes(self.batch_shape, *(x.shape[:-2] for x in inputs))
         rows = [x.expand(*shape, *x.shape[-2:]) for x in inputs]
         weights = {
@@ -294,17 +253,17 @@ class EmpiricalNTKKernel(Kernel):
             for name, p in self.weights.tensors().items()
         }
         kernels = [
-            self._evaluate(
+            self._of_network(
                 {name: p[i] for name, p in weights.items()},
                 rows[0][i],
-                None if other is None else rows[1][i],
+                None if x2 is None else rows[1][i],
                 diag,
             )
             for i in product(*map(range, shape))
         ]
         return torch.stack(kernels).reshape(*shape, *kernels[0].shape)
 
-    def _evaluate(
+    def _of_network(
         self, weights: dict[str, Tensor], x1: Tensor, x2: Tensor | None, diag: bool
     ) -> Tensor:
         check_pair(x1, x2, flat=True, diag=diag)

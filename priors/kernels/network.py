@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, Self
 
 import torch
 from gpytorch.constraints import Interval
-from gpytorch.kernels import Kernel
 from gpytorch.priors import Prior
 from torch import Tensor, nn
 
+from priors.kernels.base import NetworkKernel
 from priors.networks.finite import NetworkPrior
 from priors.networks.infinite import InfiniteNetwork
 from priors.networks.input_scale import InputScale
@@ -21,7 +20,7 @@ from priors.networks.variances import LayerVariances, VarianceSpec
 __all__ = ["NNGPKernel", "NTKKernel"]
 
 
-class _NetworkKernel(Kernel):
+class _InfiniteKernel(NetworkKernel):
     # GPyTorch makes a length scale of this kernel's own where True; ours is the network's.
     has_lengthscale = False
 
@@ -118,60 +117,14 @@ class _NetworkKernel(Kernel):
             )
         return scale
 
-    @property
-    def is_stationary(self) -> bool:
-        """Network kernels depend on more than the difference of their inputs."""
-        return False
-
-    def __getitem__(self, index: Any) -> _NetworkKernel:
-        if len(self.batch_shape) == 0:
-            return self
-        return self._with_batch(lambda value: value[index])
-
-    def expand_batch(self, *sizes: Any) -> _NetworkKernel:
-        """A copy whose batch of variances is expanded to the given shape."""
-        shape = torch.Size(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
-        return self if shape == self.batch_shape else self._with_batch(lambda v: v.expand(shape))
-
-    def _with_batch(self, change: Callable[[Tensor], Tensor]) -> _NetworkKernel:
+    def _with_batch(self, change: Callable[[Tensor], Tensor]) -> Self:
         kernel = deepcopy(self)
         kernel.network.variances.with_batch(change)
         kernel.batch_shape = kernel.network.variances.batch_shape
         return kernel
 
-    @abstractmethod
-    def _evaluate(self, x1: Tensor, x2: Tensor | None, diag: bool) -> Tensor: ...
 
-    def forward(
-        self,
-        x1: Tensor,
-        x2: Tensor,
-        diag: bool = False,
-        last_dim_is_batch: bool = False,
-        **params: Any,
-    ) -> Tensor:
-        """Kernel between `x1` `[..., n1, d]` and `x2` `[..., n2, d]`.
-
-        Returns:
-            `[..., n1, n2]`, or `[..., n]` with `diag`.
-
-        Raises:
-            NotImplementedError: `last_dim_is_batch`, which GPyTorch deprecates.
-        """
-        if last_dim_is_batch:
-            raise NotImplementedError(
-                "Network kernels are not additive over features; last_dim_is_batch has no meaning."
-            )
-        # The same points in two tensors: equal values without separate gradients to keep apart.
-        same = x1 is x2 or (
-            x1.shape == x2.shape
-            and not (x1.requires_grad or x2.requires_grad)
-            and torch.equal(x1, x2)
-        )
-        return self._evaluate(x1, None if same else x2, diag)
-
-
-class NNGPKernel(_NetworkKernel):
+class NNGPKernel(_InfiniteKernel):
     """Covariance of an infinitely wide network with random weights.
 
     Args:
@@ -198,7 +151,7 @@ class NNGPKernel(_NetworkKernel):
         return self.network.nngp(x1, x2, diag=diag)
 
 
-class NTKKernel(_NetworkKernel):
+class NTKKernel(_InfiniteKernel):
     """Neural tangent kernel of an infinitely wide network; arguments as for `NNGPKernel`.
 
     Source: Jacot et al. 2018 (1806.07572); as a tensor program Yang 2020 (2006.14548).
