@@ -33,13 +33,12 @@ from bayes.description import (
     check_module,
     describe_module,
     describe_transform,
-    tensors_under,
 )
 from bayes.inference import Draws, InferenceMethod, MeanField
 from bayes.inference_data import inference_data
 from bayes.outcome import ElementwiseOutcome
 from bayes.whitening import Whitening
-from priors.files import read_safetensors, write_safetensors_atomically
+from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.networks.finite import NetworkPrior
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior

@@ -40,12 +40,11 @@ from bayes.description import (
     describe_module,
     describe_transform,
     describe_values,
-    tensors_under,
 )
 from bayes.fitting import Watch, maximise
 from bayes.marginal_likelihood import JointMarginalLogLikelihood, exact_solves, relative_jitter
 from bayes.outcome import ElementwiseOutcome
-from priors.files import read_safetensors, write_safetensors_atomically
+from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.kernels.network import NNGPKernel, NTKKernel
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
