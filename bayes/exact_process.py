@@ -112,6 +112,7 @@ class ExactProcess(ProcessRows, ABC):
             outcome_transform=None if outcome is None else ElementwiseOutcome(outcome),
             input_transform=make_input_transform(input_transform, train_X),
         )
+        self._hyperparameter_batch = train_Y.shape[:-2]
         self._hold(train_X, train_Y, train_Yvar)
         self.eval()
         self._given = {
@@ -303,7 +304,15 @@ class ExactProcess(ProcessRows, ABC):
 
         Args:
             path: Target file; replaced in one step.
+
+        Raises:
+            NotImplementedError: a batch of models that conditioning made of one.
         """
+        if self.train_Y.shape[:-2] != self._hyperparameter_batch:
+            raise NotImplementedError(
+                f"This batch {tuple(self.train_Y.shape[:-2])} of {type(self).__name__}s was made "
+                "by conditioning and cannot be saved; construct one from the rows of each."
+            )
         tensors = {f"state.{name}": value for name, value in self.state_dict().items()}
         tensors.update(train_X=self.train_X, train_Y=self.train_Y)
         if self.train_Yvar is not None:
@@ -361,12 +370,12 @@ class ExactProcess(ProcessRows, ABC):
         check_given(path, passed, description["given"])
         check_module(path, "kernel", kernel, description["kernel"])
         known = tensors.get("train_Yvar")
-        partly = known is not None and bool(known.isnan().any())
+        later = known is not None and (likelihood is not None or bool(known.isnan().any()))
         model = cls(
             tensors["train_X"],
             tensors["train_Y"],
             kernel,
-            train_Yvar=None if partly else known,
+            train_Yvar=None if later else known,
             likelihood=likelihood,
             input_transform=input_transform,
             outcome_transform=outcome_transform,

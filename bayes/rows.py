@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from bayes.caching import ExactPredictionStrategy, Snapshot
 from bayes.conditioning import PartlyKnownNoise, check_observations, joined, unrepeated
 from bayes.outcome import ElementwiseOutcome
+from priors.posteriors.transforms import check_range
 
 __all__ = ["ProcessRows"]
 
@@ -43,7 +44,10 @@ class ProcessRows(SingleTaskGP):
     train_X: Tensor
     train_Y: Tensor
     train_Yvar: Tensor | None
+    likelihood: Any
+    prediction_strategy: Any
     _made: Snapshot | None = None
+    _noise_made: Tensor | None = None
     _attached = False
 
     def _hold(self, X: Tensor, Y: Tensor, Yvar: Tensor | None) -> None:
@@ -75,8 +79,8 @@ class ProcessRows(SingleTaskGP):
         """
         owner = type(self).__name__
         _refuse_others(owner, "condition_on_observations", kwargs)
-        check_observations(owner, X, Y, noise, self.train_X, self.train_Y)
-        before = self._known_noise()
+        self._check_rows(X, Y, noise)
+        before = self._noise_of_rows()
         if noise is None and self._has_fixed_noise:
             raise ValueError(
                 f"This {owner} has a known noise variance for each row and got none for the "
@@ -127,9 +131,9 @@ class ProcessRows(SingleTaskGP):
                 f"the model's own noise; got {observation_noise!r}."
             )
         if observation_noise is None and self._has_fixed_noise:
-            known = self._known_noise()
-            assert known is not None
-            observation_noise = known.mean(-2, keepdim=True)
+            of_rows = self._noise_of_rows()
+            assert of_rows is not None
+            observation_noise = of_rows.mean(-2, keepdim=True)
         batch = torch.broadcast_shapes(self.batch_shape, X.shape[:-2])
         if X.shape[-2] == 0:
             Y = X.new_empty(*sampler.sample_shape, *batch, 0, self.num_outputs)
@@ -158,7 +162,20 @@ class ProcessRows(SingleTaskGP):
 
         Returns:
             Missing and unexpected names.
+
+        Raises:
+            ValueError: a shape differs, also after `load_strict_shapes(False)`.
+            RuntimeError: names differ.
         """
+        for name, value in self.state_dict().items():
+            found = state_dict.get(name, value).shape
+            if found != value.shape:
+                raise ValueError(
+                    f"{type(self).__name__} got {name} of shape {tuple(found)}, its own is "
+                    f"{tuple(value.shape)}; for a batch of hyperparameters construct one of a "
+                    "batch of rows, with a kernel of that batch_shape."
+                )
+        known = self._known_noise()
         own = {
             name: {key: value.clone() for key, value in transform.state_dict().items()}
             for name, transform in self._transforms().items()
@@ -168,7 +185,7 @@ class ProcessRows(SingleTaskGP):
         if not keep_transforms:
             for name, transform in self._transforms().items():
                 transform.load_state_dict(own[name])
-        self._condition_on(self.train_X, self.train_Y, self.train_Yvar)
+        self._condition_on(self.train_X, self.train_Y, known)
         return result
 
     def set_train_data(
@@ -192,7 +209,7 @@ class ProcessRows(SingleTaskGP):
         Y = self.train_Y if targets is None else targets
         if isinstance(Y, Tensor) and self.num_outputs == 1 and Y.dim() == X.dim() - 1:
             Y = Y.unsqueeze(-1)
-        check_observations(owner, X, Y, None, self.train_X, self.train_Y)
+        self._check_rows(X, Y, None)
         if strict and (X.shape, Y.shape) != (self.train_X.shape, self.train_Y.shape):
             raise ValueError(
                 f"{owner} has train_X {tuple(self.train_X.shape)} and train_Y "
@@ -214,24 +231,35 @@ class ProcessRows(SingleTaskGP):
             return super().__call__(*inputs, **kwargs)
         follows = self.train_inputs[0].requires_grad or self.train_targets.requires_grad
         with gpytorch.settings.detach_test_caches(False) if follows else nullcontext():
-            self._make_caches()
+            self.update_caches()
             return super().__call__(*inputs, **kwargs)
 
-    def _make_caches(self) -> None:
-        """Keep the factorisation that there is, or leave it to be made anew."""
+    def update_caches(self) -> None:
+        """Make `prediction_strategy` that of the present rows, hyperparameters and transforms.
+
+        It stays as it is if nothing has changed; every prediction begins with this.
+        """
         attached = torch.is_grad_enabled() and gpytorch.settings.detach_test_caches.off()
         parts = self._parts()
         fresh = self._made is not None and self._made.holds(parts)
         if not fresh:
-            self._condition_on(self.train_X, self.train_Y, self.train_Yvar)
-            self._made = Snapshot(parts)
+            self._condition_on(self.train_X, self.train_Y, self._known_noise())
+            self._made = Snapshot(self._parts())
         if self.prediction_strategy is not None and fresh and attached == self._attached:
             return
         self._attached = attached
         rows = [unrepeated(inputs) for inputs in self.train_inputs]
-        self.prediction_strategy = ExactPredictionStrategy(
+        kept = ExactPredictionStrategy(
             rows, self._get_train_prior_distribution(rows), self.train_targets, self.likelihood
         )
+        self.prediction_strategy = kept
+        if attached:  # a second pass backward needs a graph of its own
+            for cache in (kept.mean_cache, kept.covar_cache):
+                if cache.requires_grad:
+                    cache.register_hook(self._forget)
+
+    def _forget(self, gradient: Tensor) -> None:
+        self._made = None
 
     def _apply_noise(
         self, X: Tensor, mvn: MultivariateNormal, observation_noise: bool | Tensor = False
@@ -245,9 +273,11 @@ class ProcessRows(SingleTaskGP):
         return super()._apply_noise(X, mvn, observation_noise)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        if "train_X" not in self._buffers:  # in BoTorch's constructor
+            return super()._apply(fn)
+        self.train_Yvar = self._known_noise()
         super()._apply(fn)
-        if "train_X" in self._buffers:  # not yet in BoTorch's constructor
-            self._condition_on(self.train_X, self.train_Y, self.train_Yvar)
+        self._condition_on(self.train_X, self.train_Y, self.train_Yvar)
         return self
 
     def _condition_on(self, X: Tensor, Y: Tensor, Yvar: Tensor | None) -> None:
@@ -267,9 +297,16 @@ class ProcessRows(SingleTaskGP):
             known = self._by_output(self._on_the_models_scale(unrepeated(Yvar)))
             if self._has_fixed_noise:
                 self.likelihood.noise_covar = FixedGaussianNoise(noise=known)
+                self._noise_made = self.likelihood.noise_covar.noise.clone()
             else:
                 self.likelihood = PartlyKnownNoise(self.likelihood, known)
         self._clear_cache()
+
+    def _check_rows(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
+        """Refuse other rows that do not fit these, or that the outcome transform cannot give."""
+        check_observations(type(self).__name__, X, Y, noise, self.train_X, self.train_Y)
+        if self._outcome is not None:
+            check_range(self._outcome.transform, Y)
 
     # BoTorch's own pair keeps a copy of the inputs, and stops gradients to further rows.
     def _set_transformed_inputs(self) -> None:
@@ -300,11 +337,17 @@ class ProcessRows(SingleTaskGP):
         return isinstance(self.likelihood, FixedNoiseGaussianLikelihood)
 
     def _known_noise(self) -> Tensor | None:
-        """Known noise variances of the rows in squared units of Y, also of a user's likelihood."""
-        if self.train_Yvar is not None or not self._has_fixed_noise:
+        """`train_Yvar`, or what the user has set on the likelihood in its place."""
+        return None if self.train_Yvar is None else self._noise_of_rows()
+
+    def _noise_of_rows(self) -> Tensor | None:
+        """Known noise variances in squared units of Y, those of a user's likelihood too."""
+        if not self._has_fixed_noise:
             return self.train_Yvar
-        known = self.likelihood.noise_covar.noise
-        known = known.expand(*self.train_targets.shape)
+        made, known = self._noise_made, self.likelihood.noise_covar.noise
+        if made is not None and torch.equal(made, known):
+            return self.train_Yvar
+        known = known.expand(self.train_targets.shape)
         known = known.mT if self.num_outputs > 1 else known.unsqueeze(-1)
         return known if self._outcome is None else self._outcome.variances(known)
 
