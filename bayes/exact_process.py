@@ -245,7 +245,7 @@ class ExactProcess(ProcessRows, ABC):
             X: Queries, `[..., q, d]`.
             output_indices: Outputs to return; all without it.
             observation_noise: Whether of y rather than of f. A tensor `[..., q, m]` gives the
-                noise variances, on the model's scale as in BoTorch.
+                noise variances in squared units of Y.
             posterior_transform: Applied last; its result is returned as it is.
 
         Returns:

@@ -9,7 +9,7 @@ rows, a model conditioned on more of them, and nothing is standardised in two wa
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Self
 
@@ -24,8 +24,10 @@ from gpytorch.likelihoods.noise_models import FixedGaussianNoise
 from torch import Tensor, nn
 
 from bayes.caching import ExactPredictionStrategy, Snapshot
+from bayes.checks import check_variances
 from bayes.conditioning import PartlyKnownNoise, check_observations, joined, unrepeated
 from bayes.outcome import ElementwiseOutcome
+from bayes.outputs import OutputSubset
 from priors.posteriors.transforms import check_range
 
 __all__ = ["ProcessRows"]
@@ -142,6 +144,17 @@ class ProcessRows(SingleTaskGP):
             Y = sampler(self.posterior(X, observation_noise=noise))
         known = None if observation_noise is None else observation_noise.expand(Y.shape)
         return self.condition_on_observations(X, Y, known)
+
+    def subset_output(self, idcs: Sequence[int]) -> OutputSubset:
+        """The model of some outputs only.
+
+        Args:
+            idcs: Which ones.
+
+        Raises:
+            ValueError: an index is out of range.
+        """
+        return OutputSubset(self, idcs)
 
     def load_state_dict(
         self,
@@ -266,7 +279,7 @@ class ProcessRows(SingleTaskGP):
     ) -> MultivariateNormal:
         """The posterior of y from that of f; variances given are in squared units of Y."""
         if isinstance(observation_noise, Tensor):
-            _check_variances(type(self).__name__, observation_noise, self.num_outputs)
+            check_variances(type(self).__name__, observation_noise, self.num_outputs)
             observation_noise = self._on_the_models_scale(observation_noise)
         elif observation_noise and isinstance(self.likelihood, PartlyKnownNoise):
             return self.likelihood.of_queries(X, mvn)
@@ -388,13 +401,3 @@ def _refuse_others(owner: str, method: str, kwargs: Mapping[str, Any]) -> None:
     others = [name for name in others if name != "propagate_grads"]
     if others:
         raise TypeError(f"{owner}.{method} has no argument {others[0]!r}.")
-
-
-def _check_variances(owner: str, variances: Tensor, outputs: int) -> None:
-    if variances.dim() < 2 or variances.shape[-1] not in (1, outputs):
-        raise ValueError(
-            f"{owner} got observation_noise of shape {tuple(variances.shape)}; expected "
-            f"[..., q, {outputs}]."
-        )
-    if not bool((variances >= 0).all()):
-        raise ValueError(f"{owner} got negative or NaN variances in observation_noise.")
