@@ -365,16 +365,16 @@ def test_parameters_that_are_not_trained_have_no_part(method, frozen):
 
 def test_monte_carlo_of_a_network_that_is_trained_in_part():
     """Its mean is the limit's tangent kernel, which counts trained parameters alone."""
-    network = mlp(depth=1, width=256)
+    network = mlp(depth=1, width=64)
     network[0].requires_grad_(False)
     prior = NetworkPrior(network.double(), weight_var=1.7, bias_var=0.3)
     x = normal(3, 3)
     generator = torch.Generator().manual_seed(0)
-    found = monte_carlo_kernels(prior, x, num_networks=200, generator=generator)
+    found = monte_carlo_kernels(prior, x, num_networks=60, generator=generator)
     truth = InfiniteNetwork(prior).ntk(x)
-    assert ((found.ntk - truth).abs() < 5 * found.ntk_error + 0.02 * truth.abs()).all()
+    assert ((found.ntk - truth).abs() < 5 * found.ntk_error).all()
     whole = InfiniteNetwork(mlp(depth=1), weight_var=1.7, bias_var=0.3).double().ntk(x)
-    assert (whole - truth > 0.2 * truth).all() or (whole - truth).abs().max() > 0.2
+    assert ((whole - truth).diagonal() > 0.3 * truth.diagonal()).all()  # the first layer's part
 
 
 def test_nothing_to_train_is_refused():
