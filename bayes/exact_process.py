@@ -28,6 +28,7 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import Likelihood
 from gpytorch.means import ZeroMean
+from linear_operator.operators import ConstantMulLinearOperator
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
@@ -44,6 +45,7 @@ from bayes.description import (
 from bayes.fitting import Watch, maximise
 from bayes.marginal_likelihood import JointMarginalLogLikelihood, exact_solves, relative_jitter
 from bayes.outcome import ElementwiseOutcome
+from bayes.rows import ProcessRows
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.kernels.network import NNGPKernel, NTKKernel
 from priors.posteriors.protocol import PredictivePosterior
@@ -54,7 +56,7 @@ from priors.random_state import seeded
 __all__ = ["ExactProcess"]
 
 
-class ExactProcess(SingleTaskGP, ABC):
+class ExactProcess(ProcessRows, ABC):
     """An exactly conditioned process; subclasses are the models to use.
 
     Args:
@@ -109,11 +111,9 @@ class ExactProcess(SingleTaskGP, ABC):
             outcome_transform=None if outcome is None else ElementwiseOutcome(outcome),
             input_transform=make_input_transform(input_transform, train_X),
         )
+        self._hyperparameter_batch = train_Y.shape[:-2]
+        self._hold(train_X, train_Y, train_Yvar)
         self.eval()
-        # Buffers, so that they move with the model; `save` writes them by themselves.
-        self.register_buffer("train_X", train_X, persistent=False)
-        self.register_buffer("train_Y", train_Y, persistent=False)
-        self.register_buffer("train_Yvar", train_Yvar, persistent=False)
         self._given = {
             "likelihood": likelihood is not None,
             "input_transform": describe_transform(input_transform),
@@ -244,7 +244,7 @@ class ExactProcess(SingleTaskGP, ABC):
             X: Queries, `[..., q, d]`.
             output_indices: Outputs to return; all without it.
             observation_noise: Whether of y rather than of f. A tensor `[..., q, m]` gives the
-                noise variances, on the model's scale as in BoTorch.
+                noise variances in squared units of Y.
             posterior_transform: Applied last; its result is returned as it is.
 
         Returns:
@@ -305,12 +305,12 @@ class ExactProcess(SingleTaskGP, ABC):
             path: Target file; replaced in one step.
 
         Raises:
-            NotImplementedError: the model was conditioned on further observations.
+            NotImplementedError: a batch of models that conditioning made of one.
         """
-        if self.train_targets.shape[-1] != self.train_Y.shape[-2]:
+        if self.train_Y.shape[:-2] != self._hyperparameter_batch:
             raise NotImplementedError(
-                f"This {type(self).__name__} was conditioned on further observations and cannot "
-                "be saved; construct one from all rows."
+                f"This batch {tuple(self.train_Y.shape[:-2])} of {type(self).__name__}s was made "
+                "by conditioning and cannot be saved; construct one from the rows of each."
             )
         tensors = {f"state.{name}": value for name, value in self.state_dict().items()}
         tensors.update(train_X=self.train_X, train_Y=self.train_Y)
@@ -368,18 +368,20 @@ class ExactProcess(SingleTaskGP, ABC):
         }
         check_given(path, passed, description["given"])
         check_module(path, "kernel", kernel, description["kernel"])
+        known = tensors.get("train_Yvar")
+        later = known is not None and (likelihood is not None or bool(known.isnan().any()))
         model = cls(
             tensors["train_X"],
             tensors["train_Y"],
             kernel,
-            train_Yvar=tensors.get("train_Yvar"),
+            train_Yvar=None if later else known,
             likelihood=likelihood,
             input_transform=input_transform,
             outcome_transform=outcome_transform,
             **description["construction"],
         )
-        model.load_state_dict(tensors_under("state", tensors), keep_transforms=False)
-        model.eval()
+        model._hold(tensors["train_X"], tensors["train_Y"], known)
+        model.load_state_dict(tensors_under("state", tensors))
         check_fingerprint(path, "kernel", model._fingerprint(), tensors["fingerprint"])
         return model
 
@@ -406,5 +408,6 @@ def _rescaled(
     assert isinstance(loc, Tensor)  # as buffers of the outcome transform are
     assert isinstance(scale, Tensor)
     loc, scale = loc.squeeze(-1), scale.squeeze(-1)
-    covariance = gaussian.lazy_covariance_matrix * scale.square().unsqueeze(-1)
+    factor = scale.square().squeeze(-1).expand(gaussian.batch_shape)
+    covariance = ConstantMulLinearOperator(gaussian.lazy_covariance_matrix, factor)
     return MultivariateNormal(loc + scale * gaussian.mean, covariance)

@@ -21,6 +21,7 @@ import torch
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import Likelihood
+from linear_operator.operators import ConstantMulLinearOperator
 from torch import Tensor
 
 from bayes.exact_process import ExactProcess
@@ -98,7 +99,8 @@ class StudentTProcess(ExactProcess):
             quadratic = quadratic.sum(-1)
         df = 2 * self.concentration + targets.shape[-1] * self.num_outputs
         factor = (2 * self.rate + quadratic) / df
-        covariance = gaussian.lazy_covariance_matrix * factor[..., None, None]
+        # not `*`, by which blocks of several outputs and batches of noise go wrong
+        covariance = ConstantMulLinearOperator(gaussian.lazy_covariance_matrix, factor)
         storage = {"interleaved": False} if is_stored_by_output(gaussian) else {}
         return StudentTPosterior(type(gaussian)(gaussian.mean, covariance, **storage), df)
 

@@ -142,9 +142,9 @@ class PFNModel(Model):
             output_indices: Outputs to return; all if None. Classes have no outputs.
             observation_noise: Whether of the noisy y, or of the function f, where the network's
                 tasks had one (else it knows y only, and answers that); or the variances of
-                the noise at the queries, `[..., q, m]`, NaN where unknown, for a network that
-                knows noise. True takes the mean of the training data's variances where all of
-                them are known.
+                the noise at the queries, `[..., q, m]`, squared units of y, NaN where unknown,
+                for a network that knows noise. True takes the mean of the training data's
+                variances where all of them are known.
             posterior_transform: Applied last.
 
         Returns:
@@ -209,8 +209,8 @@ class PFNModel(Model):
         Args:
             X: Inputs `[..., n', d]`; further batch dimensions give a batch of models.
             Y: Targets `[..., n', m]`.
-            noise: Known noise variances of the shape of Y, NaN where unknown; zero for exact
-                values of f.
+            noise: Known noise variances of the shape of Y, squared units of Y, NaN where unknown
+                (all are without it); zero for exact values of f.
             kwargs: Ignored: BoTorch's fantasies pass sampler arguments.
 
         Raises:
@@ -223,7 +223,9 @@ class PFNModel(Model):
         self, X: Tensor, Y: Tensor, noise: Tensor | None, *, imagined: bool
     ) -> PFNModel:
         """Imagined observations that are appended keep the units: fantasies are smooth in X."""
-        more = self._data.further(X, _classes_as_numbers(self.pfn, Y, X), noise)
+        if isinstance(Y, Tensor) and isinstance(X, Tensor):
+            Y = _classes_as_numbers(self.pfn, Y, X)
+        more = self._data.further(X, Y, noise)
         self._encoded.check(more)
         data = self._data.joined(more)
         self.pfn.coverage.warn_beyond_training(data.X.shape[-2])
