@@ -28,6 +28,7 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import Likelihood
 from gpytorch.means import ZeroMean
+from linear_operator.operators import BlockDiagLinearOperator
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
@@ -45,6 +46,7 @@ from bayes.description import (
 from bayes.fitting import Watch, maximise
 from bayes.marginal_likelihood import JointMarginalLogLikelihood, exact_solves, relative_jitter
 from bayes.outcome import ElementwiseOutcome
+from bayes.prediction import conditional
 from priors.files import read_safetensors, write_safetensors_atomically
 from priors.kernels.network import NNGPKernel, NTKKernel
 from priors.posteriors.protocol import PredictivePosterior
@@ -134,8 +136,15 @@ class ExactProcess(SingleTaskGP, ABC):
         """What `fit` maximises."""
 
     @abstractmethod
-    def _process_posterior(self, gaussian: MultivariateNormal) -> PredictivePosterior:
-        """Posterior of the process, given the Gaussian that conditioning the kernel gives."""
+    def _process_posterior(
+        self, gaussian: MultivariateNormal, transform: AffineTransform | None
+    ) -> PredictivePosterior:
+        """Posterior of the process, given the Gaussian that conditioning the kernel gives.
+
+        Args:
+            gaussian: On the model's scale.
+            transform: From there to the units of Y, if it is affine.
+        """
 
     def fit(
         self,
@@ -255,33 +264,31 @@ class ExactProcess(SingleTaskGP, ABC):
         check_query(owner, X, self.train_X)
         outputs = chosen_outputs(owner, output_indices, self.num_outputs)
         outcome = getattr(self, "outcome_transform", None)
+        self.eval()
         with exact_solves(), relative_jitter(self._prior_variance()), gpt_posterior_settings():
-            gaussians = self._conditional_gaussians(X, observation_noise)
-            gaussians = [_rescaled(gaussians[k], outcome, k % self.num_outputs) for k in outputs]
-            if len(gaussians) == 1:
-                joint = gaussians[0]
-            else:
-                joint = MultitaskMultivariateNormal.from_independent_mvns(gaussians)
-            posterior = self._process_posterior(joint)
+            gaussian = self._conditional(X, outputs, observation_noise)
+            affine = outcome.of_outputs(outputs) if outcome is not None and outcome.affine else None
+            posterior = self._process_posterior(gaussian, affine)
         if outcome is not None and not outcome.affine:
             posterior = TransformedPosterior(posterior, outcome.of_outputs(outputs))
         return apply_posterior_transform(posterior_transform, posterior, X)
 
-    def _conditional_gaussians(
-        self, X: Tensor, observation_noise: bool | Tensor
-    ) -> list[MultivariateNormal]:
-        """Per output, N(K* K^-1 y, K** - K* K^-1 K*') on the model's scale."""
-        self.eval()
+    def _conditional(
+        self, X: Tensor, outputs: Sequence[int], observation_noise: bool | Tensor
+    ) -> MultivariateNormal:
+        """N(K* K^-1 y, K** - K* K^-1 K*') of some outputs on the model's scale."""
         X = self.transform_inputs(X)
         if self.num_outputs == 1:
-            return [self._apply_noise(X, self(X), observation_noise)]
-        X, dim = add_output_dim(X=X, original_batch_shape=self._input_batch_shape)
-        joint = self._apply_noise(X, self(X), observation_noise)
-        mean, covariance = joint.mean, joint.lazy_covariance_matrix
-        return [
-            MultivariateNormal(mean.select(dim, k), covariance[(slice(None),) * dim + (k,)])
-            for k in range(self.num_outputs)
-        ]
+            return self._apply_noise(X, conditional(self, X), observation_noise)
+        X, _ = add_output_dim(X=X, original_batch_shape=self._input_batch_shape)
+        each = self._apply_noise(X, conditional(self, X), observation_noise)
+        mean, covariance = each.mean, each.lazy_covariance_matrix
+        if len(outputs) == 1:
+            return MultivariateNormal(mean[..., outputs[0], :], covariance[..., outputs[0], :, :])
+        if list(outputs) != list(range(self.num_outputs)):
+            mean, covariance = mean[..., outputs, :], covariance[..., outputs, :, :]
+        joint = BlockDiagLinearOperator(covariance)
+        return MultitaskMultivariateNormal(mean.mT, joint, interleaved=False)
 
     def _prior_variance(self) -> Tensor:
         """Prior variances of f at the training rows, on the model's scale."""
@@ -393,19 +400,3 @@ class ExactProcess(SingleTaskGP, ABC):
         with torch.no_grad(), exact_solves():
             rows = self.transform_inputs(self.train_X[..., :FINGERPRINT_ROWS, :])
             return self.covar_module(rows).to_dense()
-
-
-def _rescaled(
-    gaussian: MultivariateNormal, outcome: ElementwiseOutcome | None, output: int
-) -> MultivariateNormal:
-    """The Gaussian in units of Y, where the outcome transform is affine."""
-    if outcome is None or not outcome.affine:
-        return gaussian
-    transform = outcome.of_outputs([output])
-    assert isinstance(transform, AffineTransform)
-    loc, scale = transform.loc, transform.scale
-    assert isinstance(loc, Tensor)  # as buffers of the outcome transform are
-    assert isinstance(scale, Tensor)
-    loc, scale = loc.squeeze(-1), scale.squeeze(-1)
-    covariance = gaussian.lazy_covariance_matrix * scale.square().unsqueeze(-1)
-    return MultivariateNormal(loc + scale * gaussian.mean, covariance)

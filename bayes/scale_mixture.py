@@ -22,6 +22,7 @@ from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import Likelihood
 from torch import Tensor
+from torch.distributions.transforms import AffineTransform
 
 from bayes.exact_process import ExactProcess
 from bayes.marginal_likelihood import JointMarginalLogLikelihood
@@ -46,9 +47,9 @@ class StudentTProcess(ExactProcess):
         concentration: a of the inverse gamma, > 0. The prior mean of sigma^2 is b / (a - 1).
         rate: b of the inverse gamma, > 0, on the model's (standardised) scale.
         train_Yvar: Known noise variances relative to sigma^2, in the units of Y squared.
-        likelihood: As in `ExactProcess`; its noise is the ratio.
-        input_transform: As in `ExactProcess`.
-        outcome_transform: As in `ExactProcess`.
+        likelihood: As in `GaussianProcess`; its noise is the ratio.
+        input_transform: As in `GaussianProcess`.
+        outcome_transform: As in `GaussianProcess`.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -90,7 +91,9 @@ class StudentTProcess(ExactProcess):
     def _marginal_log_likelihood(self) -> JointMarginalLogLikelihood:
         return _StudentTMarginalLogLikelihood(self.likelihood, self)
 
-    def _process_posterior(self, gaussian: MultivariateNormal) -> StudentTPosterior:
+    def _process_posterior(
+        self, gaussian: MultivariateNormal, transform: AffineTransform | None
+    ) -> StudentTPosterior:
         # The prediction strategy holds K^-1 y of the rows just conditioned on.
         targets = self.train_targets
         quadratic = (targets * self.prediction_strategy.mean_cache).sum(-1)
@@ -100,7 +103,8 @@ class StudentTProcess(ExactProcess):
         factor = (2 * self.rate + quadratic) / df
         covariance = gaussian.lazy_covariance_matrix * factor[..., None, None]
         storage = {"interleaved": False} if is_stored_by_output(gaussian) else {}
-        return StudentTPosterior(type(gaussian)(gaussian.mean, covariance, **storage), df)
+        distribution = type(gaussian)(gaussian.mean, covariance, **storage)
+        return StudentTPosterior(distribution, df, transform)
 
 
 class _StudentTMarginalLogLikelihood(JointMarginalLogLikelihood):
