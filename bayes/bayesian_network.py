@@ -25,7 +25,7 @@ from botorch.models.model import Model
 from botorch.posteriors import Posterior
 from torch import Tensor
 
-from bayes.checks import check_query, check_training_data, chosen_outputs
+from bayes.checks import check_query, check_training_data, check_unit, chosen_outputs
 from bayes.description import (
     FINGERPRINT_ROWS,
     check_fingerprint,
@@ -115,6 +115,7 @@ class BayesianNetwork(Model):
         self.register_buffer("train_Yvar", train_Yvar)
         self.input_transform = make_input_transform(input_transform, train_X)
         outcome = make_outcome_transform(outcome_transform, train_Y)
+        check_unit("BayesianNetwork", outcome, train_Y)
         self.outcome_transform = (
             None if outcome is None else ElementwiseOutcome(outcome).to(train_X).eval()
         )

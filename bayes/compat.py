@@ -1,16 +1,14 @@
-"""Borrowed names: what is used of Pyro's samplers and of linear_operator that is not public there.
+"""Borrowed names: what inference uses of Pyro's samplers that is not public there.
 
 `tests/bayes/test_compat.py` says of each what is relied on, and of the methods of BoTorch's models
-and GPyTorch's prediction strategies that are called or overridden.
+that `ExactProcess` calls or overrides.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from linear_operator.utils.getitem import _noop_index as NOOP_INDEX
-
-__all__ = ["NOOP_INDEX", "mean_acceptance", "potential_energy"]
+__all__ = ["mean_acceptance", "potential_energy"]
 
 
 def potential_energy(kernel: Any) -> float:

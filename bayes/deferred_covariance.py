@@ -10,8 +10,6 @@ from linear_operator.operators import LinearOperator
 from linear_operator.utils.memoize import cached
 from torch import Tensor
 
-from bayes.compat import NOOP_INDEX
-
 __all__ = ["DeferredCovariance"]
 
 
@@ -56,7 +54,7 @@ class DeferredCovariance(LinearOperator):
         return self
 
     def _getitem(self, row_index: Any, col_index: Any, *batch_indices: Any) -> LinearOperator:
-        if row_index is NOOP_INDEX and col_index is NOOP_INDEX:
+        if slice(None) == row_index == col_index:
             index = (*batch_indices, row_index)
             return self._of_batch(self._variance[index], lambda whole: whole[*index, col_index])
         return self.evaluate_kernel()._getitem(row_index, col_index, *batch_indices)

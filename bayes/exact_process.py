@@ -32,7 +32,13 @@ from linear_operator.operators import BlockDiagLinearOperator
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
-from bayes.checks import check_query, check_training_data, chosen_outputs, warn_about_scale
+from bayes.checks import (
+    check_query,
+    check_training_data,
+    check_unit,
+    chosen_outputs,
+    warn_about_scale,
+)
 from bayes.description import (
     FINGERPRINT_ROWS,
     check_fingerprint,
@@ -58,25 +64,7 @@ __all__ = ["ExactProcess"]
 
 
 class ExactProcess(SingleTaskGP, ABC):
-    """An exactly conditioned process; subclasses are the models to use.
-
-    Args:
-        train_X: Inputs, `[..., n, d]`.
-        train_Y: Outcomes, `[..., n, m]`, any number of columns.
-        kernel: Prior covariance of f; copied, so the learnt values are in `covar_module`. It is
-            used as it is: wrap it in `gpytorch.kernels.ScaleKernel` for a learnt output scale.
-        train_Yvar: Known noise variances, `[..., n, m]`, units of Y squared. Without them a
-            single noise variance per output is learnt.
-        likelihood: A GPyTorch Gaussian likelihood to use instead, copied.
-        input_transform: `DEFAULT` standardises by the training rows, None is off, or a BoTorch
-            `InputTransform`.
-        outcome_transform: `DEFAULT` standardises by the training rows, None is off, or an
-            elementwise `torch.distributions` transform from the model's scale to Y's.
-
-    Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: shapes disagree or values are not finite.
-    """
+    """An exactly conditioned process; its subclasses are the models and document the arguments."""
 
     def __init__(
         self,
@@ -102,6 +90,7 @@ class ExactProcess(SingleTaskGP, ABC):
         if train_Yvar is not None and likelihood is not None:
             raise ValueError(f"{owner} takes train_Yvar or a likelihood, not both.")
         outcome = make_outcome_transform(outcome_transform, train_Y)
+        check_unit(owner, outcome, train_Y)
         super().__init__(
             train_X,
             train_Y,

@@ -41,19 +41,18 @@ def conditional(process: SingleTaskGP, X: Tensor) -> MultivariateNormal:
     Returns:
         Mean `[..., q]`, of several outputs `[..., m, q]`. The covariance of many queries is a
         `DeferredCovariance`; asking for it after the hyperparameters or the data have changed
-        raises RuntimeError.
+        raises ValueError.
     """
-    rows = _common_rows(process)
-    queries = X.shape[-2]
-    outputs = process.num_outputs
-    numbers = outputs * X.shape[:-1].numel() * (process.train_targets.shape[-1] + queries)
-    few = queries <= _JOINT_QUERIES and numbers <= _JOINT_NUMBERS
-    if few and (queries > 1 or rows is None):
-        return process(X)
     if process.prediction_strategy is None:
         process(X[..., :1, :])  # prepares what depends on the training rows alone
     if type(process.prediction_strategy) is not DefaultPredictionStrategy:
         return process(X)
+    rows = _common_rows(process)
+    queries, outputs = X.shape[-2], process.num_outputs
+    numbers = outputs * X.shape[:-1].numel() * (process.train_targets.shape[-1] + queries)
+    few = queries <= _JOINT_QUERIES and numbers <= _JOINT_NUMBERS
+    if few and (queries > 1 or rows is None):
+        return _joint(process, X, rows)
     if rows is None:
         mean, variance = _marginals(process, X, process.train_inputs[0])
     else:
@@ -67,12 +66,13 @@ def conditional(process: SingleTaskGP, X: Tensor) -> MultivariateNormal:
 
     def covariance() -> LinearOperator:
         if not unchanged():
-            raise RuntimeError(
+            # no RuntimeError, after which linear_operator would try other factorisations
+            raise ValueError(
                 f"The covariance of these {queries} queries was not computed yet, and the "
                 f"{type(process).__name__} has changed since: call posterior(X) again."
             )
         with _solver():
-            return process(X).lazy_covariance_matrix
+            return _joint(process, X, rows).lazy_covariance_matrix
 
     return MultivariateNormal(mean, DeferredCovariance(variance, covariance=covariance))
 
@@ -85,6 +85,17 @@ def _common_rows(process: SingleTaskGP) -> Tensor | None:
     if rows.dim() == 2:
         return rows
     return rows[0] if process.num_outputs > 1 and rows.dim() == 3 else None
+
+
+def _joint(process: SingleTaskGP, X: Tensor, rows: Tensor | None) -> MultivariateNormal:
+    """Posterior of f at X; common rows meet all queries at once instead of batch by batch."""
+    if rows is None or process.prediction_strategy is None:
+        return process(X)
+    kernel, strategy = process.covar_module, process.prediction_strategy
+    covariance = to_dense(kernel(X.reshape(-1, X.shape[-1]), rows)).unflatten(0, X.shape[:-1])
+    mean = strategy.exact_predictive_mean(process.mean_module(X), covariance)
+    prior = to_dense(kernel(X))
+    return MultivariateNormal(mean, strategy.exact_predictive_covar(prior, covariance))
 
 
 def _marginals(process: SingleTaskGP, X: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

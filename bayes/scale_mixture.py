@@ -28,6 +28,7 @@ from bayes.exact_process import ExactProcess
 from bayes.marginal_likelihood import JointMarginalLogLikelihood
 from bayes.student_t import StudentTPosterior
 from priors.posteriors.compat import is_stored_by_output
+from priors.posteriors.gaussian import scaled
 from priors.posteriors.transforms import DEFAULT
 
 __all__ = ["StudentTProcess"]
@@ -101,7 +102,7 @@ class StudentTProcess(ExactProcess):
             quadratic = quadratic.sum(-1)
         df = 2 * self.concentration + targets.shape[-1] * self.num_outputs
         factor = (2 * self.rate + quadratic) / df
-        covariance = gaussian.lazy_covariance_matrix * factor[..., None, None]
+        covariance = scaled(gaussian.lazy_covariance_matrix, factor)
         storage = {"interleaved": False} if is_stored_by_output(gaussian) else {}
         distribution = type(gaussian)(gaussian.mean, covariance, **storage)
         return StudentTPosterior(distribution, df, transform)

@@ -26,6 +26,7 @@ __all__ = [
     "GaussianPosterior",
     "as_predictive",
     "gaussian_log_excess",
+    "scaled",
 ]
 
 
@@ -201,8 +202,19 @@ def _image(distribution: MultivariateNormal, transform: AffineTransform) -> Mult
     return MultitaskMultivariateNormal(mean, covariance, interleaved=not by_output)
 
 
+def scaled(covariance: LinearOperator, factor: Tensor) -> LinearOperator:
+    """A multiple of a covariance, as lazy; its root is that of the covariance, scaled.
+
+    Args:
+        covariance: `[..., k, k]`.
+        factor: Positive, `[...]`.
+    """
+    if isinstance(covariance, BlockDiagLinearOperator):
+        return BlockDiagLinearOperator(_times(covariance.base_linear_op, factor.unsqueeze(-1)))
+    return _times(covariance, factor)
+
+
 def _times(covariance: LinearOperator, factor: Tensor) -> LinearOperator:
-    """Of factors `[...]`; its roots are those of the covariance, with a jitter of their own."""
     if factor.dim() > len(covariance.batch_shape):
         covariance = covariance.expand(*factor.shape, *covariance.shape[-2:])
     return ConstantMulLinearOperator(covariance, factor)
