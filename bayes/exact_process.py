@@ -239,6 +239,10 @@ class ExactProcess(SingleTaskGP, ABC):
     ) -> PredictivePosterior | Posterior:
         """Posterior at `X`, joint over its points.
 
+        Means, variances, quantiles and densities of many queries are computed in blocks; their
+        covariance only where it is asked for, as samples and `joint_log_prob` do, and then
+        of the model as it was: one that has changed since raises ValueError.
+
         Args:
             X: Queries, `[..., q, d]`.
             output_indices: Outputs to return; all without it.
@@ -267,11 +271,14 @@ class ExactProcess(SingleTaskGP, ABC):
     ) -> MultivariateNormal:
         """N(K* K^-1 y, K** - K* K^-1 K*') of some outputs on the model's scale."""
         X = self.transform_inputs(X)
-        if self.num_outputs == 1:
-            return self._apply_noise(X, conditional(self, X), observation_noise)
-        X, _ = add_output_dim(X=X, original_batch_shape=self._input_batch_shape)
+        if self.num_outputs > 1:
+            X, _ = add_output_dim(X=X, original_batch_shape=self._input_batch_shape)
         each = self._apply_noise(X, conditional(self, X), observation_noise)
+        if self.num_outputs == len(outputs) == 1:
+            return each
         mean, covariance = each.mean, each.lazy_covariance_matrix
+        if self.num_outputs == 1:
+            mean, covariance = mean.unsqueeze(-2), covariance.unsqueeze(-3)
         if len(outputs) == 1:
             return MultivariateNormal(mean[..., outputs[0], :], covariance[..., outputs[0], :, :])
         if list(outputs) != list(range(self.num_outputs)):

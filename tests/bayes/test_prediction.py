@@ -167,7 +167,7 @@ def test_batches_of_data_and_kernels(process, m, in_blocks):
     shape = torch.Size([3, m] if m > 1 else [3])
     kernel = RBFKernel(batch_shape=shape)
     kernel.lengthscale = torch.linspace(0.5, 1.5, shape.numel()).double().reshape(*shape, 1, 1)
-    model = make(process, m, (3,), kernel)
+    model = make(process, m, (3,), kernel, input_transform=None)
     Xs = data(n=5, batch=(3,), seed=1)[0]
     many = model.posterior(Xs, observation_noise=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -181,7 +181,8 @@ def test_batches_of_data_and_kernels(process, m, in_blocks):
             one.lengthscale = kernel.lengthscale[k]
             likelihood = GaussianLikelihood()
             likelihood.noise = 0.01
-            alone = process(model.train_X[k], model.train_Y[k], one, likelihood=likelihood)
+            given = {"likelihood": likelihood, "input_transform": None}
+            alone = process(model.train_X[k], model.train_Y[k], one, **given)
             found = alone.posterior(Xs[k], observation_noise=True)
             torch.testing.assert_close(many.mean[k], found.mean)
             torch.testing.assert_close(many.variance[k], found.variance)
@@ -197,6 +198,8 @@ def test_some_outputs(process, noise, no_joint):
         some = model.posterior(Xs, output_indices=chosen, observation_noise=noise)
         torch.testing.assert_close(some.mean, whole.mean[:, chosen])
         torch.testing.assert_close(some.variance, whole.variance[:, chosen])
+    twice = make(process).posterior(Xs, output_indices=[0, 0], observation_noise=noise)
+    torch.testing.assert_close(twice.variance[:, 0], twice.variance[:, 1])
 
 
 @both
