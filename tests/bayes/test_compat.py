@@ -77,8 +77,8 @@ def test_validate_tensor_args():
 
 def test_prediction_strategy():
     """It predicts from covariances with the rows, and variances from a diagonal prior."""
-    X, Y = torch.rand(6, 2, dtype=torch.float64), torch.rand(6, 1, dtype=torch.float64)
-    model, Xs = SingleTaskGP(X, Y, outcome_transform=None).eval(), torch.rand(4, 2).double()
+    X, Xs = torch.rand(10, 2, dtype=torch.float64).split([6, 4])
+    model = SingleTaskGP(X, X[:, :1].sin()).eval()
     assert model.prediction_strategy is None
     with torch.no_grad(), exact_solves(), gpt_posterior_settings():
         expected = model(Xs)
