@@ -26,7 +26,13 @@ from botorch.posteriors import Posterior
 from torch import Tensor
 
 from bayes.caching import Snapshot
-from bayes.checks import check_query, check_training_data, check_variances, chosen_outputs
+from bayes.checks import (
+    check_query,
+    check_training_data,
+    check_unit,
+    check_variances,
+    chosen_outputs,
+)
 from bayes.description import (
     FINGERPRINT_ROWS,
     check_fingerprint,
@@ -120,6 +126,7 @@ class BayesianNetwork(Model):
         self.register_buffer("train_Yvar", train_Yvar)
         self.input_transform = make_input_transform(input_transform, train_X)
         outcome = make_outcome_transform(outcome_transform, train_Y)
+        check_unit("BayesianNetwork", outcome, train_Y)
         self.outcome_transform = (
             None if outcome is None else ElementwiseOutcome(outcome).to(train_X).eval()
         )
