@@ -47,7 +47,7 @@ class Inputs:
         """A `Features` node at the data points, `[..., n, (P,) width]`."""
         node = self.program.nodes[index]
         assert isinstance(node, Features)
-        value = self._value(node.source).movedim(node.axis + 1, -1)
+        value = self._value(node.source).movedim(node.axis + 1, -1).to(self.x)
         places = (math.prod(node.positions),) if node.positions else ()
         return value.reshape(*self.x.shape[:-1], *places, value.shape[-1])
 
@@ -69,7 +69,11 @@ class Inputs:
                 assert isinstance(node, Function)
                 arguments = [self._argument(a) for a in node.arguments]
                 keywords = {k: self._argument(a) for k, a in node.keywords}
-                self._values[index] = node.function(*arguments, **keywords)
+                value = node.function(*arguments, **keywords)
+                # constants of a given size are made on the CPU
+                self._values[index] = (
+                    value.to(self.x.device) if isinstance(value, Tensor) else value
+                )
         return self._values[index]
 
     def _argument(self, item: Any) -> Any:

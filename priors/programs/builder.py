@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from priors.gaussian.activations import Activation
+from priors.programs.learnt import Entries, Learnt, as_matrix
 from priors.programs.nodes import (
     Array,
     Features,
@@ -46,6 +47,8 @@ class Builder:
         fan_in: Number of inputs of a unit of each weight's layer; None while it is open.
         gradient_stop: What stops gradients, and where; None if nothing does.
         relations: Which pairs of nodes can have a moment, filled as it is asked for.
+        entries: The parameters that are operands, and what their entries are used for.
+        transposed: Whether the matrix of a layer is used as its transpose.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class Builder:
         self.fan_in: dict[str, int | None] = {}
         self.gradient_stop: tuple[str, str] | None = None
         self.relations: dict[tuple[int, int], bool] = {}
+        self.entries = Entries()
+        self.transposed: dict[str, bool] = {}
         self._known: dict[Node, int] = {}
         self._calls = 0
         self.where = "forward"
@@ -223,11 +228,19 @@ class Builder:
         rows: tuple[int, int] | None = None,
         window: Window | None = None,
         positions: tuple[int, ...] = (),
+        transposed: bool = False,
     ) -> int:
         """A matrix product as a node; `rows` of the matrix, all if None."""
         layer = self.parameter(weight, self.weights, "weight")
+        if self.transposed.setdefault(layer, transposed) != transposed:
+            raise self.unsupported(
+                "a matrix together with its transpose",
+                "the one's result depends on the other's input, so neither it nor its gradient is "
+                "Gaussian by itself; give each its own matrix",
+            )
         lazy = nn.parameter.is_lazy(weight)
-        self.fan_in[layer] = None if lazy else math.prod(weight.shape[1:])
+        inputs = slice(0, 1) if transposed else slice(1, None)
+        self.fan_in[layer] = None if lazy else math.prod(weight.shape[inputs])
         bias_layer = None if bias is None else self.parameter(bias, self.biases, "bias")
         suffix = "" if rows is None or rows == (0, width) else f"[{rows[0]}:{rows[1]}]"
         return self.add(
@@ -246,23 +259,33 @@ class Builder:
     def dense(
         self,
         x: Value,
-        weight: Tensor,
+        weight: Tensor | Learnt,
         bias: Tensor | None,
         *,
         width: int | None = None,
         rows: tuple[int, int] | None = None,
+        transposed: bool = False,
     ) -> Value:
-        """W x + b along the last dimension; `width` is that of a lazy layer."""
+        """W x + b along the last dimension, or W^T x + b; `width` is that of a lazy layer."""
+        weight, turned = as_matrix(self, weight)
+        transposed = transposed != turned
         lazy = nn.parameter.is_lazy(weight)
-        source = self.features(x, -1, None if lazy else weight.shape[1])
-        whole = weight.shape[0] if width is None else width
+        source = self.features(x, -1, None if lazy else weight.shape[0 if transposed else 1])
+        whole = weight.shape[1 if transposed else 0] if width is None else width
         positions = self.positions(source)
-        index = self.linear(source, weight, bias, width=whole, rows=rows, positions=positions)
+        index = self.linear(
+            source, weight, bias, width=whole, rows=rows, positions=positions, transposed=transposed
+        )
         return Value(index, whole if rows is None else rows[1] - rows[0], len(positions))
 
     def parameter(self, value: Any, names: dict[str, str], kind: str) -> str:
         """Name of the layer that a parameter belongs to; registers it."""
         name = self.names.get(id(value))
+        if isinstance(value, Learnt):
+            raise self.unsupported(
+                f"a {kind} that was changed",
+                "its scale is weight_var or bias_var; use the parameter as it is",
+            )
         if name is None:
             raise self.unsupported(
                 f"a {kind} that is no parameter of the module", "it must be an nn.Parameter"

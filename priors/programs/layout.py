@@ -6,26 +6,32 @@ numbered entries (entry = position * width + unit) and reading off where each of
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from priors.programs.builder import NEEDS_A_LAYER, Builder
-from priors.programs.nodes import Array, Concatenate, Flatten, Join
-from priors.programs.values import BATCH, Value, name_of, replaced, values_in
+from priors.programs.builder import Builder
+from priors.programs.learnt import Learnt, operands, rearranged
+from priors.programs.nodes import Array, Concatenate, Flatten, Join, Ref
+from priors.programs.values import BATCH, Value, name_of, parts_of, replaced, values_in
 
 __all__ = ["aligned", "structural"]
 
 
-def aligned(builder: Builder, values: Sequence[Value]) -> list[Value]:
-    """Hidden values with equal layouts, singleton positions expanded."""
-    if any(v.finite for v in values):
-        if all(v.finite for v in values):
-            return list(values)
-        raise builder.unsupported("hidden units combined with the raw input", NEEDS_A_LAYER)
+_JOINS = frozenset("cat concat concatenate stack hstack vstack".split())
+
+
+def aligned(builder: Builder, items: Sequence[Any]) -> list[Value]:
+    """Operands as hidden values with equal layouts, singleton positions expanded.
+
+    At least one is hidden; others may be the raw input, parameters and constants.
+    """
+    like = next(v for v in items if isinstance(v, Value) and not v.finite)
+    values = operands(builder, like, items)
     for value in values:
         builder.check_batch(value)
     first = values[0]
@@ -57,10 +63,25 @@ def structural(
 ) -> Any:
     """Reshaping, slicing, stacking: carried out on numbered entries and read off."""
     values = list(values_in((args, kwargs)))
+    learnt = next(parts_of((args, kwargs), (nn.Parameter, Learnt)), None)
+    if learnt is not None and not values:
+        return rearranged(builder, function, args, kwargs)
     if all(v.finite for v in values):
+        if learnt is not None:
+            raise builder.unsupported(
+                "a parameter joined to the raw input",
+                "neither is wide, so the sum does not average out; apply a linear layer first",
+            )
+        if not values and next(parts_of((args, kwargs), Ref), None) is None:
+            return function(*args, **kwargs)  # a constant
         return builder.finite_call(function, *args, **kwargs)
-    if any(v.finite for v in values):
-        raise builder.unsupported("hidden units joined with the raw input", NEEDS_A_LAYER)
+    if name_of(function) in _JOINS:
+        args, kwargs = _joinable(builder, function, args, kwargs)
+        values = list(values_in((args, kwargs)))
+    elif any(v.finite for v in values) or learnt is not None:
+        raise builder.unsupported(
+            f"{name_of(function)} of hidden units with the raw input or a parameter"
+        )
     if name_of(function) in ("cat", "concat", "concatenate"):
         joined = _concatenate(builder, values, args, kwargs)
         if joined is not None:
@@ -82,6 +103,21 @@ def structural(
     if isinstance(result, tuple | list):
         return tuple(_read(builder, values, r, total) for r in result)
     return _read(builder, values, result, total)
+
+
+def _joinable(
+    builder: Builder, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a function that joins tensors, all of these as hidden values."""
+    given = inspect.signature(lambda tensors, dim=0: None).bind(*args, **kwargs).arguments
+    items = list(given["tensors"])
+    like = next(v for v in items if isinstance(v, Value) and not v.finite)
+    rank = len(builder.shape(like)) + 1
+    dim = {"hstack": 1, "vstack": 0}.get(name_of(function), given.get("dim", 0))
+    joined = dim % rank if "cat" in name_of(function) else 0
+    hidden = operands(builder, like, items, joined)
+    rest = () if "stack" in name_of(function)[1:] else (dim,)
+    return (hidden, *rest), {}
 
 
 def _numbers(builder: Builder, value: Value, start: int, total: int) -> Tensor:

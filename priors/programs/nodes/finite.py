@@ -82,5 +82,9 @@ class Features(OneSource):
     def homogeneous(self) -> bool:
         return True
 
+    @property
+    def related_through(self) -> tuple[int, ...]:
+        return ()
+
     def relation(self, other: Node, related: Callable[[int, int], bool]) -> bool | None:
-        return isinstance(other, Features)
+        return True if isinstance(other, Features) else None

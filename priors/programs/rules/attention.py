@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from priors.programs.nodes import Array, Attention
-from priors.programs.registry import register_function, register_layer, unsupported
+from priors.programs.registry import register_function, register_layer, takes, unsupported
 from priors.programs.relations import dependent, odd
 from priors.programs.tracer import Tracer
-from priors.programs.values import Value
+from priors.programs.values import Pending, Scaled, Value, Width
 
 __all__ = ["Logits", "Weights", "product"]
 
@@ -36,7 +36,7 @@ unsupported(
 
 
 @dataclass(frozen=True)
-class Logits:
+class Logits(Pending):
     """Products of queries and keys during tracing, times `scale`, plus `mask`.
 
     `exponent` is the power of the width in the scale, as far as it was made of sizes.
@@ -47,6 +47,13 @@ class Logits:
     scale: float = 1.0
     mask: Tensor | None = None
     exponent: float = 0.0
+
+    def refusal(self, name: str) -> tuple[str, str]:
+        return (
+            f"{name} of a product of hidden values",
+            "as logits of attention it may be scaled, masked, normalised by softmax and multiplied "
+            "with values",
+        )
 
     def scaled(self, by: float, exponent: float = 0.0) -> Logits:
         """The logits times a number."""
@@ -64,11 +71,14 @@ class Logits:
 
 
 @dataclass(frozen=True)
-class Weights:
+class Weights(Pending):
     """Attention weights during tracing: the softmax of logits, or the logits."""
 
     logits: Logits
     softmax: bool
+
+    def refusal(self, name: str) -> tuple[str, str]:
+        return f"{name} of attention weights", "they may only be multiplied with values"
 
     def apply(self, tracer: Tracer, value: Any) -> Value:
         """The weighted average of the values."""
@@ -77,18 +87,24 @@ class Weights:
         return _attention(tracer, self, value)
 
 
-def product(tracer: Tracer, a: Value, b: Value) -> Any:
+def product(tracer: Tracer, a: Value | Scaled, b: Value | Scaled) -> Any:
     """`a @ b` of hidden values: queries times transposed keys."""
+    scale, exponent = 1.0, 0.0
+    for x in (a, b):
+        if isinstance(x, Scaled):
+            scale, exponent = scale * x.scale, exponent + x.exponent
+    a, b = (x.value if isinstance(x, Scaled) else x for x in (a, b))
     rank = len(tracer.shape(a))
     if a.finite or b.finite or a.axis != rank - 1 or b.axis != rank - 2 or a.width != b.width:
         raise tracer.unsupported(
             "a product of hidden values",
             "only queries [.., n, width] times keys [.., width, m] are understood",
         )
-    return Logits(a, b)
+    return Logits(a, b, scale, exponent=exponent)
 
 
 @register_function("softmax")
+@takes(Logits)
 def softmax(tracer: Tracer, input: Any, dim: int | None = None, **unused: Any) -> Any:
     """Softmax of attention logits over the keys."""
     if not isinstance(input, Logits):
@@ -99,19 +115,25 @@ def softmax(tracer: Tracer, input: Any, dim: int | None = None, **unused: Any) -
 
 
 @register_function("masked_fill")
+@takes(Logits)
 def masked_fill(tracer: Tracer, input: Any, mask: Any, value: float) -> Any:
-    """Attention logits with constants at constant places."""
-    if not isinstance(input, Logits) or value != -math.inf:
-        raise tracer.unsupported("masked_fill", "it masks attention logits by -inf")
+    """Attention logits with constants at constant places; units that are filled."""
+    if not isinstance(input, Logits):
+        return tracer.call(torch.where, mask, value, input)
+    if value > torch.finfo(torch.float32).min / 2 or not isinstance(mask, Tensor):
+        raise tracer.unsupported(
+            "masked_fill of attention logits", "the mask must be constant, and the value -inf"
+        )
     filled = torch.zeros(mask.shape).masked_fill(mask, -math.inf)
     return input.masked(tracer, filled)
 
 
 @register_function("scaled_dot_product_attention")
+@takes(Scaled)
 def scaled_dot_product_attention(
     tracer: Tracer,
-    query: Value,
-    key: Value,
+    query: Value | Scaled,
+    key: Value | Scaled,
     value: Value,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
@@ -124,12 +146,18 @@ def scaled_dot_product_attention(
         raise tracer.unsupported("dropout of attention weights", "call eval() first")
     if enable_gqa:
         raise tracer.unsupported("enable_gqa")
-    if any(v.finite for v in (query, key, value)):
+    if isinstance(value, Scaled):
+        raise tracer.unsupported(*value.refusal("attention"))
+    own = [x.value if isinstance(x, Scaled) else x for x in (query, key)]
+    if any(v.finite for v in (*own, value)):
         raise tracer.unsupported("attention over the raw input")
-    size = query.width // query.num_heads
-    mask = _mask(attn_mask, is_causal, tracer, query, key)
-    logits = Logits(query, key, 1 / math.sqrt(size) if scale is None else scale, mask)
-    return _attention(tracer, Weights(logits, True), value)
+    rank = len(tracer.shape(own[1])) + 1
+    logits = product(tracer, query, tracer.call(torch.transpose, key, rank - 2, rank - 1))
+    size = Width(own[0].width // own[0].num_heads)
+    by = 1 / size**0.5 if scale is None else scale
+    logits = logits.scaled(by, getattr(by, "exponent", 0.0))
+    logits = dataclasses.replace(logits, mask=_mask(attn_mask, is_causal, tracer, *own))
+    return Weights(logits, True).apply(tracer, value)
 
 
 def _mask(

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from priors.programs.nodes import BatchNormalise, Dropout, Normalise
-from priors.programs.registry import reason, register_function, register_layer, unsupported
+from priors.programs.registry import reason, register_function, register_layer, takes, unsupported
 from priors.programs.tracer import Tracer
-from priors.programs.values import Value
+from priors.programs.values import Pending, Value
 
 unsupported(
     "BatchNorm",
@@ -106,6 +106,7 @@ def _batch_norm_layer(tracer: Tracer, layer: Any, x: Value) -> Value:
 
 
 def _dropout_layer(whole: bool) -> Callable[..., Value]:
+    @takes(Pending)
     def rule(tracer: Tracer, layer: Any, x: Value) -> Value:
         return _dropout(tracer, x, layer.p, layer.training, whole)
 
@@ -113,6 +114,7 @@ def _dropout_layer(whole: bool) -> Callable[..., Value]:
 
 
 def _dropout_function(whole: bool) -> Callable[..., Value]:
+    @takes(Pending)
     def rule(
         tracer: Tracer,
         input: Value,
@@ -124,9 +126,12 @@ def _dropout_function(whole: bool) -> Callable[..., Value]:
     return rule
 
 
-def _dropout(tracer: Tracer, x: Value, p: float, training: bool, whole: bool) -> Value:
+def _dropout(tracer: Tracer, x: Any, p: float, training: bool, whole: bool) -> Value:
     if not training or p == 0:
         return x
+    if isinstance(x, Pending):
+        what, why = x.refusal("dropout in training mode")
+        raise tracer.unsupported(what, f"{why}; call eval()")
     if x.finite:
         raise tracer.unsupported("Dropout of the raw input in training mode", "its width is finite")
     if p >= 1:

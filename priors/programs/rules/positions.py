@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from priors.programs.learnt import Learnt
 from priors.programs.nodes import Array, Mix, Ref
-from priors.programs.registry import register_function, register_layer, unsupported
+from priors.programs.registry import register_function, register_layer, takes, unsupported
 from priors.programs.rules.attention import Logits, Weights, product
 from priors.programs.rules.linear import each
 from priors.programs.tracer import Tracer
-from priors.programs.values import Value, Width
+from priors.programs.values import Pending, Scaled, Value, Width
 
 unsupported(
     "MaxPool",
@@ -24,22 +25,25 @@ unsupported(
 
 
 @register_function(
-    *"""view reshape flatten unflatten permute transpose movedim moveaxis swapaxes swapdims squeeze
-    unsqueeze getitem select narrow index_select chunk split unbind flip roll expand repeat tile
-    repeat_interleave stack cat concat concatenate hstack vstack""".split()
+    *"""view reshape flatten unflatten permute transpose t adjoint movedim moveaxis swapaxes
+    swapdims squeeze unsqueeze getitem select narrow index_select chunk split unbind flip roll
+    expand repeat tile repeat_interleave stack cat concat concatenate hstack vstack""".split()
 )
+@takes(Scaled)
 def _structural(tracer: Tracer, *args: Any, **kwargs: Any) -> Any:
     return tracer.structural(tracer.function, args, kwargs)
 
 
 @register_layer(nn.Flatten)
+@takes(Scaled)
 def _flatten_layer(tracer: Tracer, layer: nn.Flatten, x: Value) -> Any:
-    if x.finite and tracer.shape(x) == (None,):
+    if isinstance(x, Value) and x.finite and tracer.shape(x) == (None,):
         return x
     return tracer.structural(torch.flatten, (x, layer.start_dim, layer.end_dim), {})
 
 
 @register_layer(nn.Unflatten)
+@takes(Scaled)
 def _unflatten_layer(tracer: Tracer, layer: Any, x: Value) -> Any:
     return tracer.structural(torch.unflatten, (x, layer.dim, layer.unflattened_size), {})
 
@@ -84,6 +88,12 @@ def _pool(dims: int) -> Callable[..., Value]:
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> Value:
+        if input.finite:
+            options = (padding, ceil_mode, count_include_pad, divisor_override)
+            options = options[: 3 if dims == 1 else 4]
+            return tracer.finite_call(
+                getattr(F, f"avg_pool{dims}d"), input, kernel_size, stride, *options
+            )
         size = each(kernel_size, dims)
         strides = size if stride is None or stride == () else each(stride, dims)
         pads = each(padding, dims)
@@ -110,6 +120,8 @@ def _pool(dims: int) -> Callable[..., Value]:
 
 def _adaptive_pool(dims: int) -> Callable[..., Value]:
     def rule(tracer: Tracer, input: Value, output_size: Any) -> Value:
+        if input.finite:
+            return tracer.finite_call(getattr(F, f"adaptive_avg_pool{dims}d"), input, output_size)
         sizes = (output_size,) * dims if not isinstance(output_size, tuple | list) else output_size
 
         def matrix(axis: int, n: int) -> Tensor:
@@ -130,6 +142,9 @@ def _interpolate(
     mode: str = "nearest",
     align_corners: bool | None = None,
 ) -> Value:
+    if input.finite:
+        options = {"mode": mode, "align_corners": align_corners}
+        return tracer.finite_call(F.interpolate, input, size, scale_factor, **options)
     dims = len(tracer.shape(input)) - 1
     line = {"bilinear": "linear", "trilinear": "linear"}.get(mode, mode)
     if line not in ("nearest", "nearest-exact", "linear", "area"):
@@ -155,8 +170,6 @@ def _spatial(
     scale: float = 1.0,
 ) -> Value:
     """A linear map along each of the last `dims` dimensions, as images have them."""
-    if x.finite:
-        raise tracer.unsupported("pooling of the raw input", "pool beforehand")
     if x.axis != 0 or x.heads or len(tracer.positions(x)) != dims:
         raise tracer.unsupported(f"a {dims}-d pooling of a value of shape {tracer.shape(x)}")
     matrices = [matrix(axis, n) for axis, n in enumerate(tracer.positions(x))]
@@ -205,22 +218,24 @@ def _reduce(mean: bool) -> Callable[..., Value]:
 
 
 @register_function("matmul", "bmm", "mm")
+@takes(Scaled, Logits, Weights)
 def _matmul(tracer: Tracer, a: Any, b: Any) -> Any:
     if isinstance(a, Logits):  # attention without softmax
         a = Weights(a, softmax=False)
     if isinstance(a, Weights):
         return a.apply(tracer, b)
-    if isinstance(a, Value) and isinstance(b, Value):
-        if a.finite and b.finite:
-            return tracer.finite_call(torch.matmul, a, b)
+    if isinstance(a, Value) and isinstance(b, Value) and a.finite and b.finite:
+        return tracer.finite_call(torch.matmul, a, b)
+    if isinstance(a, Value | Scaled) and isinstance(b, Value | Scaled):
         return product(tracer, a, b)
+    for x in (a, b):
+        if isinstance(x, Pending):
+            raise tracer.unsupported(*x.refusal("matmul"))
     left = isinstance(b, Value)
     value, constant = (b, a) if left else (a, b)
-    if isinstance(constant, nn.Parameter):
-        if not left and constant.dim() == 2:
-            raise tracer.unsupported(
-                "matmul with a parameter", "use nn.Linear or nn.functional.linear"
-            )
+    if isinstance(constant, nn.Parameter | Learnt):
+        if not left and len(constant.shape) == 2:
+            return tracer.dense(value, constant, None, transposed=True)
         raise tracer.unsupported("a learnt map of positions")
     if not isinstance(constant, Tensor) or constant.dim() != 2:
         raise tracer.unsupported("matmul", "one side must be a constant matrix")
@@ -243,7 +258,12 @@ def _numel(tracer: Tracer, input: Value) -> Any:
 
 
 @register_function("size")
-def _size(tracer: Tracer, input: Value, dim: int | None = None) -> Any:
+@takes(Scaled)
+def _size(tracer: Tracer, input: Value | Scaled | Tensor, dim: int | None = None) -> Any:
+    if isinstance(input, Scaled):
+        input = input.value
+    if not isinstance(input, Value):
+        return input.shape if dim is None else input.shape[dim]
     sizes: tuple[Any, ...] = (Ref(None), *tracer.shape(input))
     if None in sizes:
         raise ValueError(
@@ -257,11 +277,17 @@ def _size(tracer: Tracer, input: Value, dim: int | None = None) -> Any:
 
 
 @register_function("dim", "ndimension")
-def _dim(tracer: Tracer, input: Value) -> int:
+@takes(Scaled)
+def _dim(tracer: Tracer, input: Value | Scaled | Tensor) -> int:
+    if isinstance(input, Scaled):
+        input = input.value
+    if not isinstance(input, Value):
+        return input.dim()
     return len(tracer.shape(input)) + 1
 
 
 @register_function("getattr")
+@takes(Scaled)
 def _getattr(tracer: Tracer, value: Value, name: str) -> Any:
     match name:
         case "shape":
