@@ -9,7 +9,6 @@ in one order, wherever it is used.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ __all__ = [
     "Learnt",
     "as_matrix",
     "as_units",
+    "gain",
     "held",
     "learnt",
     "operands",
@@ -145,7 +145,7 @@ def held(builder: Builder, parameter: nn.Parameter | Learnt, what: str) -> Tenso
     """A gain at the value that it is held at, a constant: neither random nor trained.
 
     Raises:
-        UnsupportedOperationError: its entries differ, or are 0.
+        UnsupportedOperationError: its entries differ.
     """
     whole = learnt(builder, parameter)
     total = torch.zeros(whole.shape, dtype=torch.float64, device="cpu")
@@ -158,15 +158,24 @@ def held(builder: Builder, parameter: nn.Parameter | Learnt, what: str) -> Tenso
                 "a gain is held at its value, which must be the same for all units",
             )
         (value,) = values
-        if value == 0 or not math.isfinite(value):
-            raise builder.unsupported(
-                f"{what} of a parameter that is {value:g}",
-                "a gain is held at its value; set it to what it shall be, for example by "
-                "nn.init.ones_",
-            )
         builder.constant(builder.entries.parameters[owners[0]], value)
         total = total + scale * value
     return total
+
+
+def gain(builder: Builder, value: Tensor, what: str) -> Tensor:
+    """What was made of a parameter held at its value, as a factor of units.
+
+    Raises:
+        UnsupportedOperationError: it is 0, as some gains are before training.
+    """
+    if not bool(((value != 0) & value.isfinite()).all()):
+        raise builder.unsupported(
+            f"{what} of a parameter whose value makes it {float(value.flatten()[0]):g}",
+            "a gain is held at its value, so its branch would vanish; set it to what it shall be, "
+            "for example by nn.init.ones_",
+        )
+    return value
 
 
 def as_matrix(builder: Builder, weight: Tensor | Learnt) -> tuple[Tensor, bool]:

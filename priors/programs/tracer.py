@@ -22,7 +22,7 @@ from priors.gaussian.activations import Activation, Numerical
 from priors.gaussian.quadrature import detect_kinks
 from priors.programs import branches, layout
 from priors.programs.builder import Builder
-from priors.programs.learnt import Learnt, held
+from priors.programs.learnt import Learnt, gain, held
 from priors.programs.memory import INPLACE_OPERATORS, Memory, is_traced, overwriting
 from priors.programs.nodes import Embedding, Features, Input, Join, Linear, Ref
 from priors.programs.program import Program, pruned
@@ -330,8 +330,11 @@ class Tracer(Builder):
         """A torch function of constants or finite values, which needs no rule."""
         given = [*args, *kwargs.values()]
         values = [a for a in given if isinstance(a, Value)]
-        if any(isinstance(a, nn.Parameter | Learnt) for a in given):
-            args, kwargs = self._held((args, kwargs), f"{name_of(function)}")
+        if next(parts_of(given, (nn.Parameter, Learnt)), None) is not None:
+            what = name_of(function)
+            args, kwargs = self._held((args, kwargs), what)
+            if not values:
+                return gain(self, function(*args, **kwargs), what)
         if not values and not any(isinstance(a, Ref | Pending) for a in given):
             return function(*args, **kwargs)  # a constant, such as torch.arange(10)
         if values and all(v.finite for v in values):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from priors.gaussian.activations import ABReLU, Polynomial, RectifiedPower
-from priors.programs.learnt import Learnt, held, learnt
+from priors.programs.learnt import Learnt, gain, held, learnt
 from priors.programs.nodes import Array, Mix, Nonlinear
 from priors.programs.registry import register_function, register_layer, takes
 from priors.programs.rules.attention import Logits, Weights
@@ -55,7 +55,8 @@ def _add(tracer: Tracer, input: Any, other: Any, *, alpha: float = 1.0) -> Any:
         tracer.check_number(value)
     offset = sum(scale * _constant(tracer, v) for scale, v in parts if _is_number(v))
     # a parameter that is one number for all units is held at its value, as gains are
-    single = [(c, v) for c, v in parts if _is_parameter(v) and math.prod(v.shape) == 1]
+    wide = all(v.width > 1 for _, v in parts if _is_hidden(v))
+    single = [(c, v) for c, v in parts if _is_parameter(v) and math.prod(v.shape) == 1 and wide]
     offset += sum(scale * float(held(tracer, v, "a shift")) for scale, v in single)
     taken = [id(v) for _, v in single]
     return tracer.combine(
@@ -146,7 +147,8 @@ def _mul_parameter(tracer: Tracer, input: Any, other: Any) -> Any:
 
 def _gain(tracer: Tracer, parameter: Any) -> Power:
     """The number that a gain is held at, which is no function of the width."""
-    return Power(float(held(tracer, parameter, "a product").flatten()[0]), 0.0)
+    what = "a product"
+    return Power(float(gain(tracer, held(tracer, parameter, what), what).flatten()[0]), 0.0)
 
 
 def _scaled(tracer: Tracer, x: Scaled, by: Any) -> Any:
