@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from priors.programs.learnt import Learnt
-from priors.programs.nodes import Array, Mix, Ref
+from priors.programs.nodes import Array, Join, Mix, Ref, Zero
 from priors.programs.registry import register_function, register_layer, takes, unsupported
 from priors.programs.rules.attention import Logits, Weights, product
 from priors.programs.rules.linear import each
@@ -46,6 +46,63 @@ def _flatten_layer(tracer: Tracer, layer: nn.Flatten, x: Value) -> Any:
 @takes(Scaled)
 def _unflatten_layer(tracer: Tracer, layer: Any, x: Value) -> Any:
     return tracer.structural(torch.unflatten, (x, layer.dim, layer.unflattened_size), {})
+
+
+@register_function("pad")
+def _pad(
+    tracer: Tracer,
+    input: Value,
+    pad: Sequence[int],
+    mode: str = "constant",
+    value: float | None = None,
+) -> Value:
+    """Padding of positions: with zero vectors, or with positions that are there."""
+    if not isinstance(input, Value) or input.finite:
+        return tracer.without_rule(F.pad, (input, list(pad), mode, value), {})
+    if value:
+        raise tracer.unsupported("padding with a constant", "0 is supported")
+    rank = len(tracer.shape(input))
+    widths = {d % (rank + 1) for d, _ in input.heads} | {input.axis}
+    padded = {rank - 1 - k // 2 for k, size in enumerate(pad) if size}
+    if padded & widths or min(padded, default=0) < 0 or input.batch:
+        raise tracer.unsupported("padding of the width or of the batch", "positions may be padded")
+    if mode != "constant":
+        return tracer.structural(_padded_by_copies, (input, tuple(pad), mode), {})
+    # zero vectors stand before the positions, and are picked where torch would put a 0
+    units = Value(tracer.add(Zero((1,))), input.width, 1)
+    places = tracer.positions(input)
+    lengths = [size for k in range(rank) if k not in widths for size in [k]]
+    amounts = [(0, 0)] * len(places)
+    for k in range(len(pad) // 2):
+        dim = rank - 1 - k
+        if dim in lengths:
+            amounts[lengths.index(dim)] = pad[2 * k], pad[2 * k + 1]
+    flat = [size for pair in reversed(amounts) for size in pair]
+    numbers = torch.arange(1, math.prod(places) + 1).reshape(places)
+    picks = F.pad(numbers, flat, value=0)
+    index = tracer.add(Join((units.index, input.index), (1 + math.prod(places),)))
+    return tracer.like(input, tracer.select(index, picks))
+
+
+def _padded_by_copies(x: Tensor, pad: tuple[int, ...], mode: str) -> Tensor:
+    """Padding by positions that are there, of numbers as of values."""
+    kept = x.dim() - 1 - len(pad) // 2  # dimensions before those that torch pads, less the batch
+    lead = x.reshape(-1, 1, *x.shape[1 + kept :]) if kept >= 0 else x
+    return F.pad(lead.double(), pad, mode=mode).reshape(*x.shape[: 1 + kept], *_tail(x, pad)).long()
+
+
+def _tail(x: Tensor, pad: tuple[int, ...]) -> list[int]:
+    sizes = list(x.shape[x.dim() - len(pad) // 2 :])
+    for k in range(len(pad) // 2):
+        sizes[-1 - k] += pad[2 * k] + pad[2 * k + 1]
+    return sizes
+
+
+def _pad_layer(mode: str) -> Callable[..., Value]:
+    def rule(tracer: Tracer, layer: Any, x: Value) -> Value:
+        return _pad(tracer, x, layer.padding, mode, getattr(layer, "value", None))
+
+    return rule
 
 
 def _pool_layer(dims: int) -> Callable[..., Value]:
@@ -304,6 +361,14 @@ def _getattr(tracer: Tracer, value: Value, name: str) -> Any:
 for _d in (1, 2, 3):
     register_layer(getattr(nn, f"AvgPool{_d}d"))(_pool_layer(_d))
     register_layer(getattr(nn, f"AdaptiveAvgPool{_d}d"))(_adaptive_pool_layer(_d))
+    for _kind, _mode in (
+        ("Zero", "constant"),
+        ("Constant", "constant"),
+        ("Reflection", "reflect"),
+        ("Replication", "replicate"),
+        ("Circular", "circular"),
+    ):
+        register_layer(getattr(nn, f"{_kind}Pad{_d}d"))(_pad_layer(_mode))
     register_function(f"avg_pool{_d}d")(_pool(_d))
     register_function(f"adaptive_avg_pool{_d}d")(_adaptive_pool(_d))
 register_function("mean")(_reduce(True))
