@@ -80,7 +80,8 @@ class Inputs:
         """An argument of a finite function as torch wants it."""
         match item:
             case Ref(index=int(index)):
-                return self._value(index)
+                value = self._value(index)
+                return value.movedim(0, item.batch) if item.batch else value
             case Ref():
                 return self.x.shape[:-1].numel()
             case Array():

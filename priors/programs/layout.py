@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from priors.programs.builder import Builder
 from priors.programs.learnt import Learnt, operands, rearranged
-from priors.programs.nodes import Array, Concatenate, Flatten, Join, Ref
+from priors.programs.nodes import Array, Concatenate, Flatten, Join, Ref, Select
 from priors.programs.values import BATCH, Value, name_of, parts_of, replaced, values_in
 
 __all__ = ["aligned", "structural"]
@@ -32,9 +32,14 @@ def aligned(builder: Builder, items: Sequence[Any]) -> list[Value]:
     """
     like = next(v for v in items if isinstance(v, Value) and not v.finite)
     values = operands(builder, like, items)
-    for value in values:
-        builder.check_batch(value)
     first = values[0]
+    if len(values) > 1 and any(v.copies > 1 for v in values):
+        raise builder.unsupported(
+            "an operation of several values of which one has its units repeated",
+            "repeated units are understood as keys and values of attention, and by linear layers",
+        )
+    if len({v.batch for v in values}) > 1:
+        raise builder.unsupported("values with the batch in different dimensions", "permute first")
     if any((v.width, v.axis, v.heads) != (first.width, first.axis, first.heads) for v in values):
         raise builder.unsupported(
             "hidden values whose widths are not the same dimension",
@@ -89,11 +94,14 @@ def structural(
     width = values[0].width
     if any(v.width != width for v in values):
         raise builder.unsupported(f"{name_of(function)} of vectors of different widths")
-    total = sum(math.prod(builder.positions(v)) for v in values) * width
+    # equal units of copied positions have equal numbers
+    bases = [_base(builder, value) for value in values]
+    total = sum(math.prod(builder.positions(index)) for index, _ in bases) * width
     start, numbered = 0, []
-    for value in values:
-        numbered.append(_numbers(builder, value, start, total))
-        start += math.prod(builder.positions(value)) * width
+    for value, (index, picks) in zip(values, bases, strict=True):
+        numbered.append(_numbers(builder, value, start, total, picks))
+        start += math.prod(builder.positions(index)) * width
+    values = [builder.like(v, index) for v, (index, _) in zip(values, bases, strict=True)]
     fresh = iter(numbered)
     arguments, keywords = replaced((args, kwargs), lambda v: next(fresh), lambda: BATCH)
     try:
@@ -120,11 +128,21 @@ def _joinable(
     return (hidden, *rest), {}
 
 
-def _numbers(builder: Builder, value: Value, start: int, total: int) -> Tensor:
+def _base(builder: Builder, value: Value) -> tuple[int, Tensor]:
+    """The node whose positions a value has, and which of them, in the shape of its own."""
+    node = builder.nodes[value.index]
+    positions = builder.positions(value)
+    if isinstance(node, Select):
+        picks = node.picks.tensor(torch.empty(0, device="cpu"))
+        if picks.unique().numel() < picks.numel():
+            return node.source, picks.reshape(positions)
+    return value.index, torch.arange(math.prod(positions)).reshape(positions)
+
+
+def _numbers(builder: Builder, value: Value, start: int, total: int, picks: Tensor) -> Tensor:
     """Entry = start + position * width + unit (+ total for the second of the batch)."""
     positions = builder.positions(value)
-    size = math.prod(positions) * value.width
-    entries = torch.arange(start, start + size).reshape(*positions, value.width)
+    entries = start + picks[..., None] * value.width + torch.arange(value.width)
     if value.axis is None:
         entries = entries.squeeze(-1)
     else:
@@ -158,22 +176,26 @@ def _read(builder: Builder, values: Sequence[Value], result: Tensor, total: int)
     mixed = [a for a in unit_axes if a in place_axes]
     if unit_axes and not mixed:
         # the axes in the order of their strides, outermost first
-        strides = [
-            int(unit.select(a, 1).flatten()[0] - unit.select(a, 0).flatten()[0]) for a in unit_axes
+        reach = [
+            int(unit.select(a, -1).flatten()[0] - unit.select(a, 0).flatten()[0]) for a in unit_axes
         ]
-        ordered = [a for _, a in sorted(zip(strides, unit_axes, strict=True), reverse=True)]
+        ordered = [a for _, a in sorted(zip(reach, unit_axes, strict=True), reverse=True)]
         pieces = [entries.shape[a] for a in ordered]
         rank = len(ordered)
         table = unit.movedim(ordered, tuple(range(rank))).reshape(*pieces, -1)[..., 0]
+        table, copies = _without_copies(table)
         first, last = int(table.flatten()[0]), int(table.flatten()[-1]) + 1
         if first < last and torch.equal(table.flatten(), torch.arange(first, last)):
             for a in sorted(unit_axes, reverse=True):
                 place = place.select(a, 0)
             index = builder.select(index, place)
+            copies *= values[0].copies
             if (first, last) != (0, width):
+                if values[0].copies > 1:
+                    raise builder.unsupported("a slice of repeated units")
                 index = builder.restrict(index, first, last)
             heads = tuple(zip(ordered[:-1], pieces[:-1], strict=True))
-            return Value(index, last - first, ordered[-1], heads, batch)
+            return Value(index, math.prod(pieces), ordered[-1], heads, batch, copies)
         if len(unit_axes) == 1:
             raise builder.unsupported("units in another order")
     if len(unit_axes) == 1 and mixed:
@@ -190,6 +212,23 @@ def _read(builder: Builder, values: Sequence[Value], result: Tensor, total: int)
         "a reshaping that mixes width and positions",
         f"the result is {tuple(entries.shape)}",
     )
+
+
+def _without_copies(table: Tensor) -> tuple[Tensor, int]:
+    """Units `[heads, ..]` without repeated heads, and how often each is there."""
+    heads = len(table)
+    distinct = len(table.unique(dim=0)) if table.dim() > 1 else heads
+    if distinct == heads or heads % distinct:
+        return table, 1
+    copies = heads // distinct
+    for parts, dim in (
+        (table.unflatten(0, (distinct, copies)), 1),
+        (table.unflatten(0, (copies, distinct)), 0),
+    ):
+        one = parts.select(dim, 0)
+        if torch.equal(parts, one.unsqueeze(dim).expand_as(parts)):
+            return one, copies
+    return table, 1
 
 
 def _read_single(
@@ -217,9 +256,9 @@ def _concatenate(
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
     rank = len(builder.shape(values[0])) + 1
     first = values[0]
-    if first.axis is None or dim % rank != first.axis + 1:
+    if first.axis is None or dim % rank != first.axis + (first.axis >= first.batch):
         return None
-    if any((v.axis, v.heads) != (first.axis, ()) for v in values) or (
+    if any((v.axis, v.heads, v.batch) != (first.axis, (), first.batch) for v in values) or (
         len({builder.positions(v) for v in values}) > 1
     ):
         raise builder.unsupported("a concatenation of unlike values")
@@ -234,7 +273,7 @@ def _concatenate(
             sources.append(value.index)
             sizes.append(value.width)
     node = Concatenate(tuple(sources), tuple(sizes), builder.positions(first))
-    return Value(builder.add(node), sum(sizes), first.axis)
+    return Value(builder.add(node), sum(sizes), first.axis, batch=first.batch)
 
 
 def _varies(tensor: Tensor, axis: int) -> bool:

@@ -220,7 +220,7 @@ def operands(
 def _as_hidden(builder: Builder, like: Value, value: Any, joined: int | None) -> Value:
     if isinstance(value, Value) and not value.finite:
         return value
-    if like.axis is None or like.heads or like.batch:
+    if like.axis is None or like.heads or like.batch or like.copies > 1:
         raise builder.unsupported(
             "hidden units together with a parameter, a constant or the raw input",
             "the units must be in one dimension, and the batch first",
@@ -250,6 +250,7 @@ def _constant(builder: Builder, like: Value, value: Value | Tensor, joined: int 
         constant = value.detach().reshape(shape[1:])
         node = Function(repeated, (Ref(None), Array.of(constant)), (), shape[1:])
         value = Value(builder.add(node))
+    builder.check_batch(value)
     sizes = builder.shape(value)
     if len(sizes) != len(whole) or None in sizes:
         raise builder.unsupported(

@@ -241,6 +241,7 @@ class Tracer(Builder):
         """
         if is_traced(kwargs.get("out")):
             raise self.unsupported("out=", "use the result of the call")
+        kwargs.pop("out", None)
         args, kwargs = self.memory.current(args), self.memory.current(kwargs)
         one_step = not isinstance(part, nn.Module) or _Leaves().is_leaf_module(part, "")
         overwrites = overwriting(part, args, kwargs) if one_step else None
@@ -428,6 +429,7 @@ class Tracer(Builder):
         self.where = "the end of forward"
         if not isinstance(result, Value):
             raise self.unsupported("an output that is no single tensor")
+        self.check_batch(result)
         if result.finite or self.positions(result) not in ((), (1,)):
             raise self.unsupported(
                 "an output that is no vector of units",

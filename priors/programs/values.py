@@ -40,7 +40,8 @@ class Value:
         axis: The width's dimension, counted without the batch; None if it was squeezed away.
         heads: Dimensions and sizes that the width is split into, as of heads, besides `axis`,
             in the order of their strides; empty if it is in one piece.
-        batch: The batch's dimension; only reshaping may move it, and has to bring it back.
+        batch: The batch's dimension.
+        copies: How often each unit stands in the tensor, as keys that several heads share do.
     """
 
     index: int
@@ -48,6 +49,7 @@ class Value:
     axis: int | None = None
     heads: tuple[tuple[int, int], ...] = ()
     batch: int = 0
+    copies: int = 1
 
     @property
     def finite(self) -> bool:

@@ -164,6 +164,7 @@ def _scaled(tracer: Tracer, x: Scaled, by: Any) -> Any:
 
 def _weighted(tracer: Tracer, value: Value, weights: Tensor) -> Value:
     """A constant factor for each position, such as a mask."""
+    tracer.check_batch(value)
     whole = tracer.shape(value)
     full = weights.detach()
     if full.dim() > len(whole):

@@ -137,4 +137,4 @@ def _embedding(
     layer = tracer.parameter(weight, tracer.weights, "weight")
     tracer.fan_in[layer] = 1
     made = Embedding(input.index, layer, layer, padding_idx, positions)
-    return Value(tracer.add(made), weight.shape[1], len(positions))
+    return Value(tracer.add(made), weight.shape[1], len(positions), batch=input.batch)

@@ -85,17 +85,8 @@ def _pad(
 
 
 def _padded_by_copies(x: Tensor, pad: tuple[int, ...], mode: str) -> Tensor:
-    """Padding by positions that are there, of numbers as of values."""
-    kept = x.dim() - 1 - len(pad) // 2  # dimensions before those that torch pads, less the batch
-    lead = x.reshape(-1, 1, *x.shape[1 + kept :]) if kept >= 0 else x
-    return F.pad(lead.double(), pad, mode=mode).reshape(*x.shape[: 1 + kept], *_tail(x, pad)).long()
-
-
-def _tail(x: Tensor, pad: tuple[int, ...]) -> list[int]:
-    sizes = list(x.shape[x.dim() - len(pad) // 2 :])
-    for k in range(len(pad) // 2):
-        sizes[-1 - k] += pad[2 * k] + pad[2 * k + 1]
-    return sizes
+    """Padding by positions that are there, of numbers of entries."""
+    return F.pad(x.double(), pad, mode=mode).long()
 
 
 def _pad_layer(mode: str) -> Callable[..., Value]:
@@ -227,6 +218,7 @@ def _spatial(
     scale: float = 1.0,
 ) -> Value:
     """A linear map along each of the last `dims` dimensions, as images have them."""
+    tracer.check_batch(x)
     if x.axis != 0 or x.heads or len(tracer.positions(x)) != dims:
         raise tracer.unsupported(f"a {dims}-d pooling of a value of shape {tracer.shape(x)}")
     matrices = [matrix(axis, n) for axis, n in enumerate(tracer.positions(x))]
@@ -248,9 +240,10 @@ def _reduce(mean: bool) -> Callable[..., Value]:
             return tracer.without_rule(function, (input, dim, keepdim), {})
         if input.finite:
             return tracer.finite_call(function, input, dim, keepdim)
-        rank = len(tracer.shape(input)) + 1
-        dims = {d % rank - 1 for d in ((dim,) if isinstance(dim, int) else dim or range(rank))}
-        if -1 in dims or input.axis in dims or input.heads:
+        rank, batch = len(tracer.shape(input)) + 1, input.batch
+        whole = {d % rank for d in ((dim,) if isinstance(dim, int) else dim or range(rank))}
+        dims = {d - (d > batch) for d in whole if d != batch}
+        if batch in whole or input.axis in dims or input.heads:
             raise tracer.unsupported(
                 "a mean or sum over the batch or the width",
                 "over positions it is pooling; over units a linear layer does it",
@@ -263,13 +256,14 @@ def _reduce(mean: bool) -> Callable[..., Value]:
         pooled = _mixed(tracer, input, matrices)
         if keepdim:
             return pooled
+        batch -= sum(d < batch for d in whole)
         picked = tracer.positions(pooled)
         kept = [s for axis, s in enumerate(picked) if axis not in axes]
         index = tracer.select(pooled.index, torch.arange(math.prod(picked)).reshape(kept))
         axis_left = None
         if input.axis is not None:
             axis_left = input.axis - sum(d < input.axis for d in dims)
-        return Value(index, input.width, axis_left)
+        return Value(index, input.width, axis_left, batch=batch)
 
     return rule
 
@@ -299,6 +293,7 @@ def _matmul(tracer: Tracer, a: Any, b: Any) -> Any:
     if value.finite:
         args = (constant, value) if left else (value, constant)
         return tracer.finite_call(torch.matmul, *args)
+    tracer.check_batch(value)
     rank = len(tracer.shape(value))
     dim = rank - 2 if left else rank - 1
     if dim < 0 or dim == value.axis or value.heads:
@@ -321,15 +316,17 @@ def _size(tracer: Tracer, input: Value | Scaled | Tensor, dim: int | None = None
         input = input.value
     if not isinstance(input, Value):
         return input.shape if dim is None else input.shape[dim]
-    sizes: tuple[Any, ...] = (Ref(None), *tracer.shape(input))
+    sizes: tuple[Any, ...] = tracer.shape(input)
+    sizes = (*sizes[: input.batch], Ref(None), *sizes[input.batch :])
     if None in sizes:
         raise ValueError(
             f"The shape of the input is not known at {tracer.where}; give input_shape."
         )
     if not input.finite and input.axis is not None:
-        size = sizes[input.axis + 1]
+        place = input.axis + (input.axis >= input.batch)
+        size = sizes[place]
         assert isinstance(size, int)
-        sizes = (*sizes[: input.axis + 1], Width(size), *sizes[input.axis + 2 :])
+        sizes = (*sizes[:place], Width(size), *sizes[place + 1 :])
     return sizes if dim is None else sizes[dim]
 
 
