@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from priors.programs.builder import Builder
 from priors.programs.learnt import Learnt, operands, rearranged
-from priors.programs.nodes import Array, Concatenate, Flatten, Join, Ref, Select
+from priors.programs.nodes import Array, Concatenate, Flatten, Join, Ref
 from priors.programs.values import BATCH, Value, name_of, parts_of, replaced, values_in
 
 __all__ = ["aligned", "structural"]
@@ -94,14 +94,11 @@ def structural(
     width = values[0].width
     if any(v.width != width for v in values):
         raise builder.unsupported(f"{name_of(function)} of vectors of different widths")
-    # equal units of copied positions have equal numbers
-    bases = [_base(builder, value) for value in values]
-    total = sum(math.prod(builder.positions(index)) for index, _ in bases) * width
+    total = sum(math.prod(builder.positions(v)) for v in values) * width
     start, numbered = 0, []
-    for value, (index, picks) in zip(values, bases, strict=True):
-        numbered.append(_numbers(builder, value, start, total, picks))
-        start += math.prod(builder.positions(index)) * width
-    values = [builder.like(v, index) for v, (index, _) in zip(values, bases, strict=True)]
+    for value in values:
+        numbered.append(_numbers(builder, value, start, total))
+        start += math.prod(builder.positions(value)) * width
     fresh = iter(numbered)
     arguments, keywords = replaced((args, kwargs), lambda v: next(fresh), lambda: BATCH)
     try:
@@ -128,21 +125,25 @@ def _joinable(
     return (hidden, *rest), {}
 
 
-def _base(builder: Builder, value: Value) -> tuple[int, Tensor]:
-    """The node whose positions a value has, and which of them, in the shape of its own."""
-    node = builder.nodes[value.index]
+def _originals(builder: Builder, value: Value) -> Tensor:
+    """For each position of a value the first that it is a copy of, in the positions' shape.
+
+    Copies are looked for where heads stand beside an axis that may have been expanded.
+    """
     positions = builder.positions(value)
-    if isinstance(node, Select):
-        picks = node.picks.tensor(torch.empty(0, device="cpu"))
-        if picks.unique().numel() < picks.numel():
-            return node.source, picks.reshape(positions)
-    return value.index, torch.arange(math.prod(positions)).reshape(positions)
+    places = torch.arange(math.prod(positions))
+    if value.heads and len(positions) > 1:
+        first: dict[int, int] = {}
+        found = [builder.select(value.index, place) for place in places]
+        places = torch.tensor([first.setdefault(f, k) for k, f in enumerate(found)])
+    return places.reshape(positions)
 
 
-def _numbers(builder: Builder, value: Value, start: int, total: int, picks: Tensor) -> Tensor:
+def _numbers(builder: Builder, value: Value, start: int, total: int) -> Tensor:
     """Entry = start + position * width + unit (+ total for the second of the batch)."""
     positions = builder.positions(value)
-    entries = start + picks[..., None] * value.width + torch.arange(value.width)
+    places = _originals(builder, value)
+    entries = start + places[..., None] * value.width + torch.arange(value.width)
     if value.axis is None:
         entries = entries.squeeze(-1)
     else:
