@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["delta_and_angle", "gram_determinant", "inverse_sqrt", "noise_floor"]
+__all__ = ["delta_and_angle", "gram_determinant", "inverse_sqrt", "noise_floor", "normalised"]
 
 
 def gram_determinant(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
@@ -43,9 +43,27 @@ class _GramDeterminant(torch.autograd.Function):
 def delta_and_angle(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """sqrt(D) and asin(rho), in new tensors; for use without a gradient."""
     root = q1.clamp_min(0).sqrt() * q2.clamp_min(0).sqrt()
-    delta = root - c
-    delta = delta.mul_(root + c).clamp_min_(0).sqrt_()
+    # roots of the factors: D itself may be beyond the range of the dtype
+    delta = (root - c).clamp_min_(0).sqrt_()
+    delta.mul_((root + c).clamp_min_(0).sqrt_())
     return delta, torch.atan2(c, delta)
+
+
+def normalised(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The pair (u / s, v / t) of variances near 1, and s t: powers of two, and constants.
+
+    Products of variances are then within the range of the dtype.
+    """
+    s, t = (_power_of_two(q) for q in (q1, q2))
+    scale = s * t
+    return q1 / s / s, q2 / t / t, c / scale, scale
+
+
+def _power_of_two(q: Tensor) -> Tensor:
+    """Near sqrt(q); 1 where q is 0 or not finite."""
+    q = q.detach()
+    fine = (q > 0) & q.isfinite()
+    return torch.exp2(torch.where(fine, q, 1.0).log2().div(2).round())
 
 
 def inverse_sqrt(x: Tensor, floor: Tensor | float) -> Tensor:

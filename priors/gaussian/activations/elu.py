@@ -68,6 +68,10 @@ _Q = (
     6.0180791599362646933e-7,
 )  # fmt: skip
 
+# Beyond this Mills' ratio is 1 / a and does not count beside the pair's own size; its powers are
+# within the range of float64.
+_FAR = 1e20
+
 # Values at nodes held at once, on a processor so many as its cache holds.
 _TILE, _DEVICE_TILE = 2**16, 2**24
 
@@ -168,6 +172,7 @@ def _mills(a: Tensor) -> tuple[Tensor, Tensor]:
 
     With k = P / Q as above, M = M(0) / (1 + a k) and G = M(0) a k / (1 + a k).
     """
+    a = a.clamp_max(_FAR)
     numerator, denominator = a.new_tensor(_P), a.new_tensor(_Q)
     p, q = numerator[-1].expand_as(a).clone(), denominator[-1].expand_as(a).clone()
     for i in range(len(_P) - 2, -1, -1):
@@ -248,6 +253,7 @@ def _integrals(q1: Tensor, q2: Tensor, w: Tensor) -> tuple[Tensor, ...]:
 def _order(r1: Tensor, r2: Tensor) -> tuple[int, bool]:
     """The number of nodes, for an error of 1e-13 (see `_rule`), and whether to grade them."""
     reach = float((r1.max() + r2.max()) if r1.numel() and r2.numel() else 0.0)
+    reach = min(_FAR, reach)  # also if it is not a number
     if not reach > 10:
         return 4 * math.ceil((7.2 * math.sqrt(max(reach, 1.0)) + 5.5) / 4), False
     return min(256, 4 * math.ceil((16.5 * reach**0.25 + 2) / 4)), True

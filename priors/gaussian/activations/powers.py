@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from priors.gaussian.pairs import delta_and_angle, gram_determinant, inverse_sqrt, noise_floor
+from priors.gaussian.pairs import (
+    delta_and_angle,
+    gram_determinant,
+    inverse_sqrt,
+    noise_floor,
+    normalised,
+)
 
 __all__ = ["Terms", "rectified_dual", "rectified_mean", "slopes", "squares"]
 
@@ -127,8 +133,9 @@ def _rectified_slope(q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int) -> Tenso
     if m and n:
         return m * n * _RectifiedDual.apply(q1, q2, c, m - 1, n - 1)
     if m == n == 0:
-        det = gram_determinant(q1, q2, c)
-        return inverse_sqrt(det, noise_floor(q1 * q2)) / (2 * math.pi)
+        p1, p2, rho, scale = normalised(q1, q2, c)
+        det = gram_determinant(p1, p2, rho)
+        return inverse_sqrt(det, noise_floor(p1 * p2)) / scale / (2 * math.pi)
     return n * _at_kink(q1, q2, c, n - 1) if n else m * _at_kink(q2, q1, c, m - 1)
 
 
@@ -147,6 +154,7 @@ def _rectified_variance_slope(
 def _at_kink(q1: Tensor, q2: Tensor, c: Tensor, n: int) -> Tensor:
     """E[delta(u) max(v, 0)^n]."""
     inverse = inverse_sqrt(q1, torch.finfo(q1.dtype).tiny)
-    det = gram_determinant(q1, q2, c)
-    root = det * inverse_sqrt(det, noise_floor(q1 * q2))
+    p1, p2, rho, scale = normalised(q1, q2, c)
+    det = gram_determinant(p1, p2, rho)
+    root = det * inverse_sqrt(det, noise_floor(p1 * p2)) * scale
     return (root * inverse) ** n * inverse * (_half_moment(n) / math.sqrt(2 * math.pi))

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from priors.gaussian.activations.base import Activation
 from priors.gaussian.activations.powers import Terms, rectified_mean, slopes, squares
-from priors.gaussian.pairs import delta_and_angle, gram_determinant, inverse_sqrt, noise_floor
+from priors.gaussian.pairs import (
+    delta_and_angle,
+    gram_determinant,
+    inverse_sqrt,
+    noise_floor,
+    normalised,
+)
 
 __all__ = ["ABReLU", "RectifiedPower", "Sign"]
 
@@ -158,17 +164,18 @@ class _AbsAndSign(torch.autograd.Function):
         ctx: Any, grad_absolute: Tensor | None, grad_signs: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         q1, q2, c, signs = ctx.saved_tensors
-        det = gram_determinant(q1, q2, c)
-        inverse = inverse_sqrt(det, noise_floor(q1 * q2))
+        p1, p2, rho, scale = normalised(q1, q2, c)
+        det = gram_determinant(p1, p2, rho)
+        inverse = inverse_sqrt(det, noise_floor(p1 * p2))
         # slopes of both in log q1 and log q2 are equal, up to a factor shared by them
         d_log, d_c = torch.zeros_like(det), torch.zeros_like(det)
         if grad_absolute is not None:
-            d_log = d_log + grad_absolute * (det * inverse)
+            d_log = d_log + grad_absolute * (det * inverse * scale)
             d_c = d_c + grad_absolute * signs
         if grad_signs is not None:
             slope = grad_signs * inverse
-            d_log = d_log - slope * c
-            d_c = d_c + slope * (2 / math.pi)
+            d_log = d_log - slope * rho
+            d_c = d_c + slope / scale * (2 / math.pi)
         grads: list[Tensor | None] = [None, None, None]
         for i, q in enumerate((q1, q2)):
             if ctx.needs_input_grad[i]:
