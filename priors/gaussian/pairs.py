@@ -5,10 +5,12 @@ Shapes: q1, q2 and c broadcast together; the results have the broadcast shape.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from priors.gaussian.elementwise import Elementwise
 
 __all__ = ["delta_and_angle", "gram_determinant", "inverse_sqrt", "noise_floor", "normalised"]
 
@@ -21,23 +23,19 @@ def gram_determinant(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
     return _GramDeterminant.apply(q1, q2, c)
 
 
-class _GramDeterminant(torch.autograd.Function):
+class _GramDeterminant(Elementwise):
     @staticmethod
-    def forward(ctx: Any, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        ctx.save_for_backward(q1, q2, c)
+    def forward(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         # roots of the small factors: their product may be a row times a column
         root = q1.clamp_min(0).sqrt() * q2.clamp_min(0).sqrt()
         return (root - c).mul_(root + c).clamp_min_(0)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q1, q2, c = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        return (
-            (grad * q2).sum_to_size(q1.shape) if needs[0] else None,
-            (grad * q1).sum_to_size(q2.shape) if needs[1] else None,
-            (-2 * grad * c).sum_to_size(c.shape) if needs[2] else None,
-        )
+    def slopes(
+        inputs: Sequence[Tensor], outputs: Sequence[Tensor], needed: Sequence[bool]
+    ) -> Sequence[Sequence[Tensor | None]]:
+        q1, q2, c = inputs
+        return [[q2, q1, -2 * c]]
 
 
 def delta_and_angle(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,11 +6,13 @@ A term is written (a, n, s). Cho & Saul 2009 have the angles, the recursion is b
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from priors.gaussian.elementwise import Elementwise
 from priors.gaussian.pairs import (
     delta_and_angle,
     gram_determinant,
@@ -64,7 +66,7 @@ def rectified_dual(
     return value
 
 
-class _RectifiedDual(torch.autograd.Function):
+class _RectifiedDual(Elementwise):
     """I_mn = E[max(u, 0)^m max(v, 0)^n].
 
     For unit variances J_mn, integrating by parts (Stein's lemma),
@@ -79,9 +81,7 @@ class _RectifiedDual(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int) -> Tensor:
-        ctx.save_for_backward(q1, q2, c)
-        ctx.powers = m, n
+    def forward(q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int) -> Tensor:
         r1, r2 = q1.clamp_min(0).sqrt(), q2.clamp_min(0).sqrt()
         root = r1 * r2
         safe = torch.where(root > 0, root, 1.0)
@@ -110,22 +110,14 @@ class _RectifiedDual(torch.autograd.Function):
         return r1**m * r2**n * moment(m, n)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q1, q2, c = ctx.saved_tensors
-        m, n = ctx.powers
+    def slopes(
+        inputs: Sequence[Any], outputs: Sequence[Tensor], needed: Sequence[bool]
+    ) -> Sequence[Sequence[Tensor | None]]:
+        q1, q2, c, m, n = inputs
         d_c = _rectified_slope(q1, q2, c, m, n)
-        grads: list[Tensor | None] = [None] * 5
-        if ctx.needs_input_grad[0]:
-            grads[0] = (grad * _rectified_variance_slope(q1, q2, c, m, n, d_c)).sum_to_size(
-                q1.shape
-            )
-        if ctx.needs_input_grad[1]:
-            grads[1] = (grad * _rectified_variance_slope(q2, q1, c, n, m, d_c)).sum_to_size(
-                q2.shape
-            )
-        if ctx.needs_input_grad[2]:
-            grads[2] = (grad * d_c).sum_to_size(c.shape)
-        return tuple(grads)
+        d_q1 = _rectified_variance_slope(q1, q2, c, m, n, d_c) if needed[0] else None
+        d_q2 = _rectified_variance_slope(q2, q1, c, n, m, d_c) if needed[1] else None
+        return [[d_q1, d_q2, d_c]]
 
 
 def _rectified_slope(q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int) -> Tensor:

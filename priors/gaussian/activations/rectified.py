@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from priors.gaussian.activations.base import Activation
 from priors.gaussian.activations.powers import Terms, rectified_mean, slopes, squares
+from priors.gaussian.elementwise import Elementwise
 from priors.gaussian.pairs import (
     delta_and_angle,
     gram_determinant,
@@ -141,7 +143,7 @@ class RectifiedPower(_Rectified):
         return self.power == 1
 
 
-class _AbsAndSign(torch.autograd.Function):
+class _AbsAndSign(Elementwise):
     """E|u||v| = (2/pi) (sqrt(D) + c asin(rho)) and E[sign(u) sign(v)] = (2/pi) asin(rho).
 
     The first's gradient, dE/dc = E[sign sign] and dE/dq1 = sqrt(D) / (pi q1), has no singularity
@@ -151,36 +153,28 @@ class _AbsAndSign(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         delta, angle = delta_and_angle(q1, q2, c)
         absolute = delta.addcmul_(c, angle).mul_(2 / math.pi)
-        signs = angle.mul_(2 / math.pi)
-        ctx.save_for_backward(q1, q2, c, signs)
-        ctx.set_materialize_grads(False)
-        return absolute, signs
+        return absolute, angle.mul_(2 / math.pi)
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_absolute: Tensor | None, grad_signs: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        q1, q2, c, signs = ctx.saved_tensors
+    def slopes(
+        inputs: Sequence[Tensor], outputs: Sequence[Tensor], needed: Sequence[bool]
+    ) -> Sequence[Sequence[Tensor | None]]:
+        q1, q2, c = inputs
         p1, p2, rho, scale = normalised(q1, q2, c)
         det = gram_determinant(p1, p2, rho)
         inverse = inverse_sqrt(det, noise_floor(p1 * p2))
-        # slopes of both in log q1 and log q2 are equal, up to a factor shared by them
-        d_log, d_c = torch.zeros_like(det), torch.zeros_like(det)
-        if grad_absolute is not None:
-            d_log = d_log + grad_absolute * (det * inverse * scale)
-            d_c = d_c + grad_absolute * signs
-        if grad_signs is not None:
-            slope = grad_signs * inverse
-            d_log = d_log - slope * rho
-            d_c = d_c + slope / scale * (2 / math.pi)
-        grads: list[Tensor | None] = [None, None, None]
-        for i, q in enumerate((q1, q2)):
-            if ctx.needs_input_grad[i]:
-                reciprocal = inverse_sqrt(q, torch.finfo(q.dtype).tiny) ** 2
-                grads[i] = d_log.sum_to_size(q.shape) * (reciprocal / math.pi)
-        if ctx.needs_input_grad[2]:
-            grads[2] = d_c.sum_to_size(c.shape)
-        return tuple(grads)
+        # slopes of both in log q1 and log q2 are equal
+        logs = det * inverse * scale / math.pi, -inverse * rho / math.pi
+        reciprocals = [
+            inverse_sqrt(q, torch.finfo(q.dtype).tiny) ** 2 if wanted else None
+            for q, wanted in zip((q1, q2), needed, strict=False)
+        ]
+        rows: list[list[Tensor | None]] = [
+            [None if r is None else log * r for r in reciprocals] for log in logs
+        ]
+        rows[0].append(outputs[1])
+        rows[1].append(inverse / scale * (2 / math.pi))
+        return rows
