@@ -40,11 +40,12 @@ class _GramDeterminant(Elementwise):
 
 def delta_and_angle(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """sqrt(D) and asin(rho), in new tensors; for use without a gradient."""
-    root = q1.clamp_min(0).sqrt() * q2.clamp_min(0).sqrt()
-    # roots of the factors: D itself may be beyond the range of the dtype
-    delta = (root - c).clamp_min_(0).sqrt_()
-    delta.mul_((root + c).clamp_min_(0).sqrt_())
-    return delta, torch.atan2(c, delta)
+    p1, p2, rho, scale = normalised(q1, q2, c)  # D may be beyond the range of the dtype
+    root = p1.clamp_min(0).sqrt() * p2.clamp_min(0).sqrt()
+    delta = root - rho
+    delta = delta.mul_(root + rho).clamp_min_(0).sqrt_()
+    angle = torch.atan2(rho, delta)
+    return delta.mul_(scale), angle
 
 
 def normalised(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
