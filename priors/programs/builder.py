@@ -215,7 +215,9 @@ class Builder:
         if not value.finite:
             if value.axis != axis % len(self.shape(value)) or value.heads:
                 raise self.unsupported(
-                    "a layer along a dimension that is not the width", "transpose first"
+                    "a layer along a dimension that is not the width",
+                    "transpose first; a learnt map of positions has no limit, as they stay "
+                    "finitely many",
                 )
             if fan_in is not None and fan_in != value.width:
                 raise ValueError(
@@ -313,7 +315,10 @@ class Builder:
             )
         if name is None:
             raise self.unsupported(
-                f"a {kind} that is no parameter of the module", "it must be an nn.Parameter"
+                f"a {kind} that is no parameter of the module",
+                "it must be an nn.Parameter; parametrisations (weight_norm, spectral_norm) make "
+                "weights whose entries are not independent: take them off by "
+                "torch.nn.utils.parametrize.remove_parametrizations",
             )
         layer = name.removesuffix(f".{kind}")
         names[layer] = name

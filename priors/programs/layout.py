@@ -40,6 +40,11 @@ def aligned(builder: Builder, items: Sequence[Any]) -> list[Value]:
         )
     if len({v.batch for v in values}) > 1:
         raise builder.unsupported("values with the batch in different dimensions", "permute first")
+    if len({v.width for v in values}) > 1 and any(v.width == 1 for v in values):
+        raise builder.unsupported(
+            "a layer of one unit that all units of another share, such as a scalar gate",
+            "one unit stays random at infinite width; give the gate as many units as it gates",
+        )
     if any((v.width, v.axis, v.heads) != (first.width, first.axis, first.heads) for v in values):
         raise builder.unsupported(
             "hidden values whose widths are not the same dimension",

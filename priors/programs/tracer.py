@@ -147,11 +147,10 @@ def _check_hooks(module: nn.Module) -> None:
             for hook in getattr(layer, kind).values():
                 called = getattr(hook, "__name__", type(hook).__name__)
                 if called != "_infer_parameters":  # of lazy layers
-                    raise UnsupportedOperationError(
-                        f"a hook ({called})",
-                        f"module {name!r}",
-                        "write what it does in the forward, and remove it",
-                    )
+                    why = "write what it does in the forward, and remove it"
+                    if called in ("WeightNorm", "SpectralNorm"):
+                        why = "it makes weights whose entries are not independent; remove it"
+                    raise UnsupportedOperationError(f"a hook ({called})", f"module {name!r}", why)
 
 
 def _graph_of(module: nn.Module) -> fx.Graph:

@@ -117,7 +117,10 @@ def _mul(tracer: Tracer, input: Any, other: Any) -> Any:
         return tracer.without_rule(torch.mul, (input, other), {})
     if len(values) == 2:
         if any(v.finite for v in values):
-            raise tracer.unsupported("a product of hidden units and the raw input")
+            raise tracer.unsupported(
+                "a product of hidden units and the raw input",
+                "each unit would have a factor of its own; apply a linear layer to the input",
+            )
         return tracer.multiply(input, other)
     value, scale = (input, other) if isinstance(input, Value) else (other, input)
     if isinstance(scale, Tensor) and scale.numel() > 1:

@@ -18,6 +18,10 @@ from priors.programs.rules.linear import each
 from priors.programs.tracer import Tracer
 from priors.programs.values import Pending, Scaled, Value, Width
 
+LEARNT_MAP = (
+    "positions stay finitely many, so what a random map makes of them does not average out, as "
+    "that of units does; pool, attend, or convolve along them"
+)
 unsupported(
     "MaxPool",
     why="the maximum of correlated Gaussians has no closed form here; use average pooling",
@@ -287,7 +291,7 @@ def _matmul(tracer: Tracer, a: Any, b: Any) -> Any:
     if isinstance(constant, nn.Parameter | Learnt):
         if not left and len(constant.shape) == 2:
             return tracer.dense(value, constant, None, transposed=True)
-        raise tracer.unsupported("a learnt map of positions")
+        raise tracer.unsupported("a learnt map of positions", LEARNT_MAP)
     if not isinstance(constant, Tensor) or constant.dim() != 2:
         raise tracer.unsupported("matmul", "one side must be a constant matrix")
     if value.finite:
@@ -302,6 +306,51 @@ def _matmul(tracer: Tracer, a: Any, b: Any) -> Any:
     axis = dim - (value.axis is not None and dim > value.axis)
     matrices[axis] = constant if left else constant.T
     return _mixed(tracer, value, matrices)
+
+
+@register_function("einsum")
+@takes(Scaled, Logits, Weights)
+def _einsum(tracer: Tracer, equation: str, *operands: Any) -> Any:
+    """Sums of products of two operands over one index, as the matrix products that they are."""
+    if len(operands) == 1 and isinstance(operands[0], tuple | list):
+        operands = tuple(operands[0])
+    if not any(isinstance(x, Value | Pending) for x in operands) or all(
+        isinstance(x, Value) and x.finite for x in operands
+    ):
+        return tracer.without_rule(torch.einsum, (equation, *operands), {})
+    left, _, out = equation.replace(" ", "").partition("->")
+    letters = left.split(",")
+    if len(letters) != 2 or len(operands) != 2 or "." in equation or not out:
+        raise tracer.unsupported(
+            f"einsum {equation!r}", "two operands and explicit indices are understood"
+        )
+    summed = [c for c in letters[0] if c in letters[1] and c not in out]
+    kept = [[c for c in own if c not in summed] for own in letters]
+    if len(summed) != 1 or any(len(set(own)) < len(own) for own in letters):
+        raise tracer.unsupported(f"einsum {equation!r}", "it must sum over one index")
+    # [.., rows, summed] @ [.., summed, columns], or a matrix on the right
+    lead = [c for c in kept[0] if c in kept[1]]
+    rows = [c for c in kept[0] if c not in lead]
+    columns = [c for c in kept[1] if c not in lead]
+    matrix = isinstance(operands[1], nn.Parameter | Learnt) and not lead
+    if len(columns) != 1 or (len(rows) != 1 and not matrix):
+        raise tracer.unsupported(f"einsum {equation!r}", "write it as matrix products")
+    one = _permuted(tracer, operands[0], letters[0], [*lead, *rows, *summed])
+    two = _permuted(tracer, operands[1], letters[1], [*lead, *summed, *columns])
+    result = _matmul(tracer, one, two)
+    return _permuted(tracer, result, [*lead, *rows, *columns], list(out))
+
+
+def _permuted(tracer: Tracer, x: Any, now: Sequence[str], wanted: list[str]) -> Any:
+    """An operand with its indices in another order."""
+    order = [list(now).index(c) for c in wanted]
+    if order == list(range(len(order))):
+        return x
+    if isinstance(x, Logits | Weights):
+        raise tracer.unsupported("einsum", "queries must come before keys, and heads before both")
+    if isinstance(x, Tensor) and not isinstance(x, nn.Parameter):
+        return x.permute(order)
+    return tracer.structural(torch.permute, (x, order), {})
 
 
 @register_function("numel", "nelement")
