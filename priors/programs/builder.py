@@ -159,7 +159,11 @@ class Builder:
 
         given, named = replaced((args, kwargs), empty, lambda: batch)
         try:
-            return function(*given, **named)
+            try:
+                return function(*given, **named)
+            except RuntimeError:  # of constants on another device than the stand-ins
+                moved = [a.to("meta") if isinstance(a, Tensor) else a for a in given]
+                return function(*moved, **named)
         except Exception as error:
             raise self.unsupported(name_of(function), str(error)) from error
 

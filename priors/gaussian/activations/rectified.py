@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -85,13 +85,7 @@ class ABReLU(_Rectified):
         return (self.positive - self.negative) / 2
 
     def closed_duals(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        odd, even = self._odd * other._odd, self._even * other._even
-        if not (torch.is_grad_enabled() and any(t.requires_grad for t in (q1, q2, c))):
-            delta, angle = delta_and_angle(q1, q2, c)
-            absolute = delta.addcmul_(c, angle).mul_(2 / math.pi * even)
-            return absolute.add_(c, alpha=odd), angle.mul_(2 / math.pi * even).add_(odd)
-        absolute, signs = _AbsAndSign.apply(q1, q2, c)
-        return odd * c + even * absolute, odd + even * signs
+        return _ABDuals.apply(q1, q2, c, self._odd * other._odd, self._even * other._even)
 
 
 @dataclass(frozen=True)
@@ -143,31 +137,34 @@ class RectifiedPower(_Rectified):
         return self.power == 1
 
 
-class _AbsAndSign(Elementwise):
-    """E|u||v| = (2/pi) (sqrt(D) + c asin(rho)) and E[sign(u) sign(v)] = (2/pi) asin(rho).
+class _ABDuals(Elementwise):
+    """odd c + even E|u||v| and odd + even E[sign(u) sign(v)].
 
-    The first's gradient, dE/dc = E[sign sign] and dE/dq1 = sqrt(D) / (pi q1), has no singularity
-    at rho = 1, although that of the formula has. The second's slope 2 / (pi sqrt(D)) is infinite
-    at rho = +-1, where the function has a cusp symmetric in the two inputs: there it is set to 0,
-    its symmetric subgradient, as are the slopes at q = 0.
+    E|u||v| = (2/pi) (sqrt(D) + c asin(rho)) has the gradient dE/dc = E[sign sign] and dE/dq1 =
+    sqrt(D) / (pi q1), without the singularity at rho = 1 that the formula has.
+    E[sign(u) sign(v)] = (2/pi) asin(rho) has the slope 2 / (pi sqrt(D)), infinite at rho = +-1,
+    where the function has a cusp symmetric in the two inputs: there it is set to 0, its symmetric
+    subgradient, as are the slopes at q = 0.
     """
 
     @staticmethod
-    def forward(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        q1: Tensor, q2: Tensor, c: Tensor, odd: float, even: float
+    ) -> tuple[Tensor, Tensor]:
         delta, angle = delta_and_angle(q1, q2, c)
-        absolute = delta.addcmul_(c, angle).mul_(2 / math.pi)
-        return absolute, angle.mul_(2 / math.pi)
+        absolute = delta.addcmul_(c, angle).mul_(2 / math.pi * even)
+        return absolute.add_(c, alpha=odd), angle.mul_(2 / math.pi * even).add_(odd)
 
     @staticmethod
     def slopes(
-        inputs: Sequence[Tensor], outputs: Sequence[Tensor], needed: Sequence[bool]
+        inputs: Sequence[Any], outputs: Sequence[Tensor], needed: Sequence[bool]
     ) -> Sequence[Sequence[Tensor | None]]:
-        q1, q2, c = inputs
+        q1, q2, c, _, even = inputs
         p1, p2, rho, scale = normalised(q1, q2, c)
         det = gram_determinant(p1, p2, rho)
         inverse = inverse_sqrt(det, noise_floor(p1 * p2))
-        # slopes of both in log q1 and log q2 are equal
-        logs = det * inverse * scale / math.pi, -inverse * rho / math.pi
+        # slopes in log q1 and log q2 are equal
+        logs = det * inverse * scale * (even / math.pi), -inverse * rho * (even / math.pi)
         reciprocals = [
             inverse_sqrt(q, torch.finfo(q.dtype).tiny) ** 2 if wanted else None
             for q, wanted in zip((q1, q2), needed, strict=False)
@@ -176,5 +173,5 @@ class _AbsAndSign(Elementwise):
             [None if r is None else log * r for r in reciprocals] for log in logs
         ]
         rows[0].append(outputs[1])
-        rows[1].append(inverse / scale * (2 / math.pi))
+        rows[1].append(inverse / scale * (2 / math.pi * even))
         return rows

@@ -57,10 +57,9 @@ class Logits(Pending):
 
     def scaled(self, by: float, exponent: float = 0.0) -> Logits:
         """The logits times a number."""
-        mask = None if self.mask is None else self.mask * by
-        return dataclasses.replace(
-            self, scale=self.scale * by, mask=mask, exponent=self.exponent + exponent
-        )
+        mask = None if self.mask is None else self.mask * float(by)
+        scale = self.scale * float(by)
+        return dataclasses.replace(self, scale=scale, mask=mask, exponent=self.exponent + exponent)
 
     def masked(self, tracer: Tracer, mask: Any, scale: float = 1.0) -> Logits:
         """The logits plus a constant mask."""
