@@ -68,12 +68,11 @@ def _backward(
     slopes = cls.slopes(inputs, outputs, needed)
     grads: list[Tensor | None] = []
     for k in range(ctx.num_inputs):
-        terms = [
-            grad * row[k]
-            for grad, row in zip(grad_outputs, slopes, strict=True)
-            if grad is not None and needed[k] and row[k] is not None
-        ]
-        total = sum(terms[1:], terms[0]) if terms else None
+        total: Tensor | None = None
+        for grad, row in zip(grad_outputs, slopes, strict=True):
+            slope = row[k]
+            if grad is not None and slope is not None and needed[k]:
+                total = grad * slope if total is None else total + grad * slope
         grads.append(None if total is None else total.sum_to_size(inputs[k].shape))
     return (*grads, *(None for _ in ctx.rest))
 

@@ -196,8 +196,8 @@ class Builder:
                 for x in points.values():
                     x[0] = torch.randn(x.shape[1:], generator=generator)
         for one, two, batch in zip(*results, batches, strict=True):
-            kept = [found.select(batch, 1).double() for found in (one, two)]
-            if not torch.allclose(*kept, equal_nan=True):
+            first, second = (found.select(batch, 1).double() for found in (one, two))
+            if not torch.allclose(first, second, equal_nan=True):
                 raise self.unsupported(
                     name_of(function), "it mixes the points of a batch, or is random"
                 )

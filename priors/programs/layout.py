@@ -147,8 +147,8 @@ def _originals(builder: Builder, value: Value) -> Tensor:
 def _numbers(builder: Builder, value: Value, start: int, total: int) -> Tensor:
     """Entry = start + position * width + unit (+ total for the second of the batch)."""
     positions = builder.positions(value)
-    places = _originals(builder, value)
-    entries = start + places[..., None] * value.width + torch.arange(value.width)
+    entries = start + _originals(builder, value)[..., None] * value.width
+    entries = entries + torch.arange(value.width)
     if value.axis is None:
         entries = entries.squeeze(-1)
     else:

@@ -125,10 +125,10 @@ def rearranged(
 
     parts = [learnt(builder, p) for p in parts_of((args, kwargs), (nn.Parameter, Learnt))]
     if len(parts) == 1:
-        results = [call(lambda p, k=k: p.terms[k][1]) for k in range(len(parts[0].terms))]
+        results = [call(_term(k)) for k in range(len(parts[0].terms))]
         scales = [scale for scale, _ in parts[0].terms]
     elif all(len(p.terms) == 1 and p.terms[0][0] == 1.0 for p in parts):
-        results, scales = [call(lambda p: p.terms[0][1])], [1.0]
+        results, scales = [call(_term(0))], [1.0]
     else:
         raise builder.unsupported(
             f"{name_of(function)} of sums or multiples of parameters",
@@ -139,6 +139,10 @@ def rearranged(
             Learnt(tuple(zip(scales, parts, strict=True))) for parts in zip(*results, strict=True)
         )
     return Learnt(tuple(zip(scales, results, strict=True)))
+
+
+def _term(k: int) -> Callable[[Learnt], Tensor]:
+    return lambda parameter: parameter.terms[k][1]
 
 
 def held(builder: Builder, parameter: nn.Parameter | Learnt, what: str) -> Tensor:

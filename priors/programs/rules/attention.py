@@ -152,10 +152,9 @@ def scaled_dot_product_attention(
     rank = len(tracer.shape(own[1])) + 1
     if enable_gqa:  # several heads of queries for each of the keys and values
         times = [own[0].num_heads // x.num_heads for x in (own[1], value)]
-        key, value = (
-            x if n == 1 else tracer.call(torch.repeat_interleave, x, n, rank - 3)
-            for x, n in zip((key, value), times, strict=True)
-        )
+        repeat = torch.repeat_interleave
+        key = key if times[0] == 1 else tracer.call(repeat, key, times[0], rank - 3)
+        value = value if times[1] == 1 else tracer.call(repeat, value, times[1], rank - 3)
         own[1] = key.value if isinstance(key, Scaled) else key
     logits = product(tracer, query, tracer.call(torch.transpose, key, rank - 2, rank - 1))
     size = Width(own[0].width // own[0].num_heads)
@@ -415,13 +414,13 @@ def decoder_layer(
     """`nn.TransformerDecoderLayer`: attention to itself, to the memory, and two layers."""
 
     def among(x: Value) -> Value:
-        options = {"attn_mask": tgt_mask, "is_causal": tgt_is_causal}
+        options: dict[str, Any] = {"attn_mask": tgt_mask, "is_causal": tgt_is_causal}
         padding = tgt_key_padding_mask
         out, _ = multihead_attention(tracer, layer.self_attn, x, x, x, padding, **options)
         return _called(tracer, layer.dropout1, out)
 
     def to_memory(x: Value) -> Value:
-        options = {"attn_mask": memory_mask, "is_causal": memory_is_causal}
+        options: dict[str, Any] = {"attn_mask": memory_mask, "is_causal": memory_is_causal}
         padding = memory_key_padding_mask
         attend = layer.multihead_attn
         out, _ = multihead_attention(tracer, attend, x, memory, memory, padding, **options)

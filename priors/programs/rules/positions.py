@@ -141,8 +141,8 @@ def _pool(dims: int) -> Callable[..., Value]:
         divisor_override: int | None = None,
     ) -> Value:
         if input.finite:
-            options = (padding, ceil_mode, count_include_pad, divisor_override)
-            options = options[: 3 if dims == 1 else 4]
+            options: list[Any] = [padding, ceil_mode, count_include_pad]
+            options += [] if dims == 1 else [divisor_override]
             return tracer.finite_call(
                 getattr(F, f"avg_pool{dims}d"), input, kernel_size, stride, *options
             )
