@@ -19,6 +19,7 @@ from torch import Tensor
 from priors.gaussian.activations import Activation
 from priors.gaussian.quadrature import gaussian_expectation, gaussian_mean
 from priors.gaussian.quadrature import jumps as activation_jumps
+from priors.gaussian.quasi_monte_carlo import cholesky
 from priors.limits.normalisation import statistics
 from priors.limits.pairs import Pairs
 from priors.limits.relations import independent_groups
@@ -237,13 +238,40 @@ def slopes(pairs: Pairs, index: int, side: int, *, jumps: bool) -> list[tuple[in
     if jumps and pairs.is_plain(index):
         phi, source = pairs.activation(index)
         return [(source, phi.stein(pairs.variance_of(source, side)))]
-    if jumps:
-        _check_continuous(node)
+    if jumps and not _is_continuous(node):
+        return _regression(pairs, node, side)
     result = []
     for k, factor in enumerate(node.factors):
         for position, source in enumerate(factor.sources):
             result.append((source, mean_of(pairs, index, side, (k, position))))
     return result
+
+
+def _regression(pairs: Pairs, node: Nonlinear, side: int) -> list[tuple[int, Tensor]]:
+    """The slopes s of E[f(u) v] = s^T E[u v] for any v jointly Gaussian with the sources u.
+
+    s = Cov(u)^-1 E[f(u) u], which by Stein's lemma is the mean gradient of a smooth f and also
+    holds for one that jumps.
+    """
+    single = pairs.of_points(side)
+    sources = _distinct([s for f in node.factors for s in f.sources])
+    _check_count(pairs, len(sources))
+    covariance = _matrix([[single.moment(s, t, False) for t in sources] for s in sources])
+    functions = [_Bound(f, None, single, side) for f in node.factors]
+
+    def weighted(k: int, values: Sequence[Tensor]) -> Tensor:
+        by = dict(zip(sources, values, strict=True))
+        parts = (f.of_many(by, [s[..., None] for s in f.statistics]) for f in functions)
+        return functools.reduce(torch.mul, parts) * values[k]
+
+    rule = pairs.settings.quadrature
+    products = [
+        rule.gaussian_expectation_multivariate(functools.partial(weighted, k), covariance)
+        for k in range(len(sources))
+    ]
+    target = torch.stack(products, -1).double()[..., None]
+    slope = torch.cholesky_solve(target, cholesky(covariance.double()))[..., 0].to(covariance)
+    return list(zip(sources, slope.unbind(-1), strict=True))
 
 
 def mean_of(pairs: Pairs, index: int, side: int, derivative: tuple[int, int] | None) -> Tensor:
@@ -334,8 +362,8 @@ def _matrix(rows: list[list[Tensor | None]]) -> Tensor:
 _JUMPS = frozenset("gt lt ge le eq ne where sign heaviside round floor ceil".split())
 
 
-def _check_continuous(node: Nonlinear) -> None:
-    """Stein's lemma needs the derivative, which at jumps in several variables is not known."""
+def _is_continuous(node: Nonlinear) -> bool:
+    """Whether no factor may jump."""
 
     def names(part: Any) -> set[str]:
         if not isinstance(part, Apply):
@@ -345,14 +373,9 @@ def _check_continuous(node: Nonlinear) -> None:
 
     for factor in node.factors:
         function = factor.function
-        jumps = (
-            not all(j == 0 for j in activation_jumps(function, function.kinks))
-            if isinstance(function, Activation)
-            else bool(names(function) & _JUMPS)
-        )
-        if jumps:
-            raise NotImplementedError(
-                "A product or expression with a jump meets its own inputs again, as in a skip "
-                "connection around a hard gate; the moment of the two is not known here. Use a "
-                "continuous gate."
-            )
+        if isinstance(function, Activation):
+            if any(j != 0 for j in activation_jumps(function, function.kinks)):
+                return False
+        elif names(function) & _JUMPS:
+            return False
+    return True

@@ -149,6 +149,11 @@ class Pairs(ABC):
         """Whether a node has positions; otherwise it is a single vector."""
         return self.program.positions(index) is not None
 
+    def alike(self, a: int, b: int) -> bool:
+        """Whether two nodes have equally many positions, so that a same one of both is meant."""
+        positions = self.program.positions(a)
+        return positions is not None and positions == self.program.positions(b)
+
     def zeros(self, a: int, b: int, full: bool) -> Tensor:
         """Zero for every pair."""
         left, right = self.inputs[0].x, self.inputs[1].x
@@ -169,6 +174,8 @@ class Pairs(ABC):
         """Set the pairs of a point and position with itself to their own closed form."""
         trailing = self.trailing(a, b, full)
         if not self.same or (trailing == 1 and full):
+            return value
+        if self.program.positions(a) != self.program.positions(b):
             return value
         if self.paired:
             if trailing != 2:

@@ -124,7 +124,7 @@ class Tangents:
         m = self.moments
         if not m.related(a, b):
             return None
-        full = full or self.program.positions(a) is None or self.program.positions(b) is None
+        full = full or not m.alike(a, b)
         if (a, b, full) not in self._cache:
             if m.same and (b, a, full) in self._cache:
                 value = self._cache[b, a, full]

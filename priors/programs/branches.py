@@ -12,14 +12,14 @@ from priors.gaussian.quadrature import detect_kinks
 from priors.programs.builder import NEEDS_A_LAYER, Builder
 from priors.programs.expressions import Apply, OneVariable, Statistic, Variable
 from priors.programs.layout import aligned
-from priors.programs.nodes import BatchNormalise, Combination, Factor, Nonlinear
+from priors.programs.nodes import BatchNormalise, Combination, Factor, Features, Nonlinear
 from priors.programs.values import Value, name_of, replaced, values_in
 
 __all__ = ["activation", "combine", "elementwise", "multiply"]
 
 
-def combine(builder: Builder, parts: Sequence[tuple[float, Value]], offset: float = 0.0) -> Value:
-    """sum_k c_k value_k + offset."""
+def combine(builder: Builder, parts: Sequence[tuple[float, Any]], offset: float = 0.0) -> Value:
+    """sum_k c_k value_k + offset of hidden values, raw input, parameters and constants."""
     values = aligned(builder, [v for _, v in parts])
     scales = [c for c, _ in parts]
     index = _combination(
@@ -58,6 +58,9 @@ def activation(builder: Builder, x: Value, function: Activation) -> Value:
 
 def _activation(builder: Builder, index: int, function: Activation) -> int:
     node = builder.hidden(index)
+    if isinstance(node, Features):  # of the raw input beside hidden units
+        value = builder.finite_call(function, Value(node.source))
+        return builder.add(Features(value.index, node.axis, node.positions))
     if node.partition(builder) is not None and not builder.gaussian(index):
         return _distribute(builder, [index], lambda i: _activation(builder, i[0], function))
     positions = builder.positions(index)
@@ -165,6 +168,12 @@ class _Expansion:
         if self._builder.gaussian(index) and not isinstance(node, Combination):
             return self.variable(index)
         expression = node.expression(index, self)
+        if isinstance(node, Features):
+            raise self._builder.unsupported(
+                "a nonlinearity of units that each have a constant of their own",
+                "the raw input or a constant was added to them; put a linear layer or a "
+                "convolution between them",
+            )
         if expression is None:
             raise self._builder.unsupported(
                 "a nonlinearity whose input is not Gaussian in the limit",

@@ -71,7 +71,9 @@ class Apply:
                     return done[id(node)]
             return node
 
-        return value(self)
+        result: Tensor = value(self)
+        # a comparison, as the number that it is
+        return result.to(variables[0].dtype) if result.dtype == torch.bool else result
 
     def derivative(
         self, index: int, variables: Sequence[Tensor], statistics: Sequence[Tensor] = ()
