@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from priors.gaussian.activations import Activation
+from priors.gaussian.hermite import Expansion, Whitening, expand, inner_product
 from priors.gaussian.quadrature import gaussian_expectation, gaussian_mean
 from priors.gaussian.quadrature import jumps as activation_jumps
 from priors.limits.normalisation import statistics
@@ -110,16 +111,7 @@ def _one_sided(
         if phi is not None:
             return phi.mean_derivative(q) if bound.derivative is not None else phi.mean(q)
         return gaussian_mean(bound.of_one, q, parameters=bound.statistics, kinks=bound.kinks)
-    sources = _distinct([s for _, f in factors for s in f.sources])
-    _check_count(pairs, len(sources))
-    covariance = _matrix([[single.moment(s, t, False) for t in sources] for s in sources])
-
-    def product(values: Sequence[Tensor]) -> Tensor:
-        by = dict(zip(sources, values, strict=True))
-        parts = (f.of_many(by, [s[..., None] for s in f.statistics]) for f in functions)
-        return functools.reduce(torch.mul, parts)
-
-    return pairs.settings.quadrature.gaussian_expectation_multivariate(product, covariance)
+    return _expansion(pairs, index, side, factors, derivatives).mean.to(pairs.inputs[0].x.dtype)
 
 
 def _two_variables(
@@ -172,48 +164,47 @@ def _many_variables(
     ends: Sequence[Sequence[tuple[int, Factor]]],
     derivatives: dict[tuple[int, int], int],
 ) -> Tensor:
-    same_place = pairs.of_single_points and pairs.trailing(a, b, full) == (0 if full else 1)
-    if same_place:  # u = v: one set of variables
-        both = [(k, f) for k, f in ends[0]] + [(-1 - k, f) for k, f in ends[1]]
-        joint = {(0, k): m for (s, k), m in derivatives.items() if s == 0}
-        joint |= {(0, -1 - k): m for (s, k), m in derivatives.items() if s == 1}
-        return _one_sided(pairs, a, 0, both, joint)
+    """By the expansions of both sides in Hermite polynomials."""
     sources = [_distinct([s for _, f in end for s in f.sources]) for end in ends]
     _check_count(pairs, len(sources[0]) + len(sources[1]))
-    singles = pairs.of_points(0), pairs.of_points(1)
-    lefts, rights = (
-        [[singles[side].moment(s, t, False) for t in sources[side]] for s in sources[side]]
-        for side in (0, 1)
+    left = _expansion(pairs, a, 0, ends[0], derivatives)
+    right = _expansion(pairs, b, 1, ends[1], derivatives)
+    value = inner_product(
+        left,
+        right,
+        [[pairs.moment(s, t, full) for t in sources[1]] for s in sources[0]],
+        lambda number: pairs.on_left(number, a, b, full),
+        lambda number: pairs.on_right(number, a, b, full),
     )
-    cross = [[pairs.moment(s, t, full) for t in sources[1]] for s in sources[0]]
+    return value.to(pairs.inputs[0].x.dtype)
 
-    def spread(table: list[list[Tensor | None]], place: Callable[..., Tensor]) -> Any:
-        return [[None if m is None else place(m, a, b, full) for m in row] for row in table]
 
-    lefts, rights = spread(lefts, pairs.on_left), spread(rights, pairs.on_right)
-    flipped = [list(column) for column in zip(*cross, strict=True)]
-    rows = [[*x, *y] for x, y in zip(lefts, cross, strict=True)]
-    rows += [[*x, *y] for x, y in zip(flipped, rights, strict=True)]
-    functions = [
-        [_Bound(f, derivatives.get((side, k)), singles[side], side) for k, f in ends[side]]
-        for side in (0, 1)
-    ]
-    statistics = [
-        [[pairs.on_left(s, a, b, full)[..., None] for s in f.statistics] for f in functions[0]],
-        [[pairs.on_right(s, a, b, full)[..., None] for s in f.statistics] for f in functions[1]],
-    ]
+def _expansion(
+    pairs: Pairs,
+    index: int,
+    side: int,
+    factors: Sequence[tuple[int, Factor]],
+    derivatives: dict[tuple[int, int], int],
+) -> Expansion:
+    """The product of dependent factors at each left or right point, expanded once."""
+    single = pairs.of_points(side)
+    bound = [(k, f, derivatives.get((side, k))) for k, f in factors]
 
-    def product(values: Sequence[Tensor]) -> Tensor:
-        cut = len(sources[0])
-        parts = []
-        for side, own_values in ((0, values[:cut]), (1, values[cut:])):
-            by = dict(zip(sources[side], own_values, strict=True))
-            parts += [
-                f.of_many(by, s) for f, s in zip(functions[side], statistics[side], strict=True)
-            ]
-        return functools.reduce(torch.mul, parts)
+    def make() -> Expansion:
+        sources = _distinct([s for _, f in factors for s in f.sources])
+        _check_count(pairs, len(sources))
+        functions = [_Bound(f, derivative, single, side) for _, f, derivative in bound]
 
-    return pairs.settings.quadrature.gaussian_expectation_multivariate(product, _matrix(rows))
+        def product(values: Sequence[Tensor]) -> Tensor:
+            by = dict(zip(sources, values, strict=True))
+            parts = (f.of_many(by, [s[..., None] for s in f.statistics]) for f in functions)
+            return functools.reduce(torch.mul, parts)
+
+        covariance = [[single.moment(s, t, False) for t in sources] for s in sources]
+        return expand(product, Whitening.of(covariance), pairs.settings.quadrature)
+
+    key = ("expansion", index, tuple((k, derivative) for k, _, derivative in bound))
+    return single.once(key, make)
 
 
 def _check_count(pairs: Pairs, variables: int) -> None:
@@ -317,17 +308,6 @@ class _Bound:
 
 def _distinct(items: Sequence[int]) -> list[int]:
     return list(dict.fromkeys(items))
-
-
-def _matrix(rows: list[list[Tensor | None]]) -> Tensor:
-    """Moments as a covariance matrix in the last two dimensions."""
-    shape = torch.broadcast_shapes(*(m.shape for row in rows for m in row if m is not None))
-    example = next(m for row in rows for m in row if m is not None)
-    zero = example.new_zeros(()).expand(shape)
-    return torch.stack(
-        [torch.stack([zero if m is None else m.expand(shape) for m in row], -1) for row in rows],
-        -2,
-    )
 
 
 # Functions that may jump.
