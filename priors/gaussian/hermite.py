@@ -35,8 +35,10 @@ from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo
 
 __all__ = ["Expansion", "Whitening", "expand", "inner_product"]
 
-# Highest degree, and fewest nodes per coefficient.
-_DEGREE, _NODES_PER_TERM = 8, 16
+# Highest degree, and fewest points of the rule per coefficient.
+_DEGREE, _POINTS_PER_TERM = 8, 16
+# Nodes per point of the rule, counted without their mirror images: they are for single points.
+_MULTIPLE = 2
 # Numbers kept of a residual, half of them of its even part.
 _SKETCH = 128
 # Most numbers of one step.
@@ -210,7 +212,7 @@ class _Nodes:
 def _nodes(rule: QuasiMonteCarlo, k: int, device: torch.device) -> _Nodes:
     degree = _degree(rule, k)
     indices = tuple(a for n in range(degree + 1) for a in _of_degree(k, n))
-    z = rule.normals(k, torch.empty(0), mirrored=True)
+    z = rule.normals(k, torch.empty(0), multiple=_MULTIPLE)
     width = 1 + min(1.0, 4 / k)
     z = z * math.sqrt(width)
     # the normal density divided by that of the wider nodes
@@ -219,7 +221,7 @@ def _nodes(rule: QuasiMonteCarlo, k: int, device: torch.device) -> _Nodes:
     polynomials = _hermite(z, indices, degree)
     root = weights.sqrt()
     m = len(z)
-    buckets = min(_SKETCH // 2, max(1, rule.net_size // 2))
+    buckets = min(_SKETCH // 2, _MULTIPLE * rule.net_size)
     generator = torch.Generator().manual_seed(0)
     signs = 2.0 * torch.randint(0, 2, (m,), generator=generator) - 1
     sketch = torch.zeros(buckets, m, dtype=z.dtype)
@@ -248,9 +250,7 @@ def _nodes(rule: QuasiMonteCarlo, k: int, device: torch.device) -> _Nodes:
 
 def _degree(rule: QuasiMonteCarlo, k: int) -> int:
     degree = 1
-    while (
-        degree < _DEGREE and math.comb(k + degree + 1, k) * _NODES_PER_TERM <= rule.num_samples
-    ):
+    while degree < _DEGREE and math.comb(k + degree + 1, k) * _POINTS_PER_TERM <= rule.num_samples:
         degree += 1
     return max(1, degree - rule.coarsening)
 
@@ -490,7 +490,10 @@ def _tensors(
     shape = torch.broadcast_shapes(lefts.shape[1:], rights.shape[1:], example.shape)
     zero = torch.zeros_like(example)
     dense = torch.stack(
-        [torch.stack([(zero if c is None else c).expand(shape) for c in row]) for row in correlations]
+        [
+            torch.stack([(zero if c is None else c).expand(shape) for c in row])
+            for row in correlations
+        ]
     ).flatten(2)
     dense = dense.reshape(*dense.shape[:2], -1)
     sides = [side.expand(len(side), *shape).reshape(len(side), -1) for side in (lefts, rights)]

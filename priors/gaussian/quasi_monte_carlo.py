@@ -58,16 +58,16 @@ class QuasiMonteCarlo:
         """Points of one net."""
         return self.num_samples // min(_NETS, self.num_samples // 2)
 
-    def normals(self, dimension: int, like: Tensor, *, mirrored: bool = False) -> Tensor:
+    def normals(self, dimension: int, like: Tensor, *, multiple: int = 1) -> Tensor:
         """Standard normal points, float64, on the device of `like`.
 
         Args:
             dimension: Number of variables.
             like: A tensor on the device wanted.
-            mirrored: Points that stand for themselves and for their negatives, half as many.
+            multiple: How many times as many points as usual, a power of two.
 
         Returns:
-            `[num_samples, dimension]`, fewer in a variant; half of that if `mirrored`.
+            `[multiple * num_samples, dimension]`, fewer in a variant; net after net.
 
         Raises:
             ValueError: more dimensions than Sobol sequences are tabulated for.
@@ -77,7 +77,7 @@ class QuasiMonteCarlo:
                 f"An expectation over {dimension} variables exceeds the {SobolEngine.MAXDIM} "
                 "dimensions of Sobol sequences; shorten the sequence."
             )
-        size = self.net_size // 2 if mirrored else self.net_size
+        size = multiple * self.net_size
         nets = [_net(size, dimension, self.seed * _NETS + k) for k in self.nets]
         return torch.cat(nets).to(like.device)
 

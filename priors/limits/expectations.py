@@ -19,7 +19,6 @@ from torch import Tensor
 from priors.gaussian.activations import Activation
 from priors.gaussian.hermite import Expansion, Whitening, expand, inner_product
 from priors.gaussian.quadrature import gaussian_expectation, gaussian_mean
-from priors.gaussian.quadrature import jumps as activation_jumps
 from priors.limits.normalisation import statistics
 from priors.limits.pairs import Pairs
 from priors.limits.relations import independent_groups
@@ -83,7 +82,11 @@ def _group(
     derivatives: dict[tuple[int, int], int],
 ) -> Tensor:
     """Expectation of the product of factors that depend on each other."""
-    ends = [[(k, f) for s, k, f in group if s == side] for side in (0, 1)]
+    # in the order of the node, whatever is opposite: it decides the order of variables
+    ends = [
+        sorted(((k, f) for s, k, f in group if s == side), key=lambda end: end[0])
+        for side in (0, 1)
+    ]
     if not ends[1]:
         left = _one_sided(pairs, a, 0, ends[0], derivatives)
         return pairs.on_left(left, a, b, full)
@@ -229,12 +232,45 @@ def slopes(pairs: Pairs, index: int, side: int, *, jumps: bool) -> list[tuple[in
         phi, source = pairs.activation(index)
         return [(source, phi.stein(pairs.variance_of(source, side)))]
     if jumps:
-        _check_continuous(node)
+        return _stein(pairs, index, side, node)
     result = []
     for k, factor in enumerate(node.factors):
         for position, source in enumerate(factor.sources):
             result.append((source, mean_of(pairs, index, side, (k, position))))
     return result
+
+
+def _stein(pairs: Pairs, index: int, side: int, node: Nonlinear) -> list[tuple[int, Tensor]]:
+    """Slopes with jumps: of each group of factors, times the means of the others."""
+    items = [(side, k, f) for k, f in enumerate(node.factors)]
+    groups = [
+        sorted(((k, f) for _, k, f in g), key=lambda end: end[0])
+        for g in independent_groups(pairs.program, items)
+    ]
+    means = [_one_sided(pairs, index, side, group, {}) for group in groups]
+    result = []
+    for number, group in enumerate(groups):
+        others = means[:number] + means[number + 1 :]
+        for source, slope in _slopes_of_group(pairs, index, side, group):
+            result.append((source, functools.reduce(torch.mul, others, slope)))
+    return result
+
+
+def _slopes_of_group(
+    pairs: Pairs, index: int, side: int, group: Sequence[tuple[int, Factor]]
+) -> list[tuple[int, Tensor]]:
+    (k, factor), *more = group
+    if more or len(factor.sources) > 1:
+        # those of the expansion, so that moments with Gaussian nodes fit the others
+        dtype = pairs.inputs[0].x.dtype
+        slopes = _expansion(pairs, index, side, group, {}).slopes
+        sources = _distinct([s for _, f in group for s in f.sources])
+        return [(s, slope.to(dtype)) for s, slope in zip(sources, slopes, strict=True)]
+    source = factor.sources[0]
+    if isinstance(factor.function, Activation):
+        return [(source, factor.function.stein(pairs.variance_of(source, side)))]
+    _check_continuous(factor)
+    return [(source, _one_sided(pairs, index, side, group, {(side, k): 0}))]
 
 
 def mean_of(pairs: Pairs, index: int, side: int, derivative: tuple[int, int] | None) -> Tensor:
@@ -245,7 +281,8 @@ def mean_of(pairs: Pairs, index: int, side: int, derivative: tuple[int, int] | N
     total: Tensor | None = None
     items = [(side, k, f) for k, f in enumerate(node.factors)]
     for group in independent_groups(pairs.program, items):
-        value = _one_sided(pairs, index, side, [(k, f) for _, k, f in group], derivatives)
+        factors = sorted(((k, f) for _, k, f in group), key=lambda end: end[0])
+        value = _one_sided(pairs, index, side, factors, derivatives)
         total = value if total is None else total * value
     assert total is not None
     return total
@@ -314,8 +351,8 @@ def _distinct(items: Sequence[int]) -> list[int]:
 _JUMPS = frozenset("gt lt ge le eq ne where sign heaviside round floor ceil".split())
 
 
-def _check_continuous(node: Nonlinear) -> None:
-    """Stein's lemma needs the derivative, which at jumps in several variables is not known."""
+def _check_continuous(factor: Factor) -> None:
+    """Stein's lemma needs the derivative, which at jumps that move with statistics is not known."""
 
     def names(part: Any) -> set[str]:
         if not isinstance(part, Apply):
@@ -323,16 +360,9 @@ def _check_continuous(node: Nonlinear) -> None:
         found = {getattr(part.function, "__name__", type(part.function).__name__).lower()}
         return found.union(*(names(a) for a in part.arguments))
 
-    for factor in node.factors:
-        function = factor.function
-        jumps = (
-            not all(j == 0 for j in activation_jumps(function, function.kinks))
-            if isinstance(function, Activation)
-            else bool(names(function) & _JUMPS)
+    if names(factor.function) & _JUMPS:
+        raise NotImplementedError(
+            "An expression with a jump meets its own input again, as in a skip connection around "
+            "a normalised hard gate; the moment of the two is not known here. Use a continuous "
+            "gate."
         )
-        if jumps:
-            raise NotImplementedError(
-                "A product or expression with a jump meets its own inputs again, as in a skip "
-                "connection around a hard gate; the moment of the two is not known here. Use a "
-                "continuous gate."
-            )
