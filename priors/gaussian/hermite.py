@@ -35,8 +35,9 @@ from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo
 
 __all__ = ["Expansion", "Whitening", "expand", "inner_product"]
 
-# Highest degree, and fewest points of the rule per coefficient.
-_DEGREE, _POINTS_PER_TERM = 8, 16
+# Highest degree of independent and of dependent variables, whose tensors are full, and fewest
+# points of the rule per coefficient.
+_DEGREE, _DEPENDENT_DEGREE, _POINTS_PER_TERM = 8, 5, 16
 # Nodes per point of the rule, counted without their mirror images: they are for single points.
 _MULTIPLE = 2
 # Numbers kept of a residual, half of them of its even part.
@@ -209,8 +210,8 @@ class _Nodes:
 
 
 @functools.lru_cache(maxsize=32)
-def _nodes(rule: QuasiMonteCarlo, k: int, device: torch.device) -> _Nodes:
-    degree = _degree(rule, k)
+def _nodes(rule: QuasiMonteCarlo, k: int, highest: int, device: torch.device) -> _Nodes:
+    degree = _degree(rule, k, highest)
     indices = tuple(a for n in range(degree + 1) for a in _of_degree(k, n))
     z = rule.normals(k, torch.empty(0), multiple=_MULTIPLE)
     width = 1 + min(1.0, 4 / k)
@@ -248,9 +249,9 @@ def _nodes(rule: QuasiMonteCarlo, k: int, device: torch.device) -> _Nodes:
     )
 
 
-def _degree(rule: QuasiMonteCarlo, k: int) -> int:
+def _degree(rule: QuasiMonteCarlo, k: int, highest: int) -> int:
     degree = 1
-    while degree < _DEGREE and math.comb(k + degree + 1, k) * _POINTS_PER_TERM <= rule.num_samples:
+    while degree < highest and math.comb(k + degree + 1, k) * _POINTS_PER_TERM <= rule.num_samples:
         degree += 1
     return max(1, degree - rule.coarsening)
 
@@ -286,7 +287,8 @@ def expand(
         rule: The points.
     """
     k = len(whitening.scales)
-    nodes = _nodes(rule, k, whitening.scales[0].device)
+    highest = _DEGREE if whitening.lower is None else _DEPENDENT_DEGREE
+    nodes = _nodes(rule, k, highest, whitening.scales[0].device)
     shape = torch.broadcast_shapes(*(s.shape for s in whitening.scales))
 
     def totals(part: slice) -> tuple[Tensor, ...]:
@@ -573,6 +575,9 @@ def _rest(
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:
     """sum over the leading dimension, without the product of all pairs at a time."""
+    shape = torch.broadcast_shapes(first.shape, second.shape)
+    if math.prod(shape) <= _CHUNK:
+        return (first * second).sum(0)
     total: Tensor | None = None
     for a, b in zip(first, second, strict=True):
         total = a * b if total is None else torch.addcmul(total, a, b)

@@ -94,7 +94,24 @@ def _group(
         return pairs.on_right(_one_sided(pairs, b, 1, ends[1], derivatives), a, b, full)
     if len(group) == 2 and all(len(f.sources) == 1 for _, _, f in group):
         return _two_variables(pairs, a, b, full, ends, derivatives)
-    return _many_variables(pairs, a, b, full, ends, derivatives)
+    if len(group) == len(pairs.program.nodes[a].factors) + len(pairs.program.nodes[b].factors):
+        return _many_variables(pairs, a, b, full, ends, derivatives)
+    # a part of the product, which other products and other derivatives have too
+    contents = tuple(_contents(end, side, derivatives) for side, end in enumerate(ends))
+    key = ("group", contents, pairs.has_positions(a), pairs.has_positions(b), full)
+    return pairs.once(key, lambda: _many_variables(pairs, a, b, full, ends, derivatives))
+
+
+Contents = tuple[tuple[Any, ...], ...]
+
+
+def _contents(
+    factors: Sequence[tuple[int, Factor]], side: int, derivatives: dict[tuple[int, int], int]
+) -> Contents:
+    """What a product of factors is, whichever node it belongs to."""
+    return tuple(
+        (f.function, f.sources, f.statistics, derivatives.get((side, k))) for k, f in factors
+    )
 
 
 def _one_sided(
@@ -114,7 +131,7 @@ def _one_sided(
         if phi is not None:
             return phi.mean_derivative(q) if bound.derivative is not None else phi.mean(q)
         return gaussian_mean(bound.of_one, q, parameters=bound.statistics, kinks=bound.kinks)
-    return _expansion(pairs, index, side, factors, derivatives).mean.to(pairs.inputs[0].x.dtype)
+    return _expansion(pairs, side, factors, derivatives).mean.to(pairs.inputs[0].x.dtype)
 
 
 def _two_variables(
@@ -170,8 +187,8 @@ def _many_variables(
     """By the expansions of both sides in Hermite polynomials."""
     sources = [_distinct([s for _, f in end for s in f.sources]) for end in ends]
     _check_count(pairs, len(sources[0]) + len(sources[1]))
-    left = _expansion(pairs, a, 0, ends[0], derivatives)
-    right = _expansion(pairs, b, 1, ends[1], derivatives)
+    left = _expansion(pairs, 0, ends[0], derivatives)
+    right = _expansion(pairs, 1, ends[1], derivatives)
     value = inner_product(
         left,
         right,
@@ -184,19 +201,17 @@ def _many_variables(
 
 def _expansion(
     pairs: Pairs,
-    index: int,
     side: int,
     factors: Sequence[tuple[int, Factor]],
     derivatives: dict[tuple[int, int], int],
 ) -> Expansion:
     """The product of dependent factors at each left or right point, expanded once."""
     single = pairs.of_points(side)
-    bound = [(k, f, derivatives.get((side, k))) for k, f in factors]
 
     def make() -> Expansion:
         sources = _distinct([s for _, f in factors for s in f.sources])
         _check_count(pairs, len(sources))
-        functions = [_Bound(f, derivative, single, side) for _, f, derivative in bound]
+        functions = [_Bound(f, derivatives.get((side, k)), single, side) for k, f in factors]
 
         def product(values: Sequence[Tensor]) -> Tensor:
             by = dict(zip(sources, values, strict=True))
@@ -206,8 +221,7 @@ def _expansion(
         covariance = [[single.moment(s, t, False) for t in sources] for s in sources]
         return expand(product, Whitening.of(covariance), pairs.settings.quadrature)
 
-    key = ("expansion", index, tuple((k, derivative) for k, _, derivative in bound))
-    return single.once(key, make)
+    return single.once(("expansion", _contents(factors, side, derivatives)), make)
 
 
 def _check_count(pairs: Pairs, variables: int) -> None:
@@ -263,7 +277,7 @@ def _slopes_of_group(
     if more or len(factor.sources) > 1:
         # those of the expansion, so that moments with Gaussian nodes fit the others
         dtype = pairs.inputs[0].x.dtype
-        slopes = _expansion(pairs, index, side, group, {}).slopes
+        slopes = _expansion(pairs, side, group, {}).slopes
         sources = _distinct([s for _, f in group for s in f.sources])
         return [(s, slope.to(dtype)) for s, slope in zip(sources, slopes, strict=True)]
     source = factor.sources[0]
