@@ -127,9 +127,9 @@ def jackknife(values: Sequence[Tensor]) -> Tensor:
 
 def _student(degrees: int) -> float:
     """The 0.995 quantile of Student's t."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return float(t.ppf(0.995, degrees))
+    return float(stdtrit(degrees, 0.995))
 
 
 @functools.lru_cache(maxsize=64)
