@@ -2,7 +2,8 @@
 
 A nonlinearity is a product of factors, each a function of jointly Gaussian vectors; factors that
 have nothing in common are independent, so an expectation is a product over groups of them. Each
-group is one Gaussian integral: closed, over two variables, or by quasi-Monte Carlo. `derivatives`
+group is one Gaussian integral: closed, over two variables, or by expansions in Hermite polynomials
+(`gaussian.hermite`), which are made once for each data point. `derivatives`
 says for which factor, (side, number), a partial derivative is meant, and in which of its sources.
 """
 

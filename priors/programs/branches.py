@@ -122,7 +122,7 @@ def _multiply(builder: Builder, a: int, b: int) -> int:
 
 
 # Most products that a product of sums is expanded into.
-_MAX_PRODUCTS = 16
+_MAX_PRODUCTS = 32
 
 
 def _expanded_product(builder: Builder, a: int, b: int) -> int | None:
