@@ -22,8 +22,9 @@ def costs(program: Program) -> list[str]:
     if any(isinstance(n, Nonlinear) and _is_joint(n) for n in program.nodes):
         found.append(
             "a nonlinearity of several branches (gates, products, residual sums inside a "
-            "function): quasi-Monte Carlo over all of them. Cheaper: nonlinearities of one layer "
-            "each."
+            "function): expansions by quasi-Monte Carlo over all of them, for every input. "
+            "Cheaper: nonlinearities of one layer each, or fewer branches that meet without a "
+            "layer or a normalisation in between."
         )
     if any(isinstance(n, Mix | Attention) for n in program.nodes):
         found.append(

@@ -14,8 +14,9 @@ adds the gradient through the logits,
     H = J B J'^T,  J the Jacobian of the softmax.
 
 The logits of two data points together have a Kronecker covariance; they are drawn as
-L_q Z L_k^T with the same quasi-Monte Carlo points Z for every pair. Without softmax all is in
-closed form.
+L_q Z L_k^T with the same quasi-Monte Carlo points Z for every pair. The draws of a point alone are
+those of the first point of a pair, and a pair is the mean of both orders: the kernel is symmetric,
+and the same at coinciding points as beside them. Without softmax all is in closed form.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Heads:
             scale = self._first.scale * self._second.scale
             return scale * query * (key * values).sum((-1, -2), keepdim=True)
         b = values.double()
-        return self._symmetrised(self._mean(lambda left, right: left @ b @ right.mT))
+        return self._mean(lambda left, right: left @ b @ right.mT)
 
     def logit_gradient(
         self, values: Tensor, queries: Tensor | None, keys: Tensor | None
@@ -120,7 +121,7 @@ class Heads:
             )
             return scale * total
 
-        return self._symmetrised(self._mean(term))
+        return self._mean(term)
 
     @staticmethod
     def _contracted(left: Tensor, right: Tensor, b: Tensor, x: Tensor) -> Tensor:
@@ -141,12 +142,6 @@ class Heads:
             return None
         return query, key
 
-    def _symmetrised(self, value: Tensor) -> Tensor:
-        """The pair (i, j) and (j, i) are drawn in different orders: both get their mean."""
-        if not self._symmetric:
-            return value
-        return (value + value.transpose(-1, -2).transpose(-3, -4)) / 2
-
     def _weights(self, logits: Tensor, node: Attention) -> Tensor:
         if node.mask is not None:
             logits = logits + node.mask.tensor(logits)
@@ -159,35 +154,69 @@ class Heads:
         gigabytes.
         """
         q, k = self._queries, self._keys
-        rows, columns = q[0].shape[-1], k[0].shape[-1]
-        shape = q[0].shape[:-2]
         single = single or q[0] is q[2]  # a data point with itself
         if single:
-            roots = cholesky(q[0].double()), cholesky(k[0].double())
-            size = rows, columns
-        else:
-            shape = torch.broadcast_shapes(q[0].shape[:-2], q[1].shape[:-2])
-            roots = cholesky(_joint(q, shape)), cholesky(_joint(k, shape))
-            size = rows + q[1].shape[-1], columns + k[1].shape[-1]
+            return self._of_order(term, (cholesky(q[0].double()), cholesky(k[0].double())), "one")
+        shape = torch.broadcast_shapes(q[0].shape[:-2], q[1].shape[:-2])
+        roots = cholesky(_joint(q, shape)), cholesky(_joint(k, shape))
+        value = self._of_order(term, roots, "left first")
+        if self._symmetric:  # the other order is that of the pair (j, i)
+            return (value + value.transpose(-1, -2).transpose(-3, -4)) / 2
+        swapped = tuple(_joint(_swapped(blocks), shape) for blocks in (q, k))
+        roots = cholesky(swapped[0]), cholesky(swapped[1])
+        return (value + self._of_order(term, roots, "right first")) / 2
+
+    def _of_order(
+        self, term: Callable[[Tensor, Tensor], Tensor], roots: tuple[Tensor, Tensor], order: str
+    ) -> Tensor:
+        """The average where the first point's logits have the first draws."""
+        sizes = [(b[0].shape[-1], b[1].shape[-1]) for b in (self._queries, self._keys)]
+        nodes = self._first, self._second
+        if order == "right first":
+            sizes = [(second, first) for first, second in sizes]
+            nodes = self._second, self._first
+        (rows, more_rows), (columns, more_columns) = sizes
 
         def total(points: Tensor) -> Tensor:
             logits = roots[0] @ points @ roots[1].mT
-            left = self._weights(logits[..., :rows, :columns] * self._first.scale, self._first)
-            right = left
-            if not single:
-                right = logits[..., rows:, columns:] * self._second.scale
-                right = self._weights(right, self._second)
-            return term(left, right).sum(0)
+            one = self._weights(logits[..., :rows, :columns] * nodes[0].scale, nodes[0])
+            if order == "one":
+                return term(one, one).sum(0)
+            two = logits[..., rows:, columns:] * nodes[1].scale
+            two = self._weights(two, nodes[1])
+            return (term(one, two) if order == "left first" else term(two, one)).sum(0)
 
-        points = self._rule.normals(size[0] * size[1], q[0])
-        points = points.reshape(-1, *(1,) * len(shape), *size)
-        few = max(1, _CHUNK // max(1, shape.numel() * size[0] * size[1]))
+        draws = self._draws(rows, columns, more_rows, more_columns, single=order == "one")
+        dims = roots[0].dim() - 2
+        draws = draws.reshape(len(draws), *(1,) * dims, *draws.shape[-2:])
+        few = max(1, _CHUNK // max(1, roots[0].shape[:-2].numel() * draws[0].numel()))
         again = torch.is_grad_enabled()
         parts = [
             checkpoint(total, part, use_reentrant=False) if again else total(part)
-            for part in points.split(few)
+            for part in draws.split(few)
         ]
-        return (sum(parts[1:], parts[0]) / len(points)).to(q[0].dtype)
+        return (sum(parts[1:], parts[0]) / len(draws)).to(self._queries[0].dtype)
+
+    def _draws(
+        self, rows: int, columns: int, more_rows: int, more_columns: int, *, single: bool
+    ) -> Tensor:
+        """Z, `[samples, Q, K]`; the first point's block has the first variables."""
+        sizes = [rows * columns, rows * more_columns, more_rows * columns, more_rows * more_columns]
+        points = self._rule.normals(sum(sizes), self._queries[0])
+        own, right, below, other = points.split(sizes, -1)
+        own = own.unflatten(-1, (rows, columns))
+        if single:
+            return own
+        right = right.unflatten(-1, (rows, more_columns))
+        below = below.unflatten(-1, (more_rows, columns))
+        other = other.unflatten(-1, (more_rows, more_columns))
+        return torch.cat([torch.cat([own, right], -1), torch.cat([below, other], -1)], -2)
+
+
+def _swapped(blocks: tuple[Tensor, Tensor, Tensor | None]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The blocks of both sides in the other order."""
+    left, right, cross = blocks
+    return right, left, None if cross is None else cross.mT
 
 
 def _joint(blocks: tuple[Tensor, Tensor, Tensor | None], shape: torch.Size) -> Tensor:

@@ -106,7 +106,7 @@ class Moments(Pairs):
                 return self._cache[a, b, True].diagonal(dim1=-2, dim2=-1)
             value = self._moment(a, b, full)
             assert value is not None
-            self._cache[a, b, full] = self.symmetrised(value, a, b, full)
+            self._cache[a, b, full] = value
             if not self.derivatives:
                 self.drop_intermediate(a, b)
         return self._cache[a, b, full]

@@ -113,14 +113,6 @@ class Pairs(ABC):
             value = value.transpose(-1, -2)
         return value if self.paired else value.transpose(-1 - trailing, -2 - trailing)
 
-    def symmetrised(self, value: Tensor, a: int, b: int, full: bool) -> Tensor:
-        """The mean of both orders of a pair, which a quadrature over many variables draws apart."""
-        if a != b or not self.same or self.paired:
-            return value
-        if not isinstance(self.program.nodes[a], Nonlinear) or self.is_plain(a):
-            return value
-        return (value + self.transposed(value, a, a, full)) / 2
-
     def on_left(self, value: Tensor, a: int, b: int, full: bool) -> Tensor:
         """A number per left point (and position of `a`) shaped to multiply the pair."""
         value = self.rows_of(value, 0, int(self.has_positions(a)))

@@ -132,10 +132,7 @@ class Tangents:
             if not full and (a, b, True) in self._cache:
                 value = self._cache[a, b, True]
                 return None if value is None else value.diagonal(dim1=-2, dim2=-1)
-            value = self._tangent(a, b, full)
-            if value is not None:
-                value = m.symmetrised(value, a, b, full)
-            self._cache[a, b, full] = value
+            self._cache[a, b, full] = self._tangent(a, b, full)
             self._drop_intermediate(a, b)
         return self._cache[a, b, full]
 

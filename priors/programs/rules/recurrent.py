@@ -3,7 +3,7 @@
 A cell is what `nn.RNNCell`, `nn.LSTMCell` and `nn.GRUCell` compute; weights of the gates are
 rows of the layer's matrices. A simple recurrent network stays in closed form. The gates of an
 LSTM or GRU multiply units that are Gaussian given all earlier steps, so the expectation at step t
-runs over a number of variables that grows with t and is done by quasi-Monte Carlo.
+runs over a number of variables that grows with t (`priors.gaussian.hermite`).
 """
 
 from __future__ import annotations
