@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from priors.gaussian.interpolation.evaluation import evaluate
-from priors.gaussian.interpolation.tables import RESOLVED, Series, Table, nodes, variances
+from priors.gaussian.interpolation.tables import RESOLVED, Series, Stack, Table, nodes, variances
 from priors.gaussian.quadrature.functions import Elementwise, Function
 from priors.gaussian.quadrature.mehler import expectation_without_gradient, mean_without_gradient
 
@@ -192,9 +192,9 @@ def _accurate(made: Table, expectation: Function) -> bool:
     assert made.scales is not None
     one = q1[:, None].expand(9, 7, 1), q2[None, :].expand(9, 1, 7)
     c = _straight(x, made.bend) * (q1[:, None] * q2).sqrt()
-    factors = made.factors(made.low, made.high)
+    stack = Stack.of([made.factors(made.low, made.high)])
     value = torch.empty_like(exact)
-    for where, (part,) in evaluate([factors], *one, c):
+    for where, (part,) in evaluate(stack, *one, c):
         value[where] = part
     value = value * (-made.scales[0](q1))[:, None].exp() * (-made.scales[1](q2)).exp()
     return bool(((value - exact).abs() <= _TOLERANCE).all())
