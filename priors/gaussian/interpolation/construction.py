@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from priors.gaussian.interpolation.evaluation import evaluate
-from priors.gaussian.interpolation.tables import RESOLVED, Series, Stack, Table, nodes, variances
+from priors.gaussian.interpolation.tables import (
+    RESOLVED,
+    Series,
+    Stack,
+    Table,
+    chebyshev,
+    nodes,
+    variances,
+)
 from priors.gaussian.quadrature.functions import Elementwise, Function
 from priors.gaussian.quadrature.mehler import expectation_without_gradient, mean_without_gradient
 
@@ -86,10 +94,11 @@ class MeanTable:
 
     def __call__(self, q: Tensor) -> Tensor:
         """Values at the variances `q`."""
-        value = self.series(q)
-        for scale in self.scales:
-            value = value * scale(q).exp()
-        return value
+        every = self.series, *self.scales
+        number = max(len(s.coefficients) for s in every)
+        basis = chebyshev(q, self.series.low, self.series.high, number)
+        value, *scales = (s.coefficients @ basis[: len(s.coefficients)] for s in every)
+        return value * torch.stack(scales).sum(0).exp() if scales else value
 
 
 def mean_table(

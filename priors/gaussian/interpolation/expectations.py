@@ -51,7 +51,7 @@ def expectations(
     Returns:
         One of each order, of the shape to which q1, q2 and c broadcast, in the dtype of `c`.
     """
-    shape = torch.broadcast_shapes(q1.shape, q2.shape, c.shape)
+    shape = torch.broadcast_tensors(q1, q2, c)[0].shape
     if not _eligible(phi, psi, math.prod(shape)):
         return tuple(_by_quadrature(phi, psi, o, q1, q2, c) for o in orders)
     for function in {phi, psi}:
@@ -254,7 +254,9 @@ class _Mean(torch.autograd.Function):
             terms: list[tuple[tuple[int, ...], float]] = [((orders[0] + 2,), 0.5)]
         else:
             m, n = orders
-            terms = [((m + 2, n), 0.5), ((m + 1, n + 1), 1.0), ((m, n + 2), 0.5)]
+            terms = [((m + 1, n + 1), 1.0), ((m + 2, n), 1.0 if m == n else 0.5)]
+            if m != n:
+                terms.append(((m, n + 2), 0.5))
         slope = sum(share * mean(phi, own, q) for own, share in terms)
         return None, None, grad * slope
 
