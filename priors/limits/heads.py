@@ -24,15 +24,18 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo, cholesky
+from priors.limits.points import Settings
+from priors.limits.recomputed import sum_over_parts
 from priors.programs.nodes import Attention
 
 __all__ = ["Heads"]
 
-# Most numbers in the logits of the points drawn at a time.
-_CHUNK = 2**21
+# Most numbers in the logits of the points drawn at a time, and bytes held for each of them: about
+# forty tensors of the size of the logits, or of a quarter of it, with a gradient.
+_CHUNK = 2**20
+_BYTES = 300
 
 
 class Heads:
@@ -44,7 +47,7 @@ class Heads:
         queries: Moments of the left's queries, of the right's, and of both `[..., Q, Q']`.
         keys: The same for keys; the last is None if their weights are independent.
         mean_field: Moments of queries with keys of the left alone.
-        rule: The quadrature.
+        settings: The quadrature, and how much it may hold.
         symmetric: Whether both sides are the same points and the same attention.
     """
 
@@ -55,13 +58,14 @@ class Heads:
         queries: tuple[Tensor, Tensor, Tensor | None],
         keys: tuple[Tensor, Tensor, Tensor | None],
         mean_field: Tensor | None,
-        rule: QuasiMonteCarlo,
+        settings: Settings,
         symmetric: bool,
     ) -> None:
         self._first, self._second = first, second
         self._queries, self._keys = queries, keys
         self._mean_field = mean_field
-        self._rule = rule
+        self._rule: QuasiMonteCarlo = settings.quadrature
+        self._chunk = min(_CHUNK, settings.max_bytes // _BYTES)
         self._symmetric = symmetric
 
     def mean_weights(self) -> Tensor:
@@ -75,7 +79,7 @@ class Heads:
             return self._weights(logits * self._first.scale, self._first)
         if not self._first.softmax:
             return torch.zeros_like(self._queries[0])
-        return self._mean(lambda left, right: left, single=True)
+        return self._mean(lambda left, right: left, (), single=True)
 
     def average(self, values: Tensor) -> Tensor:
         """E[A B A'^T] for B = `values` `[..., keys, keys']`."""
@@ -86,8 +90,9 @@ class Heads:
             query, key = cross
             scale = self._first.scale * self._second.scale
             return scale * query * (key * values).sum((-1, -2), keepdim=True)
-        b = values.double()
-        return self._symmetrised(self._mean(lambda left, right: left @ b @ right.mT))
+        return self._symmetrised(
+            self._mean(lambda left, right, b: left @ b @ right.mT, (values.double(),))
+        )
 
     def logit_gradient(
         self, values: Tensor, queries: Tensor | None, keys: Tensor | None
@@ -111,16 +116,15 @@ class Heads:
                 queries * (key * values).sum((-1, -2), keepdim=True)
                 + query * (keys * values).sum((-1, -2), keepdim=True)
             )
-        b, k, dk = values.double(), key.double(), keys.double()
-        dq, q = queries.double(), query.double()
 
-        def term(left: Tensor, right: Tensor) -> Tensor:
-            total = dq * self._contracted(left, right, b, k) + q * self._contracted(
-                left, right, b, dk
-            )
-            return scale * total
+        def term(
+            left: Tensor, right: Tensor, b: Tensor, q: Tensor, dq: Tensor, k: Tensor, dk: Tensor
+        ) -> Tensor:
+            total = dq * self._contracted(left, right, b, k)
+            return scale * (total + q * self._contracted(left, right, b, dk))
 
-        return self._symmetrised(self._mean(term))
+        of_pairs = tuple(t.double() for t in (values, query, queries, key, keys))
+        return self._symmetrised(self._mean(term, of_pairs))
 
     @staticmethod
     def _contracted(left: Tensor, right: Tensor, b: Tensor, x: Tensor) -> Tensor:
@@ -152,42 +156,50 @@ class Heads:
             logits = logits + node.mask.tensor(logits)
         return logits.softmax(-1) if node.softmax else logits
 
-    def _mean(self, term: Callable[[Tensor, Tensor], Tensor], *, single: bool = False) -> Tensor:
+    def _mean(
+        self,
+        term: Callable[..., Tensor],
+        of_pairs: tuple[Tensor, ...],
+        *,
+        single: bool = False,
+    ) -> Tensor:
         """Average over the draws of a function of both sides' weights `[samples, ..., Q, K]`.
 
-        With gradients, draws are made again in the backward pass: all of them would take
-        gigabytes.
+        Args:
+            term: Of the weights of the left and of the right, and of what follows.
+            of_pairs: Moments and tangents.
+            single: Whether both sides have the same heads.
         """
         q, k = self._queries, self._keys
         rows, columns = q[0].shape[-1], k[0].shape[-1]
         shape = q[0].shape[:-2]
         single = single or q[0] is q[2]  # a data point with itself
-        if single:
-            roots = cholesky(q[0].double()), cholesky(k[0].double())
-            size = rows, columns
-        else:
+        # the first rows of a triangular root: the left's logits do not depend on the right
+        roots = [cholesky(q[0].double()), cholesky(k[0].double())]
+        size = rows, columns
+        if not single:
             shape = torch.broadcast_shapes(q[0].shape[:-2], q[1].shape[:-2])
-            roots = cholesky(_joint(q, shape)), cholesky(_joint(k, shape))
+            roots += [
+                cholesky(_joint(q, shape))[..., rows:, :],
+                cholesky(_joint(k, shape))[..., columns:, :],
+            ]
             size = rows + q[1].shape[-1], columns + k[1].shape[-1]
 
-        def total(points: Tensor) -> Tensor:
-            logits = roots[0] @ points @ roots[1].mT
-            left = self._weights(logits[..., :rows, :columns] * self._first.scale, self._first)
+        def total(points: Tensor, *inputs: Tensor) -> Tensor:
+            (queries, keys, *others), rest = inputs[: len(roots)], inputs[len(roots) :]
+            logits = queries @ points[..., :rows, :columns] @ keys.mT
+            left = self._weights(logits * self._first.scale, self._first)
             right = left
-            if not single:
-                right = logits[..., rows:, columns:] * self._second.scale
-                right = self._weights(right, self._second)
-            return term(left, right).sum(0)
+            if others:
+                logits = others[0] @ points @ others[1].mT
+                right = self._weights(logits * self._second.scale, self._second)
+            return term(left, right, *rest).sum(0)
 
         points = self._rule.normals(size[0] * size[1], q[0])
         points = points.reshape(-1, *(1,) * len(shape), *size)
-        few = max(1, _CHUNK // max(1, shape.numel() * size[0] * size[1]))
-        again = torch.is_grad_enabled()
-        parts = [
-            checkpoint(total, part, use_reentrant=False) if again else total(part)
-            for part in points.split(few)
-        ]
-        return (sum(parts[1:], parts[0]) / len(points)).to(q[0].dtype)
+        few = max(1, self._chunk // max(1, shape.numel() * size[0] * size[1]))
+        whole = sum_over_parts(total, points.split(few), (*roots, *of_pairs))
+        return (whole / len(points)).to(q[0].dtype)
 
 
 def _joint(blocks: tuple[Tensor, Tensor, Tensor | None], shape: torch.Size) -> Tensor:
