@@ -16,6 +16,9 @@ adds the gradient through the logits,
 The logits of two data points together have a Kronecker covariance; they are drawn as
 L_q Z L_k^T with the same quasi-Monte Carlo points Z for every pair. Without softmax all is in
 closed form.
+
+Draws stand between queries and keys, `[..., Q, draws, K]`, so that nearly all of this is products
+of large matrices: of all pairs with all draws, or of all draws and keys of a pair.
 """
 
 from __future__ import annotations
@@ -76,10 +79,10 @@ class Heads:
             if logits is None:
                 shape = torch.broadcast_shapes(queries.shape[:-2], keys.shape[:-2])
                 logits = queries.new_zeros(*shape, queries.shape[-1], keys.shape[-1])
-            return self._weights(logits * self._first.scale, self._first)
+            return self._weights(logits * self._first.scale, self._first, drawn=False)
         if not self._first.softmax:
             return torch.zeros_like(self._queries[0])
-        return self._mean(lambda left, right: left, (), single=True)
+        return self._mean(lambda left, right: left.sum(-2), (), single=True)
 
     def average(self, values: Tensor) -> Tensor:
         """E[A B A'^T] for B = `values` `[..., keys, keys']`."""
@@ -90,9 +93,11 @@ class Heads:
             query, key = cross
             scale = self._first.scale * self._second.scale
             return scale * query * (key * values).sum((-1, -2), keepdim=True)
-        return self._symmetrised(
-            self._mean(lambda left, right, b: left @ b @ right.mT, (values.double(),))
-        )
+
+        def term(left: Tensor, right: Tensor, b: Tensor) -> Tensor:
+            return _summed(_times(left, b), right)
+
+        return self._symmetrised(self._mean(term, (values.double(),)))
 
     def logit_gradient(
         self, values: Tensor, queries: Tensor | None, keys: Tensor | None
@@ -129,13 +134,14 @@ class Heads:
     @staticmethod
     def _contracted(left: Tensor, right: Tensor, b: Tensor, x: Tensor) -> Tensor:
         """sum_bb' x_bb' H_bb' with H = J B J'^T, J_cb = A_c (delta_cb - A_b), per query pair."""
-        lb, lx = left @ b, left @ x
-        br, xr = b @ right.mT, x @ right.mT
+        lb, lx = _times(left, b), _times(left, x)
+        br, xr = _times(right, b.mT), _times(right, x.mT)
+        # of each draw
+        of_b, of_x = (y.transpose(-2, -3) @ right.transpose(-2, -3).mT for y in (lb, lx))
         return (
-            left @ (x * b) @ right.mT
-            - (lx * lb) @ right.mT
-            - left @ (br * xr)
-            + (lb @ right.mT) * (lx @ right.mT)
+            _summed(_times(left, x * b) - lx * lb, right)
+            - _summed(left, br * xr)
+            + (of_b * of_x).sum(-3)
         )
 
     def _cross(self) -> tuple[Tensor, Tensor] | None:
@@ -151,9 +157,11 @@ class Heads:
             return value
         return (value + value.transpose(-1, -2).transpose(-3, -4)) / 2
 
-    def _weights(self, logits: Tensor, node: Attention) -> Tensor:
+    def _weights(self, logits: Tensor, node: Attention, *, drawn: bool) -> Tensor:
+        """Attention weights of logits `[..., Q, K]`, or of draws of them."""
         if node.mask is not None:
-            logits = logits + node.mask.tensor(logits)
+            mask = node.mask.tensor(logits)
+            logits = logits + (mask.unsqueeze(-2) if drawn else mask)
         return logits.softmax(-1) if node.softmax else logits
 
     def _mean(
@@ -163,10 +171,11 @@ class Heads:
         *,
         single: bool = False,
     ) -> Tensor:
-        """Average over the draws of a function of both sides' weights `[samples, ..., Q, K]`.
+        """Average over the draws of a function of both sides' weights `[..., Q, draws, K]`.
 
         Args:
-            term: Of the weights of the left and of the right, and of what follows.
+            term: Sum over the draws, from the weights of the left and of the right and from what
+                follows.
             of_pairs: Moments and tangents.
             single: Whether both sides have the same heads.
         """
@@ -187,19 +196,35 @@ class Heads:
 
         def total(points: Tensor, *inputs: Tensor) -> Tensor:
             (queries, keys, *others), rest = inputs[: len(roots)], inputs[len(roots) :]
-            logits = queries @ points[..., :rows, :columns] @ keys.mT
-            left = self._weights(logits * self._first.scale, self._first)
+            logits = _drawn(queries, points[:, :rows, :columns], keys)
+            left = self._weights(logits * self._first.scale, self._first, drawn=True)
             right = left
             if others:
-                logits = others[0] @ points @ others[1].mT
-                right = self._weights(logits * self._second.scale, self._second)
-            return term(left, right, *rest).sum(0)
+                logits = _drawn(others[0], points, others[1])
+                right = self._weights(logits * self._second.scale, self._second, drawn=True)
+            return term(left, right, *rest)
 
-        points = self._rule.normals(size[0] * size[1], q[0])
-        points = points.reshape(-1, *(1,) * len(shape), *size)
+        points = self._rule.normals(size[0] * size[1], q[0]).reshape(-1, *size)
         few = max(1, self._chunk // max(1, shape.numel() * size[0] * size[1]))
         whole = sum_over_parts(total, points.split(few), (*roots, *of_pairs))
         return (whole / len(points)).to(q[0].dtype)
+
+
+def _drawn(queries: Tensor, points: Tensor, keys: Tensor) -> Tensor:
+    """Logits L_q Z L_k^T of points `[draws, q, k]`, `[..., Q, draws, K]`."""
+    draws, q, k = points.shape
+    half = queries @ points.transpose(0, 1).reshape(q, draws * k)
+    return _times(half.unflatten(-1, (draws, k)), keys.mT)
+
+
+def _times(weights: Tensor, matrix: Tensor) -> Tensor:
+    """Weights `[..., Q, draws, K]` times a matrix `[..., K, L]`."""
+    return (weights.flatten(-3, -2) @ matrix).unflatten(-2, weights.shape[-3:-1])
+
+
+def _summed(left: Tensor, right: Tensor) -> Tensor:
+    """Sum over draws and keys of products, `[..., Q, Q']`."""
+    return left.flatten(-2) @ right.flatten(-2).mT
 
 
 def _joint(blocks: tuple[Tensor, Tensor, Tensor | None], shape: torch.Size) -> Tensor:
