@@ -244,9 +244,7 @@ class InfiniteNetwork(Network):
         return costs(self.program)
 
     def _settings(self) -> Settings:
-        return Settings(
-            self.variances.value, self.quadrature, self.max_variables, self.max_bytes
-        )
+        return Settings(self.variances.value, self.quadrature, self.max_variables, self.max_bytes)
 
     def _kernels(
         self, x1: Tensor, x2: Tensor | None, diag: bool, *, nngp: bool, ntk: bool

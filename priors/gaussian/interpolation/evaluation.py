@@ -19,7 +19,9 @@ _SMALL = 16  # pairs of a matrix, too few for products of matrices
 Tile = tuple[int | slice, slice]
 
 
-def evaluate(stack: Stack, q1: Tensor, q2: Tensor, c: Tensor) -> Iterator[tuple[Tile, list[Tensor]]]:
+def evaluate(
+    stack: Stack, q1: Tensor, q2: Tensor, c: Tensor
+) -> Iterator[tuple[Tile, list[Tensor]]]:
     """Values of several tables at the same pairs; no gradient.
 
     Args:
@@ -36,7 +38,7 @@ def evaluate(stack: Stack, q1: Tensor, q2: Tensor, c: Tensor) -> Iterator[tuple[
     batch, rows, columns = c.shape
     few = rows * columns < _SMALL
     sides = stack.functions(0, q1[..., 0]), stack.functions(1, q2[..., 0, :])
-    sums = [_Sum(t, *both, few) for t, *both in zip(stack.tables, *sides, strict=True)]
+    sums = [_Sum(*one, few) for one in zip(stack.tables, *sides, strict=True)]
     size = _TILE.get(c.device.type, _TILE_ELSEWHERE)
     if few:
         size //= 8  # all products of a pair are held

@@ -114,7 +114,9 @@ class Stack:
         for side in (0, 1):
             every = [pad(t.rows[side], (0, degree - t.rows[side].shape[-1])) for t in tables]
             products = [rows[:-2] for rows in every]
-            sides.append(torch.cat([*products, *(r[-2:-1] for r in every), *(r[-1:] for r in every)]))
+            sides.append(
+                torch.cat([*products, *(r[-2:-1] for r in every), *(r[-1:] for r in every)])
+            )
         return cls(tuple(tables), (sides[0], sides[1]))
 
     @property
