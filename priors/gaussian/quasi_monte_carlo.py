@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -156,24 +157,59 @@ def cholesky(covariance: Tensor) -> Tensor:
         padded = covariance + (jitter * scale)[..., None, None] * eye
         root, info = torch.linalg.cholesky_ex(padded)
         if not bool(info.any()):
-            return _by_columns(padded) if padded.requires_grad else root
+            return _Root.apply(padded, root) if padded.requires_grad else root
         jitter = torch.where(info > 0, 20 * jitter, jitter)
     raise ValueError("A covariance of hidden units is not positive semi-definite, or not finite.")
 
 
-def _by_columns(matrix: Tensor) -> Tensor:
-    """Cholesky's algorithm with a gradient that stays finite.
+class _Root(torch.autograd.Function):
+    """A triangular root with a gradient that stays finite.
 
     A variable that those before it determine but for rounding has a column of noise, whose
-    gradient would be the inverse of the noise: it is left out.
+    gradient would be the inverse of the noise: it is left out. Column j of the root is
+    r / sqrt(r_j), r = matrix_j - sum_c<j L_c L_jc; the backward pass goes through the columns from
+    the last one, and holds matrices instead of the graph of all these products.
     """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, root: Tensor) -> Tensor:
+        ctx.save_for_backward(matrix, root)
+        return root.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        matrix, root = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a gradient of the gradient is wanted
+            (result,) = torch.autograd.grad(_by_columns(matrix), matrix, grad, create_graph=True)
+            return result, None
+        total, left = torch.zeros_like(matrix), grad.clone()
+        for j in reversed(range(matrix.shape[-1])):
+            column, own = root[..., j:, j], left[..., j:, j]
+            pivot = root[..., j, j]
+            slope = own / pivot[..., None]
+            slope[..., 0] -= (own * column).sum(-1) / (2 * pivot**2)
+            noise = _is_noise(pivot**2, matrix[..., j, j])
+            slope = torch.where(noise[..., None], 0.0, slope)
+            total[..., j:, j] = slope
+            before = root[..., j:, :j]
+            left[..., j:, :j] -= slope[..., None] * root[..., j, None, :j]
+            left[..., j, :j] -= (slope[..., None, :] @ before)[..., 0, :]
+        return total, None
+
+
+def _is_noise(pivot: Tensor, variance: Tensor) -> Tensor:
+    return pivot < 1e-8 * variance
+
+
+def _by_columns(matrix: Tensor) -> Tensor:
+    """Cholesky's algorithm, to be differentiated as `_Root` is."""
     columns: list[Tensor] = []
     for j in range(matrix.shape[-1]):
         rest = matrix[..., j:, j]
         for column in columns:
             rest = rest - column[..., j:] * column[..., j, None]
         pivot = rest[..., :1]
-        small = pivot < 1e-8 * matrix[..., j, j, None]
-        column = torch.where(small, (rest / pivot.sqrt()).detach(), rest / pivot.sqrt())
+        column = rest / pivot.sqrt()
+        column = torch.where(_is_noise(pivot, matrix[..., j, j, None]), column.detach(), column)
         columns.append(torch.nn.functional.pad(column, (j, 0)))
     return torch.stack(columns, -1)

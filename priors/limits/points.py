@@ -27,11 +27,13 @@ class Settings:
         variances: Variance of each weight and bias, `[*batch]`.
         quadrature: For expectations over more than two variables.
         max_variables: Most variables of one expectation.
+        max_bytes: Memory for what is held besides the result.
     """
 
     variances: Variances
     quadrature: QuasiMonteCarlo
     max_variables: int = 64
+    max_bytes: int = 2**30
 
 
 class Inputs:

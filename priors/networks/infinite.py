@@ -254,7 +254,7 @@ class InfiniteNetwork(Network):
         return costs(self.program)
 
     def _settings(self) -> Settings:
-        return Settings(self.variances.value, self.quadrature, self.max_variables)
+        return Settings(self.variances.value, self.quadrature, self.max_variables, self.max_bytes)
 
     def _kernels(
         self, x1: Tensor, x2: Tensor | None, diag: bool, *, nngp: bool, ntk: bool
@@ -280,7 +280,6 @@ class InfiniteNetwork(Network):
             self.program,
             self._settings(),
             standard=self.parameterization == "standard",
-            max_bytes=self.max_bytes,
             devices=self.devices,
         )
         return evaluation.kernels(x1, x2, diag=diag, nngp=nngp, ntk=ntk)

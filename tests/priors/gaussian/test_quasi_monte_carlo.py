@@ -53,3 +53,33 @@ def test_errors():
         QuasiMonteCarlo(1000)
     with pytest.raises(ValueError, match="exceeds the 21201 dimensions"):
         QuasiMonteCarlo().normals(30000, torch.empty(0))
+
+
+def test_a_root_has_gradients_of_both_orders():
+    a = torch.randn(2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    matrix = (a @ a.mT + torch.eye(3, dtype=torch.float64)).requires_grad_()
+
+    def root(m):
+        return cholesky((m + m.mT) / 2)
+
+    torch.testing.assert_close(root(matrix) @ root(matrix).mT, matrix)
+    torch.autograd.gradcheck(root, matrix)
+    torch.autograd.gradgradcheck(root, matrix)
+
+
+def test_the_root_of_a_singular_matrix_has_the_gradient_of_what_determines_it():
+    """The third variable is the sum of the others: its column is noise and counts for nothing."""
+    a = torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=torch.float64, requires_grad=True)
+    mix = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    weights = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def value(matrix):
+        return (cholesky(mix @ matrix @ mix.mT)[:, :2] * weights).sum()
+
+    def known(matrix):  # of full rank
+        return ((mix @ torch.linalg.cholesky(matrix)) * weights).sum()
+
+    (found,) = torch.autograd.grad(value(a), a)
+    (expected,) = torch.autograd.grad(known(a), a)
+    symmetric = [g + g.mT for g in (found, expected)]
+    torch.testing.assert_close(*symmetric, atol=1e-6, rtol=1e-6)
