@@ -153,49 +153,63 @@ class Heads:
         With gradients, draws are made again in the backward pass: all of them would take
         gigabytes.
         """
-        q, k = self._queries, self._keys
-        single = single or q[0] is q[2]  # a data point with itself
-        if single:
-            return self._of_order(term, (cholesky(q[0].double()), cholesky(k[0].double())), "one")
+        q = self._queries
+        if single or q[0] is q[2]:  # a data point with itself
+            return self._of_order(term, None)
         shape = torch.broadcast_shapes(q[0].shape[:-2], q[1].shape[:-2])
-        roots = cholesky(_joint(q, shape)), cholesky(_joint(k, shape))
-        value = self._of_order(term, roots, "left first")
+        value = self._of_order(term, shape)
         if self._symmetric:  # the other order is that of the pair (j, i)
             return (value + value.transpose(-1, -2).transpose(-3, -4)) / 2
-        swapped = tuple(_joint(_swapped(blocks), shape) for blocks in (q, k))
-        roots = cholesky(swapped[0]), cholesky(swapped[1])
-        return (value + self._of_order(term, roots, "right first")) / 2
+        return (value + self._of_order(term, shape, swapped=True)) / 2
 
     def _of_order(
-        self, term: Callable[[Tensor, Tensor], Tensor], roots: tuple[Tensor, Tensor], order: str
+        self,
+        term: Callable[[Tensor, Tensor], Tensor],
+        shape: torch.Size | None,
+        *,
+        swapped: bool = False,
     ) -> Tensor:
-        """The average where the first point's logits have the first draws."""
-        sizes = [(b[0].shape[-1], b[1].shape[-1]) for b in (self._queries, self._keys)]
-        nodes = self._first, self._second
-        if order == "right first":
-            sizes = [(second, first) for first, second in sizes]
-            nodes = self._second, self._first
-        (rows, more_rows), (columns, more_columns) = sizes
+        """The average where the first point's logits depend on the first draws alone.
+
+        Args:
+            term: Of the weights of the left and of the right.
+            shape: Of the pairs; None: the left points with themselves.
+            swapped: Whether the right point is the first.
+        """
+        q, k = self._queries, self._keys
+        first, second = self._first, self._second
+        if swapped:
+            q, k = _swapped(q), _swapped(k)
+            first, second = second, first
+        rows, columns = q[0].shape[-1], k[0].shape[-1]
+        # of the first points alone, whatever they are paired with
+        own = cholesky(q[0].double()), cholesky(k[0].double())
+        joint: tuple[Tensor, Tensor] | None = None
+        if shape is not None:
+            joint = (
+                cholesky(_joint(q, shape))[..., rows:, :],
+                cholesky(_joint(k, shape))[..., columns:, :],
+            )
 
         def total(points: Tensor) -> Tensor:
-            logits = roots[0] @ points @ roots[1].mT
-            one = self._weights(logits[..., :rows, :columns] * nodes[0].scale, nodes[0])
-            if order == "one":
+            logits = own[0] @ points[..., :rows, :columns] @ own[1].mT
+            one = self._weights(logits * first.scale, first)
+            if joint is None:
                 return term(one, one).sum(0)
-            two = logits[..., rows:, columns:] * nodes[1].scale
-            two = self._weights(two, nodes[1])
-            return (term(one, two) if order == "left first" else term(two, one)).sum(0)
+            logits = joint[0] @ points @ joint[1].mT
+            two = self._weights(logits * second.scale, second)
+            return (term(two, one) if swapped else term(one, two)).sum(0)
 
-        draws = self._draws(rows, columns, more_rows, more_columns, single=order == "one")
-        dims = roots[0].dim() - 2
-        draws = draws.reshape(len(draws), *(1,) * dims, *draws.shape[-2:])
-        few = max(1, _CHUNK // max(1, roots[0].shape[:-2].numel() * draws[0].numel()))
+        draws = self._draws(rows, columns, q[1].shape[-1], k[1].shape[-1], single=joint is None)
+        pairs = q[0].shape[:-2] if shape is None else shape
+        draws = draws.reshape(len(draws), *(1,) * len(pairs), *draws.shape[-2:])
+        few = max(1, _CHUNK // max(1, pairs.numel() * draws[0].numel()))
         again = torch.is_grad_enabled()
         parts = [
             checkpoint(total, part, use_reentrant=False) if again else total(part)
             for part in draws.split(few)
         ]
-        return (sum(parts[1:], parts[0]) / len(draws)).to(self._queries[0].dtype)
+        return (sum(parts[1:], parts[0]) / len(draws)).to(q[0].dtype)
 
     def _draws(
         self, rows: int, columns: int, more_rows: int, more_columns: int, *, single: bool
