@@ -95,7 +95,10 @@ def _group(
         return pairs.on_right(_one_sided(pairs, b, 1, ends[1], derivatives), a, b, full)
     if len(group) == 2 and all(len(f.sources) == 1 for _, _, f in group):
         return _two_variables(pairs, a, b, full, ends, derivatives)
-    if len(group) == len(pairs.program.nodes[a].factors) + len(pairs.program.nodes[b].factors):
+    factors = (
+        n.factors for n in (pairs.program.nodes[i] for i in (a, b)) if isinstance(n, Nonlinear)
+    )
+    if len(group) == sum(map(len, factors)):
         return _many_variables(pairs, a, b, full, ends, derivatives)
     # a part of the product, which other products and other derivatives have too
     contents = tuple(_contents(end, side, derivatives) for side, end in enumerate(ends))
