@@ -16,6 +16,7 @@ __all__ = [
     "check_query",
     "check_training_data",
     "check_unit",
+    "check_variances",
     "chosen_outputs",
     "warn_about_scale",
 ]
@@ -160,6 +161,26 @@ def check_query(owner: str, X: Tensor, like: Tensor) -> None:
             f"{owner} got X with NaN or infinite values in row{'s' * (len(rows) > 1)} "
             f"{', '.join(map(str, named))}{more}; remove or impute them."
         )
+
+
+def check_variances(owner: str, variances: Tensor, num_outputs: int) -> None:
+    """Refuse noise variances of queries that are none.
+
+    Args:
+        owner: Name of the model, for the message.
+        variances: To be `[..., q, m]`, or `[..., q, 1]` for all outputs.
+        num_outputs: Number of outputs.
+
+    Raises:
+        ValueError: another number of columns, or a value that is negative or NaN.
+    """
+    if variances.dim() < 2 or variances.shape[-1] not in (1, num_outputs):
+        raise ValueError(
+            f"{owner} got observation_noise of shape {tuple(variances.shape)}; expected "
+            f"[..., q, {num_outputs}]."
+        )
+    if not bool((variances >= 0).all()):
+        raise ValueError(f"{owner} got negative or NaN variances in observation_noise.")
 
 
 def warn_about_scale(owner: str, X: Tensor, kernel: Kernel) -> None:

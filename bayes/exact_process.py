@@ -47,13 +47,13 @@ from bayes.description import (
     describe_module,
     describe_transform,
     describe_values,
-    tensors_under,
 )
 from bayes.fitting import Watch, maximise
 from bayes.marginal_likelihood import JointMarginalLogLikelihood, exact_solves, relative_jitter
 from bayes.outcome import ElementwiseOutcome
 from bayes.prediction import conditional
-from priors.files import read_safetensors, write_safetensors_atomically
+from bayes.rows import ProcessRows
+from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.kernels.network import NNGPKernel, NTKKernel
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
@@ -63,7 +63,7 @@ from priors.random_state import seeded
 __all__ = ["ExactProcess"]
 
 
-class ExactProcess(SingleTaskGP, ABC):
+class ExactProcess(ProcessRows, ABC):
     """An exactly conditioned process; its subclasses are the models and document the arguments."""
 
     def __init__(
@@ -101,11 +101,9 @@ class ExactProcess(SingleTaskGP, ABC):
             outcome_transform=None if outcome is None else ElementwiseOutcome(outcome),
             input_transform=make_input_transform(input_transform, train_X),
         )
+        self._hyperparameter_batch = train_Y.shape[:-2]
+        self._hold(train_X, train_Y, train_Yvar)
         self.eval()
-        # Buffers, so that they move with the model; `save` writes them by themselves.
-        self.register_buffer("train_X", train_X, persistent=False)
-        self.register_buffer("train_Y", train_Y, persistent=False)
-        self.register_buffer("train_Yvar", train_Yvar, persistent=False)
         self._given = {
             "likelihood": likelihood is not None,
             "input_transform": describe_transform(input_transform),
@@ -247,7 +245,7 @@ class ExactProcess(SingleTaskGP, ABC):
             X: Queries, `[..., q, d]`.
             output_indices: Outputs to return; all without it.
             observation_noise: Whether of y rather than of f. A tensor `[..., q, m]` gives the
-                noise variances, on the model's scale as in BoTorch.
+                noise variances in squared units of Y.
             posterior_transform: Applied last; its result is returned as it is.
 
         Returns:
@@ -279,6 +277,8 @@ class ExactProcess(SingleTaskGP, ABC):
         mean, covariance = each.mean, each.lazy_covariance_matrix
         if self.num_outputs == 1:
             mean, covariance = mean.unsqueeze(-2), covariance.unsqueeze(-3)
+        else:  # which outputs of common rows may share
+            covariance = covariance.expand(*mean.shape, mean.shape[-1])
         if len(outputs) == 1:
             return MultivariateNormal(mean[..., outputs[0], :], covariance[..., outputs[0], :, :])
         if list(outputs) != list(range(self.num_outputs)):
@@ -309,12 +309,12 @@ class ExactProcess(SingleTaskGP, ABC):
             path: Target file; replaced in one step.
 
         Raises:
-            NotImplementedError: the model was conditioned on further observations.
+            NotImplementedError: a batch of models that conditioning made of one.
         """
-        if self.train_targets.shape[-1] != self.train_Y.shape[-2]:
+        if self.train_Y.shape[:-2] != self._hyperparameter_batch:
             raise NotImplementedError(
-                f"This {type(self).__name__} was conditioned on further observations and cannot "
-                "be saved; construct one from all rows."
+                f"This batch {tuple(self.train_Y.shape[:-2])} of {type(self).__name__}s was made "
+                "by conditioning and cannot be saved; construct one from the rows of each."
             )
         tensors = {f"state.{name}": value for name, value in self.state_dict().items()}
         tensors.update(train_X=self.train_X, train_Y=self.train_Y)
@@ -372,18 +372,20 @@ class ExactProcess(SingleTaskGP, ABC):
         }
         check_given(path, passed, description["given"])
         check_module(path, "kernel", kernel, description["kernel"])
+        known = tensors.get("train_Yvar")
+        later = known is not None and (likelihood is not None or bool(known.isnan().any()))
         model = cls(
             tensors["train_X"],
             tensors["train_Y"],
             kernel,
-            train_Yvar=tensors.get("train_Yvar"),
+            train_Yvar=None if later else known,
             likelihood=likelihood,
             input_transform=input_transform,
             outcome_transform=outcome_transform,
             **description["construction"],
         )
-        model.load_state_dict(tensors_under("state", tensors), keep_transforms=False)
-        model.eval()
+        model._hold(tensors["train_X"], tensors["train_Y"], known)
+        model.load_state_dict(tensors_under("state", tensors))
         check_fingerprint(path, "kernel", model._fingerprint(), tensors["fingerprint"])
         return model
 

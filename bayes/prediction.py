@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from botorch.models import SingleTaskGP
 from botorch.models.utils import gpt_posterior_settings
 from gpytorch.distributions import MultivariateNormal
-from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
 from linear_operator import to_dense, to_linear_operator
 from linear_operator.operators import DiagLinearOperator, LinearOperator
 from torch import Tensor
 
+from bayes.caching import ExactPredictionStrategy
 from bayes.deferred_covariance import DeferredCovariance
 from bayes.marginal_likelihood import exact_solves
+from bayes.rows import ProcessRows
 
 __all__ = ["conditional"]
 
@@ -31,7 +31,7 @@ _JOINT_NUMBERS = 2**24
 _BLOCK_NUMBERS = 2**20
 
 
-def conditional(process: SingleTaskGP, X: Tensor) -> MultivariateNormal:
+def conditional(process: ProcessRows, X: Tensor) -> MultivariateNormal:
     """Posterior of f on the model's scale.
 
     Args:
@@ -43,9 +43,12 @@ def conditional(process: SingleTaskGP, X: Tensor) -> MultivariateNormal:
         `DeferredCovariance`; asking for it after the hyperparameters or the data have changed
         raises ValueError.
     """
-    if process.prediction_strategy is None:
-        process(X[..., :1, :])  # prepares what depends on the training rows alone
-    if type(process.prediction_strategy) is not DefaultPredictionStrategy:
+    with process.conditioned():
+        return _conditional(process, X)
+
+
+def _conditional(process: ProcessRows, X: Tensor) -> MultivariateNormal:
+    if type(process.prediction_strategy) is not ExactPredictionStrategy:
         return process(X)
     rows = _common_rows(process)
     queries, outputs = X.shape[-2], process.num_outputs
@@ -71,13 +74,13 @@ def conditional(process: SingleTaskGP, X: Tensor) -> MultivariateNormal:
                 f"The covariance of these {queries} queries was not computed yet, and the "
                 f"{type(process).__name__} has changed since: call posterior(X) again."
             )
-        with _solver():
+        with _solver(), process.conditioned():
             return _joint(process, X, rows).lazy_covariance_matrix
 
     return MultivariateNormal(mean, DeferredCovariance(variance, covariance=covariance))
 
 
-def _common_rows(process: SingleTaskGP) -> Tensor | None:
+def _common_rows(process: ProcessRows) -> Tensor | None:
     """The training rows `[n, d]` if all batches and outputs have them and one kernel."""
     rows = process.train_inputs[0]
     if process.covar_module.batch_shape or process._input_batch_shape:
@@ -87,7 +90,7 @@ def _common_rows(process: SingleTaskGP) -> Tensor | None:
     return rows[0] if process.num_outputs > 1 and rows.dim() == 3 else None
 
 
-def _joint(process: SingleTaskGP, X: Tensor, rows: Tensor | None) -> MultivariateNormal:
+def _joint(process: ProcessRows, X: Tensor, rows: Tensor | None) -> MultivariateNormal:
     """Posterior of f at X; common rows meet all queries at once instead of batch by batch."""
     if rows is None or process.prediction_strategy is None:
         return process(X)
@@ -98,7 +101,7 @@ def _joint(process: SingleTaskGP, X: Tensor, rows: Tensor | None) -> Multivariat
     return MultivariateNormal(mean, strategy.exact_predictive_covar(prior, covariance))
 
 
-def _marginals(process: SingleTaskGP, X: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _marginals(process: ProcessRows, X: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Means and variances `[..., q]` of f at X `[..., q, d]` given rows `[..., n, d]`."""
     batch = torch.broadcast_shapes(X.shape[:-2], rows.shape[:-2])
     X, rows = X.expand(*batch, *X.shape[-2:]), rows.expand(*batch, *rows.shape[-2:])
@@ -122,7 +125,7 @@ def _like_queries(values: Tensor, X: Tensor, outputs: int) -> Tensor:
     return values.reshape(outputs, *batch, queries).movedim(0, -2)
 
 
-def _unchanged(process: SingleTaskGP) -> Callable[[], bool]:
+def _unchanged(process: ProcessRows) -> Callable[[], bool]:
     """Whether hyperparameters and data are still those of now."""
 
     def state() -> list[Tensor]:

@@ -4,8 +4,9 @@ Names are imported when they are asked for: kernels and priors over functions lo
 changes settings of GPyTorch for the whole process; posteriors and acquisition functions do.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from priors.lazy import lazy_names
 
 if TYPE_CHECKING:
     from priors.diagnostics.generalisation import (
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from priors.kernels.network import NNGPKernel, NTKKernel
     from priors.kernels.random_features import RandomFeatureKernel, random_features
     from priors.kernels.universal_features import UniversalFeatures
-    from priors.networks.batch import batch_kernel
+    from priors.networks.batch import batch_kernel, batch_kernel_error
     from priors.networks.finite import NetworkPrior
     from priors.networks.infinite import InfiniteNetwork
     from priors.networks.infinite_depth import InfiniteDepthClassifier, classify_activation
@@ -120,6 +121,7 @@ __all__ = [
     "UnsupportedOperationError",
     "UpperConfidenceBound",
     "batch_kernel",
+    "batch_kernel_error",
     "classify_activation",
     "empirical_ntk",
     "generalisation_curve",
@@ -169,7 +171,7 @@ _HOMES = {
         "random_features",
     ),
     "kernels.universal_features": ("UniversalFeatures",),
-    "networks.batch": ("batch_kernel",),
+    "networks.batch": ("batch_kernel", "batch_kernel_error"),
     "networks.finite": ("NetworkPrior",),
     "networks.infinite": ("InfiniteNetwork",),
     "networks.infinite_depth": (
@@ -228,18 +230,5 @@ _HOMES = {
     ),
     "tasks.trees": ("TreeTaskPrior",),
 }
-_MODULES = {name: f"priors.{module}" for module, names in _HOMES.items() for name in names}
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
 if not TYPE_CHECKING:  # a type checker would take every name for known
-
-    def __getattr__(name: str) -> Any:
-        if name not in _MODULES:
-            raise AttributeError(f"module 'priors' has no attribute {name!r}")
-        value = getattr(import_module(_MODULES[name]), name)
-        globals()[name] = value
-        return value
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

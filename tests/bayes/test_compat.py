@@ -11,7 +11,7 @@ from botorch.models.utils import gpt_posterior_settings
 from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
 from linear_operator.operators import DiagLinearOperator
 
-from bayes.compat import mean_acceptance, potential_energy
+from bayes.compat import RecordingNUTS, mean_acceptance, potential_energy
 from bayes.marginal_likelihood import exact_solves
 
 
@@ -49,6 +49,50 @@ def test_mean_accept_prob(chain):
     each = [after - before for before, after in zip(sums, sums[1:], strict=False)]
     assert all(-1e-9 <= one <= 1 + 1e-9 for one in each)
     assert len({round(one, 9) for one in each}) > 5
+
+
+def test_recording_nuts():
+    """The same draws as Pyro's, the steps that the density was asked for, and the energies."""
+    covariance = torch.tensor([[1.0, 0.8], [0.8, 2.0]], dtype=torch.float64)
+    law = torch.distributions.MultivariateNormal(torch.zeros(2).double(), covariance)
+    calls = [0]
+
+    def potential(z):
+        calls[0] += 1
+        return -law.log_prob(z["x"])
+
+    def run(kind, hook=None):
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            pyro.set_rng_seed(0)
+            sampler = pyro.infer.MCMC(
+                kind(potential_fn=potential),
+                num_samples=300,
+                warmup_steps=100,
+                initial_params={"x": torch.zeros(2).double()},
+                hook_fn=hook,
+                disable_progbar=True,
+            )
+            sampler.run()
+        return sampler.get_samples()["x"]
+
+    told = []
+
+    def record(kernel, samples, stage, step):
+        steps, kinetic = kernel.num_leapfrog_steps, kernel.energy - potential_energy(kernel)
+        if stage.startswith("Sample"):
+            told.append((calls[0], steps, kinetic))
+        calls[0] = 0
+
+    drawn = run(RecordingNUTS, record)
+    assert torch.equal(drawn, run(pyro.infer.NUTS))
+    assert all(asked == steps for asked, steps, _ in told)
+    assert len({steps for _, steps, _ in told}) > 1
+    # Momenta are standard normal in two dimensions, after every transition too: Exp(1).
+    kinetic = torch.tensor([one for *_, one in told], dtype=torch.float64)
+    assert (kinetic > 0).all()
+    error = kinetic.std() / len(kinetic) ** 0.5
+    assert abs(kinetic.mean() - 1) < 4 * error
+    assert abs((kinetic < 0.6931).double().mean() - 0.5) < 4 * 0.5 / len(kinetic) ** 0.5
 
 
 def test_apply_noise():
