@@ -62,8 +62,8 @@ def test_recording_nuts():
             pyro.set_rng_seed(0)
             sampler = pyro.infer.MCMC(
                 kind(potential_fn=potential),
-                num_samples=300,
-                warmup_steps=100,
+                num_samples=150,
+                warmup_steps=60,
                 initial_params={"x": torch.zeros(2).double()},
                 hook_fn=hook,
                 disable_progbar=True,
