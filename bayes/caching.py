@@ -8,6 +8,7 @@ and a factor of other hyperparameters gives numbers that look right.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 __all__ = ["ExactPredictionStrategy", "Snapshot"]
 
-_PLAIN = (bool, int, float, complex, str)
+_PLAIN = {bool, int, float, complex, str}
+_OTHERS = {type(None), dict, OrderedDict, set}  # what torch's modules hold besides
 
 
 class Snapshot:
@@ -49,9 +51,11 @@ def _values(modules: Mapping[str, nn.Module]) -> list[Any]:
             found.append(type(part))
             for held in (part._parameters, part._buffers, vars(part)):
                 for name, value in held.items():
-                    if value is None or name == "training":
-                        continue
-                    if isinstance(value, Tensor) or _is_plain(value):
+                    kind = type(value)  # not isinstance: this runs at every prediction
+                    if kind in _PLAIN:
+                        if name != "training":
+                            found += (name, value)
+                    elif kind not in _OTHERS and (isinstance(value, Tensor) or _is_plain(value)):
                         found += (name, value)
     return found
 
@@ -59,7 +63,7 @@ def _values(modules: Mapping[str, nn.Module]) -> list[Any]:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, _PLAIN)
+    return value is None or type(value) in _PLAIN
 
 
 def _same(one: Any, other: Any) -> bool:
