@@ -26,7 +26,13 @@ from botorch.posteriors import Posterior
 from torch import Tensor
 
 from bayes.caching import Snapshot
-from bayes.checks import check_query, check_training_data, check_variances, chosen_outputs
+from bayes.checks import (
+    check_query,
+    check_training_data,
+    check_unit,
+    check_variances,
+    chosen_outputs,
+)
 from bayes.description import (
     FINGERPRINT_ROWS,
     check_fingerprint,
@@ -34,7 +40,6 @@ from bayes.description import (
     check_module,
     describe_module,
     describe_transform,
-    tensors_under,
 )
 from bayes.inference import Draws, InferenceMethod, MeanField
 from bayes.inference.convergence import warn_unless_converged
@@ -42,7 +47,7 @@ from bayes.inference_data import inference_data
 from bayes.outcome import ElementwiseOutcome
 from bayes.outputs import OutputSubset
 from bayes.whitening import Whitening
-from priors.files import read_safetensors, write_safetensors_atomically
+from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.networks.finite import NetworkPrior
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
@@ -121,6 +126,7 @@ class BayesianNetwork(Model):
         self.register_buffer("train_Yvar", train_Yvar)
         self.input_transform = make_input_transform(input_transform, train_X)
         outcome = make_outcome_transform(outcome_transform, train_Y)
+        check_unit("BayesianNetwork", outcome, train_Y)
         self.outcome_transform = (
             None if outcome is None else ElementwiseOutcome(outcome).to(train_X).eval()
         )

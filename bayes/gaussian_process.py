@@ -7,6 +7,7 @@ every respect, whose posterior also answers for its densities.
 from __future__ import annotations
 
 from gpytorch.distributions import MultivariateNormal
+from torch.distributions.transforms import AffineTransform
 
 from bayes.exact_process import ExactProcess
 from bayes.marginal_likelihood import JointMarginalLogLikelihood
@@ -44,5 +45,7 @@ class GaussianProcess(ExactProcess):
     def _marginal_log_likelihood(self) -> JointMarginalLogLikelihood:
         return JointMarginalLogLikelihood(self.likelihood, self)
 
-    def _process_posterior(self, gaussian: MultivariateNormal) -> GaussianPosterior:
-        return GaussianPosterior(gaussian)
+    def _process_posterior(
+        self, gaussian: MultivariateNormal, transform: AffineTransform | None
+    ) -> GaussianPosterior:
+        return GaussianPosterior(gaussian, transform)

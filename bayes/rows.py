@@ -9,8 +9,9 @@ rows, a model conditioned on more of them, and nothing is standardised in two wa
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
 import gpytorch
@@ -21,6 +22,7 @@ from botorch.sampling.base import MCSampler
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.likelihoods.noise_models import FixedGaussianNoise
+from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor, nn
 
 from bayes.caching import ExactPredictionStrategy, Snapshot
@@ -242,10 +244,16 @@ class ProcessRows(SingleTaskGP):
         """GPyTorch's, of rows and hyperparameters as they are now."""
         if self.training or gpytorch.settings.prior_mode.on():
             return super().__call__(*inputs, **kwargs)
+        with self.conditioned():
+            return super().__call__(*inputs, **kwargs)
+
+    @contextmanager
+    def conditioned(self) -> Iterator[None]:
+        """For predictions: caches are those of now, and gradients reach the rows that want them."""
         follows = self.train_inputs[0].requires_grad or self.train_targets.requires_grad
         with gpytorch.settings.detach_test_caches(False) if follows else nullcontext():
             self.update_caches()
-            return super().__call__(*inputs, **kwargs)
+            yield
 
     def update_caches(self) -> None:
         """Make `prediction_strategy` that of the present rows, hyperparameters and transforms.
@@ -256,7 +264,10 @@ class ProcessRows(SingleTaskGP):
         parts = self._parts()
         fresh = self._made is not None and self._made.holds(parts)
         if not fresh:
-            self._condition_on(self.train_X, self.train_Y, self._known_noise())
+            with warnings.catch_warnings():
+                # that noise is very small was told when it came
+                warnings.simplefilter("ignore", NumericalWarning)
+                self._condition_on(self.train_X, self.train_Y, self._known_noise())
             self._made = Snapshot(self._parts())
         if self.prediction_strategy is not None and fresh and attached == self._attached:
             return

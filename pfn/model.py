@@ -23,7 +23,7 @@ from torch.distributions.transforms import AffineTransform
 from pfn.coverage import check_data, check_num_classes
 from pfn.encoded_observations import EncodedObservations
 from pfn.familiarity import unlike_the_prior
-from pfn.joint import Joint, JointBarPosterior
+from pfn.joint import Joint, JointBarPosterior, Recent
 from pfn.network import Network
 from pfn.observations import Observations
 from pfn.posteriors import CategoricalPosterior
@@ -84,6 +84,7 @@ class PFNModel(Model):
         self.pfn = _frozen(network, X)
         self.eval()
         self._encoded = EncodedObservations.together(self.pfn, data, num_classes, column_seed)
+        self._recent = Recent()
 
     def train(self, mode: bool = True) -> PFNModel:
         """Stays in evaluation mode: nothing is trained here, and input transforms are fitted."""
@@ -190,6 +191,7 @@ class PFNModel(Model):
             num_rows=self.train_X.shape[-2],
             num_appended=self._encoded.num_appended,
             numbers_at_once=self._numbers_at_once,
+            recent=self._recent,
         )
         posterior = JointBarPosterior(bars, logits, joint)
         posterior = TransformedPosterior(posterior, AffineTransform(*self._encoded.units(outputs)))
@@ -230,6 +232,7 @@ class PFNModel(Model):
         if not imagined:
             self.pfn.coverage.warn_outside_targets(data.transforms.targets(more.Y))
         new = copy.copy(self)
+        new._recent = Recent()
         new._encoded = self._encoded.extended(data, more, imagined=imagined)
         return new
 
@@ -290,6 +293,7 @@ class PFNModel(Model):
         if any(not -m <= i < m for i in idcs):
             raise ValueError(f"the model has {m} outputs, got the indices {list(idcs)}.")
         new = copy.copy(self)
+        new._recent = Recent()
         new._encoded = self._encoded.of_outputs([i % m for i in idcs])
         return new
 

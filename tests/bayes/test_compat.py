@@ -7,9 +7,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from botorch.models import SingleTaskGP
+from botorch.models.utils import gpt_posterior_settings
+from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
+from linear_operator.operators import DiagLinearOperator
 
 from bayes.caching import ExactPredictionStrategy
 from bayes.compat import RecordingNUTS, mean_acceptance, potential_energy
+from bayes.marginal_likelihood import exact_solves
 
 
 @pytest.fixture
@@ -147,3 +151,20 @@ def test_training_rows_of_a_strategy():
     assert model.prediction_strategy is kept
     model._clear_cache()
     assert model.prediction_strategy is None
+
+
+def test_prediction_strategy():
+    """It predicts from covariances with the rows, and variances from a diagonal prior."""
+    X, Xs = torch.rand(10, 2, dtype=torch.float64).split([6, 4])
+    model = SingleTaskGP(X, X[:, :1].sin()).eval()
+    assert model.prediction_strategy is None
+    with torch.no_grad(), exact_solves(), gpt_posterior_settings():
+        expected = model(Xs)
+        strategy, kernel = model.prediction_strategy, model.covar_module
+        assert type(strategy) is DefaultPredictionStrategy
+        covariance = kernel(Xs, model.train_inputs[0]).to_dense()
+        mean = strategy.exact_predictive_mean(model.mean_module(Xs), covariance)
+        prior = DiagLinearOperator(kernel(Xs, diag=True))
+        variance = strategy.exact_predictive_covar(prior, covariance).diagonal()
+    torch.testing.assert_close(mean, expected.mean)
+    torch.testing.assert_close(variance, expected.variance)

@@ -486,7 +486,7 @@ def test_copies_of_an_encoding_share_it_and_compute_the_same(each_network, index
     mask = torch.arange(7).expand(2, 7) < torch.tensor([[7], [4]]) if masked else None
     encoding = each_network.encode(X, y, mask=mask)
     copies = encoding.select(torch.tensor(index))
-    assert copies.context.copies.keys is encoding.context.keys
+    assert copies.context.shared[0].keys is encoding.context.keys
     k = len(index)
     more, told = data(3, batch=(k,), seed=1)
     Q, _ = data(4, batch=(k,), seed=2)
