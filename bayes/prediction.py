@@ -122,6 +122,7 @@ def _like_queries(values: Tensor, X: Tensor, outputs: int) -> Tensor:
     if outputs == 1:
         return values.reshape(X.shape[:-1])
     *batch, _, queries, _ = X.shape
+    values = values.expand(outputs, values.shape[-1])  # of common noise, variances are shared
     return values.reshape(outputs, *batch, queries).movedim(0, -2)
 
 

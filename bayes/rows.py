@@ -231,7 +231,7 @@ class ProcessRows(SingleTaskGP):
                 f"{tuple(self.train_Y.shape)}, got {tuple(X.shape)} and {tuple(Y.shape)}; "
                 "strict=False allows other rows."
             )
-        known = self._known_noise()
+        known = self._noise_of_rows()
         if known is not None and known.shape != Y.shape:
             raise ValueError(
                 f"{owner} has known noise for {known.shape[-2]} rows; construct a model of the "
