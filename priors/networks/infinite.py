@@ -51,6 +51,13 @@ class LayerCriticality:
 class InfiniteNetwork(Network):
     """The limit of a network as all hidden widths go to infinity.
 
+    A parameter that is added or joined to units (a class token, positions) has independent entries
+    of variance weight_var, under its own name among the layers. Gains are held at the value they
+    have in the module; those of normalisations at 1. Constants and the raw input beside units are
+    vectors that are the same in every network: h + x has the moment K + <x, x'> / d, and
+    cat([h, x]) counts h and x with their shares of the module's own fan-in, as `NetworkPrior` at
+    those widths does.
+
     Args:
         module: A `torch.nn.Module` (see `priors.programs.tracer.trace` for what it may contain),
             or a `NetworkPrior`, whose variances are then shared. Widths and weights do not matter.
