@@ -173,8 +173,9 @@ class _Interpolated(torch.autograd.Function):
         for tile, values in evaluate(stack, q1, q2, c):
             for result, value in zip(results, values, strict=True):
                 result[tile] = value
-        # a slope in c of one of the values may be another one
-        ctx.save_for_backward(q1, q2, c, *results)
+        # those that are the slope in c of another one
+        ctx.known = [i for i, (m, n) in enumerate(orders) if (m - 1, n - 1) in orders]
+        ctx.save_for_backward(q1, q2, c, *(results[i] for i in ctx.known))
         return results
 
     @staticmethod
@@ -182,7 +183,7 @@ class _Interpolated(torch.autograd.Function):
         inputs = ctx.saved_tensors[:3]
         phi, psi, orders, part = ctx.what
         wanted = [k for k in range(3) if ctx.needs_input_grad[4 + k]]
-        known = dict(zip(orders, ctx.saved_tensors[3:], strict=True))
+        known = dict(zip((orders[i] for i in ctx.known), ctx.saved_tensors[3:], strict=True))
         totals: list[Any] = [
             torch.zeros_like(t) if k in wanted else None for k, t in enumerate(inputs)
         ]
