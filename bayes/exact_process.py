@@ -54,6 +54,11 @@ from priors.random_state import seeded
 
 __all__ = ["ExactProcess"]
 
+# Where a learnt noise variance starts, on the model's scale. From BoTorch's start, 0.007, the
+# optimiser often ends at a function through all the outcomes, where there is a better optimum with
+# noise; from 0.5 and above it may miss the optimum of outcomes with hardly any.
+_NOISE_VAR = 0.1
+
 
 class ExactProcess(SingleTaskGP, ABC):
     """An exactly conditioned process; subclasses are the models to use.
@@ -64,7 +69,8 @@ class ExactProcess(SingleTaskGP, ABC):
         kernel: Prior covariance of f; copied, so the learnt values are in `covar_module`. It is
             used as it is: wrap it in `gpytorch.kernels.ScaleKernel` for a learnt output scale.
         train_Yvar: Known noise variances, `[..., n, m]`, units of Y squared. Without them a
-            single noise variance per output is learnt.
+            single noise variance per output is learnt, from 0.1 on the model's scale and under
+            BoTorch's prior.
         likelihood: A GPyTorch Gaussian likelihood to use instead, copied.
         input_transform: `DEFAULT` standardises by the training rows, None is off, or a BoTorch
             `InputTransform`.
@@ -110,6 +116,8 @@ class ExactProcess(SingleTaskGP, ABC):
             outcome_transform=None if outcome is None else ElementwiseOutcome(outcome),
             input_transform=make_input_transform(input_transform, train_X),
         )
+        if train_Yvar is None and likelihood is None:
+            self.likelihood.noise = _NOISE_VAR
         self.eval()
         # Buffers, so that they move with the model; `save` writes them by themselves.
         self.register_buffer("train_X", train_X, persistent=False)

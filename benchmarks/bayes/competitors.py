@@ -9,6 +9,7 @@ unit cube, which its priors are meant for, and standardised outcomes; scikit-lea
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,7 @@ from botorch.models import SingleTaskGP
 from botorch.models.model import Model
 from botorch.models.transforms import Normalize, Standardize
 from gpytorch.mlls import ExactMarginalLogLikelihood
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -146,7 +148,9 @@ class SklearnProcess(Competitor):
         )
 
     def fit(self) -> None:
-        self.model.fit(self._rows.train_X.numpy(), self._rows.train_Y[:, 0].numpy())
+        with warnings.catch_warnings():  # an irrelevant column's scale at its bound is no news
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self.model.fit(self._rows.train_X.numpy(), self._rows.train_Y[:, 0].numpy())
 
     def predict(self, problem: Problem) -> Prediction:
         mean, deviation = self.model.predict(problem.test_X.numpy(), return_std=True)
