@@ -1,5 +1,6 @@
 """The benchmark of fits: rows, limits, resumption, tables, and what competitors answer."""
 
+import json
 import math
 import time
 
@@ -9,7 +10,7 @@ import scipy.stats
 import torch
 
 pytest.importorskip("sklearn")
-from benchmarks.bayes import fits, records, table
+from benchmarks.bayes import fits, queries, records, table
 from benchmarks.bayes.competitors import BOTORCH, NETWORKS, SKLEARN, BoTorchProcess, SklearnProcess
 from benchmarks.bayes.limits import NotEnded, processor_limit
 from benchmarks.bayes.problems import chosen_sizes, split
@@ -171,6 +172,16 @@ class TestTable:
         assert "mean NLPD rank of chosen by evidence before SingleTaskGP: met" in table.report(rows)
         assert "rank of chosen" not in table.report(rows[:-1])
         assert table.report([{"versions": {}}]) == "no fits yet"
+
+
+@pytest.mark.parametrize("question", queries.QUESTIONS)
+@pytest.mark.parametrize("model", [BOTORCH, "Student-t NNGP ReLU ARD"])
+def test_queries_are_measured(model, question, monkeypatch, capsys):
+    monkeypatch.setattr(queries.torch, "set_num_threads", lambda count: None)
+    queries.measure(model, question, 5)
+    result = json.loads(capsys.readouterr().out.removeprefix("RESULT "))
+    assert result["median_s"] > 0
+    assert all(math.isfinite(value) for value in result["values"])
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
