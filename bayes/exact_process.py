@@ -54,10 +54,10 @@ from priors.random_state import seeded
 
 __all__ = ["ExactProcess"]
 
-# Where a learnt noise variance starts, on the model's scale. The marginal likelihood often has two
-# optima, with much noise and with little. From BoTorch's single start, 0.007, noisy outcomes end up
-# interpolated; from half of the variance outcomes with hardly any noise may end up smoothed.
-_NOISE_VAR, _MUCH_NOISE_VAR = 0.1, 0.5
+# Where a learnt noise variance starts, on the model's scale. From BoTorch's start, 0.007, the
+# optimiser often ends at a function through all the outcomes, where there is a better optimum with
+# noise; from 0.5 and above it may miss the optimum of outcomes with hardly any.
+_NOISE_VAR = 0.1
 
 
 class ExactProcess(SingleTaskGP, ABC):
@@ -157,12 +157,10 @@ class ExactProcess(SingleTaskGP, ABC):
     ) -> Self:
         """Maximise marginal likelihood times priors over kernel and noise, from the present values.
 
-        Where the noise is learnt and less than half of the outcomes' variance, a second start has
-        that much, and the better result is kept: with little and with much noise there are often
-        different optima. Stopped by a limit or by Ctrl-C, it keeps the best so far and warns.
+        Stopped by a limit or by Ctrl-C, it keeps the best so far and warns.
 
         Args:
-            num_restarts: Yet further starts from draws of the hyperparameters' priors, of which the
+            num_restarts: Further starts from draws of the hyperparameters' priors, of which the
                 best is kept: with many length scales there are several optima.
             max_iter: Iterations of the optimiser for each start.
             timeout: Seconds after which no evaluation is started.
@@ -185,12 +183,11 @@ class ExactProcess(SingleTaskGP, ABC):
             )
         mll = self._marginal_log_likelihood()
         if any(parameter.requires_grad for parameter in self.parameters()):
-            starts = [self._assume_much_noise] if self._may_have_more_noise() else []
             watch = Watch(
                 type(self).__name__,
                 timeout=timeout,
                 progress=progress,
-                num_starts=1 + len(starts) + num_restarts,
+                num_starts=1 + num_restarts,
                 reasons=self._costs,
             )
             self.train()
@@ -200,7 +197,6 @@ class ExactProcess(SingleTaskGP, ABC):
                         self,
                         lambda: self._objective(mll),
                         watch,
-                        starts=starts,
                         num_restarts=num_restarts,
                         max_iter=max_iter,
                         optimizer_kwargs=optimizer_kwargs,
@@ -208,16 +204,6 @@ class ExactProcess(SingleTaskGP, ABC):
             finally:
                 self.eval()
         return self
-
-    def _may_have_more_noise(self) -> bool:
-        """Whether the noise is learnt, by the default likelihood, and now less than it may be."""
-        raw = dict(self.likelihood.named_parameters()).get("noise_covar.raw_noise")
-        if self._given["likelihood"] or raw is None or not raw.requires_grad:
-            return False
-        return bool((self.likelihood.noise < _MUCH_NOISE_VAR).any())
-
-    def _assume_much_noise(self) -> None:
-        self.likelihood.noise = self.likelihood.noise.detach().clamp_min(_MUCH_NOISE_VAR)
 
     def _objective(self, mll: JointMarginalLogLikelihood) -> Tensor:
         """Log marginal likelihood and log priors in training mode, nats per row."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gpytorch
@@ -35,7 +35,6 @@ def maximise(
     objective: Callable[[], Tensor],
     watch: Watch,
     *,
-    starts: Sequence[Callable[[], None]] = (),
     num_restarts: int = 0,
     max_iter: int | None = None,
     optimizer_kwargs: Mapping[str, Any] | None = None,
@@ -48,8 +47,7 @@ def maximise(
         model: Whose learnable parameters are fitted, from their present values.
         objective: To be maximised, a scalar in nats per row.
         watch: Limits and progress.
-        starts: Further starts; each changes the model from its present values to where it starts.
-        num_restarts: Yet further starts, from draws of the hyperparameters' priors. Where the first
+        num_restarts: Further starts, from draws of the hyperparameters' priors. Where the first
             start has no finite objective at all, a few are made anyway.
         max_iter: Iterations of the optimiser in each start.
         optimizer_kwargs: Passed to `scipy.optimize.minimize`.
@@ -67,13 +65,8 @@ def maximise(
     search = _Search(ParameterVector(model), objective, watch)
     options = _options(max_iter, optimizer_kwargs)
     stopped: str | None = None
-    present = search.vector.values()
     try:
         stopped = search.run(options)
-        for start in starts:
-            search.vector.assign(present)
-            start()
-            stopped = search.run(options) or stopped
         chances = num_restarts if search.found or not has_priors else _SECOND_CHANCES
         for _ in range(chances):
             if search.found and num_restarts == 0:
