@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 
 def with_chosen(records: Iterable[Record]) -> list[Record]:
-    """The records and, where all networks of a split are there, the one of largest evidence."""
+    """The records and, for each split, that of the network of largest evidence."""
     found = list(records)
     splits: dict[tuple[str, int, int], list[Record]] = {}
     for record in found:
@@ -35,7 +35,7 @@ def with_chosen(records: Iterable[Record]) -> list[Record]:
             splits.setdefault((record["set"], record["rows"], record["split"]), []).append(record)
     for of_split in splits.values():
         fine = [r for r in of_split if r["failure"] is None and math.isfinite(r["evidence"])]
-        if len(of_split) == len(NETWORKS) and fine:
+        if len(of_split) > 1 and fine:
             best = max(fine, key=lambda r: r["evidence"])
             # choosing needs all fits
             seconds = sum(r["seconds"] for r in of_split)
@@ -85,14 +85,19 @@ def _cell(runs: dict[int, Record], botorch: dict[int, Record]) -> dict[str, Any]
 
 
 def mean_ranks(found: dict[tuple[str, int], dict[str, dict[str, Any]]]) -> dict[str, float]:
-    """Rank in mean NLPD of each model, 1 for the best, averaged over the sets where all ended."""
-    every = [*COMPETITORS, CHOSEN]
-    whole = {
+    """Rank in mean NLPD, 1 for the best, averaged over the sets; of models that are on all."""
+    every = [
+        model
+        for model in (*COMPETITORS, CHOSEN)
+        if all("nlpd" in of_set.get(model, {}) for of_set in found.values())
+    ]
+    if not every:
+        return {}
+    scores = {
         f"{name}-{rows}": {model: of_set[model]["nlpd"] for model in every}
         for (name, rows), of_set in found.items()
-        if all(model in of_set and "nlpd" in of_set[model] for model in every)
     }
-    return {model: of["mean"] for model, of in ranks(whole).items()} if whole else {}
+    return {model: of["mean"] for model, of in ranks(scores).items()}
 
 
 def goals(found: dict[tuple[str, int], dict[str, dict[str, Any]]]) -> list[str]:
@@ -118,7 +123,7 @@ def goals(found: dict[tuple[str, int], dict[str, dict[str, Any]]]) -> list[str]:
         *_goal(f"RMSE x {_RMSE_RATIO} and NLPD + {_NLPD_DIFFERENCE} of {BOTORCH}", accuracy),
         *_goal("processor time of a fit, 4 times (closed forms) and 8 times (tanh)", speed),
     ]
-    if ranked:
+    if CHOSEN in ranked and BOTORCH in ranked:
         verdict = "met" if ranked[CHOSEN] < ranked[BOTORCH] else "missed"
         lines.append(
             f"mean NLPD rank of {CHOSEN} before {BOTORCH}: {verdict}, "
@@ -147,7 +152,7 @@ def report(records: Iterable[Record]) -> str:
         lines += [_ROW.format(model, *_columns(cell)) for model, cell in of_set.items()]
     ranked = mean_ranks(found)
     if ranked:
-        lines.append("\nmean rank in NLPD")
+        lines.append("\nmean rank in NLPD, of models that are on all of these sets")
         lines += [f"  {ranked[m]:5.2f}  {m}" for m in sorted(ranked, key=lambda m: ranked[m])]
     return "\n".join([*lines, "", *summary(found), "", *goals(found)])
 
@@ -201,7 +206,7 @@ def summary(found: dict[tuple[str, int], dict[str, dict[str, Any]]]) -> list[str
         difference = float(np.mean([c["nlpd_difference"] for c in both.values()]))
         worst = max(both, key=lambda name: both[name]["nlpd_difference"])
         failures = sum(len(cell["failures"]) for cell in of_sets.values())
-        rank = f"{ranked[model]:.1f} of {len(ranked)}" if ranked else ""
+        rank = f"{ranked[model]:.1f} of {len(ranked)}" if model in ranked else ""
         lines.append(
             f"| {model} | {ratio:.2f} | {difference:+.2f} "
             f"| {worst}, {both[worst]['nlpd_difference']:+.2f} | {rank} "

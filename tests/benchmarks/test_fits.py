@@ -143,11 +143,11 @@ class TestTable:
         assert cell["nlpd_difference_error"] == pytest.approx(0.1)
         assert cell["failures"] == ["no luck"]
 
-    def test_the_chosen_has_the_largest_evidence_of_a_split_where_all_are_there(self):
+    def test_the_chosen_has_the_largest_evidence_of_its_split(self):
         names = list(NETWORKS)
         rows = [record(name, 0, evidence=-k, nlpd=k) for k, name in enumerate(names)]
         rows += [record(name, 1, evidence=k, nlpd=k) for k, name in enumerate(names)]
-        rows += [record(names[0], 2)]
+        rows += [record(names[0], 2), record(BOTORCH, 0, evidence=100.0)]
         rows[0] = record(names[0], 0, failure="no luck")
         chosen = {r["split"]: r for r in table.with_chosen(rows) if r["model"] == table.CHOSEN}
         assert {number: r["was"] for number, r in chosen.items()} == {0: names[1], 1: names[-1]}
@@ -165,12 +165,22 @@ class TestTable:
             "  NNGP ReLU ARD on energy-100: RMSE x 1.20, NLPD +0.00",
             "processor time of a fit, 4 times (closed forms) and 8 times (tanh): met 1 of 2",
             "  NTK tanh ARD on energy-100: 9.0 times",
+            # all NLPDs but one are equal
+            "mean NLPD rank of chosen by evidence before SingleTaskGP: missed, 2.0 and 2.0 of 4",
         ]
 
-    def test_reports_have_ranks_once_all_are_there(self):
-        rows = [record(name, 0, nlpd=k) for k, name in enumerate([*NETWORKS, BOTORCH, SKLEARN])]
-        assert "mean NLPD rank of chosen by evidence before SingleTaskGP: met" in table.report(rows)
-        assert "rank of chosen" not in table.report(rows[:-1])
+    def test_ranks_are_of_models_that_are_on_all_sets(self):
+        rows = [record("NNGP ReLU", 0, nlpd=1.0), record("NTK ReLU", 0, nlpd=2.0)]
+        rows += [record(BOTORCH, 0, nlpd=3.0, evidence=0.0)]
+        rows += [record(model, 0, nlpd=3.0, rows=300) for model in ("NNGP ReLU", "NTK ReLU")]
+        rows += [record(BOTORCH, 0, nlpd=4.0, rows=300), record(SKLEARN, 0, rows=300)]
+        ranked = table.mean_ranks(table.cells(rows))
+        # the chosen one is NNGP ReLU, the first of equal evidence
+        assert ranked == {BOTORCH: 4.0, "NNGP ReLU": 1.75, "NTK ReLU": 2.5, table.CHOSEN: 1.75}
+        assert "rank of chosen by evidence before SingleTaskGP: met, 1.8" in table.report(rows)
+        assert "rank of chosen" not in table.report(rows[:-2])
+
+    def test_of_nothing_there_is_no_table(self):
         assert table.report([{"versions": {}}]) == "no fits yet"
 
 
