@@ -25,7 +25,14 @@ from botorch.models.model import Model
 from botorch.posteriors import Posterior
 from torch import Tensor
 
-from bayes.checks import check_query, check_training_data, chosen_outputs
+from bayes.caching import Snapshot
+from bayes.checks import (
+    check_query,
+    check_training_data,
+    check_unit,
+    check_variances,
+    chosen_outputs,
+)
 from bayes.description import (
     FINGERPRINT_ROWS,
     check_fingerprint,
@@ -33,13 +40,14 @@ from bayes.description import (
     check_module,
     describe_module,
     describe_transform,
-    tensors_under,
 )
 from bayes.inference import Draws, InferenceMethod, MeanField
+from bayes.inference.convergence import warn_unless_converged
 from bayes.inference_data import inference_data
 from bayes.outcome import ElementwiseOutcome
+from bayes.outputs import OutputSubset
 from bayes.whitening import Whitening
-from priors.files import read_safetensors, write_safetensors_atomically
+from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.networks.finite import NetworkPrior
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
@@ -48,6 +56,9 @@ from priors.posteriors.transformed import TransformedPosterior, apply_posterior_
 from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 
 __all__ = ["BayesianNetwork"]
+
+# Of the chains of a sampler, in its warning.
+_ROWS_TO_COMPARE = 50
 
 
 class BayesianNetwork(Model):
@@ -115,10 +126,12 @@ class BayesianNetwork(Model):
         self.register_buffer("train_Yvar", train_Yvar)
         self.input_transform = make_input_transform(input_transform, train_X)
         outcome = make_outcome_transform(outcome_transform, train_Y)
+        check_unit("BayesianNetwork", outcome, train_Y)
         self.outcome_transform = (
             None if outcome is None else ElementwiseOutcome(outcome).to(train_X).eval()
         )
         self.draws: Draws | None = None
+        self._drawn_under: Snapshot | None = None
         self._given = {
             "input_transform": describe_transform(input_transform),
             "outcome_transform": describe_transform(outcome_transform),
@@ -172,10 +185,34 @@ class BayesianNetwork(Model):
 
         Returns:
             The model itself.
+
+        Warns:
+            Where chains have divergences, disagree in what they predict at the training rows or
+            have few effective draws there.
         """
         method = MeanField() if method is None else method
-        self.draws = method.run(self.pyro_model, self.train_X)
+        self._keep(method.run(self.pyro_model, self.train_X))
+        if self.draws is not None and self.draws.stats:
+            warn_unless_converged("BayesianNetwork", self._predicted(), self.draws.stats)
         return self
+
+    def _keep(self, draws: Draws) -> None:
+        """Hold draws, and what they were drawn under."""
+        self.draws, self._drawn_under = draws, Snapshot(self._parts())
+
+    def _parts(self) -> dict[str, torch.nn.Module]:
+        """What gives the draws their meaning."""
+        names = ("prior", "input_transform", "outcome_transform")
+        found = {name: getattr(self, name) for name in names}
+        return {name: part for name, part in found.items() if part is not None}
+
+    def _predicted(self) -> Tensor:
+        """Functions at some training rows and the noise, `[chains, draws, k]`."""
+        draws = self.fitted_draws()
+        some = self.train_X[:: math.ceil(len(self.train_X) / _ROWS_TO_COMPARE)]
+        f = self.functions_of_draws(some).flatten(1)
+        predicted = torch.cat([f, self.noise_var_of_draws().log()], dim=-1)
+        return predicted.unflatten(0, draws.samples["eps"].shape[:2])
 
     def parameters_of_draws(self) -> dict[str, Tensor]:
         """The network's parameters by name, `[chains * draws, *shape]`.
@@ -222,8 +259,8 @@ class BayesianNetwork(Model):
             X: Queries, `[..., q, d]`.
             output_indices: Outputs to return; all without it.
             observation_noise: Whether of y, a Gaussian mixture with a density, rather than of f,
-                the drawn functions themselves. A tensor `[..., q, m]` gives the noise variances,
-                on the model's scale as in BoTorch.
+                the drawn functions themselves. A tensor `[..., q, m]` gives the noise variances
+                in squared units of Y.
             posterior_transform: Applied last; its result is returned as it is.
 
         Returns:
@@ -237,7 +274,11 @@ class BayesianNetwork(Model):
         f = self.functions_of_draws(X)[..., outputs]
         posterior: PredictivePosterior
         if isinstance(observation_noise, Tensor):
-            posterior = GaussianMixturePosterior(f, observation_noise[..., outputs])
+            check_variances("BayesianNetwork", observation_noise, self.num_outputs)
+            variances = observation_noise.expand(*observation_noise.shape[:-1], self.num_outputs)
+            if self.outcome_transform is not None:
+                variances = self.outcome_transform.inverse_variances(variances)
+            posterior = GaussianMixturePosterior(f, variances[..., outputs])
         elif observation_noise:
             noise = self.noise_var_of_draws()[:, outputs]
             noise = noise.reshape(len(noise), *[1] * (f.dim() - 2), len(outputs))
@@ -248,6 +289,64 @@ class BayesianNetwork(Model):
             transform = self.outcome_transform.of_outputs(outputs)
             posterior = TransformedPosterior(posterior, transform)
         return apply_posterior_transform(posterior_transform, posterior, X)
+
+    def subset_output(self, idcs: Sequence[int]) -> OutputSubset:
+        """The model of some outputs only.
+
+        Args:
+            idcs: Which ones.
+
+        Raises:
+            ValueError: an index is out of range.
+        """
+        return OutputSubset(self, idcs)
+
+    def condition_on_observations(self, X: Tensor, Y: Tensor, **kwargs: Any) -> Self:
+        """Refused: a posterior of weights is drawn anew.
+
+        Args:
+            X: Inputs.
+            Y: Outcomes.
+            **kwargs: Others.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "A BayesianNetwork has draws from its posterior and none from that of further rows; "
+            "construct one from all rows and fit() it. Exact processes and PFNs are conditioned "
+            "at once."
+        )
+
+    def fantasize(self, X: Tensor, *args: Any, **kwargs: Any) -> Self:
+        """Refused: as `condition_on_observations`.
+
+        Args:
+            X: Where to observe.
+            *args: Others.
+            **kwargs: Others.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "A BayesianNetwork has no fantasies, since each would be a fit of its own; look-ahead "
+            "acquisition functions (knowledge gradient and the like) take an exact process or a "
+            "PFN, the others (qLogExpectedImprovement, qUpperConfidenceBound) this model too."
+        )
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of `torch.nn.Module`; draws made under another state are dropped.
+
+        Args:
+            *args: As there.
+            **kwargs: As there.
+
+        Returns:
+            Missing and unexpected names.
+        """
+        self.draws = None
+        return super().load_state_dict(*args, **kwargs)
 
     def to_arviz(self, *, seed: int = 0) -> Any:
         """The draws as an `arviz.InferenceData`, for diagnostics and model comparison.
@@ -336,7 +435,7 @@ class BayesianNetwork(Model):
         except RuntimeError as error:
             raise ValueError(f"The prior passed to load does not fit {path}: {error}") from error
         samples, stats = tensors_under("sample", tensors), tensors_under("stat", tensors)
-        model.draws = Draws(samples, stats, tensors.get("history"))
+        model._keep(Draws(samples, stats, tensors.get("history")))
         check_fingerprint(path, "network", model._fingerprint(), tensors["fingerprint"])
         return model
 
@@ -353,21 +452,27 @@ class BayesianNetwork(Model):
         self.prior.module._apply(fn)
         draws = self.draws
         if draws is not None:
-            self.draws = Draws(
+            moved = Draws(
                 {name: fn(value) for name, value in draws.samples.items()},
                 {name: fn(value) for name, value in draws.stats.items()},
                 None if draws.history is None else fn(draws.history),
             )
+            self._keep(moved)
         return self
 
     def fitted_draws(self) -> Draws:
         """What `fit` drew.
 
         Raises:
-            RuntimeError: the model is not fitted.
+            RuntimeError: the model is not fitted, or its prior or a transform has changed since.
         """
         if self.draws is None:
             raise RuntimeError("This BayesianNetwork has no posterior yet; call fit() first.")
+        if self._drawn_under is None or not self._drawn_under.holds(self._parts()):
+            raise RuntimeError(
+                "The prior or a transform of this BayesianNetwork has changed since fit(), whose "
+                "draws belong to the former ones; call fit() again."
+            )
         return self.draws
 
     @property

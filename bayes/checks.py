@@ -5,12 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
+from torch.distributions.transforms import AffineTransform, Transform
 
 from priors.kernels.network import NNGPKernel, NTKKernel
 
-__all__ = ["check_query", "check_training_data", "chosen_outputs", "warn_about_scale"]
+__all__ = [
+    "check_query",
+    "check_training_data",
+    "check_unit",
+    "check_variances",
+    "chosen_outputs",
+    "warn_about_scale",
+]
 
 
 def check_training_data(
@@ -78,6 +87,32 @@ def check_training_data(
             raise ValueError(f"{owner} got negative variances in train_Yvar.")
 
 
+def check_unit(owner: str, transform: Transform | None, train_Y: Tensor) -> None:
+    """Refuse outcomes in a unit in which their dtype cannot hold variances.
+
+    Args:
+        owner: Name of the model, for the message.
+        transform: From the model's scale to Y's, or None; only affine ones are checked.
+        train_Y: Outcomes.
+
+    Raises:
+        ValueError: the unit of the model's scale, squared, is too small or too large.
+    """
+    if not isinstance(transform, AffineTransform):
+        return
+    limits = torch.finfo(train_Y.dtype)
+    smallest, largest = 1e3 * limits.tiny**0.5, 1e-3 * limits.max**0.5
+    parts = (transform.scale, transform.loc)
+    scale, loc = (torch.as_tensor(part, dtype=torch.float64) for part in parts)
+    fine = (scale.abs() >= smallest) & (scale.abs() <= largest) & loc.isfinite()
+    if not bool(fine.all()):
+        raise ValueError(
+            f"{owner} got outcomes that vary by {float(scale[~fine].flatten()[0]):.3g}; variances "
+            f"in {train_Y.dtype} need between {smallest:.1g} and {largest:.1g}. Give Y in another "
+            "unit" + (", or in torch.float64." if train_Y.dtype == torch.float32 else ".")
+        )
+
+
 def _conversion(name: str, value: object, dtype: str) -> str:
     """How a value becomes a tensor of the dtype."""
     if isinstance(value, Tensor):
@@ -97,7 +132,7 @@ def check_query(owner: str, X: Tensor, like: Tensor) -> None:
 
     Raises:
         TypeError: `X` is not a tensor of the training dtype.
-        ValueError: `X` has another number of columns.
+        ValueError: `X` has another number of columns, or values that are not finite.
     """
     if not isinstance(X, Tensor) or X.dtype != like.dtype:
         found = X.dtype if isinstance(X, Tensor) else type(X).__name__
@@ -116,6 +151,34 @@ def check_query(owner: str, X: Tensor, like: Tensor) -> None:
             f"{owner} was trained on {columns} input columns and got X of shape "
             f"{tuple(X.shape)}; expected [..., q, {columns}]{hint}."
         )
+    if not bool(X.isfinite().all()):
+        rows = (~X.isfinite()).any(-1).nonzero()
+        named = [row if len(row) > 1 else row[0] for row in rows[:3].tolist()]
+        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+        raise ValueError(
+            f"{owner} got X with NaN or infinite values in row{'s' * (len(rows) > 1)} "
+            f"{', '.join(map(str, named))}{more}; remove or impute them."
+        )
+
+
+def check_variances(owner: str, variances: Tensor, num_outputs: int) -> None:
+    """Refuse noise variances of queries that are none.
+
+    Args:
+        owner: Name of the model, for the message.
+        variances: To be `[..., q, m]`, or `[..., q, 1]` for all outputs.
+        num_outputs: Number of outputs.
+
+    Raises:
+        ValueError: another number of columns, or a value that is negative or NaN.
+    """
+    if variances.dim() < 2 or variances.shape[-1] not in (1, num_outputs):
+        raise ValueError(
+            f"{owner} got observation_noise of shape {tuple(variances.shape)}; expected "
+            f"[..., q, {num_outputs}]."
+        )
+    if not bool((variances >= 0).all()):
+        raise ValueError(f"{owner} got negative or NaN variances in observation_noise.")
 
 
 def warn_about_scale(owner: str, X: Tensor, kernel: Kernel) -> None:

@@ -8,7 +8,48 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["mean_acceptance", "potential_energy"]
+import pyro.infer
+from torch import Tensor
+
+__all__ = ["RecordingNUTS", "mean_acceptance", "potential_energy"]
+
+
+class RecordingNUTS(pyro.infer.NUTS):
+    """Pyro's sampler, which also tells how it came to its last draw.
+
+    Attributes:
+        num_leapfrog_steps: Leapfrog steps of the last draw.
+        energy: Hamiltonian at the last draw: potential energy and kinetic energy of the momentum
+            with which it was reached, or with which the trajectory began if the draw stayed.
+    """
+
+    num_leapfrog_steps: int
+    energy: float
+
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The next draw."""
+        self._leaves: list[tuple[Tensor, Tensor]] = []
+        drawn = super().sample(params)
+        chosen = self._potential_energy_last
+        found = [energy for potential, energy in self._leaves if potential is chosen]
+        self.num_leapfrog_steps = len(self._leaves)
+        self.energy = float(found[0] if found else self._energy_at_start)
+        return drawn
+
+    def _build_basetree(
+        self,
+        z: Any,
+        r: Any,
+        z_grads: Any,
+        log_slice: Any,
+        direction: int,
+        energy_current: Tensor,
+    ) -> Any:
+        leaf = super()._build_basetree(z, r, z_grads, log_slice, direction, energy_current)
+        energy = leaf.z_proposal_pe + self._kinetic_energy(leaf.r_left_unscaled)
+        self._leaves.append((leaf.z_proposal_pe, energy))
+        self._energy_at_start = energy_current
+        return leaf
 
 
 def potential_energy(kernel: Any) -> float:

@@ -24,7 +24,6 @@ __all__ = [
     "describe_module",
     "describe_transform",
     "describe_values",
-    "tensors_under",
 ]
 
 FINGERPRINT_ROWS = 8
@@ -109,9 +108,3 @@ def check_fingerprint(path: Any, what: str, found: Tensor, saved: Tensor) -> Non
             f"The {what} passed to load has the parameters of the one in {path}, but other "
             "values: pass the same architecture, activations and transforms."
         )
-
-
-def tensors_under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose names begin with the prefix and a dot, under the rest of their names."""
-    start = f"{prefix}."
-    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}

@@ -28,10 +28,17 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import Likelihood
 from gpytorch.means import ZeroMean
+from linear_operator.operators import BlockDiagLinearOperator
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
-from bayes.checks import check_query, check_training_data, chosen_outputs, warn_about_scale
+from bayes.checks import (
+    check_query,
+    check_training_data,
+    check_unit,
+    chosen_outputs,
+    warn_about_scale,
+)
 from bayes.description import (
     FINGERPRINT_ROWS,
     check_fingerprint,
@@ -40,12 +47,13 @@ from bayes.description import (
     describe_module,
     describe_transform,
     describe_values,
-    tensors_under,
 )
 from bayes.fitting import Watch, maximise
 from bayes.marginal_likelihood import JointMarginalLogLikelihood, exact_solves, relative_jitter
 from bayes.outcome import ElementwiseOutcome
-from priors.files import read_safetensors, write_safetensors_atomically
+from bayes.prediction import conditional
+from bayes.rows import ProcessRows
+from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.kernels.network import NNGPKernel, NTKKernel
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
@@ -60,27 +68,8 @@ __all__ = ["ExactProcess"]
 _NOISE_VAR = 0.1
 
 
-class ExactProcess(SingleTaskGP, ABC):
-    """An exactly conditioned process; subclasses are the models to use.
-
-    Args:
-        train_X: Inputs, `[..., n, d]`.
-        train_Y: Outcomes, `[..., n, m]`, any number of columns.
-        kernel: Prior covariance of f; copied, so the learnt values are in `covar_module`. It is
-            used as it is: wrap it in `gpytorch.kernels.ScaleKernel` for a learnt output scale.
-        train_Yvar: Known noise variances, `[..., n, m]`, units of Y squared. Without them a
-            single noise variance per output is learnt, from 0.1 on the model's scale and under
-            BoTorch's prior.
-        likelihood: A GPyTorch Gaussian likelihood to use instead, copied.
-        input_transform: `DEFAULT` standardises by the training rows, None is off, or a BoTorch
-            `InputTransform`.
-        outcome_transform: `DEFAULT` standardises by the training rows, None is off, or an
-            elementwise `torch.distributions` transform from the model's scale to Y's.
-
-    Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: shapes disagree or values are not finite.
-    """
+class ExactProcess(ProcessRows, ABC):
+    """An exactly conditioned process; its subclasses are the models and document the arguments."""
 
     def __init__(
         self,
@@ -106,6 +95,7 @@ class ExactProcess(SingleTaskGP, ABC):
         if train_Yvar is not None and likelihood is not None:
             raise ValueError(f"{owner} takes train_Yvar or a likelihood, not both.")
         outcome = make_outcome_transform(outcome_transform, train_Y)
+        check_unit(owner, outcome, train_Y)
         super().__init__(
             train_X,
             train_Y,
@@ -118,11 +108,9 @@ class ExactProcess(SingleTaskGP, ABC):
         )
         if train_Yvar is None and likelihood is None:
             self.likelihood.noise = _NOISE_VAR
+        self._hyperparameter_batch = train_Y.shape[:-2]
+        self._hold(train_X, train_Y, train_Yvar)
         self.eval()
-        # Buffers, so that they move with the model; `save` writes them by themselves.
-        self.register_buffer("train_X", train_X, persistent=False)
-        self.register_buffer("train_Y", train_Y, persistent=False)
-        self.register_buffer("train_Yvar", train_Yvar, persistent=False)
         self._given = {
             "likelihood": likelihood is not None,
             "input_transform": describe_transform(input_transform),
@@ -142,8 +130,15 @@ class ExactProcess(SingleTaskGP, ABC):
         """What `fit` maximises."""
 
     @abstractmethod
-    def _process_posterior(self, gaussian: MultivariateNormal) -> PredictivePosterior:
-        """Posterior of the process, given the Gaussian that conditioning the kernel gives."""
+    def _process_posterior(
+        self, gaussian: MultivariateNormal, transform: AffineTransform | None
+    ) -> PredictivePosterior:
+        """Posterior of the process, given the Gaussian that conditioning the kernel gives.
+
+        Args:
+            gaussian: On the model's scale.
+            transform: From there to the units of Y, if it is affine.
+        """
 
     def fit(
         self,
@@ -249,11 +244,15 @@ class ExactProcess(SingleTaskGP, ABC):
     ) -> PredictivePosterior | Posterior:
         """Posterior at `X`, joint over its points.
 
+        Means, variances, quantiles and densities of many queries are computed in blocks; their
+        covariance only where it is asked for, as samples and `joint_log_prob` do, and then
+        of the model as it was: one that has changed since raises ValueError.
+
         Args:
             X: Queries, `[..., q, d]`.
             output_indices: Outputs to return; all without it.
             observation_noise: Whether of y rather than of f. A tensor `[..., q, m]` gives the
-                noise variances, on the model's scale as in BoTorch.
+                noise variances in squared units of Y.
             posterior_transform: Applied last; its result is returned as it is.
 
         Returns:
@@ -263,33 +262,36 @@ class ExactProcess(SingleTaskGP, ABC):
         check_query(owner, X, self.train_X)
         outputs = chosen_outputs(owner, output_indices, self.num_outputs)
         outcome = getattr(self, "outcome_transform", None)
+        self.eval()
         with exact_solves(), relative_jitter(self._prior_variance()), gpt_posterior_settings():
-            gaussians = self._conditional_gaussians(X, observation_noise)
-            gaussians = [_rescaled(gaussians[k], outcome, k % self.num_outputs) for k in outputs]
-            if len(gaussians) == 1:
-                joint = gaussians[0]
-            else:
-                joint = MultitaskMultivariateNormal.from_independent_mvns(gaussians)
-            posterior = self._process_posterior(joint)
+            gaussian = self._conditional(X, outputs, observation_noise)
+            affine = outcome.of_outputs(outputs) if outcome is not None and outcome.affine else None
+            posterior = self._process_posterior(gaussian, affine)
         if outcome is not None and not outcome.affine:
             posterior = TransformedPosterior(posterior, outcome.of_outputs(outputs))
         return apply_posterior_transform(posterior_transform, posterior, X)
 
-    def _conditional_gaussians(
-        self, X: Tensor, observation_noise: bool | Tensor
-    ) -> list[MultivariateNormal]:
-        """Per output, N(K* K^-1 y, K** - K* K^-1 K*') on the model's scale."""
-        self.eval()
+    def _conditional(
+        self, X: Tensor, outputs: Sequence[int], observation_noise: bool | Tensor
+    ) -> MultivariateNormal:
+        """N(K* K^-1 y, K** - K* K^-1 K*') of some outputs on the model's scale."""
         X = self.transform_inputs(X)
+        if self.num_outputs > 1:
+            X, _ = add_output_dim(X=X, original_batch_shape=self._input_batch_shape)
+        each = self._apply_noise(X, conditional(self, X), observation_noise)
+        if self.num_outputs == len(outputs) == 1:
+            return each
+        mean, covariance = each.mean, each.lazy_covariance_matrix
         if self.num_outputs == 1:
-            return [self._apply_noise(X, self(X), observation_noise)]
-        X, dim = add_output_dim(X=X, original_batch_shape=self._input_batch_shape)
-        joint = self._apply_noise(X, self(X), observation_noise)
-        mean, covariance = joint.mean, joint.lazy_covariance_matrix
-        return [
-            MultivariateNormal(mean.select(dim, k), covariance[(slice(None),) * dim + (k,)])
-            for k in range(self.num_outputs)
-        ]
+            mean, covariance = mean.unsqueeze(-2), covariance.unsqueeze(-3)
+        else:  # which outputs of common rows may share
+            covariance = covariance.expand(*mean.shape, mean.shape[-1])
+        if len(outputs) == 1:
+            return MultivariateNormal(mean[..., outputs[0], :], covariance[..., outputs[0], :, :])
+        if list(outputs) != list(range(self.num_outputs)):
+            mean, covariance = mean[..., outputs, :], covariance[..., outputs, :, :]
+        joint = BlockDiagLinearOperator(covariance)
+        return MultitaskMultivariateNormal(mean.mT, joint, interleaved=False)
 
     def _prior_variance(self) -> Tensor:
         """Prior variances of f at the training rows, on the model's scale."""
@@ -314,12 +316,12 @@ class ExactProcess(SingleTaskGP, ABC):
             path: Target file; replaced in one step.
 
         Raises:
-            NotImplementedError: the model was conditioned on further observations.
+            NotImplementedError: a batch of models that conditioning made of one.
         """
-        if self.train_targets.shape[-1] != self.train_Y.shape[-2]:
+        if self.train_Y.shape[:-2] != self._hyperparameter_batch:
             raise NotImplementedError(
-                f"This {type(self).__name__} was conditioned on further observations and cannot "
-                "be saved; construct one from all rows."
+                f"This batch {tuple(self.train_Y.shape[:-2])} of {type(self).__name__}s was made "
+                "by conditioning and cannot be saved; construct one from the rows of each."
             )
         tensors = {f"state.{name}": value for name, value in self.state_dict().items()}
         tensors.update(train_X=self.train_X, train_Y=self.train_Y)
@@ -377,18 +379,20 @@ class ExactProcess(SingleTaskGP, ABC):
         }
         check_given(path, passed, description["given"])
         check_module(path, "kernel", kernel, description["kernel"])
+        known = tensors.get("train_Yvar")
+        later = known is not None and (likelihood is not None or bool(known.isnan().any()))
         model = cls(
             tensors["train_X"],
             tensors["train_Y"],
             kernel,
-            train_Yvar=tensors.get("train_Yvar"),
+            train_Yvar=None if later else known,
             likelihood=likelihood,
             input_transform=input_transform,
             outcome_transform=outcome_transform,
             **description["construction"],
         )
-        model.load_state_dict(tensors_under("state", tensors), keep_transforms=False)
-        model.eval()
+        model._hold(tensors["train_X"], tensors["train_Y"], known)
+        model.load_state_dict(tensors_under("state", tensors))
         check_fingerprint(path, "kernel", model._fingerprint(), tensors["fingerprint"])
         return model
 
@@ -401,19 +405,3 @@ class ExactProcess(SingleTaskGP, ABC):
         with torch.no_grad(), exact_solves():
             rows = self.transform_inputs(self.train_X[..., :FINGERPRINT_ROWS, :])
             return self.covar_module(rows).to_dense()
-
-
-def _rescaled(
-    gaussian: MultivariateNormal, outcome: ElementwiseOutcome | None, output: int
-) -> MultivariateNormal:
-    """The Gaussian in units of Y, where the outcome transform is affine."""
-    if outcome is None or not outcome.affine:
-        return gaussian
-    transform = outcome.of_outputs([output])
-    assert isinstance(transform, AffineTransform)
-    loc, scale = transform.loc, transform.scale
-    assert isinstance(loc, Tensor)  # as buffers of the outcome transform are
-    assert isinstance(scale, Tensor)
-    loc, scale = loc.squeeze(-1), scale.squeeze(-1)
-    covariance = gaussian.lazy_covariance_matrix * scale.square().unsqueeze(-1)
-    return MultivariateNormal(loc + scale * gaussian.mean, covariance)

@@ -7,6 +7,7 @@ every respect, whose posterior also answers for its densities.
 from __future__ import annotations
 
 from gpytorch.distributions import MultivariateNormal
+from torch.distributions.transforms import AffineTransform
 
 from bayes.exact_process import ExactProcess
 from bayes.marginal_likelihood import JointMarginalLogLikelihood
@@ -29,7 +30,8 @@ class GaussianProcess(ExactProcess):
         kernel: Prior covariance of f; copied, so the learnt values are in `covar_module` and in
             the model's `repr`.
         train_Yvar: Known noise variances, `[..., n, m]`, units of Y squared. Without them a
-            single noise variance per output is learnt.
+            single noise variance per output is learnt, from 0.1 on the model's scale and under
+            BoTorch's prior.
         likelihood: A GPyTorch Gaussian likelihood to use instead, copied.
         input_transform: `DEFAULT` standardises by the training rows, None is off, or a BoTorch
             `InputTransform`.
@@ -44,5 +46,7 @@ class GaussianProcess(ExactProcess):
     def _marginal_log_likelihood(self) -> JointMarginalLogLikelihood:
         return JointMarginalLogLikelihood(self.likelihood, self)
 
-    def _process_posterior(self, gaussian: MultivariateNormal) -> GaussianPosterior:
-        return GaussianPosterior(gaussian)
+    def _process_posterior(
+        self, gaussian: MultivariateNormal, transform: AffineTransform | None
+    ) -> GaussianPosterior:
+        return GaussianPosterior(gaussian, transform)

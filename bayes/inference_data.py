@@ -11,16 +11,23 @@ from torch import Tensor
 if TYPE_CHECKING:
     from bayes.bayesian_network import BayesianNetwork
 
-__all__ = ["inference_data"]
+__all__ = ["import_arviz", "inference_data"]
+
+# Statistics of samplers that are not real numbers.
+_KINDS = {"diverging": bool, "tree_depth": int, "n_steps": int}
 
 
-def inference_data(model: BayesianNetwork, seed: int) -> Any:
-    """See `BayesianNetwork.to_arviz`."""
+def import_arviz() -> Any:
+    """The module, which takes seconds to load, without what it announces."""
     with warnings.catch_warnings():
         # It announces version 1, which this package does not use, on every import.
         warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
         import arviz
+    return arviz
 
+
+def inference_data(model: BayesianNetwork, seed: int) -> Any:
+    """See `BayesianNetwork.to_arviz`."""
     draws = model.fitted_draws()
     chains = draws.samples["eps"].shape[:2]
     noise_var = model.noise_var_of_draws()
@@ -49,6 +56,10 @@ def inference_data(model: BayesianNetwork, seed: int) -> Any:
         "observed_data": {"y": model.train_Y.cpu().numpy()},
     }
     if draws.stats:
-        stats = {name: value.cpu().numpy() for name, value in draws.stats.items()}
-        groups["sample_stats"] = stats | {"diverging": stats["diverging"].astype(bool)}
-    return arviz.from_dict(**groups, dims={"y": ["row", "output"], "noise_var": ["output"]})
+        groups["sample_stats"] = {
+            name: value.cpu().numpy().astype(_KINDS.get(name, value.cpu().numpy().dtype))
+            for name, value in draws.stats.items()
+        }
+    return import_arviz().from_dict(
+        **groups, dims={"y": ["row", "output"], "noise_var": ["output"]}
+    )

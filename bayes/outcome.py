@@ -39,22 +39,35 @@ class ElementwiseOutcome(OutcomeTransform):
     def forward(
         self, Y: Tensor, Yvar: Tensor | None = None, X: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        if Yvar is not None:
-            Yvar = Yvar / self._squared_scale()
-        return self.transform.inv(Y), Yvar
+        return self.transform.inv(Y), None if Yvar is None else self.inverse_variances(Yvar)
 
     def untransform(
         self, Y: Tensor, Yvar: Tensor | None = None, X: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        if Yvar is not None:
-            Yvar = Yvar * self._squared_scale()
-        return self.transform(Y), Yvar
+        return self.transform(Y), None if Yvar is None else self.variances(Yvar)
+
+    def variances(self, variances: Tensor) -> Tensor:
+        """Variances of noise in squared units of Y, from those on the model's scale.
+
+        Raises:
+            ValueError: the transform is not affine.
+        """
+        return variances * self._squared_scale()
+
+    def inverse_variances(self, variances: Tensor) -> Tensor:
+        """Variances of noise on the model's scale, from those in squared units of Y.
+
+        Raises:
+            ValueError: the transform is not affine.
+        """
+        return variances / self._squared_scale()
 
     def _squared_scale(self) -> Tensor:
         if not self.affine:
             raise ValueError(
-                f"train_Yvar has no meaning under the outcome transform {self.transform}: only "
-                "affine ones carry a variance over. Transform Y and its variances yourself."
+                "A known noise variance has no meaning under the outcome transform "
+                f"{self.transform}: only affine ones carry it over. Transform Y and its variances "
+                "yourself."
             )
         return self.scale**2
 

@@ -22,11 +22,13 @@ from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import Likelihood
 from torch import Tensor
+from torch.distributions.transforms import AffineTransform
 
 from bayes.exact_process import ExactProcess
 from bayes.marginal_likelihood import JointMarginalLogLikelihood
 from bayes.student_t import StudentTPosterior
 from priors.posteriors.compat import is_stored_by_output
+from priors.posteriors.gaussian import scaled
 from priors.posteriors.transforms import DEFAULT
 
 __all__ = ["StudentTProcess"]
@@ -46,9 +48,9 @@ class StudentTProcess(ExactProcess):
         concentration: a of the inverse gamma, > 0. The prior mean of sigma^2 is b / (a - 1).
         rate: b of the inverse gamma, > 0, on the model's (standardised) scale.
         train_Yvar: Known noise variances relative to sigma^2, in the units of Y squared.
-        likelihood: As in `ExactProcess`; its noise is the ratio.
-        input_transform: As in `ExactProcess`.
-        outcome_transform: As in `ExactProcess`.
+        likelihood: As in `GaussianProcess`; its noise is the ratio.
+        input_transform: As in `GaussianProcess`.
+        outcome_transform: As in `GaussianProcess`.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -90,7 +92,9 @@ class StudentTProcess(ExactProcess):
     def _marginal_log_likelihood(self) -> JointMarginalLogLikelihood:
         return _StudentTMarginalLogLikelihood(self.likelihood, self)
 
-    def _process_posterior(self, gaussian: MultivariateNormal) -> StudentTPosterior:
+    def _process_posterior(
+        self, gaussian: MultivariateNormal, transform: AffineTransform | None
+    ) -> StudentTPosterior:
         # The prediction strategy holds K^-1 y of the rows just conditioned on.
         targets = self.train_targets
         quadratic = (targets * self.prediction_strategy.mean_cache).sum(-1)
@@ -98,9 +102,10 @@ class StudentTProcess(ExactProcess):
             quadratic = quadratic.sum(-1)
         df = 2 * self.concentration + targets.shape[-1] * self.num_outputs
         factor = (2 * self.rate + quadratic) / df
-        covariance = gaussian.lazy_covariance_matrix * factor[..., None, None]
+        covariance = scaled(gaussian.lazy_covariance_matrix, factor)
         storage = {"interleaved": False} if is_stored_by_output(gaussian) else {}
-        return StudentTPosterior(type(gaussian)(gaussian.mean, covariance, **storage), df)
+        distribution = type(gaussian)(gaussian.mean, covariance, **storage)
+        return StudentTPosterior(distribution, df, transform)
 
 
 class _StudentTMarginalLogLikelihood(JointMarginalLogLikelihood):

@@ -15,8 +15,8 @@ import torch
 from gpytorch.distributions import MultivariateNormal
 from scipy.special import gammainccinv, gammaincinv, ndtr, stdtr, stdtrit
 from torch import Tensor
+from torch.distributions.transforms import AffineTransform
 
-from priors.posteriors.compat import is_stored_by_output
 from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.protocol import PredictivePosterior, check_order, leading
 
@@ -41,6 +41,7 @@ class StudentTPosterior(PredictivePosterior):
         distribution: Gaussian with the t's location as mean and its scale matrix as covariance,
             `[..., n]` or multitask `[..., n, m]`.
         df: Degrees of freedom, > 0.
+        transform: From the values of the distribution to y, as in `priors.GaussianPosterior`.
 
     Base samples are `[..., n * m + 1]`: the last one drives the shared chi-square.
 
@@ -48,11 +49,13 @@ class StudentTPosterior(PredictivePosterior):
         ValueError: df is not positive and finite.
     """
 
-    def __init__(self, distribution: MultivariateNormal, df: float) -> None:
+    def __init__(
+        self, distribution: MultivariateNormal, df: float, transform: AffineTransform | None = None
+    ) -> None:
         if not (math.isfinite(df) and df > 0):
             raise ValueError(f"StudentTPosterior needs 0 < df < inf, got {df}.")
         self.df = float(df)
-        self._gaussian = GaussianPosterior(distribution)
+        self._gaussian = GaussianPosterior(distribution, transform)
 
     @property
     def location(self) -> Tensor:
@@ -62,7 +65,7 @@ class StudentTPosterior(PredictivePosterior):
     @property
     def scale(self) -> Tensor:
         """Marginal scales (not standard deviations), `[..., n, m]`."""
-        return self._gaussian.variance.sqrt()
+        return self._gaussian.stddev
 
     @property
     def mean(self) -> Tensor:
@@ -92,27 +95,18 @@ class StudentTPosterior(PredictivePosterior):
                 "scale or quantiles."
             )
 
-    def _standardised(self, Y: Tensor) -> Tensor:
-        return (Y - self.location) / self.scale
-
     def log_prob(self, Y: Tensor) -> Tensor:
-        return t_log_density(self._standardised(Y), self.df) - self.scale.log()
+        return t_log_density(self._gaussian.standardised(Y), self.df) - self.scale.log()
 
     def cdf(self, Y: Tensor) -> Tensor:
-        return t_cdf(self._standardised(Y), self.df)
+        return t_cdf(self._gaussian.standardised(Y), self.df)
 
     def quantile(self, value: Tensor) -> Tensor:
         return self.location + self.scale * t_quantile(leading(value, self.location), self.df)
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
-        distribution = self._gaussian.distribution
-        difference = Y - self.location
-        size = difference.shape[-2] * difference.shape[-1]
-        if is_stored_by_output(distribution):
-            difference = difference.transpose(-1, -2)
-        quadratic, log_det = distribution.lazy_covariance_matrix.inv_quad_logdet(
-            difference.reshape(*difference.shape[:-2], size, 1), logdet=True
-        )
+        quadratic, log_det = self._gaussian.quadratic_and_log_det(Y)
+        size = self.shape[-2:].numel()
         return (
             math.lgamma((self.df + size) / 2)
             - math.lgamma(self.df / 2)
@@ -133,7 +127,7 @@ class StudentTPosterior(PredictivePosterior):
             ValueError: another order; or order 1 with df <= 1, where the expectation is infinite.
         """
         check_order(order)
-        u = self._standardised(_like(self.location, threshold))
+        u = self._gaussian.standardised(_like(self.location, threshold))
         u = -u if above else u
         if order == 0:
             return t_log_cdf(u, self.df)

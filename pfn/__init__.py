@@ -7,8 +7,9 @@ Names are loaded when they are asked for: a network and what is under it need no
 `PFNRegressor` and `PFNClassifier` need scikit-learn, an extra.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from priors.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pfn.architecture import ArchitectureConfig
@@ -57,18 +58,5 @@ _HOMES = {
     "reweighting": ("ReweightedPosterior", "reweight"),
     "training": ("TrainingConfig", "train"),
 }
-_MODULES = {name: f"pfn.{module}" for module, names in _HOMES.items() for name in names}
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
 if not TYPE_CHECKING:  # a type checker would take every name for known
-
-    def __getattr__(name: str) -> Any:
-        if name not in _MODULES:
-            raise AttributeError(f"module 'pfn' has no attribute {name!r}")
-        value = getattr(import_module(_MODULES[name]), name)
-        globals()[name] = value
-        return value
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -13,7 +13,7 @@ them, and leave the rest as it is (Hassan et al. 2025, 2510.09477, call that a b
 one by one or together is the same; encoding everything anew is exact order invariance, and the
 network is trained to do either.
 Copies of an encoding, of which samples and fantasies need thousands, share its keys and values and
-have only those of their appended rows for themselves.
+have only those of their appended rows for themselves; copies of these share their rows in turn.
 
 Rows become tokens in one of two ways:
 
@@ -147,13 +147,13 @@ class Context:
     """An encoded context: per layer the keys and values `[B, H, T + n, E / H]`.
 
     Attributes:
-        keys: One per layer; with `copies` only of rows that were appended to these.
+        keys: One per layer; only of rows that are not in `shared`, which come first.
         values: Likewise.
         count: Number of context rows, `[B, 1, 1, 1]`.
         mask: `[B, 1, 1, T + n]`, True for rows that may be attended to; None if all.
         columns: What queries need of each layer over cells, `[B, d, I, E_c]`.
-        copies: Keys and values of fewer tasks, which those here are copies of; None if they are
-            not. Thousands of samples or fantasies of a data set need not hold it each.
+        shared: Rows of fewer tasks, which those here are copies of. Thousands of samples or
+            fantasies of a data set need not hold it each.
     """
 
     keys: tuple[Tensor, ...]
@@ -161,39 +161,49 @@ class Context:
     count: Tensor
     mask: Tensor | None
     columns: tuple[Tensor, ...]
-    copies: Copies | None = None
+    shared: tuple[Shared, ...] = ()
 
     @property
     def length(self) -> int:
         """T + n."""
-        own = self.keys[0].shape[-2]
-        return own if self.copies is None else own + self.copies.keys[0].shape[-2]
+        return self.keys[0].shape[-2] + sum(part.length for part in self.shared)
 
     def attention(self, layer: int) -> Attention:
         """Attention to the keys of a layer, those that copies share among them."""
-        if self.copies is None:
+        if not self.shared:
             return F.scaled_dot_product_attention
-        return partial(self.copies.attend, layer)
+        return partial(_attend_shared, self.shared, layer)
 
     def select(self, index: Tensor) -> Context:
         """The tasks `index` `[B']`, with repetitions."""
-        rest = (
+        keys, values = self.keys, self.values
+        shared = tuple(part.select(index) for part in self.shared)
+        if len(index) > len(self.count) and keys[0].shape[-2]:
+            shared = (*shared, Shared(keys, values, index))
+            keys, values = (tuple(p[:, :, :0] for p in parts) for parts in (keys, values))
+        return Context(
+            tuple(key[index] for key in keys),
+            tuple(value[index] for value in values),
             self.count[index],
             None if self.mask is None else self.mask[index],
             tuple(column[index] for column in self.columns),
+            shared,
         )
-        keys, values, copies = self.keys, self.values, self.copies
-        if copies is not None:
-            copies = copies.select(index)
-        elif len(index) > len(self.count):
-            copies = Copies(keys, values, index)
-            keys, values = (tuple(p[:, :, :0] for p in parts) for parts in (keys, values))
-        keys, values = (tuple(part[index] for part in parts) for parts in (keys, values))
-        return Context(keys, values, *rest, copies)
+
+    def without_last(self, k: int) -> Context:
+        """Without the last k rows, which were appended and are not shared."""
+        own = self.keys[0].shape[-2] - k
+        return replace(
+            self,
+            keys=tuple(key[:, :, :own] for key in self.keys),
+            values=tuple(value[:, :, :own] for value in self.values),
+            count=self.count - k,
+            mask=None if self.mask is None else self.mask[..., : self.mask.shape[-1] - k],
+        )
 
 
 @dataclass(frozen=True)
-class Copies:
+class Shared:
     """Keys and values of tasks that many others share.
 
     Attributes:
@@ -206,9 +216,14 @@ class Copies:
     values: tuple[Tensor, ...]
     index: Tensor
 
-    def select(self, index: Tensor) -> Copies:
+    @property
+    def length(self) -> int:
+        """n."""
+        return self.keys[0].shape[-2]
+
+    def select(self, index: Tensor) -> Shared:
         """For the tasks `index` `[B']` of the B."""
-        return Copies(self.keys, self.values, self.index[index])
+        return Shared(self.keys, self.values, self.index[index])
 
     @cached_property
     def _order(self) -> tuple[Tensor, Tensor] | None:
@@ -219,27 +234,44 @@ class Copies:
         order = self.index.argsort(stable=True)
         return order, order.argsort()
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        """Attention `[B, H, m, *]` of queries to what is shared, and then to keys of their own."""
-        keys, values = self.keys[layer], self.values[layer]
-        query = query / query.shape[-1] ** 0.5
-        scores = torch.cat([self._times(query, keys.mT), query @ key.mT], dim=-1)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        weights = scores.softmax(-1)
-        n = keys.shape[-2]
-        return self._times(weights[..., :n], values) + weights[..., n:] @ value
+    @cached_property
+    def _sorted(self) -> bool:
+        """Whether tasks that share something are beside each other."""
+        return bool((self.index.diff() >= 0).all())
 
-    def _times(self, left: Tensor, right: Tensor) -> Tensor:
+    def times(self, left: Tensor, right: Tensor) -> Tensor:
         """`left` `[B, H, m, k]` times the matrices `[B0, H, k, l]` of the index."""
         if self._order is None:
             return left @ right[self.index]
         order, back = self._order
-        parts = left[order].unflatten(0, (len(right), -1)).transpose(1, 2)  # [B0, H, c, m, k]
+        parts = left if self._sorted else left[order]
+        parts = parts.unflatten(0, (len(right), -1)).transpose(1, 2)  # [B0, H, c, m, k]
         found = (parts.flatten(2, 3) @ right).unflatten(2, parts.shape[2:4])
-        return found.transpose(1, 2).flatten(0, 1)[back]
+        found = found.transpose(1, 2).flatten(0, 1)
+        return found if self._sorted else found[back]
+
+
+def _attend_shared(
+    shared: tuple[Shared, ...],
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    """Attention `[B, H, m, *]` of queries to what is shared, and then to keys of their own."""
+    query = query / query.shape[-1] ** 0.5
+    scores = [part.times(query, part.keys[layer].mT) for part in shared]
+    together = torch.cat([*scores, query @ key.mT], dim=-1)
+    if mask is not None:
+        together = together.masked_fill(~mask, -torch.inf)
+    *weights, own = together.softmax(-1).split(
+        [*(part.length for part in shared), key.shape[-2]], -1
+    )
+    found = own @ value
+    for part, weight in zip(shared, weights, strict=True):
+        found = found + part.times(weight, part.values[layer])
+    return found
 
 
 class Transformer(nn.Module):
@@ -339,13 +371,22 @@ class Transformer(nn.Module):
 
     def decode(self, context: Context, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Logits of y and of f at m query rows, each `[B, m, *]`; no f with classes."""
+        tokens = self._read(context, rows)
+        return self.head_y(tokens), None if self.config.classes else self.head_f(tokens)
+
+    def decode_one(self, context: Context, rows: Rows, *, noisy: bool) -> Tensor:
+        """Those of y, or of f, alone."""
+        tokens = self._read(context, rows)
+        return self.head_y(tokens) if noisy or self.config.classes else self.head_f(tokens)
+
+    def _read(self, context: Context, rows: Rows) -> Tensor:
+        """What queries have read from the context, `[B, m, *]`."""
         embedded, _ = self._inputs(rows, None, None, context.columns)
         tokens = self._join(embedded, rows, self.query_token)
         for i, block in enumerate(self.blocks):
             own = context.keys[i], context.values[i], context.count, context.mask
             tokens = block(tokens, _Memory(*own, context.attention(i)))
-        tokens = self.norm(tokens)
-        return self.head_y(tokens), None if self.config.classes else self.head_f(tokens)
+        return self.norm(tokens)
 
     def codes(self, d: int, like: Tensor, *, seed: int = 0) -> Tensor:
         """The codes of d columns for a seed, `[1, d, 16]`; the same on every device."""

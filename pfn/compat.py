@@ -1,14 +1,15 @@
-"""Borrowed names: what training uses of torch that is not public there.
+"""Borrowed names: what we use of torch that is not public there.
 
-Many tensors in one call, as torch's own optimisers do it; `tests/pfn/test_compat.py` says of each
-what is relied on.
+Many tensors in one call, as torch's own optimisers do it; and whether a tensor is one of
+`torch.func`'s. `tests/pfn/test_compat.py` says of each what is relied on.
 """
 
 import torch
 
-__all__ = ["foreach_add_", "foreach_lerp", "foreach_lerp_", "foreach_mul_"]
+__all__ = ["foreach_add_", "foreach_lerp", "foreach_lerp_", "foreach_mul_", "is_transformed"]
 
 foreach_add_ = torch._foreach_add_
 foreach_lerp = torch._foreach_lerp
 foreach_lerp_ = torch._foreach_lerp_
 foreach_mul_ = torch._foreach_mul_
+is_transformed = torch._C._functorch.is_functorch_wrapped_tensor

@@ -61,6 +61,22 @@ class Coverage:
                 known[name] = tuple(known[name])
         return cls(**known)
 
+    def joined(self, other: Coverage) -> Coverage:
+        """What either of two trainings covered; ranges only of what has fixed units in this one."""
+        features = [n for n in (self.num_features, other.num_features) if n is not None]
+        return Coverage(
+            max_context=max(self.max_context, other.max_context),
+            max_buffer=max(self.max_buffer, other.max_buffer),
+            missing=self.missing or other.missing,
+            categorical=self.categorical or other.categorical,
+            known_noise=self.known_noise or other.known_noise,
+            function=self.function or other.function,
+            exchangeable=self.exchangeable and other.exchangeable,
+            input_range=_hull(self.input_range, other.input_range),
+            target_range=_hull(self.target_range, other.target_range),
+            num_features=max(features) if features else None,
+        )
+
     def check_inputs(self, X: Tensor) -> None:
         """Refuse inputs that are infinite, or missing where the network does not know missing."""
         if not bool((X.isfinite() | X.isnan() if self.missing else X.isfinite()).all()):
@@ -132,6 +148,14 @@ class Coverage:
         """Warn if targets in fixed units are far outside those of the training."""
         # Noise has tails, which some thousands of targets do not show.
         _warn_outside(self.target_range, Y, 0.5, "targets", "`outcome_transform`")
+
+
+def _hull(
+    own: tuple[float, float] | None, other: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    if own is None or other is None:
+        return own
+    return min(own[0], other[0]), max(own[1], other[1])
 
 
 def _warn_outside(

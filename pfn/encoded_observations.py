@@ -101,10 +101,10 @@ class EncodedObservations:
         parts = []
         for start in range(0, max(rows.shape[1], 1), rows_at_once):
             part = slice(start, start + rows_at_once)
-            of_y, of_f = self.network.decode(
-                encoding, rows[:, part], noise_var=None if known is None else known[:, part]
+            some = None if known is None else known[:, part]
+            parts.append(
+                self.network.decode_one(encoding, rows[:, part], noisy=noisy, noise_var=some)
             )
-            parts.append(of_y if noisy or of_f is None else of_f)
         return queries.from_data_sets(torch.cat(parts, dim=1))
 
     def units(self, outputs: list[int]) -> tuple[Tensor, Tensor]:

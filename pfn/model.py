@@ -23,7 +23,7 @@ from torch.distributions.transforms import AffineTransform
 from pfn.coverage import check_data, check_num_classes
 from pfn.encoded_observations import EncodedObservations
 from pfn.familiarity import unlike_the_prior
-from pfn.joint import Joint, JointBarPosterior
+from pfn.joint import Joint, JointBarPosterior, Recent
 from pfn.network import Network
 from pfn.observations import Observations
 from pfn.posteriors import CategoricalPosterior
@@ -84,6 +84,7 @@ class PFNModel(Model):
         self.pfn = _frozen(network, X)
         self.eval()
         self._encoded = EncodedObservations.together(self.pfn, data, num_classes, column_seed)
+        self._recent = Recent()
 
     def train(self, mode: bool = True) -> PFNModel:
         """Stays in evaluation mode: nothing is trained here, and input transforms are fitted."""
@@ -141,9 +142,9 @@ class PFNModel(Model):
             output_indices: Outputs to return; all if None. Classes have no outputs.
             observation_noise: Whether of the noisy y, or of the function f, where the network's
                 tasks had one (else it knows y only, and answers that); or the variances of
-                the noise at the queries, `[..., q, m]`, NaN where unknown, for a network that
-                knows noise. True takes the mean of the training data's variances where all of
-                them are known.
+                the noise at the queries, `[..., q, m]`, squared units of y, NaN where unknown,
+                for a network that knows noise. True takes the mean of the training data's
+                variances where all of them are known.
             posterior_transform: Applied last.
 
         Returns:
@@ -190,6 +191,7 @@ class PFNModel(Model):
             num_rows=self.train_X.shape[-2],
             num_appended=self._encoded.num_appended,
             numbers_at_once=self._numbers_at_once,
+            recent=self._recent,
         )
         posterior = JointBarPosterior(bars, logits, joint)
         posterior = TransformedPosterior(posterior, AffineTransform(*self._encoded.units(outputs)))
@@ -207,8 +209,8 @@ class PFNModel(Model):
         Args:
             X: Inputs `[..., n', d]`; further batch dimensions give a batch of models.
             Y: Targets `[..., n', m]`.
-            noise: Known noise variances of the shape of Y, NaN where unknown; zero for exact
-                values of f.
+            noise: Known noise variances of the shape of Y, squared units of Y, NaN where unknown
+                (all are without it); zero for exact values of f.
             kwargs: Ignored: BoTorch's fantasies pass sampler arguments.
 
         Raises:
@@ -221,13 +223,16 @@ class PFNModel(Model):
         self, X: Tensor, Y: Tensor, noise: Tensor | None, *, imagined: bool
     ) -> PFNModel:
         """Imagined observations that are appended keep the units: fantasies are smooth in X."""
-        more = self._data.further(X, _classes_as_numbers(self.pfn, Y, X), noise)
+        if isinstance(Y, Tensor) and isinstance(X, Tensor):
+            Y = _classes_as_numbers(self.pfn, Y, X)
+        more = self._data.further(X, Y, noise)
         self._encoded.check(more)
         data = self._data.joined(more)
         self.pfn.coverage.warn_beyond_training(data.X.shape[-2])
         if not imagined:
             self.pfn.coverage.warn_outside_targets(data.transforms.targets(more.Y))
         new = copy.copy(self)
+        new._recent = Recent()
         new._encoded = self._encoded.extended(data, more, imagined=imagined)
         return new
 
@@ -288,6 +293,7 @@ class PFNModel(Model):
         if any(not -m <= i < m for i in idcs):
             raise ValueError(f"the model has {m} outputs, got the indices {list(idcs)}.")
         new = copy.copy(self)
+        new._recent = Recent()
         new._encoded = self._encoded.of_outputs([i % m for i in idcs])
         return new
 

@@ -230,14 +230,26 @@ class Network(nn.Module):
             X: Queries.
             noise_var: Known variances of the noise in y at the queries, `[B, m]`.
         """
-        logits_y, logits_f = self.network.decode(
-            encoding.context, self._rows(encoding, X, noise_var)
+        rows = self._rows(encoding, X, noise_var)
+        logits_y, logits_f = self.network.decode(encoding.context, rows)
+        return self._possible(encoding, logits_y), logits_f
+
+    def decode_one(
+        self, encoding: Encoding, X: Tensor, *, noisy: bool, noise_var: Tensor | None = None
+    ) -> Tensor:
+        """The logits of y, or of f where the network has them, alone; see `decode`."""
+        rows = self._rows(encoding, X, noise_var)
+        return self._possible(
+            encoding, self.network.decode_one(encoding.context, rows, noisy=noisy)
         )
-        if encoding.num_classes is not None:
-            classes = torch.arange(self.architecture.classes, device=X.device)
-            impossible = classes >= encoding.num_classes[:, None, None]
-            logits_y = logits_y.masked_fill(impossible, -torch.inf)
-        return logits_y, logits_f
+
+    def _possible(self, encoding: Encoding, logits: Tensor) -> Tensor:
+        """Logits of classes, -inf for impossible ones."""
+        if encoding.num_classes is None:
+            return logits
+        classes = torch.arange(self.architecture.classes, device=logits.device)
+        impossible = classes >= encoding.num_classes[:, None, None]
+        return logits.masked_fill(impossible, -torch.inf)
 
     def units(self, y: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Units in which the network sees the targets `[B, n]`.

@@ -65,9 +65,37 @@ class Observations:
         return self.categorical.expand(self.batch_shape.numel() * self.Y.shape[-1], -1)
 
     def further(self, X: Tensor, Y: Tensor, Yvar: Tensor | None) -> Observations:
-        """Further rows, broadcast over what is a batch in them or here."""
-        given = [X.shape[:-2], Y.shape[:-2], *([] if Yvar is None else [Yvar.shape[:-2]])]
-        batch = torch.broadcast_shapes(self.batch_shape, *given)
+        """Further rows, broadcast over what is a batch in them or here.
+
+        Raises:
+            TypeError: something is no tensor.
+            ValueError: rows or columns disagree, or batch dimensions do not broadcast.
+        """
+        given = {"X": X, "Y": Y} | ({} if Yvar is None else {"noise": Yvar})
+        for name, value in given.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{name} must be a tensor of {self.X.dtype}, got {type(value).__name__}; "
+                    f"torch.as_tensor({name}, dtype={self.X.dtype}) makes one."
+                )
+        for name, before, after in (("X", self.X, X), ("Y", self.Y, Y)):
+            columns = before.shape[-1]
+            if after.dim() < 2:
+                raise ValueError(
+                    f"{name} must have shape [..., n, {columns}], got {tuple(after.shape)}; one "
+                    f"row is {name}[None], one column {name}.unsqueeze(-1)."
+                )
+            if after.shape[-1] != columns:
+                raise ValueError(
+                    f"the model was conditioned on {columns} columns of {name} and got "
+                    f"{after.shape[-1]}; they must agree."
+                )
+        shapes = {"the model": self.batch_shape, **{k: v.shape[:-2] for k, v in given.items()}}
+        try:
+            batch = torch.broadcast_shapes(*shapes.values())
+        except RuntimeError as error:
+            told = ", ".join(f"{tuple(shape)} of {name}" for name, shape in shapes.items())
+            raise ValueError(f"batch dimensions do not broadcast: {told}.") from error
         X, Y = X.expand(*batch, *X.shape[-2:]), Y.expand(*batch, *Y.shape[-2:])
         Yvar = None if Yvar is None else Yvar.expand(*batch, *Yvar.shape[-2:])
         return replace(self, X=X, Y=Y, Yvar=Yvar)
@@ -77,18 +105,12 @@ class Observations:
 
         Raises:
             TypeError: another dtype or device.
-            ValueError: another number of columns.
         """
         for name, before, after in (("X", self.X, more.X), ("Y", self.Y, more.Y)):
             if after.dtype != before.dtype or after.device != before.device:
                 raise TypeError(
                     f"the model was conditioned in {before.dtype} on {before.device} and got "
                     f"{name} in {after.dtype} on {after.device}; convert one of them."
-                )
-            if after.shape[-1] != before.shape[-1]:
-                raise ValueError(
-                    f"the model was conditioned on {before.shape[-1]} columns of {name} and got "
-                    f"{after.shape[-1]}; they must agree."
                 )
         batch = more.batch_shape
 

@@ -4,8 +4,9 @@ Names are imported when they are asked for: kernels and priors over functions lo
 changes settings of GPyTorch for the whole process; posteriors and acquisition functions do.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from priors.lazy import lazy_names
 
 if TYPE_CHECKING:
     from priors.diagnostics.generalisation import (
@@ -228,18 +229,5 @@ _HOMES = {
     ),
     "tasks.trees": ("TreeTaskPrior",),
 }
-_MODULES = {name: f"priors.{module}" for module, names in _HOMES.items() for name in names}
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
 if not TYPE_CHECKING:  # a type checker would take every name for known
-
-    def __getattr__(name: str) -> Any:
-        if name not in _MODULES:
-            raise AttributeError(f"module 'priors' has no attribute {name!r}")
-        value = getattr(import_module(_MODULES[name]), name)
-        globals()[name] = value
-        return value
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

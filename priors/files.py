@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-__all__ = ["FORMAT", "read_safetensors", "write_safetensors_atomically"]
+__all__ = ["FORMAT", "read_safetensors", "tensors_under", "write_safetensors_atomically"]
 
 #: Version of the layout of the JSON description; a reader refuses a newer one.
 FORMAT = 1
@@ -122,6 +122,12 @@ def read_safetensors(
             "save the model again."
         )
     return {name: value.to(device) for name, value in tensors.items()}, description
+
+
+def tensors_under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with the prefix and a dot, under the rest of their names."""
+    start = f"{prefix}."
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -10,7 +10,7 @@ import pyro.infer
 import torch
 from torch import Tensor
 
-from bayes.compat import mean_acceptance, potential_energy
+from bayes.compat import RecordingNUTS, mean_acceptance, potential_energy
 from bayes.inference.draws import Draws, isolated
 
 __all__ = ["NUTS"]
@@ -55,7 +55,10 @@ class NUTS:
             like: Gives dtype and device.
 
         Returns:
-            Draws with the statistics diverging, energy terms (lp), acceptance_rate and step_size.
+            Draws with ArviZ's statistics: lp (log joint density), energy (Hamiltonian at the
+            draw, kinetic energy minus lp), diverging, tree_depth (doublings of the trajectory),
+            n_steps (leapfrog steps, 2^(tree_depth - 1) to 2^tree_depth - 1), acceptance_rate
+            and step_size.
         """
         chains = [self._chain(model, like, number) for number in range(self.num_chains)]
         return Draws(
@@ -71,21 +74,34 @@ class NUTS:
 
     def _chain(self, model: Callable[[], object], like: Tensor, number: int) -> Draws:
         stats: dict[str, list[float]] = {
-            name: [] for name in ("diverging", "lp", "acceptance_rate", "step_size")
+            name: []
+            for name in (
+                "lp",
+                "energy",
+                "diverging",
+                "tree_depth",
+                "n_steps",
+                "acceptance_rate",
+                "step_size",
+            )
         }
         accepted = [0.0]  # running sums of acceptance probabilities
 
         def record(kernel: Any, samples: Any, stage: str, step: int) -> None:
             if not stage.startswith("Sample"):
                 return
-            stats["diverging"].append(step in kernel.diagnostics()["divergences"])
             stats["lp"].append(-potential_energy(kernel))
+            stats["energy"].append(kernel.energy)
+            stats["diverging"].append(step in kernel.diagnostics()["divergences"])
+            # Each doubling adds as many steps as there were states, the last one perhaps fewer.
+            stats["tree_depth"].append(kernel.num_leapfrog_steps.bit_length())
+            stats["n_steps"].append(kernel.num_leapfrog_steps)
             accepted.append(mean_acceptance(kernel) * (step + 1))
             stats["acceptance_rate"].append(accepted[-1] - accepted[-2])
             stats["step_size"].append(float(kernel.step_size))
 
         with isolated(self.seed + number, like):
-            kernel = pyro.infer.NUTS(
+            kernel = RecordingNUTS(
                 model,
                 target_accept_prob=self.target_accept_prob,
                 max_tree_depth=self.max_tree_depth,

@@ -12,21 +12,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from priors.files import read_safetensors, write_safetensors_atomically
+from pfn.coverage import Coverage
+from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.tasks.task import TaskPrior, describe
 
 if TYPE_CHECKING:
     from pfn.training.state import TrainingState
 
-__all__ = ["load", "save"]
+__all__ = ["load_state", "save_state"]
 
 _KIND = "PFN training"
-_COUNTERS = ("step", "elapsed", "tasks", "covered")
+_COUNTERS = ("step", "elapsed", "tasks")
 _OF_DESCENT = ("skipped", "failed")
 _UNITS = ("prior_location", "prior_scale", "metadata")
 
 
-def save(state: TrainingState, path: Path) -> None:
+def save_state(state: TrainingState, path: Path) -> None:
     """Write the state; of several processes the first one does, and all must call this."""
     states = state.fabric.all_gather(state.generator.get_state())
     assert isinstance(states, Tensor)
@@ -53,14 +54,15 @@ def save(state: TrainingState, path: Path) -> None:
     ]
     description |= {name: getattr(state, name) for name in _COUNTERS}
     description |= {name: getattr(descent, name) for name in _OF_DESCENT}
+    description["covered"] = state.covered.to_json()
     # Not finite at first, which JSON cannot hold.
     description["typical_norm"] = _finite(descent.typical_norm)
     description["best_loss"] = _finite(average.best_loss)
     write_safetensors_atomically(path, tensors, kind=_KIND, description=description)
 
 
-def load(state: TrainingState, path: Path) -> None:
-    """Go on where `save` was called.
+def load_state(state: TrainingState, path: Path) -> None:
+    """Go on where `save_state` was called.
 
     Raises:
         ValueError: the file is of another training.
@@ -74,6 +76,7 @@ def load(state: TrainingState, path: Path) -> None:
         pfn.bars.tail_scale = description["tail_scale"]
     for name in _COUNTERS:
         setattr(state, name, description[name])
+    state.covered = Coverage.from_json(description["covered"])
     for name in _OF_DESCENT:
         setattr(descent, name, description[name])
     if description["typical_norm"] is not None:
@@ -81,12 +84,12 @@ def load(state: TrainingState, path: Path) -> None:
     if description["best_loss"] is not None:
         average.best_loss = description["best_loss"]
     state.generator.set_state(tensors["generators"][state.fabric.global_rank].cpu())
-    pfn.load_state_dict(_under("network", tensors))
-    average.weights = {k: v.to(state.device) for k, v in _under("average", tensors).items()}
-    average.best = {k: v.to(state.device) for k, v in _under("best", tensors).items()}
+    pfn.load_state_dict(tensors_under("network", tensors))
+    average.weights = {k: v.to(state.device) for k, v in tensors_under("average", tensors).items()}
+    average.best = {k: v.to(state.device) for k, v in tensors_under("best", tensors).items()}
     for i, optimiser in enumerate(descent.optimisers):
         values: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(f"optimiser.{i}", tensors).items():
+        for name, value in tensors_under(f"optimiser.{i}", tensors).items():
             index, key = name.split(".", 1)
             values.setdefault(int(index), {})[key] = value
         groups = zip(optimiser.state_dict()["param_groups"], description["groups"][i], strict=True)
@@ -132,8 +135,3 @@ def _representation(prior: TaskPrior) -> str:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    start = f"{prefix}."
-    return {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}

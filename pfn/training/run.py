@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from pfn.prior_fitted_network import PFN
 from pfn.references import Reference
+from pfn.training.checkpoint import load_state
 from pfn.training.config import TrainingConfig
 from pfn.training.fabric import make_fabric
 from pfn.training.state import TrainingState
@@ -100,7 +101,7 @@ def train(
     state = TrainingState(task_prior, config, fabric, reference, initial, held_out_prior)
     state.pfn.metadata |= dict(metadata or {})
     if resume and checkpoint is not None and Path(checkpoint).exists():
-        state.load(Path(checkpoint))
+        load_state(state, Path(checkpoint))
     main = fabric.is_global_zero
     saved = fabric.broadcast(time.monotonic())
     started = saved - state.elapsed  # of the first process, whose clock serves all

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pfn.architecture import ArchitectureConfig
+from pfn.coverage import Coverage
 from pfn.distribution import BarDistribution, choose_num_nodes, place_nodes
 from pfn.growth import grown
 from pfn.prior_fitted_network import PFN
 from pfn.training.config import TrainingConfig
 from pfn.training.tasks import fixed_tasks
+from priors.files import tensors_under
 from priors.tasks.task import Task, TaskPrior, exchangeable
 
 __all__ = ["initial_network"]
@@ -65,35 +65,50 @@ def _check_tasks(tasks: list[Task], architecture: ArchitectureConfig) -> None:
 
 def _covered_by(
     tasks: list[Task], task_prior: TaskPrior, config: TrainingConfig, initial: PFN | None
-) -> dict[str, Any]:
-    """What the tasks cover, and those of the trainings before."""
-    before = {} if initial is None else initial.metadata
-    covered: dict[str, Any] = {
-        "missing": any(bool(task.X.isnan().any()) for task in tasks)
-        or before.get("missing", False),
-        "categorical": any(task.categorical is not None for task in tasks)
-        or before.get("categorical", False),
-        "exchangeable": exchangeable(task_prior) and before.get("exchangeable", True),
-    }
+) -> Coverage:
+    """What the tasks cover before any step, and the trainings before."""
+    input_range = target_range = None
     if config.inputs == "raw":
-        covered["input_range"] = _range([task.X for task in tasks], before.get("input_range"))
+        input_range = _range([task.X for task in tasks])
     if config.targets != "standardised" and not config.architecture.classes:
         there = [task.y if task.points is None else task.y[task.points] for task in tasks]
-        covered["target_range"] = _range(there, before.get("target_range"))
-    return covered
+        target_range = _range(there)
+    covered = Coverage(
+        max_context=0,
+        max_buffer=0,
+        missing=any(bool(task.X.isnan().any()) for task in tasks),
+        categorical=any(task.categorical is not None for task in tasks),
+        known_noise=False,
+        function=False,
+        exchangeable=exchangeable(task_prior),
+        input_range=input_range,
+        target_range=target_range,
+        num_features=0,
+    )
+    if initial is None:
+        return covered
+    before = initial.coverage
+    if before.num_features is None:
+        before = replace(before, num_features=initial.architecture.max_features)
+    return covered.joined(before)
 
 
-def _range(values: list[Tensor], before: list[float] | None) -> list[float]:
-    """Least and largest, those of earlier trainings among them."""
+def _range(values: list[Tensor]) -> tuple[float, float]:
+    """Least and largest."""
     seen = torch.cat([part[part.isfinite()] for part in values])
-    low, high = before or (math.inf, -math.inf)
-    return [min(low, float(seen.min())), max(high, float(seen.max()))]
+    return float(seen.min()), float(seen.max())
 
 
-def _fitting_network(tasks: list[Task], config: TrainingConfig, covered: dict[str, Any]) -> PFN:
+def _fitting_network(tasks: list[Task], config: TrainingConfig, covered: Coverage) -> PFN:
     """An untrained network whose units and bars fit the targets of the tasks."""
     if config.architecture.classes:
-        return PFN(config.architecture, None, inputs=config.inputs, targets="raw", metadata=covered)
+        return PFN(
+            config.architecture,
+            None,
+            inputs=config.inputs,
+            targets="raw",
+            metadata=covered.to_json(),
+        )
     y = torch.cat(
         [t.y[..., 0].flatten() if t.points is None else t.y[t.points][:, 0] for t in tasks]
     )
@@ -107,7 +122,7 @@ def _fitting_network(tasks: list[Task], config: TrainingConfig, covered: dict[st
             targets=config.targets,
             prior_location=float(y.mean()),
             prior_scale=float(y.std()),
-            metadata=covered,
+            metadata=covered.to_json(),
         )
 
     empty = network(torch.tensor([0.0, 1.0]), 1.0)
@@ -135,11 +150,9 @@ def _started_from(initial: PFN, made: PFN, config: TrainingConfig) -> PFN:
     if bars is not None and made.bars is not None and bars.num_logits != made.bars.num_logits:
         values |= _heads_for(made.bars, bars, values)
         bars = made.bars
-    start = "network."
-    network = {k.removeprefix(start): v for k, v in values.items() if k.startswith(start)}
-    weights = grown(network, initial.architecture, made.architecture)
-    values |= {start + name: value for name, value in weights.items()}
-    return _with(initial, made.architecture, config, bars, values, made.metadata)
+    weights = grown(tensors_under("network", values), initial.architecture, made.architecture)
+    values |= {f"network.{name}": value for name, value in weights.items()}
+    return _with(initial, made.architecture, config, bars, values, made.coverage)
 
 
 def _with(
@@ -148,7 +161,7 @@ def _with(
     config: TrainingConfig,
     bars: BarDistribution | None,
     values: Mapping[str, Tensor],
-    covered: Mapping[str, Any],
+    covered: Coverage,
 ) -> PFN:
     """A network of this architecture, bars and weights, in the units of `initial`."""
     pfn = PFN(
@@ -160,7 +173,7 @@ def _with(
         targets=config.targets,
         prior_location=initial.prior_location,
         prior_scale=initial.prior_scale,
-        metadata={**covered, "training": initial.metadata.get("training")},
+        metadata={**covered.to_json(), "training": initial.metadata.get("training")},
     )
     pfn.load_state_dict(values)
     return pfn

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from pfn.coverage import Coverage
 from pfn.prior_fitted_network import PFN
 from pfn.references import Reference
-from pfn.training import checkpoint
 from pfn.training.average import Average, HeldOut
+from pfn.training.checkpoint import save_state
 from pfn.training.config import TrainingConfig
 from pfn.training.descent import Descent
 from pfn.training.fabric import attention_of_any_shape
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["TrainingState"]
-
-# What the tasks had.
-_COVERED = ("num_features", "max_context", "max_buffer", "known_noise", "function")
 
 
 class TrainingState:
@@ -47,13 +46,9 @@ class TrainingState:
         self.task_prior, self.config, self.fabric = task_prior, config, fabric
         self.device = fabric.device
         self.step, self.elapsed, self.tasks = 0, 0.0, 0
-        self.covered = dict.fromkeys(_COVERED, 0)
-        if initial is not None:  # which stays in what the network knows
-            self.covered |= {k: int(initial.metadata.get(k, 0)) for k in _COVERED}
-            if initial.coverage.num_features is None:
-                self.covered["num_features"] = initial.architecture.max_features
         with seeded(config.seed):  # weights are made on the CPU, the same for every device
             self.pfn = initial_network(task_prior, config, initial).to(self.device)
+        self.covered = self.pfn.coverage  # grows by what the tasks of the steps have
         # Processes share the weights but not the tasks, nor does a training with what it continues.
         stream = 1_000_003 * fabric.global_rank + (0 if initial is None else initial.tasks_seen)
         self.generator = torch.Generator(self.device).manual_seed(config.seed + 1 + stream)
@@ -111,10 +106,15 @@ class TrainingState:
         task = sample_tasks(self.task_prior, self.config, self.generator, self.device)
         told = Told.draw(task, self.config, self.generator)
         buffer = min(self.config.max_buffer, task.num_context) if told.appended else 0
-        features = task.X.shape[-1]
-        had = features, task.num_context, buffer, told.noise, task.f is not None
-        for name, value in zip(_COVERED, had, strict=True):
-            self.covered[name] = max(self.covered[name], int(value))
+        had = replace(
+            self.covered,
+            max_context=task.num_context,
+            max_buffer=buffer,
+            known_noise=told.noise,
+            function=task.f is not None,
+            num_features=task.X.shape[-1],
+        )
+        self.covered = self.covered.joined(had)
         return task, told
 
     def evaluate(self) -> dict[str, float]:
@@ -127,21 +127,9 @@ class TrainingState:
         """Write the state of the training, and the network as it would be returned now."""
         self.covered = self._covered()  # asks every process, also those that write nothing
         if state is not None:
-            self.save(Path(state))
+            save_state(self, Path(state))
         if snapshot is not None and self.fabric.is_global_zero:
             self._finished(copy.deepcopy(self.pfn)).save(snapshot)
-
-    def save(self, path: Path) -> None:
-        """Write the state of the training; see `load`."""
-        checkpoint.save(self, path)
-
-    def load(self, path: Path) -> None:
-        """Go on where `save` was called.
-
-        Raises:
-            ValueError: the file is of another training.
-        """
-        checkpoint.load(self, path)
 
     def result(self) -> PFN:
         """The trained network."""
@@ -161,8 +149,7 @@ class TrainingState:
         }
         earlier = pfn.metadata.get("training")
         pfn.metadata["training"] = training if earlier is None else {**training, "from": earlier}
-        covered = self.covered
-        pfn.metadata |= covered | {k: bool(covered[k]) for k in ("known_noise", "function")}
+        pfn.metadata |= self.covered.to_json()
         return pfn.eval()
 
     def _over_processes(self, value: float, how: str) -> float:
@@ -173,5 +160,11 @@ class TrainingState:
         assert isinstance(shared, Tensor)
         return float(shared)
 
-    def _covered(self) -> dict[str, int]:
-        return {k: int(self._over_processes(v, "max")) for k, v in self.covered.items()}
+    def _covered(self) -> Coverage:
+        """What the tasks of all processes had."""
+        own = vars(self.covered)
+        numbers = {k: v for k, v in own.items() if isinstance(v, int | float)}
+        most: dict[str, Any] = {
+            k: type(v)(self._over_processes(v, "max")) for k, v in numbers.items()
+        }
+        return replace(self.covered, **most)

@@ -139,7 +139,8 @@ class EmpiricalNTKKernel(NetworkKernel):
 
     The weights are copied and stay fixed; they are buffers of the kernel. In the NTK
     parametrisation the prior's variances scale the contributions of the layers and are learnable,
-    like a learning rate for each layer; a parameter of variance 0 contributes nothing.
+    like a learning rate for each layer; a parameter of variance 0 contributes nothing, and neither
+    does one that has `requires_grad` False when the kernel is made.
 
     Args:
         module: A `torch.nn.Module`, or a `NetworkPrior` whose variances are then shared.
@@ -157,7 +158,7 @@ class EmpiricalNTKKernel(NetworkKernel):
         active_dims: Features that the kernel sees.
 
     Raises:
-        ValueError: bad variances, shapes or names, or a module without parameters.
+        ValueError: bad variances, shapes or names, or a module without parameters to train.
         UnsupportedOperationError: `NetworkPrior` does not know the module; "standard" may.
     """
 
@@ -213,6 +214,14 @@ class EmpiricalNTKKernel(NetworkKernel):
         self.prior = prior
         self.weights = ByName({name: p.detach().clone() for name, p in weights.items()})
         self.constants = ByName({name: b.clone() for name, b in network.named_buffers()})
+        self._untrained = frozenset(
+            name for name, p in network.named_parameters() if not p.requires_grad
+        )
+        if self._untrained >= weights.keys():
+            raise ValueError(
+                f"The tangent kernel is 0: every parameter of the {type(network).__name__} has "
+                "requires_grad=False. Set it to True for those that are trained."
+            )
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.parameterization = parameterization
         self.output: Literal["mean"] | int = output
@@ -270,7 +279,12 @@ class EmpiricalNTKKernel(NetworkKernel):
         if self.prior is not None and self.parameterization == "ntk":
             function, point = whitened(self.prior, weights, x1)
         else:
-            function, point = self._rows, {name: p.to(x1) for name, p in weights.items()}
+            held = {name: p.to(x1) for name, p in weights.items()}
+            point = {name: held.pop(name) for name in weights if name not in self._untrained}
+
+            def function(trained: Mapping[str, Tensor], x: Tensor) -> Tensor:
+                return self._rows({**held, **trained}, x)
+
         tangent = Tangent(
             function,
             point,
@@ -297,11 +311,15 @@ def whitened(
 ) -> tuple[ParametricFunction, dict[str, Tensor]]:
     """The prior's network in steps of prior standard deviations from `weights`, and no step.
 
-    The gradient there is that in the standard normal W and b of the NTK parametrisation.
+    The gradient there is that in the standard normal W and b of the NTK parametrisation. There are
+    no steps of parameters that are not trained (`requires_grad` False).
     """
     std = {name: s.to(x) for name, s in prior.parameter_std().items()}
     origin = {name: p.to(x) for name, p in weights.items()}
-    steps = {name: torch.zeros_like(origin[name]) for name, s in std.items() if bool((s > 0).any())}
+    trained = {name: s for name, s in std.items() if name not in prior.program.frozen}
+    steps = {
+        name: torch.zeros_like(origin[name]) for name, s in trained.items() if bool((s > 0).any())
+    }
 
     def function(steps: Mapping[str, Tensor], x: Tensor) -> Tensor:
         moved = {name: origin[name] + std[name] * step for name, step in steps.items()}

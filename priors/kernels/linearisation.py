@@ -57,7 +57,8 @@ def linearize(
 class LinearizedModule(nn.Module):
     """A network linearised at given weights, as a module to train.
 
-    Its parameters are the displacements from the weights, 0 at first. Weights and buffers of the
+    Its parameters are the displacements from the weights, 0 at first; those of weights that are not
+    trained (`requires_grad` False) are not either. Weights and buffers of the
     module are copied: its later training changes nothing here.
 
     Args:
@@ -78,7 +79,10 @@ class LinearizedModule(nn.Module):
         self.origin = ByName({name: p.detach().clone() for name, p in origin.items()})
         self.constants = ByName({name: b.clone() for name, b in module.named_buffers()})
         self.displacement = ByName(
-            {name: nn.Parameter(torch.zeros_like(p)) for name, p in origin.items()}
+            {
+                name: nn.Parameter(torch.zeros_like(origin[name]), requires_grad=own.requires_grad)
+                for name, own in module.named_parameters()
+            }
         )
 
     def forward(self, x: Tensor) -> Tensor:

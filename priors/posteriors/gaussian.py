@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
+import gpytorch
+import linear_operator
 import torch
 from botorch.posteriors import GPyTorchPosterior, Posterior
-from gpytorch.distributions import MultivariateNormal
+from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from linear_operator.operators import (
+    BlockDiagLinearOperator,
+    ConstantMulLinearOperator,
+    DiagLinearOperator,
+    LinearOperator,
+    SumBatchLinearOperator,
+)
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions.transforms import AffineTransform
 
 from priors.posteriors.compat import is_stored_by_output, log_ndtr_integral
 from priors.posteriors.protocol import PredictivePosterior, check_order, leading
@@ -15,40 +26,207 @@ __all__ = [
     "GaussianPosterior",
     "as_predictive",
     "gaussian_log_excess",
+    "scaled",
 ]
 
 
 class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
-    """A GPyTorch multivariate normal posterior that answers the whole protocol."""
+    """A GPyTorch multivariate normal posterior that answers the whole protocol.
+
+    GPyTorch's smallest variance (1e-10 in float64, 1e-6 in float32) and the jitter of its
+    factorisations are absolute. A transform keeps them in the units of z, so that whatever is
+    asked is equivariant in the unit of y; only what BoTorch reads off `distribution` is not.
+
+    Args:
+        distribution: Of z, `[..., n]` or multitask `[..., n, m]`.
+        transform: The map from z to y, of parameters that broadcast with `[..., 1, m]`; y is z
+            without it.
+
+    Attributes:
+        distribution: Of y.
+        base: Of z.
+    """
+
+    def __init__(
+        self, distribution: MultivariateNormal, transform: AffineTransform | None = None
+    ) -> None:
+        super().__init__(distribution if transform is None else _image(distribution, transform))
+        self.base = distribution
+        self.transform = AffineTransform(0.0, 1.0) if transform is None else transform
+
+    @property
+    def variance(self) -> Tensor:
+        return self._of_outputs(self.base.variance) * self._unit.square()
+
+    @property
+    def stddev(self) -> Tensor:
+        """Marginal standard deviations, `[..., n, m]`."""
+        return self._of_outputs(self.base.variance).sqrt() * self._unit
+
+    def standardised(self, Y: Tensor) -> Tensor:
+        """How many standard deviations `Y` is above the means, `[..., n, m]`."""
+        above = self._centred(Y) / self._of_outputs(self.base.variance).sqrt()
+        return above * self.transform.sign
 
     def log_prob(self, Y: Tensor) -> Tensor:
-        return self._marginals.log_prob(Y)
+        square = self.standardised(Y).square()
+        return -0.5 * square - self.stddev.log() - 0.5 * math.log(2 * math.pi)
 
     def cdf(self, Y: Tensor) -> Tensor:
-        return self._marginals.cdf(Y)
+        return torch.special.ndtr(self.standardised(Y))
 
     def quantile(self, value: Tensor) -> Tensor:
-        return self._marginals.icdf(leading(value, self.mean))
+        return self.mean + self.stddev * torch.special.ndtri(leading(value, self.mean))
 
     def density(self, value: Tensor) -> Tensor:
         return self.log_prob(value).exp()
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
-        # GPyTorch's multitask log_prob scrambles values of a distribution that is not interleaved.
-        ordered = Y.mT if is_stored_by_output(self.distribution) else Y
-        return MultivariateNormal.log_prob(self.distribution, ordered.flatten(-2))
+        quadratic, log_det = self.quadratic_and_log_det(Y)
+        return -0.5 * (quadratic + log_det + self.shape[-2:].numel() * math.log(2 * math.pi))
+
+    def quadratic_and_log_det(self, Y: Tensor) -> tuple[Tensor, Tensor]:
+        """The two parts of the joint density.
+
+        Args:
+            Y: `[*s, ..., n, m]`.
+
+        Returns:
+            (Y - mean)' C^-1 (Y - mean), `[*s, ...]`, and log |C|, `[...]`, C the covariance of all
+            points and outputs with variances not below GPyTorch's smallest.
+        """
+        covariance = self.base.lazy_covariance_matrix
+        missing = gpytorch.settings.min_variance.value(self.dtype) - covariance.diagonal()
+        if bool((missing > 0).any()):  # as in the marginals
+            covariance = _with_added_diagonal(covariance, missing.clamp_min(0))
+        covariance = covariance.expand(*self.batch_shape, *covariance.shape[-2:])
+        centred = self._centred(Y)
+        ordered = (centred.mT if is_stored_by_output(self.base) else centred).flatten(-2)
+        extra = ordered.shape[: ordered.dim() - 1 - len(self.batch_shape)]
+        columns = ordered.reshape(-1, *ordered.shape[len(extra) :]).movedim(0, -1)
+        with linear_operator.settings.max_cholesky_size(2**31):  # exact, whatever the size
+            quadratic, log_det = covariance.inv_quad_logdet(
+                columns, logdet=True, reduce_inv_quad=False
+            )
+        units = self._unit.log().expand(self.shape).sum((-2, -1))
+        return quadratic.movedim(-1, 0).reshape(extra + self.batch_shape), log_det + 2 * units
 
     def log_excess(self, threshold: Tensor | float, order: int, above: bool = True) -> Tensor:
         threshold = torch.as_tensor(threshold, dtype=self.dtype, device=self.device)
-        return gaussian_log_excess(self.mean, self.variance, threshold, order, above)
+        u = self.standardised(threshold)
+        return gaussian_log_excess(-u if above else u, self.stddev, order)
+
+    def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
+        z = GPyTorchPosterior(self.base).rsample_from_base_samples(sample_shape, base_samples)
+        return self._in_units_of_y(z)
+
+    def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
+        return self._in_units_of_y(GPyTorchPosterior(self.base).rsample(sample_shape))
+
+    def scalarised(self, weights: Tensor, offset: float | Tensor = 0.0) -> GaussianPosterior:
+        """Posterior `[..., n, 1]` of offset + the weighted sum of the outputs.
+
+        Args:
+            weights: One for each output, `[m]`.
+            offset: Added to the sum.
+
+        Raises:
+            ValueError: another number of weights.
+            NotImplementedError: outputs that depend on each other.
+        """
+        if weights.shape != self.shape[-1:]:
+            raise ValueError(
+                f"a posterior of {self.shape[-1]} outputs needs as many weights, got a tensor of "
+                f"shape {tuple(weights.shape)}."
+            )
+        loc, scale = (
+            self._like_mean(value) for value in (self.transform.loc, self.transform.scale)
+        )
+        weights = weights.to(loc)
+        loc, scale = offset + (weights * loc).sum(-1, keepdim=True), weights * scale
+        mean = self._of_outputs(self.base.mean)
+        covariance = self.base.lazy_covariance_matrix
+        if len(weights) > 1:
+            if not isinstance(covariance, BlockDiagLinearOperator):
+                raise NotImplementedError("A weighted sum needs independent outputs.")
+            unit = scale.abs().amax(-1, keepdim=True)
+            unit = torch.where(unit > 0, unit, 1)
+            mean = (scale / unit * mean).sum(-1, keepdim=True)
+            square = (scale / unit).square()[..., 0, :]
+            covariance = SumBatchLinearOperator(_times(covariance.base_linear_op, square))
+            scale = unit
+        transform = AffineTransform(loc, scale)
+        return GaussianPosterior(MultivariateNormal(mean.squeeze(-1), covariance), transform)
 
     @property
     def shape(self) -> torch.Size:
         return self._extended_shape()
 
     @property
-    def _marginals(self) -> Normal:
-        return Normal(self.mean, self.variance.sqrt(), validate_args=False)
+    def _unit(self) -> Tensor:
+        """How many units of y one unit of z is, without its sign."""
+        return self._like_mean(self.transform.scale).abs()
+
+    def _like_mean(self, value: Tensor | float) -> Tensor:
+        return torch.as_tensor(value, dtype=self.base.loc.dtype, device=self.base.loc.device)
+
+    def _of_outputs(self, value: Tensor) -> Tensor:
+        """What GPyTorch has as `[..., n]` for one output."""
+        return value if self._is_mt else value.unsqueeze(-1)
+
+    def _centred(self, Y: Tensor) -> Tensor:
+        return self.transform.inv(Y) - self._of_outputs(self.base.mean)
+
+    def _in_units_of_y(self, z: Tensor) -> Tensor:
+        # A map of negative sign leaves the signs of deviations: they are those of `distribution`.
+        mean = self._of_outputs(self.base.mean)
+        return self.transform(mean + self.transform.sign * (z - mean))
+
+
+def _image(distribution: MultivariateNormal, transform: AffineTransform) -> MultivariateNormal:
+    """The distribution of y, the covariance as lazy as that of z."""
+    covariance = distribution.lazy_covariance_matrix
+    scale = torch.atleast_2d(torch.as_tensor(transform.scale).to(distribution.loc))
+    if not isinstance(distribution, MultitaskMultivariateNormal):
+        mean = transform(distribution.mean.unsqueeze(-1)).squeeze(-1)
+        return MultivariateNormal(mean, _times(covariance, scale.square()[..., 0, 0]))
+    mean = transform(distribution.mean)
+    by_output = is_stored_by_output(distribution)
+    if isinstance(covariance, BlockDiagLinearOperator):
+        each = _times(covariance.base_linear_op, scale.square()[..., 0, :])
+        covariance = BlockDiagLinearOperator(each)
+    else:
+        scale = scale.expand(mean.shape)
+        units = DiagLinearOperator((scale.mT if by_output else scale).flatten(-2))
+        covariance = units @ covariance @ units
+    return MultitaskMultivariateNormal(mean, covariance, interleaved=not by_output)
+
+
+def scaled(covariance: LinearOperator, factor: Tensor) -> LinearOperator:
+    """A multiple of a covariance, as lazy; its root is that of the covariance, scaled.
+
+    Args:
+        covariance: `[..., k, k]`.
+        factor: Positive, `[...]`.
+    """
+    if isinstance(covariance, BlockDiagLinearOperator):
+        return BlockDiagLinearOperator(_times(covariance.base_linear_op, factor.unsqueeze(-1)))
+    return _times(covariance, factor)
+
+
+def _times(covariance: LinearOperator, factor: Tensor) -> LinearOperator:
+    if factor.dim() > len(covariance.batch_shape):
+        covariance = covariance.expand(*factor.shape, *covariance.shape[-2:])
+    return ConstantMulLinearOperator(covariance, factor)
+
+
+def _with_added_diagonal(covariance: LinearOperator, diagonal: Tensor) -> LinearOperator:
+    """The sum, by blocks where the covariance is."""
+    if isinstance(covariance, BlockDiagLinearOperator):
+        blocks = covariance.base_linear_op
+        diagonal = diagonal.reshape(blocks.shape[:-1])
+        return BlockDiagLinearOperator(blocks + DiagLinearOperator(diagonal))
+    return covariance + DiagLinearOperator(diagonal)
 
 
 def as_predictive(posterior: Posterior) -> PredictivePosterior:
@@ -71,14 +249,15 @@ def as_predictive(posterior: Posterior) -> PredictivePosterior:
     )
 
 
-def gaussian_log_excess(
-    mean: Tensor, variance: Tensor, threshold: Tensor, order: int, above: bool
-) -> Tensor:
-    """`PredictivePosterior.log_excess` of y ~ N(mean, variance), stable far from the threshold.
+def gaussian_log_excess(u: Tensor, std: Tensor, order: int) -> Tensor:
+    """`PredictivePosterior.log_excess` of a Gaussian, stable far from the threshold.
 
     Expected improvement by BoTorch's helper, Ament et al. 2023 (2310.20708), eq. 9.
+
+    Args:
+        u: By how many standard deviations the mean is beyond the threshold.
+        std: Standard deviations.
+        order: 0 or 1.
     """
     check_order(order)
-    std = variance.clamp_min(torch.finfo(variance.dtype).tiny ** 0.5).sqrt()
-    u = (mean - threshold if above else threshold - mean) / std
     return log_ndtr_integral(u) + std.log() if order else torch.special.log_ndtr(u)

@@ -86,7 +86,9 @@ class GaussianMixturePosterior(PredictivePosterior):
     def log_excess(self, threshold: Tensor | float, order: int, above: bool = True) -> Tensor:
         threshold = torch.as_tensor(threshold, dtype=self.means.dtype, device=self.means.device)
         means, variances = (beside(part, threshold) for part in (self.means, self.variances))
-        each = gaussian_log_excess(means, variances, threshold, order, above)
+        std = variances.clamp_min(torch.finfo(variances.dtype).tiny ** 0.5).sqrt()
+        u = (means - threshold if above else threshold - means) / std
+        each = gaussian_log_excess(u, std, order)
         return log_average(each, self.log_weights)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:

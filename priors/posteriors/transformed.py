@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions.transforms import AffineTransform, Transform
 
 from priors.posteriors.draws import EmpiricalPosterior
+from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.protocol import PredictivePosterior, check_order
 from priors.posteriors.transforms import affine_beyond
 
@@ -218,6 +219,8 @@ def apply_posterior_transform(
     needs_gaussian = isinstance(
         transform, ScalarizedPosteriorTransform | ExpectationPosteriorTransform
     )
+    if isinstance(posterior, GaussianPosterior) and needs_gaussian:
+        return _transformed_gaussian(transform, posterior, X)
     if isinstance(posterior, GPyTorchPosterior) or not needs_gaussian:
         return transform(posterior=posterior, X=X)
     if isinstance(transform, ScalarizedPosteriorTransform) and len(transform.weights) == 1:
@@ -229,6 +232,16 @@ def apply_posterior_transform(
         "that are not Gaussian has no closed distribution. Use a Monte Carlo acquisition function "
         "with objective=LinearMCObjective(weights), or GaussianApproximation(model)."
     )
+
+
+def _transformed_gaussian(
+    transform: PosteriorTransform, posterior: GaussianPosterior, X: Tensor
+) -> GaussianPosterior:
+    """A weighted sum of outputs, or an average of points, with the unit of the posterior."""
+    if isinstance(transform, ScalarizedPosteriorTransform):
+        return posterior.scalarised(transform.weights, transform.offset)
+    base = transform(posterior=GaussianPosterior(posterior.base), X=X)
+    return GaussianPosterior(base.distribution, posterior.transform)
 
 
 def _tanh_sinh(dtype: torch.dtype, num: int = 256) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Bayesian networks against the conjugate posterior of linear regression, and their contract."""
 
+import copy
 import math
 import random
 
@@ -7,11 +8,14 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from botorch.acquisition import qKnowledgeGradient, qLogExpectedImprovement
+from botorch.acquisition.objective import ScalarizedPosteriorTransform
 from pyro.infer.util import is_validation_enabled
 from torch.distributions.transforms import ExpTransform
 
 from bayes.bayesian_network import BayesianNetwork
 from bayes.inference import NUTS, MeanField
+from bayes.inference.convergence import warn_unless_converged
 from priors.networks.finite import NetworkPrior
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.transformed import TransformedPosterior
@@ -111,6 +115,36 @@ def test_mean_field_against_its_optimum():
     assert bound[-100:].mean() > bound[:100].mean() + 10
 
 
+def test_mean_field_is_too_wide_where_weights_share_a_task():
+    """Of k weights in parallel the sum keeps 1 / (1 + S / k) of its variance; 1 / (1 + S) is left.
+
+    Both are closed forms of a linear model. With a single weight they agree.
+    """
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(12, 1, generator=generator, dtype=torch.float64)
+    Y = 0.7 * x + 0.5 * torch.randn(12, 1, generator=generator, dtype=torch.float64)
+    S = float(x.square().sum() / 0.25)
+    for k in (1, 16):
+        model = BayesianNetwork(
+            x.expand(12, k).contiguous(),
+            Y,
+            NetworkPrior(torch.nn.Linear(k, 1, bias=False), weight_var=1.0),
+            train_Yvar=torch.full_like(Y, 0.25),
+            input_transform=None,
+            outcome_transform=None,
+        )
+        for seed, init_std in ((0, 0.1), (1, 1.0)):
+            method = MeanField(
+                num_steps=800, num_draws=4000, init_std=init_std, seed=seed, progress=False
+            )
+            f = model.fit(method).posterior(torch.ones(1, k, dtype=torch.float64))
+            exact = float((x * Y).sum() / 0.25) / (1 + S)
+            wide = 1 / (1 + S / k)
+            assert abs(f.mean.item() - exact) < 0.15 * wide**0.5
+            assert f.variance.item() == pytest.approx(wide, rel=0.15)
+            assert (f.variance.item() > 5 / (1 + S)) == (k == 16)
+
+
 def test_mean_field_bound_stays_below_the_evidence_and_comes_near():
     model, mean, precision = linear()
     model.fit(MeanField(num_steps=1500, num_draws=10, progress=False))
@@ -126,6 +160,7 @@ def test_mean_field_bound_stays_below_the_evidence_and_comes_near():
     assert last.mean() > evidence - gap - 0.1 - 5 * error
 
 
+@pytest.mark.filterwarnings("ignore:This BayesianNetwork may not have converged")
 def test_prior_only_draws_follow_the_prior():
     """With noise that hides the data, NUTS returns the prior of weights and noise."""
     X, Y = data(m=1)
@@ -198,6 +233,7 @@ def test_positive_outcomes():
     assert (quantiles > 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:This BayesianNetwork may not have converged")
 @pytest.mark.parametrize("method", [FAST, NUTS(5, 5, 2, progress=False)])
 def test_fit_repeats_and_leaves_global_state_alone(method):
     X, Y = data()
@@ -222,7 +258,10 @@ def test_fit_repeats_and_leaves_global_state_alone(method):
     assert all(parameter.requires_grad for parameter in prior.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:This BayesianNetwork may not have converged")
 def test_to_arviz_groups_and_values():
+    import arviz
+
     model = small().fit(NUTS(num_samples=7, num_warmup=5, num_chains=2, progress=False))
     inference = model.to_arviz()
     assert set(inference.groups()) == {
@@ -238,7 +277,18 @@ def test_to_arviz_groups_and_values():
     assert ((inference.sample_stats["acceptance_rate"] >= -1e-9).all()) & (
         (inference.sample_stats["acceptance_rate"] <= 1 + 1e-9).all()
     )
-    assert inference.sample_stats["diverging"].dtype == bool
+    stats = inference.sample_stats
+    assert stats["diverging"].dtype == bool
+    assert stats["n_steps"].dtype == stats["tree_depth"].dtype == int
+    assert (stats["n_steps"] < 2 ** stats["tree_depth"]).all()
+    assert (2 ** (stats["tree_depth"] - 1) <= stats["n_steps"]).all()
+    assert (stats["energy"] > -stats["lp"]).all()
+    assert 0 < float(arviz.bfmi(inference).min()) < 4
+    for chain in range(2):
+        site = {name: value[chain, 3] for name, value in model.draws.samples.items()}
+        conditioned = pyro.condition(model.pyro_model, data=site)
+        truth = pyro.poutine.trace(conditioned).get_trace().log_prob_sum().item()
+        assert float(stats["lp"][chain, 3]) == pytest.approx(truth)
     # The pointwise likelihoods average to the predictive density of the training rows.
     X, Y = data()
     log_likelihood = torch.as_tensor(inference.log_likelihood["y"].values).flatten(0, 1)
@@ -251,6 +301,7 @@ def test_to_arviz_groups_and_values():
     assert "sample_stats" not in small().fit(FAST).to_arviz().groups()
 
 
+@pytest.mark.filterwarnings("ignore:This BayesianNetwork may not have converged")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_save_and_load(dtype, tmp_path):
     model = small(dtype).fit(NUTS(num_samples=6, num_warmup=5, num_chains=2, progress=False))
@@ -281,6 +332,91 @@ def test_draws_follow_the_model_to_another_dtype():
     narrow = model.float().posterior(X.float(), observation_noise=True).mean
     assert narrow.dtype == torch.float32
     assert torch.allclose(wide.float(), narrow, rtol=1e-4, atol=1e-4)
+
+
+def test_chains_that_have_not_converged_are_told():
+    """Too few draws, chains apart, divergences; and nothing of those that have."""
+    few = NUTS(num_samples=8, num_warmup=5, num_chains=2, progress=False)
+    with pytest.warns(UserWarning, match=r"R-hat up to .* of 16 in 2 chains .*num_warmup"):
+        small().fit(few)
+    tiny = NUTS(num_samples=2, num_warmup=2, num_chains=2, progress=False)
+    with pytest.warns(UserWarning, match="R-hat up to nan"):
+        small().fit(tiny)
+    generator = torch.Generator().manual_seed(0)
+    good = torch.randn(4, 500, 3, generator=generator, dtype=torch.float64)
+    warn_unless_converged("Model", good, {"diverging": torch.zeros(4, 500)})
+    warn_unless_converged("Model", good[..., :1] * 0, {})
+    apart = good + torch.arange(4.0).reshape(4, 1, 1)
+    with pytest.warns(UserWarning, match=r"R-hat up to 1\.\d+ .*wanted: at most 1\.01"):
+        warn_unless_converged("Model", apart, {})
+    slow = good.cumsum(1) / 500**0.5
+    with pytest.warns(UserWarning, match="effective draws"):
+        warn_unless_converged("Model", slow, {})
+    diverging = {"diverging": torch.eye(4, 500)}
+    with pytest.warns(UserWarning, match=r"4 of 2000 draws diverged \(raise target_accept_prob"):
+        warn_unless_converged("Model", good, diverging)
+
+
+def test_what_a_posterior_of_weights_cannot_do_is_refused():
+    model = small().fit(FAST)
+    X, Y = data(n=2, seed=3)
+    with pytest.raises(NotImplementedError, match=r"construct one from all rows and fit\(\)"):
+        model.condition_on_observations(X, Y)
+    with pytest.raises(NotImplementedError, match="no fantasies"):
+        qKnowledgeGradient(
+            model, num_fantasies=2, posterior_transform=ScalarizedPosteriorTransform(torch.ones(2))
+        )(X.expand(1, 2, 2).repeat(1, 2, 1))
+
+
+def test_some_outputs():
+    model = small().fit(FAST)
+    X, Y = data(n=4, seed=2)
+    every = model.posterior(X, observation_noise=True)
+    second = model.subset_output([1])
+    assert (second.num_outputs, second.batch_shape) == (1, torch.Size())
+    found = second.posterior(X, observation_noise=True)
+    assert torch.equal(found.mean, every.mean[:, 1:])
+    assert torch.equal(found.log_prob(Y[:, 1:]), every.log_prob(Y)[:, 1:])
+    swapped = model.subset_output([1, 0])
+    assert torch.equal(swapped.subset_output([-1]).posterior(X).mean, every.mean[:, :1])
+    noise = torch.tensor([[2.0, 3.0]], dtype=torch.float64)
+    whole = model.posterior(X, observation_noise=noise.flip(-1))
+    assert torch.allclose(
+        swapped.posterior(X, observation_noise=noise).variance, whole.variance[:, [1, 0]]
+    )
+    with pytest.raises(ValueError, match="has 2 outputs"):
+        model.subset_output([2])
+    with pytest.raises(NotImplementedError, match="on all 2, then subset"):
+        second.condition_on_observations(X, Y)
+    assert qLogExpectedImprovement(second, best_f=0.0)(X[:1]).isfinite().all()
+
+
+def test_noise_of_queries_in_the_units_of_y():
+    model = small().fit(FAST)
+    X = data(n=4, seed=2)[0]
+    variances = 1 + torch.rand(4, 2, dtype=torch.float64)
+    f, y = (model.posterior(X, observation_noise=noise) for noise in (False, variances))
+    assert torch.allclose(y.variance - f.variance, variances)
+    only = model.posterior(X, output_indices=[1], observation_noise=variances)
+    assert torch.allclose(only.variance, y.variance[:, 1:])
+    with pytest.raises(ValueError, match="observation_noise of shape"):
+        model.posterior(X, observation_noise=variances[:, :0])
+
+
+def test_draws_of_another_prior_are_refused():
+    """Their meaning is that of the prior under which they were drawn."""
+    model = small().fit(FAST)
+    X = data(n=4, seed=2)[0]
+    before = model.posterior(X).mean
+    assert torch.equal(copy.deepcopy(model).posterior(X).mean, before)
+    model.prior.variances.weight_var["0"] = 5.0
+    with pytest.raises(RuntimeError, match=r"has changed since fit\(\)"):
+        model.posterior(X)
+    model.fit(FAST)
+    assert model.posterior(X).mean.isfinite().all()
+    model.load_state_dict(small().state_dict())
+    with pytest.raises(RuntimeError, match="no posterior yet"):
+        model.posterior(X)
 
 
 def test_inputs_are_checked():

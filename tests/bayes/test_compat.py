@@ -7,8 +7,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from botorch.models import SingleTaskGP
+from botorch.models.utils import gpt_posterior_settings
+from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
+from linear_operator.operators import DiagLinearOperator
 
-from bayes.compat import mean_acceptance, potential_energy
+from bayes.compat import RecordingNUTS, mean_acceptance, potential_energy
+from bayes.marginal_likelihood import exact_solves
 
 
 @pytest.fixture
@@ -47,6 +51,50 @@ def test_mean_accept_prob(chain):
     assert len({round(one, 9) for one in each}) > 5
 
 
+def test_recording_nuts():
+    """The same draws as Pyro's, the steps that the density was asked for, and the energies."""
+    covariance = torch.tensor([[1.0, 0.8], [0.8, 2.0]], dtype=torch.float64)
+    law = torch.distributions.MultivariateNormal(torch.zeros(2).double(), covariance)
+    calls = [0]
+
+    def potential(z):
+        calls[0] += 1
+        return -law.log_prob(z["x"])
+
+    def run(kind, hook=None):
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            pyro.set_rng_seed(0)
+            sampler = pyro.infer.MCMC(
+                kind(potential_fn=potential),
+                num_samples=300,
+                warmup_steps=100,
+                initial_params={"x": torch.zeros(2).double()},
+                hook_fn=hook,
+                disable_progbar=True,
+            )
+            sampler.run()
+        return sampler.get_samples()["x"]
+
+    told = []
+
+    def record(kernel, samples, stage, step):
+        steps, kinetic = kernel.num_leapfrog_steps, kernel.energy - potential_energy(kernel)
+        if stage.startswith("Sample"):
+            told.append((calls[0], steps, kinetic))
+        calls[0] = 0
+
+    drawn = run(RecordingNUTS, record)
+    assert torch.equal(drawn, run(pyro.infer.NUTS))
+    assert all(asked == steps for asked, steps, _ in told)
+    assert len({steps for _, steps, _ in told}) > 1
+    # Momenta are standard normal in two dimensions, after every transition too: Exp(1).
+    kinetic = torch.tensor([one for *_, one in told], dtype=torch.float64)
+    assert (kinetic > 0).all()
+    error = kinetic.std() / len(kinetic) ** 0.5
+    assert abs(kinetic.mean() - 1) < 4 * error
+    assert abs((kinetic < 0.6931).double().mean() - 0.5) < 4 * 0.5 / len(kinetic) ** 0.5
+
+
 def test_apply_noise():
     parameters = inspect.signature(SingleTaskGP._apply_noise).parameters
     assert list(parameters)[:4] == ["self", "X", "mvn", "observation_noise"]
@@ -69,3 +117,20 @@ def test_validate_tensor_args():
     X = torch.rand(4, 2, dtype=torch.float64)
     Model(X, X[:, :1])
     assert set(called) == {((4, 2), (4, 1))}
+
+
+def test_prediction_strategy():
+    """It predicts from covariances with the rows, and variances from a diagonal prior."""
+    X, Xs = torch.rand(10, 2, dtype=torch.float64).split([6, 4])
+    model = SingleTaskGP(X, X[:, :1].sin()).eval()
+    assert model.prediction_strategy is None
+    with torch.no_grad(), exact_solves(), gpt_posterior_settings():
+        expected = model(Xs)
+        strategy, kernel = model.prediction_strategy, model.covar_module
+        assert type(strategy) is DefaultPredictionStrategy
+        covariance = kernel(Xs, model.train_inputs[0]).to_dense()
+        mean = strategy.exact_predictive_mean(model.mean_module(Xs), covariance)
+        prior = DiagLinearOperator(kernel(Xs, diag=True))
+        variance = strategy.exact_predictive_covar(prior, covariance).diagonal()
+    torch.testing.assert_close(mean, expected.mean)
+    torch.testing.assert_close(variance, expected.variance)

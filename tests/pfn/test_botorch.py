@@ -51,6 +51,7 @@ from botorch.utils.multi_objective.box_decompositions.non_dominated import (
 from gpytorch.kernels import RBFKernel
 from gpytorch.means import ZeroMean
 from torch import nn
+from torch.distributions.transforms import AffineTransform
 
 import priors
 from pfn import PFN, ArchitectureConfig, TrainingConfig, train
@@ -528,6 +529,25 @@ class TestModel:
         # A draw of y under less noise is nearer to the mean of it.
         tight = w.one.fantasize(X, draws, observation_noise=torch.full((1, 1), 1e-4).double())
         assert not torch.allclose(tight.train_Y, given.train_Y)
+
+    def test_noise_is_in_squared_units_of_y(self):
+        """Of further rows, of queries and of fantasies, whatever the outcome transform."""
+        w, network = make_world(torch.float64), random_network()
+        units = AffineTransform(3.0, 10.0)
+        variances = torch.full_like(w.Y, 1.0)
+        wide = network.condition(w.X, units(w.Y), train_Yvar=variances, outcome_transform=units)
+        y, noise = w.Y[:1] + 0.1, torch.full((1, 1), 2.0).double()
+        grown = wide.condition_on_observations(w.pending, units(y), noise=noise)
+        expected = w.noisy.condition_on_observations(w.pending, y, noise=noise / 100)
+        for found, truth in ((wide, w.noisy), (grown, expected)):
+            for given, scaled in ((False, False), (True, True), (noise, noise / 100)):
+                one = found.posterior(w.candidates, observation_noise=given)
+                other = truth.posterior(w.candidates, observation_noise=scaled)
+                torch.testing.assert_close(one.mean, units(other.mean))
+                torch.testing.assert_close(one.variance, 100 * other.variance)
+        one = wide.fantasize(w.pending, sampler(2), observation_noise=noise)
+        other = w.noisy.fantasize(w.pending, sampler(2), observation_noise=noise / 100)
+        torch.testing.assert_close(one.train_Y, units(other.train_Y))
 
     def test_no_points_to_fantasise(self):
         w = make_world(torch.float64)

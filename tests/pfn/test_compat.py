@@ -2,7 +2,7 @@
 
 import torch
 
-from pfn.compat import foreach_add_, foreach_lerp, foreach_lerp_, foreach_mul_
+from pfn.compat import foreach_add_, foreach_lerp, foreach_lerp_, foreach_mul_, is_transformed
 
 
 def pair():
@@ -30,3 +30,11 @@ def test_foreach_add_in_place():
     values = pair()
     foreach_add_(values, pair(), alpha=-2.0)
     torch.testing.assert_close(values, [torch.tensor([-1.0, -2.0]), torch.tensor([[-3.0]])])
+
+
+def test_tensors_of_transforms_are_told_apart():
+    assert not is_transformed(torch.ones(2, requires_grad=True) * 2)
+    seen = []
+    torch.func.grad(lambda x: (seen.append(is_transformed(x)), x.sum())[1])(torch.ones(2))
+    torch.func.vmap(lambda x: (seen.append(is_transformed(x)), x)[1])(torch.ones(2))
+    assert seen == [True, True]

@@ -28,6 +28,20 @@ def test_json(covered):
     assert Coverage.from_json({"certificate": None, **values}) == covered
 
 
+def test_trainings_one_after_the_other_cover_what_either_did():
+    first = Coverage(
+        20, 0, True, known_noise=False, function=True, input_range=(-1.0, 2.0), num_features=2
+    )
+    second = Coverage(
+        10, 4, False, True, False, False, False, (0.0, 3.0), target_range=(0.0, 1.0), num_features=3
+    )
+    joined = first.joined(second)
+    assert joined == Coverage(20, 4, True, True, False, True, False, (-1.0, 3.0), None, 3)
+    assert first.joined(Coverage()) == Coverage(
+        math.inf, 0, True, known_noise=True, input_range=(-1.0, 2.0), num_features=2
+    )
+
+
 @pytest.mark.parametrize("inputs", ["raw", "standardised"])
 def test_what_is_not_recorded(inputs):
     covered = PFN(SMALL, torch.linspace(-1, 1, 9), inputs=inputs).coverage

@@ -486,7 +486,7 @@ def test_copies_of_an_encoding_share_it_and_compute_the_same(each_network, index
     mask = torch.arange(7).expand(2, 7) < torch.tensor([[7], [4]]) if masked else None
     encoding = each_network.encode(X, y, mask=mask)
     copies = encoding.select(torch.tensor(index))
-    assert copies.context.copies.keys is encoding.context.keys
+    assert copies.context.shared[0].keys is encoding.context.keys
     k = len(index)
     more, told = data(3, batch=(k,), seed=1)
     Q, _ = data(4, batch=(k,), seed=2)
@@ -1092,6 +1092,18 @@ class TestBadInput:
             model.condition_on_observations(X[:, :2], y)
         with pytest.raises(ValueError, match="1 columns of Y and got 2"):
             model.condition_on_observations(X, torch.cat([y, y], -1))
+        with pytest.raises(ValueError, match=r"X must have shape .* one row is X\[None\]"):
+            model.condition_on_observations(X[0], y)
+        with pytest.raises(ValueError, match=r"one column Y.unsqueeze\(-1\)"):
+            model.condition_on_observations(X, y[:, 0])
+        with pytest.raises(ValueError, match=r"\(2,\) of X, \(3,\) of Y"):
+            model.condition_on_observations(X.expand(2, 5, 3), y.expand(3, 5, 1))
+        with pytest.raises(ValueError, match="the same rows"):
+            model.condition_on_observations(X[:4], y)
+        with pytest.raises(ValueError, match="y has NaN or infinite"):
+            model.condition_on_observations(X, y * torch.inf)
+        with pytest.raises(TypeError, match="X must be a tensor"):
+            model.condition_on_observations(X.numpy(), y)
         model.pfn.metadata["max_context"] = 9
         with pytest.warns(UserWarning, match="up to 9 context rows and got 10"):
             model.condition_on_observations(X, y)

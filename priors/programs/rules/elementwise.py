@@ -48,6 +48,11 @@ def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
     return Numerical(functools.partial(F.softplus, beta=beta, threshold=threshold), ())
 
 
+def _hard_sigmoid(x: Tensor) -> Tensor:
+    # `F.hardsigmoid` has no second derivative, which the slope of a kernel needs
+    return (x / 6 + 0.5).clamp(0, 1)
+
+
 def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Activation:
     function = functools.partial(torch.clamp, min=min_val, max=max_val)
     return Numerical(function, (float(min_val), float(max_val)))
@@ -97,7 +102,7 @@ _FUNCTIONS: dict[str, Callable[..., Activation]] = {
     "tanhshrink": _smooth(F.tanhshrink),
     "hardtanh": _hardtanh,
     "relu6": lambda: _hardtanh(0.0, 6.0),
-    "hardsigmoid": lambda: Numerical(F.hardsigmoid, (-3.0, 3.0)),
+    "hardsigmoid": lambda: Numerical(_hard_sigmoid, (-3.0, 3.0)),
     "hardswish": lambda: Numerical(F.hardswish, (-3.0, 3.0)),
     "hardshrink": _hardshrink,
     "softshrink": _softshrink,

@@ -333,6 +333,57 @@ def test_kernel_scales_gradients_by_the_prior_deviations(output):
     torch.testing.assert_close(value, exact, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("frozen", [{"0.weight"}, {"0.bias", "2.weight", "2.bias"}, {"4.weight"}])
+def test_parameters_that_are_not_trained_have_no_part(method, frozen):
+    """As in gradient descent, in both parametrisations, the Monte Carlo and the linearisation."""
+    network = mlp(outputs=2).double()
+    prior = NetworkPrior(network, weight_var=1.7, bias_var=0.3)
+    std = prior.parameter_std()
+    x1, x2 = normal(5, 3), normal(4, 3, seed=1)
+    trained = {name: float(name not in frozen) for name in std}
+    scaled = {name: std[name].double() * trained[name] for name in std}
+    exact = {
+        "ntk": brute_force(network, x1, x2, scaled),
+        "standard": brute_force(network, x1, x2, trained),
+    }
+    for name, p in network.named_parameters():
+        p.requires_grad_(name not in frozen)
+    for parameterization, blocks in exact.items():
+        given = {"weight_var": 1.7, "bias_var": 0.3} if parameterization == "ntk" else {}
+        kernel = EmpiricalNTKKernel(
+            network, parameterization=parameterization, method=method, **given
+        ).double()
+        truth = blocks.diagonal(dim1=2, dim2=3).mean(-1).detach()
+        torch.testing.assert_close(kernel(x1, x2).to_dense(), truth, rtol=1e-6, atol=1e-9)
+        batch = copy.deepcopy(kernel).expand_batch(2)
+        torch.testing.assert_close(batch(x1, x2).to_dense()[1], truth, rtol=1e-6, atol=1e-9)
+    linear = LinearizedModule(network)
+    asked = {n for n, p in linear.displacement.named_parameters() if p.requires_grad}
+    assert asked == {name.replace(".", "/") for name in std} - {n.replace(".", "/") for n in frozen}
+
+
+def test_monte_carlo_of_a_network_that_is_trained_in_part():
+    """Its mean is the limit's tangent kernel, which counts trained parameters alone."""
+    network = mlp(depth=1, width=64)
+    network[0].requires_grad_(False)
+    prior = NetworkPrior(network.double(), weight_var=1.7, bias_var=0.3)
+    x = normal(3, 3)
+    generator = torch.Generator().manual_seed(0)
+    found = monte_carlo_kernels(prior, x, num_networks=60, generator=generator)
+    truth = InfiniteNetwork(prior).ntk(x)
+    assert ((found.ntk - truth).abs() < 5 * found.ntk_error).all()
+    whole = InfiniteNetwork(mlp(depth=1), weight_var=1.7, bias_var=0.3).double().ntk(x)
+    assert ((whole - truth).diagonal() > 0.3 * truth.diagonal()).all()  # the first layer's part
+
+
+def test_nothing_to_train_is_refused():
+    network = mlp().requires_grad_(False)
+    for parameterization in ("ntk", "standard"):
+        with pytest.raises(ValueError, match="requires_grad=False"):
+            EmpiricalNTKKernel(network, parameterization=parameterization)
+
+
 def test_kernel_is_linear_in_the_variances_and_learns_them():
     # the sum over layers of variance times a fixed matrix: its gradient is that matrix
     kernel = EmpiricalNTKKernel(mlp(nn.Tanh), weight_var=1.3, bias_var=0.2).double()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from priors import InfiniteNetwork, NetworkPrior, NNGPKernel, NTKKernel
+from priors.programs.rules.elementwise import _MODULES
 from priors.testing import KernelContract
 
 REFERENCE = json.loads(Path(__file__).with_name("reference_kernels.json").read_text())["cases"]
@@ -158,6 +159,33 @@ def test_diagonal_and_batches(name, kind):
     torch.testing.assert_close(kernel(x1).diagonal(dim1=-2, dim2=-1), kernel(x1, diag=True))
     pairs = kernel(x1, x1 + 0.1, diag=True)
     torch.testing.assert_close(pairs, kernel(x1, x1 + 0.1).diagonal(dim1=-2, dim2=-1))
+
+
+@pytest.mark.parametrize("layer", sorted(_MODULES, key=lambda kind: kind.__name__))
+def test_activations_have_the_derivatives_that_kernels_need(layer):
+    """The slope of a kernel takes two of the function, its curvature three."""
+    phi = _MODULES[layer](layer())
+    x = torch.tensor([-4.1, -0.7, 0.3, 2.2], dtype=torch.float64, requires_grad=True)
+    assert torch.allclose(phi(x), layer()(x))
+    value = phi(x)
+    for _ in range(3):
+        if not value.requires_grad:  # the slope of a piecewise linear one is constant
+            break
+        (value,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+        assert value.isfinite().all()
+
+
+def test_slopes_of_a_kernel_by_central_differences():
+    """Of a hard sigmoid, whose function in torch has no second derivative."""
+    network = InfiniteNetwork(mlp(nn.Hardsigmoid()), weight_var=1.3, bias_var=0.2).double()
+    x = torch.tensor([[0.7, -0.3]], dtype=torch.float64, requires_grad=True)
+    z = torch.tensor([[0.2, 0.9]], dtype=torch.float64)
+    along = torch.tensor([[0.6, -0.8]], dtype=torch.float64)
+    ends = [network.kernels(x.detach() + step * along, z) for step in (1e-5, -1e-5)]
+    for k, value in enumerate(network.kernels(x, z)):
+        (slope,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+        truth = (ends[0][k] - ends[1][k]).item() / 2e-5
+        assert (slope * along).sum().item() == pytest.approx(truth, rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", ["relu", "leaky02", "erf", "gelu", "tanh", "cos"])
