@@ -62,6 +62,11 @@ from priors.random_state import seeded
 
 __all__ = ["ExactProcess"]
 
+# Where a learnt noise variance starts, on the model's scale. From BoTorch's start, 0.007, the
+# optimiser often ends at a function through all the outcomes, where there is a better optimum with
+# noise; from 0.5 and above it may miss the optimum of outcomes with hardly any.
+_NOISE_VAR = 0.1
+
 
 class ExactProcess(ProcessRows, ABC):
     """An exactly conditioned process; its subclasses are the models and document the arguments."""
@@ -101,6 +106,8 @@ class ExactProcess(ProcessRows, ABC):
             outcome_transform=None if outcome is None else ElementwiseOutcome(outcome),
             input_transform=make_input_transform(input_transform, train_X),
         )
+        if train_Yvar is None and likelihood is None:
+            self.likelihood.noise = _NOISE_VAR
         self._hyperparameter_batch = train_Y.shape[:-2]
         self._hold(train_X, train_Y, train_Yvar)
         self.eval()

@@ -31,7 +31,8 @@ class GaussianProcess(ExactProcess):
             the model's `repr`. It is used as it is: wrap it in `gpytorch.kernels.ScaleKernel` for
             a learnt output scale.
         train_Yvar: Known noise variances, `[..., n, m]`, units of Y squared. Without them a
-            single noise variance per output is learnt.
+            single noise variance per output is learnt, from 0.1 on the model's scale and under
+            BoTorch's prior.
         likelihood: A GPyTorch Gaussian likelihood to use instead, copied.
         input_transform: `DEFAULT` standardises by the training rows, None is off, or a BoTorch
             `InputTransform`.

@@ -2,20 +2,21 @@
 
 Rows are drawn from a folder of data sets, or made up where there is none; networks are perceptrons
 of every activation and depth 1 to 6, with residuals, with LayerNorm, convolutions and attention on
-small images. A fit ends well where it raises nothing, no hyperparameter has run away, and its
-predictions are finite and no worse than the mean of the outcomes by more than a fifth.
+small images. A fit ends well where it ends in `--limit` processor seconds, raises nothing, no
+hyperparameter has run away, and its predictions are finite and no worse than the mean of the
+outcomes by more than a fifth.
 
     python -m benchmarks fits --stress --data FOLDER     # 200 problems, an hour
     python -m benchmarks fits --stress --quick           # 20, made-up rows, minutes
+
+A run appends to `--out` and skips what is there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
-import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -29,11 +30,13 @@ from tqdm import tqdm
 from bayes import GaussianProcess, StudentTProcess
 from bayes.exact_process import ExactProcess
 from bayes.fitting import runaway_values
+from benchmarks.bayes import records
+from benchmarks.bayes.limits import NotEnded, Stopwatch, processor_limit
 from priors import NNGPKernel, Nonlinearity, NTKKernel
 from priors.gaussian.activations import Erf, Sine
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "benchmarks" / "results" / "fits_stress.json"
+RESULT = ROOT / "benchmarks" / "results" / "fits_stress.jsonl"
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -53,6 +56,7 @@ NUMERICAL = ("tanh", "sigmoid", "softplus", "silu", "mish")
 KINDS = ("perceptron", "residual", "layer norm", "convolution", "attention")
 SHARES = (0.6, 0.15, 0.1, 0.1, 0.05)
 WIDTH = 4
+WELL, NOT_ENDED = "well", "not ended"
 
 
 class Residual(nn.Module):
@@ -139,17 +143,25 @@ def random_problem(seed: int, tables: dict[str, tuple[np.ndarray, np.ndarray]]) 
     return Problem(description, process(X[train], y[train], kernel), X[test], y[test])
 
 
-def verdict(problem: Problem, timeout: float) -> str:
-    """Fit it; "well", "stopped by its timeout", or what went wrong."""
+def verdict(problem: Problem, limit: float) -> str:
+    """Fit it; `WELL`, `NOT_ENDED`, or what went wrong.
+
+    Args:
+        problem: The data and the model.
+        limit: Processor seconds of the fit.
+    """
     model, Y = problem.model, problem.test_Y
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
-            model.fit(timeout=timeout, progress=False)
+            with processor_limit(limit):
+                model.fit(progress=False)
             posterior = model.posterior(problem.test_X, observation_noise=True)
             rmse = float((posterior.mean - Y).square().mean().sqrt())
             finite = bool(posterior.log_prob(Y).isfinite().all())
             finite &= bool(model.log_marginal_likelihood().isfinite())
+        except NotEnded:
+            return NOT_ENDED
         except Exception as error:  # reported: the benchmark's question
             return f"{type(error).__name__}: {str(error)[:200]}"
     far = runaway_values(model.covar_module)
@@ -159,8 +171,7 @@ def verdict(problem: Problem, timeout: float) -> str:
         return "not finite"
     if rmse > 1.2 * float((Y - model.train_Y.mean()).square().mean().sqrt()):
         return f"RMSE {rmse:.3g}, worse than the mean"
-    timed_out = any("stopped by its timeout" in str(w.message) for w in caught)
-    return "stopped by its timeout" if timed_out else "well"
+    return WELL
 
 
 def _of_rows(kind: str, name: str, depth: int, features: int, bias: bool) -> nn.Module:
@@ -222,38 +233,44 @@ def read_tables(folder: Path | None) -> dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def main(argv: list[str]) -> int:
-    """Run it, print failures and write the counts."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks fits --stress")
+    """Fit those that are missing, print failures and counts; 1 where there are failures."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks fits --stress", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, help="folder of .npz files with X and y")
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, help="number of the first problem")
     parser.add_argument("--quick", action="store_true", help="20 problems; nothing is written")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds for a fit")
+    parser.add_argument("--limit", type=float, default=120.0, help="processor seconds of a fit")
+    parser.add_argument("--out", type=Path, default=RESULT, help="file of results, JSON lines")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     tables = read_tables(options.data)
     count = 20 if options.quick else options.problems
-    start, verdicts, bad = time.perf_counter(), Counter[str](), []
-    for seed in tqdm(range(options.first, options.first + count), desc="problems"):
-        problem = random_problem(seed, tables)
-        found = verdict(problem, options.timeout)
-        ended = found in ("well", "stopped by its timeout")
-        verdicts[found if ended else "badly"] += 1
-        if not ended:
-            bad.append({"problem": seed, "what": problem.description, "verdict": found})
-            tqdm.write(f"{seed}: {problem.description}: {found}", file=sys.stdout)
-    seconds = time.perf_counter() - start
-    print(f"{dict(verdicts)} of {count} problems in {seconds:.0f} s")
-    if not options.quick:
-        record = {
-            "problems": count,
-            "first": options.first,
-            "data": sorted(tables) or "made up",
-            "timeout": options.timeout,
-            "verdicts": dict(verdicts),
-            "bad": bad,
-            "seconds": seconds,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        }
-        RESULT.write_text(json.dumps(record, indent=1) + "\n")
-    return bool(bad)
+    made_with = {
+        "data": sorted(tables) or "made up",
+        "limit": options.limit,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    found = [] if options.quick else records.read(options.out)
+    if found and made_with not in found:
+        print(f"{options.out} was not made with {made_with}; give another --out", file=sys.stderr)
+        return 2
+    if not found and not options.quick:
+        records.append(options.out, made_with)
+    there = {record["problem"] for record in found if "problem" in record}
+    missing = [k for k in range(options.first, options.first + count) if k not in there]
+    for seed in tqdm(missing, desc="problems", disable=None):
+        problem, watch = random_problem(seed, tables), Stopwatch()
+        record = {"problem": seed, "verdict": verdict(problem, options.limit)}
+        record |= {"seconds": round(watch.seconds, 1)}
+        if record["verdict"] != WELL:
+            record["what"] = problem.description
+            tqdm.write(f"{seed}: {problem.description}: {record['verdict']}", file=sys.stdout)
+        found.append(record)
+        if not options.quick:
+            records.append(options.out, record)
+    ended = [record for record in found if "problem" in record]
+    kinds = Counter(r["verdict"] if r["verdict"] in (WELL, NOT_ENDED) else "badly" for r in ended)
+    seconds = sum(record["seconds"] for record in ended)
+    print(f"{dict(kinds)} of {len(ended)} problems in {seconds:.0f} processor seconds")
+    return int(kinds[WELL] < len(ended))
