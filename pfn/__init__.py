@@ -10,6 +10,8 @@ Names are loaded when they are asked for: a network and what is under it need no
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from priors.version import __version__
+
 if TYPE_CHECKING:
     from pfn.architecture import ArchitectureConfig
     from pfn.certificate import Certificate
@@ -37,6 +39,7 @@ __all__ = [
     "Rate",
     "ReweightedPosterior",
     "TrainingConfig",
+    "__version__",
     "certify",
     "load",
     "probe",

@@ -7,6 +7,8 @@ changes settings of GPyTorch for the whole process; posteriors and acquisition f
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from priors.version import __version__
+
 if TYPE_CHECKING:
     from priors.diagnostics.generalisation import (
         generalisation_curve,
@@ -119,6 +121,7 @@ __all__ = [
     "UniversalFeatures",
     "UnsupportedOperationError",
     "UpperConfidenceBound",
+    "__version__",
     "batch_kernel",
     "classify_activation",
     "empirical_ntk",
