@@ -5,7 +5,7 @@ A page becomes one script with the page's line numbers, so that a traceback poin
 folder of its own, as `__main__` of a fresh process. Blocks of other languages (`console` for what
 installs or takes long, `text` for output) are not run.
 
-    python docs/execution.py                    # pages that changed; outputs and figures for the site
+    python docs/execution.py                    # pages that changed, for the site
     python docs/execution.py docs/pages/guides/tables.md --anew
 """
 
@@ -88,7 +88,9 @@ def script(text: str) -> str:
         if block.language == "python":
             lines[block.line : block.line + len(code)] = code
         else:
-            lines[block.line] = f"__import__('subprocess').run({block.code!r}, shell=True, check=True)"
+            lines[block.line] = (
+                f"__import__('subprocess').run({block.code!r}, shell=True, check=True)"
+            )
         lines[block.line + len(code)] = f"print({_END!r}, flush=True)"
     return "\n".join(lines)
 

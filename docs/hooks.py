@@ -32,7 +32,9 @@ def on_files(files: Any, config: Any) -> Any:
             files.append(
                 File.generated(config, f"figures/{place.as_posix()}", abs_src_path=str(figure))
             )
-    files.append(File.generated(config, "changelog.md", content=(ROOT / "CHANGELOG.md").read_text()))
+    files.append(
+        File.generated(config, "changelog.md", content=(ROOT / "CHANGELOG.md").read_text())
+    )
     return files
 
 

@@ -27,7 +27,9 @@ def test_the_blocks_of_a_page_run(page, tmp_path):
 
 def test_a_failing_block_is_told_with_the_line_of_the_page(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("# Title\n\n```python\nx = 1\n```\n\n```sh\ntrue\n```\n\n```python\n\nx / 0\n```\n")
+    page.write_text(
+        "# Title\n\n```python\nx = 1\n```\n\n```sh\ntrue\n```\n\n```python\n\nx / 0\n```\n"
+    )
     assert script(page.read_text()).splitlines()[12] == "x / 0"
     with pytest.raises(PageError, match=r"line 13[\s\S]*ZeroDivisionError"):
         run(page, tmp_path / "run")
