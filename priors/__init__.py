@@ -7,6 +7,7 @@ changes settings of GPyTorch for the whole process; posteriors and acquisition f
 from typing import TYPE_CHECKING
 
 from priors.lazy import lazy_names
+from priors.version import __version__
 
 if TYPE_CHECKING:
     from priors.diagnostics.generalisation import (
@@ -120,6 +121,7 @@ __all__ = [
     "UniversalFeatures",
     "UnsupportedOperationError",
     "UpperConfidenceBound",
+    "__version__",
     "batch_kernel",
     "batch_kernel_error",
     "classify_activation",
