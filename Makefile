@@ -14,7 +14,7 @@ help:
 	@echo "make check      formatter, linter, type checker, import contract"
 	@echo "make docs       run the pages' code and build the site into docs/site"
 	@echo "make dist       wheel and source distribution in dist/, checked"
-	@echo "make bench      the benchmarks, quickly; without --quick by hand, see README.md"
+	@echo "make bench      the benchmarks, quickly; without --quick by hand, see docs/pages/results.md"
 	@echo "make neural-tangents  the competitor of 'benchmarks kernels', 2 GB in .venv-neural-tangents"
 	@echo "make pfns       the competitor of 'benchmarks pfn throughput', 1 GB in .venv-pfns"
 

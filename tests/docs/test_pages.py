@@ -16,7 +16,7 @@ def parameters():
         yield pytest.param(page, marks=slow, id=page.relative_to(ROOT).as_posix())
 
 
-@pytest.mark.parametrize("page", parameters())
+@pytest.mark.parametrize("page", list(parameters()))
 def test_the_blocks_of_a_page_run(page, tmp_path):
     printed = run(page, tmp_path)
     found = blocks(page.read_text())
