@@ -20,7 +20,7 @@ def costs(program: Program) -> list[str]:
             "of inputs. Cheaper: fewer tokens, a QuasiMonteCarlo with fewer points as quadrature, "
             "or attention with scaling 1/d and tied queries and keys, which has a closed form."
         )
-    if any(isinstance(n, Nonlinear) and _is_joint(n) for n in program.nodes):
+    if any(isinstance(n, Nonlinear) and n.is_joint for n in program.nodes):
         found.append(
             "a nonlinearity of several branches (gates, products, residual sums inside a "
             "function): expansions by quasi-Monte Carlo over all of them, for every input. "
@@ -66,7 +66,3 @@ def _name(activation: Activation) -> str:
 
 def _positions(node: object) -> int | None:
     return node.num_positions if isinstance(node, Linear | Nonlinear | Attention) else None
-
-
-def _is_joint(node: Nonlinear) -> bool:
-    return node.activation is None and any(len(f.sources) > 1 for f in node.factors)

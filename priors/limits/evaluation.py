@@ -264,17 +264,21 @@ class Evaluation:
         if self._numbers_per_pair() > 1:  # more operations for each layer, so fewer blocks
             numbers *= 2
         batch = x.shape[:-2].numel()
-        # about 16 such tensors are alive at a time
-        budget = min(numbers, self.settings.max_bytes // (16 * x.element_size()))
+        # about 16 such tensors are alive at a time, and the powers that expansions need
+        joint = any(isinstance(n, Nonlinear) and n.is_joint for n in self.program.nodes)
+        alive = 64 if joint else 16
+        budget = min(numbers, self.settings.max_bytes // (alive * x.element_size()))
         return max(1, math.isqrt(max(1, budget // (self._numbers_per_pair() * batch))))
 
     def _graph_bytes(self, x: Tensor, side: int) -> int:
         """Memory that the graph of one block holds: about eight tensors per nonlinearity.
 
+        Forty where it is expanded in several variables, for the powers of their correlations.
         The joint moments of random heads' queries and of their keys are four times as large,
         and so are their roots.
         """
-        tensors = sum(8 * isinstance(n, Nonlinear) for n in self.program.nodes)
+        units = [n for n in self.program.nodes if isinstance(n, Nonlinear)]
+        tensors = sum(40 if n.is_joint else 8 for n in units)
         if self.program.has_random_heads:
             tensors += sum(40 * isinstance(n, Attention) for n in self.program.nodes)
         return tensors * side**2 * self._numbers_per_pair() * x.element_size()

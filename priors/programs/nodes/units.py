@@ -61,6 +61,11 @@ class Nonlinear(Hidden):
         function = self.factors[0].function
         return function if len(self.factors) == 1 and isinstance(function, Activation) else None
 
+    @property
+    def is_joint(self) -> bool:
+        """Whether it needs expectations over several variables of one data point."""
+        return self.activation is None and any(len(f.sources) > 1 for f in self.factors)
+
     def selected(self, picks: Tensor, program: Construction) -> int | None:
         factors = tuple(
             Factor(
