@@ -258,7 +258,7 @@ class Joint:
         index = torch.tensor(self.queries.outputs, device=points.X.device)  # of one data set
         index = index.repeat(len(points) // len(index))
         known = 0 if last is None else last.in_common(start, self.noisy, points)
-        found = last.first(known) if known else None
+        found = last.first(known) if last is not None and known else None
         if known < points.number:
             told = start.select(index) if found is None else found.told
             copies = torch.arange(len(points), device=index.device)

@@ -49,8 +49,8 @@ class Outcome:
         )
         if self.useless:
             text += (
-                " The network misses more than a quarter of that: it is of little use yet. Train for "
-                "longer (start from it by `initial`), on a GPU, or on a narrower prior: fewer "
+                " The network misses more than a quarter of that: it is of little use yet. Train "
+                "for longer (start from it by `initial`), on a GPU, or on a narrower prior: fewer "
                 "inputs and rows, fixed hyperparameters, more noise."
             )
         return text
