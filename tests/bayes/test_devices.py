@@ -178,6 +178,7 @@ def test_bayesian_network(agrees):
     agrees(compute)
 
 
+@pytest.mark.filterwarnings("ignore:This BayesianNetwork may not have converged")
 @pytest.mark.parametrize(
     "method",
     [SHORT, NUTS(num_samples=4, num_warmup=4, num_chains=2, max_tree_depth=3, progress=False)],
