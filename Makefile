@@ -5,14 +5,16 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help demo test test-slow check bench neural-tangents pfns clean
+.PHONY: help demo test test-slow check docs dist bench neural-tangents pfns clean
 
 help:
 	@echo "make demo       fit, query and search on real data; figures and report in out/"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the slow tests too"
 	@echo "make check      formatter, linter, type checker, import contract"
-	@echo "make bench      the benchmarks, quickly; without --quick by hand, see README.md"
+	@echo "make docs       run the pages' code and build the site into docs/site"
+	@echo "make dist       wheel and source distribution in dist/, checked"
+	@echo "make bench      the benchmarks, quickly; without --quick by hand, see docs/pages/results.md"
 	@echo "make neural-tangents  the competitor of 'benchmarks kernels', 2 GB in .venv-neural-tangents"
 	@echo "make pfns       the competitor of 'benchmarks pfn throughput', 1 GB in .venv-pfns"
 
@@ -38,6 +40,18 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Pages that did not change since they were run are not run again.
+docs: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	OMP_NUM_THREADS=1 $(BIN)/python docs/execution.py
+	$(BIN)/mkdocs build --quiet
+
+dist: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dist]'
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks search --quick
@@ -66,4 +80,4 @@ pfns: .venv-pfns/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-neural-tangents .venv-pfns out runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-neural-tangents .venv-pfns out runs dist docs/site docs/executed .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -16,6 +16,7 @@ from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
+from priors.version import __version__
 
 __all__ = [
     "NUTS",
@@ -29,6 +30,7 @@ __all__ = [
     "MeanField",
     "StudentTPosterior",
     "StudentTProcess",
+    "__version__",
     "calibration",
     "compare",
     "match_functional_prior",

@@ -468,7 +468,7 @@ class BayesianNetwork(Model):
         """
         if self.draws is None:
             raise RuntimeError("This BayesianNetwork has no posterior yet; call fit() first.")
-        if self._drawn_under is None or not self._drawn_under.holds(self._parts()):
+        if self._drawn_under is not None and not self._drawn_under.holds(self._parts()):
             raise RuntimeError(
                 "The prior or a transform of this BayesianNetwork has changed since fit(), whose "
                 "draws belong to the former ones; call fit() again."

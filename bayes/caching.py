@@ -8,7 +8,8 @@ and a factor of other hyperparameters gives numbers that look right.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 __all__ = ["ExactPredictionStrategy", "Snapshot"]
 
-_PLAIN = bool | int | float | complex | str | None
+_PLAIN = {bool, int, float, complex, str}
+_OTHERS = {type(None), dict, OrderedDict, set}  # what torch's modules hold besides
 
 
 class Snapshot:
@@ -28,37 +30,45 @@ class Snapshot:
         modules: By name; their parameters, buffers and plain attributes and those of their parts.
     """
 
-    def __init__(self, modules: dict[str, nn.Module]) -> None:
-        self._values = {
-            name: value.detach().clone() if isinstance(value, Tensor) else value
-            for name, value in _values(modules)
-        }
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._values = [
+            value.detach().clone() if isinstance(value, Tensor) else value
+            for value in _values(modules)
+        ]
 
-    def holds(self, modules: dict[str, nn.Module]) -> bool:
+    def holds(self, modules: Mapping[str, nn.Module]) -> bool:
         """Whether nothing has changed since."""
-        now = dict(_values(modules))
-        return now.keys() == self._values.keys() and all(
-            _same(value, self._values[name]) for name, value in now.items()
-        )
+        now = _values(modules)
+        return len(now) == len(self._values) and all(map(_same, now, self._values))
 
 
-def _values(modules: dict[str, nn.Module]) -> Iterator[tuple[str, Any]]:
+def _values(modules: Mapping[str, nn.Module]) -> list[Any]:
+    """Classes, names and values, in an order that is the same as long as nothing is replaced."""
+    found: list[Any] = []
     for root, module in modules.items():
-        for path, part in module.named_modules(prefix=root):
-            yield path, type(part)
-            held = {**vars(part), **part._parameters, **part._buffers}
-            for name, value in held.items():
-                if name != "training" and (isinstance(value, Tensor) or _is_plain(value)):
-                    yield f"{path}.{name}", value
+        found.append(root)
+        for part in module.modules():
+            found.append(type(part))
+            for held in (part._parameters, part._buffers, vars(part)):
+                for name, value in held.items():
+                    kind = type(value)  # not isinstance: this runs at every prediction
+                    if kind in _PLAIN:
+                        if name != "training":
+                            found += (name, value)
+                    elif kind not in _OTHERS and (isinstance(value, Tensor) or _is_plain(value)):
+                        found += (name, value)
+    return found
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple):
-        return all(_is_plain(one) for one in value)
-    return isinstance(value, _PLAIN)
+        return all(map(_is_plain, value))
+    return value is None or type(value) in _PLAIN
 
 
 def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return type(one) is type(other) and one == other
     alike = one.dtype == other.dtype and one.device == other.device

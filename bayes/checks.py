@@ -102,8 +102,10 @@ def check_unit(owner: str, transform: Transform | None, train_Y: Tensor) -> None
         return
     limits = torch.finfo(train_Y.dtype)
     smallest, largest = 1e3 * limits.tiny**0.5, 1e-3 * limits.max**0.5
-    parts = (transform.scale, transform.loc)
-    scale, loc = (torch.as_tensor(part, dtype=torch.float64) for part in parts)
+    scale, loc = (
+        torch.as_tensor(part, dtype=torch.float64, device="cpu")
+        for part in (transform.scale, transform.loc)
+    )
     fine = (scale.abs() >= smallest) & (scale.abs() <= largest) & loc.isfinite()
     if not bool(fine.all()):
         raise ValueError(

@@ -285,9 +285,11 @@ def plot_posterior(
                 # Smooth functions on a fine grid need jitter, which no picture shows.
                 warnings.simplefilter("ignore", NumericalWarning)
                 samples = functions.rsample_from_base_samples(shape, base)[..., output]
-            ax.plot(x, samples.T.cpu().numpy(), color="C0", linewidth=0.6, alpha=0.6)
+            paths = ax.plot(x, samples.T.cpu().numpy(), color="C0", linewidth=0.6, alpha=0.6)
+            paths[0].set_label("samples")
     if data is not None and data[0].shape[-1] == 1:
         ax.plot(data[0][:, 0].cpu(), data[1][:, output].cpu(), "k.", markersize=4, label="data")
+    ax.set(xlabel="x", ylabel="y" if observation_noise else "f(x)")
     ax.legend()
     return ax
 

@@ -284,8 +284,6 @@ class ExactProcess(ProcessRows, ABC):
         mean, covariance = each.mean, each.lazy_covariance_matrix
         if self.num_outputs == 1:
             mean, covariance = mean.unsqueeze(-2), covariance.unsqueeze(-3)
-        else:  # which outputs of common rows may share
-            covariance = covariance.expand(*mean.shape, mean.shape[-1])
         if len(outputs) == 1:
             return MultivariateNormal(mean[..., outputs[0], :], covariance[..., outputs[0], :, :])
         if list(outputs) != list(range(self.num_outputs)):

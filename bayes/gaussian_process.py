@@ -28,7 +28,8 @@ class GaussianProcess(ExactProcess):
         train_X: Inputs, `[..., n, d]`.
         train_Y: Outcomes, `[..., n, m]`, any number of columns.
         kernel: Prior covariance of f; copied, so the learnt values are in `covar_module` and in
-            the model's `repr`.
+            the model's `repr`. It is used as it is: wrap it in `gpytorch.kernels.ScaleKernel` for
+            a learnt output scale.
         train_Yvar: Known noise variances, `[..., n, m]`, units of Y squared. Without them a
             single noise variance per output is learnt, from 0.1 on the model's scale and under
             BoTorch's prior.

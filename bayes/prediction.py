@@ -7,7 +7,7 @@ covariance only once somebody asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +17,6 @@ from linear_operator import to_dense, to_linear_operator
 from linear_operator.operators import DiagLinearOperator, LinearOperator
 from torch import Tensor
 
-from bayes.caching import ExactPredictionStrategy
 from bayes.deferred_covariance import DeferredCovariance
 from bayes.marginal_likelihood import exact_solves
 from bayes.rows import ProcessRows
@@ -48,8 +47,6 @@ def conditional(process: ProcessRows, X: Tensor) -> MultivariateNormal:
 
 
 def _conditional(process: ProcessRows, X: Tensor) -> MultivariateNormal:
-    if type(process.prediction_strategy) is not ExactPredictionStrategy:
-        return process(X)
     rows = _common_rows(process)
     queries, outputs = X.shape[-2], process.num_outputs
     numbers = outputs * X.shape[:-1].numel() * (process.train_targets.shape[-1] + queries)
@@ -57,7 +54,7 @@ def _conditional(process: ProcessRows, X: Tensor) -> MultivariateNormal:
     if few and (queries > 1 or rows is None):
         return _joint(process, X, rows)
     if rows is None:
-        mean, variance = _marginals(process, X, process.train_inputs[0])
+        mean, variance = _marginals(process, X, process.prediction_strategy.train_inputs[0])
     else:
         mean, variance = (
             _like_queries(value, X, outputs)
@@ -65,7 +62,7 @@ def _conditional(process: ProcessRows, X: Tensor) -> MultivariateNormal:
         )
     if queries == 1:
         return MultivariateNormal(mean, to_linear_operator(variance.unsqueeze(-1)))
-    unchanged = _unchanged(process)
+    unchanged = process.same_as_now()
 
     def covariance() -> LinearOperator:
         if not unchanged():
@@ -92,13 +89,16 @@ def _common_rows(process: ProcessRows) -> Tensor | None:
 
 def _joint(process: ProcessRows, X: Tensor, rows: Tensor | None) -> MultivariateNormal:
     """Posterior of f at X; common rows meet all queries at once instead of batch by batch."""
-    if rows is None or process.prediction_strategy is None:
-        return process(X)
-    kernel, strategy = process.covar_module, process.prediction_strategy
-    covariance = to_dense(kernel(X.reshape(-1, X.shape[-1]), rows)).unflatten(0, X.shape[:-1])
-    mean = strategy.exact_predictive_mean(process.mean_module(X), covariance)
-    prior = to_dense(kernel(X))
-    return MultivariateNormal(mean, strategy.exact_predictive_covar(prior, covariance))
+    if rows is None:
+        joint = process(X)
+        mean, covariance = joint.mean, joint.lazy_covariance_matrix
+    else:
+        kernel, strategy = process.covar_module, process.prediction_strategy
+        cross = to_dense(kernel(X.reshape(-1, X.shape[-1]), rows)).unflatten(0, X.shape[:-1])
+        mean = strategy.exact_predictive_mean(process.mean_module(X), cross)
+        covariance = strategy.exact_predictive_covar(to_dense(kernel(X)), cross)
+    # outputs of one noise, and fantasies, share a covariance
+    return MultivariateNormal(mean, covariance.expand(*mean.shape, mean.shape[-1]))
 
 
 def _marginals(process: ProcessRows, X: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,8 @@ def _marginals(process: ProcessRows, X: Tensor, rows: Tensor) -> tuple[Tensor, T
         prior = DiagLinearOperator(kernel(block, diag=True))
         means.append(strategy.exact_predictive_mean(process.mean_module(block), covariance))
         posterior = strategy.exact_predictive_covar(prior, covariance)
-        variances.append(posterior.diagonal(dim1=-1, dim2=-2))
+        variance = posterior.diagonal(dim1=-1, dim2=-2)
+        variances.append(variance.expand_as(means[-1]))  # outputs of one noise share it
     return torch.cat(means, dim=-1), torch.cat(variances, dim=-1)
 
 
@@ -123,22 +124,6 @@ def _like_queries(values: Tensor, X: Tensor, outputs: int) -> Tensor:
         return values.reshape(X.shape[:-1])
     *batch, _, queries, _ = X.shape
     return values.reshape(outputs, *batch, queries).movedim(0, -2)
-
-
-def _unchanged(process: ProcessRows) -> Callable[[], bool]:
-    """Whether hyperparameters and data are still those of now."""
-
-    def state() -> list[Tensor]:
-        data = [*process.train_inputs, process.train_targets]
-        return [*(value.detach().clone() for value in process.parameters()), *data]
-
-    before = state()
-
-    def unchanged() -> bool:
-        now = state()
-        return len(now) == len(before) and all(map(torch.equal, before, now))
-
-    return unchanged
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
@@ -231,7 +231,7 @@ class ProcessRows(SingleTaskGP):
                 f"{tuple(self.train_Y.shape)}, got {tuple(X.shape)} and {tuple(Y.shape)}; "
                 "strict=False allows other rows."
             )
-        known = self._known_noise()
+        known = self._noise_of_rows()
         if known is not None and known.shape != Y.shape:
             raise ValueError(
                 f"{owner} has known noise for {known.shape[-2]} rows; construct a model of the "
@@ -254,6 +254,20 @@ class ProcessRows(SingleTaskGP):
         with gpytorch.settings.detach_test_caches(False) if follows else nullcontext():
             self.update_caches()
             yield
+
+    def same_as_now(self) -> Callable[[], bool]:
+        """A test whether rows, hyperparameters and transforms are still those of now."""
+        made, rows = Snapshot(self._parts()), (self.train_X, self.train_Y, self.train_Yvar)
+
+        def test() -> bool:
+            now = (self.train_X, self.train_Y, self.train_Yvar)
+            same = (
+                a is b or (a is not None and b is not None and torch.equal(a, b))
+                for a, b in zip(rows, now, strict=True)
+            )
+            return all(same) and made.holds(self._parts())
+
+        return test
 
     def update_caches(self) -> None:
         """Make `prediction_strategy` that of the present rows, hyperparameters and transforms.

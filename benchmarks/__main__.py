@@ -8,6 +8,7 @@ import sys
 BENCHMARKS = {
     "accelerator": "benchmarks.accelerator",
     "duals": "benchmarks.priors.duals",
+    "expectations": "benchmarks.priors.expectations",
     "features": "benchmarks.priors.features",
     "fits": "benchmarks.bayes.fits",
     "kernels": "benchmarks.priors.kernels",

@@ -13,6 +13,7 @@ from nas.sampler import BayesianSampler
 from nas.search import search
 from nas.storage import StorageError
 from nas.trials import architecture_of, enqueue, suggest
+from priors.version import __version__
 
 __all__ = [
     "Architecture",
@@ -21,6 +22,7 @@ __all__ = [
     "SearchError",
     "Section",
     "StorageError",
+    "__version__",
     "architecture_of",
     "enqueue",
     "register_operation",

@@ -10,6 +10,7 @@ Names are loaded when they are asked for: a network and what is under it need no
 from typing import TYPE_CHECKING
 
 from priors.lazy import lazy_names
+from priors.version import __version__
 
 if TYPE_CHECKING:
     from pfn.architecture import ArchitectureConfig
@@ -38,6 +39,7 @@ __all__ = [
     "Rate",
     "ReweightedPosterior",
     "TrainingConfig",
+    "__version__",
     "certify",
     "load",
     "probe",

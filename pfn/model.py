@@ -86,6 +86,16 @@ class PFNModel(Model):
         self._encoded = EncodedObservations.together(self.pfn, data, num_classes, column_seed)
         self._recent = Recent()
 
+    def __getattr__(self, name: str) -> Any:
+        # What some acquisition functions ask of a Gaussian process.
+        if name in ("covar_module", "datapoints", "likelihood", "mean_module"):
+            raise AttributeError(
+                f"{type(self).__name__} is not a Gaussian process and has no {name!r}. Monte Carlo "
+                "acquisition functions, such as qLogExpectedImprovement, take it as it is; those "
+                "that need a Gaussian posterior take GaussianApproximation(model)."
+            )
+        return super().__getattr__(name)
+
     def train(self, mode: bool = True) -> PFNModel:
         """Stays in evaluation mode: nothing is trained here, and input transforms are fitted."""
         return super().train(False)
@@ -112,6 +122,11 @@ class PFNModel(Model):
     def train_Y(self) -> Tensor:
         """Targets `[*batch, n, m]`, as given."""
         return self._data.Y
+
+    @property
+    def train_inputs(self) -> tuple[Tensor]:
+        """`train_X` as GPyTorch's models have it, for acquisition functions that ask for it."""
+        return (self.train_X,)
 
     @property
     def train_Yvar(self) -> Tensor | None:

@@ -7,6 +7,7 @@ changes settings of GPyTorch for the whole process; posteriors and acquisition f
 from typing import TYPE_CHECKING
 
 from priors.lazy import lazy_names
+from priors.version import __version__
 
 if TYPE_CHECKING:
     from priors.diagnostics.generalisation import (
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from priors.kernels.network import NNGPKernel, NTKKernel
     from priors.kernels.random_features import RandomFeatureKernel, random_features
     from priors.kernels.universal_features import UniversalFeatures
-    from priors.networks.batch import batch_kernel
+    from priors.networks.batch import batch_kernel, batch_kernel_error
     from priors.networks.finite import NetworkPrior
     from priors.networks.infinite import InfiniteNetwork
     from priors.networks.infinite_depth import InfiniteDepthClassifier, classify_activation
@@ -120,7 +121,9 @@ __all__ = [
     "UniversalFeatures",
     "UnsupportedOperationError",
     "UpperConfidenceBound",
+    "__version__",
     "batch_kernel",
+    "batch_kernel_error",
     "classify_activation",
     "empirical_ntk",
     "generalisation_curve",
@@ -170,7 +173,7 @@ _HOMES = {
         "random_features",
     ),
     "kernels.universal_features": ("UniversalFeatures",),
-    "networks.batch": ("batch_kernel",),
+    "networks.batch": ("batch_kernel", "batch_kernel_error"),
     "networks.finite": ("NetworkPrior",),
     "networks.infinite": ("InfiniteNetwork",),
     "networks.infinite_depth": (

@@ -70,8 +70,8 @@ class Watch:
         """Called after each evaluation with the objective's best value so far."""
         self.evaluations += 1
         self._fastest = min(self._fastest, time.monotonic() - self._last)
-        # the first call also loads and traces, so one that is not long by itself may mislead
-        if self.evaluations > 1 or self._fastest > _BAR_AFTER:
+        # the first one also loads, traces and makes tables of expectations
+        if self.evaluations > 1:
             self._tell()
         if self._bar is not None:
             if self.evaluations > self._bar.total:

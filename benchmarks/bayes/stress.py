@@ -117,8 +117,8 @@ def random_problem(seed: int, tables: dict[str, tuple[np.ndarray, np.ndarray]]) 
     if name in NUMERICAL or kind == "attention":
         depth = min(depth, 3)
     rows = int(rng.integers(50, 101 if name in NUMERICAL or kind == "attention" else 301))
-    if kind == "attention":  # memory grows with the square of the rows: 3.6 GB at 30
-        rows = int(rng.integers(10, 16))
+    if kind == "attention":  # seconds for an evaluation at 30, as many draws for each pair of rows
+        rows = int(rng.integers(10, 31))
     scales, bias = bool(rng.random() < 0.5), bool(rng.random() < 0.8)
     if kind in ("convolution", "attention"):
         X, y = _images(rng, rows + 100)

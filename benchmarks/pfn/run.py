@@ -5,6 +5,7 @@ linear      in-context linear regression: ridge, and one step of gradient descen
 speed       against marginal likelihood, NUTS and HMC at equal data; break-even with training
 real        real data sets against scikit-learn's models
 throughput  training tasks per second and latency, against the transformer of `pfns`
+acquisitions  seconds of BoTorch's acquisition functions, beside SingleTaskGP
 surrogate   Bayesian optimisation of test functions against SingleTaskGP
 
 Without a name all of them run, one after the other; options go to each.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import importlib
 
-NAMES = ("mimicry", "linear", "speed", "real", "throughput", "surrogate")
+NAMES = ("mimicry", "linear", "speed", "real", "throughput", "acquisitions", "surrogate")
 
 
 def main(argv: list[str]) -> int:

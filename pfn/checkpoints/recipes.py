@@ -220,7 +220,7 @@ def _fast(gpu: bool) -> dict[str, Any]:
     return {"functions": 4, "precision": "single"} if gpu else {}
 
 
-# Networks of cells learn more slowly: see "How a row is read" in the README.
+# Networks of cells learn more slowly: see "How a row is read" in docs/pages/results.md.
 def _slots(**changes: Any) -> ArchitectureConfig:
     sizes = {"embedding": 96, "layers": 6, "heads": 4, "hidden": 192}
     return ArchitectureConfig(**{**sizes, **changes})

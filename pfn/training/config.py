@@ -17,7 +17,8 @@ class TrainingConfig:
     """How a network is trained.
 
     Attributes:
-        architecture: Sizes of the network.
+        architecture: Sizes of the network; with a `time_limit` and no `steps` the default ones
+            stand for those that the time can train, see `train`.
         inputs: Units of the inputs, "raw" or "standardised"; see `PFN`.
         targets: Units of the targets, "raw", "given" or "standardised"; see `PFN`.
         steps: Optimisation steps.

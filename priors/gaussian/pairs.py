@@ -5,12 +5,14 @@ Shapes: q1, q2 and c broadcast together; the results have the broadcast shape.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["delta_and_angle", "gram_determinant", "inverse_sqrt", "noise_floor"]
+from priors.gaussian.elementwise import Elementwise
+
+__all__ = ["delta_and_angle", "gram_determinant", "inverse_sqrt", "noise_floor", "normalised"]
 
 
 def gram_determinant(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
@@ -21,31 +23,46 @@ def gram_determinant(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
     return _GramDeterminant.apply(q1, q2, c)
 
 
-class _GramDeterminant(torch.autograd.Function):
+class _GramDeterminant(Elementwise):
     @staticmethod
-    def forward(ctx: Any, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        ctx.save_for_backward(q1, q2, c)
+    def forward(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         # roots of the small factors: their product may be a row times a column
         root = q1.clamp_min(0).sqrt() * q2.clamp_min(0).sqrt()
         return (root - c).mul_(root + c).clamp_min_(0)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q1, q2, c = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        return (
-            (grad * q2).sum_to_size(q1.shape) if needs[0] else None,
-            (grad * q1).sum_to_size(q2.shape) if needs[1] else None,
-            (-2 * grad * c).sum_to_size(c.shape) if needs[2] else None,
-        )
+    def slopes(
+        inputs: Sequence[Tensor], outputs: Sequence[Tensor], needed: Sequence[bool]
+    ) -> Sequence[Sequence[Tensor | None]]:
+        q1, q2, c = inputs
+        return [[q2, q1, -2 * c]]
 
 
 def delta_and_angle(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """sqrt(D) and asin(rho), in new tensors; for use without a gradient."""
-    root = q1.clamp_min(0).sqrt() * q2.clamp_min(0).sqrt()
-    delta = root - c
-    delta = delta.mul_(root + c).clamp_min_(0).sqrt_()
-    return delta, torch.atan2(c, delta)
+    p1, p2, rho, scale = normalised(q1, q2, c)  # D may be beyond the range of the dtype
+    root = p1.clamp_min(0).sqrt() * p2.clamp_min(0).sqrt()
+    delta = root - rho
+    delta = delta.mul_(root + rho).clamp_min_(0).sqrt_()
+    angle = torch.atan2(rho, delta)
+    return delta.mul_(scale), angle
+
+
+def normalised(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The pair (u / s, v / t) of variances near 1, and s t: powers of two, and constants.
+
+    Products of variances are then within the range of the dtype.
+    """
+    s, t = (_power_of_two(q) for q in (q1, q2))
+    scale = s * t
+    return q1 / s / s, q2 / t / t, c / scale, scale
+
+
+def _power_of_two(q: Tensor) -> Tensor:
+    """Near sqrt(q); 1 where q is 0 or not finite."""
+    q = q.detach()
+    fine = (q > 0) & q.isfinite()
+    return torch.exp2(torch.where(fine, q, 1.0).log2().div(2).round())
 
 
 def inverse_sqrt(x: Tensor, floor: Tensor | float) -> Tensor:

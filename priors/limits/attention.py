@@ -83,7 +83,7 @@ def _make_heads(pairs: Pairs, a: int, b: int) -> Heads:
     keys = _of_sides(pairs, first.key, second.key)
     mean_field = _of_side(pairs, first.query, first.key, 0) if first.mean_field else None
     symmetric = a == b and pairs.same and not pairs.paired
-    return Heads(first, second, queries, keys, mean_field, pairs.settings.quadrature, symmetric)
+    return Heads(first, second, queries, keys, mean_field, pairs.settings, symmetric)
 
 
 def _of_sides(pairs: Pairs, a: int, b: int) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -7,14 +7,16 @@ and
 
     y = (h - mean(h)) / sqrt(var(h) + eps),    moment = E[phi(y) phi(y)^T],
 
-an expectation over as many variables as the batch has points, here by quasi-Monte Carlo. For ReLU
-it is a one-dimensional integral (their Theorem 3.2, `relu_batch_norm`), the test of the rest.
+an expectation over as many variables as the batch has points, in general by quasi-Monte Carlo.
+For ReLU and its relatives, and for linear layers that follow, it is a one-dimensional integral
+(their Theorem 3.2, with eps kept; `homogeneous_batch_norm`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,21 +29,35 @@ from priors.limits.pairs import Pairs
 from priors.programs.nodes import BatchNormalise, Nonlinear
 from priors.programs.registry import UnsupportedOperationError
 
-__all__ = ["BatchMoments", "relu_batch_norm"]
+__all__ = ["BatchMoments", "homogeneous_batch_norm"]
 
 
-def relu_batch_norm(covariance: Tensor) -> Tensor:
-    """E[relu(y) relu(y)^T] of a normalised Gaussian vector, with eps = 0.
+# Nodes of the integral, and its ends in powers of ten of the spectrum's scale: the integrand falls
+# like s below and, where the centred batch has rank 1, like s^(-1/2) above.
+_NODES, _REACH = 600, (-14.0, 24.0)
+# Most numbers of one step of it.
+_CHUNK = 2**22
 
-    Sigma' = B int_0^inf V(S (I + 2 s S)^-1) / sqrt(det(I + 2 s S)) ds, S = G Sigma G, G the
-    centring matrix and V the ReLU dual (Yang et al. 2019, Theorem 3.2). By Gauss-Legendre
-    quadrature in log s.
+
+def homogeneous_batch_norm(phi: ABReLU, psi: ABReLU, covariance: Tensor, eps: float) -> Tensor:
+    """E[phi(y) psi(y)^T] of a normalised Gaussian vector y = g / sqrt(|g|^2 / B + eps).
+
+    g = G h, G the centring matrix and S = G Sigma G. phi(y) is phi(g) / sqrt(|g|^2 / B + eps), and
+    1 / t = int_0^inf e^(-s t) ds gives
+
+        B int_0^inf V(S (I + 2 s S)^-1) / sqrt(det(I + 2 s S)) e^(-s B eps) ds,
+
+    V the dual of phi and psi (Yang et al. 2019, Theorem 3.2, which has eps = 0). By
+    Gauss-Legendre quadrature in log s.
 
     Args:
-        covariance: Sigma, `[B, B]`, of rank above 1 after centring.
+        phi: Max(0, .), or another with two slopes.
+        psi: The same.
+        covariance: Sigma, `[B, B]`.
+        eps: Added to the variance, >= 0.
 
     Returns:
-        `[B, B]`, of trace B / 2.
+        `[B, B]`; for ReLU and eps = 0 of trace B / 2.
     """
     import numpy
 
@@ -50,24 +66,25 @@ def relu_batch_norm(covariance: Tensor) -> Tensor:
     centred = centred - centred.mean(-2, keepdim=True)
     values, vectors = torch.linalg.eigh(centred)
     values = values.clamp_min(0)
-    nodes, weights = numpy.polynomial.legendre.leggauss(400)
-    # s from 1e-12 to 1e12 of the spectrum's scale
-    reach = 12 * math.log(10)
-    log_s = torch.from_numpy(nodes).to(values) * reach - values.max().log()
-    s = log_s.exp()
-    shrunk = values / (1 + 2 * s[:, None] * values)
-    inner = (vectors * shrunk[:, None, :]) @ vectors.mT
-    q = inner.diagonal(dim1=-2, dim2=-1).clamp_min(0)
-    relu = ABReLU()
-    dual = relu.dual(relu, q[:, :, None], q[:, None, :], inner)
-    dual = torch.diagonal_scatter(dual, relu.second_moment(q), dim1=-2, dim2=-1)
-    mass = (
-        torch.from_numpy(weights).to(values)
-        * reach
-        * s
-        * (1 + 2 * s[:, None] * values).log().sum(-1).div(-2).exp()
-    )
-    return (size * (mass[:, None, None] * dual).sum(0)).to(covariance)
+    top = values.max()
+    if not bool(top > 0):  # all points are the same
+        return torch.zeros_like(covariance)
+    nodes, weights = numpy.polynomial.legendre.leggauss(_NODES)
+    low, high = (r * math.log(10) for r in _REACH)
+    half = (high - low) / 2
+    log_s = (torch.from_numpy(nodes).to(values) + 1) * half + low - top.log()
+    mass = torch.from_numpy(weights).to(values) * half
+    total = torch.zeros_like(centred)
+    for u, w in zip(*(t.split(max(1, _CHUNK // size**2)) for t in (log_s, mass)), strict=True):
+        s = u.exp()
+        stretched = 1 + 2 * s[:, None] * values
+        inner = (vectors * (values / stretched)[:, None, :]) @ vectors.mT
+        q = inner.diagonal(dim1=-2, dim2=-1).clamp_min(0)
+        dual = phi.dual(psi, q[:, :, None], q[:, None, :], inner)
+        dual = torch.diagonal_scatter(dual, phi.dual(psi, q, q, q), dim1=-2, dim2=-1)
+        w = w * s * (stretched.log().sum(-1) / -2 - s * size * eps).exp()
+        total += (w[:, None, None] * dual).sum(0)
+    return (size * total).to(covariance)
 
 
 class BatchMoments(Moments):
@@ -109,7 +126,9 @@ class BatchMoments(Moments):
                     "a skip connection",
                     "only linear layers and plain nonlinearities are known there",
                 )
-        value = self._sampled(a, b)
+        value = self._closed(a, b)
+        if value is None:
+            value = self._sampled(a, b)
         return value if full else value.diagonal(dim1=-2, dim2=-1)
 
     def _normalised(self, index: int) -> int | None:
@@ -123,46 +142,77 @@ class BatchMoments(Moments):
                 return sources[0]
         return None
 
+    def _closed(self, a: int, b: int) -> Tensor | None:
+        """The moment of functions with two slopes of one normalised layer."""
+        one, two = self._field(a), self._field(b)
+        if one.normalisation is None or one.normalisation != two.normalisation:
+            return None
+        if not (isinstance(one.phi, ABReLU) and isinstance(two.phi, ABReLU)):
+            return None
+        covariance = self._covariance(one.source, one.source)
+        value = homogeneous_batch_norm(one.phi, two.phi, covariance, one.eps)
+        return self._shaped(value, a, b)
+
     def _sampled(self, a: int, b: int) -> Tensor:
         """E[a b^T] over draws of the Gaussian vectors underneath."""
         fields = [self._field(index) for index in (a, b)]
-        sources = list(dict.fromkeys(source for source, _ in fields))
-        n = self._points_of_batch.x.shape[-2]
-        sizes = [self.program.positions(s) or 1 for s in sources]
-        blocks = []
-        for s, p in zip(sources, sizes, strict=True):
-            row = []
-            for t, r in zip(sources, sizes, strict=True):
-                block = self.moment(s, t)
-                if block is None:
-                    block = self._points_of_batch.x.new_zeros(n, n, p, r)
-                row.append(block.reshape(n, n, p, r).transpose(1, 2).reshape(n * p, n * r))
-            blocks.append(torch.cat(row, 1))
-        root = cholesky(torch.cat(blocks).double())
+        sources = list(dict.fromkeys(field.source for field in fields))
+        rows = [torch.cat([self._covariance(s, t) for t in sources], 1) for s in sources]
+        root = cholesky(torch.cat(rows).double())
         draws = self.settings.quadrature.normals(len(root), root) @ root.mT
-        parts = dict(zip(sources, draws.split([n * p for p in sizes], -1), strict=True))
-        left, right = (function(parts[source]) for source, function in fields)
-        value = left.mT @ right / len(draws)
+        parts = dict(zip(sources, draws.split([len(r) for r in rows], -1), strict=True))
+        left, right = (field(parts[field.source]) for field in fields)
+        return self._shaped((left.mT @ right / len(draws)).to(rows[0]), a, b)
+
+    def _covariance(self, s: int, t: int) -> Tensor:
+        """Moments of two Gaussian nodes over the batch and all positions, `[B P, B R]`."""
+        n = self._points_of_batch.x.shape[-2]
+        p, r = (self.program.positions(i) or 1 for i in (s, t))
+        block = self.moment(s, t)
+        if block is None:
+            block = self._points_of_batch.x.new_zeros(n, n, p, r)
+        return block.reshape(n, n, p, r).transpose(1, 2).reshape(n * p, n * r)
+
+    def _shaped(self, value: Tensor, a: int, b: int) -> Tensor:
+        """A matrix over the batch and positions as the moment of two nodes."""
+        n = self._points_of_batch.x.shape[-2]
         p, r = (self.program.positions(i) or 1 for i in (a, b))
-        value = value.reshape(n, p, n, r).transpose(1, 2).to(self._points_of_batch.x.dtype)
+        value = value.reshape(n, p, n, r).transpose(1, 2)
         if self.program.positions(b) is None:
             value = value.squeeze(-1)
         return value.squeeze(2) if self.program.positions(a) is None else value
 
-    def _field(self, index: int) -> tuple[int, Callable[[Tensor], Tensor]]:
-        """The Gaussian node underneath, and what becomes of its draws `[m, B P]`."""
+    def _field(self, index: int) -> _Field:
         node = self.program.nodes[index]
         phi: Activation = ABReLU(1.0, 1.0)
         inner = index
         if isinstance(node, Nonlinear):
             phi, inner = self.activation(index)
         below = self.program.nodes[inner]
-        if not isinstance(below, BatchNormalise):
-            return inner, phi
-        eps = below.eps
+        if isinstance(below, BatchNormalise):
+            return _Field(phi, below.source, inner, below.eps)
+        return _Field(phi, inner, None, 0.0)
 
-        def normalise(h: Tensor) -> Tensor:
-            centred = h - h.mean(-1, keepdim=True)
-            return phi(centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt())
 
-        return below.source, normalise
+@dataclass(frozen=True)
+class _Field:
+    """A nonlinearity of a Gaussian node, with a normalisation in between or without.
+
+    Attributes:
+        phi: The nonlinearity.
+        source: The Gaussian node.
+        normalisation: The normalisation, if there is one.
+        eps: Its eps.
+    """
+
+    phi: Activation
+    source: int
+    normalisation: int | None
+    eps: float
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """What becomes of draws `[m, B P]` of the Gaussian node."""
+        if self.normalisation is None:
+            return self.phi(h)
+        centred = h - h.mean(-1, keepdim=True)
+        return self.phi(centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt())

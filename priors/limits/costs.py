@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from priors.gaussian.activations import Activation
 from priors.programs.nodes import Attention, Linear, Mix, Nonlinear
 from priors.programs.program import Program
 
@@ -22,8 +23,9 @@ def costs(program: Program) -> list[str]:
     if any(isinstance(n, Nonlinear) and _is_joint(n) for n in program.nodes):
         found.append(
             "a nonlinearity of several branches (gates, products, residual sums inside a "
-            "function): quasi-Monte Carlo over all of them. Cheaper: nonlinearities of one layer "
-            "each."
+            "function): expansions by quasi-Monte Carlo over all of them, for every input. "
+            "Cheaper: nonlinearities of one layer each, or fewer branches that meet without a "
+            "layer or a normalisation in between."
         )
     if any(isinstance(n, Mix | Attention) for n in program.nodes):
         found.append(
@@ -34,13 +36,32 @@ def costs(program: Program) -> list[str]:
     elif most > 1:
         found.append(f"{most} positions of every input. Cheaper: larger strides, smaller images.")
     activations = [n.activation for n in program.nodes if isinstance(n, Nonlinear)]
-    slow = sorted({type(a).__name__ for a in activations if a is not None and not a.closed})
-    if slow:
-        found.append(
-            f"activations without a closed form ({', '.join(slow)}): numerical integration. "
-            "Cheaper: ReLU, GELU, erf, sine, or polynomials."
-        )
+    slow = [a for a in activations if a is not None and not a.closed]
+    for names, how in (
+        (
+            {_name(a) for a in slow if a.kinks},
+            "with kinks and without a closed form ({}): numerical integration.",
+        ),
+        (
+            {_name(a) for a in slow if not a.kinks},
+            "without a closed form ({}): interpolated in tables, two to five times as slow as "
+            "ReLU, which the first call makes in seconds; integrated numerically where few pairs "
+            "of inputs are asked for, variances leave 1e-3 to 100, or no table is accurate.",
+        ),
+    ):
+        if names:
+            found.append(
+                f"activations {how.format(', '.join(sorted(names)))} "
+                "Cheaper: ReLU, GELU, erf, sine, or polynomials."
+            )
     return found
+
+
+def _name(activation: Activation) -> str:
+    """That of a user's function, else of the class."""
+    function = getattr(activation, "function", None)
+    name: str = getattr(function, "__name__", type(activation).__name__)
+    return name
 
 
 def _positions(node: object) -> int | None:

@@ -41,9 +41,8 @@ class Evaluation:
 
     Attributes:
         program: The network.
-        settings: Variances and quadrature.
+        settings: Variances, quadrature and memory.
         standard: The standard parametrisation in the tangent kernel.
-        max_bytes: Memory for what is held besides the result.
         progress: Show a progress bar where more than ten seconds are expected.
         devices: Where blocks are computed when no gradient is needed; empty means where the
             data points are.
@@ -52,7 +51,6 @@ class Evaluation:
     program: Program
     settings: Settings
     standard: bool = False
-    max_bytes: int = 2**30
     progress: bool = True
     devices: tuple[torch.device, ...] = ()
 
@@ -160,7 +158,7 @@ class Evaluation:
                         if symmetric and r != c:
                             result[..., c, r] = value.mT
         else:
-            recompute = len(pairs) * self._graph_bytes(left.x, side) > self.max_bytes
+            recompute = len(pairs) * self._graph_bytes(left.x, side) > self.settings.max_bytes
             parts: dict[tuple[int, int], tuple[Tensor, ...]] = {}
             for r, c in pairs:
                 values = checkpoint(block, r, c, use_reentrant=False) if recompute else block(r, c)
@@ -267,13 +265,19 @@ class Evaluation:
             numbers *= 2
         batch = x.shape[:-2].numel()
         # about 16 such tensors are alive at a time
-        budget = min(numbers, self.max_bytes // (16 * x.element_size()))
+        budget = min(numbers, self.settings.max_bytes // (16 * x.element_size()))
         return max(1, math.isqrt(max(1, budget // (self._numbers_per_pair() * batch))))
 
     def _graph_bytes(self, x: Tensor, side: int) -> int:
-        """Memory that the graph of one block holds: about eight tensors per nonlinearity."""
-        layers = sum(isinstance(n, Nonlinear) for n in self.program.nodes)
-        return 8 * layers * side**2 * self._numbers_per_pair() * x.element_size()
+        """Memory that the graph of one block holds: about eight tensors per nonlinearity.
+
+        The joint moments of random heads' queries and of their keys are four times as large,
+        and so are their roots.
+        """
+        tensors = sum(8 * isinstance(n, Nonlinear) for n in self.program.nodes)
+        if self.program.has_random_heads:
+            tensors += sum(40 * isinstance(n, Attention) for n in self.program.nodes)
+        return tensors * side**2 * self._numbers_per_pair() * x.element_size()
 
 
 @contextlib.contextmanager

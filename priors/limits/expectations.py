@@ -2,7 +2,8 @@
 
 A nonlinearity is a product of factors, each a function of jointly Gaussian vectors; factors that
 have nothing in common are independent, so an expectation is a product over groups of them. Each
-group is one Gaussian integral: closed, over two variables, or by quasi-Monte Carlo. `derivatives`
+group is one Gaussian integral: closed, over two variables, or by expansions in Hermite polynomials
+(`gaussian.hermite`), which are made once for each data point. `derivatives`
 says for which factor, (side, number), a partial derivative is meant, and in which of its sources.
 """
 
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 
 from priors.gaussian.activations import Activation
+from priors.gaussian.hermite import Expansion, Whitening, expand, inner_product
 from priors.gaussian.quadrature import gaussian_expectation, gaussian_mean
-from priors.gaussian.quadrature import jumps as activation_jumps
 from priors.limits.normalisation import statistics
 from priors.limits.pairs import Pairs
 from priors.limits.relations import independent_groups
@@ -82,7 +83,11 @@ def _group(
     derivatives: dict[tuple[int, int], int],
 ) -> Tensor:
     """Expectation of the product of factors that depend on each other."""
-    ends = [[(k, f) for s, k, f in group if s == side] for side in (0, 1)]
+    # in the order of the node, whatever is opposite: it decides the order of variables
+    ends = [
+        sorted(((k, f) for s, k, f in group if s == side), key=lambda end: end[0])
+        for side in (0, 1)
+    ]
     if not ends[1]:
         left = _one_sided(pairs, a, 0, ends[0], derivatives)
         return pairs.on_left(left, a, b, full)
@@ -90,7 +95,27 @@ def _group(
         return pairs.on_right(_one_sided(pairs, b, 1, ends[1], derivatives), a, b, full)
     if len(group) == 2 and all(len(f.sources) == 1 for _, _, f in group):
         return _two_variables(pairs, a, b, full, ends, derivatives)
-    return _many_variables(pairs, a, b, full, ends, derivatives)
+    factors = (
+        n.factors for n in (pairs.program.nodes[i] for i in (a, b)) if isinstance(n, Nonlinear)
+    )
+    if len(group) == sum(map(len, factors)):
+        return _many_variables(pairs, a, b, full, ends, derivatives)
+    # a part of the product, which other products and other derivatives have too
+    contents = tuple(_contents(end, side, derivatives) for side, end in enumerate(ends))
+    key = ("group", contents, pairs.has_positions(a), pairs.has_positions(b), full)
+    return pairs.once(key, lambda: _many_variables(pairs, a, b, full, ends, derivatives))
+
+
+Contents = tuple[tuple[Any, ...], ...]
+
+
+def _contents(
+    factors: Sequence[tuple[int, Factor]], side: int, derivatives: dict[tuple[int, int], int]
+) -> Contents:
+    """What a product of factors is, whichever node it belongs to."""
+    return tuple(
+        (f.function, f.sources, f.statistics, derivatives.get((side, k))) for k, f in factors
+    )
 
 
 def _one_sided(
@@ -110,16 +135,7 @@ def _one_sided(
         if phi is not None:
             return phi.mean_derivative(q) if bound.derivative is not None else phi.mean(q)
         return gaussian_mean(bound.of_one, q, parameters=bound.statistics, kinks=bound.kinks)
-    sources = _distinct([s for _, f in factors for s in f.sources])
-    _check_count(pairs, len(sources))
-    covariance = _matrix([[single.moment(s, t, False) for t in sources] for s in sources])
-
-    def product(values: Sequence[Tensor]) -> Tensor:
-        by = dict(zip(sources, values, strict=True))
-        parts = (f.of_many(by, [s[..., None] for s in f.statistics]) for f in functions)
-        return functools.reduce(torch.mul, parts)
-
-    return pairs.settings.quadrature.gaussian_expectation_multivariate(product, covariance)
+    return _expansion(pairs, side, factors, derivatives).mean.to(pairs.inputs[0].x.dtype)
 
 
 def _two_variables(
@@ -172,48 +188,44 @@ def _many_variables(
     ends: Sequence[Sequence[tuple[int, Factor]]],
     derivatives: dict[tuple[int, int], int],
 ) -> Tensor:
-    same_place = pairs.of_single_points and pairs.trailing(a, b, full) == (0 if full else 1)
-    if same_place:  # u = v: one set of variables
-        both = [(k, f) for k, f in ends[0]] + [(-1 - k, f) for k, f in ends[1]]
-        joint = {(0, k): m for (s, k), m in derivatives.items() if s == 0}
-        joint |= {(0, -1 - k): m for (s, k), m in derivatives.items() if s == 1}
-        return _one_sided(pairs, a, 0, both, joint)
+    """By the expansions of both sides in Hermite polynomials."""
     sources = [_distinct([s for _, f in end for s in f.sources]) for end in ends]
     _check_count(pairs, len(sources[0]) + len(sources[1]))
-    singles = pairs.of_points(0), pairs.of_points(1)
-    lefts, rights = (
-        [[singles[side].moment(s, t, False) for t in sources[side]] for s in sources[side]]
-        for side in (0, 1)
+    left = _expansion(pairs, 0, ends[0], derivatives)
+    right = _expansion(pairs, 1, ends[1], derivatives)
+    value = inner_product(
+        left,
+        right,
+        [[pairs.moment(s, t, full) for t in sources[1]] for s in sources[0]],
+        lambda number: pairs.on_left(number, a, b, full),
+        lambda number: pairs.on_right(number, a, b, full),
     )
-    cross = [[pairs.moment(s, t, full) for t in sources[1]] for s in sources[0]]
+    return value.to(pairs.inputs[0].x.dtype)
 
-    def spread(table: list[list[Tensor | None]], place: Callable[..., Tensor]) -> Any:
-        return [[None if m is None else place(m, a, b, full) for m in row] for row in table]
 
-    lefts, rights = spread(lefts, pairs.on_left), spread(rights, pairs.on_right)
-    flipped = [list(column) for column in zip(*cross, strict=True)]
-    rows = [[*x, *y] for x, y in zip(lefts, cross, strict=True)]
-    rows += [[*x, *y] for x, y in zip(flipped, rights, strict=True)]
-    functions = [
-        [_Bound(f, derivatives.get((side, k)), singles[side], side) for k, f in ends[side]]
-        for side in (0, 1)
-    ]
-    statistics = [
-        [[pairs.on_left(s, a, b, full)[..., None] for s in f.statistics] for f in functions[0]],
-        [[pairs.on_right(s, a, b, full)[..., None] for s in f.statistics] for f in functions[1]],
-    ]
+def _expansion(
+    pairs: Pairs,
+    side: int,
+    factors: Sequence[tuple[int, Factor]],
+    derivatives: dict[tuple[int, int], int],
+) -> Expansion:
+    """The product of dependent factors at each left or right point, expanded once."""
+    single = pairs.of_points(side)
 
-    def product(values: Sequence[Tensor]) -> Tensor:
-        cut = len(sources[0])
-        parts = []
-        for side, own_values in ((0, values[:cut]), (1, values[cut:])):
-            by = dict(zip(sources[side], own_values, strict=True))
-            parts += [
-                f.of_many(by, s) for f, s in zip(functions[side], statistics[side], strict=True)
-            ]
-        return functools.reduce(torch.mul, parts)
+    def make() -> Expansion:
+        sources = _distinct([s for _, f in factors for s in f.sources])
+        _check_count(pairs, len(sources))
+        functions = [_Bound(f, derivatives.get((side, k)), single, side) for k, f in factors]
 
-    return pairs.settings.quadrature.gaussian_expectation_multivariate(product, _matrix(rows))
+        def product(values: Sequence[Tensor]) -> Tensor:
+            by = dict(zip(sources, values, strict=True))
+            parts = (f.of_many(by, [s[..., None] for s in f.statistics]) for f in functions)
+            return functools.reduce(torch.mul, parts)
+
+        covariance = [[single.moment(s, t, False) for t in sources] for s in sources]
+        return expand(product, Whitening.of(covariance), pairs.settings.quadrature)
+
+    return single.once(("expansion", _contents(factors, side, derivatives)), make)
 
 
 def _check_count(pairs: Pairs, variables: int) -> None:
@@ -238,12 +250,44 @@ def slopes(pairs: Pairs, index: int, side: int, *, jumps: bool) -> list[tuple[in
         phi, source = pairs.activation(index)
         return [(source, phi.stein(pairs.variance_of(source, side)))]
     if jumps:
-        _check_continuous(node)
+        return _stein(pairs, index, side, node)
     result = []
     for k, factor in enumerate(node.factors):
         for position, source in enumerate(factor.sources):
             result.append((source, mean_of(pairs, index, side, (k, position))))
     return result
+
+
+def _stein(pairs: Pairs, index: int, side: int, node: Nonlinear) -> list[tuple[int, Tensor]]:
+    """Slopes with jumps: of each group of factors, times the means of the others."""
+    items = [(side, k, f) for k, f in enumerate(node.factors)]
+    groups = [
+        sorted(((k, f) for _, k, f in g), key=lambda end: end[0])
+        for g in independent_groups(pairs.program, items)
+    ]
+    means = [_one_sided(pairs, index, side, group, {}) for group in groups]
+    result = []
+    for number, group in enumerate(groups):
+        others = means[:number] + means[number + 1 :]
+        for source, slope in _slopes_of_group(pairs, index, side, group):
+            result.append((source, functools.reduce(torch.mul, others, slope)))
+    return result
+
+
+def _slopes_of_group(
+    pairs: Pairs, index: int, side: int, group: Sequence[tuple[int, Factor]]
+) -> list[tuple[int, Tensor]]:
+    (k, factor), *more = group
+    if more or len(factor.sources) > 1 or not _is_continuous(factor):
+        # those of the expansion, so that moments with Gaussian nodes fit the others
+        dtype = pairs.inputs[0].x.dtype
+        slopes = _expansion(pairs, side, group, {}).slopes
+        sources = _distinct([s for _, f in group for s in f.sources])
+        return [(s, slope.to(dtype)) for s, slope in zip(sources, slopes, strict=True)]
+    source = factor.sources[0]
+    if isinstance(factor.function, Activation):
+        return [(source, factor.function.stein(pairs.variance_of(source, side)))]
+    return [(source, _one_sided(pairs, index, side, group, {(side, k): 0}))]
 
 
 def mean_of(pairs: Pairs, index: int, side: int, derivative: tuple[int, int] | None) -> Tensor:
@@ -254,7 +298,8 @@ def mean_of(pairs: Pairs, index: int, side: int, derivative: tuple[int, int] | N
     total: Tensor | None = None
     items = [(side, k, f) for k, f in enumerate(node.factors)]
     for group in independent_groups(pairs.program, items):
-        value = _one_sided(pairs, index, side, [(k, f) for _, k, f in group], derivatives)
+        factors = sorted(((k, f) for _, k, f in group), key=lambda end: end[0])
+        value = _one_sided(pairs, index, side, factors, derivatives)
         total = value if total is None else total * value
     assert total is not None
     return total
@@ -319,23 +364,12 @@ def _distinct(items: Sequence[int]) -> list[int]:
     return list(dict.fromkeys(items))
 
 
-def _matrix(rows: list[list[Tensor | None]]) -> Tensor:
-    """Moments as a covariance matrix in the last two dimensions."""
-    shape = torch.broadcast_shapes(*(m.shape for row in rows for m in row if m is not None))
-    example = next(m for row in rows for m in row if m is not None)
-    zero = example.new_zeros(()).expand(shape)
-    return torch.stack(
-        [torch.stack([zero if m is None else m.expand(shape) for m in row], -1) for row in rows],
-        -2,
-    )
-
-
 # Functions that may jump.
 _JUMPS = frozenset("gt lt ge le eq ne where sign heaviside round floor ceil".split())
 
 
-def _check_continuous(node: Nonlinear) -> None:
-    """Stein's lemma needs the derivative, which at jumps in several variables is not known."""
+def _is_continuous(factor: Factor) -> bool:
+    """Whether an expression has no function that may jump."""
 
     def names(part: Any) -> set[str]:
         if not isinstance(part, Apply):
@@ -343,16 +377,4 @@ def _check_continuous(node: Nonlinear) -> None:
         found = {getattr(part.function, "__name__", type(part.function).__name__).lower()}
         return found.union(*(names(a) for a in part.arguments))
 
-    for factor in node.factors:
-        function = factor.function
-        jumps = (
-            not all(j == 0 for j in activation_jumps(function, function.kinks))
-            if isinstance(function, Activation)
-            else bool(names(function) & _JUMPS)
-        )
-        if jumps:
-            raise NotImplementedError(
-                "A product or expression with a jump meets its own inputs again, as in a skip "
-                "connection around a hard gate; the moment of the two is not known here. Use a "
-                "continuous gate."
-            )
+    return not names(factor.function) & _JUMPS

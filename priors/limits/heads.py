@@ -14,8 +14,12 @@ adds the gradient through the logits,
     H = J B J'^T,  J the Jacobian of the softmax.
 
 The logits of two data points together have a Kronecker covariance; they are drawn as
-L_q Z L_k^T with the same quasi-Monte Carlo points Z for every pair. Without softmax all is in
-closed form.
+L_q Z L_k^T with the same quasi-Monte Carlo points Z for every pair. The draws of a point alone are
+those of the first point of a pair, and a pair is the mean of both orders: the kernel is symmetric,
+and the same at coinciding points as beside them. Without softmax all is in closed form.
+
+Draws stand between queries and keys, `[..., Q, draws, K]`, so that nearly all of this is products
+of large matrices: of all pairs with all draws, or of all draws and keys of a pair.
 """
 
 from __future__ import annotations
@@ -24,15 +28,18 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo, cholesky
+from priors.limits.points import Settings
+from priors.limits.recomputed import sum_over_parts
 from priors.programs.nodes import Attention
 
 __all__ = ["Heads"]
 
-# Most numbers in the logits of the points drawn at a time.
-_CHUNK = 2**21
+# Most numbers in the logits of the points drawn at a time, and bytes held for each of them: about
+# forty tensors of the size of the logits, or of a quarter of it, with a gradient.
+_CHUNK = 2**20
+_BYTES = 300
 
 
 class Heads:
@@ -44,7 +51,7 @@ class Heads:
         queries: Moments of the left's queries, of the right's, and of both `[..., Q, Q']`.
         keys: The same for keys; the last is None if their weights are independent.
         mean_field: Moments of queries with keys of the left alone.
-        rule: The quadrature.
+        settings: The quadrature, and how much it may hold.
         symmetric: Whether both sides are the same points and the same attention.
     """
 
@@ -55,13 +62,14 @@ class Heads:
         queries: tuple[Tensor, Tensor, Tensor | None],
         keys: tuple[Tensor, Tensor, Tensor | None],
         mean_field: Tensor | None,
-        rule: QuasiMonteCarlo,
+        settings: Settings,
         symmetric: bool,
     ) -> None:
         self._first, self._second = first, second
         self._queries, self._keys = queries, keys
         self._mean_field = mean_field
-        self._rule = rule
+        self._rule: QuasiMonteCarlo = settings.quadrature
+        self._chunk = min(_CHUNK, settings.max_bytes // _BYTES)
         self._symmetric = symmetric
 
     def mean_weights(self) -> Tensor:
@@ -72,10 +80,10 @@ class Heads:
             if logits is None:
                 shape = torch.broadcast_shapes(queries.shape[:-2], keys.shape[:-2])
                 logits = queries.new_zeros(*shape, queries.shape[-1], keys.shape[-1])
-            return self._weights(logits * self._first.scale, self._first)
+            return self._weights(logits * self._first.scale, self._first, drawn=False)
         if not self._first.softmax:
             return torch.zeros_like(self._queries[0])
-        return self._mean(lambda left, right: left, single=True)
+        return self._mean(lambda left, right: left.sum(-2), (), single=True)
 
     def average(self, values: Tensor) -> Tensor:
         """E[A B A'^T] for B = `values` `[..., keys, keys']`."""
@@ -86,8 +94,11 @@ class Heads:
             query, key = cross
             scale = self._first.scale * self._second.scale
             return scale * query * (key * values).sum((-1, -2), keepdim=True)
-        b = values.double()
-        return self._symmetrised(self._mean(lambda left, right: left @ b @ right.mT))
+
+        def term(left: Tensor, right: Tensor, b: Tensor) -> Tensor:
+            return _summed(_times(left, b), right)
+
+        return self._mean(term, (values.double(),))
 
     def logit_gradient(
         self, values: Tensor, queries: Tensor | None, keys: Tensor | None
@@ -111,27 +122,27 @@ class Heads:
                 queries * (key * values).sum((-1, -2), keepdim=True)
                 + query * (keys * values).sum((-1, -2), keepdim=True)
             )
-        b, k, dk = values.double(), key.double(), keys.double()
-        dq, q = queries.double(), query.double()
 
-        def term(left: Tensor, right: Tensor) -> Tensor:
-            total = dq * self._contracted(left, right, b, k) + q * self._contracted(
-                left, right, b, dk
-            )
-            return scale * total
+        def term(
+            left: Tensor, right: Tensor, b: Tensor, q: Tensor, dq: Tensor, k: Tensor, dk: Tensor
+        ) -> Tensor:
+            total = dq * self._contracted(left, right, b, k)
+            return scale * (total + q * self._contracted(left, right, b, dk))
 
-        return self._symmetrised(self._mean(term))
+        of_pairs = tuple(t.double() for t in (values, query, queries, key, keys))
+        return self._mean(term, of_pairs)
 
     @staticmethod
     def _contracted(left: Tensor, right: Tensor, b: Tensor, x: Tensor) -> Tensor:
         """sum_bb' x_bb' H_bb' with H = J B J'^T, J_cb = A_c (delta_cb - A_b), per query pair."""
-        lb, lx = left @ b, left @ x
-        br, xr = b @ right.mT, x @ right.mT
+        lb, lx = _times(left, b), _times(left, x)
+        br, xr = _times(right, b.mT), _times(right, x.mT)
+        # of each draw
+        of_b, of_x = (y.transpose(-2, -3) @ right.transpose(-2, -3).mT for y in (lb, lx))
         return (
-            left @ (x * b) @ right.mT
-            - (lx * lb) @ right.mT
-            - left @ (br * xr)
-            + (lb @ right.mT) * (lx @ right.mT)
+            _summed(_times(left, x * b) - lx * lb, right)
+            - _summed(left, br * xr)
+            + (of_b * of_x).sum(-3)
         )
 
     def _cross(self) -> tuple[Tensor, Tensor] | None:
@@ -141,53 +152,119 @@ class Heads:
             return None
         return query, key
 
-    def _symmetrised(self, value: Tensor) -> Tensor:
-        """The pair (i, j) and (j, i) are drawn in different orders: both get their mean."""
-        if not self._symmetric:
-            return value
-        return (value + value.transpose(-1, -2).transpose(-3, -4)) / 2
-
-    def _weights(self, logits: Tensor, node: Attention) -> Tensor:
+    def _weights(self, logits: Tensor, node: Attention, *, drawn: bool) -> Tensor:
+        """Attention weights of logits `[..., Q, K]`, or of draws of them."""
         if node.mask is not None:
-            logits = logits + node.mask.tensor(logits)
+            mask = node.mask.tensor(logits)
+            logits = logits + (mask.unsqueeze(-2) if drawn else mask)
         return logits.softmax(-1) if node.softmax else logits
 
-    def _mean(self, term: Callable[[Tensor, Tensor], Tensor], *, single: bool = False) -> Tensor:
-        """Average over the draws of a function of both sides' weights `[samples, ..., Q, K]`.
+    def _mean(
+        self,
+        term: Callable[..., Tensor],
+        of_pairs: tuple[Tensor, ...],
+        *,
+        single: bool = False,
+    ) -> Tensor:
+        """Average over the draws of a function of both sides' weights `[..., Q, draws, K]`.
 
-        With gradients, draws are made again in the backward pass: all of them would take
-        gigabytes.
+        Args:
+            term: Sum over the draws, from the weights of the left and of the right and from what
+                follows.
+            of_pairs: Moments and tangents.
+            single: Whether both sides have the same heads.
+        """
+        q = self._queries
+        if single or q[0] is q[2]:  # a data point with itself
+            return self._of_order(term, of_pairs, None)
+        shape = torch.broadcast_shapes(q[0].shape[:-2], q[1].shape[:-2])
+        value = self._of_order(term, of_pairs, shape)
+        if self._symmetric:  # the other order is that of the pair (j, i)
+            return (value + value.transpose(-1, -2).transpose(-3, -4)) / 2
+        return (value + self._of_order(term, of_pairs, shape, swapped=True)) / 2
+
+    def _of_order(
+        self,
+        term: Callable[..., Tensor],
+        of_pairs: tuple[Tensor, ...],
+        shape: torch.Size | None,
+        *,
+        swapped: bool = False,
+    ) -> Tensor:
+        """The average where the first point's logits depend on the first draws alone.
+
+        Args:
+            term: As of `_mean`.
+            of_pairs: Moments and tangents.
+            shape: Of the pairs; None: the left points with themselves.
+            swapped: Whether the right point is the first.
         """
         q, k = self._queries, self._keys
+        first, second = self._first, self._second
+        if swapped:
+            q, k = _swapped(q), _swapped(k)
+            first, second = second, first
         rows, columns = q[0].shape[-1], k[0].shape[-1]
-        shape = q[0].shape[:-2]
-        single = single or q[0] is q[2]  # a data point with itself
+        # of the first points alone, whatever they are paired with
+        roots = [cholesky(q[0].double()), cholesky(k[0].double())]
+        if shape is not None:
+            roots += [
+                cholesky(_joint(q, shape))[..., rows:, :],
+                cholesky(_joint(k, shape))[..., columns:, :],
+            ]
+
+        def total(points: Tensor, *inputs: Tensor) -> Tensor:
+            (queries, keys, *others), rest = inputs[: len(roots)], inputs[len(roots) :]
+            logits = _drawn(queries, points[:, :rows, :columns], keys)
+            one = two = self._weights(logits * first.scale, first, drawn=True)
+            if others:
+                logits = _drawn(others[0], points, others[1])
+                two = self._weights(logits * second.scale, second, drawn=True)
+            return term(two, one, *rest) if swapped else term(one, two, *rest)
+
+        points = self._draws(rows, columns, q[1].shape[-1], k[1].shape[-1], single=shape is None)
+        pairs = q[0].shape[:-2] if shape is None else shape
+        few = max(1, self._chunk // max(1, pairs.numel() * points[0].numel()))
+        whole = sum_over_parts(total, points.split(few), (*roots, *of_pairs))
+        return (whole / len(points)).to(q[0].dtype)
+
+    def _draws(
+        self, rows: int, columns: int, more_rows: int, more_columns: int, *, single: bool
+    ) -> Tensor:
+        """Z, `[samples, Q, K]`; the first point's block has the first variables."""
+        sizes = [rows * columns, rows * more_columns, more_rows * columns, more_rows * more_columns]
+        points = self._rule.normals(sum(sizes), self._queries[0])
+        own, right, below, other = points.split(sizes, -1)
+        own = own.unflatten(-1, (rows, columns))
         if single:
-            roots = cholesky(q[0].double()), cholesky(k[0].double())
-            size = rows, columns
-        else:
-            shape = torch.broadcast_shapes(q[0].shape[:-2], q[1].shape[:-2])
-            roots = cholesky(_joint(q, shape)), cholesky(_joint(k, shape))
-            size = rows + q[1].shape[-1], columns + k[1].shape[-1]
+            return own
+        right = right.unflatten(-1, (rows, more_columns))
+        below = below.unflatten(-1, (more_rows, columns))
+        other = other.unflatten(-1, (more_rows, more_columns))
+        return torch.cat([torch.cat([own, right], -1), torch.cat([below, other], -1)], -2)
 
-        def total(points: Tensor) -> Tensor:
-            logits = roots[0] @ points @ roots[1].mT
-            left = self._weights(logits[..., :rows, :columns] * self._first.scale, self._first)
-            right = left
-            if not single:
-                right = logits[..., rows:, columns:] * self._second.scale
-                right = self._weights(right, self._second)
-            return term(left, right).sum(0)
 
-        points = self._rule.normals(size[0] * size[1], q[0])
-        points = points.reshape(-1, *(1,) * len(shape), *size)
-        few = max(1, _CHUNK // max(1, shape.numel() * size[0] * size[1]))
-        again = torch.is_grad_enabled()
-        parts = [
-            checkpoint(total, part, use_reentrant=False) if again else total(part)
-            for part in points.split(few)
-        ]
-        return (sum(parts[1:], parts[0]) / len(points)).to(q[0].dtype)
+def _swapped(blocks: tuple[Tensor, Tensor, Tensor | None]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The blocks of both sides in the other order."""
+    left, right, cross = blocks
+    return right, left, None if cross is None else cross.mT
+
+
+def _drawn(queries: Tensor, points: Tensor, keys: Tensor) -> Tensor:
+    """Logits L_q Z L_k^T of points `[draws, q, k]`, `[..., Q, draws, K]`."""
+    draws, q, k = points.shape
+    half = queries @ points.transpose(0, 1).reshape(q, draws * k)
+    return _times(half.unflatten(-1, (draws, k)), keys.mT)
+
+
+def _times(weights: Tensor, matrix: Tensor) -> Tensor:
+    """Weights `[..., Q, draws, K]` times a matrix `[..., K, L]`."""
+    return (weights.flatten(-3, -2) @ matrix).unflatten(-2, weights.shape[-3:-1])
+
+
+def _summed(left: Tensor, right: Tensor) -> Tensor:
+    """Sum over draws and keys of products, `[..., Q, Q']`."""
+    return left.flatten(-2) @ right.flatten(-2).mT
 
 
 def _joint(blocks: tuple[Tensor, Tensor, Tensor | None], shape: torch.Size) -> Tensor:

@@ -7,11 +7,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from priors.limits.kinds import LinearMap, register_kind
+from priors.limits.kinds import LinearMap, TangentPairs, register_kind
 from priors.limits.operands import Operand
 from priors.limits.pairs import Pairs, Pairwise
 from priors.limits.positions import gathered, mixed, selected
-from priors.programs.nodes import Combination, Concatenate, Dropout, Flatten, Join, Mix, Select
+from priors.programs.nodes import (
+    Combination,
+    Concatenate,
+    Dropout,
+    Flatten,
+    Join,
+    Mix,
+    Select,
+    Zero,
+)
 
 __all__: list[str] = []
 
@@ -117,19 +126,29 @@ class _Join(LinearMap[Join]):
                 of(i, j, size is None)
                 for i, j, size in zip(first.sources, second.sources, sizes[0], strict=True)
             ]
-            parts = [p for p in found if p is not None]
-            if len(parts) < len(found):
-                whole = of(a, b, True)
-                return None if whole is None else whole.diagonal(dim1=-2, dim2=-1)
-            return torch.cat(
-                [
-                    part.unsqueeze(-1) if size is None else part
-                    for part, size in zip(parts, sizes[0], strict=True)
-                ],
-                -1,
-            )
+            if all(part is None for part in found):
+                return None
+            parts = []
+            for part, i, j, size in zip(
+                found, first.sources, second.sources, sizes[0], strict=True
+            ):
+                part = pairs.zeros(i, j, size is None) if part is None else part
+                parts.append(part.unsqueeze(-1) if size is None else part)
+            return torch.cat(parts, -1)
 
         return part_by_part
+
+
+@register_kind(Zero)
+class _Zero(LinearMap[Zero]):
+    def apply(self, index: int, node: Zero, x: Operand) -> Tensor | None:
+        return None
+
+    def moment(self, pairs: Pairs, a: int, b: int, full: bool) -> Tensor | None:
+        return pairs.zeros(a, b, full)
+
+    def tangent(self, tangents: TangentPairs, a: int, b: int, full: bool) -> Tensor | None:
+        return None
 
 
 @register_kind(Flatten)

@@ -98,7 +98,7 @@ class Moments(Pairs):
         """Moment of nodes `a` on the left and `b` on the right; None if it vanishes."""
         if not self.related(a, b):
             return None
-        full = full or not (self.has_positions(a) and self.has_positions(b))
+        full = full or not self.alike(a, b)
         if (a, b, full) not in self._cache:
             if self.same and (b, a, full) in self._cache:
                 return self.transposed(self._cache[b, a, full], b, a, full)
@@ -106,7 +106,7 @@ class Moments(Pairs):
                 return self._cache[a, b, True].diagonal(dim1=-2, dim2=-1)
             value = self._moment(a, b, full)
             assert value is not None
-            self._cache[a, b, full] = self.symmetrised(value, a, b, full)
+            self._cache[a, b, full] = value
             if not self.derivatives:
                 self.drop_intermediate(a, b)
         return self._cache[a, b, full]
@@ -138,7 +138,7 @@ class Moments(Pairs):
 
     def duals(self, a: int, b: int, full: bool) -> tuple[Tensor, Tensor | None]:
         """E[phi(u) psi(v)] and E[phi'(u) psi'(v)] of two plain nonlinearities."""
-        full = full or not (self.has_positions(a) and self.has_positions(b))
+        full = full or not self.alike(a, b)
         if (a, b, full) not in self._duals:
             if self.same and (b, a, full) in self._duals:
                 value, derivative = self._duals[b, a, full]

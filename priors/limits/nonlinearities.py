@@ -72,16 +72,21 @@ def _derivative(pairs: Pairs, a: int, b: int, full: bool) -> Tensor | None:
         return None
 
     def exact(single: Pairs) -> Tensor:
-        phi, u = single.activation(a)
-        psi, v = single.activation(b)
-        q = single.variance_of(u, 0)
-        if a == b:
-            return phi.second_moment_derivative(q)
-        c = single.moment(u, v, False)
-        assert c is not None
-        return phi.dual_derivative(psi, q, single.variance_of(v, 0), c)
+        return single.once(("slope", a, b), lambda: _slope_of_points(single, a, b))
 
     return pairs.with_exact_diagonal(derivative, a, b, full, exact)
+
+
+def _slope_of_points(single: Pairs, a: int, b: int) -> Tensor:
+    """E[phi'(u) psi'(v)] of each point with itself."""
+    phi, u = single.activation(a)
+    psi, v = single.activation(b)
+    q = single.variance_of(u, 0)
+    if a == b:
+        return phi.second_moment_derivative(q)
+    c = single.moment(u, v, False)
+    assert c is not None
+    return phi.dual_derivative(psi, q, single.variance_of(v, 0), c)
 
 
 def _slope(a: int, b: int, da: tuple[int, int], db: tuple[int, int], single: Pairs) -> Tensor:

@@ -113,14 +113,6 @@ class Pairs(ABC):
             value = value.transpose(-1, -2)
         return value if self.paired else value.transpose(-1 - trailing, -2 - trailing)
 
-    def symmetrised(self, value: Tensor, a: int, b: int, full: bool) -> Tensor:
-        """The mean of both orders of a pair, which a quadrature over many variables draws apart."""
-        if a != b or not self.same or self.paired:
-            return value
-        if not isinstance(self.program.nodes[a], Nonlinear) or self.is_plain(a):
-            return value
-        return (value + self.transposed(value, a, a, full)) / 2
-
     def on_left(self, value: Tensor, a: int, b: int, full: bool) -> Tensor:
         """A number per left point (and position of `a`) shaped to multiply the pair."""
         value = self.rows_of(value, 0, int(self.has_positions(a)))
@@ -149,6 +141,11 @@ class Pairs(ABC):
         """Whether a node has positions; otherwise it is a single vector."""
         return self.program.positions(index) is not None
 
+    def alike(self, a: int, b: int) -> bool:
+        """Whether two nodes have equally many positions, so that a same one of both is meant."""
+        positions = self.program.positions(a)
+        return positions is not None and positions == self.program.positions(b)
+
     def zeros(self, a: int, b: int, full: bool) -> Tensor:
         """Zero for every pair."""
         left, right = self.inputs[0].x, self.inputs[1].x
@@ -169,6 +166,8 @@ class Pairs(ABC):
         """Set the pairs of a point and position with itself to their own closed form."""
         trailing = self.trailing(a, b, full)
         if not self.same or (trailing == 1 and full):
+            return value
+        if self.program.positions(a) != self.program.positions(b):
             return value
         if self.paired:
             if trailing != 2:

@@ -27,11 +27,13 @@ class Settings:
         variances: Variance of each weight and bias, `[*batch]`.
         quadrature: For expectations over more than two variables.
         max_variables: Most variables of one expectation.
+        max_bytes: Memory for what is held besides the result.
     """
 
     variances: Variances
     quadrature: QuasiMonteCarlo
     max_variables: int = 64
+    max_bytes: int = 2**30
 
 
 class Inputs:
@@ -47,7 +49,7 @@ class Inputs:
         """A `Features` node at the data points, `[..., n, (P,) width]`."""
         node = self.program.nodes[index]
         assert isinstance(node, Features)
-        value = self._value(node.source).movedim(node.axis + 1, -1)
+        value = self._value(node.source).movedim(node.axis + 1, -1).to(self.x)
         places = (math.prod(node.positions),) if node.positions else ()
         return value.reshape(*self.x.shape[:-1], *places, value.shape[-1])
 
@@ -69,14 +71,19 @@ class Inputs:
                 assert isinstance(node, Function)
                 arguments = [self._argument(a) for a in node.arguments]
                 keywords = {k: self._argument(a) for k, a in node.keywords}
-                self._values[index] = node.function(*arguments, **keywords)
+                value = node.function(*arguments, **keywords)
+                # constants of a given size are made on the CPU
+                self._values[index] = (
+                    value.to(self.x.device) if isinstance(value, Tensor) else value
+                )
         return self._values[index]
 
     def _argument(self, item: Any) -> Any:
         """An argument of a finite function as torch wants it."""
         match item:
             case Ref(index=int(index)):
-                return self._value(index)
+                value = self._value(index)
+                return value.movedim(0, item.batch) if item.batch else value
             case Ref():
                 return self.x.shape[:-1].numel()
             case Array():

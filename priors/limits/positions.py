@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -92,11 +93,16 @@ def averaged(value: Tensor, weights: Tensor, axis: int) -> Tensor:
 
 
 def convolved(
-    value: Tensor, window: Window, left: tuple[int, ...], right: tuple[int, ...], full: bool
+    value: Tensor,
+    windows: tuple[Window, Window],
+    left: tuple[int, ...],
+    right: tuple[int, ...],
+    full: bool,
 ) -> Tensor:
-    """Average over a window of pairs of positions shifted together.
+    """Average over a window of pairs of positions, each at the same place of its side's window.
 
-    The window is a box, so its dimensions are summed one after the other.
+    The window is a box, so its dimensions are summed one after the other. Without `full` both
+    sides' windows are the same.
     """
     lead = value.shape[: value.dim() - (2 if full else 1)]
     value = value.reshape(*lead, *left, *(right if full else ()))
@@ -104,53 +110,61 @@ def convolved(
     start = len(lead)
     for k in range(dims):
         axes = [start + k] + ([start + dims + k] if full else [])
-        value = _window_sum(
-            value,
-            axes,
-            window.size[k],
-            window.stride[k],
-            window.padding[k],
-            window.dilation[k],
-            window.circular,
-        )
-    scale = 1.0 / math.prod(window.size)
+        value = _window_sum(value, axes, [_Line.of(w, k) for w in windows[: len(axes)]])
+    scale = 1.0 / math.prod(windows[0].size)
     value = value * scale if needs_graph(value) else value.mul_(scale)
     return value.reshape(*lead, *([-1, math.prod(value.shape[start + dims :])] if full else [-1]))
 
 
-def _window_sum(
-    value: Tensor,
-    axes: Sequence[int],
-    size: int,
-    stride: int,
-    padding: tuple[int, int],
-    dilation: int,
-    circular: bool,
-) -> Tensor:
-    """out[h, h'] = sum_b value[s h + d b - pad, s h' + d b - pad] along `axes` together."""
-    if circular:
-        for axis in axes:
+@dataclass(frozen=True)
+class _Line:
+    """One dimension of a window."""
+
+    size: int
+    stride: int
+    padding: tuple[int, int]
+    dilation: int
+    circular: bool
+
+    @staticmethod
+    def of(window: Window, k: int) -> _Line:
+        """Dimension k of a window."""
+        size, stride, padding = window.size[k], window.stride[k], window.padding[k]
+        return _Line(size, stride, padding, window.dilation[k], window.circular)
+
+
+def _window_sum(value: Tensor, axes: Sequence[int], lines: Sequence[_Line]) -> Tensor:
+    """out[h, h'] = sum_b value[s h + d b - pad, s' h' + d' b - pad'] along `axes`."""
+    before = []
+    for axis, line in zip(axes, lines, strict=True):
+        before.append(line.padding)
+        if line.circular:
             n = value.shape[axis]
-            index = torch.arange(-padding[0], n + padding[1], device=value.device) % n
+            index = torch.arange(-line.padding[0], n + line.padding[1], device=value.device) % n
             value = value.index_select(axis, index)
-        padding = (0, 0)
+            before[-1] = (0, 0)
+    size = lines[0].size
     sizes = [value.shape[axis] for axis in axes]
-    outs = [(n + sum(padding) - dilation * (size - 1) - 1) // stride + 1 for n in sizes]
+    outs = [
+        (n + sum(pad) - line.dilation * (size - 1) - 1) // line.stride + 1
+        for n, pad, line in zip(sizes, before, lines, strict=True)
+    ]
     shape = list(value.shape)
     for axis, out in zip(axes, outs, strict=True):
         shape[axis] = out
     total: Tensor | None = None
     # the middle of the window first: it often covers all, and then nothing need be set to 0
     for b in sorted(range(size), key=lambda b: abs(2 * b - size + 1)):
-        shift = dilation * b - padding[0]
+        shifts = [line.dilation * b - pad[0] for line, pad in zip(lines, before, strict=True)]
         spans = []
-        for n, out in zip(sizes, outs, strict=True):
-            low = max(0, -(shift // stride))  # first h with stride h + shift >= 0
-            spans.append((low, min(out, (n - 1 - shift) // stride + 1)))
+        for n, out, shift, line in zip(sizes, outs, shifts, lines, strict=True):
+            low = max(0, -(shift // line.stride))  # first h with stride h + shift >= 0
+            spans.append((low, min(out, (n - 1 - shift) // line.stride + 1)))
         if any(high <= low for low, high in spans):
             continue
         part = value
-        for axis, (low, high) in zip(axes, spans, strict=True):
+        for axis, (low, high), shift, line in zip(axes, spans, shifts, lines, strict=True):
+            stride = line.stride
             part = part.narrow(axis, stride * low + shift, stride * (high - 1 - low) + 1)
             if stride > 1:
                 part = part[(slice(None),) * axis + (slice(None, None, stride),)]
@@ -162,8 +176,7 @@ def _window_sum(
         for axis, (low, high) in zip(axes, spans, strict=True):
             target = target.narrow(axis, low, high - low)
         target += part
-    assert total is not None
-    return total
+    return value.new_zeros(shape) if total is None else total
 
 
 def needs_graph(*tensors: Tensor) -> bool:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 __all__ = ["BlockProgress"]
 
-# Seconds: what must have passed before an estimate is trusted, and what it must exceed.
+# Seconds: what must have passed before an estimate is trusted, and what must be left.
 _BAR = (2.0, 10.0)
 _WARNING = (10.0, 60.0)
 
@@ -20,28 +20,37 @@ class BlockProgress:
 
     Args:
         blocks: How many there are.
-        shown: Show a bar where more than ten seconds are expected.
-        reasons: Called for what makes the kernel expensive, where minutes are expected.
+        shown: Show a bar where more than ten seconds are left.
+        reasons: Called for what makes the kernel expensive, where minutes are left.
     """
 
     def __init__(self, blocks: int, *, shown: bool, reasons: Callable[[], Sequence[str]]) -> None:
         self._blocks, self._shown, self._reasons = blocks, shown, reasons
-        self._start = time.monotonic()
+        self._start = self._first = time.monotonic()
         self._done, self._warned = 0, False
         self._bar: tqdm | None = None
 
     def update(self) -> None:
-        """Called after each block."""
+        """Called after each block.
+
+        The first one also does what all others share, such as tables of expectations, so that
+        the estimate is made of the others.
+        """
         self._done += 1
-        elapsed = time.monotonic() - self._start
-        expected = elapsed * self._blocks / self._done
-        if self._bar is None and self._shown and elapsed > _BAR[0] and expected > _BAR[1]:
+        now = time.monotonic()
+        elapsed = now - self._start
+        if self._done == 1:
+            self._first = now
+            return
+        left = (now - self._first) / (self._done - 1) * (self._blocks - self._done)
+        if self._bar is None and self._shown and elapsed > _BAR[0] and left > _BAR[1]:
             self._bar = tqdm(total=self._blocks, desc="kernel", unit="block", leave=False)
-        if not self._warned and elapsed > _WARNING[0] and expected > _WARNING[1]:
+        if not self._warned and elapsed > _WARNING[0] and left > _WARNING[1]:
             self._warned = True
             causes = "".join(f"\n* {reason}" for reason in self._reasons())
+            minutes = (elapsed + left) / 60
             warnings.warn(
-                f"This kernel is expected to take about {expected / 60:.0f} minutes.{causes}",
+                f"This kernel is expected to take about {minutes:.0f} minutes.{causes}",
                 stacklevel=2,
             )
         if self._bar is not None:

@@ -124,7 +124,7 @@ class Tangents:
         m = self.moments
         if not m.related(a, b):
             return None
-        full = full or self.program.positions(a) is None or self.program.positions(b) is None
+        full = full or not m.alike(a, b)
         if (a, b, full) not in self._cache:
             if m.same and (b, a, full) in self._cache:
                 value = self._cache[b, a, full]
@@ -132,10 +132,7 @@ class Tangents:
             if not full and (a, b, True) in self._cache:
                 value = self._cache[a, b, True]
                 return None if value is None else value.diagonal(dim1=-2, dim2=-1)
-            value = self._tangent(a, b, full)
-            if value is not None:
-                value = m.symmetrised(value, a, b, full)
-            self._cache[a, b, full] = value
+            self._cache[a, b, full] = self._tangent(a, b, full)
             self._drop_intermediate(a, b)
         return self._cache[a, b, full]
 

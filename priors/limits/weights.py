@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from priors.limits.kinds import Kind, TangentPairs, register_kind
+from priors.limits.operands import OneSide
 from priors.limits.pairs import Pairs, Pairwise
 from priors.limits.positions import convolved, needs_graph
 from priors.programs.nodes import Embedding, Features, Linear
@@ -95,11 +96,16 @@ def _through_weight(pairs: Pairs, a: int, b: int, full: bool, of: Pairwise) -> T
     assert isinstance(second, Linear)
     if first.source is None or second.source is None:
         return None
-    value = of(first.source, second.source, full)
-    if value is None or first.window is None:
-        return value
     shapes = [pairs.program.hidden(s).positions for s in (first.source, second.source)]
-    return convolved(value, first.window, shapes[0], shapes[1], full)
+    if first.window is None or second.window is None:
+        return of(first.source, second.source, full)
+    # at two resolutions, equal positions do not come from equal ones
+    whole = full or shapes[0] != shapes[1] or first.window != second.window
+    value = of(first.source, second.source, whole)
+    if value is None:
+        return None
+    value = convolved(value, (first.window, second.window), shapes[0], shapes[1], whole)
+    return value if whole == full else value.diagonal(dim1=-2, dim2=-1)
 
 
 @register_kind(Embedding)
@@ -131,11 +137,22 @@ class _Embedding(Kind[Embedding]):
 
 @register_kind(Features)
 class _Features(Kind[Features]):
+    """Vectors that are the same in every network, and so independent of all others."""
+
+    precedence = 2
+
     def moment(self, pairs: Pairs, a: int, b: int, full: bool) -> Tensor | None:
         return _inner_product(pairs, a, b, full)
 
     def tangent(self, tangents: TangentPairs, a: int, b: int, full: bool) -> Tensor | None:
         return None
+
+    def one_side(self, index: int, x: OneSide) -> Tensor | None:
+        """With a nonlinearity of other units: the product of the means."""
+        return x.plus_constant(None, x.spread(x.pairs.inputs[x.side].features(index).mean(-1)))
+
+    def mean(self, single: Pairs, index: int) -> Tensor | None:
+        return single.inputs[0].features(index).mean(-1)
 
 
 def _inner_product(pairs: Pairs, a: int, b: int, full: bool) -> Tensor:

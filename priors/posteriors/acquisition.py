@@ -208,6 +208,11 @@ class GaussianApproximation(Model):
         """Batch shape of the model."""
         return self.model.batch_shape
 
+    @property
+    def train_inputs(self) -> Any:
+        """Those of the model, for acquisition functions that ask for them."""
+        return self.model.train_inputs
+
     def posterior(
         self,
         X: Tensor,

@@ -186,7 +186,9 @@ class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
 def _image(distribution: MultivariateNormal, transform: AffineTransform) -> MultivariateNormal:
     """The distribution of y, the covariance as lazy as that of z."""
     covariance = distribution.lazy_covariance_matrix
-    scale = torch.atleast_2d(torch.as_tensor(transform.scale).to(distribution.loc))
+    like = distribution.loc
+    scale = torch.as_tensor(transform.scale, dtype=like.dtype, device=like.device)
+    scale = torch.atleast_2d(scale)
     if not isinstance(distribution, MultitaskMultivariateNormal):
         mean = transform(distribution.mean.unsqueeze(-1)).squeeze(-1)
         return MultivariateNormal(mean, _times(covariance, scale.square()[..., 0, 0]))

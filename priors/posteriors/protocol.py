@@ -80,7 +80,7 @@ class PredictivePosterior(Posterior, ABC):
 
     def __getattr__(self, name: str) -> Any:
         # `hasattr` of these is how BoTorch asks for a Gaussian.
-        if name in ("distribution", "mvn"):
+        if name in ("distribution", "mvn", "covariance_matrix"):
             raise AttributeError(
                 f"{type(self).__name__} is not Gaussian and has no {name!r}. An acquisition "
                 "function that needs a Gaussian takes GaussianApproximation(model)."

@@ -12,14 +12,14 @@ from priors.gaussian.quadrature import detect_kinks
 from priors.programs.builder import NEEDS_A_LAYER, Builder
 from priors.programs.expressions import Apply, OneVariable, Statistic, Variable
 from priors.programs.layout import aligned
-from priors.programs.nodes import BatchNormalise, Combination, Factor, Nonlinear
+from priors.programs.nodes import BatchNormalise, Combination, Factor, Features, Nonlinear
 from priors.programs.values import Value, name_of, replaced, values_in
 
 __all__ = ["activation", "combine", "elementwise", "multiply"]
 
 
-def combine(builder: Builder, parts: Sequence[tuple[float, Value]], offset: float = 0.0) -> Value:
-    """sum_k c_k value_k + offset."""
+def combine(builder: Builder, parts: Sequence[tuple[float, Any]], offset: float = 0.0) -> Value:
+    """sum_k c_k value_k + offset of hidden values, raw input, parameters and constants."""
     values = aligned(builder, [v for _, v in parts])
     scales = [c for c, _ in parts]
     index = _combination(
@@ -58,6 +58,9 @@ def activation(builder: Builder, x: Value, function: Activation) -> Value:
 
 def _activation(builder: Builder, index: int, function: Activation) -> int:
     node = builder.hidden(index)
+    if isinstance(node, Features):  # of the raw input beside hidden units
+        value = builder.finite_call(function, Value(node.source))
+        return builder.add(Features(value.index, node.axis, node.positions))
     if node.partition(builder) is not None and not builder.gaussian(index):
         return _distribute(builder, [index], lambda i: _activation(builder, i[0], function))
     positions = builder.positions(index)
@@ -100,6 +103,9 @@ def _multiply(builder: Builder, a: int, b: int) -> int:
     partition = builder.hidden(a).partition(builder)
     if partition is not None and partition == builder.hidden(b).partition(builder):
         return _distribute(builder, [a, b], lambda i: _multiply(builder, *i))
+    expanded = _expanded_product(builder, a, b)
+    if expanded is not None:
+        return expanded
     scale = 1.0
     factors: list[tuple[Factor, ...]] = []
     for index in (a, b):
@@ -116,6 +122,48 @@ def _multiply(builder: Builder, a: int, b: int) -> int:
         node = Nonlinear((*factors[0], *factors[1]), builder.positions(a))
         return _combination(builder, [(scale, builder.add(node))], 0.0)
     return _expression(builder, [a, b], lambda parts: Apply(torch.mul, tuple(parts)))
+
+
+# Most products that a product of sums is expanded into.
+_MAX_PRODUCTS = 32
+
+
+def _expanded_product(builder: Builder, a: int, b: int) -> int | None:
+    """A product of sums as a sum of products whose factors share no variable.
+
+    (1 + erf(u)) v is v + erf(u) v, whose expectations are those of functions of one variable.
+    """
+    if len(_sources(builder, a) | _sources(builder, b)) == 1:
+        return None  # a function of one variable
+    (left, c), (right, d) = ((builder.terms(i), builder.offset(i)) for i in (a, b))
+    count = (len(left) + bool(c)) * (len(right) + bool(d))
+    if count == 1 or count > _MAX_PRODUCTS:
+        return None
+    if not all(_separate(builder, i, j) for _, i in left for _, j in right):
+        return None
+    parts = [(x * y, _multiply(builder, i, j)) for x, i in left for y, j in right]
+    parts += [(x * d, i) for x, i in left if d] + [(c * y, j) for y, j in right if c]
+    return _combination(builder, parts, c * d)
+
+
+def _separate(builder: Builder, i: int, j: int) -> bool:
+    """Whether two nodes have no variable in common, or one variable all in all."""
+    if not all(
+        builder.gaussian(index) or isinstance(builder.nodes[index], Nonlinear) for index in (i, j)
+    ):
+        return False
+    sources = [_sources(builder, index) for index in (i, j)]
+    return not sources[0] & sources[1] or len(sources[0] | sources[1]) == 1
+
+
+def _sources(builder: Builder, index: int) -> set[int]:
+    """The Gaussian nodes of which a node is a function, as far as they are its own."""
+    node = builder.nodes[index]
+    if builder.gaussian(index) or not isinstance(node, Nonlinear | Combination):
+        return {index}
+    if isinstance(node, Nonlinear):
+        return set(node.related_through)
+    return set().union(*(_sources(builder, i) for i in node.inputs))
 
 
 def _expression(
@@ -165,6 +213,12 @@ class _Expansion:
         if self._builder.gaussian(index) and not isinstance(node, Combination):
             return self.variable(index)
         expression = node.expression(index, self)
+        if isinstance(node, Features):
+            raise self._builder.unsupported(
+                "a nonlinearity of units that each have a constant of their own",
+                "the raw input or a constant was added to them; put a linear layer or a "
+                "convolution between them",
+            )
         if expression is None:
             raise self._builder.unsupported(
                 "a nonlinearity whose input is not Gaussian in the limit",

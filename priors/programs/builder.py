@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from priors.gaussian.activations import Activation
+from priors.programs.learnt import Entries, Learnt, as_matrix
 from priors.programs.nodes import (
     Array,
     Features,
@@ -46,6 +48,8 @@ class Builder:
         fan_in: Number of inputs of a unit of each weight's layer; None while it is open.
         gradient_stop: What stops gradients, and where; None if nothing does.
         relations: Which pairs of nodes can have a moment, filled as it is asked for.
+        entries: The parameters that are operands, and what their entries are used for.
+        transposed: Whether the matrix of a layer is used as its transpose.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class Builder:
         self.fan_in: dict[str, int | None] = {}
         self.gradient_stop: tuple[str, str] | None = None
         self.relations: dict[tuple[int, int], bool] = {}
+        self.entries = Entries()
+        self.transposed: dict[str, bool] = {}
         self._known: dict[Node, int] = {}
         self._calls = 0
         self.where = "forward"
@@ -120,30 +126,53 @@ class Builder:
                 f"{self.where} needs the shape of one input; give input_shape, for example "
                 "InfiniteNetwork(module, input_shape=(3, 8, 8))."
             )
-        stand_in = replaced(
-            (args, kwargs),
-            lambda v: torch.empty(BATCH, *_known(self.shape(v)), device="meta"),
-            lambda: BATCH,
-        )
+        result, again = (self._stand_in(function, args, kwargs, n) for n in (BATCH, BATCH + 1))
+        several = isinstance(result, tuple | list)
+        shapes = [
+            _without_batch(*pair)
+            for pair in zip(*((r if several else (r,)) for r in (result, again)), strict=True)
+        ]
+        if None in shapes:
+            raise self.unsupported(name_of(function), "the first dimension must stay the batch")
+        known = [shape for shape in shapes if shape is not None]
+        self._check_points_stay_apart(function, args, kwargs, [batch for batch, _ in known])
+        if several:
+            whole = self._function(function, args, kwargs, ())
+            return tuple(
+                dataclasses.replace(
+                    self._function(_Item(batch), (whole, k), {}, shape), batch=batch
+                )
+                for k, (batch, shape) in enumerate(known)
+            )
+        ((batch, shape),) = known
+        made = function if batch == 0 else _BatchFirst(function, batch)
+        return dataclasses.replace(self._function(made, args, kwargs, shape), batch=batch)
+
+    def _stand_in(
+        self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any], batch: int
+    ) -> Any:
+        """What a function makes of a batch of that size, without numbers."""
+
+        def empty(value: Value) -> Tensor:
+            sizes = _known(self.shape(value))
+            return torch.empty(batch, *sizes, device="meta").movedim(0, value.batch)
+
+        given, named = replaced((args, kwargs), empty, lambda: batch)
         try:
-            result = function(*stand_in[0], **stand_in[1])
+            try:
+                return function(*given, **named)
+            except RuntimeError:  # of constants on another device than the stand-ins
+                moved = [a.to("meta") if isinstance(a, Tensor) else a for a in given]
+                return function(*moved, **named)
         except Exception as error:
             raise self.unsupported(name_of(function), str(error)) from error
-        parts = result if isinstance(result, tuple | list) else (result,)
-        if any(part.dim() < 1 or part.shape[0] != BATCH for part in parts):
-            raise self.unsupported(name_of(function), "the first dimension must stay the batch")
-        self._check_points_stay_apart(function, args, kwargs)
-        if isinstance(result, tuple | list):
-            whole = self._function(function, args, kwargs, ())
-            items = [
-                self._function(_item, (whole, k), {}, tuple(part.shape[1:]))
-                for k, part in enumerate(result)
-            ]
-            return tuple(items)
-        return self._function(function, args, kwargs, tuple(result.shape[1:]))
 
     def _check_points_stay_apart(
-        self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+        self,
+        function: Callable[..., Any],
+        args: Any,
+        kwargs: dict[str, Any],
+        batches: Sequence[int],
     ) -> None:
         """Tried on random points: another first one must not change the second one's result."""
         generator = torch.Generator().manual_seed(0)
@@ -153,7 +182,7 @@ class Builder:
             if value.index not in points:
                 shape = BATCH, *_known(self.shape(value))
                 points[value.index] = torch.randn(shape, generator=generator)
-            return points[value.index].clone()
+            return points[value.index].clone().movedim(0, value.batch)
 
         results = []
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -166,8 +195,9 @@ class Builder:
                 results.append(found if isinstance(found, tuple | list) else (found,))
                 for x in points.values():
                     x[0] = torch.randn(x.shape[1:], generator=generator)
-        for one, two in zip(*results, strict=True):
-            if not torch.allclose(one[1].double(), two[1].double(), equal_nan=True):
+        for one, two, batch in zip(*results, batches, strict=True):
+            first, second = (found.select(batch, 1).double() for found in (one, two))
+            if not torch.allclose(first, second, equal_nan=True):
                 raise self.unsupported(
                     name_of(function), "it mixes the points of a batch, or is random"
                 )
@@ -175,18 +205,23 @@ class Builder:
     def _function(
         self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any], shape: Any
     ) -> Value:
-        arguments, keywords = replaced((args, kwargs), lambda v: Ref(v.index), lambda: Ref(None))
+        arguments, keywords = replaced(
+            (args, kwargs), lambda v: Ref(v.index, v.batch), lambda: Ref(None)
+        )
         return Value(
             self.add(Function(function, frozen(arguments), frozen(tuple(keywords.items())), shape))
         )
 
     def features(self, value: Value, axis: int, fan_in: int | None) -> int:
         """A finite value as vectors along `axis`; hidden values as they are, if that fits."""
-        self.check_batch(value)
+        if value.batch and (axis >= 0 or value.batch == len(self.shape(value))):
+            self.check_batch(value)
         if not value.finite:
             if value.axis != axis % len(self.shape(value)) or value.heads:
                 raise self.unsupported(
-                    "a layer along a dimension that is not the width", "transpose first"
+                    "a layer along a dimension that is not the width",
+                    "transpose first; a learnt map of positions has no limit, as they stay "
+                    "finitely many",
                 )
             if fan_in is not None and fan_in != value.width:
                 raise ValueError(
@@ -223,11 +258,19 @@ class Builder:
         rows: tuple[int, int] | None = None,
         window: Window | None = None,
         positions: tuple[int, ...] = (),
+        transposed: bool = False,
     ) -> int:
         """A matrix product as a node; `rows` of the matrix, all if None."""
         layer = self.parameter(weight, self.weights, "weight")
+        if self.transposed.setdefault(layer, transposed) != transposed:
+            raise self.unsupported(
+                "a matrix together with its transpose",
+                "the one's result depends on the other's input, so neither it nor its gradient is "
+                "Gaussian by itself; give each its own matrix",
+            )
         lazy = nn.parameter.is_lazy(weight)
-        self.fan_in[layer] = None if lazy else math.prod(weight.shape[1:])
+        inputs = slice(0, 1) if transposed else slice(1, None)
+        self.fan_in[layer] = None if lazy else math.prod(weight.shape[inputs])
         bias_layer = None if bias is None else self.parameter(bias, self.biases, "bias")
         suffix = "" if rows is None or rows == (0, width) else f"[{rows[0]}:{rows[1]}]"
         return self.add(
@@ -246,26 +289,40 @@ class Builder:
     def dense(
         self,
         x: Value,
-        weight: Tensor,
+        weight: Tensor | Learnt,
         bias: Tensor | None,
         *,
         width: int | None = None,
         rows: tuple[int, int] | None = None,
+        transposed: bool = False,
     ) -> Value:
-        """W x + b along the last dimension; `width` is that of a lazy layer."""
+        """W x + b along the last dimension, or W^T x + b; `width` is that of a lazy layer."""
+        weight, turned = as_matrix(self, weight)
+        transposed = transposed != turned
         lazy = nn.parameter.is_lazy(weight)
-        source = self.features(x, -1, None if lazy else weight.shape[1])
-        whole = weight.shape[0] if width is None else width
+        source = self.features(x, -1, None if lazy else weight.shape[0 if transposed else 1])
+        whole = weight.shape[1 if transposed else 0] if width is None else width
         positions = self.positions(source)
-        index = self.linear(source, weight, bias, width=whole, rows=rows, positions=positions)
-        return Value(index, whole if rows is None else rows[1] - rows[0], len(positions))
+        index = self.linear(
+            source, weight, bias, width=whole, rows=rows, positions=positions, transposed=transposed
+        )
+        units = whole if rows is None else rows[1] - rows[0]
+        return Value(index, units, len(positions), batch=x.batch)
 
     def parameter(self, value: Any, names: dict[str, str], kind: str) -> str:
         """Name of the layer that a parameter belongs to; registers it."""
         name = self.names.get(id(value))
+        if isinstance(value, Learnt):
+            raise self.unsupported(
+                f"a {kind} that was changed",
+                "its scale is weight_var or bias_var; use the parameter as it is",
+            )
         if name is None:
             raise self.unsupported(
-                f"a {kind} that is no parameter of the module", "it must be an nn.Parameter"
+                f"a {kind} that is no parameter of the module",
+                "it must be an nn.Parameter; parametrisations (weight_norm, spectral_norm) make "
+                "weights whose entries are not independent: take them off by "
+                "torch.nn.utils.parametrize.remove_parametrizations",
             )
         layer = name.removesuffix(f".{kind}")
         names[layer] = name
@@ -332,8 +389,35 @@ def _known(shape: Shape) -> tuple[int, ...]:
     return tuple(size for size in shape if size is not None)
 
 
-def _item(values: Any, index: int) -> Any:
-    return values[index]
+def _without_batch(one: Tensor, two: Tensor) -> tuple[int, tuple[int, ...]] | None:
+    """The dimension whose size is the batch's, and the other sizes, from batches of two sizes."""
+    pairs = list(zip(one.shape, two.shape, strict=True)) if one.dim() == two.dim() else []
+    changed = [d for d, (a, b) in enumerate(pairs) if a != b]
+    if len(changed) != 1 or pairs[changed[0]] != (BATCH, BATCH + 1):
+        return None
+    (batch,) = changed
+    return batch, tuple(size for d, size in enumerate(one.shape) if d != batch)
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One of several results, with the batch moved to the front."""
+
+    batch: int
+
+    def __call__(self, values: Any, index: int) -> Any:
+        return values[index].movedim(self.batch, 0)
+
+
+@dataclass(frozen=True)
+class _BatchFirst:
+    """A function with the batch of its result moved to the front."""
+
+    function: Callable[..., Any]
+    batch: int
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs).movedim(self.batch, 0)
 
 
 def _keeps_shape(function: Callable[..., Any], args: tuple[Any, ...]) -> bool:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from priors.gaussian.quadrature import derivative_of
+
 __all__ = [
     "Apply",
     "Expression",
@@ -71,7 +73,9 @@ class Apply:
                     return done[id(node)]
             return node
 
-        return value(self)
+        result: Tensor = value(self)
+        # a comparison, as the number that it is
+        return result.to(variables[0].dtype) if result.dtype == torch.bool else result
 
     def derivative(
         self, index: int, variables: Sequence[Tensor], statistics: Sequence[Tensor] = ()
@@ -82,8 +86,9 @@ class Apply:
             moved = [x if k == index else v for k, v in enumerate(variables)]
             return self(moved, statistics)
 
-        x = variables[index]
-        return torch.func.jvp(along, (x,), (torch.ones_like(x),))[1]
+        # expanded, so that nothing is summed over
+        shape = torch.broadcast_shapes(*(v.shape for v in (*variables, *statistics)))
+        return derivative_of(along)(variables[index].expand(shape))
 
 
 Expression = Apply

@@ -6,29 +6,45 @@ numbered entries (entry = position * width + unit) and reading off where each of
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from priors.programs.builder import NEEDS_A_LAYER, Builder
-from priors.programs.nodes import Array, Concatenate, Flatten, Join
-from priors.programs.values import BATCH, Value, name_of, replaced, values_in
+from priors.programs.builder import Builder
+from priors.programs.learnt import Learnt, operands, rearranged
+from priors.programs.nodes import Array, Concatenate, Flatten, Join, Ref
+from priors.programs.values import BATCH, Value, name_of, parts_of, replaced, values_in
 
 __all__ = ["aligned", "structural"]
 
 
-def aligned(builder: Builder, values: Sequence[Value]) -> list[Value]:
-    """Hidden values with equal layouts, singleton positions expanded."""
-    if any(v.finite for v in values):
-        if all(v.finite for v in values):
-            return list(values)
-        raise builder.unsupported("hidden units combined with the raw input", NEEDS_A_LAYER)
-    for value in values:
-        builder.check_batch(value)
+_JOINS = frozenset("cat concat concatenate stack hstack vstack".split())
+
+
+def aligned(builder: Builder, items: Sequence[Any]) -> list[Value]:
+    """Operands as hidden values with equal layouts, singleton positions expanded.
+
+    At least one is hidden; others may be the raw input, parameters and constants.
+    """
+    like = next(v for v in items if isinstance(v, Value) and not v.finite)
+    values = operands(builder, like, items)
     first = values[0]
+    if len(values) > 1 and any(v.copies > 1 for v in values):
+        raise builder.unsupported(
+            "an operation of several values of which one has its units repeated",
+            "repeated units are understood as keys and values of attention, and by linear layers",
+        )
+    if len({v.batch for v in values}) > 1:
+        raise builder.unsupported("values with the batch in different dimensions", "permute first")
+    if len({v.width for v in values}) > 1 and any(v.width == 1 for v in values):
+        raise builder.unsupported(
+            "a layer of one unit that all units of another share, such as a scalar gate",
+            "one unit stays random at infinite width; give the gate as many units as it gates",
+        )
     if any((v.width, v.axis, v.heads) != (first.width, first.axis, first.heads) for v in values):
         raise builder.unsupported(
             "hidden values whose widths are not the same dimension",
@@ -57,10 +73,25 @@ def structural(
 ) -> Any:
     """Reshaping, slicing, stacking: carried out on numbered entries and read off."""
     values = list(values_in((args, kwargs)))
+    learnt = next(parts_of((args, kwargs), (nn.Parameter, Learnt)), None)
+    if learnt is not None and not values:
+        return rearranged(builder, function, args, kwargs)
     if all(v.finite for v in values):
+        if learnt is not None:
+            raise builder.unsupported(
+                "a parameter joined to the raw input",
+                "neither is wide, so the sum does not average out; apply a linear layer first",
+            )
+        if not values and next(parts_of((args, kwargs), Ref), None) is None:
+            return function(*args, **kwargs)  # a constant
         return builder.finite_call(function, *args, **kwargs)
-    if any(v.finite for v in values):
-        raise builder.unsupported("hidden units joined with the raw input", NEEDS_A_LAYER)
+    if name_of(function) in _JOINS:
+        args, kwargs = _joinable(builder, function, args, kwargs)
+        values = list(values_in((args, kwargs)))
+    elif any(v.finite for v in values) or learnt is not None:
+        raise builder.unsupported(
+            f"{name_of(function)} of hidden units with the raw input or a parameter"
+        )
     if name_of(function) in ("cat", "concat", "concatenate"):
         joined = _concatenate(builder, values, args, kwargs)
         if joined is not None:
@@ -84,11 +115,40 @@ def structural(
     return _read(builder, values, result, total)
 
 
+def _joinable(
+    builder: Builder, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a function that joins tensors, all of these as hidden values."""
+    given = inspect.signature(lambda tensors, dim=0: None).bind(*args, **kwargs).arguments
+    items = list(given["tensors"])
+    like = next(v for v in items if isinstance(v, Value) and not v.finite)
+    rank = len(builder.shape(like)) + 1
+    dim = {"hstack": 1, "vstack": 0}.get(name_of(function), given.get("dim", 0))
+    joined = dim % rank if "cat" in name_of(function) else 0
+    hidden = operands(builder, like, items, joined)
+    rest = () if "stack" in name_of(function)[1:] else (dim,)
+    return (hidden, *rest), {}
+
+
+def _originals(builder: Builder, value: Value) -> Tensor:
+    """For each position of a value the first that it is a copy of, in the positions' shape.
+
+    Copies are looked for where heads stand beside an axis that may have been expanded.
+    """
+    positions = builder.positions(value)
+    places = torch.arange(math.prod(positions))
+    if value.heads and len(positions) > 1:
+        first: dict[int, int] = {}
+        found = [builder.select(value.index, place) for place in places]
+        places = torch.tensor([first.setdefault(f, k) for k, f in enumerate(found)])
+    return places.reshape(positions)
+
+
 def _numbers(builder: Builder, value: Value, start: int, total: int) -> Tensor:
     """Entry = start + position * width + unit (+ total for the second of the batch)."""
     positions = builder.positions(value)
-    size = math.prod(positions) * value.width
-    entries = torch.arange(start, start + size).reshape(*positions, value.width)
+    entries = start + _originals(builder, value)[..., None] * value.width
+    entries = entries + torch.arange(value.width)
     if value.axis is None:
         entries = entries.squeeze(-1)
     else:
@@ -122,22 +182,26 @@ def _read(builder: Builder, values: Sequence[Value], result: Tensor, total: int)
     mixed = [a for a in unit_axes if a in place_axes]
     if unit_axes and not mixed:
         # the axes in the order of their strides, outermost first
-        strides = [
-            int(unit.select(a, 1).flatten()[0] - unit.select(a, 0).flatten()[0]) for a in unit_axes
+        reach = [
+            int(unit.select(a, -1).flatten()[0] - unit.select(a, 0).flatten()[0]) for a in unit_axes
         ]
-        ordered = [a for _, a in sorted(zip(strides, unit_axes, strict=True), reverse=True)]
+        ordered = [a for _, a in sorted(zip(reach, unit_axes, strict=True), reverse=True)]
         pieces = [entries.shape[a] for a in ordered]
         rank = len(ordered)
         table = unit.movedim(ordered, tuple(range(rank))).reshape(*pieces, -1)[..., 0]
+        table, copies = _without_copies(table)
         first, last = int(table.flatten()[0]), int(table.flatten()[-1]) + 1
         if first < last and torch.equal(table.flatten(), torch.arange(first, last)):
             for a in sorted(unit_axes, reverse=True):
                 place = place.select(a, 0)
             index = builder.select(index, place)
+            copies *= values[0].copies
             if (first, last) != (0, width):
+                if values[0].copies > 1:
+                    raise builder.unsupported("a slice of repeated units")
                 index = builder.restrict(index, first, last)
             heads = tuple(zip(ordered[:-1], pieces[:-1], strict=True))
-            return Value(index, last - first, ordered[-1], heads, batch)
+            return Value(index, math.prod(pieces), ordered[-1], heads, batch, copies)
         if len(unit_axes) == 1:
             raise builder.unsupported("units in another order")
     if len(unit_axes) == 1 and mixed:
@@ -154,6 +218,23 @@ def _read(builder: Builder, values: Sequence[Value], result: Tensor, total: int)
         "a reshaping that mixes width and positions",
         f"the result is {tuple(entries.shape)}",
     )
+
+
+def _without_copies(table: Tensor) -> tuple[Tensor, int]:
+    """Units `[heads, ..]` without repeated heads, and how often each is there."""
+    heads = len(table)
+    distinct = len(table.unique(dim=0)) if table.dim() > 1 else heads
+    if distinct == heads or heads % distinct:
+        return table, 1
+    copies = heads // distinct
+    for parts, dim in (
+        (table.unflatten(0, (distinct, copies)), 1),
+        (table.unflatten(0, (copies, distinct)), 0),
+    ):
+        one = parts.select(dim, 0)
+        if torch.equal(parts, one.unsqueeze(dim).expand_as(parts)):
+            return one, copies
+    return table, 1
 
 
 def _read_single(
@@ -181,9 +262,9 @@ def _concatenate(
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
     rank = len(builder.shape(values[0])) + 1
     first = values[0]
-    if first.axis is None or dim % rank != first.axis + 1:
+    if first.axis is None or dim % rank != first.axis + (first.axis >= first.batch):
         return None
-    if any((v.axis, v.heads) != (first.axis, ()) for v in values) or (
+    if any((v.axis, v.heads, v.batch) != (first.axis, (), first.batch) for v in values) or (
         len({builder.positions(v) for v in values}) > 1
     ):
         raise builder.unsupported("a concatenation of unlike values")
@@ -198,7 +279,7 @@ def _concatenate(
             sources.append(value.index)
             sizes.append(value.width)
     node = Concatenate(tuple(sources), tuple(sizes), builder.positions(first))
-    return Value(builder.add(node), sum(sizes), first.axis)
+    return Value(builder.add(node), sum(sizes), first.axis, batch=first.batch)
 
 
 def _varies(tensor: Tensor, axis: int) -> bool:

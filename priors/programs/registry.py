@@ -29,6 +29,7 @@ __all__ = [
     "register_layer",
     "steps_of_their_own",
     "supported",
+    "takes",
     "unsupported",
 ]
 
@@ -155,6 +156,16 @@ def register_function(
         return rule
 
     return register
+
+
+def takes(*kinds: type) -> Callable[[AnyRule], AnyRule]:
+    """A decorator: the decorated rule takes arguments of these kinds of `values.Pending`."""
+
+    def mark(rule: AnyRule) -> AnyRule:
+        rule.takes = kinds  # type: ignore[attr-defined]
+        return rule
+
+    return mark
 
 
 def unsupported(*names: str, why: str) -> None:

@@ -80,6 +80,8 @@ def _gaussian_sources(program: Relations, index: int) -> set[int]:
 def odd(program: Relations, index: int) -> bool:
     """Whether a node changes its sign with its Gaussian sources, so that its mean is 0."""
     node = program.hidden(index)
+    if isinstance(node, Features):
+        return False
     if program.gaussian(index) or (isinstance(node, Normalise) and node.centred):
         return True
     match node:

@@ -9,6 +9,7 @@ products and nonlinear functions of branches are reduced to Gaussian vectors in 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +22,9 @@ from priors.gaussian.activations import Activation, Numerical
 from priors.gaussian.quadrature import detect_kinks
 from priors.programs import branches, layout
 from priors.programs.builder import Builder
+from priors.programs.learnt import Learnt, gain, held
 from priors.programs.memory import INPLACE_OPERATORS, Memory, is_traced, overwriting
-from priors.programs.nodes import Features, Input, Join, Linear, Ref, Window
+from priors.programs.nodes import Embedding, Features, Input, Join, Linear, Ref
 from priors.programs.program import Program, pruned
 from priors.programs.registry import (
     UnsupportedOperationError,
@@ -33,9 +35,12 @@ from priors.programs.registry import (
     reason,
     steps_of_their_own,
 )
-from priors.programs.values import Value, name_of, values_in
+from priors.programs.values import Pending, Scaled, Value, name_of, parts_of, values_in
 
 __all__ = ["Nonlinearity", "Tracer", "trace"]
+
+# Functions that make constants of a given size.
+_FACTORIES = frozenset("zeros ones full arange eye linspace".split())
 
 _MISSING = object()  # no value was given for an input
 
@@ -117,6 +122,8 @@ for _name in INPLACE_OPERATORS:
 class _Leaves(fx.Tracer):
     """Layers of torch and what has a rule of its own are one step each."""
 
+    proxy_buffer_attributes = True  # so that a size may slice them
+
     def __init__(self) -> None:
         super().__init__(autowrap_functions=own_functions())
 
@@ -140,11 +147,10 @@ def _check_hooks(module: nn.Module) -> None:
             for hook in getattr(layer, kind).values():
                 called = getattr(hook, "__name__", type(hook).__name__)
                 if called != "_infer_parameters":  # of lazy layers
-                    raise UnsupportedOperationError(
-                        f"a hook ({called})",
-                        f"module {name!r}",
-                        "write what it does in the forward, and remove it",
-                    )
+                    why = "write what it does in the forward, and remove it"
+                    if called in ("WeightNorm", "SpectralNorm"):
+                        why = "it makes weights whose entries are not independent; remove it"
+                    raise UnsupportedOperationError(f"a hook ({called})", f"module {name!r}", why)
 
 
 def _graph_of(module: nn.Module) -> fx.Graph:
@@ -234,6 +240,7 @@ class Tracer(Builder):
         """
         if is_traced(kwargs.get("out")):
             raise self.unsupported("out=", "use the result of the call")
+        kwargs.pop("out", None)
         args, kwargs = self.memory.current(args), self.memory.current(kwargs)
         one_step = not isinstance(part, nn.Module) or _Leaves().is_leaf_module(part, "")
         overwrites = overwriting(part, args, kwargs) if one_step else None
@@ -269,7 +276,11 @@ class Tracer(Builder):
         raise self.unsupported(f"layer {name}", reason(name))
 
     def _call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if target in (operator.getitem, getattr) and not isinstance(args[0], Value):
+        if target is getattr and isinstance(args[0], nn.Parameter | Learnt):
+            return self._attribute(*args)
+        if target in (operator.getitem, getattr) and not isinstance(
+            args[0], Value | Pending | nn.Parameter | Learnt
+        ):
             try:
                 return target(*args)
             except (AttributeError, IndexError, KeyError, TypeError) as error:
@@ -281,7 +292,11 @@ class Tracer(Builder):
             if function is math.sqrt:
                 return args[0] ** 0.5  # which keeps the power of a width
             return function(*args, **kwargs)  # arithmetic with sizes
-        if any(isinstance(a, Ref) for a in given) and not any(values_in(given)):
+        traced = (Value, Pending, Tensor, Learnt)
+        sized = any(isinstance(a, Ref) for a in given)
+        if sized and name_of(function) in _FACTORIES:
+            return self.finite_call(function, *args, **kwargs)
+        if sized and next(parts_of(given, traced), None) is None:
             raise self.unsupported("arithmetic with the batch size", "give sizes as numbers or -1")
         if rule is None:
             if not isinstance(target, str) and not is_torch(target):
@@ -293,17 +308,51 @@ class Tracer(Builder):
             name = target if isinstance(target, str) else name_of(target)
             return self._apply(rule, name, *args, **kwargs)
 
+    def _attribute(self, parameter: Any, name: str) -> Any:
+        """An attribute of a parameter: its shape, or its transpose."""
+        if name in ("T", "mT"):
+            return self.structural(torch.transpose, (parameter, -2, -1), {})
+        if name in ("shape", "ndim", "device", "dtype"):
+            return getattr(parameter, name, None)
+        raise self.unsupported(f"{name} of a parameter", "use the parameter as it is")
+
+    def check_number(self, value: Any) -> None:
+        """Refuse a number that depends on the width where units need a constant."""
+        if getattr(value, "exponent", 0.0):
+            raise self.unsupported(
+                f"hidden units with a number that goes like width**{value.exponent:g}",
+                "it has no limit; use a constant",
+            )
+
     def without_rule(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A torch function of constants or finite values, which needs no rule."""
         given = [*args, *kwargs.values()]
         values = [a for a in given if isinstance(a, Value)]
-        if not values and not any(isinstance(a, Ref | nn.Parameter) for a in given):
+        if next(parts_of(given, (nn.Parameter, Learnt)), None) is not None:
+            what = name_of(function)
+            args, kwargs = self._held((args, kwargs), what)
+            if not values:
+                return gain(self, function(*args, **kwargs), what)
+        if not values and not any(isinstance(a, Ref | Pending) for a in given):
             return function(*args, **kwargs)  # a constant, such as torch.arange(10)
         if values and all(v.finite for v in values):
             return self.finite_call(function, *args, **kwargs)
+        pending = next(parts_of((args, kwargs), Pending), None)
+        if pending is not None:
+            raise self.unsupported(*pending.refusal(name_of(function)))
         raise self.unsupported(f"operation {name_of(function)}", reason(name_of(function)))
+
+    def _held(self, item: Any, what: str) -> Any:
+        """Arguments with parameters at the values that gains are held at."""
+        if isinstance(item, nn.Parameter | Learnt):
+            return held(self, item, what)
+        if isinstance(item, tuple | list):
+            return type(item)(self._held(part, what) for part in item)
+        if isinstance(item, dict):
+            return {key: self._held(part, what) for key, part in item.items()}
+        return item
 
     @contextlib.contextmanager
     def _translating(self, function: Callable[..., Any]) -> Iterator[None]:
@@ -314,6 +363,9 @@ class Tracer(Builder):
             self.function = before
 
     def _apply(self, rule: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
+        pending = next(parts_of((args, kwargs), Pending), None)
+        if pending is not None and not isinstance(pending, getattr(rule, "takes", ())):
+            raise self.unsupported(*pending.refusal(name))
         try:
             result = rule(self, *args, **kwargs)
         except (TypeError, AttributeError) as error:  # arguments that the rule does not know
@@ -327,8 +379,8 @@ class Tracer(Builder):
 
     # For the rules -----------------------------------------------------------------------------
 
-    def combine(self, parts: Sequence[tuple[float, Value]], offset: float = 0.0) -> Value:
-        """sum_k c_k value_k + offset."""
+    def combine(self, parts: Sequence[tuple[float, Any]], offset: float = 0.0) -> Value:
+        """sum_k c_k value_k + offset of hidden values, raw input, parameters and constants."""
         return branches.combine(self, parts, offset)
 
     def multiply(self, a: Value, b: Value) -> Value:
@@ -349,6 +401,11 @@ class Tracer(Builder):
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Reshaping, slicing, stacking."""
+        if args and isinstance(args[0], Scaled):
+            found = self.structural(function, (args[0].value, *args[1:]), kwargs)
+            if isinstance(found, Value):
+                return dataclasses.replace(args[0], value=found)
+            return tuple(dataclasses.replace(args[0], value=part) for part in found)
         return layout.structural(self, function, args, kwargs)
 
     # The whole ---------------------------------------------------------------------------------
@@ -371,6 +428,7 @@ class Tracer(Builder):
         self.where = "the end of forward"
         if not isinstance(result, Value):
             raise self.unsupported("an output that is no single tensor")
+        self.check_batch(result)
         if result.finite or self.positions(result) not in ((), (1,)):
             raise self.unsupported(
                 "an output that is no vector of units",
@@ -398,20 +456,31 @@ def _method(name: str, args: tuple[Any, ...]) -> Callable[..., Any]:
 def _check_tying(program: Program) -> None:
     """A matrix that meets the raw input has a finite fan-in, so it must meet nothing else.
 
-    Rows of one matrix used by several nodes must be the same or have none in common, and
-    the windows of one convolution must be the same.
+    Rows of one matrix used by several nodes must be the same or have none in common.
     """
     fed: dict[str, set[bool]] = {}
-    windows: dict[str, set[Window | None]] = {}
     rows: dict[str, set[tuple[int, int]]] = {}
     for node in program.nodes:
         if not isinstance(node, Linear) or node.source is None:
             continue
         fed.setdefault(node.layer, set()).add(isinstance(program.nodes[node.source], Features))
-        windows.setdefault(node.layer, set()).add(node.window)
         span = node.weight.removeprefix(node.layer).strip("[]") or "0:0"
         first, last = span.split(":")
         rows.setdefault(node.layer, set()).add((int(first), int(last)))
+    for node in program.nodes:
+        if isinstance(node, Embedding) and node.layer in fed:
+            raise UnsupportedOperationError(
+                "a weight that is both a matrix and the units of tokens or positions",
+                f"module {node.layer!r}",
+                "as units its entries have variance weight_var, in a matrix weight_var / fan_in",
+            )
+    for name in program.constants:
+        if name in {*program.weights.values(), *program.biases.values()}:
+            raise UnsupportedOperationError(
+                "a parameter that is both a gain and a weight",
+                f"parameter {name!r}",
+                "a gain is held at its value, a weight is random",
+            )
     for layer, kinds in fed.items():
         where = f"module {layer!r}"
         if len(kinds) == 2:
@@ -420,8 +489,6 @@ def _check_tying(program: Program) -> None:
                 where,
                 "its width cannot be finite and infinite",
             )
-        if len(windows[layer]) > 1:
-            raise UnsupportedOperationError("one weight with different windows", where)
         spans = sorted(rows[layer])
         if len(spans) > 1 and any(
             a[1] > b[0] or a == (0, 0) for a, b in zip(spans, spans[1:], strict=False)

@@ -11,7 +11,20 @@ from torch import Tensor
 
 from priors.programs.nodes import Array, Ref, Span
 
-__all__ = ["BATCH", "Power", "Value", "Width", "frozen", "name_of", "replaced", "values_in"]
+__all__ = [
+    "BATCH",
+    "Pending",
+    "Power",
+    "Scaled",
+    "Value",
+    "Width",
+    "frozen",
+    "name_of",
+    "parts_of",
+    "replaced",
+    "values_in",
+    "width_exponent",
+]
 
 # Batch size of tensors that stand in: entries of the second must follow those of the first.
 BATCH = 2
@@ -27,7 +40,8 @@ class Value:
         axis: The width's dimension, counted without the batch; None if it was squeezed away.
         heads: Dimensions and sizes that the width is split into, as of heads, besides `axis`,
             in the order of their strides; empty if it is in one piece.
-        batch: The batch's dimension; only reshaping may move it, and has to bring it back.
+        batch: The batch's dimension.
+        copies: How often each unit stands in the tensor, as keys that several heads share do.
     """
 
     index: int
@@ -35,6 +49,7 @@ class Value:
     axis: int | None = None
     heads: tuple[tuple[int, int], ...] = ()
     batch: int = 0
+    copies: int = 1
 
     @property
     def finite(self) -> bool:
@@ -45,6 +60,53 @@ class Value:
     def num_heads(self) -> int:
         """Number of pieces that the width is split into."""
         return math.prod(size for _, size in self.heads)
+
+
+class Pending:
+    """What a forward computes that is no node yet; rules say by `registry.takes` what they take."""
+
+    def refusal(self, name: str) -> tuple[str, str]:
+        """What is not supported, and why, where function or layer `name` is applied to it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Scaled(Pending):
+    """A hidden value times `scale`, a number that goes like the width to the power `exponent`.
+
+    Attention takes it up into its logits; elsewhere it has no limit.
+    """
+
+    value: Value
+    scale: float
+    exponent: float
+
+    def refusal(self, name: str) -> tuple[str, str]:
+        return (
+            f"{name} of hidden units scaled by width**{self.exponent:g}",
+            f"at infinite width they {'vanish' if self.exponent < 0 else 'grow'}, and weight_var "
+            "scales with the width by itself; leave the factor out, or if it is no function of "
+            f"the width, give the module another width than {self.value.width}",
+        )
+
+
+# Widths up to this often equal a number by chance, so only sizes tell there.
+_NARROW = 16
+
+
+def width_exponent(value: Value, number: Any) -> float:
+    """The power of a hidden value's width that a number goes like.
+
+    A number made of sizes says so. Another that equals a power of the width is taken for it.
+    """
+    exponent: float | None = getattr(number, "exponent", None)
+    if exponent is not None:
+        return exponent
+    size = value.width // value.num_heads
+    if size <= _NARROW:
+        return 0.0
+    powers = (p for p in (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0))
+    return next((p for p in powers if math.isclose(abs(number), size**p, rel_tol=1e-6)), 0.0)
 
 
 class _Counted:
@@ -101,14 +163,19 @@ def name_of(function: Any) -> str:
 
 def values_in(item: Any) -> Iterator[Value]:
     """The values in nested arguments, in order."""
-    if isinstance(item, Value):
+    return parts_of(item, Value)
+
+
+def parts_of(item: Any, kinds: type | tuple[type, ...]) -> Iterator[Any]:
+    """What is of some kinds in nested arguments, in order."""
+    if isinstance(item, kinds):
         yield item
     elif isinstance(item, tuple | list):
         for part in item:
-            yield from values_in(part)
+            yield from parts_of(part, kinds)
     elif isinstance(item, dict):
         for part in item.values():
-            yield from values_in(part)
+            yield from parts_of(part, kinds)
 
 
 def replaced(item: Any, value: Callable[[Value], Any], batch: Callable[[], Any]) -> Any:

@@ -11,6 +11,7 @@ from botorch.models.utils import gpt_posterior_settings
 from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
 from linear_operator.operators import DiagLinearOperator
 
+from bayes.caching import ExactPredictionStrategy
 from bayes.compat import RecordingNUTS, mean_acceptance, potential_energy
 from bayes.marginal_likelihood import exact_solves
 
@@ -66,8 +67,8 @@ def test_recording_nuts():
             pyro.set_rng_seed(0)
             sampler = pyro.infer.MCMC(
                 kind(potential_fn=potential),
-                num_samples=300,
-                warmup_steps=100,
+                num_samples=150,
+                warmup_steps=60,
                 initial_params={"x": torch.zeros(2).double()},
                 hook_fn=hook,
                 disable_progbar=True,
@@ -117,6 +118,39 @@ def test_validate_tensor_args():
     X = torch.rand(4, 2, dtype=torch.float64)
     Model(X, X[:, :1])
     assert set(called) == {((4, 2), (4, 1))}
+
+
+def test_inputs_in_both_modes():
+    """BoTorch calls the pair that `ProcessRows` overrides at every change of mode."""
+    called = []
+
+    class Model(SingleTaskGP):
+        def _set_transformed_inputs(self):
+            called.append("eval")
+
+        def _revert_to_original_inputs(self):
+            called.append("train")
+
+    X = torch.rand(4, 2, dtype=torch.float64)
+    model = Model(X, X[:, :1])
+    for change, last in ((model.eval, "eval"), (model.train, "train"), (model.eval, "eval")):
+        change()
+        assert called[-1] == last
+
+
+def test_training_rows_of_a_strategy():
+    """GPyTorch makes its strategy of this prior, and keeps one that is there."""
+    X = torch.rand(4, 2, dtype=torch.float64)
+    model = SingleTaskGP(X, X[:, :1]).eval()
+    prior = model._get_train_prior_distribution([X])
+    assert torch.allclose(prior.covariance_matrix, model.covar_module(X).to_dense())
+    kept = ExactPredictionStrategy([X], prior, model.train_targets, model.likelihood)
+    expected = model(X[:2] + 0.1).mean
+    model.prediction_strategy = kept
+    assert torch.allclose(model(X[:2] + 0.1).mean, expected)
+    assert model.prediction_strategy is kept
+    model._clear_cache()
+    assert model.prediction_strategy is None
 
 
 def test_prediction_strategy():

@@ -206,6 +206,14 @@ class TestWatch:
             maximise(bowl, bowl.forward, watch(reasons=lambda: ["a slow part"]))
         assert capsys.readouterr().err == ""  # progress=False
 
+    def test_a_first_evaluation_that_makes_tables_is_no_estimate(self, monkeypatch, capsys):
+        # the clock is asked at the start, and before and after each evaluation
+        times = itertools.chain([0.0, 0.0], itertools.count(100.0, 0.001))
+        monkeypatch.setattr("bayes.fitting.watch.time.monotonic", lambda: next(times))
+        bowl = Bowl()
+        maximise(bowl, bowl.forward, watch(progress=None))  # warnings are errors
+        assert capsys.readouterr().err == ""
+
 
 class Endless(Kernel):
     """A kernel that counts its evaluations and interrupts."""

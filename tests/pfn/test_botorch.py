@@ -11,30 +11,71 @@ from types import SimpleNamespace
 import botorch.acquisition as stock
 import pytest
 import torch
-from botorch.acquisition.active_learning import qNegIntegratedPosteriorVariance
-from botorch.acquisition.analytic import (
-    LogConstrainedExpectedImprovement,
-    LogProbabilityOfImprovement,
+from botorch.acquisition.active_learning import (
+    PairwiseMCPosteriorVariance,
+    qNegIntegratedPosteriorVariance,
 )
+from botorch.acquisition.analytic import (
+    ConstrainedExpectedImprovement,
+    LogConstrainedExpectedImprovement,
+    LogProbabilityOfFeasibility,
+    LogProbabilityOfImprovement,
+    ScalarizedPosteriorMean,
+    qAnalyticProbabilityOfImprovement,
+)
+from botorch.acquisition.bayesian_active_learning import qBayesianActiveLearningByDisagreement
 from botorch.acquisition.cost_aware import InverseCostWeightedUtility
+from botorch.acquisition.factory import get_acquisition_function
+from botorch.acquisition.fixed_feature import FixedFeatureAcquisitionFunction
 from botorch.acquisition.joint_entropy_search import qJointEntropySearch
 from botorch.acquisition.logei import qLogProbabilityOfFeasibility
 from botorch.acquisition.max_value_entropy_search import (
     qLowerBoundMaxValueEntropy,
     qMaxValueEntropy,
+    qMultiFidelityMaxValueEntropy,
+)
+from botorch.acquisition.monte_carlo import qPosteriorStandardDeviation
+from botorch.acquisition.multi_objective.analytic import ExpectedHypervolumeImprovement
+from botorch.acquisition.multi_objective.hypervolume_knowledge_gradient import (
+    qHypervolumeKnowledgeGradient,
+)
+from botorch.acquisition.multi_objective.joint_entropy_search import (
+    qLowerBoundMultiObjectiveJointEntropySearch,
 )
 from botorch.acquisition.multi_objective.logei import (
     qLogExpectedHypervolumeImprovement,
     qLogNoisyExpectedHypervolumeImprovement,
 )
+from botorch.acquisition.multi_objective.max_value_entropy_search import (
+    qLowerBoundMultiObjectiveMaxValueEntropySearch,
+)
+from botorch.acquisition.multi_objective.monte_carlo import (
+    qExpectedHypervolumeImprovement,
+    qNoisyExpectedHypervolumeImprovement,
+)
+from botorch.acquisition.multi_objective.multi_fidelity import MOMF
+from botorch.acquisition.multi_objective.parego import qLogNParEGO
+from botorch.acquisition.multi_objective.predictive_entropy_search import (
+    qMultiObjectivePredictiveEntropySearch,
+)
 from botorch.acquisition.multi_step_lookahead import qMultiStepLookahead
 from botorch.acquisition.objective import (
     ExpectationPosteriorTransform,
     GenericMCObjective,
+    IdentityMCObjective,
     LinearMCObjective,
     ScalarizedPosteriorTransform,
 )
+from botorch.acquisition.penalized import L1Penalty, PenalizedAcquisitionFunction
 from botorch.acquisition.predictive_entropy_search import qPredictiveEntropySearch
+from botorch.acquisition.preference import (
+    AnalyticExpectedUtilityOfBestOption,
+    PairwiseBayesianActiveLearningByDisagreement,
+    qExpectedUtilityOfBestOption,
+)
+from botorch.acquisition.prior_guided import PriorGuidedAcquisitionFunction
+from botorch.acquisition.proximal import ProximalAcquisitionFunction
+from botorch.acquisition.risk_measures import CVaR, VaR
 from botorch.acquisition.thompson_sampling import PathwiseThompsonSampling
 from botorch.acquisition.utils import prune_inferior_points
 from botorch.exceptions import UnsupportedError
@@ -42,9 +83,11 @@ from botorch.exceptions.warnings import NumericsWarning
 from botorch.generation import MaxPosteriorSampling
 from botorch.models import ModelList, SingleTaskGP
 from botorch.models.deterministic import GenericDeterministicModel
+from botorch.models.transforms.input import InputPerturbation
 from botorch.optim import optimize_acqf
 from botorch.sampling import SobolQMCNormalSampler
 from botorch.sampling.get_sampler import get_sampler
+from botorch.sampling.list_sampler import ListSampler
 from botorch.utils.multi_objective.box_decompositions.non_dominated import (
     FastNondominatedPartitioning,
 )
@@ -55,6 +98,7 @@ from torch.distributions.transforms import AffineTransform
 
 import priors
 from pfn import PFN, ArchitectureConfig, TrainingConfig, train
+from pfn.architecture import Transformer
 from priors import FunctionTaskPrior, GaussianApproximation, GaussianProcessPrior
 
 SMALL = ArchitectureConfig(
@@ -256,7 +300,79 @@ MATRIX = {
             objective=GenericMCObjective(lambda Y, X=None: Y[..., 0] - Y[..., 1]),
         ),
     ),
+    "qLogNParEGO": (2, lambda w: qLogNParEGO(w.two, w.X, sampler=sampler())),
+    "qEHVI": (2, lambda w: qExpectedHypervolumeImprovement(w.two, w.ref, parts(w), sampler())),
+    "qNEHVI": (2, lambda w: qNoisyExpectedHypervolumeImprovement(w.two, w.ref, w.X, sampler())),
+    "MOMF": (
+        2,
+        lambda w: MOMF(
+            w.two, w.ref, parts(w), sampler=sampler(), cost_call=lambda X: 1 + X.sum(-1, True)
+        ),
+    ),
+    # Variances, preferences.
+    "qPosteriorStandardDeviation": (2, lambda w: qPosteriorStandardDeviation(w.one, sampler())),
+    "PairwiseMCPosteriorVariance": (
+        2,
+        lambda w: PairwiseMCPosteriorVariance(w.one, w.first, sampler()),
+    ),
+    "qEUBO": (2, lambda w: qExpectedUtilityOfBestOption(w.one, sampler=sampler())),
+    "ScalarizedPosteriorMean": (
+        2,
+        lambda w: ScalarizedPosteriorMean(w.one, torch.ones_like(w.ref)),
+    ),
+    # Acquisition functions of others.
+    "proximal": (
+        1,
+        lambda w: ProximalAcquisitionFunction(
+            stock.qLogExpectedImprovement(w.one, w.best, sampler()), torch.ones_like(w.ref), beta=1
+        ),
+    ),
+    "prior-guided": (
+        2,
+        lambda w: PriorGuidedAcquisitionFunction(
+            stock.qExpectedImprovement(w.one, w.best, sampler()),
+            lambda X: (-X.square()).sum(-1).exp(),
+        ),
+    ),
+    "penalised": (
+        2,
+        lambda w: PenalizedAcquisitionFunction(
+            stock.qExpectedImprovement(w.one, w.best, sampler()),
+            L1Penalty(torch.zeros_like(w.ref)),
+            0.1,
+        ),
+    ),
+    "from the factory": (
+        2,
+        lambda w: get_acquisition_function(
+            "qLogNEI", w.one, IdentityMCObjective(), w.X, mc_samples=8, prune_baseline=True
+        ),
+    ),
+    # Risk measures over perturbed inputs.
+    "conditional value at risk": (
+        2,
+        lambda w: stock.qNoisyExpectedImprovement(
+            perturbed(w), w.X[:3], sampler(), objective=CVaR(0.5, 3), prune_baseline=False
+        ),
+    ),
+    "value at risk": (2, lambda w: stock.qSimpleRegret(perturbed(w), sampler(), VaR(0.5, 3))),
 }
+
+
+def parts(w):
+    return FastNondominatedPartitioning(w.ref, w.both)
+
+
+def perturbed(w):
+    moved = InputPerturbation(torch.tensor([[0.0, 0.0], [0.1, 0.1], [0.1, 0.0]]).to(w.X))
+    return random_network().condition(w.X, w.Y, input_transform=moved)
+
+
+def cells(w, number):
+    """A box for each of some samples of Pareto fronts."""
+    ends = torch.tensor([[-9.0, -9.0], [0.0, 0.0]]).to(w.X)
+    return ends[None, :, None].expand(number, 2, 4, 2)
+
 
 # Those that need a Gaussian, through `GaussianApproximation`.
 GAUSSIAN = {
@@ -294,6 +410,36 @@ GAUSSIAN = {
             w.one, w.candidates[:3], torch.ones_like(w.candidates[:3, :1])
         ),
     ),
+    "qMultiFidelityMES": (
+        1,
+        lambda w: qMultiFidelityMaxValueEntropy(
+            w.one, w.candidates, 2, 3, cost_aware_utility=InverseCostWeightedUtility(w.cost)
+        ),
+    ),
+    "multi-objective MES": (
+        1,
+        lambda w: qLowerBoundMultiObjectiveMaxValueEntropySearch(w.two, cells(w, 3), num_samples=8),
+    ),
+    "multi-objective JES": (
+        1,
+        lambda w: qLowerBoundMultiObjectiveJointEntropySearch(
+            w.two,
+            w.candidates[:6].reshape(2, 3, 2),
+            w.both[:6].reshape(2, 3, 2),
+            cells(w, 2),
+            num_samples=8,
+        ),
+    ),
+    "EHVI": (1, lambda w: ExpectedHypervolumeImprovement(w.two, w.ref.tolist(), parts(w))),
+    "ConstrainedEI": (
+        1,
+        lambda w: ConstrainedExpectedImprovement(w.two, w.best, 0, {1: [None, 0.5]}),
+    ),
+    "LogProbabilityOfFeasibility": (
+        1,
+        lambda w: LogProbabilityOfFeasibility(w.two, {1: [None, 0.5]}),
+    ),
+    "qAnalyticPI": (2, lambda w: qAnalyticProbabilityOfImprovement(w.one, w.best)),
 }
 
 APPROXIMATIONS = {
@@ -334,6 +480,24 @@ def test_acquisition(name, dtype):
 def test_acquisition_of_a_gaussian_approximation(name, kind):
     q, make = GAUSSIAN[name]
     check_acquisition(make, make_world(torch.float64, APPROXIMATIONS[kind]), q)
+
+
+def test_acquisitions_that_draw_anew_at_every_call():
+    w = make_world(torch.float64)
+    gaussian = make_world(torch.float64, GaussianApproximation)
+    fantasies = ListSampler(sampler(3), sampler(3))
+    for q, acquisition in (
+        (2 + 3, qHypervolumeKnowledgeGradient(w.listed, w.ref, 3, 1, fantasies)),
+        (2, PairwiseBayesianActiveLearningByDisagreement(gaussian.one)),
+    ):
+        X = uniform(3, q, 2, seed=2).requires_grad_()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            value = acquisition(X)
+        assert value.isfinite().all()
+        (slope,) = torch.autograd.grad(value.sum(), X)
+        assert slope.isfinite().all()
+        assert (slope != 0).any()
 
 
 @pytest.mark.parametrize(
@@ -397,11 +561,48 @@ REFUSED = {
         AttributeError,
         "GaussianApproximation",
     ),
-    # Expectation propagation on the kernel matrix of the data: for Gaussian processes only.
     "predictive entropy": (
         lambda w: qPredictiveEntropySearch(w.one, w.X[:2]),
         AttributeError,
-        "train_inputs",
+        "GaussianApproximation",
+    ),
+    "multi-objective max-value entropy": (
+        lambda w: qLowerBoundMultiObjectiveMaxValueEntropySearch(w.two, cells(w, 3))(w.X[:1]),
+        AttributeError,
+        "GaussianApproximation",
+    ),
+    "multi-objective predictive entropy": (
+        lambda w: qMultiObjectivePredictiveEntropySearch(w.two, w.X[None, :3]),
+        AttributeError,
+        "GaussianApproximation",
+    ),
+    "probability of improvement of several points": (
+        lambda w: qAnalyticProbabilityOfImprovement(w.one, w.best)(w.X[:2]),
+        AttributeError,
+        "GaussianApproximation",
+    ),
+    "pairwise disagreement": (
+        lambda w: PairwiseBayesianActiveLearningByDisagreement(w.one)(w.X[:2]),
+        AttributeError,
+        "GaussianApproximation",
+    ),
+    # Of models of comparisons; qEUBO takes any.
+    "analytic expected utility": (
+        lambda w: AnalyticExpectedUtilityOfBestOption(w.one),
+        AttributeError,
+        "is not a Gaussian process",
+    ),
+    # Between the members of an ensemble of models.
+    "disagreement": (
+        lambda w: qBayesianActiveLearningByDisagreement(w.one, sampler()),
+        RuntimeError,
+        "Fully Bayesian",
+    ),
+    # BoTorch asks for a list of models, which works.
+    "hypervolume knowledge gradient of several outputs": (
+        lambda w: qHypervolumeKnowledgeGradient(w.two, w.ref),
+        ValueError,
+        "ModelList",
     ),
     # Paths are functions drawn by Matheron's rule from a kernel; use MaxPosteriorSampling.
     "paths": (
@@ -466,6 +667,82 @@ def test_botorchs_analytic_functions_take_any_posterior_for_a_gaussian():
     approximate = stock.LogExpectedImprovement(GaussianApproximation(w.one), w.best)(X)
     torch.testing.assert_close(theirs, approximate)
     assert (theirs - priors.LogExpectedImprovement(w.one, w.best)(X)).abs().min() > 1e-6
+
+
+class TestBaselines:
+    """Noisy expected improvement samples a baseline that stays the same once."""
+
+    @pytest.fixture
+    def passes(self, monkeypatch):
+        """Rows that went through the transformer: appended ones, and queries."""
+        counted = {"append": 0, "_read": 0}
+        for name in counted:
+            own = getattr(Transformer, name)
+
+            def counting(self, context, rows, *rest, name=name, own=own):
+                counted[name] += rows.values.shape[:2].numel()
+                return own(self, context, rows, *rest)
+
+            monkeypatch.setattr(Transformer, name, counting)
+        return counted
+
+    def test_later_values_ask_for_the_candidates_alone(self, passes):
+        w = make_world(torch.float64)
+        acquisition = stock.qLogNoisyExpectedImprovement(
+            w.one, w.X, sampler(16), prune_baseline=False
+        )
+        marginals = 1 + len(w.X)  # of the posterior itself, for each candidate
+        X = uniform(5, 1, 2, seed=3).requires_grad_()
+        acquisition(X[:1].detach())
+        assert passes["append"] == 16 * len(w.X)
+        assert passes["_read"] == marginals + 16 * (1 + len(w.X))
+        for again in (X, X[:2].detach()):
+            passes["append"] = passes["_read"] = 0
+            value = acquisition(again)
+            assert passes["append"] == 0
+            assert passes["_read"] == len(again) * (marginals + 16)
+            assert value.shape == again.shape[:1]
+        # Two candidates: the first of them is appended.
+        pair = uniform(3, 2, 2, seed=4)
+        acquisition(pair)
+        passes["append"] = passes["_read"] = 0
+        acquisition(pair.flip(0))
+        assert passes["append"] == 3 * 16
+
+    def test_the_value_is_that_of_the_chain_rule(self):
+        """Against draws from models conditioned one by one on exact values of f."""
+        w, S = make_world(torch.float64), 4000
+        network = random_network(max_buffer=20)
+        model = network.condition(w.X, w.Y)
+        X, baseline = uniform(1, 1, 2, seed=3), w.X[:2]
+        draws = sampler(4096)
+        with pytest.warns(NumericsWarning, match="qLogNoisy"):  # of its logarithm, not the truth
+            acquisition = stock.qNoisyExpectedImprovement(
+                model, baseline, draws, prune_baseline=False
+            )
+        found = acquisition(X)
+        told, values = model, []
+        generator = torch.Generator().manual_seed(1)
+        for x in (baseline[:1], baseline[1:], X[0]):
+            p = torch.rand(S, generator=generator, dtype=torch.float64)
+            posterior = told.posterior(x.expand(S, 1, 2))
+            value = posterior.quantile(p).diagonal(dim1=0, dim2=1)[0, 0][:, None, None]
+            values.append(value[:, 0, 0])
+            told = told._with_observations(
+                x.expand(S, 1, 2), value, torch.zeros_like(value), imagined=True
+            )
+        better = (values[2] - torch.maximum(values[0], values[1])).clamp_min(0)
+        # Quasi-random draws have a smaller error than these.
+        assert (better.mean() - found[0]).abs() < 5 * better.std() / S**0.5
+        assert better.mean() > 10 * better.std() / S**0.5
+
+    def test_fixed_features_and_pruning(self):
+        w = make_world(torch.float64)
+        acquisition = stock.qLogNoisyExpectedImprovement(w.one, w.X, sampler())
+        fixed = FixedFeatureAcquisitionFunction(acquisition, 2, [1], [0.3])
+        X = uniform(4, 1, 1, seed=3)
+        whole = torch.cat([X, torch.full_like(X, 0.3)], dim=-1)
+        torch.testing.assert_close(fixed(X), acquisition(whole))
 
 
 class TestClosedForms:

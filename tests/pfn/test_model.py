@@ -631,6 +631,64 @@ class TestJoint:
         torch.testing.assert_close(found[0], found[1])
         assert model.posterior(Q[:0]).rsample(torch.Size([4])).shape == (4, 0, 1)
 
+    @pytest.mark.parametrize("noise", [False, True])
+    def test_points_that_a_batch_begins_with_are_sampled_once(self, each_network, noise):
+        """As each element alone, and as if nothing had been sampled before."""
+        X, y = data(5, m=2)
+        leading, rest = data(3, seed=1)[0], data(2, batch=(4,), seed=2)[0]
+        Q = torch.cat([leading.expand(4, 3, -1), rest], dim=1)
+        base = torch.randn(6, 1, 5, 2, generator=torch.Generator().manual_seed(0)).double()
+        model = each_network.condition(X, y)
+        noises = torch.full((2,), 0.1).double() if noise else True
+
+        def samples(model, points, base=base):
+            posterior = model.posterior(points, observation_noise=noises)
+            base = base.expand(6, *points.shape[:-2], *base.shape[-2:])
+            return posterior.rsample_from_base_samples(torch.Size([6]), base)
+
+        found = samples(model, Q)
+        for b in range(4):
+            alone = samples(each_network.condition(X, y), Q[b : b + 1])
+            torch.testing.assert_close(found[:, b : b + 1], alone)
+        # Longer and shorter beginnings, other base samples and other data do not mix.
+        longer = torch.cat([Q[:, :4], rest], dim=1)
+        many = torch.cat([base[..., :4, :], base[..., 3:, :].flip(-2)], dim=-2)
+        fresh = each_network.condition(X, y)
+        torch.testing.assert_close(samples(model, longer, many), samples(fresh, longer, many))
+        torch.testing.assert_close(samples(model, Q[:, :3], base[..., :3, :]), found[..., :3, :])
+        assert not torch.equal(samples(model, Q, -base)[..., :1, :], found[..., :1, :])
+        more = model.condition_on_observations(rest[0], y[:2])
+        fresh = each_network.condition(X, y).condition_on_observations(rest[0], y[:2])
+        torch.testing.assert_close(samples(more, Q), samples(fresh, Q))
+        assert not torch.allclose(samples(more, Q), found)
+
+    def test_gradients_go_to_points_that_a_batch_happens_to_begin_with(self, network):
+        X, y = data(5)
+        model = network.condition(X, y)
+        base = torch.randn(3, 1, 3, 1, generator=torch.Generator().manual_seed(0)).double()
+
+        def slope(Q):
+            Q = Q.clone().requires_grad_()
+            whole = torch.cat([X[:1].expand(len(Q), 1, -1), 2 * Q], dim=1)  # X[:1] has none
+            samples = model.posterior(whole).rsample_from_base_samples(
+                torch.Size([3]), base.expand(3, len(Q), 3, 1)
+            )
+            return torch.autograd.grad(samples.square().sum(), Q)[0]
+
+        Q = data(2, batch=(2,), seed=1)[0]
+        Q[1, 0] = Q[0, 0]
+        together = slope(Q)
+        assert (together[:, 0] != 0).any(-1).all()
+        for b in range(2):
+            torch.testing.assert_close(together[b : b + 1], slope(Q[b : b + 1]))
+
+        def sample(q):
+            whole = torch.cat([X[:1], q])
+            posterior = model.posterior(whole)
+            return posterior.rsample_from_base_samples(torch.Size([3]), base[:, 0])
+
+        torch.autograd.gradcheck(sample, Q[0].clone().requires_grad_(), atol=1e-4)
+
     def test_a_context_that_grows_beyond_training_warns(self, network):
         network.metadata["max_context"] = 6
         X, y = data(5)

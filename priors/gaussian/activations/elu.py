@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -47,6 +48,7 @@ import torch
 from torch import Tensor
 
 from priors.gaussian.activations.base import Activation
+from priors.gaussian.elementwise import Elementwise
 from priors.gaussian.pairs import delta_and_angle, gram_determinant, inverse_sqrt, noise_floor
 
 __all__ = ["ELU", "elu_duals", "elu_means", "elu_squares"]
@@ -67,6 +69,10 @@ _Q = (
     0.0025018343590905380194, 0.00026480066654512008418, 1.7965305490987654906e-5,
     6.0180791599362646933e-7,
 )  # fmt: skip
+
+# Beyond this Mills' ratio is 1 / a and does not count beside the pair's own size; its powers are
+# within the range of float64.
+_FAR = 1e20
 
 # Values at nodes held at once, on a processor so many as its cache holds.
 _TILE, _DEVICE_TILE = 2**16, 2**24
@@ -168,6 +174,7 @@ def _mills(a: Tensor) -> tuple[Tensor, Tensor]:
 
     With k = P / Q as above, M = M(0) / (1 + a k) and G = M(0) a k / (1 + a k).
     """
+    a = a.clamp_max(_FAR)
     numerator, denominator = a.new_tensor(_P), a.new_tensor(_Q)
     p, q = numerator[-1].expand_as(a).clone(), denominator[-1].expand_as(a).clone()
     for i in range(len(_P) - 2, -1, -1):
@@ -178,38 +185,37 @@ def _mills(a: Tensor) -> tuple[Tensor, Tensor]:
     return q.mul_(a).mul_(scale).neg_().add_(1), p.mul_(scale)
 
 
-class _Tails(torch.autograd.Function):
+class _Tails(Elementwise):
     """E[e(u)] = M(sqrt(q)) / sqrt(2 pi) and -E[n(u)] = G(sqrt(q)) / sqrt(2 pi)."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(q: Tensor) -> tuple[Tensor, Tensor]:
         loss = _DENSITY * _mills(q.clamp_min(0).sqrt())[1]
-        tail = 0.5 - loss
-        ctx.save_for_backward(q, tail)
-        ctx.set_materialize_grads(False)
-        return tail, loss
+        return 0.5 - loss, loss
 
     @staticmethod
-    def backward(ctx: Any, grad_tail: Tensor | None, grad_loss: Tensor | None) -> Tensor | None:
-        q, tail = ctx.saved_tensors
+    def slopes(
+        inputs: Sequence[Tensor], outputs: Sequence[Tensor], needed: Sequence[bool]
+    ) -> Sequence[Sequence[Tensor | None]]:
         # e'' = e - delta - delta' and n'' = e - delta
-        slope = (tail - _DENSITY * _inverse_root(q)) / 2
-        return _total([(grad_tail, slope), (grad_loss, -slope)], q)
+        slope = (outputs[0] - _DENSITY * _inverse_root(inputs[0])) / 2
+        return [[slope], [-slope]]
 
 
-class _Square(torch.autograd.Function):
+class _Square(Elementwise):
     """E[n(u)^2], as of two variables that are equal: E[e(2 u)] - 2 E[e(u)] + 1/2 would cancel."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor) -> Tensor:
-        ctx.save_for_backward(q)
+    def forward(q: Tensor) -> Tensor:
         return _integrals(q, q, torch.full_like(q, math.pi))[0]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (q,) = ctx.saved_tensors
+    def slopes(
+        inputs: Sequence[Tensor], outputs: Sequence[Tensor], needed: Sequence[bool]
+    ) -> Sequence[Sequence[Tensor | None]]:
+        (q,) = inputs
         # E[n'^2 + n n''] = E[e^2] + E[n e], n being 0 at the kink
-        return grad * (2 * _Tails.apply(4 * q)[0] - _Tails.apply(q)[0])
+        return [[2 * _Tails.apply(4 * q)[0] - _Tails.apply(q)[0]]]
 
 
 # Two variables -----------------------------------------------------------------------------------
@@ -248,6 +254,7 @@ def _integrals(q1: Tensor, q2: Tensor, w: Tensor) -> tuple[Tensor, ...]:
 def _order(r1: Tensor, r2: Tensor) -> tuple[int, bool]:
     """The number of nodes, for an error of 1e-13 (see `_rule`), and whether to grade them."""
     reach = float((r1.max() + r2.max()) if r1.numel() and r2.numel() else 0.0)
+    reach = min(_FAR, reach)  # also if it is not a number
     if not reach > 10:
         return 4 * math.ceil((7.2 * math.sqrt(max(reach, 1.0)) + 5.5) / 4), False
     return min(256, 4 * math.ceil((16.5 * reach**0.25 + 2) / 4)), True
@@ -269,7 +276,7 @@ def _rule(order: int, graded: bool) -> tuple[Tensor, Tensor]:
     return x, weight
 
 
-class _Duals(torch.autograd.Function):
+class _Duals(Elementwise):
     """E[psi1(u) psi2(v)] and E[psi1'(u) psi2'(v)], and the integrals that their slopes need,
     E[e(u) 1(v < 0)], E[1(u < 0) e(v)] and E[e(u) e(v)].
 
@@ -278,7 +285,7 @@ class _Duals(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q1: Tensor, q2: Tensor, c: Tensor, beta1: float, beta2: float
+        q1: Tensor, q2: Tensor, c: Tensor, beta1: float, beta2: float
     ) -> tuple[Tensor, ...]:
         delta, w = delta_and_angle(q1, q2, c)
         w += math.pi / 2
@@ -296,54 +303,49 @@ class _Duals(torch.autograd.Function):
         value = value + beta2 * linear[0] + beta1 * linear[1] + beta1 * beta2 * n_n
         derivative = w.mul_(1 / (2 * math.pi))
         derivative = derivative + beta1 * right1 + beta2 * right2 + beta1 * beta2 * e_e
-        ctx.save_for_backward(q1, q2, c, derivative, e_h, h_e, e_e)
-        ctx.betas = beta1, beta2
-        ctx.set_materialize_grads(False)
         return value, derivative, e_h, h_e, e_e
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        g_value, g_derivative, g_eh, g_he, g_ee = grad_outputs
-        q1, q2, c, derivative, e_h, h_e, e_e = ctx.saved_tensors
-        beta1, beta2 = ctx.betas
+    def slopes(
+        inputs: Sequence[Any], outputs: Sequence[Tensor], needed: Sequence[bool]
+    ) -> Sequence[Sequence[Tensor | None]]:
+        q1, q2, c, beta1, beta2 = inputs
+        _, derivative, e_h, h_e, e_e = outputs
         kink1, kink2 = _Kink(q1, q2, c), _Kink(q2, q1, c)
         d_e, e_d, d_d = kink1.d_e, kink2.d_e, kink1.d_d
-        grads: list[Tensor | None] = [None] * 5
-        for i, (q, other, a, b, kink, others, own, g_own, g_other) in enumerate(
-            (
-                (q1, q2, beta1, beta2, kink1, kink2, e_h, g_eh, g_he),
-                (q2, q1, beta2, beta1, kink2, kink1, h_e, g_he, g_eh),
-            )
+        columns: list[list[Tensor | None]] = []
+        for i, (q, other, a, b, kink, others, own) in enumerate(
+            ((q1, q2, beta1, beta2, kink1, kink2, e_h), (q2, q1, beta2, beta1, kink2, kink1, h_e))
         ):
-            if not ctx.needs_input_grad[i]:
+            if not needed[i]:
+                columns.append([None] * 5)
                 continue
             # E[f''(u) g(v)] / 2 with psi'' = beta e + (1 - beta) delta, e' = e - delta, and
             # E[delta'(u) g(v)] = -(c / q1) E[delta(u) g'(v)]
             right = _Tails.apply(q)[0] - own - kink.density / 2  # E[e'(u) 1(v > 0)]
             linear = c * right + _DENSITY * _sqrt(other) * others.tail  # E[e(u) max(v, 0)]
             ratio = c * kink.reciprocal
-            smooth = linear + b * (e_e - own)
-            bend = kink.density * (kink.above - b * kink.loss)
-            terms = [(g_value, a * smooth + (1 - a) * bend)]
-            smooth = right + b * (e_e - kink.d_e)
-            bend = -ratio * (b * kink.d_e + (1 - b) * d_d)
-            terms.append((g_derivative, a * smooth + (1 - a) * bend))
-            terms.append((g_own, own - kink.density / 2 - ratio * d_d))
-            terms.append((g_other, ratio * (kink.d_e - d_d)))
-            terms.append((g_ee, e_e - kink.d_e + ratio * (kink.d_e - d_d)))
-            grads[i] = _total([(g, x / 2) for g, x in terms], q)
-        if ctx.needs_input_grad[2]:
-            bends = beta1 * (1 - beta2) * e_d + (1 - beta1) * beta2 * d_e
-            bends = bends + (1 - beta1) * (1 - beta2) * d_d
-            terms = [
-                (g_value, derivative),
-                (g_derivative, beta1 * beta2 * e_e + bends),
-                (g_eh, d_d - e_d),
-                (g_he, d_d - d_e),
-                (g_ee, e_e - d_e - e_d + d_d),
+            bends = kink.density * (kink.above - b * kink.loss)
+            of_value = a * (linear + b * (e_e - own)) + (1 - a) * bends
+            bends = -ratio * (b * kink.d_e + (1 - b) * d_d)
+            of_derivative = a * (right + b * (e_e - kink.d_e)) + (1 - a) * bends
+            of_own = own - kink.density / 2 - ratio * d_d
+            of_other = ratio * (kink.d_e - d_d)
+            of_both = e_e - kink.d_e + ratio * (kink.d_e - d_d)
+            single = (of_own, of_other) if i == 0 else (of_other, of_own)
+            columns.append([x / 2 for x in (of_value, of_derivative, *single, of_both)])
+        bends = beta1 * (1 - beta2) * e_d + (1 - beta1) * beta2 * d_e
+        bends = bends + (1 - beta1) * (1 - beta2) * d_d
+        columns.append(
+            [
+                derivative,
+                beta1 * beta2 * e_e + bends,
+                d_d - e_d,
+                d_d - d_e,
+                e_e - d_e - e_d + d_d,
             ]
-            grads[2] = _total(terms, c)
-        return tuple(grads)
+        )
+        return list(zip(*columns, strict=True))
 
 
 class _Kink:
@@ -362,12 +364,6 @@ class _Kink:
         self.tail, self.loss = _Tails.apply(det * self.reciprocal)
         # E[delta(u) e(v)]
         self.d_e = self.density * self.tail
-
-
-def _total(terms: list[tuple[Tensor | None, Tensor]], like: Tensor) -> Tensor | None:
-    """The sum of products in the shape of `like`; None if there is none."""
-    products = [grad * slope for grad, slope in terms if grad is not None]
-    return sum(products[1:], products[0]).sum_to_size(like.shape) if products else None
 
 
 def _inverse_root(q: Tensor) -> Tensor:

@@ -6,12 +6,20 @@ A term is written (a, n, s). Cho & Saul 2009 have the angles, the recursion is b
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from priors.gaussian.pairs import delta_and_angle, gram_determinant, inverse_sqrt, noise_floor
+from priors.gaussian.elementwise import Elementwise
+from priors.gaussian.pairs import (
+    delta_and_angle,
+    gram_determinant,
+    inverse_sqrt,
+    noise_floor,
+    normalised,
+)
 
 __all__ = ["Terms", "rectified_dual", "rectified_mean", "slopes", "squares"]
 
@@ -58,7 +66,7 @@ def rectified_dual(
     return value
 
 
-class _RectifiedDual(torch.autograd.Function):
+class _RectifiedDual(Elementwise):
     """I_mn = E[max(u, 0)^m max(v, 0)^n].
 
     For unit variances J_mn, integrating by parts (Stein's lemma),
@@ -73,9 +81,7 @@ class _RectifiedDual(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int) -> Tensor:
-        ctx.save_for_backward(q1, q2, c)
-        ctx.powers = m, n
+    def forward(q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int) -> Tensor:
         r1, r2 = q1.clamp_min(0).sqrt(), q2.clamp_min(0).sqrt()
         root = r1 * r2
         safe = torch.where(root > 0, root, 1.0)
@@ -104,22 +110,14 @@ class _RectifiedDual(torch.autograd.Function):
         return r1**m * r2**n * moment(m, n)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q1, q2, c = ctx.saved_tensors
-        m, n = ctx.powers
+    def slopes(
+        inputs: Sequence[Any], outputs: Sequence[Tensor], needed: Sequence[bool]
+    ) -> Sequence[Sequence[Tensor | None]]:
+        q1, q2, c, m, n = inputs
         d_c = _rectified_slope(q1, q2, c, m, n)
-        grads: list[Tensor | None] = [None] * 5
-        if ctx.needs_input_grad[0]:
-            grads[0] = (grad * _rectified_variance_slope(q1, q2, c, m, n, d_c)).sum_to_size(
-                q1.shape
-            )
-        if ctx.needs_input_grad[1]:
-            grads[1] = (grad * _rectified_variance_slope(q2, q1, c, n, m, d_c)).sum_to_size(
-                q2.shape
-            )
-        if ctx.needs_input_grad[2]:
-            grads[2] = (grad * d_c).sum_to_size(c.shape)
-        return tuple(grads)
+        d_q1 = _rectified_variance_slope(q1, q2, c, m, n, d_c) if needed[0] else None
+        d_q2 = _rectified_variance_slope(q2, q1, c, n, m, d_c) if needed[1] else None
+        return [[d_q1, d_q2, d_c]]
 
 
 def _rectified_slope(q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int) -> Tensor:
@@ -127,8 +125,9 @@ def _rectified_slope(q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int) -> Tenso
     if m and n:
         return m * n * _RectifiedDual.apply(q1, q2, c, m - 1, n - 1)
     if m == n == 0:
-        det = gram_determinant(q1, q2, c)
-        return inverse_sqrt(det, noise_floor(q1 * q2)) / (2 * math.pi)
+        p1, p2, rho, scale = normalised(q1, q2, c)
+        det = gram_determinant(p1, p2, rho)
+        return inverse_sqrt(det, noise_floor(p1 * p2)) / scale / (2 * math.pi)
     return n * _at_kink(q1, q2, c, n - 1) if n else m * _at_kink(q2, q1, c, m - 1)
 
 
@@ -147,6 +146,7 @@ def _rectified_variance_slope(
 def _at_kink(q1: Tensor, q2: Tensor, c: Tensor, n: int) -> Tensor:
     """E[delta(u) max(v, 0)^n]."""
     inverse = inverse_sqrt(q1, torch.finfo(q1.dtype).tiny)
-    det = gram_determinant(q1, q2, c)
-    root = det * inverse_sqrt(det, noise_floor(q1 * q2))
+    p1, p2, rho, scale = normalised(q1, q2, c)
+    det = gram_determinant(p1, p2, rho)
+    root = det * inverse_sqrt(det, noise_floor(p1 * p2)) * scale
     return (root * inverse) ** n * inverse * (_half_moment(n) / math.sqrt(2 * math.pi))

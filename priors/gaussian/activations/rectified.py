@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -12,7 +13,14 @@ from torch import Tensor
 
 from priors.gaussian.activations.base import Activation
 from priors.gaussian.activations.powers import Terms, rectified_mean, slopes, squares
-from priors.gaussian.pairs import delta_and_angle, gram_determinant, inverse_sqrt, noise_floor
+from priors.gaussian.elementwise import Elementwise
+from priors.gaussian.pairs import (
+    delta_and_angle,
+    gram_determinant,
+    inverse_sqrt,
+    noise_floor,
+    normalised,
+)
 
 __all__ = ["ABReLU", "RectifiedPower", "Sign"]
 
@@ -77,13 +85,7 @@ class ABReLU(_Rectified):
         return (self.positive - self.negative) / 2
 
     def closed_duals(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        odd, even = self._odd * other._odd, self._even * other._even
-        if not (torch.is_grad_enabled() and any(t.requires_grad for t in (q1, q2, c))):
-            delta, angle = delta_and_angle(q1, q2, c)
-            absolute = delta.addcmul_(c, angle).mul_(2 / math.pi * even)
-            return absolute.add_(c, alpha=odd), angle.mul_(2 / math.pi * even).add_(odd)
-        absolute, signs = _AbsAndSign.apply(q1, q2, c)
-        return odd * c + even * absolute, odd + even * signs
+        return _ABDuals.apply(q1, q2, c, self._odd * other._odd, self._even * other._even)
 
 
 @dataclass(frozen=True)
@@ -135,45 +137,41 @@ class RectifiedPower(_Rectified):
         return self.power == 1
 
 
-class _AbsAndSign(torch.autograd.Function):
-    """E|u||v| = (2/pi) (sqrt(D) + c asin(rho)) and E[sign(u) sign(v)] = (2/pi) asin(rho).
+class _ABDuals(Elementwise):
+    """odd c + even E|u||v| and odd + even E[sign(u) sign(v)].
 
-    The first's gradient, dE/dc = E[sign sign] and dE/dq1 = sqrt(D) / (pi q1), has no singularity
-    at rho = 1, although that of the formula has. The second's slope 2 / (pi sqrt(D)) is infinite
-    at rho = +-1, where the function has a cusp symmetric in the two inputs: there it is set to 0,
-    its symmetric subgradient, as are the slopes at q = 0.
+    E|u||v| = (2/pi) (sqrt(D) + c asin(rho)) has the gradient dE/dc = E[sign sign] and dE/dq1 =
+    sqrt(D) / (pi q1), without the singularity at rho = 1 that the formula has.
+    E[sign(u) sign(v)] = (2/pi) asin(rho) has the slope 2 / (pi sqrt(D)), infinite at rho = +-1,
+    where the function has a cusp symmetric in the two inputs: there it is set to 0, its symmetric
+    subgradient, as are the slopes at q = 0.
     """
 
     @staticmethod
-    def forward(ctx: Any, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        q1: Tensor, q2: Tensor, c: Tensor, odd: float, even: float
+    ) -> tuple[Tensor, Tensor]:
         delta, angle = delta_and_angle(q1, q2, c)
-        absolute = delta.addcmul_(c, angle).mul_(2 / math.pi)
-        signs = angle.mul_(2 / math.pi)
-        ctx.save_for_backward(q1, q2, c, signs)
-        ctx.set_materialize_grads(False)
-        return absolute, signs
+        absolute = delta.addcmul_(c, angle).mul_(2 / math.pi * even)
+        return absolute.add_(c, alpha=odd), angle.mul_(2 / math.pi * even).add_(odd)
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_absolute: Tensor | None, grad_signs: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        q1, q2, c, signs = ctx.saved_tensors
-        det = gram_determinant(q1, q2, c)
-        inverse = inverse_sqrt(det, noise_floor(q1 * q2))
-        # slopes of both in log q1 and log q2 are equal, up to a factor shared by them
-        d_log, d_c = torch.zeros_like(det), torch.zeros_like(det)
-        if grad_absolute is not None:
-            d_log = d_log + grad_absolute * (det * inverse)
-            d_c = d_c + grad_absolute * signs
-        if grad_signs is not None:
-            slope = grad_signs * inverse
-            d_log = d_log - slope * c
-            d_c = d_c + slope * (2 / math.pi)
-        grads: list[Tensor | None] = [None, None, None]
-        for i, q in enumerate((q1, q2)):
-            if ctx.needs_input_grad[i]:
-                reciprocal = inverse_sqrt(q, torch.finfo(q.dtype).tiny) ** 2
-                grads[i] = d_log.sum_to_size(q.shape) * (reciprocal / math.pi)
-        if ctx.needs_input_grad[2]:
-            grads[2] = d_c.sum_to_size(c.shape)
-        return tuple(grads)
+    def slopes(
+        inputs: Sequence[Any], outputs: Sequence[Tensor], needed: Sequence[bool]
+    ) -> Sequence[Sequence[Tensor | None]]:
+        q1, q2, c, _, even = inputs
+        p1, p2, rho, scale = normalised(q1, q2, c)
+        det = gram_determinant(p1, p2, rho)
+        inverse = inverse_sqrt(det, noise_floor(p1 * p2))
+        # slopes in log q1 and log q2 are equal
+        logs = det * inverse * scale * (even / math.pi), -inverse * rho * (even / math.pi)
+        reciprocals = [
+            inverse_sqrt(q, torch.finfo(q.dtype).tiny) ** 2 if wanted else None
+            for q, wanted in zip((q1, q2), needed, strict=False)
+        ]
+        rows: list[list[Tensor | None]] = [
+            [None if r is None else log * r for r in reciprocals] for log in logs
+        ]
+        rows[0].append(outputs[1])
+        rows[1].append(inverse / scale * (2 / math.pi * even))
+        return rows

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from priors.gaussian.interpolation.evaluation import evaluate
-from priors.gaussian.interpolation.tables import RESOLVED, Series, Table, nodes, variances
+from priors.gaussian.interpolation.tables import (
+    RESOLVED,
+    Series,
+    Stack,
+    Table,
+    chebyshev,
+    nodes,
+    variances,
+)
 from priors.gaussian.quadrature.functions import Elementwise, Function
 from priors.gaussian.quadrature.mehler import expectation_without_gradient, mean_without_gradient
 
@@ -86,10 +94,11 @@ class MeanTable:
 
     def __call__(self, q: Tensor) -> Tensor:
         """Values at the variances `q`."""
-        value = self.series(q)
-        for scale in self.scales:
-            value = value * scale(q).exp()
-        return value
+        every = self.series, *self.scales
+        number = max(len(s.coefficients) for s in every)
+        basis = chebyshev(q, self.series.low, self.series.high, number)
+        value, *scales = (s.coefficients @ basis[: len(s.coefficients)] for s in every)
+        return value * torch.stack(scales).sum(0).exp() if scales else value
 
 
 def mean_table(
@@ -192,9 +201,9 @@ def _accurate(made: Table, expectation: Function) -> bool:
     assert made.scales is not None
     one = q1[:, None].expand(9, 7, 1), q2[None, :].expand(9, 1, 7)
     c = _straight(x, made.bend) * (q1[:, None] * q2).sqrt()
-    factors = made.factors(made.low, made.high)
+    stack = Stack.of([made.factors(made.low, made.high)])
     value = torch.empty_like(exact)
-    for where, (part,) in evaluate([factors], *one, c):
+    for where, (part,) in evaluate(stack, *one, c):
         value[where] = part
     value = value * (-made.scales[0](q1))[:, None].exp() * (-made.scales[1](q2)).exp()
     return bool(((value - exact).abs() <= _TOLERANCE).all())

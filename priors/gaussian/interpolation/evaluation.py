@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from priors.gaussian.interpolation.tables import Factors, chebyshev
+from priors.gaussian.interpolation.tables import Factors, Stack
 
 __all__ = ["evaluate"]
 
-_TILE = {"cpu": 2**15}  # pairs
+_TILE = {"cpu": 2**16}  # pairs
 _TILE_ELSEWHERE = 2**24
 _SMALL = 16  # pairs of a matrix, too few for products of matrices
 
-Tile = tuple[slice, slice]
+Tile = tuple[int | slice, slice]
 
 
 def evaluate(
-    tables: Sequence[Factors], q1: Tensor, q2: Tensor, c: Tensor
+    stack: Stack, q1: Tensor, q2: Tensor, c: Tensor
 ) -> Iterator[tuple[Tile, list[Tensor]]]:
     """Values of several tables at the same pairs; no gradient.
 
     Args:
-        tables: Their ranges contain the variances.
+        stack: The tables; their range contains the variances.
         q1: `[b, n, 1]`, float64.
         q2: `[b, 1, m]`.
         c: `[b, n, m]`.
@@ -36,27 +35,25 @@ def evaluate(
         tensors are used again for the next tile.
     """
     inverse1, inverse2 = q1.rsqrt(), q2.rsqrt()
-    low, high = tables[0].low, tables[0].high
-    number = max(t.degree for t in tables)
-    bases = (
-        chebyshev(q1[..., 0], low, high, number),
-        chebyshev(q2[..., 0, :], low, high, number),
-    )
-    sums = [_Sum(t, *bases) for t in tables]
     batch, rows, columns = c.shape
+    few = rows * columns < _SMALL
+    sides = stack.functions(0, q1[..., 0]), stack.functions(1, q2[..., 0, :])
+    sums = [_Sum(*one, few) for one in zip(stack.tables, *sides, strict=True)]
     size = _TILE.get(c.device.type, _TILE_ELSEWHERE)
-    if rows * columns < _SMALL:
+    if few:
         size //= 8  # all products of a pair are held
     height = max(1, min(rows, size // columns))
     depth = max(1, size // (height * columns)) if height == rows else 1
     most = min(depth, batch) * height * columns
-    doubles = [c.new_empty(most) for _ in range(5 + len(tables))]
+    doubles = [c.new_empty(most) for _ in range(5 + len(sums))]
     singles = [c.new_empty(most, dtype=torch.float32) for _ in range(3)]
+    minus_two = c.new_tensor(-2.0)
     for i in range(0, batch, depth):
         for j in range(0, rows, height):
-            tile = slice(i, i + depth), slice(j, j + height)
-            shape = (min(depth, batch - i), min(height, rows - j), columns)
-            count = math.prod(shape)
+            # one matrix has no dimension of a batch
+            tile = 0 if batch == 1 else slice(i, i + depth), slice(j, j + height)
+            shape = c[tile].shape
+            count = shape.numel()
             rho, x, twice, *spare = (t[:count].view(shape) for t in doubles)
             half, *small = (t[:count].view(shape) for t in singles)
             torch.mul(c[tile], inverse1[tile], out=rho)
@@ -66,7 +63,7 @@ def evaluate(
                 if one.table.bend != bend:
                     bend = one.table.bend
                     torch.mul(rho, bend, out=x).asin_().mul_(1 / math.asin(bend))
-                    torch.mul(x, x, out=twice).mul_(4).sub_(2)
+                    torch.addcmul(minus_two, x, x, value=4, out=twice)
                     half.copy_(twice)
                 one.at(tile, rho, x, (twice, half), spare[2 + k], spare[:2], small)
             yield tile, spare[2:]
@@ -77,29 +74,21 @@ class _Sum:
 
     The even and the odd terms are summed apart by Clenshaw's recurrence in 2 T_2(x); the terms
     so small that single precision keeps them to 1e-12 of the whole in that.
+
+    Args:
+        table: Of which the functions are.
+        left: Functions of the rows' variances.
+        right: Of the columns'.
+        few: Whether the matrices are too small for products.
     """
 
-    def __init__(self, table: Factors, basis1: Tensor, basis2: Tensor) -> None:
+    def __init__(
+        self, table: Factors, left: Sequence[Tensor], right: Sequence[Tensor], few: bool
+    ) -> None:
         self.table = table
-        *left, self._linear_left = table.sides[0](basis1)
-        *right, self._linear_right = table.sides[1](basis2)
-        # the places of k with terms, and the widths of these, of the leading ones and the others
-        self._parts = []
-        few = basis1.shape[-1] * basis2.shape[-1] < _SMALL
-        cut = table.head
-        for start, stop, own, other in zip(
-            (0, cut), (cut, len(table.ranks)), left, right, strict=True
-        ):
-            places = {k: i for i, k in enumerate(k for k in range(start, stop) if table.ranks[k])}
-            widths = [table.ranks[k] for k in places]
-            self._parts.append((_Ready if few else _Products)(own, other, places, widths))
-        kinds = (range(1, len(table.ranks), 2), range(0, len(table.ranks), 2))
-        self._terms = [
-            list(kind)[: 1 + max(i for i, k in enumerate(kind) if table.ranks[k])]
-            if any(table.ranks[k] for k in kind)
-            else []
-            for kind in kinds
-        ]
+        *self._left, self._linear_left = left
+        *self._right, self._linear_right = right
+        self._few = few
 
     def at(
         self,
@@ -113,13 +102,15 @@ class _Sum:
     ) -> None:
         """Write the sum for a tile into `out`; x is the bent rho, `twice` is 2 T_2(x)."""
         b, d = spare
-        precise, rest = (part.of(tile) for part in self._parts)
+        make = _Ready if self._few else _Products
+        precise, rest = (
+            make(left.mT[tile], right[tile[0]], widths)
+            for left, right, widths in zip(self._left, self._right, self.table.widths, strict=True)
+        )
         empty = True
-        for odd, terms in zip((True, False), self._terms, strict=True):
-            if not terms:
+        for odd, (leading, others) in zip((True, False), self.table.terms, strict=True):
+            if not leading and not others:
                 continue
-            leading = [k for k in terms if k < self.table.head]
-            others = terms[len(leading) :]
             new, old = (b, d) if len(leading) % 2 else (d, b)  # what is written last is `b`
             if others:
                 found = _recur(rest, others, 0, twice[1], *small)
@@ -141,68 +132,48 @@ class _Sum:
 
 
 class _Products:
-    """C_k as products of two matrices.
+    """C_k of a tile as products of two matrices.
 
     Args:
-        left: L of all k, `[b, functions, n]`.
-        right: R.
-        places: Where a k is among those whose C_k is not 0.
-        widths: How many functions each of these has.
+        left: L of all k, `[..., n, functions]`.
+        right: R, `[..., functions, m]`.
+        widths: How many of these functions each k has whose C_k is not 0.
     """
 
-    def __init__(
-        self, left: Tensor, right: Tensor, places: dict[int, int], widths: list[int]
-    ) -> None:
-        self._left, self._places, self._widths = left, places, widths
-        self._flat = len(left) == 1
-        self._right = right if not self._flat else right[0]
-        self._rights = self._right.split(widths, -2)
-        # of a tile
-        self._lefts: tuple[Tensor, ...] = ()
-        self._values = left
-
-    def of(self, tile: Tile) -> _Products:
-        """Those of a tile."""
-        part = copy.copy(self)
-        left = self._left[tile[0], :, tile[1]].mT
-        part._lefts = (left[0] if self._flat else left).split(self._widths, -1)
-        if not self._flat:
-            part._rights = self._right[tile[0]].split(self._widths, -2)
-        return part
+    def __init__(self, left: Tensor, right: Tensor, widths: dict[int, int]) -> None:
+        sizes = list(widths.values())
+        pairs = zip(left.split(sizes, -1), right.split(sizes, -2), strict=True)
+        self._factors = dict(zip(widths, pairs, strict=True))
 
     def minus(self, k: int, sign: int, b: Tensor) -> None:
         """C_k + sign b, for a sign of -1 or 0, in place."""
-        place = self._places.get(k)
-        if place is None:
+        factors = self._factors.get(k)
+        if factors is None:
             b.neg_() if sign else b.zero_()
-        elif self._flat:
-            b[0].addmm_(self._lefts[place], self._rights[place], beta=sign)
+        elif b.dim() == 2:
+            b.addmm_(*factors, beta=sign)
         else:
-            b.baddbmm_(self._lefts[place], self._rights[place], beta=sign)
+            b.baddbmm_(*factors, beta=sign)
 
 
 class _Ready(_Products):
     """C_k for each pair of many matrices of few pairs."""
 
-    def of(self, tile: Tile) -> _Ready:
-        part = copy.copy(self)
-        left = self._left[tile[0], :, tile[1]]
-        right = self._right[None] if self._flat else self._right[tile[0]]
-        of = torch.arange(len(self._widths), device=left.device)
-        of = of.repeat_interleave(torch.tensor(self._widths, device=left.device, dtype=of.dtype))
-        sums = torch.nn.functional.one_hot(of, len(self._widths)).to(left)
-        products = left[..., None] * right[..., None, :]
-        part._values = torch.einsum("brnm,rk->kbnm", products, sums)
-        return part
+    def __init__(self, left: Tensor, right: Tensor, widths: dict[int, int]) -> None:
+        number = torch.tensor(list(widths.values()), device=left.device, dtype=torch.int64)
+        of = torch.arange(len(widths), device=left.device).repeat_interleave(number)
+        sums = torch.nn.functional.one_hot(of, len(widths)).to(left)
+        products = left[..., None, :] * right.mT[..., None, :, :]
+        self._values = dict(zip(widths, (products @ sums).unbind(-1), strict=True))
 
     def minus(self, k: int, sign: int, b: Tensor) -> None:
-        place = self._places.get(k)
-        if place is None:
+        value = self._values.get(k)
+        if value is None:
             b.neg_() if sign else b.zero_()
         elif sign:
-            torch.sub(self._values[place], b, out=b)
+            torch.sub(value, b, out=b)
         else:
-            b.copy_(self._values[place])
+            b.copy_(value)
 
 
 def _recur(

@@ -51,7 +51,7 @@ def expectations(
     Returns:
         One of each order, of the shape to which q1, q2 and c broadcast, in the dtype of `c`.
     """
-    shape = torch.broadcast_shapes(q1.shape, q2.shape, c.shape)
+    shape = torch.broadcast_tensors(q1, q2, c)[0].shape
     if not _eligible(phi, psi, math.prod(shape)):
         return tuple(_by_quadrature(phi, psi, o, q1, q2, c) for o in orders)
     for function in {phi, psi}:
@@ -130,9 +130,7 @@ def _matrices(
     if not inside:
         return tuple(_mixed(phi, psi, o, q1, q2, c, rows, columns) for o in orders)
     part = exponents(least, largest)
-    if part is None or any(
-        phi.tables.factors(phi, psi, o, *part, c.device) is None for o in orders
-    ):
+    if part is None or phi.tables.stack(phi, psi, orders, *part, c.device) is None:
         return tuple(_by_quadrature(phi, psi, o, q1, q2, c) for o in orders)
     return _Interpolated.apply(phi, psi, orders, part, q1, q2, c)
 
@@ -168,21 +166,24 @@ def _mixed(
 class _Interpolated(torch.autograd.Function):
     @staticmethod
     def forward(ctx, phi, psi, orders, part, q1, q2, c):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(q1, q2, c)
         ctx.what = phi, psi, orders, part
         ctx.set_materialize_grads(False)
-        factors = [phi.tables.factors(phi, psi, o, *part, c.device) for o in orders]
         results = tuple(torch.empty_like(c) for _ in orders)
-        for tile, values in evaluate(factors, q1, q2, c):
+        stack = phi.tables.stack(phi, psi, orders, *part, c.device)
+        for tile, values in evaluate(stack, q1, q2, c):
             for result, value in zip(results, values, strict=True):
                 result[tile] = value
+        # those that are the slope in c of another one
+        ctx.known = [i for i, (m, n) in enumerate(orders) if (m - 1, n - 1) in orders]
+        ctx.save_for_backward(q1, q2, c, *(results[i] for i in ctx.known))
         return results
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        inputs = ctx.saved_tensors
+        inputs = ctx.saved_tensors[:3]
         phi, psi, orders, part = ctx.what
         wanted = [k for k in range(3) if ctx.needs_input_grad[4 + k]]
+        known = dict(zip((orders[i] for i in ctx.known), ctx.saved_tensors[3:], strict=True))
         totals: list[Any] = [
             torch.zeros_like(t) if k in wanted else None for k, t in enumerate(inputs)
         ]
@@ -196,26 +197,34 @@ class _Interpolated(torch.autograd.Function):
             # the slope in q2 is the transposed one in q1
             if not (mirrored and k == 1 and 0 in wanted)
         ]
-        found = [phi.tables.factors(phi, psi, o, *part, inputs[2].device) for _, o, _ in slopes]
-        if torch.is_grad_enabled() or None in found:
+        fixed = not torch.is_grad_enabled()
+        if fixed:
+            for k, own, grad in slopes:
+                if k == 2 and own in known:
+                    totals[2].addcmul_(grad, known[own])
+            slopes = [s for s in slopes if not (s[0] == 2 and s[1] in known)]
+        orders = [own for _, own, _ in slopes]
+        stack = phi.tables.stack(phi, psi, orders, *part, inputs[2].device) if slopes else None
+        if not fixed or (slopes and stack is None):
             for k, own, grad in slopes:
                 (slope,) = _matrices(phi, psi, (own,), *inputs)
                 totals[k] = totals[k] + (grad * slope).sum_to_size(inputs[k].shape)
                 if k == 0 and mirrored and 1 in wanted:
                     totals[1] = totals[1] + (grad * slope.mT).sum_to_size(inputs[1].shape)
-        elif found:
-            for tile, values in evaluate(found, *inputs):
+        elif stack is not None:
+            for tile, values in evaluate(stack, *inputs):
                 for (k, _, grad), value in zip(slopes, values, strict=True):
+                    if k == 2:
+                        totals[2][tile].addcmul_(grad[tile], value)
+                        continue
                     if k == 0 and mirrored and 1 in wanted:
-                        other = (value * grad.mT[tile]).sum(2)
-                        totals[1][tile[0], :, tile[1]] += other[:, None]
+                        other = (value * grad.mT[tile]).sum(-1)
+                        totals[1][tile[0], :, tile[1]] += other[..., None, :]
                     value.mul_(grad[tile])
                     if k == 0:
-                        totals[0][tile] += value.sum(2, keepdim=True)
-                    elif k == 1:
-                        totals[1][tile[0]] += value.sum(1, keepdim=True)
+                        totals[0][tile] += value.sum(-1, keepdim=True)
                     else:
-                        totals[2][tile] += value
+                        totals[1][tile[0]] += value.sum(-2, keepdim=True)
         halves = [None if t is None else t / 2 for t in totals[:2]]
         return None, None, None, None, *halves, totals[2]
 
@@ -246,7 +255,9 @@ class _Mean(torch.autograd.Function):
             terms: list[tuple[tuple[int, ...], float]] = [((orders[0] + 2,), 0.5)]
         else:
             m, n = orders
-            terms = [((m + 2, n), 0.5), ((m + 1, n + 1), 1.0), ((m, n + 2), 0.5)]
+            terms = [((m + 1, n + 1), 1.0), ((m + 2, n), 1.0 if m == n else 0.5)]
+            if m != n:
+                terms.append(((m, n + 2), 0.5))
         slope = sum(share * mean(phi, own, q) for own, share in terms)
         return None, None, grad * slope
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from priors.gaussian.interpolation.construction import MeanTable, best_bend, mean_table, table
-from priors.gaussian.interpolation.tables import Factors, Table
+from priors.gaussian.interpolation.tables import Factors, Stack, Table
 from priors.gaussian.quadrature.functions import Function, derivative_of
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Tables:
         self._tables: dict[Hashable, list[Table]] = {}
         self._refused: dict[Hashable, list[tuple[int, int]]] = {}
         self._factors: dict[Hashable, Factors] = {}
+        self._stacks: dict[Hashable, Stack] = {}
         self._bends: dict[Hashable, float | None] = {}
         self._means: dict[Hashable, MeanTable | None] = {}
         self._probes: dict[Hashable, Tensor] = {}
@@ -61,11 +62,35 @@ class Tables:
             key = (phi, device)
             before = self._probes.get(key)
             if before is not None and not torch.equal(values, before):
-                for kept in (self._tables, self._refused, self._factors, self._bends, self._means):
+                made = (self._tables, self._refused, self._factors, self._stacks, self._bends)
+                for kept in (*made, self._means):
                     kept.clear()
             self._probes[key] = values
 
-    def factors(
+    def stack(
+        self,
+        phi: Activation,
+        psi: Activation,
+        orders: Sequence[tuple[int, int]],
+        low: int,
+        high: int,
+        device: torch.device,
+    ) -> Stack | None:
+        """Of E[phi^(m)(u) psi^(n)(v)] for each (m, n) and variances from 2^low to 2^high.
+
+        None where one of them is not accurate.
+        """
+        key = (psi, tuple(orders), device, low, high)
+        with self._lock:
+            if key not in self._stacks:
+                found = [self._factors_of(phi, psi, o, low, high, device) for o in orders]
+                known = [f for f in found if f is not None]
+                if len(known) < len(found):
+                    return None
+                self._stacks[key] = Stack.of(known)
+            return self._stacks[key]
+
+    def _factors_of(
         self,
         phi: Activation,
         psi: Activation,
@@ -74,16 +99,13 @@ class Tables:
         high: int,
         device: torch.device,
     ) -> Factors | None:
-        """Of E[phi^(m)(u) psi^(n)(v)] for variances from 2^low to 2^high; None: not accurate."""
-        key = (psi, orders, device)
-        with self._lock:
-            found = self._factors.get((*key, low, high))
-            if found is None:
-                made = self._table(phi, psi, orders, low, high, device)
-                if made is None:
-                    return None
-                found = self._factors[(*key, low, high)] = made.factors(low, high)
-            return found
+        key = (psi, orders, device, low, high)
+        if key not in self._factors:
+            made = self._table(phi, psi, orders, low, high, device)
+            if made is None:
+                return None
+            self._factors[key] = made.factors(low, high)
+        return self._factors[key]
 
     def _table(
         self,

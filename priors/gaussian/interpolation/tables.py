@@ -16,12 +16,15 @@ a product of two thin ones.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-__all__ = ["RESOLVED", "Factors", "Series", "Side", "Table", "chebyshev", "nodes", "variances"]
+__all__ = ["RESOLVED", "Factors", "Series", "Stack", "Table", "chebyshev", "nodes", "variances"]
 
 RESOLVED = 1e-12  # coefficients below this share of the expectation's scale are left out
 _SINGLE = 3e-5  # terms that are together below this share may be summed in single precision
@@ -48,33 +51,6 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Side:
-    """The functions of one of the two variances, as coefficients of a Chebyshev series.
-
-    Attributes:
-        precise: L_kr or R_kr of the leading k, then the logarithm of a scale that multiplies all
-            of them, then a function whose product with its like times rho is added,
-            `[functions, degree + 1]`.
-        rest: Of the other k, in single precision.
-    """
-
-    precise: Tensor
-    rest: Tensor
-
-    def __call__(self, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of leading k, the others, and the last, `[b, functions, n]`.
-
-        Args:
-            basis: Chebyshev polynomials at the variances, `[b, degree + 1, n]`.
-        """
-        basis = basis[:, : self.precise.shape[-1]]
-        values = self.precise @ basis
-        scale = values[:, -2:-1].exp()
-        rest = self.rest @ basis.float()
-        return values[:, :-2].mul_(scale), rest.mul_(scale), values[:, -1:].mul_(scale)
-
-
-@dataclass(frozen=True)
 class Factors:
     """A table as products of functions of one variance, for pairs within its range.
 
@@ -82,24 +58,101 @@ class Factors:
         low: Binary logarithm of the smallest variance.
         high: Of the largest.
         bend: How the correlation is bent.
-        sides: The functions of Var u and of Var v.
+        rows: The functions of Var u and those of Var v as coefficients of Chebyshev series: L_kr
+            or R_kr of all k, then the logarithm of a scale that multiplies all of them, then a
+            function whose product with its like times rho is added, `[functions, degree + 1]`.
         ranks: How many products there are of C_0, C_1, ...
-        head: How many of these k are the leading ones.
+        head: How many of these k are the leading ones; the others are summed in single precision.
         linear: Whether the product with rho is not 0.
     """
 
     low: float
     high: float
     bend: float
-    sides: tuple[Side, Side]
+    rows: tuple[Tensor, Tensor]
     ranks: tuple[int, ...]
     head: int
     linear: bool
 
+    @cached_property
+    def widths(self) -> tuple[dict[int, int], dict[int, int]]:
+        """How many products a k has that has any, of the leading k and of the others."""
+        widths = {k: rank for k, rank in enumerate(self.ranks) if rank}
+        leading = {k: rank for k, rank in widths.items() if k < self.head}
+        return leading, {k: rank for k, rank in widths.items() if k >= self.head}
+
+    @cached_property
+    def terms(self) -> tuple[tuple[range, range], tuple[range, range]]:
+        """The leading k and the others, of the odd ones and of the even ones."""
+        found = []
+        for parity in (1, 0):
+            last = max((k for k, r in enumerate(self.ranks) if r and k % 2 == parity), default=-1)
+            first = self.head + (self.head + parity) % 2
+            leading = range(parity, min(self.head, last + 1), 2)
+            found.append((leading, range(first, last + 1, 2)))
+        return found[0], found[1]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Several tables of one range, to be evaluated at the same pairs.
+
+    Attributes:
+        tables: At least one.
+        rows: The functions of all of them, first the products of each, then the scales, then
+            the functions that rho multiplies, `[functions, degree + 1]` for either side.
+    """
+
+    tables: tuple[Factors, ...]
+    rows: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, tables: Sequence[Factors]) -> Stack:
+        """One product of matrices for all functions of a side."""
+        degree = max(rows.shape[-1] for t in tables for rows in t.rows)
+        sides = []
+        for side in (0, 1):
+            every = [pad(t.rows[side], (0, degree - t.rows[side].shape[-1])) for t in tables]
+            products = [rows[:-2] for rows in every]
+            sides.append(
+                torch.cat([*products, *(r[-2:-1] for r in every), *(r[-1:] for r in every)])
+            )
+        return cls(tuple(tables), (sides[0], sides[1]))
+
     @property
-    def degree(self) -> int:
-        """Of the series in the logarithm of a variance, plus one."""
-        return max(s.precise.shape[-1] for s in self.sides)
+    def low(self) -> float:
+        """Binary logarithm of the smallest variance."""
+        return self.tables[0].low
+
+    @property
+    def high(self) -> float:
+        """Binary logarithm of the largest variance."""
+        return self.tables[0].high
+
+    def functions(self, side: int, q: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """For each table those of the leading k, the others in single precision, and the last.
+
+        Args:
+            side: 0 for Var u, 1 for Var v.
+            q: Variances, `[b, n]`.
+
+        Returns:
+            Each `[b, functions, n]`.
+        """
+        rows = self.rows[side]
+        basis = chebyshev(q, self.low, self.high, rows.shape[-1])
+        values = (rows @ basis[0])[None] if len(basis) == 1 else rows @ basis
+        sizes = [sum(w.values()) for t in self.tables for w in t.widths]
+        number = len(self.tables)
+        *parts, scales, last = values.split([*sizes, number, number], -2)
+        scales = scales.exp()
+        last = last * scales
+        found = []
+        for i in range(number):
+            scale = scales[:, i : i + 1]
+            precise, rest = (part.mul_(scale) for part in parts[2 * i : 2 * i + 2])
+            found.append((precise, rest.float(), last[:, i : i + 1]))
+        return found
 
 
 @dataclass(frozen=True)
@@ -142,8 +195,7 @@ class Table:
         """The same on a part of its range, where fewer products suffice."""
         if self.scales is None:
             rows = self.coefficients.new_zeros(2, 1)
-            side = Side(rows, rows[:0].float())
-            return Factors(low, high, self.bend, (side, side), (), 0, False)
+            return Factors(low, high, self.bend, (rows, rows), (), 0, False)
         degree = self.coefficients.shape[-1]
         number = max(degree, *(len(s.coefficients) for s in self.scales))
         x, to_series = nodes(number, self.coefficients.device)
@@ -167,20 +219,28 @@ class Table:
             parts = [factor[k, :, :r].T for k, r in enumerate(ranks)]
             scale = (to_series @ self.scales[place](q))[None]
             last = torch.zeros_like(scale) if self.linear is None else self.linear[place] @ part.T
-            precise = torch.cat([*parts[:head], scale, last.view_as(scale)])
-            rest = torch.cat([*parts[head:], scale[:0]])
-            size = torch.cat([precise, rest]).abs().amax(0)
-            kept = int((size > 1e-2 * RESOLVED).nonzero().max()) + 1
-            sides.append(Side(precise[:, :kept].contiguous(), rest[:, :kept].float()))
+            rows = torch.cat([*parts, scale, last.view_as(scale)])
+            kept = int((rows.abs().amax(0) > 1e-2 * RESOLVED).nonzero().max()) + 1
+            sides.append(rows[:, :kept])
         both = sides[0], sides[1]
         return Factors(low, high, self.bend, both, tuple(ranks), head, self.linear is not None)
 
 
 def chebyshev(q: Tensor, low: float, high: float, number: int) -> Tensor:
     """T_0, T_1, ... of the logarithm of `q` mapped from the range, `[..., number, n]`."""
-    x = (2 * torch.log2(q) - (low + high)) / (high - low)
-    order = torch.arange(number, dtype=q.dtype, device=q.device)[:, None]
-    return torch.cos(order * torch.acos(x.clamp(-1, 1))[..., None, :])
+    x = ((2 * torch.log2(q) - (low + high)) / (high - low)).clamp(-1, 1)
+    basis = x.new_empty(*x.shape[:-1], number, x.shape[-1])
+    basis[..., 0, :] = 1
+    if number > 1:
+        basis[..., 1, :] = x
+    last = 1
+    while last < number - 1:  # T_(m+k) = 2 T_m T_k - T_(m-k) for all k up to m at once
+        more = min(last, number - 1 - last)
+        new = basis[..., last + 1 : last + 1 + more, :]
+        torch.mul(2 * basis[..., last : last + 1, :], basis[..., 1 : 1 + more, :], out=new)
+        new.sub_(basis[..., last - more : last, :].flip(-2))
+        last += more
+    return basis
 
 
 def nodes(number: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ vector's width goes to infinity, the positions are finite and keep their shape. 
     Mix               a fixed linear map of the positions: pooling, graph aggregation
     Select            positions picked, repeated or reordered
     Join              the positions of several nodes, one after the other
+    Zero              zero vectors, of padding
     Flatten           positions and width merged into one vector
     Concatenate       several vectors one after the other
     Dropout           a random mask
@@ -42,7 +43,15 @@ from priors.programs.nodes.base import (
     is_gaussian,
 )
 from priors.programs.nodes.finite import Features, Function, Input
-from priors.programs.nodes.positions import Attention, Concatenate, Flatten, Join, Mix, Select
+from priors.programs.nodes.positions import (
+    Attention,
+    Concatenate,
+    Flatten,
+    Join,
+    Mix,
+    Select,
+    Zero,
+)
 from priors.programs.nodes.units import (
     BatchNormalise,
     Combination,
@@ -84,5 +93,6 @@ __all__ = [
     "Span",
     "Weighted",
     "Window",
+    "Zero",
     "is_gaussian",
 ]

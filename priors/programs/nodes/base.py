@@ -58,9 +58,13 @@ class Array:
 
 @dataclass(frozen=True)
 class Ref:
-    """A finite node among the arguments of a `Function`; the batch size if `index` is None."""
+    """A finite node among the arguments of a `Function`; the batch size if `index` is None.
+
+    The function gets it with the batch as dimension `batch`.
+    """
 
     index: int | None
+    batch: int = 0
 
 
 @dataclass(frozen=True)

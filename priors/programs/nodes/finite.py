@@ -63,7 +63,7 @@ def _with_indices(item: Any, fresh: Iterator[int]) -> Any:
     """Arguments with other nodes, in the order of `_indices`."""
     match item:
         case Ref(index=int()):
-            return Ref(next(fresh))
+            return Ref(next(fresh), item.batch)
         case Span():
             return Span(*(_with_indices(p, fresh) for p in (item.start, item.stop, item.step)))
         case tuple():
@@ -82,5 +82,9 @@ class Features(OneSource):
     def homogeneous(self) -> bool:
         return True
 
+    @property
+    def related_through(self) -> tuple[int, ...]:
+        return ()
+
     def relation(self, other: Node, related: Callable[[int, int], bool]) -> bool | None:
-        return isinstance(other, Features)
+        return True if isinstance(other, Features) else None

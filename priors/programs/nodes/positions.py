@@ -10,9 +10,16 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from priors.programs.nodes.base import Array, Construction, Hidden, OneSource, SeveralSources
+from priors.programs.nodes.base import (
+    Array,
+    Construction,
+    Hidden,
+    Node,
+    OneSource,
+    SeveralSources,
+)
 
-__all__ = ["Attention", "Concatenate", "Flatten", "Join", "Mix", "Select"]
+__all__ = ["Attention", "Concatenate", "Flatten", "Join", "Mix", "Select", "Zero"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,32 @@ class Join(SeveralSources):
 
     def partition(self, program: Construction) -> Hashable | None:
         return "join", tuple(program.positions(i) for i in self.sources), self.positions
+
+
+@dataclass(frozen=True)
+class Zero(Hidden):
+    """The zero vector at every position: what images and sequences are padded with."""
+
+    positions: tuple[int, ...]
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        return ()
+
+    def with_inputs(self, inputs: Sequence[int]) -> Self:
+        return self
+
+    def is_gaussian(self, gaussian: Callable[[int], bool]) -> bool:
+        return True
+
+    def relation(self, other: Node, related: Callable[[int, int], bool]) -> bool | None:
+        return isinstance(other, Zero)
+
+    def restricted(self, index: int, first: int, last: int, program: Construction) -> int:
+        return index
+
+    def selected(self, picks: Tensor, program: Construction) -> int | None:
+        return program.add(Zero(tuple(picks.shape)))
 
 
 @dataclass(frozen=True)

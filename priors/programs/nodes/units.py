@@ -9,8 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from priors.gaussian.activations import Activation
-from priors.programs.expressions import Apply, Expression, substitute
+from priors.gaussian.activations import Activation, Numerical
+from priors.programs.expressions import Apply, Expression, OneVariable, substitute
 from priors.programs.nodes.base import Construction, Expansion, Hidden, OneSource
 
 __all__ = ["BatchNormalise", "Combination", "Dropout", "Factor", "Nonlinear", "Normalise"]
@@ -86,10 +86,14 @@ class Nonlinear(Hidden):
         for f in self.factors:
             variables = [expansion.variable(s) for s in f.sources]
             statistics = [expansion.statistic(*s) for s in f.statistics]
+            function = f.function
+            inner = function.function if isinstance(function, Numerical) else None
+            if isinstance(inner, OneVariable):  # whose parts tell more than its values
+                function = inner.expression
             factors.append(
-                substitute(f.function, variables, statistics)
-                if isinstance(f.function, Apply)
-                else Apply(f.function, (variables[0],))
+                substitute(function, variables, statistics)
+                if isinstance(function, Apply)
+                else Apply(function, (variables[0],))
             )
         result = factors[0]
         for factor in factors[1:]:

@@ -9,18 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from priors.gaussian.activations import ABReLU, Polynomial, RectifiedPower
-from priors.programs.nodes import Array, Embedding, Function, Mix, Nonlinear, Ref
-from priors.programs.registry import register_function, register_layer
-from priors.programs.rules.attention import Logits
+from priors.programs.learnt import Learnt, gain, held, learnt
+from priors.programs.nodes import Array, Mix, Nonlinear
+from priors.programs.registry import register_function, register_layer, takes
+from priors.programs.rules.attention import Logits, Weights
 from priors.programs.tracer import Tracer
-from priors.programs.values import Value
+from priors.programs.values import Power, Scaled, Value, width_exponent
 
 
 def _constant(tracer: Tracer, value: Any) -> float:
-    if isinstance(value, nn.Parameter):
-        raise tracer.unsupported(
-            "arithmetic with a parameter", "only constants may scale or shift units"
-        )
     if isinstance(value, Tensor) and value.numel() == 1:
         return float(value)
     if isinstance(value, int | float):
@@ -28,94 +25,149 @@ def _constant(tracer: Tracer, value: Any) -> float:
     raise tracer.unsupported(f"arithmetic with {type(value).__name__}", "only scalar constants are")
 
 
-def _finite_only(tracer: Tracer, *values: Any) -> bool:
-    """Whether no value is hidden; parameters and their multiples are never operands."""
-    own = [v for v in values if isinstance(v, Value)]
-    if not own and any(isinstance(v, nn.Parameter) for v in values):
-        raise tracer.unsupported(
-            "arithmetic with parameters",
-            "their scale is weight_var or bias_var; use the parameter as it is",
-        )
-    return all(v.finite for v in own)
+def _is_number(value: Any) -> bool:
+    """Whether an operand is one number for all units and positions."""
+    if isinstance(value, int | float):
+        return True
+    return isinstance(value, Tensor) and not _is_parameter(value) and value.numel() == 1
+
+
+def _is_parameter(value: Any) -> bool:
+    return isinstance(value, nn.Parameter | Learnt)
+
+
+def _is_hidden(value: Any) -> bool:
+    return isinstance(value, Value) and not value.finite
 
 
 @register_function("add", "__add__")
+@takes(Scaled, Logits)
 def _add(tracer: Tracer, input: Any, other: Any, *, alpha: float = 1.0) -> Any:
     if isinstance(input, Logits) or isinstance(other, Logits):
         logits, mask = (input, other) if isinstance(input, Logits) else (other, input)
         return logits.masked(tracer, mask, alpha)
-    if not isinstance(input, Value) and not isinstance(other, Value):
-        _finite_only(tracer, input, other)
-    if isinstance(input, nn.Parameter) and input.numel() > 1:
-        input = _learnt(tracer, input, other)
-    if isinstance(other, nn.Parameter) and other.numel() > 1:
-        other = _learnt(tracer, other, input)
-    if _finite_only(tracer, input, other):
-        scaled = {} if alpha == 1.0 else {"alpha": alpha}
-        return tracer.without_rule(torch.add, (input, other), scaled)
-    parts, offset = [], 0.0
-    for scale, value in ((1.0, input), (alpha, other)):
-        if isinstance(value, Value):
-            parts.append((scale, value))
-        else:
-            offset += scale * _constant(tracer, value)
-    return tracer.combine(parts, offset)
-
-
-def _learnt(tracer: Tracer, parameter: nn.Parameter, value: Any) -> Value:
-    """A learnt vector for each position (a position encoding): an embedding of the position."""
-    if not isinstance(value, Value) or value.finite or value.axis is None:
-        raise tracer.unsupported("arithmetic with a parameter")
-    shape = tuple(parameter.shape)
-    whole = tracer.shape(value)
-    shape = (
-        (1,) * (len(whole) - len(shape)) + shape
-        if len(shape) < len(whole)
-        else shape[-len(whole) :]
+    parts = [(1.0, input), (alpha, other)]
+    if not any(_is_hidden(value) for _, value in parts):
+        return _add_outside(tracer, parts)
+    for _, value in parts:
+        if isinstance(value, Scaled):
+            raise tracer.unsupported(*value.refusal("a sum"))
+        tracer.check_number(value)
+    offset = sum(scale * _constant(tracer, v) for scale, v in parts if _is_number(v))
+    # a parameter that is one number for all units is held at its value, as gains are
+    wide = all(v.width > 1 for _, v in parts if _is_hidden(v))
+    single = [(c, v) for c, v in parts if _is_parameter(v) and math.prod(v.shape) == 1 and wide]
+    offset += sum(scale * float(held(tracer, v, "a shift")) for scale, v in single)
+    taken = [id(v) for _, v in single]
+    return tracer.combine(
+        [(c, v) for c, v in parts if not _is_number(v) and id(v) not in taken], offset
     )
-    if parameter.numel() != math.prod(shape) or shape[value.axis] != value.width:
-        raise tracer.unsupported("arithmetic with a parameter", f"its shape must end like {whole}")
-    positions = shape[: value.axis] + shape[value.axis + 1 :]
-    tokens = tracer.add(Function(_numbered, (Ref(None), positions), (), positions))
-    layer = tracer.parameter(parameter, tracer.weights, "weight")
-    tracer.fan_in[layer] = 1
-    node = Embedding(tokens, layer, layer, None, positions)
-    return Value(tracer.add(node), value.width, value.axis)
 
 
-def _numbered(batch: int, positions: tuple[int, ...]) -> Tensor:
-    count = torch.arange(math.prod(positions), device="cpu")
-    return count.reshape(1, *positions).expand(batch, *positions)
+def _add_outside(tracer: Tracer, parts: list[tuple[float, Any]]) -> Any:
+    """A sum of the raw input, of parameters or of constants."""
+    values = [value for _, value in parts]
+    alpha = parts[1][0]
+    options = {} if alpha == 1.0 else {"alpha": alpha}
+    if all(_is_parameter(v) for v in values):
+        one, two = (learnt(tracer, v) for v in values)
+        return one.plus(two.scaled(alpha))
+    if any(_is_parameter(v) for v in values):
+        if any(isinstance(v, Value) for v in values):
+            raise tracer.unsupported(
+                "a parameter added to the raw input",
+                "neither is wide, so the sum does not average out; apply a linear layer first",
+            )
+        values = [_held_shift(tracer, v) if _is_parameter(v) else v for v in values]
+    return tracer.without_rule(torch.add, tuple(values), options)
+
+
+def _held_shift(tracer: Tracer, value: Any) -> Tensor:
+    """A gain in a sum with constants, as in 1 + gain."""
+    entries = learnt(tracer, value).terms[0][1]
+    whole = tracer.entries.parameters[int(tracer.entries.owners(entries).flatten()[0])]
+    if bool((whole != whole.flatten()[0]).any()):
+        raise tracer.unsupported(
+            "arithmetic with parameters",
+            "their scale is weight_var or bias_var; use the parameter as it is",
+        )
+    return held(tracer, value, "a sum with a constant")
 
 
 @register_function("sub", "subtract")
+@takes(Scaled, Logits)
 def _sub(tracer: Tracer, input: Any, other: Any, *, alpha: float = 1.0) -> Any:
     return _add(tracer, input, other, alpha=-alpha)
 
 
 @register_function("mul", "multiply")
+@takes(Scaled, Logits, Weights)
 def _mul(tracer: Tracer, input: Any, other: Any) -> Any:
     if isinstance(input, Logits) or isinstance(other, Logits):
         logits, by = (input, other) if isinstance(input, Logits) else (other, input)
+        by = _gain(tracer, by) if _is_parameter(by) else by
         return logits.scaled(_constant(tracer, by), getattr(by, "exponent", 0.0))
-    if isinstance(input, Value) and isinstance(other, Value):
-        if _finite_only(tracer, input, other):
-            return tracer.finite_call(torch.mul, input, other)
-        if not (input.finite or other.finite):
-            return tracer.multiply(input, other)
-        raise tracer.unsupported("a product of hidden units and the raw input")
-    if _finite_only(tracer, input, other):
+    if isinstance(input, Scaled) or isinstance(other, Scaled):
+        value, by = (input, other) if isinstance(input, Scaled) else (other, input)
+        return _scaled(tracer, value, by)
+    values = [v for v in (input, other) if isinstance(v, Value)]
+    if any(_is_parameter(v) for v in (input, other)):
+        return _mul_parameter(tracer, input, other)
+    if all(v.finite for v in values):
         return tracer.without_rule(torch.mul, (input, other), {})
+    if len(values) == 2:
+        if any(v.finite for v in values):
+            raise tracer.unsupported(
+                "a product of hidden units and the raw input",
+                "each unit would have a factor of its own; apply a linear layer to the input",
+            )
+        return tracer.multiply(input, other)
     value, scale = (input, other) if isinstance(input, Value) else (other, input)
-    if value.finite:
-        return tracer.finite_call(torch.mul, value, scale)
-    if isinstance(scale, Tensor) and not isinstance(scale, nn.Parameter) and scale.numel() > 1:
-        return _weighted(tracer, value, scale)
-    return tracer.combine([(_constant(tracer, scale), value)])
+    if isinstance(scale, Tensor) and scale.numel() > 1:
+        if bool((scale != scale.flatten()[0]).any()):
+            return _weighted(tracer, value, scale)
+        scale = scale.flatten()[0]
+    return _scaled(tracer, Scaled(value, 1.0, 0.0), scale)
+
+
+def _mul_parameter(tracer: Tracer, input: Any, other: Any) -> Any:
+    """A product with a parameter: a multiple of it, or a gain, held at its value."""
+    if _is_parameter(input) and _is_parameter(other):
+        raise tracer.unsupported("a product of parameters", "their entries are independent")
+    parameter, by = (input, other) if _is_parameter(input) else (other, input)
+    if _is_number(by):
+        if getattr(by, "exponent", 0.0):
+            raise tracer.unsupported(
+                "a parameter scaled by sizes", "its scale is weight_var; use it as it is"
+            )
+        return learnt(tracer, parameter).scaled(_constant(tracer, by))
+    if not isinstance(by, Value):
+        raise tracer.unsupported("a parameter times constants", "apply it to hidden units")
+    if not by.finite:
+        return _mul(tracer, by, _gain(tracer, parameter))
+    return tracer.finite_call(torch.mul, by, held(tracer, parameter, "a product"))
+
+
+def _gain(tracer: Tracer, parameter: Any) -> Power:
+    """The number that a gain is held at, which is no function of the width."""
+    what = "a product"
+    return Power(float(gain(tracer, held(tracer, parameter, what), what).flatten()[0]), 0.0)
+
+
+def _scaled(tracer: Tracer, x: Scaled, by: Any) -> Any:
+    """A hidden value times a number, which may go like a power of its width."""
+    if not _is_number(by) and x.exponent:
+        raise tracer.unsupported(*x.refusal("a product"))
+    exponent = x.exponent + width_exponent(x.value, by)
+    scale = x.scale * _constant(tracer, by)
+    if exponent:
+        return Scaled(x.value, scale, exponent)
+    return tracer.combine([(scale, x.value)])
 
 
 def _weighted(tracer: Tracer, value: Value, weights: Tensor) -> Value:
     """A constant factor for each position, such as a mask."""
+    tracer.check_batch(value)
     whole = tracer.shape(value)
     full = weights.detach()
     if full.dim() > len(whole):
@@ -131,26 +183,34 @@ def _weighted(tracer: Tracer, value: Value, weights: Tensor) -> Value:
 
 
 @register_function("div", "truediv", "divide", "true_divide")
+@takes(Scaled, Logits, Weights)
 def _div(tracer: Tracer, input: Any, other: Any) -> Any:
+    if _is_parameter(other):
+        return _mul(tracer, input, 1.0 / _gain(tracer, other))
     if isinstance(input, Logits):
         return input.scaled(1.0 / _constant(tracer, other), -getattr(other, "exponent", 0.0))
-    if _finite_only(tracer, input, other):
-        return tracer.without_rule(torch.div, (input, other), {})
-    if isinstance(other, Value):
+    if isinstance(other, Value | Scaled):
+        if isinstance(other, Value) and not _is_hidden(input) and other.finite:
+            return tracer.without_rule(torch.div, (input, other), {})
+        if isinstance(other, Scaled):
+            raise tracer.unsupported(*other.refusal("a quotient"))
         return tracer.elementwise(torch.div, (input, other), {})
-    if isinstance(other, Tensor) and other.numel() > 1:
+    if isinstance(input, Value) and input.finite:
+        return tracer.finite_call(torch.div, input, other)
+    if isinstance(input, Value | Scaled) or _is_parameter(input):
         return _mul(tracer, input, 1.0 / other)
-    return tracer.combine([(1.0 / _constant(tracer, other), input)])
+    return tracer.without_rule(torch.div, (input, other), {})
 
 
 @register_function("neg", "negative")
+@takes(Scaled, Logits)
 def _neg(tracer: Tracer, input: Value) -> Value:
     return _mul(tracer, input, -1.0)
 
 
 @register_function("pow")
 def _pow(tracer: Tracer, input: Any, exponent: Any) -> Any:
-    if _finite_only(tracer, input, exponent):
+    if not _is_hidden(input) and not _is_hidden(exponent):
         return tracer.without_rule(torch.pow, (input, exponent), {})
     if not isinstance(input, Value) or not isinstance(exponent, int | float):
         return tracer.elementwise(torch.pow, (input, exponent), {})
@@ -183,16 +243,19 @@ def _glu_layer(tracer: Tracer, layer: nn.GLU, x: Value) -> Value:
 
 
 @register_layer(nn.Identity)
+@takes(Scaled, Logits, Weights)
 def _identity_layer(tracer: Tracer, layer: Any, x: Value) -> Value:
     return x
 
 
 @register_function("contiguous", "clone", "to", "float", "double", "type_as")
+@takes(Scaled, Logits, Weights)
 def _same(tracer: Tracer, input: Value, *args: Any, **kwargs: Any) -> Value:
     return input
 
 
 @register_function("detach")
+@takes(Scaled)
 def _detach(tracer: Tracer, input: Any) -> Any:
     tracer.stop_gradients("detach", input)
     return input

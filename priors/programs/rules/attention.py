@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from priors.programs.nodes import Array, Attention
-from priors.programs.registry import register_function, register_layer, unsupported
+from priors.programs.registry import register_function, register_layer, takes, unsupported
 from priors.programs.relations import dependent, odd
 from priors.programs.tracer import Tracer
-from priors.programs.values import Value
+from priors.programs.values import Pending, Scaled, Value, Width
 
-__all__ = ["Logits", "Weights", "product"]
+__all__ = ["Logits", "Weights", "batch_back", "batch_to_front", "product"]
 
 
 unsupported(
@@ -36,7 +36,7 @@ unsupported(
 
 
 @dataclass(frozen=True)
-class Logits:
+class Logits(Pending):
     """Products of queries and keys during tracing, times `scale`, plus `mask`.
 
     `exponent` is the power of the width in the scale, as far as it was made of sizes.
@@ -48,12 +48,18 @@ class Logits:
     mask: Tensor | None = None
     exponent: float = 0.0
 
+    def refusal(self, name: str) -> tuple[str, str]:
+        return (
+            f"{name} of a product of hidden values",
+            "as logits of attention it may be scaled, masked, normalised by softmax and multiplied "
+            "with values",
+        )
+
     def scaled(self, by: float, exponent: float = 0.0) -> Logits:
         """The logits times a number."""
-        mask = None if self.mask is None else self.mask * by
-        return dataclasses.replace(
-            self, scale=self.scale * by, mask=mask, exponent=self.exponent + exponent
-        )
+        mask = None if self.mask is None else self.mask * float(by)
+        scale = self.scale * float(by)
+        return dataclasses.replace(self, scale=scale, mask=mask, exponent=self.exponent + exponent)
 
     def masked(self, tracer: Tracer, mask: Any, scale: float = 1.0) -> Logits:
         """The logits plus a constant mask."""
@@ -64,11 +70,14 @@ class Logits:
 
 
 @dataclass(frozen=True)
-class Weights:
+class Weights(Pending):
     """Attention weights during tracing: the softmax of logits, or the logits."""
 
     logits: Logits
     softmax: bool
+
+    def refusal(self, name: str) -> tuple[str, str]:
+        return f"{name} of attention weights", "they may only be multiplied with values"
 
     def apply(self, tracer: Tracer, value: Any) -> Value:
         """The weighted average of the values."""
@@ -77,18 +86,25 @@ class Weights:
         return _attention(tracer, self, value)
 
 
-def product(tracer: Tracer, a: Value, b: Value) -> Any:
+def product(tracer: Tracer, a: Value | Scaled, b: Value | Scaled) -> Any:
     """`a @ b` of hidden values: queries times transposed keys."""
+    scale, exponent = 1.0, 0.0
+    for x in (a, b):
+        if isinstance(x, Scaled):
+            scale, exponent = scale * x.scale, exponent + x.exponent
+    a, b = (x.value if isinstance(x, Scaled) else x for x in (a, b))
     rank = len(tracer.shape(a))
-    if a.finite or b.finite or a.axis != rank - 1 or b.axis != rank - 2 or a.width != b.width:
+    of_heads = [x.width // x.num_heads for x in (a, b)] if not (a.finite or b.finite) else [0, 1]
+    if a.axis != rank - 1 or b.axis != rank - 2 or of_heads[0] != of_heads[1]:
         raise tracer.unsupported(
             "a product of hidden values",
             "only queries [.., n, width] times keys [.., width, m] are understood",
         )
-    return Logits(a, b)
+    return Logits(a, b, scale, exponent=exponent)
 
 
 @register_function("softmax")
+@takes(Logits)
 def softmax(tracer: Tracer, input: Any, dim: int | None = None, **unused: Any) -> Any:
     """Softmax of attention logits over the keys."""
     if not isinstance(input, Logits):
@@ -99,19 +115,25 @@ def softmax(tracer: Tracer, input: Any, dim: int | None = None, **unused: Any) -
 
 
 @register_function("masked_fill")
+@takes(Logits)
 def masked_fill(tracer: Tracer, input: Any, mask: Any, value: float) -> Any:
-    """Attention logits with constants at constant places."""
-    if not isinstance(input, Logits) or value != -math.inf:
-        raise tracer.unsupported("masked_fill", "it masks attention logits by -inf")
+    """Attention logits with constants at constant places; units that are filled."""
+    if not isinstance(input, Logits):
+        return tracer.call(torch.where, mask, value, input)
+    if value > torch.finfo(torch.float32).min / 2 or not isinstance(mask, Tensor):
+        raise tracer.unsupported(
+            "masked_fill of attention logits", "the mask must be constant, and the value -inf"
+        )
     filled = torch.zeros(mask.shape).masked_fill(mask, -math.inf)
     return input.masked(tracer, filled)
 
 
 @register_function("scaled_dot_product_attention")
+@takes(Scaled)
 def scaled_dot_product_attention(
     tracer: Tracer,
-    query: Value,
-    key: Value,
+    query: Value | Scaled,
+    key: Value | Scaled,
     value: Value,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
@@ -122,14 +144,24 @@ def scaled_dot_product_attention(
     """softmax(scale query key^T + mask) value."""
     if dropout_p:
         raise tracer.unsupported("dropout of attention weights", "call eval() first")
-    if enable_gqa:
-        raise tracer.unsupported("enable_gqa")
-    if any(v.finite for v in (query, key, value)):
+    if isinstance(value, Scaled):
+        raise tracer.unsupported(*value.refusal("attention"))
+    own = [x.value if isinstance(x, Scaled) else x for x in (query, key)]
+    if any(v.finite for v in (*own, value)):
         raise tracer.unsupported("attention over the raw input")
-    size = query.width // query.num_heads
-    mask = _mask(attn_mask, is_causal, tracer, query, key)
-    logits = Logits(query, key, 1 / math.sqrt(size) if scale is None else scale, mask)
-    return _attention(tracer, Weights(logits, True), value)
+    rank = len(tracer.shape(own[1])) + 1
+    if enable_gqa:  # several heads of queries for each of the keys and values
+        times = [own[0].num_heads // x.num_heads for x in (own[1], value)]
+        repeat = torch.repeat_interleave
+        key = key if times[0] == 1 else tracer.call(repeat, key, times[0], rank - 3)
+        value = value if times[1] == 1 else tracer.call(repeat, value, times[1], rank - 3)
+        own[1] = key.value if isinstance(key, Scaled) else key
+    logits = product(tracer, query, tracer.call(torch.transpose, key, rank - 2, rank - 1))
+    size = Width(own[0].width // own[0].num_heads)
+    by = 1 / size**0.5 if scale is None else scale
+    logits = logits.scaled(by, getattr(by, "exponent", 0.0))
+    logits = dataclasses.replace(logits, mask=_mask(attn_mask, is_causal, tracer, *own))
+    return Weights(logits, True).apply(tracer, value)
 
 
 def _mask(
@@ -148,11 +180,11 @@ def _attention(tracer: Tracer, weights: Weights, value: Value) -> Value:
     query, key = logits.query, logits.key
     for x in (query, key, value):
         tracer.check_batch(x)
-    shapes = [tracer.positions(v) for v in (query, key, value)]
-    if any(len(s) != 1 for s in shapes) or shapes[1] != shapes[2]:
-        raise tracer.unsupported(
-            "attention over more than one axis of positions", f"they are {shapes}"
-        )
+    lead = tracer.positions(query)[:-1]
+    query, key, tokens = (_one_axis(tracer, v) for v in (query, key, value))
+    shapes = [tracer.positions(v) for v in (query, key, tokens)]
+    if shapes[1] != shapes[2]:
+        raise tracer.unsupported("attention with other keys than values", f"they are {shapes}")
     if value.axis != len(tracer.shape(value)) - 1:
         raise tracer.unsupported("attention whose width is not the last dimension")
     scale, mean_field = _scale(tracer, logits)
@@ -181,7 +213,7 @@ def _attention(tracer: Tracer, weights: Weights, value: Value) -> Value:
             "its logits grow with the width; scale by 1/width",
         )
     node = Attention(
-        value.index,
+        tokens.index,
         query.index,
         key.index,
         scale,
@@ -190,7 +222,28 @@ def _attention(tracer: Tracer, weights: Weights, value: Value) -> Value:
         None if mask is None else Array.of(mask),
         shapes[0],
     )
-    return Value(tracer.add(node), value.width, value.axis, value.heads)
+    index = tracer.add(node)
+    if lead:  # heads have an axis of their own
+        picks = torch.arange(shapes[0][0]).expand(*lead, shapes[0][0])
+        index = tracer.select(index, picks)
+    # heads that share their values differ by their weights
+    size = value.width // value.num_heads
+    return Value(index, size * query.num_heads, value.axis, query.heads)
+
+
+def _one_axis(tracer: Tracer, x: Value) -> Value:
+    """A value without the axes of positions before the last, which heads share."""
+    places = tracer.positions(x)
+    if not places:
+        raise tracer.unsupported("attention without an axis of positions")
+    *lead, tokens = places
+    rows = torch.arange(math.prod(places)).reshape(-1, tokens)
+    found = {tracer.select(x.index, row) for row in rows}
+    if len(found) > 1:
+        raise tracer.unsupported(
+            "attention over one axis of positions with another beside it", f"they are {places}"
+        )
+    return dataclasses.replace(x, index=found.pop()) if lead else x
 
 
 def _scale(tracer: Tracer, logits: Logits) -> tuple[float, bool]:
@@ -233,10 +286,7 @@ def multihead_attention(
     is_causal: bool = False,
 ) -> tuple[Value, None]:
     """`nn.MultiheadAttention` with the batch first; its weights are not returned."""
-    if not layer.batch_first:
-        raise tracer.unsupported(
-            "MultiheadAttention with batch_first=False", "the batch must come first"
-        )
+    query, key, value = (batch_to_front(tracer, layer, x) for x in (query, key, value))
     if key_padding_mask is not None or layer.bias_k is not None or layer.add_zero_attn:
         raise tracer.unsupported("key_padding_mask, add_bias_kv or add_zero_attn")
     if layer.dropout and layer.training:
@@ -261,7 +311,29 @@ def multihead_attention(
     logits = Logits(q, k, 1 / math.sqrt(size), mask)
     mixed = _attention(tracer, Weights(logits, True), v)
     out = layer.out_proj
-    return tracer.dense(mixed, out.weight, out.bias), None
+    return batch_back(tracer, layer, tracer.dense(mixed, out.weight, out.bias)), None
+
+
+def batch_to_front(tracer: Tracer, layer: Any, x: Value) -> Value:
+    """What a layer with `batch_first` False gets as `[time, batch, ..]`, with the batch first."""
+    if layer.batch_first:
+        return x
+    if x.batch != 1:
+        raise tracer.unsupported(
+            f"{type(layer).__name__} with batch_first=False of a value whose batch comes first",
+            "it would mix the points of the batch; set batch_first=True, or transpose before it "
+            "and after it",
+        )
+    moved: Value = tracer.structural(torch.transpose, (x, 0, 1), {})
+    return moved
+
+
+def batch_back(tracer: Tracer, layer: Any, x: Value) -> Value:
+    """The result of such a layer, as it gives it."""
+    if layer.batch_first:
+        return x
+    moved: Value = tracer.structural(torch.transpose, (x, 0, 1), {})
+    return moved
 
 
 @register_layer(nn.TransformerEncoderLayer)
@@ -324,3 +396,83 @@ def encoder(
     if layer.norm is not None:
         x = tracer.call(layer.norm, x)
     return x
+
+
+@register_layer(nn.TransformerDecoderLayer)
+def decoder_layer(
+    tracer: Tracer,
+    layer: nn.TransformerDecoderLayer,
+    tgt: Value,
+    memory: Value,
+    tgt_mask: Tensor | None = None,
+    memory_mask: Tensor | None = None,
+    tgt_key_padding_mask: Any = None,
+    memory_key_padding_mask: Any = None,
+    tgt_is_causal: bool = False,
+    memory_is_causal: bool = False,
+) -> Value:
+    """`nn.TransformerDecoderLayer`: attention to itself, to the memory, and two layers."""
+
+    def among(x: Value) -> Value:
+        options: dict[str, Any] = {"attn_mask": tgt_mask, "is_causal": tgt_is_causal}
+        padding = tgt_key_padding_mask
+        out, _ = multihead_attention(tracer, layer.self_attn, x, x, x, padding, **options)
+        return _called(tracer, layer.dropout1, out)
+
+    def to_memory(x: Value) -> Value:
+        options: dict[str, Any] = {"attn_mask": memory_mask, "is_causal": memory_is_causal}
+        padding = memory_key_padding_mask
+        attend = layer.multihead_attn
+        out, _ = multihead_attention(tracer, attend, x, memory, memory, padding, **options)
+        return _called(tracer, layer.dropout2, out)
+
+    def transform(x: Value) -> Value:
+        hidden = tracer.call(layer.activation, _called(tracer, layer.linear1, x))
+        hidden = _called(tracer, layer.linear2, _called(tracer, layer.dropout, hidden))
+        return _called(tracer, layer.dropout3, hidden)
+
+    x = tgt
+    blocks = ((among, layer.norm1), (to_memory, layer.norm2), (transform, layer.norm3))
+    for block, norm in blocks:
+        if layer.norm_first:
+            x = tracer.combine([(1.0, x), (1.0, block(_called(tracer, norm, x)))])
+        else:
+            x = _called(tracer, norm, tracer.combine([(1.0, x), (1.0, block(x))]))
+    return x
+
+
+def _called(tracer: Tracer, part: nn.Module, x: Value) -> Value:
+    result = tracer.call(part, x)
+    assert isinstance(result, Value)
+    return result
+
+
+@register_layer(nn.TransformerDecoder)
+def decoder(
+    tracer: Tracer,
+    layer: nn.TransformerDecoder,
+    tgt: Value,
+    memory: Value,
+    tgt_mask: Tensor | None = None,
+    memory_mask: Tensor | None = None,
+    tgt_key_padding_mask: Any = None,
+    memory_key_padding_mask: Any = None,
+    tgt_is_causal: bool | None = None,
+    memory_is_causal: bool = False,
+) -> Value:
+    """`nn.TransformerDecoder`: its layers one after the other."""
+    x = tgt
+    for part in layer.layers:
+        x = decoder_layer(
+            tracer,
+            part,
+            x,
+            memory,
+            tgt_mask,
+            memory_mask,
+            tgt_key_padding_mask,
+            memory_key_padding_mask,
+            bool(tgt_is_causal),
+            memory_is_causal,
+        )
+    return x if layer.norm is None else _called(tracer, layer.norm, x)

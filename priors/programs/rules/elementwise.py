@@ -145,14 +145,44 @@ def _nonlinearity(tracer: Tracer, layer: Nonlinearity, x: Value) -> Value:
 
 
 @register_function(
-    *"""where gt lt ge le eq ne maximum minimum max min reciprocal rsqrt sqrt log log1p rdiv
-    __rtruediv__ rsub addcmul lerp heaviside logaddexp""".split()
+    *"""where gt lt ge le eq ne maximum minimum reciprocal rsqrt sqrt log log1p rdiv
+    __rtruediv__ rsub addcmul lerp heaviside logaddexp greater less greater_equal less_equal
+    not_equal and_ or_ xor invert logical_and logical_or logical_xor logical_not""".split()
 )
 def _of_several(tracer: Tracer, *args: Any, **kwargs: Any) -> Any:
     """Functions that an expression may contain besides the nonlinearities of one value."""
+    for value in (*args, *kwargs.values()):
+        tracer.check_number(value)
     if any(isinstance(a, Value) and not a.finite for a in (*args, *kwargs.values())):
         return tracer.elementwise(tracer.function, args, kwargs)
     return tracer.without_rule(tracer.function, args, kwargs)
+
+
+_LARGEST = (
+    "the largest of units of one layer is not an elementwise function; for maxout split the layer "
+    "and use torch.maximum(self.a(x), self.b(x)), over positions use average pooling"
+)
+unsupported("amax", "amin", "argmax", "argmin", "topk", "sort", why=_LARGEST)
+
+
+@register_function("max", "min")
+def _largest(tracer: Tracer, input: Any, *args: Any, **kwargs: Any) -> Any:
+    """torch.max of two values; of one it is no function unit by unit."""
+    two = bool(args) and isinstance(args[0], Value | Tensor | nn.Parameter)
+    if not two and isinstance(input, Value) and not input.finite:
+        raise tracer.unsupported("max or min of one value", _LARGEST)
+    return _of_several(tracer, input, *args, **kwargs)
+
+
+def _like(number: float) -> Callable[..., Any]:
+    """A tensor of one number, as large as another."""
+
+    def rule(tracer: Tracer, input: Any, fill_value: float = number, **options: Any) -> Any:
+        if isinstance(input, Value) and not input.finite:
+            return torch.tensor(fill_value, device="cpu")
+        return tracer.without_rule(torch.full_like, (input, fill_value), {})
+
+    return rule
 
 
 def _function_rule(build: Callable[..., Activation]) -> Callable[..., Any]:
@@ -173,5 +203,7 @@ def _layer_rule(build: Callable[[Any], Activation]) -> Callable[..., Any]:
 
 for _name, _build in _FUNCTIONS.items():
     register_function(_name)(_function_rule(_build))
+for _name, _number in (("zeros_like", 0.0), ("ones_like", 1.0), ("full_like", 0.0)):
+    register_function(_name)(_like(_number))
 for _kind, _build in _MODULES.items():
     register_layer(_kind)(_layer_rule(_build))

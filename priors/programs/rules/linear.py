@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from priors.programs.learnt import repeated
 from priors.programs.nodes import Array, Embedding, Function, Ref, Window
 from priors.programs.registry import reason, register_function, register_layer, unsupported
 from priors.programs.tracer import Tracer
@@ -109,10 +110,6 @@ def each(value: Any, dims: int) -> tuple[int, ...]:
     return (int(value),) * dims if isinstance(value, int) else tuple(int(v) for v in value)
 
 
-def _repeated(batch: int, tokens: Tensor) -> Tensor:
-    return tokens.expand(batch, *tokens.shape)
-
-
 @register_layer(nn.Embedding)
 def _embedding_layer(tracer: Tracer, layer: nn.Embedding, x: Value | Tensor) -> Value:
     if layer.max_norm is not None:
@@ -129,7 +126,7 @@ def _embedding(
 ) -> Value:
     if isinstance(input, Tensor):  # the same tokens for every data point, such as positions
         shape = tuple(input.shape)
-        node = Function(_repeated, (Ref(None), Array.of(input)), (), shape)
+        node = Function(repeated, (Ref(None), Array.of(input)), (), shape)
         input = Value(tracer.add(node))
     if not input.finite:
         raise tracer.unsupported("an embedding of hidden units")
@@ -140,4 +137,4 @@ def _embedding(
     layer = tracer.parameter(weight, tracer.weights, "weight")
     tracer.fan_in[layer] = 1
     made = Embedding(input.index, layer, layer, padding_idx, positions)
-    return Value(tracer.add(made), weight.shape[1], len(positions))
+    return Value(tracer.add(made), weight.shape[1], len(positions), batch=input.batch)

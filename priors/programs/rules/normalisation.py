@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from priors.programs.nodes import BatchNormalise, Dropout, Normalise
-from priors.programs.registry import reason, register_function, register_layer, unsupported
+from priors.programs.registry import reason, register_function, register_layer, takes, unsupported
 from priors.programs.tracer import Tracer
-from priors.programs.values import Value
+from priors.programs.values import Pending, Scaled, Value, Width
 
 unsupported(
     "BatchNorm",
@@ -62,7 +62,11 @@ def _normalise(tracer: Tracer, x: Value, shape: Any, eps: float | None, centred:
             f"normalized_shape {shape} at {tracer.where} does not fit the value {whole}."
         )
     first = len(whole) - len(shape)
-    if x.axis is None or x.axis < first or x.heads:
+    if x.batch > first:
+        tracer.check_batch(x)
+    # over the units of a head the statistics are those over all units
+    of_heads = bool(x.heads) and shape != whole[-1:]
+    if x.axis is None or x.axis < first or of_heads:
         raise tracer.unsupported(
             "a normalisation that is not over the width", f"the value is {whole}"
         )
@@ -74,11 +78,30 @@ def _normalise(tracer: Tracer, x: Value, shape: Any, eps: float | None, centred:
 def _group_norm_layer(tracer: Tracer, layer: nn.GroupNorm, x: Value) -> Value:
     tracer.constant(layer.weight, 1.0)
     tracer.constant(layer.bias, 0.0)
-    if x.finite or x.axis != 0:
+    if x.finite or x.axis != 0 or x.batch:
         raise tracer.unsupported("GroupNorm", "channels must come first")
     if layer.num_groups == layer.num_channels:
         raise tracer.unsupported("GroupNorm", reason("InstanceNorm"))
     return _normalised(tracer, x, len(tracer.positions(x)), layer.eps, True)
+
+
+@register_function("normalize")
+def _unit_norm(
+    tracer: Tracer, input: Value, p: float = 2.0, dim: int = 1, eps: float = 1e-12
+) -> Any:
+    """h / |h|: the size of h is sqrt(width) times its root mean square."""
+    if input.finite:
+        return tracer.finite_call(F.normalize, input, p, dim, eps)
+    place = None if input.axis is None else input.axis + (input.axis >= input.batch)
+    if p != 2 or dim % (len(tracer.shape(input)) + 1) != place:
+        raise tracer.unsupported("normalize", "the 2-norm over the width is supported")
+    size = Width(input.width // input.num_heads)
+    by = 1 / size**0.5
+    return Scaled(_normalised(tracer, input, 0, _TINY, False), float(by), by.exponent)
+
+
+# Added to the mean square, so that 0 stays 0.
+_TINY = 1e-30
 
 
 def _normalised(tracer: Tracer, x: Value, pooled: int, eps: float, centred: bool) -> Value:
@@ -106,6 +129,7 @@ def _batch_norm_layer(tracer: Tracer, layer: Any, x: Value) -> Value:
 
 
 def _dropout_layer(whole: bool) -> Callable[..., Value]:
+    @takes(Pending)
     def rule(tracer: Tracer, layer: Any, x: Value) -> Value:
         return _dropout(tracer, x, layer.p, layer.training, whole)
 
@@ -113,6 +137,7 @@ def _dropout_layer(whole: bool) -> Callable[..., Value]:
 
 
 def _dropout_function(whole: bool) -> Callable[..., Value]:
+    @takes(Pending)
     def rule(
         tracer: Tracer,
         input: Value,
@@ -124,9 +149,12 @@ def _dropout_function(whole: bool) -> Callable[..., Value]:
     return rule
 
 
-def _dropout(tracer: Tracer, x: Value, p: float, training: bool, whole: bool) -> Value:
+def _dropout(tracer: Tracer, x: Any, p: float, training: bool, whole: bool) -> Value:
     if not training or p == 0:
         return x
+    if isinstance(x, Pending):
+        what, why = x.refusal("dropout in training mode")
+        raise tracer.unsupported(what, f"{why}; call eval()")
     if x.finite:
         raise tracer.unsupported("Dropout of the raw input in training mode", "its width is finite")
     if p >= 1:

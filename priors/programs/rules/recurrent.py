@@ -3,7 +3,7 @@
 A cell is what `nn.RNNCell`, `nn.LSTMCell` and `nn.GRUCell` compute; weights of the gates are
 rows of the layer's matrices. A simple recurrent network stays in closed form. The gates of an
 LSTM or GRU multiply units that are Gaussian given all earlier steps, so the expectation at step t
-runs over a number of variables that grows with t and is done by quasi-Monte Carlo.
+runs over a number of variables that grows with t (`priors.gaussian.hermite`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from priors.programs.nodes import Join
 from priors.programs.registry import register_layer
+from priors.programs.rules.attention import batch_back, batch_to_front
 from priors.programs.tracer import Tracer
 from priors.programs.values import Value
 
@@ -45,10 +46,7 @@ def _cell(tracer: Tracer, layer: nn.RNNCellBase, input: Value, hx: Any = None) -
 @register_layer(nn.RNNBase)
 def _network(tracer: Tracer, layer: nn.RNNBase, input: Value, hx: Any = None) -> tuple[Value, Any]:
     """`nn.RNN`, `nn.LSTM` or `nn.GRU` over `[batch, time, features]`."""
-    if not layer.batch_first:
-        raise tracer.unsupported(
-            f"{type(layer).__name__} with batch_first=False", "the batch must come first"
-        )
+    input = batch_to_front(tracer, layer, input)
     if hx is not None:
         raise tracer.unsupported("an initial state", "it starts at 0")
     if layer.proj_size:
@@ -91,7 +89,7 @@ def _network(tracer: Tracer, layer: nn.RNNBase, input: Value, hx: Any = None) ->
             outputs.append(passed)
         sequence = [_both(tracer, [passed[t] for passed in outputs]) for t in range(steps)]
     index = tracer.add(Join(tuple(v.index for v in sequence), (steps,)))
-    output = Value(index, sequence[0].width, 1)
+    output = batch_back(tracer, layer, Value(index, sequence[0].width, 1))
     last = States(hidden)
     return output, (last, States(memory)) if kind == "LSTM" else last
 

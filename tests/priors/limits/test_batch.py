@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from priors import QuasiMonteCarlo, UnsupportedOperationError, batch_kernel
-from priors.limits.batch import relu_batch_norm
+from priors import QuasiMonteCarlo, UnsupportedOperationError, batch_kernel, batch_kernel_error
+from priors.gaussian.activations import ABReLU
+from priors.limits.batch import homogeneous_batch_norm
 
 
 def batch(n=4, d=3):
@@ -42,14 +43,46 @@ def finite(module, x, count, weight_var, bias_var):
 
 def test_relu_has_the_closed_form_of_yang():
     x = batch(5)
+    found = homogeneous_batch_norm(ABReLU(), ABReLU(), x @ x.mT / 3, 0.0)
+    assert found.trace().item() == pytest.approx(2.5, rel=1e-8)  # half the batch
     module = nn.Sequential(
         nn.Linear(3, 8), nn.BatchNorm1d(8, eps=0.0), nn.ReLU(), nn.Linear(8, 1, bias=False)
     )
-    mean, error = replicated(module, x, weight_var=1.0, bias_var=0.0)
-    exact = relu_batch_norm(x @ x.mT / 3)
-    assert exact.trace().item() == pytest.approx(2.5, rel=1e-8)  # half the batch
-    assert ((mean - exact).abs() < 6 * error + 1e-6).all()
-    assert (error < 1e-2).all()
+    kernel = batch_kernel(module, x, weight_var=1.0, bias_var=0.0)
+    torch.testing.assert_close(kernel, found)
+    assert (batch_kernel_error(module, x, weight_var=1.0, bias_var=0.0) == 0).all()
+
+
+@pytest.mark.parametrize(("n", "eps"), [(5, 1e-5), (3, 0.3), (2, 0.0), (2, 1e-3)])
+@pytest.mark.parametrize("slope", [0.0, -0.4, 1.0])
+def test_closed_forms_by_monte_carlo(n, eps, slope):
+    x = batch(n)
+    phi = ABReLU(slope, 1.0)
+    covariance = x @ x.mT / 3 + 0.2
+    found = homogeneous_batch_norm(phi, ABReLU(), covariance, eps)
+    root = torch.linalg.cholesky(covariance)
+    g = torch.Generator().manual_seed(1)
+    h = torch.randn(200_000, n, dtype=torch.float64, generator=g) @ root.mT
+    h = h - h.mean(-1, keepdim=True)
+    y = h / (h.square().mean(-1, keepdim=True) + eps).sqrt()
+    products = phi(y)[:, :, None] * torch.relu(y)[:, None, :]
+    error = products.std(0) / len(h) ** 0.5
+    assert ((products.mean(0) - found).abs() < 4.5 * error + 1e-9).all()
+
+
+def test_the_stated_error_of_other_nonlinearities_holds():
+    x = batch(4)
+    module = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
+    options = {"weight_var": 1.0, "bias_var": 0.1}
+    truth = batch_kernel(module, x, quadrature=QuasiMonteCarlo(2**17, 99), **options)
+    ratios = []
+    for seed in range(20):
+        rule = QuasiMonteCarlo(2**10, seed)
+        kernel = batch_kernel(module, x, quadrature=rule, **options)
+        error = batch_kernel_error(module, x, quadrature=rule, **options)
+        ratios.append(((kernel - truth).abs() / error)[0, 1])
+    assert torch.stack(ratios).median() < 1
+    assert (torch.stack(ratios) > 1).sum() <= 1
 
 
 def test_a_network_that_meets_its_normalised_layer_again():

@@ -1,6 +1,7 @@
 """Kernels of convolutional, recurrent and attention networks in GPyTorch and BoTorch."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -175,11 +176,29 @@ class TestCosts:
         found = self.costs(nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), *pool), (1, 4, 4))
         assert any("9 x 9 pairs of positions" in reason for reason in found)
 
+    @pytest.mark.parametrize(
+        ("module", "expected"),
+        [(nn.Tanh(), r"\(tanh\): interpolated"), (nn.Hardtanh(), "with kinks.*integration")],
+    )
+    def test_what_is_done_without_a_closed_form_is_told(self, module, expected):
+        (reason,) = self.costs(nn.Sequential(nn.Linear(3, 4), module, nn.Linear(4, 1)))
+        assert re.search(expected, reason)
+
+    def test_a_first_block_that_makes_tables_is_no_estimate(self, monkeypatch, capsys):
+        # made, then the first block after 100 s, the others every 0.1 s
+        times = itertools.chain([0.0], itertools.count(100.0, 0.1))
+        monkeypatch.setattr("priors.limits.progress.time.monotonic", lambda: next(times))
+        progress = BlockProgress(50, shown=True, reasons=lambda: ["a slow part"])
+        for _ in range(50):
+            progress.update()  # warnings are errors
+        progress.close()
+        assert capsys.readouterr().err == ""
+
     def test_a_long_kernel_shows_a_bar_and_minutes_are_announced(self, monkeypatch, capsys):
         times = itertools.count(0.0, 6.0)
         monkeypatch.setattr("priors.limits.progress.time.monotonic", lambda: next(times))
         progress = BlockProgress(50, shown=True, reasons=lambda: ["a slow part"])
-        progress.update()
+        progress.update()  # the first is no evidence: it makes what all share
         with pytest.warns(UserWarning, match=r"about 5 minutes(.|\n)*\* a slow part"):
             progress.update()
         progress.close()

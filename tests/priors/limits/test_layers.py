@@ -316,7 +316,7 @@ def test_kernels_against_finite_networks(name):
         found = finite_networks(made, x, 300, ntk=True)
     for kernel, quadrature, (mean, error) in zip(kernels, errors, found, strict=True):
         scale = kernel.abs().max()
-        allowed = 4.5 * (error**2 + quadrature**2).sqrt() + BIAS / WIDTH * scale
+        allowed = 4.5 * error + quadrature + BIAS / WIDTH * scale
         assert ((mean - kernel).abs() < allowed).all()
         assert (allowed < 0.6 * scale).all()
 
@@ -328,20 +328,18 @@ def test_diagonal_symmetry_and_blocks(name, monkeypatch):
         whole = made.kernels(x)
         other = made.kernels(x[:2], x[1:])
         diagonals = made.nngp(x, diag=True), made.ntk(x, diag=True)
-        errors = made.quadrature_error(x, replicates=4)
+        errors = made.quadrature_error(x, replicates=2)
         monkeypatch.setattr("priors.limits.evaluation._CACHE_BLOCK", 1)
         blocks = made.kernels(x)
     for k in (0, 1):
         torch.testing.assert_close(whole[k], whole[k].mT)
         torch.testing.assert_close(whole[k].diagonal(), diagonals[k])
-        # the two orders of a pair are drawn differently
-        slack = 8 * errors[k].max().item() + 1e-9
-        assert (blocks[k] - whole[k]).abs().max() <= slack
+        scale = whole[k].abs().max().item()
+        assert (blocks[k] - whole[k]).abs().max() <= 1e-9 * scale
         # equal points in two tensors: the NTK has a cusp there, and rounding costs its root
-        slack += 1e-6 * whole[k].abs().max().item()
-        if name in SAMPLED:  # their joint covariance is singular, which magnifies the error
-            slack *= 4
-        assert (other[k] - whole[k][:2, 1:]).abs().max() <= slack
+        assert (other[k] - whole[k][:2, 1:]).abs().max() <= 1e-6 * scale
+        # heads are drawn pair by pair
+        slack = errors[k].max().item() if made.program.has_random_heads else 1e-9 * scale
         assert torch.linalg.eigvalsh(whole[k]).min() > -slack
 
 

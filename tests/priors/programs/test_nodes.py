@@ -24,6 +24,7 @@ KINDS = [
     (nodes.Mix(1, (), ROW, (2,)), (1,)),
     (nodes.Select(1, ROW, (2,)), (1,)),
     (nodes.Join((1, 2), (2,)), (1, 2)),
+    (nodes.Zero((2,)), ()),
     (nodes.Flatten(1, ROW, ()), (1,)),
     (nodes.Concatenate((1, 2), (3, 4), ()), (1, 2)),
     (nodes.Dropout(1, 0.5, False, 1, ()), (1,)),

@@ -1,0 +1,98 @@
+"""What a training came to: the distance to the exact posterior, where the prior knows that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from pfn.prior_fitted_network import PFN
+from pfn.references import own_reference
+from pfn.training.config import TrainingConfig
+from pfn.training.tasks import fixed_tasks
+from priors.tasks.task import Task, TaskPrior
+
+__all__ = ["Outcome", "measure_outcome"]
+
+_TASKS, _BATCH = 64, 4
+_MISSED = 0.25  # of what the context tells; an untrained network may learn half from its units
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Means over some tasks of the prior, each with its own number of context rows.
+
+    Attributes:
+        gap: Nats per query from the exact posterior.
+        gap_error: Standard error.
+        told: Nats per query that the contexts tell.
+        rows: Context rows.
+    """
+
+    gap: float
+    gap_error: float
+    told: float
+    rows: float
+
+    @property
+    def useless(self) -> bool:
+        """Whether the network misses more than a quarter of what the contexts tell."""
+        return self.gap > _MISSED * self.told
+
+    def sentence(self, seconds: float) -> str:
+        """For the user, after so many seconds of training."""
+        text = (
+            f"after {seconds:.0f} s: {self.gap:.2g} ± {self.gap_error:.1g} nats per query "
+            f"from the exact posterior, with {self.rows:.0f} context rows on average, which tell "
+            f"{self.told:.2g} nats."
+        )
+        if self.useless:
+            text += (
+                " The network misses more than a quarter of that: it is of little use yet. Train "
+                "for longer (start from it by `initial`), on a GPU, or on a narrower prior: fewer "
+                "inputs and rows, fixed hyperparameters, more noise."
+            )
+        return text
+
+
+def measure_outcome(
+    pfn: PFN, task_prior: TaskPrior, config: TrainingConfig, device: torch.device
+) -> Outcome | None:
+    """Measure a network on tasks that no step has seen; None where the exact one is not known."""
+    reference, kind = own_reference(task_prior)
+    if reference is None or kind != "exact" or pfn.bars is None:
+        return None
+    generator = torch.Generator().manual_seed(config.seed + 2**34)
+    config = replace(config, held_out_batch=_BATCH)
+    gaps, told, rows = [], [], []
+    for task in fixed_tasks(task_prior, config, generator, _TASKS):
+        n = task.num_context
+        if task.points is not None or n == 0 or n == task.X.shape[1]:
+            continue
+        known, nothing = reference(task), reference(replace(task, num_context=0))
+        if known is None or nothing is None:
+            continue
+        y = task.y[:, n:].double()
+        exact = -known.log_prob(y).mean()
+        before = -nothing.log_prob(task.y.double())[:, n:].mean()
+        gaps.append(_nll(pfn, task.to(device)) - float(exact))
+        told.append(float(before - exact))
+        rows.append(float(n))
+    if len(gaps) < 2:
+        return None
+    values = torch.tensor([gaps, told, rows], dtype=torch.float64)
+    gap, tells, number = values.mean(1).tolist()
+    error = float(values[0].std()) / math.sqrt(len(gaps))
+    return Outcome(gap, error, tells, number)
+
+
+def _nll(pfn: PFN, task: Task) -> float:
+    """Mean negative log density of the queries, in units of y."""
+    n, bars = task.num_context, pfn.bars
+    assert bars is not None
+    with torch.no_grad():
+        encoding = pfn.encode(task.X[:, :n], task.y[:, :n, 0], categorical=task.categorical)
+        logits = pfn.decode_one(encoding, task.X[:, n:], noisy=True)
+        z = (task.y[:, n:, 0] - encoding.location) / encoding.scale
+        return float((encoding.scale.log() - bars.log_prob(logits, z)).mean())

@@ -1,0 +1,126 @@
+"""Networks as large as the time can train, and what is said when it has passed."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gpytorch.kernels import RBFKernel
+from torch.distributions import Uniform
+
+import pfn
+from pfn import ArchitectureConfig, TrainingConfig
+from pfn.training import run, sizes
+from pfn.training.fabric import make_fabric
+from pfn.training.outcome import Outcome, measure_outcome
+from priors import FunctionTaskPrior, GaussianProcessPrior
+
+NOISE_VAR = 0.05
+
+
+def prior(**changes):
+    options = {"num_points": 16, "noise_var": NOISE_VAR, **changes}
+    return FunctionTaskPrior(
+        GaussianProcessPrior(RBFKernel()),
+        inputs=Uniform(torch.zeros(1), torch.ones(1)),
+        **options,
+    )
+
+
+SMALL = ArchitectureConfig(max_features=1, embedding=16, layers=1, heads=2, hidden=16, bars=24)
+LIMITED = TrainingConfig(time_limit=100.0, border_tasks=32, held_out_tasks=8)
+
+
+def chosen(monkeypatch, rate, config):
+    """The sizes on a device that trains so many tasks a second."""
+    clock = itertools.count(step=sizes._MEASURED * 16 / rate)
+    monkeypatch.setattr(sizes.time, "perf_counter", lambda: next(clock))
+    return sizes.choose_sizes(prior(), config, make_fabric(torch.device("cpu"), "32-true"))
+
+
+def test_more_time_and_faster_devices_train_larger_networks(monkeypatch):
+    found = []
+    for rate in (10.0, 200.0, 2_000.0, 20_000.0):
+        config = chosen(monkeypatch, rate, LIMITED)
+        found.append((config.architecture.embedding, config.architecture.layers, config.batch))
+    assert found == [(32, 2, 8), (64, 3, 8), (64, 4, 32), (96, 6, 32)]
+    longer = chosen(monkeypatch, 200.0, replace(LIMITED, time_limit=1_000.0))
+    assert longer.architecture.layers == 4
+    assert longer.held_out_batch == 32
+    assert chosen(monkeypatch, 10.0, replace(LIMITED, batch=4)).batch == 4
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainingConfig(),
+        replace(LIMITED, steps=500),
+        replace(LIMITED, architecture=SMALL),
+    ],
+)
+def test_what_is_given_stays(config):
+    assert not sizes.chosen_by_time(config)
+    assert sizes.chosen_by_time(replace(LIMITED, architecture=ArchitectureConfig(bars=64)))
+
+
+def test_a_resumed_training_keeps_its_sizes(monkeypatch, tmp_path):
+    path, config = tmp_path / "state", replace(LIMITED, time_limit=1e-3)
+    first = pfn.train(prior(), config=config, device="cpu", checkpoint=path, progress=False)
+    assert (first.architecture.embedding, first.architecture.layers) == (32, 2)
+    monkeypatch.setattr(run, "choose_sizes", None)
+    again = pfn.train(
+        prior(), config=config, device="cpu", checkpoint=path, resume=True, progress=False
+    )
+    assert again.architecture == first.architecture
+
+
+def test_the_outcome_is_the_distance_from_the_exact_posterior(capsys):
+    """What contexts tell, against dense solves on other tasks."""
+    config = TrainingConfig(
+        architecture=SMALL,
+        targets="raw",
+        time_limit=1e-3,
+        steps=2,
+        border_tasks=64,
+        held_out_tasks=0,
+    )
+    made = pfn.train(prior(), config=config, device="cpu", progress=True)
+    outcome = made.trainings[0]["outcome"]
+    assert "of little use yet" in capsys.readouterr().err
+    told, generator = [], torch.Generator().manual_seed(5)
+    for _ in range(60):
+        task = prior().sample(4, generator=generator)
+        n = task.num_context
+        if n == 0:
+            continue
+        K = np.exp(-((task.X - task.X.mT).double().numpy() ** 2) / (2 * math.log(2) ** 2))
+        inner = np.linalg.solve(K[:, :n, :n] + NOISE_VAR * np.eye(n), K[:, :n, n:])
+        explained = np.einsum("bnm,bnm->bm", K[:, :n, n:], inner)
+        variance = 1 + NOISE_VAR - explained
+        told.append(0.5 * np.log((1 + NOISE_VAR) / variance).mean())
+    error = np.std(told) / math.sqrt(len(told))
+    assert abs(outcome["told"] - np.mean(told)) < 5 * 3 * error  # of 15 batches rather than 60
+    # An untrained network knows about the prior, and misses what the contexts tell.
+    assert abs(outcome["gap"] - outcome["told"]) < 0.4
+    assert outcome["gap_error"] > 0
+
+
+def test_nothing_is_said_of_priors_without_an_exact_reference():
+    uncertain = prior(noise_var=Uniform(0.01, 0.1))
+    config = replace(LIMITED, architecture=SMALL, steps=1)
+    made = pfn.train(uncertain, config=config, device="cpu", progress=False)
+    assert "outcome" not in made.trainings[0]
+    assert measure_outcome(made, uncertain, config, torch.device("cpu")) is None
+
+
+def test_sentences():
+    good = Outcome(0.12, 0.02, 1.5, 20.0)
+    assert good.sentence(100.0) == (
+        "after 100 s: 0.12 ± 0.02 nats per query from the exact posterior, with 20 context rows "
+        "on average, which tell 1.5 nats."
+    )
+    bad = Outcome(1.8, 0.1, 1.5, 20.0)
+    assert bad.useless
+    assert "of little use yet" in bad.sentence(100.0)
