@@ -45,17 +45,33 @@ def delta_and_angle(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     delta = root - rho
     delta = delta.mul_(root + rho).clamp_min_(0).sqrt_()
     angle = torch.atan2(rho, delta)
-    return delta.mul_(scale), angle
+    return (delta if rho is c else delta.mul_(scale)), angle
 
 
 def normalised(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The pair (u / s, v / t) of variances near 1, and s t: powers of two, and constants.
 
-    Products of variances are then within the range of the dtype.
+    Products of variances are then within the range of the dtype. Where they are so anyway, the pair
+    comes back as it is, with s t = 1, of no dimensions: what is divided by it costs nothing more.
     """
+    if _is_within_range(q1) and _is_within_range(q2):
+        return q1, q2, c, c.new_ones(())
     s, t = (_power_of_two(q) for q in (q1, q2))
     scale = s * t
     return q1 / s / s, q2 / t / t, c / scale, scale
+
+
+def _is_within_range(q: Tensor) -> bool:
+    """Whether products of these variances surely keep their precision; False where asking costs."""
+    if q.device.type != "cpu":  # to ask would wait for the device
+        return False
+    limits = torch.finfo(q.dtype)
+    q = q.detach()
+    try:
+        fine = (q < limits.max**0.25) & ((q > limits.tiny**0.25) | (q == 0))
+        return bool(fine.all())
+    except RuntimeError:  # under torch.func.vmap values are not to be had
+        return False
 
 
 def _power_of_two(q: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def test_predictions_are_those_of_dense_algebra(process, name):
 
 @pytest.mark.parametrize("name", sorted(KERNELS))
 @pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("m", [1, 2])
+@pytest.mark.parametrize("m", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_all_are_fitted_together(process, name, m):
     X, Y = data(m=m)
     Xs, Ys = data(40, seed=1, m=m)

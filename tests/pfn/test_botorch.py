@@ -709,6 +709,7 @@ class TestBaselines:
         acquisition(pair.flip(0))
         assert passes["append"] == 3 * 16
 
+    @pytest.mark.slow
     def test_the_value_is_that_of_the_chain_rule(self):
         """Against draws from models conditioned one by one on exact values of f."""
         w, S = make_world(torch.float64), 4000

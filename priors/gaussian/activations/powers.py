@@ -127,7 +127,7 @@ def _rectified_slope(q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int) -> Tenso
     if m == n == 0:
         p1, p2, rho, scale = normalised(q1, q2, c)
         det = gram_determinant(p1, p2, rho)
-        return inverse_sqrt(det, noise_floor(p1 * p2)) / scale / (2 * math.pi)
+        return inverse_sqrt(det, noise_floor(p1 * p2)) / (2 * math.pi * scale)
     return n * _at_kink(q1, q2, c, n - 1) if n else m * _at_kink(q2, q1, c, m - 1)
 
 
@@ -148,5 +148,5 @@ def _at_kink(q1: Tensor, q2: Tensor, c: Tensor, n: int) -> Tensor:
     inverse = inverse_sqrt(q1, torch.finfo(q1.dtype).tiny)
     p1, p2, rho, scale = normalised(q1, q2, c)
     det = gram_determinant(p1, p2, rho)
-    root = det * inverse_sqrt(det, noise_floor(p1 * p2)) * scale
-    return (root * inverse) ** n * inverse * (_half_moment(n) / math.sqrt(2 * math.pi))
+    root = det * inverse_sqrt(det, noise_floor(p1 * p2))
+    return (root * (scale * inverse)) ** n * inverse * (_half_moment(n) / math.sqrt(2 * math.pi))

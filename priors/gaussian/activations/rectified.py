@@ -164,7 +164,7 @@ class _ABDuals(Elementwise):
         det = gram_determinant(p1, p2, rho)
         inverse = inverse_sqrt(det, noise_floor(p1 * p2))
         # slopes in log q1 and log q2 are equal
-        logs = det * inverse * scale * (even / math.pi), -inverse * rho * (even / math.pi)
+        logs = det * inverse * (scale * (even / math.pi)), -inverse * rho * (even / math.pi)
         reciprocals = [
             inverse_sqrt(q, torch.finfo(q.dtype).tiny) ** 2 if wanted else None
             for q, wanted in zip((q1, q2), needed, strict=False)
@@ -173,5 +173,5 @@ class _ABDuals(Elementwise):
             [None if r is None else log * r for r in reciprocals] for log in logs
         ]
         rows[0].append(outputs[1])
-        rows[1].append(inverse / scale * (2 / math.pi * even))
+        rows[1].append(inverse * (2 / math.pi * even / scale))
         return rows

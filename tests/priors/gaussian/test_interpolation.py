@@ -78,7 +78,8 @@ def test_values_and_slopes(name, low, high):
     check(f, f, low, high, CORRELATIONS)
 
 
-@pytest.mark.parametrize("name", ["tanh", pytest.param("silu", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tanh", "silu"])
 def test_up_to_the_largest_variances(name):
     check(FUNCTIONS[name], FUNCTIONS[name], 30.0, 100.0, (0.3, 0.99, -1.0))
 

@@ -195,7 +195,7 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("a", FUNCTIONS)
 @pytest.mark.parametrize("b", FUNCTIONS)
-@pytest.mark.parametrize("rho", [0.4, -0.985])
+@pytest.mark.parametrize("rho", [pytest.param(0.4, marks=pytest.mark.slow), -0.985])
 def test_gradients(a, b, rho):
     (f, f_kinks), (g, g_kinks) = FUNCTIONS[a], FUNCTIONS[b]
     q1, q2 = 1.3, 0.8
