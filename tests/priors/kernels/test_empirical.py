@@ -554,7 +554,7 @@ def within(estimate, error, exact, slack=1e-12):
     return bool(((estimate - exact).abs() <= 5 * error + slack).all())
 
 
-@pytest.mark.parametrize("diag", [False, True])
+@pytest.mark.parametrize("diag", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("name", ["mlp", "conv"])
 def test_one_hidden_layer_is_unbiased_at_any_width(name, diag):
     if name == "mlp":
@@ -598,6 +598,7 @@ def test_standard_errors_of_a_linear_model_in_closed_form():
     assert estimate.ntk_error.max() < 1e-12
 
 
+@pytest.mark.slow
 def test_standard_errors_are_the_spread_over_seeds():
     prior = NetworkPrior(mlp(nn.Tanh, width=6), weight_var=1.5, bias_var=0.1)
     x = normal(3, 3)

@@ -201,6 +201,7 @@ def test_kernels_are_those_of_the_forward_written_out(name):
     assert torch.equal(x, kept)  # the caller's inputs are left alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["module", "raw input", "add_", "disjoint"])
 def test_kernels_are_those_of_wide_networks(name):
     x = torch.randn(3, FEATURES, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
