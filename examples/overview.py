@@ -4,7 +4,7 @@
 
 A network with one hidden layer is stated once. The panels: functions drawn from its infinite limit;
 the Gaussian process and the Student t process conditioned on a few points; the finite network, by
-by NUTS; and a network pretrained on another prior, in one forward pass.
+NUTS; and a network pretrained on another prior, in one forward pass.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     """Fit four engines, draw five panels."""
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "out/overview.png")
     out.parent.mkdir(parents=True, exist_ok=True)
-    network = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
+    network = nn.Sequential(nn.Linear(1, 10), nn.Tanh(), nn.Linear(10, 1))
     start = {"weight_var": 9.0, "bias_var": 4.0}
     generator = torch.Generator().manual_seed(4)
     X = 4 * torch.rand(30, 1, generator=generator, dtype=torch.float64) - 2
@@ -43,7 +43,7 @@ def main() -> None:
         "GaussianProcess": GaussianProcess(X, Y, kernel).fit(),
         "StudentTProcess": StudentTProcess(X, Y, kernel).fit(),
         "BayesianNetwork": BayesianNetwork(X, Y, NetworkPrior(network, **start)).fit(
-            NUTS(num_samples=200, num_warmup=200, max_tree_depth=7, progress=False)
+            NUTS(num_samples=150, num_warmup=150, num_chains=1, max_tree_depth=6, progress=False)
         ),
         "PFN, one forward pass": pfn.load("regression").condition(X, Y),
     }

@@ -190,7 +190,7 @@ def test_public_names_exist_and_are_sorted(package):
 @pytest.mark.parametrize("package", [priors, pfn], ids=["priors", "pfn"])
 def test_every_public_name_is_lazy(package):
     homes = [name for names in package._HOMES.values() for name in names]
-    assert sorted(package.__all__) == sorted(homes)
+    assert sorted(package.__all__) == sorted([*homes, "__version__"])
     assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         package.nothing  # noqa: B018

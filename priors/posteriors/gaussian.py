@@ -9,6 +9,7 @@ import linear_operator
 import torch
 from botorch.posteriors import GPyTorchPosterior, Posterior
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from linear_operator import to_linear_operator
 from linear_operator.operators import (
     BlockDiagLinearOperator,
     ConstantMulLinearOperator,
@@ -132,7 +133,6 @@ class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
 
         Raises:
             ValueError: another number of weights.
-            NotImplementedError: outputs that depend on each other.
         """
         if weights.shape != self.shape[-1:]:
             raise ValueError(
@@ -147,20 +147,32 @@ class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
         mean = self._of_outputs(self.base.mean)
         covariance = self.base.lazy_covariance_matrix
         if len(weights) > 1:
-            if not isinstance(covariance, BlockDiagLinearOperator):
-                raise NotImplementedError("A weighted sum needs independent outputs.")
             unit = scale.abs().amax(-1, keepdim=True)
             unit = torch.where(unit > 0, unit, 1)
-            mean = (scale / unit * mean).sum(-1, keepdim=True)
-            square = (scale / unit).square()[..., 0, :]
-            covariance = SumBatchLinearOperator(_times(covariance.base_linear_op, square))
-            scale = unit
+            relative, scale = torch.atleast_2d(scale / unit), unit
+            mean = (relative * mean).sum(-1, keepdim=True)
+            if isinstance(covariance, BlockDiagLinearOperator):
+                square = relative.square()[..., 0, :]
+                covariance = SumBatchLinearOperator(_times(covariance.base_linear_op, square))
+            else:
+                covariance = self._summed(covariance, relative[..., 0, :])
         transform = AffineTransform(loc, scale)
         return GaussianPosterior(MultivariateNormal(mean.squeeze(-1), covariance), transform)
 
     @property
     def shape(self) -> torch.Size:
         return self._extended_shape()
+
+    def _summed(self, covariance: LinearOperator, weights: Tensor) -> LinearOperator:
+        """Covariance `[..., n, n]` of sums of dependent outputs, weights `[..., m]`."""
+        n, m = self.shape[-2:]
+        weights = weights.unsqueeze(-2)  # [..., 1, m]
+        eye = torch.eye(n, dtype=weights.dtype, device=weights.device)
+        if is_stored_by_output(self.base):
+            rows = (weights.unsqueeze(-1) * eye.unsqueeze(-2)).flatten(-2)  # [..., n, m * n]
+        else:
+            rows = (eye.unsqueeze(-1) * weights.unsqueeze(-2)).flatten(-2)  # [..., n, n * m]
+        return to_linear_operator(rows @ covariance.to_dense() @ rows.mT)
 
     @property
     def _unit(self) -> Tensor:

@@ -9,6 +9,7 @@ from botorch.acquisition.objective import (
     ExpectationPosteriorTransform,
     ScalarizedPosteriorTransform,
 )
+from gpytorch.distributions import MultitaskMultivariateNormal
 from gpytorch.kernels import RBFKernel
 from gpytorch.likelihoods import GaussianLikelihood
 from scipy import stats
@@ -16,7 +17,7 @@ from torch import nn
 from torch.distributions.transforms import AffineTransform
 
 from bayes import BayesianNetwork, GaussianProcess, MeanField, StudentTProcess
-from priors import NetworkPrior
+from priors import GaussianPosterior, NetworkPrior
 from priors.posteriors.acquisition import ExpectedImprovement, LogExpectedImprovement
 from priors.posteriors.transforms import TailCompression
 
@@ -350,3 +351,23 @@ def test_a_decreasing_transform_keeps_the_signs_of_deviations():
     y = posterior.quantile(torch.tensor(0.9))
     torch.testing.assert_close(posterior.cdf(y), torch.full_like(y, 0.9))
     assert (y > posterior.mean).all()
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_a_weighted_sum_of_outputs_that_depend_on_each_other(interleaved):
+    n, m = 3, 2
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(n * m, n * m, generator=generator, dtype=torch.float64)
+    covariance = root @ root.mT
+    mean = torch.randn(n, m, generator=generator, dtype=torch.float64)
+    joint = MultitaskMultivariateNormal(mean, covariance, interleaved=interleaved)
+    weights = torch.tensor([0.7, -2.0], dtype=torch.float64)
+    found = GaussianPosterior(joint).scalarised(weights, offset=0.3)
+    shape = (n, m, n, m) if interleaved else (m, n, m, n)
+    subscripts = "iajb,a,b->ij" if interleaved else "aibj,a,b->ij"
+    parts = covariance.numpy().reshape(shape)
+    expected = numpy.einsum(subscripts, parts, weights.numpy(), weights.numpy())
+    torch.testing.assert_close(found.mean[:, 0], mean @ weights + 0.3)
+    torch.testing.assert_close(
+        found.distribution.covariance_matrix, torch.from_numpy(expected), rtol=1e-12, atol=1e-12
+    )

@@ -336,8 +336,10 @@ def test_diagonal_symmetry_and_blocks(name, monkeypatch):
         torch.testing.assert_close(whole[k].diagonal(), diagonals[k])
         scale = whole[k].abs().max().item()
         assert (blocks[k] - whole[k]).abs().max() <= 1e-9 * scale
-        # equal points in two tensors: the NTK has a cusp there, and rounding costs its root
-        assert (other[k] - whole[k][:2, 1:]).abs().max() <= 1e-6 * scale
+        # equal points in two tensors: the NTK has a cusp there, and rounding costs its root; of
+        # heads the joint covariance is singular there, and the root of its jitter is left
+        near = 3e-5 if made.program.has_random_heads else 1e-6
+        assert (other[k] - whole[k][:2, 1:]).abs().max() <= near * scale
         # heads are drawn pair by pair
         slack = errors[k].max().item() if made.program.has_random_heads else 1e-9 * scale
         assert torch.linalg.eigvalsh(whole[k]).min() > -slack

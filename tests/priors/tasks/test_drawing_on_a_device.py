@@ -100,13 +100,14 @@ def test_a_device_is_waited_for_as_often_for_many_tasks_as_for_few(name, monkeyp
 
 
 ELSEWHERE = """
-    import sys
+    import pathlib, sys
     from dataclasses import replace
 
     import torch
 
     from pfn import load
     from pfn.checkpoints.recipes import RECIPES
+    from pfn.training.checkpoint import load_state
     from pfn.training.fabric import make_fabric
     from pfn.training.state import TrainingState
 
@@ -123,7 +124,7 @@ ELSEWHERE = """
             assert loss == loss and norm > 0, name
         assert training.evaluate()["held_out"] < 10
         training.keep(sys.argv[1] + "/state", None)
-        training.load(__import__("pathlib").Path(sys.argv[1]) / "state")
+        load_state(training, pathlib.Path(sys.argv[1]) / "state")
         training.advance()
         torch.set_default_device(None)
 """
