@@ -83,6 +83,7 @@ def weights(model):
     return torch.cat([drawn["weight"].flatten(1), drawn["bias"].flatten(1)], dim=-1)
 
 
+@pytest.mark.slow
 def test_nuts_against_the_conjugate_posterior():
     model, mean, precision = linear()
     model.fit(NUTS(num_samples=300, num_warmup=150, num_chains=2, progress=False))

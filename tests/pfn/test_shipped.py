@@ -53,7 +53,12 @@ def test_metadata(name):
     assert network.coverage.max_context >= max(measured.by_context)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+LARGE = ("regression", "classification")  # minutes of a core
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in SHIPPED]
+)
 def test_certificates_are_reproducible(name):
     """A fresh, smaller measurement agrees with the stored one within its standard errors."""
     network, recipe = pfn.load(name), RECIPES[name]()

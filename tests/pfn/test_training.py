@@ -488,7 +488,7 @@ def test_a_bracket_is_reported():
     assert declined.by_context[0].gap == pytest.approx(measured.by_context[0].gap)
 
 
-@pytest.mark.parametrize("name", ["regression", "bo"])
+@pytest.mark.parametrize("name", [pytest.param("regression", marks=pytest.mark.slow), "bo"])
 def test_a_recipe_brackets_the_gap(name):
     """A short run of the sampler is below the reference that knows the hyperparameters."""
     recipe = RECIPES[name]()

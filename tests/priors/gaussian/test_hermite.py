@@ -92,6 +92,7 @@ def test_a_smooth_function_by_dense_product_quadrature():
 RIDGES = [ABReLU(), ABReLU(-0.3, 1.0), GELU(), Erf(), Sine(0.4)]
 
 
+@pytest.mark.slow
 def test_the_stated_error_holds():
     # phi(a . u) of k variables, whose exact value is the dual of one variable
     ratios = []
