@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo
+from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo, by_columns
 
 __all__ = ["Expansion", "Whitening", "expand", "inner_product"]
 
@@ -111,16 +111,13 @@ def _scaled(c: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
 
 def _lower(matrix: Tensor) -> Tensor:
     """Cholesky's root of correlations; variables that others determine get a column of 0."""
-    columns: list[Tensor] = []
-    for j in range(matrix.shape[-1]):
-        rest = matrix[..., j:, j]
-        for column in columns:
-            rest = rest - column[..., j:] * column[..., j, None]
+
+    def column(rest: Tensor, j: int) -> Tensor:
         pivot = rest[..., :1]
         known = pivot > _DETERMINED
-        column = torch.where(known, rest / torch.where(known, pivot, 1.0).sqrt(), 0.0)
-        columns.append(torch.nn.functional.pad(column, (j, 0)))
-    return torch.stack(columns, -1)
+        return torch.where(known, rest / torch.where(known, pivot, 1.0).sqrt(), 0.0)
+
+    return by_columns(matrix, column)
 
 
 def _solve_lower(lower: Tensor, right: Tensor) -> Tensor:

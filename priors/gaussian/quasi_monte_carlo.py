@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-__all__ = ["QuasiMonteCarlo", "cholesky", "jackknife"]
+__all__ = ["QuasiMonteCarlo", "by_columns", "cholesky", "jackknife"]
 
 # Most nets that the points are divided into.
 _NETS = 8
@@ -203,13 +203,27 @@ def _is_noise(pivot: Tensor, variance: Tensor) -> Tensor:
 
 def _by_columns(matrix: Tensor) -> Tensor:
     """Cholesky's algorithm, to be differentiated as `_Root` is."""
+
+    def column(rest: Tensor, j: int) -> Tensor:
+        pivot = rest[..., :1]
+        root = rest / pivot.sqrt()
+        return torch.where(_is_noise(pivot, matrix[..., j, j, None]), root.detach(), root)
+
+    return by_columns(matrix, column)
+
+
+def by_columns(matrix: Tensor, column: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """A lower triangular root `[..., k, k]`, made column by column.
+
+    Args:
+        matrix: Symmetric.
+        column: From what the columns before j leave of column j, from the diagonal down, and j to
+            column j of the root.
+    """
     columns: list[Tensor] = []
     for j in range(matrix.shape[-1]):
         rest = matrix[..., j:, j]
-        for column in columns:
-            rest = rest - column[..., j:] * column[..., j, None]
-        pivot = rest[..., :1]
-        column = rest / pivot.sqrt()
-        column = torch.where(_is_noise(pivot, matrix[..., j, j, None]), column.detach(), column)
-        columns.append(torch.nn.functional.pad(column, (j, 0)))
+        for before in columns:
+            rest = rest - before[..., j:] * before[..., j, None]
+        columns.append(torch.nn.functional.pad(column(rest, j), (j, 0)))
     return torch.stack(columns, -1)
