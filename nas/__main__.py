@@ -142,7 +142,7 @@ def _search(options: argparse.Namespace) -> int:
     _print_status(study)
     ended = [t for t in study.get_trials(deepcopy=False) if (t.datetime_complete or start) > start]
     if all(trial.state == TrialState.FAIL for trial in ended):
-        raise SearchError("No trial of this call came to an end; see the last error.")
+        raise SearchError("No trial of this call finished; see the last error.")
     return 0
 
 

@@ -28,7 +28,7 @@ _KIND_ERRORS = (  # Optuna's, which do not name what they are about
 
 
 class SearchError(RuntimeError):
-    """A search cannot go on: its objective fails in every trial, or its workers do not start."""
+    """A search cannot continue: its objective fails in every trial, or its workers do not start."""
 
 
 def evaluate(objective: Objective, trial: optuna.Trial) -> float:

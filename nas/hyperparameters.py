@@ -97,7 +97,7 @@ class HyperparameterCube:
         """Values near others.
 
         Args:
-            values: Where to start.
+            values: Starting values.
             scale: Standard deviation of a number's step in its unit coordinate, reflected at
                 the bounds; also the probability that a categorical is drawn anew.
             generator: Source of randomness.

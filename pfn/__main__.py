@@ -111,8 +111,8 @@ def _recipe(name: str, *, gpu: bool = False) -> Recipe:
         prior = load_object(name)
     except ValueError as error:
         raise ValueError(
-            f"{name!r} is neither one of {', '.join(RECIPES)} nor a task prior of yours, "
-            f"module:prior or path/to/file.py:prior. {error}"
+            f"{name!r} is neither one of {', '.join(RECIPES)} nor a prior over tasks of yours, "
+            f"given as module:prior or path/to/file.py:prior. {error}"
         ) from error
     if not isinstance(prior, TaskPrior):
         raise ValueError(f"{name} is a {type(prior).__name__}, not a task prior.")
@@ -140,7 +140,7 @@ def _train(options: argparse.Namespace) -> None:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     gpu = device.type == "cuda"
     if gpu and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no CUDA device; leave the option out.")
+        raise ValueError("--device cuda: torch finds no CUDA device; omit the option.")
     recipe = _recipe(options.prior, gpu=gpu)
     name = Path(options.prior).name.replace(".py:", "_").replace(":", "_")
     out = options.out or Path("runs") / f"{name}.safetensors"

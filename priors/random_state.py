@@ -19,7 +19,7 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Global random numbers from `seed` inside; those of the caller go on as if nothing happened.
 
     Args:
-        seed: Of the CPU's generator and that of `device`.
+        seed: Seed of the CPU's generator and that of `device`.
         device: Where else random numbers are drawn.
     """
     device = torch.device(device)

@@ -51,8 +51,8 @@ class InputScale(gpytorch.Module):
         super().__init__()
         if any(isinstance(n, Embedding) and _from_input(program, n.source) for n in program.nodes):
             raise ValueError(
-                "ard_num_dims divides inputs by length scales, but this network looks its inputs "
-                "up in an embedding: tokens have no scale."
+                "ard_num_dims divides inputs by length scales, but this network looks its "
+                "inputs up in an embedding, and tokens have no scale; omit ard_num_dims."
             )
         self.num_scales = num_scales
         self.repeats = _repeats(program, num_scales)

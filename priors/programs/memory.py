@@ -252,7 +252,8 @@ class Memory:
         target, *rest = args
         if call.pure is None:
             raise self._builder.unsupported(
-                f"{call.name} in place", "only what has a form that makes a new tensor is"
+                f"{call.name} in place",
+                "only operations with an out-of-place counterpart are supported",
             )
         result = self._call(call.pure, target, *rest, **kwargs)
         if result is target:

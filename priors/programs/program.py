@@ -52,7 +52,7 @@ class Program:
     relations: dict[tuple[int, int], bool] = field(default_factory=dict, compare=False, repr=False)
 
     def terms(self, index: int) -> tuple[tuple[float, int], ...]:
-        """Node `index` as a linear combination of nodes that are no combinations."""
+        """Node `index` as a linear combination of nodes that are not combinations themselves."""
         return self.hidden(index).sum(index)[0]
 
     def finite(self, index: int) -> bool:

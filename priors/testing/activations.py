@@ -19,7 +19,7 @@ class ActivationContract(ABC):
     """The function against its derivative, its closed forms against samples.
 
     Attributes:
-        variances: Of the pair in the tests, where moments of the samples must exist.
+        variances: Variances of the pair in the tests, where moments of the samples must exist.
         samples: Of the Monte Carlo; its standard errors are measured.
         has_jumps: Whether the function jumps. Expectations of its derivative leave jumps out.
     """

@@ -153,7 +153,7 @@ def test_hyperparameters_must_be_a_dictionary():
 def test_a_stored_study_of_several_objectives_is_refused():
     storage = optuna.storages.InMemoryStorage()
     optuna.create_study(storage=storage, study_name="search", directions=["minimize"] * 2)
-    with pytest.raises(ValueError, match="has 2 objectives, a search has one"):
+    with pytest.raises(ValueError, match="has 2 objectives, but a search needs a single one"):
         run(size, storage=storage)
 
 
@@ -213,7 +213,7 @@ def test_status_and_report_of_several_objectives(tmp_path, capsys):
     assert "two (minimize, maximize)" in printed
     assert printed.count("best  ") == len(study.best_trials)
     assert main(["report", "--storage", str(path), "--study", "two", "--out", "r.html"]) == 1
-    assert "has 2 objectives, a report is of one" in capsys.readouterr().err
+    assert "has 2 objectives, but a report needs a single one" in capsys.readouterr().err
     with pytest.raises(ValueError, match="has 2 objectives"):
         write_report(study, tmp_path / "r.html")
 

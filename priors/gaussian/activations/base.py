@@ -27,9 +27,9 @@ class Activation(ABC):
     """An elementwise nonlinearity with its Gaussian expectations.
 
     A subclass gives the function and where it is not smooth; every expectation has a default by
-    quadrature or, of smooth functions, by tables made from it, overridden where there is a closed
-    form. Closed forms of pairs hold within a family: the class that defines `closed_duals`, or
-    `closed_dual` and `closed_dual_derivative`, and its subclasses.
+    quadrature or, for smooth functions, by tables made from it, to be overridden where there is
+    a closed form. Closed forms of pairs hold within a family: the class that defines
+    `closed_duals`, or `closed_dual` and `closed_dual_derivative`, and its subclasses.
     """
 
     _family: ClassVar[Any] = ()
@@ -74,7 +74,7 @@ class Activation(ABC):
 
     @functools.cached_property
     def tables(self) -> Tables:
-        """What is interpolated of this activation, as far as it was needed."""
+        """The tables that were needed so far for interpolating this activation."""
         return Tables()
 
     def shifted(self, offset: float) -> Activation:
