@@ -5,7 +5,7 @@ A page becomes one script with the page's line numbers, so that a traceback poin
 folder of its own, as `__main__` of a fresh process. Blocks of other languages (`console` for what
 installs or takes long, `text` for output) are not run.
 
-    python docs/execution.py                    # pages that changed, for the site
+    python docs/execution.py                    # pages whose code changed, for the site
     python docs/execution.py docs/pages/guides/tables.md --anew
     python docs/execution.py --examples         # the guides as notebooks, into examples/guides/
 """
@@ -185,7 +185,7 @@ def executed(page: Path) -> Path:
 
 
 def outputs(page: Path) -> list[str] | None:
-    """What the blocks of a page printed, if it was run since it changed."""
+    """What the blocks of a page printed, if it was run since they changed."""
     record = executed(page) / "output.json"
     if not record.exists():
         return None
@@ -194,7 +194,9 @@ def outputs(page: Path) -> list[str] | None:
 
 
 def _digest(page: Path) -> str:
-    return hashlib.sha256(page.read_bytes()).hexdigest()
+    """Of the code alone: prose may change without another run."""
+    code = [(block.language, block.code) for block in blocks(page.read_text())]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 
 
 def execute(page: Path) -> None:

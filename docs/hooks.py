@@ -6,11 +6,13 @@ Loaded by MkDocs (`hooks` in mkdocs.yml).
 from __future__ import annotations
 
 import ast
+import html
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
@@ -20,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 from docs.execution import PAGES, blocks, executed, outputs  # noqa: E402
 
 PACKAGES = ("priors", "bayes", "pfn", "nas")
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 _REFERENCE = re.compile(r"<!-- reference (\w[\w.]*) -->")
 
 
@@ -46,6 +49,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if "<!-- map -->" in markdown:
         markdown = markdown.replace("<!-- map -->", "\n".join(_map()))
     return _REFERENCE.sub(lambda found: _reference(found[1]), markdown)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Formulas as MathML, which browsers know: no script, nothing from elsewhere."""
+
+    def formula(found: re.Match[str]) -> str:
+        display = "block" if found[1] == "div" else "inline"
+        return convert(html.unescape(found[2]), display=display)
+
+    return _FORMULA.sub(formula, content)
 
 
 def _with_outputs(markdown: str, source: Path) -> str:

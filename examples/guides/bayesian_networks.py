@@ -77,7 +77,8 @@ plot_posterior(model, grid, num_samples=8).figure.savefig("network.png")
 # %% [markdown]
 # ## Fast and approximate
 #
-# Mean-field variational inference takes seconds, and loses correlations between weights:
+# Mean-field variational inference takes seconds, but ignores correlations between weights. With few rows its
+# predictions are much too wide, as here; use it where rows are many or time is short:
 
 # %%
 from bayes import MeanField
@@ -89,8 +90,8 @@ print("mean field", quick.posterior(grid[::50]).variance.sqrt().squeeze(-1))
 # %% [markdown]
 # ## Weights that say what you mean about functions
 #
-# Nobody has beliefs about weights. `match_functional_prior` chooses the variances so that the functions
-# are those of a Gaussian process you do understand.
+# Weights are hard to have beliefs about. `match_functional_prior` chooses their variances so that the
+# functions resemble those of a Gaussian process that you do understand.
 
 # %%
 from gpytorch.kernels import RBFKernel

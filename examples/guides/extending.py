@@ -3,21 +3,21 @@
 # %% [markdown]
 # # Extending each point
 #
-# Every part has one obvious place for a thing of your own, and a contract to inherit in your tests.
+# Each part has one place for your own code, and most have a contract: a test class to inherit in your tests.
 #
 # | to add | do | contract |
 # |---|---|---|
-# | the limit of a layer or function | `priors.register_layer`, `register_function` | compare with the module written plainly |
+# | the limit of a layer or function | `priors.register_layer`, `register_function` | none: compare with the module written in plain layers |
 # | an activation | `priors.Nonlinearity`, or a subclass of `priors.Activation` | `priors.testing.ActivationContract` |
 # | a kernel, a posterior, a model | GPyTorch's `Kernel`, `PredictivePosterior`, BoTorch's `Model` | `KernelContract`, `PosteriorContract`, `ModelContract` |
 # | a prior over tasks | an object with `sample` | `TaskPriorContract` |
 # | an inference method | `run(model, like) -> Draws` | `bayes.testing.InferenceMethodContract` |
-# | an acquisition function | BoTorch's `AcquisitionFunction` on `posterior.log_excess` | compare with Monte Carlo |
+# | an acquisition function | BoTorch's `AcquisitionFunction` on `posterior.log_excess` | none: compare with Monte Carlo |
 # | an operation, a space, a sampler | `nas.register_operation`, `nas.spaces.Space` | `nas.testing.OperationContract`, `SpaceContract`, `SamplerContract` |
 #
 # ## The limit of a layer
 #
-# A rule says what a layer becomes, with the tracer's methods: `call` for modules and functions that have
+# A rule translates a layer, with the tracer's methods: `call` for modules and functions that have
 # rules, `combine` for linear combinations, `activation` for nonlinearities.
 
 # %%
@@ -57,8 +57,8 @@ print(nngp)
 #
 # ## An activation
 #
-# Any function is one; its Gaussian expectations are found numerically. A subclass of `priors.Activation`
-# may add closed forms.
+# Any elementwise function is an activation; its Gaussian expectations are computed numerically. A subclass of
+# `priors.Activation` may add closed forms.
 
 # %%
 from priors import Nonlinearity
@@ -71,7 +71,8 @@ with torch.no_grad():
 # %% [markdown]
 # ## A prior over tasks
 #
-# Anything with `sample` that returns a `Task`. This one has sine waves of random frequency.
+# Anything with a `sample` method that returns a `Task` is a prior over [tasks](../glossary.md). This one draws
+# sine waves of random frequency.
 
 # %%
 from priors import Task, plot_tasks
@@ -97,7 +98,7 @@ class Waves:
 plot_tasks(Waves()).savefig("waves.png")
 
 # %% [markdown]
-# Its contract, in a test module of yours:
+# Its contract goes into a test module of yours:
 
 # %%
 from priors.testing import TaskPriorContract
@@ -110,8 +111,8 @@ class TestWaves(TaskPriorContract):
 # %% [markdown]
 # ## A search space
 #
-# Four methods of a `FlatSpace`, whose members are choices of a fixed list of parameters, are enough; Optuna's
-# own samplers can search it too.
+# A [flat space](../glossary.md), whose members are choices of a fixed list of parameters, needs four methods.
+# Optuna's own samplers can search it too.
 
 # %%
 from optuna.distributions import CategoricalDistribution
@@ -174,7 +175,7 @@ def build(shapes):
 nas.register_operation("gated", build, weight_layers=1)
 
 # %% [markdown]
-# Put the registration at the top of the module of the objective, which worker processes import.
+# Put the registration at the top of the module that holds the objective, since worker processes import it.
 #
 # ## A way to draw from a posterior
 #

@@ -3,9 +3,10 @@
 # %% [markdown]
 # # Fit a Gaussian process from a network
 #
-# An infinitely wide network with random weights is a Gaussian process. Its kernel is known: the NNGP
-# kernel for the network at initialisation, the neural tangent kernel (NTK) for what training it by
-# gradient descent would do. Here both are ordinary GPyTorch kernels, made from an ordinary module.
+# An infinitely wide network with random weights is a Gaussian process with a known kernel: the
+# [NNGP](../glossary.md) kernel for the network at initialisation, the neural tangent kernel
+# ([NTK](../glossary.md)) for the network trained by gradient descent. Here both are ordinary GPyTorch
+# kernels, made from an ordinary module.
 #
 # ## Data in their own units
 #
@@ -43,12 +44,12 @@ model = GaussianProcess(train_X, train_Y, kernel).fit()
 print(model)
 
 # %% [markdown]
-# * `ard_num_dims=10` gives every input a length scale, by which it is divided: one that does not matter
-#   gets a large one. Leave it out where columns are alike.
-# * All variances are learnt. `weight_var` and `bias_var` say where they start: with `None`, the default,
-#   weights at 1 (2 behind a rectifier) and biases at 0.1. A number is a start too, but a 0 stays 0.
-# * Weak log-normal priors keep variances and length scales that the data do not identify from running
-#   away.
+# * `ard_num_dims=10` gives every input a length scale, by which it is divided: an input that does not matter gets a large one. Omit it where all columns are alike.
+# * All variances are learnt. `weight_var` and `bias_var` are their starting values: with `None`, the default,
+#   weights start at 1 (2 behind a rectifier) and biases at 0.1. A number is a starting value too, except
+#   that 0 stays 0.
+# * Weak log-normal priors keep variances and length scales from diverging where the data do not identify
+#   them.
 
 # %%
 with torch.no_grad():
@@ -63,9 +64,9 @@ with torch.no_grad():
 # %% [markdown]
 # ## Which network?
 #
-# `log_marginal_likelihood()` is the evidence in nats and in the units of `Y`, without the terms of the
-# hyperparameters' priors, so that it compares networks, activations, NNGP with NTK, and with or without
-# relevance.
+# `log_marginal_likelihood()` is the [evidence](../glossary.md) in nats, in the units of `Y` and without the
+# hyperparameters' priors. It therefore compares networks, activations, NNGP with NTK, and kernels with and
+# without a length scale for each input ([relevance](../glossary.md)).
 
 # %%
 from priors import NTKKernel
@@ -85,7 +86,7 @@ for name, kernel in {
 # %% [markdown]
 # ## Look before you fit
 #
-# `plot_prior` shows what an architecture believes before it has seen data: paths, correlation by
+# `plot_prior` shows what an architecture implies before it has seen data: sample paths, correlation by
 # distance, and the spectrum.
 
 # %%
@@ -98,8 +99,8 @@ plot_prior(prior).savefig("prior.png")
 # ## Any architecture
 #
 # The forward is traced with `torch.fx`. Residual and gated branches, layers called in a loop, shared
-# layers, convolutions, recurrent networks and attention work in the way they are written. Rows are flat,
-# as GPyTorch and BoTorch have them; `input_shape` says what they mean.
+# layers, convolutions, recurrent networks and attention need no changes. Rows are flat, as in GPyTorch and BoTorch;
+# `input_shape` gives the shape of one input.
 
 # %%
 import torch.nn.functional as F
@@ -126,12 +127,11 @@ print(nngp.shape, ntk.shape)
 print(network.costs())
 
 # %% [markdown]
-# What costs what: closed forms are cheap, among them perceptrons of ReLU, GELU, erf or sine, and
-# convolutions up to `Flatten`. Smooth activations without a closed form (tanh, SiLU, softplus) are
+# Costs: closed forms are cheap, among them perceptrons with ReLU, GELU, erf or sine, and convolutions up to
+# `Flatten`. Smooth activations without a closed form (tanh, SiLU, softplus) are
 # interpolated to 1e-10. Pooling compares all pairs of positions. Attention costs milliseconds with
-# logits scaled by 1/d and tied queries and keys; scaled by 1/sqrt(d), as in `nn.MultiheadAttention`, heads
-# stay random in the limit and take quasi-Monte Carlo for each pair of inputs. `costs()` names what is
-# expensive in a network, and `quadrature_error(X)` what quasi-Monte Carlo leaves open.
+# logits scaled by 1/d and tied queries and keys; scaled by 1/sqrt(d), as in `nn.MultiheadAttention`, heads stay random in the limit and need quasi-Monte Carlo for each pair of inputs. `costs()` names the
+# expensive parts of a network, and `quadrature_error(X)` bounds the error of quasi-Monte Carlo.
 #
 # ## Stop, restart, look at what was learnt
 
@@ -143,8 +143,8 @@ print(model.log_marginal_likelihood().item())
 print(model.covar_module.variances)  # the kernel was copied; yours is as it was
 
 # %% [markdown]
-# A fit that is stopped, by its `timeout`, `max_iter` or Ctrl-C, keeps the best so far and says so. A fit
-# that is expected to take longer than ten seconds shows a bar; one that takes minutes says why.
+# A fit that is stopped, by its `timeout`, `max_iter` or Ctrl-C, keeps the best hyperparameters so far and warns. A fit that is expected to take longer than ten seconds
+# shows a progress bar; one that takes minutes says why.
 #
 # ## Save and load
 
@@ -156,7 +156,7 @@ again = GaussianProcess.load(
 print(torch.equal(again.posterior(test_X).mean, model.posterior(test_X).mean))
 
 # %% [markdown]
-# Files hold numbers and names, no code: the kernel, which is code, is given anew.
+# Files hold numbers and names but no code, so the kernel is passed to `load` again.
 #
 # ## With BoTorch
 #

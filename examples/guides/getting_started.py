@@ -5,8 +5,7 @@
 #
 # ## Install
 #
-# Python 3.11 or newer. On a machine without a GPU install the CPU build of PyTorch first, since the
-# default one brings CUDA:
+# Python 3.11 or newer. On a machine without a GPU, install the CPU build of PyTorch first; the default build includes CUDA:
 #
 # ```console
 # pip install torch --index-url https://download.pytorch.org/whl/cpu   # CPU only
@@ -18,8 +17,8 @@
 #
 # ## A Gaussian process from a network
 #
-# State the prior as an ordinary module. Its infinite-width limit is a Gaussian process, and its kernel
-# depends on the architecture alone: widths and weights do not matter.
+# State the prior as an ordinary module. Its infinite-width limit is a Gaussian process whose kernel (the
+# [NNGP](glossary.md) kernel) depends on the architecture alone: widths and weights do not matter.
 
 # %%
 import torch
@@ -43,7 +42,7 @@ with torch.no_grad():
     print("90% interval", posterior.quantile(torch.tensor([0.05, 0.95]).double()).squeeze(-1).T)
 
 # %% [markdown]
-# `print(model)` shows what was learnt, in words: the variances of every layer, a length scale for each
+# `print(model)` shows what was learnt: the variances of every layer, a length scale for each
 # input, and the noise.
 
 # %%
@@ -52,8 +51,8 @@ print(model)
 # %% [markdown]
 # ## The same question, without any training
 #
-# A prior-data fitted network has seen millions of small data sets drawn from a prior. Conditioning it
-# is one forward pass, and the answer is the same kind of posterior.
+# A prior-data fitted network ([PFN](glossary.md)) was trained on many small data sets drawn from a prior.
+# Conditioning it takes one forward pass, and the answer is the same kind of posterior.
 
 # %%
 import pfn
@@ -64,13 +63,12 @@ print("mean", posterior.mean.squeeze(-1))
 print("standard deviation", posterior.variance.sqrt().squeeze(-1))
 
 # %% [markdown]
-# How far such a network is from exact inference is [measured](explanations/certificates.md) and travels
+# The distance of such a network from exact inference is [measured](explanations/certificates.md) and stored
 # with it, in `pfn.load("regression").certificate`.
 #
 # ## A study that can be interrupted
 #
-# `nas.search` runs an Optuna study over architectures and hyperparameters. A second call with the same
-# storage goes on where the first one ended.
+# `nas.search` runs an Optuna study over architectures and hyperparameters. A second call with the same storage continues where the first one ended.
 
 # %%
 import nas

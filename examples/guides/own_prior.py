@@ -3,15 +3,14 @@
 # %% [markdown]
 # # A network for your own prior
 #
-# A prior-data fitted network (PFN) is a transformer that was trained on data sets drawn from a prior, each
-# with some rows hidden. What minimises its loss is the posterior predictive of that prior
+# A prior-data fitted network ([PFN](../glossary.md)) is a transformer trained on data sets drawn from a
+# prior, each with some rows hidden. The minimiser of its loss is the posterior predictive of that prior
 # ([Müller et al. 2022](https://arxiv.org/abs/2112.10510)), so that Bayesian inference on a new data set
-# becomes one forward pass. Here is the whole path for a prior of yours: state it, look at it, train,
-# measure, use.
+# becomes one forward pass. This guide goes the whole way with a prior of your own: state it, look at it, train, measure, use.
 #
 # ## State it
 #
-# A prior over functions plus inputs and noise is a prior over tasks. This one is the infinite limit of a
+# A prior over functions, together with inputs and noise, is a prior over [tasks](../glossary.md). This one is the infinite limit of a
 # small network, with the unit interval as inputs.
 
 # %%
@@ -32,7 +31,7 @@ prior = FunctionTaskPrior(
 plot_tasks(prior).savefig("tasks.png")
 
 # %% [markdown]
-# Look at the picture before you train: it is all the network will ever believe.
+# Look at the picture before you train: the network will expect nothing else.
 #
 # ## Train
 #
@@ -50,19 +49,19 @@ print(trained)
 # %% [markdown]
 # ## Measure
 #
-# `certify` compares with exact inference where the prior allows it, as here, on tasks that training never
-# saw. The gap is the expected loss in log density per query, in nats: 0 would be exact.
+# `certify` compares the network with exact inference, where the prior allows it, on tasks that it was not
+# trained on. The [gap](../glossary.md) is the expected loss in log density per query, in nats; 0 is exact.
 
 # %%
 certificate = pfn.certify(trained, prior, context_sizes=(2, 5, 15), num_tasks=64)
 print(certificate)
 
 # %% [markdown]
-# See [Certificates](../explanations/certificates.md) for what the columns mean.
+# See [Certificates](../explanations/certificates.md) for the meaning of the columns.
 #
 # ## Use
 #
-# The certificate travels with the network, in one file without code.
+# The [certificate](../glossary.md) is stored with the network, in one file without code.
 
 # %%
 trained.certificate = certificate
@@ -86,7 +85,7 @@ plot_posterior(model, grid, num_samples=4).figure.savefig("posterior.png")
 #
 # ## Any prior at all
 #
-# Whatever draws tasks is a prior: an object with `sample`, see [Extending each
+# Any object with a `sample` method that draws tasks is a prior; see [Extending each
 # point](extending.md#a-prior-over-tasks). `priors` has building blocks (`RandomKernelTaskPrior`,
 # `NetworkTaskPrior`, `TreeTaskPrior`, `CausalTaskPrior`, `MixtureTaskPrior`, `Tabular`), and the recipes of
 # the shipped networks in `pfn/checkpoints/recipes.py` are compositions of them.
@@ -99,9 +98,9 @@ plot_posterior(model, grid, num_samples=4).figure.savefig("posterior.png")
 # python -m pfn show mine.safetensors
 # ```
 #
-# ## Networks for data that look alike
+# ## The shipped networks
 #
-# `pfn.load` knows four shipped networks:
+# `pfn.load` has four networks:
 #
 # | name | tasks | rows, columns |
 # |---|---|---|
@@ -111,6 +110,5 @@ plot_posterior(model, grid, num_samples=4).figure.savefig("posterior.png")
 # | `learning-curve` | losses of trainings over epochs, for early stopping | 256 |
 #
 # A row of `learning-curve` is one point of one training curve: the first column is the time,
-# `priors.log_time(step, num_steps)`, the others are the hyperparameters of the training, scaled to
-# [0, 1], which tell the curves apart; the target is the value of the curve, in [0, 1]. Rows come in any
+# `priors.log_time(step, num_steps)`, the others are the hyperparameters of the training, scaled to [0, 1], which identify the curve; the target is the value of the curve, in [0, 1]. Rows come in any
 # order.

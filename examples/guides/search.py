@@ -3,13 +3,13 @@
 # %% [markdown]
 # # Search studies
 #
-# A study is an Optuna study over architectures and hyperparameters together, with a Gaussian process over
-# both that proposes what to try next.
+# A [study](../glossary.md) is an Optuna study over architectures and hyperparameters together. A Gaussian
+# process over both proposes the next trial.
 #
 # ## An objective
 #
-# What a study needs is one file: a space, the hyperparameters, and a function that trains a candidate and
-# returns a number. A file of its own, since worker processes import it.
+# A study needs a space, the hyperparameters, and a function that trains a candidate and returns a number.
+# They go into a file of their own, because worker processes import it.
 
 # %%
 from pathlib import Path
@@ -42,7 +42,7 @@ def objective(trial):
 """)
 
 # %% [markdown]
-# ## Run, and go on
+# ## Run, and continue
 
 # %%
 import nas
@@ -59,8 +59,8 @@ study = nas.search(
 print(len(study.trials), "trials, best", round(study.best_value, 3))
 
 # %% [markdown]
-# Everything is in `digits.db`. The same call again adds eight trials; after Ctrl-C or a crash, the
-# interrupted trials are taken up first.
+# The study is stored in `digits.db`. The same call again adds eight trials; after Ctrl-C or a crash, the
+# interrupted trials are repeated first.
 
 # %%
 study = nas.search(
@@ -89,13 +89,12 @@ python -m nas status --storage digits.db
 )
 
 # %% [markdown]
-# In Python, `nas.search(..., workers=2)` does the same; put the call under
-# `if __name__ == "__main__":`, as everywhere where processes are started. `engine=` takes any
+# In Python, `nas.search(..., workers=2)` does the same; put the call under `if __name__ == "__main__":`, as for all process pools. `engine=` takes any
 # `concurrent.futures` executor, for a cluster.
 #
 # ## Look
 #
-# The trials are those of Optuna: `trials_dataframe`, importances, its dashboard.
+# The study is Optuna's own, so `trials_dataframe`, importances and its dashboard work.
 
 # %%
 table = study.trials_dataframe(attrs=("number", "value", "params"))
@@ -115,13 +114,13 @@ python -m nas report --storage digits.db --out report.html
 # %% [markdown]
 # ## Change your mind
 #
-# * A trial of your own: `study.enqueue_trial({"depth": 2, "activation": "gelu", "learning_rate": 0.01})`
+# * To add a trial of your own: `study.enqueue_trial({"depth": 2, "activation": "gelu", "learning_rate": 0.01})`
 #   for some of the parameters, or `nas.enqueue(study, architecture, hyperparameters)`.
-# * Another space or other hyperparameters: the study goes on with the trials that still fit.
-# * Another sampler: `nas.search(..., sampler=optuna.samplers.TPESampler())`.
+# * If the space or the hyperparameters change, the study continues with the trials that still fit.
+# * For another sampler: `nas.search(..., sampler=optuna.samplers.TPESampler())`.
 #
 # ## What can go wrong
 #
-# A trial that raises is recorded with its traceback, and the study goes on, unless the first five of a call
-# fail in the same line: then `nas.SearchError` tells the error. A worker that is killed costs one trial,
-# which is queued again.
+# A trial that raises is recorded with its traceback, and the study continues, unless the first five trials of
+# a call fail in the same line: `nas.SearchError` then reports the error. If a worker is killed, its trial is
+# queued again.

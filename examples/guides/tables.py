@@ -3,8 +3,7 @@
 # %% [markdown]
 # # Tables
 #
-# `PFNRegressor` and `PFNClassifier` are scikit-learn estimators around the shipped networks: text,
-# categories and missing values go in as they are, and nothing is tuned.
+# `PFNRegressor` and `PFNClassifier` are scikit-learn estimators around the shipped networks: they accept text, categories and missing values directly, and nothing is tuned.
 #
 # ```console
 # pip install "wideprior[sklearn]"
@@ -31,8 +30,8 @@ low, high = regressor.predict_quantiles(test_X, [0.05, 0.95]).T
 print("share within the 90% interval", np.mean((low < test_y) & (test_y < high)))
 
 # %% [markdown]
-# `fit` encodes the rows; there is no training. The networks take up to 512 rows of 20 features and warn
-# beyond. `score`, pipelines and `cross_val_score` work as with every estimator.
+# `fit` only encodes the rows. The networks were trained on up to 512 rows of 20 features and warn beyond.
+# `score`, pipelines and `cross_val_score` work as with every estimator.
 #
 # ## Classification
 
@@ -77,5 +76,5 @@ print(pandas.read_csv("predicted.csv").iloc[:, :6])
 #
 # A prediction is only as good as the prior behind it. `python -m pfn show regression` prints the prior of
 # a network and how far it is from exact inference; see [Certificates](../explanations/certificates.md).
-# Data unlike anything the network was trained on bring a warning. If your data are special, state your
-# own prior: [A network for your own prior](own-prior.md).
+# Data unlike those the network was trained on cause a warning. If your data are special, state your own
+# prior: [A network for your own prior](own-prior.md).
