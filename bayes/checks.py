@@ -1,4 +1,4 @@
-"""Checks of what users pass in, with errors that say what to do."""
+"""Checks of users' arguments, with errors that say what to do."""
 
 from __future__ import annotations
 

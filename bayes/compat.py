@@ -1,4 +1,4 @@
-"""Borrowed names: what inference uses of Pyro's samplers that is not public there.
+"""Names that inference borrows from private parts of Pyro.
 
 `tests/bayes/test_compat.py` says of each what is relied on, and of the methods of BoTorch's models
 that `ExactProcess` calls or overrides.

@@ -1,4 +1,4 @@
-"""What identifies a module in a model file that holds no code.
+"""The identity of a module in a model file that holds no code.
 
 A file stores values; the kernel or network they belong to is passed again when loading. Class
 names and shapes catch the wrong module early, values computed with it (a fingerprint) catch the

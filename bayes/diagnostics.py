@@ -1,4 +1,4 @@
-"""Is a model calibrated, and which of several is better on the same splits?
+"""Calibration of a model, and comparison of several on the same splits.
 
 All numbers come from the true predictive (`log_prob`, `cdf`, `quantile`) of y, so that a Gaussian
 process, a t process, a sampled network and a PFN are compared by what they claim. Plain BoTorch

@@ -1,4 +1,4 @@
-"""What the exact Gaussian and Student-t processes share.
+"""The common base of the exact Gaussian and Student-t processes.
 
 Both condition y = f(x) + noise, f a zero-mean process with a given kernel, on all rows by a
 Cholesky factorisation. `ExactProcess` is BoTorch's `SingleTaskGP` with our transforms, solver

@@ -1,4 +1,4 @@
-"""Weight priors that give the functions of a chosen prior over functions.
+"""Weight priors whose functions resemble those of a chosen prior over functions.
 
 The layer variances of a network with one hidden layer are chosen so that its functions have the
 second moments of a target Gaussian process at measurement points (Tran, Rossi, Milios &

@@ -1,4 +1,4 @@
-"""The training rows of an exact process: their units, further ones, and what is kept of them.
+"""The training rows of an exact process: their units, further rows, and what is kept of them.
 
 A model holds its rows as they were given, `train_X`, `train_Y` and `train_Yvar`. What GPyTorch
 conditions on (`train_inputs`, `train_targets`, the likelihood's known noise) is made of them by

@@ -1,4 +1,4 @@
-"""One trial: the objective called, how it ended left in the trial, and a bar over many of them."""
+"""One trial: calling the objective, recording how it ended, and a bar over many of them."""
 
 from __future__ import annotations
 

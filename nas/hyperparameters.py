@@ -1,4 +1,4 @@
-"""Hyperparameters as points of the unit cube, for a Gaussian process and for moving about.
+"""Hyperparameters as points of the unit cube, for a Gaussian process and for local moves.
 
 A number takes one coordinate, linear or logarithmic as its distribution says; a categorical
 takes one coordinate for each choice (one-hot).

@@ -1,4 +1,4 @@
-"""The vocabulary of architectures: what each operation label means as a torch module.
+"""The vocabulary of architectures: the torch module behind each operation label.
 
 An operation takes the shapes of its inputs (without the batch dimension) and its arguments and
 gives a module and the shape of its output, so that a graph of labels needs no layer sizes

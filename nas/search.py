@@ -1,4 +1,4 @@
-"""One call from an objective and a space to a finished study.
+"""From an objective and a space to a finished study in one call.
 
 Optuna runs the trials and keeps them; this adds what a long search needs around it: a storage
 that is opened with clear errors, resuming by calling again, errors kept with the trial that

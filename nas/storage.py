@@ -1,4 +1,4 @@
-"""The storage of a study: opened from a path or URL, its failures said in one line."""
+"""The storage of a study, opened from a path or URL, with failures reported in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contracts for spaces and samplers, to be inherited by the tests of new ones.
+"""Contract tests for operations, spaces and samplers, to be inherited by the tests of new ones.
 
     class TestMySpace(SpaceContract):
         def make_space(self): return MySpace()

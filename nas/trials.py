@@ -1,4 +1,4 @@
-"""How an architecture travels with an Optuna trial, and back into the queue.
+"""Storing an architecture in an Optuna trial, and queueing one.
 
 The architecture is stored with its trial as user attributes: canonical JSON and numeric
 descriptors (one column each in Optuna's tables and dashboard). In a flat space it is a choice of

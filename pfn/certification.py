@@ -1,4 +1,4 @@
-"""How far a network is from exact Bayesian inference under a prior, measured.
+"""Measuring the distance of a network from exact Bayesian inference under a prior.
 
 For tasks drawn from the prior, the expected difference of log densities
 

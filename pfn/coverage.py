@@ -1,4 +1,4 @@
-"""What the training of a network covered, and the checks of a user's data against it.
+"""The range of data that a network was trained on, and checks of a user's data against it.
 
 What a network cannot take is refused; where it would extrapolate, it warns.
 """

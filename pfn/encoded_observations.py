@@ -1,4 +1,4 @@
-"""Observations encoded by a network: what answers queries, and grows by appended rows."""
+"""Observations encoded by a network, which answer queries and grow by appended rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a training would run on a device, by batch and precision, and which to choose.
+"""The speed of a training on a device, by batch and precision, and the choice of both.
 
 A GPU is idle at the batch that suits a CPU. `probe` takes a few steps at a time at growing batches,
 all with the same sizes of tasks, and chooses the batch that makes the most progress: smaller ones

@@ -1,4 +1,4 @@
-"""Seeding torch's global generators for a while, for code that takes no generator.
+"""Seeding torch's global generators temporarily, for code that takes no generator.
 
 `torch.manual_seed` seeds the CPU and every GPU; a fork of the CPU's state alone would leave the
 GPUs' generators changed. Here only those in use are seeded, and put back.

@@ -220,9 +220,9 @@ print(model.posterior(X).mean.squeeze(-1))
 #
 # ## An acquisition function
 #
-# Everything that predicts is a BoTorch model, so an acquisition function is one of BoTorch's. What its posterior
-# answers exactly, for every engine, is `log_excess(threshold, order)`: the probability (0) and the expected size
-# (1) of an excess.
+# Everything that predicts is a BoTorch model, so an acquisition function is one of BoTorch's. What its
+# posterior answers exactly, for every engine, is `log_excess(threshold, order)`: the probability (0) and the
+# expected size (1) of an excess.
 
 # %%
 from botorch.acquisition import AcquisitionFunction

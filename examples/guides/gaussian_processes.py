@@ -44,7 +44,8 @@ model = GaussianProcess(train_X, train_Y, kernel).fit()
 print(model)
 
 # %% [markdown]
-# * `ard_num_dims=10` gives every input a length scale, by which it is divided: an input that does not matter gets a large one. Omit it where all columns are alike.
+# * `ard_num_dims=10` gives every input a length scale, by which it is divided: an input that does not matter
+#   gets a large one. Omit it where all columns are alike.
 # * All variances are learnt. `weight_var` and `bias_var` are their starting values: with `None`, the default,
 #   weights start at 1 (2 behind a rectifier) and biases at 0.1. A number is a starting value too, except
 #   that 0 stays 0.
@@ -98,8 +99,8 @@ plot_prior(prior).savefig("prior.png")
 # %% [markdown]
 # ## Any architecture
 #
-# The forward is traced with `torch.fx`. Residual and gated branches, layers called in a loop, shared
-# layers, convolutions, recurrent networks and attention need no changes. Rows are flat, as in GPyTorch and BoTorch;
+# The forward is traced with `torch.fx`. Residual and gated branches, layers called in a loop, shared layers,
+# convolutions, recurrent networks and attention need no changes. Rows are flat, as in GPyTorch and BoTorch;
 # `input_shape` gives the shape of one input.
 
 # %%
@@ -128,10 +129,11 @@ print(network.costs())
 
 # %% [markdown]
 # Costs: closed forms are cheap, among them perceptrons with ReLU, GELU, erf or sine, and convolutions up to
-# `Flatten`. Smooth activations without a closed form (tanh, SiLU, softplus) are
-# interpolated to 1e-10. Pooling compares all pairs of positions. Attention costs milliseconds with
-# logits scaled by 1/d and tied queries and keys; scaled by 1/sqrt(d), as in `nn.MultiheadAttention`, heads stay random in the limit and need quasi-Monte Carlo for each pair of inputs. `costs()` names the
-# expensive parts of a network, and `quadrature_error(X)` bounds the error of quasi-Monte Carlo.
+# `Flatten`. Smooth activations without a closed form (tanh, SiLU, softplus) are interpolated to 1e-10. Pooling
+# compares all pairs of positions. Attention costs milliseconds with logits scaled by 1/d and tied queries and
+# keys; scaled by 1/sqrt(d), as in `nn.MultiheadAttention`, heads stay random in the limit and need quasi-Monte
+# Carlo for each pair of inputs. `costs()` names the expensive parts of a network, and `quadrature_error(X)`
+# bounds the error of quasi-Monte Carlo.
 #
 # ## Stop, restart, look at what was learnt
 
@@ -143,8 +145,9 @@ print(model.log_marginal_likelihood().item())
 print(model.covar_module.variances)  # the kernel was copied; yours is as it was
 
 # %% [markdown]
-# A fit that is stopped, by its `timeout`, `max_iter` or Ctrl-C, keeps the best hyperparameters so far and warns. A fit that is expected to take longer than ten seconds
-# shows a progress bar; one that takes minutes says why.
+# A fit that is stopped, by its `timeout`, `max_iter` or Ctrl-C, keeps the best hyperparameters so far and
+# warns. A fit that is expected to take longer than ten seconds shows a progress bar; one that takes minutes
+# says why.
 #
 # ## Save and load
 

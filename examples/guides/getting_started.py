@@ -5,7 +5,8 @@
 #
 # ## Install
 #
-# Python 3.11 or newer. On a machine without a GPU, install the CPU build of PyTorch first; the default build includes CUDA:
+# Python 3.11 or newer. On a machine without a GPU, install the CPU build of PyTorch first; the default build
+# includes CUDA:
 #
 # ```console
 # pip install torch --index-url https://download.pytorch.org/whl/cpu   # CPU only
@@ -68,7 +69,8 @@ print("standard deviation", posterior.variance.sqrt().squeeze(-1))
 #
 # ## A study that can be interrupted
 #
-# `nas.search` runs an Optuna study over architectures and hyperparameters. A second call with the same storage continues where the first one ended.
+# `nas.search` runs an Optuna study over architectures and hyperparameters. A second call with the same storage
+# continues where the first one ended.
 
 # %%
 import nas

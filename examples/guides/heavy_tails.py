@@ -4,15 +4,16 @@
 # # Heavy tails: when the scale of the data is not known
 #
 # A Gaussian process with a fixed kernel is certain of its scale: however large the data turn out to be, the
-# width of its intervals depends on the inputs alone. A network whose last layer has an uncertain variance is a [scale mixture](../glossary.md) of Gaussian
-# processes. With an inverse gamma variance the mixture is a Student t
-# process, exact and in closed form at the cost of a Gaussian process ([Shah et al.
+# width of its intervals depends on the inputs alone. A network whose last layer has an uncertain variance is a
+# [scale mixture](../glossary.md) of Gaussian processes. With an inverse gamma variance the mixture is a Student
+# t process, exact and in closed form at the cost of a Gaussian process ([Shah et al.
 # 2014](https://proceedings.mlr.press/v33/shah14.html); for networks [Lee et al.
 # 2021](https://arxiv.org/abs/2106.06529)).
 #
 # ## Intervals that widen with the data
 #
-# Both processes below have the same kernel, and the data are three times as large as it expects. We keep the kernel fixed and switch the outcome transform off, to see the effect of the scale.
+# Both processes below have the same kernel, and the data are three times as large as it expects. We keep the
+# kernel fixed and switch the outcome transform off, to see the effect of the scale.
 
 # %%
 import torch
@@ -59,7 +60,8 @@ figure.savefig("scales.png")
 # %% [markdown]
 # ## Fitted
 #
-# `fit()` maximises the closed-form marginal likelihood; everything else works as for a [Gaussian process](gaussian-processes.md): standardised inputs and outputs, saving, BoTorch.
+# `fit()` maximises the closed-form marginal likelihood; everything else works as for a [Gaussian
+# process](gaussian-processes.md): standardised inputs and outputs, saving, BoTorch.
 
 # %%
 model = StudentTProcess(X, Y, NNGPKernel(network)).fit()
@@ -73,5 +75,5 @@ print(model.log_marginal_likelihood().item())
 #
 # ## What it cannot do
 #
-# A scale mixture learns *one* scale for all rows. It does not discount a single bad `y`: an outlier widens the intervals everywhere. Against outliers, clean
-# the data or use a likelihood with heavy tails.
+# A scale mixture learns *one* scale for all rows. It does not discount a single bad `y`: an outlier widens the
+# intervals everywhere. Against outliers, clean the data or use a likelihood with heavy tails.

@@ -3,15 +3,15 @@
 # %% [markdown]
 # # A network for your own prior
 #
-# A prior-data fitted network ([PFN](../glossary.md)) is a transformer trained on data sets drawn from a
-# prior, each with some rows hidden. The minimiser of its loss is the posterior predictive of that prior
-# ([Müller et al. 2022](https://arxiv.org/abs/2112.10510)), so that Bayesian inference on a new data set
-# becomes one forward pass. This guide goes the whole way with a prior of your own: state it, look at it, train, measure, use.
+# A prior-data fitted network ([PFN](../glossary.md)) is a transformer trained on data sets drawn from a prior,
+# each with some rows hidden. The minimiser of its loss is the posterior predictive of that prior ([Müller et
+# al. 2022](https://arxiv.org/abs/2112.10510)), so that Bayesian inference on a new data set becomes one forward
+# pass. This guide goes the whole way with a prior of your own: state it, look at it, train, measure, use.
 #
 # ## State it
 #
-# A prior over functions, together with inputs and noise, is a prior over [tasks](../glossary.md). This one is the infinite limit of a
-# small network, with the unit interval as inputs.
+# A prior over functions, together with inputs and noise, is a prior over [tasks](../glossary.md). This one is
+# the infinite limit of a small network, with the unit interval as inputs.
 
 # %%
 import torch
@@ -110,5 +110,5 @@ plot_posterior(model, grid, num_samples=4).figure.savefig("posterior.png")
 # | `learning-curve` | losses of trainings over epochs, for early stopping | 256 |
 #
 # A row of `learning-curve` is one point of one training curve: the first column is the time,
-# `priors.log_time(step, num_steps)`, the others are the hyperparameters of the training, scaled to [0, 1], which identify the curve; the target is the value of the curve, in [0, 1]. Rows come in any
-# order.
+# `priors.log_time(step, num_steps)`, the others are the hyperparameters of the training, scaled to [0, 1],
+# which identify the curve; the target is the value of the curve, in [0, 1]. Rows come in any order.

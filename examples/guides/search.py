@@ -89,8 +89,8 @@ python -m nas status --storage digits.db
 )
 
 # %% [markdown]
-# In Python, `nas.search(..., workers=2)` does the same; put the call under `if __name__ == "__main__":`, as for all process pools. `engine=` takes any
-# `concurrent.futures` executor, for a cluster.
+# In Python, `nas.search(..., workers=2)` does the same; put the call under `if __name__ == "__main__":`, as for
+# all process pools. `engine=` takes any `concurrent.futures` executor, for a cluster.
 #
 # ## Look
 #

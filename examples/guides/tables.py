@@ -3,7 +3,8 @@
 # %% [markdown]
 # # Tables
 #
-# `PFNRegressor` and `PFNClassifier` are scikit-learn estimators around the shipped networks: they accept text, categories and missing values directly, and nothing is tuned.
+# `PFNRegressor` and `PFNClassifier` are scikit-learn estimators around the shipped networks: they accept text,
+# categories and missing values directly, and nothing is tuned.
 #
 # ```console
 # pip install "wideprior[sklearn]"

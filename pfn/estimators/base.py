@@ -1,4 +1,4 @@
-"""What regression and classification share: tables in, encodings of the members, logits out."""
+"""The common base of regression and classification: tables in, logits out."""
 
 from __future__ import annotations
 

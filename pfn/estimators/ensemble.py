@@ -1,4 +1,4 @@
-"""How the members of an ensemble see one data set differently."""
+"""The different views of one data set that the members of an ensemble get."""
 
 from __future__ import annotations
 

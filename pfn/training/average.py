@@ -1,4 +1,4 @@
-"""What a training returns: averaged weights, the best of them by held-out loss."""
+"""The result of a training: averaged weights, the best of them by held-out loss."""
 
 from __future__ import annotations
 

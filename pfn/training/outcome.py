@@ -1,4 +1,4 @@
-"""What a training came to: the distance to the exact posterior, where the prior knows that."""
+"""The outcome of a training: the distance to the exact posterior, where the prior has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that a resumed run needs to go on as if nothing had happened."""
+"""Everything that a resumed run needs to continue as if nothing had happened."""
 
 from __future__ import annotations
 

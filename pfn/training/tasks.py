@@ -1,4 +1,4 @@
-"""The tasks of a training, and what the network is told of them."""
+"""The tasks of a training, and the information that the network gets with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kernels of networks share, infinite and finite ones."""
+"""The base class of network kernels, infinite and finite ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What infinitely wide and deep networks classify by.
+"""The classifiers that infinitely wide and deep networks become.
 
 Let phi be normalised, E[phi(z)^2] = 1 for z ~ N(0, 1), and let inputs have unit length. The
 covariance of two inputs with cosine xi then evolves by kappa(xi) = E[phi(u) phi(v)], (u, v)

@@ -1,4 +1,4 @@
-"""How much each feature of an input matters: the length scales that inputs are divided by.
+"""Relevance of features: the length scales that inputs are divided by.
 
 A network sees x / lengthscale, so a feature with a large length scale hardly matters (automatic
 relevance determination). Features are those of a row, the channels of an image or the token

@@ -1,4 +1,4 @@
-"""What the infinite and the finite view of an architecture share: its program and variances."""
+"""The common base of infinite and finite networks: a program and its variances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The distribution of drawn functions, as an engine leaves it that samples parameters.
+"""The distribution of drawn functions, for engines that sample parameters.
 
 `EmpiricalPosterior` is the distribution of the S drawn function values themselves, with their
 weights; it is never reduced to its mean and variance. What averages over draws have in common

@@ -1,4 +1,4 @@
-"""What every posterior of this package answers, whichever engine made it.
+"""The protocol of this package's posteriors, whichever engine made them.
 
 A `PredictivePosterior` is a BoTorch `Posterior` that also knows the density of its own
 marginals. Shapes: `n` points, `m` outputs, any batch dimensions before them, together the

@@ -1,4 +1,4 @@
-"""Which dimension of a value is the width, and where reshaping takes its positions and units.
+"""The axis of the width in a value, and the effect of reshaping on positions and units.
 
 Reshaping, slicing and stacking are understood by carrying out the same torch call on a tensor of
 numbered entries (entry = position * width + unit) and reading off where each of them went.

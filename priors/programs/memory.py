@@ -1,4 +1,4 @@
-"""Which values of a traced forward share memory, and what overwriting one does to the others.
+"""Shared memory in a traced forward, and the effect of overwriting a tensor on its views.
 
 `relu_`, `h += g` and `nn.ReLU(inplace=True)` write to a tensor that other names and views may
 still refer to. Each value has a place: a storage and the path of views that leads to it. Before a

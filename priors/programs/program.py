@@ -1,4 +1,4 @@
-"""A tensor program as a whole: nodes in order of computation, and what is asked of them."""
+"""A tensor program as a whole: nodes in order of computation, and questions about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rule says what a layer or a function becomes in a program; it is below the tracer.
+"""The registry of rules that translate layers and functions; it is below the tracer.
 
 A rule for a layer is called with the tracer, the layer and the layer's own arguments; one for a
 function with the tracer and the function's arguments. Tensors of the traced forward come as

@@ -1,4 +1,4 @@
-"""Which pairs of nodes can have a moment: those with a common weight, or with means."""
+"""Pairs of nodes that can have a moment: those with a common weight, or with means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Posterior draws of whatever a task prior draws: long runs of annealed Markov chains.
+"""Posterior draws of everything that a task prior draws: long runs of annealed Markov chains.
 
 A task prior is a program that turns random numbers into hyperparameters. As a function of
 independent standard normal numbers z its posterior is N(0, I) times the likelihood, whatever the

@@ -1,4 +1,4 @@
-"""Where the inputs of tasks lie."""
+"""Distributions of the inputs of tasks."""
 
 from __future__ import annotations
 

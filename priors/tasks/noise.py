@@ -1,4 +1,4 @@
-"""What noise is on the targets of tasks."""
+"""The noise on the targets of tasks."""
 
 from __future__ import annotations
 

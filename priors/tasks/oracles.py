@@ -1,4 +1,4 @@
-"""Exact posteriors and evidences of Gaussian functions: references for what learns from tasks."""
+"""Exact posteriors and evidences of Gaussian functions: references for trained networks."""
 
 from __future__ import annotations
 

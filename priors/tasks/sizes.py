@@ -1,4 +1,4 @@
-"""How large the tasks of one call are: each class of sizes is a law of its own."""
+"""The sizes of the tasks of one call: each class is a distribution of sizes."""
 
 from __future__ import annotations
 

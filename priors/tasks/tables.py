@@ -1,4 +1,4 @@
-"""Columns as tables have them: categories, missing values, irrelevant ones, odd scales.
+"""Columns as in real tables: categories, missing values, irrelevant ones, odd scales.
 
 `Tabular` changes what is seen of the tasks of any prior, not the functions behind them.
 """

@@ -1,4 +1,4 @@
-"""What every activation answers, by interpolation or quadrature where it knows no better.
+"""The base class of activations: expectations by interpolation or quadrature.
 
 `Smooth` and `Numerical` make an activation of any function and add nothing to that.
 """

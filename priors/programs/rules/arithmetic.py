@@ -1,4 +1,4 @@
-"""Sums and products of branches, powers, and what changes nothing."""
+"""Sums and products of branches, powers, and operations that change nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrix products, convolutions and embeddings: where the weights are."""
+"""Matrix products, convolutions and embeddings: the layers with weights."""
 
 from __future__ import annotations
 

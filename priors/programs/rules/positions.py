@@ -1,4 +1,4 @@
-"""What acts on positions: reshaping and slicing, pooling, resizing, graph aggregation."""
+"""Operations on positions: reshaping and slicing, pooling, resizing, graph aggregation."""
 
 from __future__ import annotations
 
