@@ -96,7 +96,7 @@ options = {
     "hyperparameters": {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)},
 }
 nas.search(objective, space, num_trials=4, **options)
-study = nas.search(objective, space, num_trials=8, **options)  # four more
+study = nas.search(objective, space, num_trials=4, **options)  # four more
 print(len(study.trials), "trials; the best:", round(study.best_value, 4))
 print(nas.architecture_of(study.best_trial))
 

@@ -68,20 +68,18 @@ trained.certificate = certificate
 trained.save("mine.safetensors")
 
 task = prior.sample(1, generator=torch.Generator().manual_seed(3))
-X, y = task.X[0, :8], task.y[0, :8]
+X, y = task.X[0, :15], task.y[0, :15]
 model = pfn.load("mine.safetensors").condition(X, y)
 
 from bayes import plot_posterior
 
-grid = torch.linspace(0, 1, 30)[:, None]
-plot_posterior(model, grid, num_samples=4).figure.savefig("posterior.png")
+grid = torch.linspace(0, 1, 100)[:, None]
+plot_posterior(model, grid, observation_noise=False).figure.savefig("posterior.png")
 
 # %% [markdown]
-# Joint samples are drawn point by point, each given those before it; the network was trained on up to 32
-# such points, and warns beyond.
-#
 # `model` is a BoTorch model: `posterior(X)` with densities, quantiles and joint samples,
-# `condition_on_observations`, `fantasize`, acquisition functions.
+# `condition_on_observations`, `fantasize`, acquisition functions. Joint samples are drawn point by point, each
+# given those before it; this network was trained on up to 32 such points, and warns beyond.
 #
 # ## Any prior at all
 #
