@@ -82,7 +82,7 @@ class BayesianNetwork(Model):
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: shapes disagree, also with the network, or values are not finite.
-        NotImplementedError: `likelihood` is not "gaussian".
+        NotImplementedError: another likelihood.
     """
 
     def __init__(
@@ -180,8 +180,8 @@ class BayesianNetwork(Model):
         """Draw from the posterior of weights and noise.
 
         Args:
-            method: `NUTS(...)`, `MeanField(...)` or another `InferenceMethod`; `MeanField()` if
-                None.
+            method: `NUTS(...)`, `MeanField(...)` or another `InferenceMethod`; `MeanField()`
+                without.
 
         Returns:
             The model itself.

@@ -1,4 +1,4 @@
-"""Names that inference borrows from private parts of Pyro.
+"""Borrowed names: what inference uses of Pyro's samplers that is not public there.
 
 `tests/bayes/test_compat.py` says of each what is relied on, and of the methods of BoTorch's models
 that `ExactProcess` calls or overrides.

@@ -247,9 +247,9 @@ def plot_posterior(
         ax: Axes to draw on; a new figure if None.
         levels: Probabilities of the shaded intervals.
         observation_noise: Whether the intervals are of y or of f.
-        output: Index of the output.
+        output: Which output.
         num_samples: Sampled functions to add.
-        seed: Seed of these samples.
+        seed: Of these samples.
 
     Raises:
         ValueError: the model has several inputs, or X is needed and missing.

@@ -85,7 +85,7 @@ class InferenceMethodContract(ABC):
         assert all(value.shape == theta.shape[:2] for value in found.stats.values())
 
     def test_a_seed_determines_the_draws(self) -> None:
-        """Another seed changes them."""
+        """And another one changes them."""
         first, again, other = (self.draws(seed).samples["theta"] for seed in (0, 0, 1))
         assert torch.equal(first, again)
         assert not torch.equal(first, other)

@@ -167,8 +167,8 @@ def write_report(
     """
     if len(study.directions) > 1:
         raise ValueError(
-            f"The study {study.study_name!r} has {len(study.directions)} objectives, but a "
-            "report needs a single one: see optuna.visualization.plot_pareto_front."
+            f"The study {study.study_name!r} has {len(study.directions)} objectives, a report is "
+            "of one: see optuna.visualization.plot_pareto_front."
         )
     trials = study.get_trials(deepcopy=False)
     best = _best(study)

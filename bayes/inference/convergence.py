@@ -42,7 +42,7 @@ def warn_unless_converged(
             f"{diverging} of {chains * draws} draws diverged (raise target_accept_prob)"
         )
     r_hat, effective = _worst(quantities)
-    # NaN, from too few draws to tell, does not pass.
+    # NaN of too few draws to tell is no pass.
     if not r_hat <= MAX_R_HAT or not effective >= MIN_EFFECTIVE_PER_CHAIN * chains:
         troubles.append(
             f"predictions at the training rows have R-hat up to {r_hat:.3g} (wanted: at most "

@@ -1,4 +1,4 @@
-"""The outcome of a training: the distance to the exact posterior, where the prior has it."""
+"""What a training came to: the distance to the exact posterior, where the prior knows that."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def train(
     """Train a network to do Bayesian inference under a task prior.
 
     After a training with a time limit, on a prior whose `oracle` is exact, the distance to it is
-    measured on 64 tasks, shown beside the progress bar, and recorded as "outcome" in the
+    measured on 64 tasks, told beside the progress bar, and recorded as "outcome" in the
     network's `trainings`.
 
     Args:

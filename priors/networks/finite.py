@@ -46,8 +46,8 @@ class NetworkPrior(Network):
         base_width: Width at which "mup" and "ntk" agree.
 
     Raises:
-        ValueError: a width is not known (`nn.LazyLinear`), or a parameter of the module does not
-            belong to a traced layer.
+        ValueError: a width is open (`nn.LazyLinear`), or a parameter of the module is no weight
+            or bias of a traced layer.
     """
 
     def __init__(

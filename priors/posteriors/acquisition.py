@@ -210,7 +210,7 @@ class GaussianApproximation(Model):
 
     @property
     def train_inputs(self) -> Any:
-        """Training inputs of the model, for acquisition functions that ask for them."""
+        """Those of the model, for acquisition functions that ask for them."""
         return self.model.train_inputs
 
     def posterior(

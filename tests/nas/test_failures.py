@@ -213,7 +213,7 @@ def test_status_and_report_of_several_objectives(tmp_path, capsys):
     assert "two (minimize, maximize)" in printed
     assert printed.count("best  ") == len(study.best_trials)
     assert main(["report", "--storage", str(path), "--study", "two", "--out", "r.html"]) == 1
-    assert "has 2 objectives, but a report needs a single one" in capsys.readouterr().err
+    assert "has 2 objectives, a report is of one" in capsys.readouterr().err
     with pytest.raises(ValueError, match="has 2 objectives"):
         write_report(study, tmp_path / "r.html")
 
