@@ -103,13 +103,15 @@ def _map() -> list[str]:
 
 def _path(package: str, name: str) -> str:
     """Where a public name is; `nas.search` is a function, and would be found as its module."""
-    hidden = (ROOT / package / f"{name}.py").exists()
+    hidden = (ROOT / package.replace(".", "/") / f"{name}.py").exists()
     return f"{package}.{name}.{name}" if hidden else f"{package}.{name}"
 
 
 def _reference(package: str) -> str:
-    """One entry for each public name of a package."""
-    tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text())
+    """One entry for each public name of a package or module."""
+    place = ROOT / package.replace(".", "/")
+    face = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    tree = ast.parse(face.read_text())
     for statement in tree.body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
             names = [name for name in ast.literal_eval(statement.value) if name != "__version__"]

@@ -82,13 +82,14 @@ subprocess.run(
     r"""
 python -m nas search --objective objective.py:objective --space objective.py:SPACE \
     --storage digits.db --trials 4 --workers 2
-python -m nas status --storage digits.db
 """,
     shell=True,
     check=True,
 )
 
 # %% [markdown]
+# `python -m nas status --storage digits.db` prints the same summary at any time.
+#
 # In Python, `nas.search(..., workers=2)` does the same; put the call under `if __name__ == "__main__":`, as for
 # all process pools. `engine=` takes any `concurrent.futures` executor, for a cluster.
 #
