@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("search", help="start a study or go on with it")
+    run = commands.add_parser("search", help="start a study or continue it")
     run.add_argument("--objective", required=True, help="module:function or file.py:function")
     run.add_argument("--space", required=True, help="mlp, cell, or module:object")
     run.add_argument("--trials", type=_positive, required=True, help="trials of this call")

@@ -210,7 +210,7 @@ def warn_of_ignored(trial: FrozenTrial) -> None:
 
 
 def numbered(study: optuna.Study, number: int) -> FrozenTrial:
-    """The trial of a study with this number, as it is stored."""
+    """The stored trial of a study with this number."""
     return next(t for t in study.get_trials(deepcopy=False) if t.number == number)
 
 

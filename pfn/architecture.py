@@ -338,7 +338,7 @@ class Transformer(nn.Module):
         return Context(tuple(keys), tuple(values), count, attend, columns)
 
     def append(self, context: Context, rows: Rows, targets: Targets) -> Context:
-        """A context with further rows, which see it and those before them; it stays as it is.
+        """A context with further rows, which see it and those before them; it is unchanged.
 
         Args:
             context: Encoded context.

@@ -27,7 +27,7 @@ class Coverage:
         max_buffer: Most appended rows; 0 if none ever were, so that nothing can be appended.
         missing: Whether any inputs were missing.
         categorical: Whether any columns held categories.
-        known_noise: Whether the network was told noise variances.
+        known_noise: Whether the network was given noise variances.
         function: Whether any task had a noise-free function.
         exchangeable: Whether the order of columns means nothing under the prior.
         input_range: Least and largest of raw inputs; None for standardised ones.
@@ -83,7 +83,7 @@ class Coverage:
             raise ValueError("X has NaN or infinite values; remove or impute those rows first.")
 
     def check_noise(self, Yvar: Tensor, y: Tensor) -> None:
-        """Refuse noise variances of targets `y` that the network was not trained to be told."""
+        """Refuse noise variances of targets `y` that the network was not trained to use."""
         if not self.known_noise:
             raise ValueError(
                 "this network was trained without known noise variances; omit them, or train "

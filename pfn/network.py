@@ -36,7 +36,7 @@ class Encoding:
         context: What queries attend to.
         location: Location of the targets, `[B, 1]`; 0 in classification.
         scale: Scale of the targets, `[B, 1]`; 1 in classification.
-        told: What the network is told of the units, or of the number of classes, `[B, 2]`.
+        told: Units given to the network, or the number of classes, `[B, 2]`.
         column_location: Location of the inputs, `[B, 1, d]`.
         column_scale: Scale of the inputs, `[B, 1, d]`.
         constant: Columns without two different values, `[B, 1, d]`, see `Network`; None with raw
@@ -257,7 +257,7 @@ class Network(nn.Module):
         """Units in which the network sees the targets `[B, n]`.
 
         Returns:
-            Location and scale `[B, 1]`, and what the network is told of them `[B, 2]`.
+            Location and scale `[B, 1]`, and their form as an input of the network `[B, 2]`.
         """
         first, spread = y.new_zeros(len(y), 1), y.new_ones(len(y), 1)
         if self.targets == "raw":

@@ -16,7 +16,7 @@ __all__ = ["seeded"]
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Global random numbers from `seed` inside; those of the caller go on as if nothing happened.
+    """Global random numbers from `seed` inside; those of the caller continue as before.
 
     Args:
         seed: Seed of the CPU's generator and that of `device`.

@@ -262,7 +262,7 @@ class PFNEstimator(BaseEstimator):
         return unlike_the_prior(self.network_, X, y, categorical=self._kinds(self._members[0]))
 
     def _kinds(self, member: Member) -> Tensor | None:
-        """Which columns are categories, `[1, d]`, for a network that was trained to be told."""
+        """Which columns are categories, `[1, d]`, for a network that was trained to use that."""
         kinds = self._columns.categorical[self._features][member.columns]
         if not self.network_.coverage.categorical:
             return None

@@ -341,7 +341,7 @@ class Builder:
             self.gradient_stop = what, self.where
 
     def next_call(self) -> int:
-        """A number that tells this call from others."""
+        """A number that distinguishes this call from others."""
         self._calls += 1
         return self._calls
 

@@ -27,7 +27,7 @@ class Relations(Protocol):
 
     @property
     def relations(self) -> dict[tuple[int, int], bool]:
-        """Which pairs of nodes can have a moment, filled as it is asked for."""
+        """Which pairs of nodes can have a moment, filled on demand."""
 
     def hidden(self, index: int) -> Hidden:
         """A node that is not finite."""

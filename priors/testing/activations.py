@@ -20,7 +20,7 @@ class ActivationContract(ABC):
 
     Attributes:
         variances: Variances of the pair in the tests, where moments of the samples must exist.
-        samples: Of the Monte Carlo; its standard errors are measured.
+        samples: Number of Monte Carlo samples; standard errors are measured.
         has_jumps: Whether the function jumps. Expectations of its derivative leave jumps out.
     """
 
