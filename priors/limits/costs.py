@@ -46,7 +46,7 @@ def costs(program: Program) -> list[str]:
             {_name(a) for a in slow if not a.kinks},
             "without a closed form ({}): interpolated in tables, two to five times as slow as "
             "ReLU, which the first call makes in seconds; integrated numerically where few pairs "
-            "of inputs are asked for, variances leave 1e-3 to 100, or no table is accurate.",
+            "of inputs are asked for, variances leave 1e-3 to 4,000, or no table is accurate.",
         ),
     ):
         if names:

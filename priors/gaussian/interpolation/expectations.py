@@ -123,8 +123,7 @@ def _matrices(
 def _range(q1: Tensor, q2: Tensor) -> tuple[bool, float, float]:
     """Whether tables may cover all variances, and the least and the largest."""
     least, largest = (
-        torch.stack(list(ends))
-        for ends in zip(*(torch.aminmax(q) for q in (q1, q2)), strict=True)
+        torch.stack(list(ends)) for ends in zip(*(torch.aminmax(q) for q in (q1, q2)), strict=True)
     )
     low, high = torch.stack([least.min(), largest.max()]).tolist()
     return 2.0**LOWEST <= low and high <= 2.0**HIGHEST, low, high

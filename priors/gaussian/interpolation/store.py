@@ -65,7 +65,7 @@ class Tables:
 
     def check(self, phi: Activation, device: torch.device) -> None:
         """Drop everything if `phi` is another function than before."""
-        values = _values(phi, device)
+        values = _untransformed(lambda: _values(phi, device))
         with self._lock:
             key = (phi, device)
             before = self._probes.get(key)
@@ -89,14 +89,19 @@ class Tables:
         None where one of them is not accurate.
         """
         key = (psi, tuple(orders), device, low, high)
-        with self._lock:
-            if key not in self._stacks:
+        if key in self._stacks:
+            return self._stacks[key]
+
+        def make() -> Stack | None:
+            with self._lock:
                 found = [self._factors_of(phi, psi, o, low, high, device) for o in orders]
                 known = [f for f in found if f is not None]
-                if len(known) < len(found):
-                    return None
-                self._stacks[key] = Stack.of(known)
-            return self._stacks[key]
+                return Stack.of(known) if len(known) == len(found) else None
+
+        made = _untransformed(make)
+        if made is not None:
+            self._stacks[key] = made
+        return made
 
     def _factors_of(
         self,
@@ -167,25 +172,21 @@ class Tables:
         # of the slope, which needs more terms than the value
         key = (psi, device, low, high)
         if key not in self._bends:
-            f, g = derivative(phi, 1), derivative(psi, 1)
-            self._bends[key] = _untransformed(lambda: best_bend(f, g, low, high, device))
+            self._bends[key] = best_bend(derivative(phi, 1), derivative(psi, 1), low, high, device)
         bend = self._bends[key]
-        if bend is None:
-            return None
-        return _untransformed(lambda: table(*functions, low, high, bend, device))
+        return None if bend is None else table(*functions, low, high, bend, device)
 
     def mean(
         self, phi: Activation, orders: tuple[int, ...], device: torch.device
     ) -> MeanTable | None:
         """Of E[phi^(m)(u)] or E[phi^(m)(u) phi^(n)(u)]; None: not accurate."""
         key = (orders, device)
-        with self._lock:
-            if key not in self._means:
-                functions = [derivative(phi, m) for m in orders]
-                self._means[key] = _untransformed(
-                    lambda: mean_table(functions, LOWEST, HIGHEST, device)
-                )
-            return self._means[key]
+        if key not in self._means:
+            functions = [derivative(phi, m) for m in orders]
+            self._means[key] = _untransformed(
+                lambda: mean_table(functions, LOWEST, HIGHEST, device)
+            )
+        return self._means[key]
 
 
 def tables_of(phi: Activation) -> Tables:

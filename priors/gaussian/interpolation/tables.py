@@ -202,8 +202,9 @@ class Table:
         q = variances(x, low, high)
         part = to_series @ chebyshev(q, self.low, self.high, degree).mT
         u, s, vh = torch.linalg.svd(part @ self.coefficients @ part.T)
-        # a product is left out if small for all variances: its functions are up to sqrt(degree)
-        cut = 3 * RESOLVED * min(1.0, 20 / degree)
+        # a product is left out if small for all variances: its functions are up to sqrt(degree),
+        # and what is left out of each term adds up
+        cut = 3 * RESOLVED * min(1.0, 20 / degree) * min(1.0, 40 / len(s))
         ranks = [int(r) for r in (s > cut).sum(-1).tolist()]
         while ranks and ranks[-1] == 0:
             ranks.pop()
