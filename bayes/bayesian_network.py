@@ -54,6 +54,7 @@ from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
 from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
+from priors.representation import as_data
 
 __all__ = ["BayesianNetwork"]
 
@@ -146,6 +147,14 @@ class BayesianNetwork(Model):
                 f"The network gives outputs of shape {tuple(outputs.shape)} for train_Y of shape "
                 f"{tuple(train_Y.shape)}; its last layer must have {train_Y.shape[-1]} outputs."
             )
+
+    def __repr__(self) -> str:
+        """Data, what was drawn, and the prior's variances."""
+        drawn = "not fitted" if self.draws is None else repr(self.draws)
+        prior = repr(self.prior).replace("\n", "\n  ")
+        return (
+            f"{type(self).__name__}({as_data(self.train_X, self.num_outputs)}; {drawn})\n  {prior}"
+        )
 
     @property
     def num_outputs(self) -> int:

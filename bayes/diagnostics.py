@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from priors.posteriors.gaussian import as_predictive
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.scores import score
+from priors.representation import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,6 +58,15 @@ class Calibration:
     pit: Tensor
     nominal: Tensor
     empirical: Tensor
+
+    def __repr__(self) -> str:
+        shares = [
+            f"{level:.3g} intervals cover {share:.3g}"
+            for level, share in zip(self.nominal.tolist(), self.empirical.tolist(), strict=True)
+            if any(math.isclose(level, shown) for shown in (0.5, 0.9))
+        ]
+        error = f"mean coverage error {self.error:.3g}"
+        return f"Calibration({', '.join([count(len(self.pit), 'target'), error, *shares])})"
 
     @property
     def error(self) -> float:
@@ -151,6 +161,11 @@ class Comparison:
         import pandas  # type: ignore[import-untyped]
 
         return pandas.DataFrame(self.records()).set_index("model")
+
+    def __repr__(self) -> str:
+        splits = len(next(iter(self.scores.values()))["rmse"]) if self.scores else 0
+        sizes = f"{count(len(self.scores), 'model')}, {count(splits, 'split')}"
+        return f"Comparison({sizes})\n{self}"
 
     def __str__(self) -> str:
         heads = ["model", "RMSE", "NLPD", f"{self.level:.0%} coverage", "seconds"]

@@ -34,6 +34,7 @@ from pfn.posteriors import CategoricalPosterior
 from pfn.transforms import Transforms
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
+from priors.representation import as_data, count
 
 __all__ = ["PFNModel"]
 
@@ -99,6 +100,15 @@ class PFNModel(Model):
                 "that need a Gaussian posterior take GaussianApproximation(model)."
             )
         return super().__getattr__(name)
+
+    def __repr__(self) -> str:
+        sizes = self.pfn.architecture
+        outputs = self.train_Y.shape[-1]
+        kind = f"{count(sizes.classes, 'class')} at most" if sizes.classes else "regression"
+        weights = count(sum(p.numel() for p in self.pfn.parameters()), "parameter")
+        dtype = str(self.train_X.dtype).removeprefix("torch.")
+        data = as_data(self.train_X, outputs)
+        return f"{type(self).__name__}({data}, {dtype}; {kind}; network of {weights})"
 
     def train(self, mode: bool = True) -> PFNModel:
         """Stays in evaluation mode: nothing is trained here, and input transforms are fitted."""

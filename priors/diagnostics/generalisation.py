@@ -33,6 +33,8 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 from tqdm import tqdm
 
+from priors.representation import as_record
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -62,6 +64,9 @@ class Risk:
     test: Tensor
     train: Tensor
     kappa: Tensor
+
+    def __repr__(self) -> str:
+        return as_record(self)
 
 
 def predicted_risk(
@@ -202,6 +207,9 @@ class GeneralisationCurve:
     train: Tensor
     train_error: Tensor
     ridge: float
+
+    def __repr__(self) -> str:
+        return as_record(self)
 
 
 def generalisation_curve(

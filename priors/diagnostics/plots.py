@@ -41,6 +41,7 @@ from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePr
 from priors.kernels.network import NNGPKernel, NTKKernel
 from priors.networks.finite import NetworkPrior
 from priors.networks.infinite import InfiniteNetwork
+from priors.representation import as_record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,6 +96,9 @@ class PriorSummary:
     angular_correlation: Tensor | None
     frequency: Tensor
     power: Tensor
+
+    def __repr__(self) -> str:
+        return as_record(self)
 
 
 def prior_summary(

@@ -63,6 +63,9 @@ class _InfiniteKernel(NetworkKernel):
         if scale is not None and scale.repeats == (1, 1):
             self.ard_num_dims = scale.num_scales  # GPyTorch compares it with the columns
 
+    def __repr__(self) -> str:
+        return self._represented(self.network)
+
     @property
     def variances(self) -> LayerVariances:
         """What is learnt: variances of the layers and length scales; prints as a table."""

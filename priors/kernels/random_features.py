@@ -39,6 +39,7 @@ from priors.networks.infinite import InfiniteNetwork
 from priors.networks.input_scale import InputScale
 from priors.programs.nodes import Features, Linear, Nonlinear
 from priors.randomness import RandomSource
+from priors.representation import as_record, count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,6 +104,12 @@ class NNGPFeatures(FeatureMap):
         for k in range(len(weight_var) - 1):
             self.register_buffer(f"weight_{k}", draws.normal(width + 1, num_features))
             width = num_features
+
+    def extra_repr(self) -> str:
+        """Sizes of the map."""
+        weight: Tensor = self.get_buffer("weight_0")
+        inputs, width = weight.shape[0] - 1, weight.shape[1]
+        return f"{count(inputs, 'input')}, {count(width, 'feature')}, {len(self.weight_var)} layers"
 
     def forward(self, X: Tensor) -> Tensor:
         """Features `[..., n, m + 1]` of points `[..., n, d]`."""
@@ -332,6 +339,9 @@ class FeatureError:
     sizes: Tensor
     error: Tensor
     standard_error: Tensor
+
+    def __repr__(self) -> str:
+        return as_record(self)
 
 
 def feature_error(

@@ -19,6 +19,7 @@ from priors.networks.network import Network
 from priors.networks.variances import VarianceSpec
 from priors.programs.nodes import Embedding, Linear
 from priors.randomness import RandomSource
+from priors.representation import count
 
 if TYPE_CHECKING:
     from priors.networks.infinite import InfiniteNetwork
@@ -78,6 +79,12 @@ class NetworkPrior(Network):
                 raise ValueError(
                     f"Parameter {name!r} belongs to no layer that the forward uses; remove it."
                 )
+
+    @property
+    def _facts(self) -> Sequence[str]:
+        weights = count(sum(p.numel() for p in self.module.parameters()), "weight")
+        scaling = [] if self.parameterization == "ntk" else ["maximal updates"]
+        return [weights, *scaling]
 
     def parameter_std(self) -> dict[str, Tensor]:
         """Prior standard deviation of every parameter of the module by name, 0-dim tensors.

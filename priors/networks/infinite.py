@@ -24,6 +24,7 @@ from priors.networks.criticality import critical_initialisation, susceptibilitie
 from priors.networks.network import Network
 from priors.networks.variances import VarianceSpec
 from priors.programs.nodes import Nonlinear
+from priors.representation import as_record
 
 if TYPE_CHECKING:
     from priors.networks.finite import NetworkPrior
@@ -46,6 +47,9 @@ class LayerCriticality:
     variance: float
     chi_parallel: float
     chi_perp: float
+
+    def __repr__(self) -> str:
+        return as_record(self)
 
 
 class InfiniteNetwork(Network):
@@ -108,6 +112,10 @@ class InfiniteNetwork(Network):
         self.max_variables = max_variables
         self.max_bytes = max_bytes
         self.devices = tuple(torch.device(d) for d in devices)
+
+    @property
+    def _facts(self) -> Sequence[str]:
+        return [] if self.parameterization == "ntk" else ["standard parameterization"]
 
     def nngp(self, x1: Tensor, x2: Tensor | None = None, *, diag: bool = False) -> Tensor:
         """Covariance of one output unit under the prior (neural network Gaussian process).

@@ -60,7 +60,7 @@ def test_page_is_self_contained_and_escaped(study, tmp_path):
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(images) == 4
     assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in images)
-    assert str(architecture_of(study.best_trial)).splitlines()[1] in page
+    assert str(architecture_of(study.best_trial)).splitlines()[0].replace(">", "&gt;") in page
     assert page.count('<tr class="COMPLETE') == 5
     assert page.count('<tr class="FAIL') == 1
     assert page.count("best") >= 1
@@ -119,7 +119,7 @@ def test_search_status_report(script, tmp_path, capsys):
     assert "last error trial 3: RuntimeError: no <b>memory</b>" in printed
     assert "learning_rate = " in printed
     assert "  activation = " in printed
-    assert "  %0 = input(shape=64)" in printed
+    assert "input(64) -> linear(" in printed
     assert main(["report", "--storage", str(storage), "--out", str(out)]) == 0
     assert "no &lt;b&gt;memory" in out.read_text()
 
