@@ -84,6 +84,20 @@ class BayesianNetwork(Model):
         TypeError: an argument is of the wrong kind.
         ValueError: shapes disagree, also with the network, or values are not finite.
         NotImplementedError: another likelihood.
+
+    Methods:
+        fit: Draw weights by `NUTS`, `MeanField` or another method; returns the model.
+        posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
+        functions_of_draws: The drawn networks' outputs, draw by draw.
+        parameters_of_draws: Their weights by name.
+        noise_var_of_draws: Their noise variances.
+        to_arviz: Draws, predictions and statistics for ArviZ.
+        pyro_model: The joint density, for other inference by Pyro.
+        subset_output: A model of some outputs.
+        save: Write to a file.
+        load: Read it again.
+
+    All else is inherited from BoTorch's `Model`.
     """
 
     def __init__(

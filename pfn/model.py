@@ -44,9 +44,19 @@ _Module = TypeVar("_Module", bound=nn.Module)
 class PFNModel(Model):
     """A network conditioned on data; made by `PFN.condition`, whose arguments it takes.
 
+    Methods:
+        posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
+        condition_on_observations: A model of further rows.
+        fantasize: Such models of rows drawn from the posterior.
+        subset_output: A model of some outputs.
+        unlike_the_prior: Says so if the data are unlike those that the network was trained on.
+
     Attributes:
         pfn: The network, with weights of its own in the dtype and on the device of the data.
         num_orders: Orders of the points over which joint samples and densities are averaged.
+
+    `train_X`, `train_Y` and `train_Yvar` are the data as given. All else is inherited from
+    BoTorch's `Model`.
     """
 
     _rows_at_once = 8192

@@ -29,9 +29,18 @@ _WHAT_TO_DO = (
 
 
 class PFN(Network):
-    """A prior-data fitted network: `condition` makes a BoTorch `Model` of a data set.
+    """A prior-data fitted network: Bayesian inference on a data set by one forward pass.
 
-    Its arguments are those of `Network`.
+    Made by `pfn.load("regression")`, by `pfn.load` of a file, or by `pfn.train`; its own arguments
+    are those of `Network`.
+
+    Methods:
+        condition: A `PFNModel` of a data set, which answers `posterior(X)`.
+        save: Write to a file; `pfn.load` reads it.
+
+    `certificate` says how far the network was measured to be from the exact posterior, and
+    `print(network)` shows it with the prior and the training. All else is inherited from
+    `torch.nn.Module`.
     """
 
     def condition(

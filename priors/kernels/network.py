@@ -147,6 +147,11 @@ class NNGPKernel(_InfiniteKernel):
         UnsupportedOperationError: the module contains something without a limit here.
         ValueError: bad variances or shapes.
 
+    `kernel(x1, x2).to_dense()` is the matrix `[*batch, n1, n2]`, `kernel(x, diag=True)` its
+    diagonal. `variances` holds what is learnt and prints as a table, `lengthscale` the length
+    scales, and `network` the `InfiniteNetwork` with its errors and costs. All else is
+    inherited from `gpytorch.kernels.Kernel`: kernels are added, multiplied and scaled as any.
+
     Source: Lee et al. 2018 (1711.00165); as a tensor program Yang 2019 (1910.12478).
     """
 
@@ -155,7 +160,9 @@ class NNGPKernel(_InfiniteKernel):
 
 
 class NTKKernel(_InfiniteKernel):
-    """Neural tangent kernel of an infinitely wide network; arguments as for `NNGPKernel`.
+    """Neural tangent kernel of an infinitely wide network.
+
+    Arguments and everything else are as in `NNGPKernel`.
 
     Source: Jacot et al. 2018 (1806.07572); as a tensor program Yang 2020 (2006.14548).
     """

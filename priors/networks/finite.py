@@ -49,6 +49,16 @@ class NetworkPrior(Network):
     Raises:
         ValueError: a width is open (`nn.LazyLinear`), or a parameter of the module is no weight
             or bias of a traced layer.
+
+    Methods:
+        sample: Functions at given inputs.
+        draw: Random weights by name.
+        apply_parameters: The network's outputs with such weights.
+        parameter_std: Prior standard deviation of every weight.
+        learning_rates: Factors of each parameter with which "mup" trains alike at any width.
+
+    `variances` holds the layers' variances and prints as a table. All else is inherited from
+    `gpytorch.Module`.
     """
 
     def __init__(

@@ -85,6 +85,18 @@ class InfiniteNetwork(Network):
     Raises:
         UnsupportedOperationError: the module contains something without a limit here.
         ValueError: bad variances or shapes.
+
+    Methods:
+        nngp: Covariance of one output under the prior.
+        ntk: Tangent kernel, that of training by gradient descent.
+        kernels: Both, for the cost of one.
+        quadrature_error: How far these may be off where an expectation has no closed form.
+        criticality: How signals and gradients grow, layer by layer.
+        tune_to_criticality: Set the variances so that gradients neither vanish nor explode.
+        costs: What makes the kernels slow and what would be cheaper, in words.
+
+    `variances` holds what is learnt and prints as a table. All else is inherited from
+    `gpytorch.Module`.
     """
 
     def __init__(
