@@ -21,6 +21,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,7 @@ from linear_operator.operators import (
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from priors.figures import CATEGORIES, axes_or_new, log_axis
 from priors.gaussian.activations import ABReLU, Activation
 from priors.networks.infinite import InfiniteNetwork
 from priors.networks.input_scale import InputScale
@@ -393,15 +395,14 @@ def plot_feature_error(curves: dict[str, FeatureError], ax: Axes | None = None) 
     Returns:
         The axes.
     """
-    if ax is None:
-        from matplotlib.figure import Figure
-
-        ax = Figure(figsize=(5.0, 3.6), layout="constrained").subplots()
-    for name, curve in curves.items():
-        ax.errorbar(curve.sizes, curve.error, curve.standard_error, fmt="o-", ms=4, label=name)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    ax = axes_or_new(ax)
+    for (name, curve), color in zip(curves.items(), cycle(CATEGORIES), strict=False):
+        ax.errorbar(
+            curve.sizes, curve.error, curve.standard_error, fmt="o-", ms=4, color=color, label=name
+        )
+    log_axis(ax.xaxis)
+    log_axis(ax.yaxis)
     ax.set_xlabel("features")
-    ax.set_ylabel("relative error of the kernel matrix")
+    ax.set_ylabel("relative error of the kernel matrix (Frobenius norm)")
     ax.legend(frameon=False)
     return ax

@@ -92,7 +92,7 @@ class InfiniteNetwork(Network):
         kernels: Both, for the cost of one.
         quadrature_error: How far these may be off where an expectation has no closed form.
         criticality: How signals and gradients grow, layer by layer.
-        tune_to_criticality: Set the variances so that gradients neither vanish nor explode.
+        tune_to_criticality: Set the variances so that signals neither grow nor vanish with depth.
         costs: What makes the kernels slow and what would be cheaper, in words.
 
     `variances` holds what is learnt and prints as a table. All else is inherited from
