@@ -100,10 +100,18 @@ class _Layout:
         return cls(outline.title, runs, tuple(columns), tuple(lanes), tuple(routes))
 
     @property
+    def texts(self) -> list[list[str]]:
+        """Lines of each box; an operation that is alone has its arguments under its name."""
+        return [
+            [part for o in run.operations for part in _parts(o, len(run.operations))]
+            for run in self.runs
+        ]
+
+    @property
     def box(self) -> tuple[float, float]:
         """Width and height of the largest box, in inches."""
-        longest = max(len(operation) for run in self.runs for operation in run.operations)
-        most = max(len(run.operations) for run in self.runs)
+        longest = max(len(line) for lines in self.texts for line in lines)
+        most = max(map(len, self.texts))
         return max(0.5, _LETTER * longest + 0.15), _LINE * most + 0.12
 
     @property
@@ -158,16 +166,22 @@ class _Layout:
                     color=GREY, linewidth=1.1, shrinkA=0, shrinkB=0,
                 )
             )  # fmt: skip
-        for (x, y), run in zip(places, self.runs, strict=True):
-            high = _LINE * len(run.operations) + 0.1
+        for (x, y), lines in zip(places, self.texts, strict=True):
+            high = _LINE * len(lines) + 0.1
             ax.add_patch(
                 FancyBboxPatch(
                     (x - wide / 2 + 0.03, y - high / 2 + 0.03), wide - 0.06, high - 0.06,
                     boxstyle="round,pad=0.03", facecolor="white", edgecolor=BLUE, linewidth=1.1,
                 )
             )  # fmt: skip
-            text = "\n".join(run.operations)
-            ax.text(x, y, text, ha="center", va="center", fontsize=8, color=BLACK)
+            ax.text(x, y, "\n".join(lines), ha="center", va="center", fontsize=8, color=BLACK)
+
+
+def _parts(operation: str, together: int) -> list[str]:
+    name, _, arguments = operation.removesuffix(")").partition("(")
+    if not arguments:
+        return [name]
+    return [f"{name} {arguments}"] if together > 1 else [name, *arguments.split(", ")]
 
 
 def _beside() -> Iterator[int]:

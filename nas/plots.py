@@ -8,8 +8,9 @@ triangles at the edge, so that one diverged trial does not flatten the others.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,8 @@ __all__ = [
 
 _REACH = 3.0  # interquartile ranges beyond a quartile that still are on the axis
 _FEWEST = 5  # values of which some may be left off the axis
-_LONGEST = 12  # characters of a category under an upright tick
+_SHADES = "viridis_r"
+_LONGEST = 20  # characters of a category under a turned tick
 
 
 def objective_names(study: optuna.Study) -> list[str]:
@@ -64,6 +66,9 @@ def plot_progress(study: optuna.Study, *, objective: int = 0) -> Figure:
         incumbent = better.accumulate(values.numbers)
         ax.step(numbers, incumbent, where="post", color=BLUE, lw=2, label="best so far")
         values.set_axis(ax.yaxis)
+    else:
+        ax.set_yticks([])
+        ax.set_ylabel(values.name)
     below = {"failed": (TrialState.FAIL, "x", ORANGE), "pruned": (TrialState.PRUNED, "|", BLACK)}
     for label, (state, marker, color) in below.items():
         found = [t.number for t in study.get_trials(deepcopy=False, states=(state,))]
@@ -72,7 +77,7 @@ def plot_progress(study: optuna.Study, *, objective: int = 0) -> Figure:
                 found, [0.03] * len(found), marker, color=color, ms=6, label=label,
                 transform=ax.get_xaxis_transform(), clip_on=False,
             )  # fmt: skip
-    ax.set(xlabel="trial")
+    ax.set(xlabel="trial", xlim=(-0.5, max(1, len(study.get_trials(deepcopy=False))) - 0.5))
     _whole_numbers(ax.xaxis)
     if ax.has_data():
         ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -80,7 +85,8 @@ def plot_progress(study: optuna.Study, *, objective: int = 0) -> Figure:
 
 
 def plot_hyperparameters(study: optuna.Study, *, objective: int = 0) -> Figure | None:
-    """Value against each hyperparameter, later trials darker; None without any.
+    """Value against each hyperparameter, later trials darker; None without any, or with
+    fewer than two complete trials.
 
     Categories have a column of points each, with the median as a line. A conditional
     hyperparameter shows the trials that have it.
@@ -94,7 +100,7 @@ def plot_hyperparameters(study: optuna.Study, *, objective: int = 0) -> Figure |
     for trial in values.trials:
         found |= trial.distributions
     found = {name: d for name, d in sorted(found.items()) if not d.single()}
-    if not found:
+    if not found or len(values.trials) < 2:
         return None
     from matplotlib.figure import Figure
 
@@ -103,21 +109,18 @@ def plot_hyperparameters(study: optuna.Study, *, objective: int = 0) -> Figure |
     figure = Figure(figsize=(3.4 * columns + 0.6, 2.9 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     last = max(1, values.trials[-1].number)
-    points: Any = None
     for ax, (name, distribution) in zip(grid.flat, found.items(), strict=False):
         kept = [k for k, trial in enumerate(values.trials) if name in trial.params]
         chosen = [values.trials[k].params[name] for k in kept]
-        style = {
-            "c": [values.trials[k].number for k in kept],
-            "cmap": "viridis_r", "vmin": 0, "vmax": last, "s": 22,
-        }  # fmt: skip
+        shade = {"c": [values.trials[k].number for k in kept], "vmin": 0, "vmax": last}
+        style = {**shade, "cmap": _SHADES, "s": 22}
         if isinstance(distribution, CategoricalDistribution):
             places = _categories(ax, distribution, chosen)
             values.medians(ax, kept, places)
             jitter = 0.3 * np.random.default_rng(0).uniform(-1, 1, len(kept))
-            points = values.scatter(ax, places + jitter, kept=kept, **style)
+            values.scatter(ax, places + jitter, kept=kept, **style)
         else:
-            points = values.scatter(ax, np.array(chosen), kept=kept, **style)
+            values.scatter(ax, np.array(chosen), kept=kept, **style)
             if distribution.log:  # type: ignore[attr-defined]
                 log_axis(ax.xaxis)
             else:
@@ -130,13 +133,12 @@ def plot_hyperparameters(study: optuna.Study, *, objective: int = 0) -> Figure |
         ax.set_ylabel(values.name)
     for ax in grid.flat[len(found) :]:
         ax.set_visible(False)
-    bar = figure.colorbar(points, ax=grid, label="trial", pad=0.01)
-    _whole_numbers(bar.ax.yaxis)
+    _colour_bar(figure, grid, "trial", 0, last)
     return figure
 
 
 def plot_sizes(study: optuna.Study, *, objective: int = 0) -> Figure | None:
-    """Value against the number of parameters, best trial marked; None without architectures.
+    """Value against the number of parameters, best trial marked; None with fewer than two.
 
     Args:
         study: With any number of trials.
@@ -144,13 +146,14 @@ def plot_sizes(study: optuna.Study, *, objective: int = 0) -> Figure | None:
     """
     values = _Values.of(study, objective)
     kept = [k for k, t in enumerate(values.trials) if "num_parameters" in t.user_attrs]
-    if not kept:
+    if len(kept) < 2:
         return None
     trials = [values.trials[k] for k in kept]
     figure, ax = _axes((6.2, 3.4))
     sizes = np.array([trial.user_attrs["num_parameters"] for trial in trials])
     depths = [trial.user_attrs["depth"] for trial in trials]
-    points = values.scatter(ax, sizes, kept=kept, c=depths, cmap="viridis_r", s=28)
+    span = {"vmin": min(depths), "vmax": max(*depths, min(depths) + 1)}
+    values.scatter(ax, sizes, kept=kept, c=depths, cmap=_SHADES, s=28, **span)
     choose = np.argmax if values.maximise else np.argmin
     best = int(choose(values.numbers[kept]))
     ax.scatter(
@@ -162,8 +165,7 @@ def plot_sizes(study: optuna.Study, *, objective: int = 0) -> Figure | None:
     if min(sizes) > 0 and max(sizes) > 3 * min(sizes):
         log_axis(ax.xaxis)
     ax.legend(frameon=False, fontsize="small")
-    bar = figure.colorbar(points, ax=ax, label="weight layers", pad=0.02)
-    _whole_numbers(bar.ax.yaxis)
+    _colour_bar(figure, ax, "weight layers", span["vmin"], span["vmax"])
     return figure
 
 
@@ -186,13 +188,19 @@ def plot_pareto_front(study: optuna.Study) -> Figure | None:
     grid = figure.subplots(rows, columns, squeeze=False)
     for ax, (one, other) in zip(grid.flat, pairs, strict=False):
         best = np.array([trial.number in front for trial in one.trials])
-        ax.plot(one.numbers[~best], other.numbers[~best], "o", color=GREY, ms=5, label="trial")
-        order = np.argsort(one.numbers[best], kind="stable")
-        line = "-" if len(each) == 2 else ""
+        one, other = one.showing(best), other.showing(best)
+        x, y = (np.clip(values.numbers, values.low, values.high) for values in (one, other))
+        off = (x != one.numbers) | (y != other.numbers)
+        ax.plot(x[~best & ~off], y[~best & ~off], "o", color=GREY, ms=5, label="trial")
+        if off.any():
+            style = {"color": GREY, "markeredgecolor": ORANGE, "ms": 6}
+            ax.plot(x[off], y[off], "^", **style, label="off the axis")
+        order = np.argsort(x[best], kind="stable")
+        line = {"ls": "-" if len(each) == 2 else "", "lw": 1}
+        steps = "steps-pre" if one.maximise else "steps-post"  # around what the front dominates
         ax.plot(
-            one.numbers[best][order], other.numbers[best][order], f"o{line}", color=ORANGE, ms=6,
-            drawstyle="steps-post" if one.maximise == other.maximise else "default",
-            lw=1, label="Pareto front",
+            x[best][order], y[best][order], "o", color=ORANGE, ms=6, drawstyle=steps, **line,
+            label="Pareto front",
         )  # fmt: skip
         one.set_axis(ax.xaxis)
         other.set_axis(ax.yaxis)
@@ -235,6 +243,12 @@ class _Values:
         low, high = _range(numbers, maximise)
         return cls(trials, numbers, objective_names(study)[objective], maximise, low, high)
 
+    def showing(self, rows: np.ndarray) -> _Values:
+        """With some finite values on the axis, however far they are."""
+        shown = self.numbers[rows & np.isfinite(self.numbers)]
+        low, high = min(self.low, *shown, self.high), max(self.high, *shown, self.low)
+        return replace(self, low=float(low), high=float(high))
+
     @property
     def is_log(self) -> bool:
         """Whether the axis is logarithmic: positive values over more than a factor of 20."""
@@ -242,10 +256,9 @@ class _Values:
 
     def scatter(
         self, ax: Axes, x: np.ndarray, *, kept: Sequence[int] | None = None, **style: Any
-    ) -> Any:
+    ) -> None:
         """Points at `x`; those off the axis as triangles at its edge."""
         y = self.numbers if kept is None else self.numbers[list(kept)]
-        points = ax.scatter(x, np.clip(y, self.low, self.high), **{**style, "alpha": 0.0})
         for rows, marker, edge in (
             ((y >= self.low) & (y <= self.high), "o", None),
             (y > self.high, "^", self.high),
@@ -261,7 +274,6 @@ class _Values:
                 if "label" in own:
                     own["label"] = "off the axis"
             ax.scatter(x[rows], y[rows] if edge is None else np.full(rows.sum(), edge), **own)
-        return points
 
     def medians(self, ax: Axes, kept: Sequence[int], places: np.ndarray) -> None:
         """A line at the median of each place that holds three values or more."""
@@ -305,15 +317,23 @@ def _range(numbers: np.ndarray, maximise: bool) -> tuple[float, float]:
 def _categories(ax: Axes, distribution: CategoricalDistribution, chosen: Sequence[Any]) -> Any:
     """Places of chosen categories, which become the ticks."""
     names = [str(choice) for choice in distribution.choices]
-    short = [name if len(name) <= 2 * _LONGEST else f"{name[: 2 * _LONGEST]}..." for name in names]
-    crowded = sum(map(len, short)) > 30
-    ax.set_xticks(
-        range(len(names)), short, rotation=40 if crowded else 0, ha="right" if crowded else "center"
-    )
-    if crowded:
-        ax.tick_params(axis="x", labelsize="small")
+    width = max(4, 30 // len(names))
+    if max(len(word) for name in names for word in name.split() or [""]) <= width:
+        ticks = ["\n".join(textwrap.wrap(name, width, max_lines=4)) for name in names]
+        ax.set_xticks(range(len(names)), ticks, fontsize="small")
+    else:
+        ticks = [name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in names]
+        ax.set_xticks(range(len(names)), ticks, fontsize="small", rotation=40, ha="right")
     ax.set_xlim(-0.6, len(names) - 0.4)
     return np.array([distribution.to_internal_repr(choice) for choice in chosen], dtype=float)
+
+
+def _colour_bar(figure: Figure, axes: Any, label: str, low: float, high: float) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    shades = ScalarMappable(Normalize(low, high), _SHADES)
+    _whole_numbers(figure.colorbar(shades, ax=axes, label=label, pad=0.02).ax.yaxis)
 
 
 def _whole_numbers(axis: Axis) -> None:

@@ -27,6 +27,7 @@ from nas.plots import (
     plot_sizes,
 )
 from nas.trials import ERROR, architecture_of, superseded
+from priors.representation import count
 
 if TYPE_CHECKING:
     import jinja2
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Section", "write_report"]
 
+_LONGEST = 40  # characters of a cell that is not a sentence
+_ALWAYS = ("complete trials", "failed")  # also where they are 0
+_READING = (
+    "Later trials are darker. A line is the median of a category, a triangle a value off the axis."
+)
 # User attribute to heading: "depth" is a parameter of some spaces too, and counts otherwise there.
 DESCRIPTORS = {"num_parameters": "num_parameters", "depth": "weight layers", "flops": "flops"}
 
@@ -98,8 +104,8 @@ def write_report(
     )
     page = _template().render(
         title=f"Study {study.study_name}",
-        subtitle=f"{len(trials)} trials, to {goals}." if trials else "No trials yet.",
-        facts=[(label, value) for label, value in facts if value or label != "pruned"],
+        subtitle=f"{count(len(trials), 'trial')}, to {goals}." if trials else "No trials yet.",
+        facts=[(label, value) for label, value in facts if value or label in _ALWAYS],
         sections=[_rendered(section) for section in (*_sections(study, best), *extra_sections)],
         trial_columns=[
             *names,
@@ -134,12 +140,12 @@ def _sections(study: optuna.Study, best: Sequence[FrozenTrial]) -> list[Section]
         sections += [_best_section(trial) for trial in best]
     for k, name in enumerate(names):
         of = f": {name}" if len(names) > 1 else ""
-        for title, drawn in (
-            ("Hyperparameters", plot_hyperparameters(study, objective=k)),
-            ("Size and value", plot_sizes(study, objective=k)),
+        for title, text, drawn in (
+            ("Hyperparameters", _READING, plot_hyperparameters(study, objective=k)),
+            ("Size and value", "", plot_sizes(study, objective=k)),
         ):
             if drawn is not None:
-                sections.append(Section(f"{title}{of}", figures=[drawn]))
+                sections.append(Section(f"{title}{of}", text=text, figures=[drawn]))
     return sections + _error_section(trials)
 
 
@@ -164,7 +170,7 @@ def _best_section(best: FrozenTrial) -> Section:
         columns=("", "value"),
         rows=rows,
         figures=[] if architecture is None else [plot_architecture(architecture)],
-        code="" if architecture is None else str(architecture),
+        code="" if architecture is None else str(architecture).replace("->", "→"),
     )
 
 
@@ -230,21 +236,30 @@ def _trial_row(
 
 
 def _rendered(section: Section) -> dict[str, Any]:
+    rows = [[_text(cell) for cell in row] for row in section.rows]
+    kinds = [_kind([row[k] for row in section.rows]) for k in range(len(section.columns))]
     return {
         "title": section.title,
         "text": section.text,
-        "columns": section.columns,
-        "rows": [[_text(cell) for cell in row] for row in section.rows],
+        "columns": list(zip(section.columns, kinds, strict=True)),
+        "rows": [list(zip(row, kinds, strict=True)) for row in rows],
         "images": [_png(figure) for figure in section.figures],
         "code": section.code,
     }
 
 
+def _kind(cells: Sequence[Any]) -> str:
+    """How a column is set: sentences wrap, words begin at the left, numbers end at the right."""
+    if any(len(_text(cell)) > _LONGEST for cell in cells):
+        return "long"
+    return "" if any(isinstance(cell, Real) for cell in cells) else "text"
+
+
 def _text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, Real):
         return str(value)
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u202f")
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e12):
+        return f"{int(value):,}".replace(",", "\u202f")
     return f"{float(value):.4g}"
 
 
