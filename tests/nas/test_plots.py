@@ -39,6 +39,12 @@ def trial(number, value, **attributes):
     )
 
 
+@pytest.fixture(autouse=True)
+def without_pixels(monkeypatch):
+    """Pages are made without rendering their figures, which takes seconds."""
+    monkeypatch.setattr("nas.report._png", lambda figure: "pixels")
+
+
 def made(values, directions=("minimize",), **attributes):
     study = optuna.create_study(directions=list(directions))
     study.add_trials([trial(k, value, **attributes) for k, value in enumerate(values)])

@@ -119,7 +119,7 @@ def test_search_status_report(script, tmp_path, capsys):
     assert main(["status", "--storage", str(storage)]) == 0
     printed = capsys.readouterr().out
     assert "complete   3" in printed
-    assert "fail       1" in printed
+    assert "failed     1" in printed
     assert "last error trial 3: RuntimeError: no <b>memory</b>" in printed
     assert "learning_rate = " in printed
     assert "  activation = " in printed
@@ -165,6 +165,19 @@ def test_wrong_usage_exits_with_two(arguments, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["search", "status", "report"])
+def test_help_says_what_every_option_is(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "(default: search)" in text
+    options = re.findall(r"^  (--?\S.*)$((?:\n {10,}\S.*)*)", text, re.MULTILINE)
+    assert len(options) >= 3
+    for option, more in options:
+        assert re.search(r"\S {2,}\S", option) or more, option
 
 
 def test_status_of_what_is_not_there(script, tmp_path, capsys):
