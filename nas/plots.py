@@ -20,7 +20,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from priors.figures import BLACK, BLUE, GREY, ORANGE, log_axis
+from priors.figures import BLACK, BLUE, GREY, ORANGE, letter, log_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -289,11 +289,11 @@ class _Values:
         axis.set_label_text(self.name)
         if self.is_log:
             margin = (self.high / self.low) ** 0.06
-            axis.axes.set(**{f"{axis.axis_name}lim": (self.low / margin, self.high * margin)})
+            axis.axes.set(**{f"{letter(axis)}lim": (self.low / margin, self.high * margin)})
             log_axis(axis)
         elif self.trials:
             margin = 0.06 * (self.high - self.low) or max(1e-12, 0.05 * abs(self.high))
-            axis.axes.set(**{f"{axis.axis_name}lim": (self.low - margin, self.high + margin)})
+            axis.axes.set(**{f"{letter(axis)}lim": (self.low - margin, self.high + margin)})
 
 
 def _range(numbers: np.ndarray, maximise: bool) -> tuple[float, float]:

@@ -192,7 +192,7 @@ def _front_section(best: Sequence[FrozenTrial], names: Sequence[str]) -> list[Se
     ]
 
 
-def _error_section(trials: Sequence[FrozenTrial]) -> list[Section]:
+def _error_section(trials: list[FrozenTrial]) -> list[Section]:
     """Each error once, with the trials that it ended."""
     lost = superseded(trials)
     numbers: dict[str, list[int]] = {}
@@ -258,9 +258,10 @@ def _kind(cells: Sequence[Any]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, Real):
         return str(value)
-    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e12):
-        return f"{int(value):,}".replace(",", "\u202f")
-    return f"{float(value):.4g}"
+    number = float(value)
+    if isinstance(value, int) or (number.is_integer() and abs(number) < 1e12):
+        return f"{number:,.0f}".replace(",", "\u202f")
+    return f"{number:.4g}"
 
 
 def _png(figure: Figure) -> str:

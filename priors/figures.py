@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-__all__ = ["BLACK", "BLUE", "CATEGORIES", "GREY", "ORANGE", "axes_or_new", "log_axis"]
+__all__ = ["BLACK", "BLUE", "CATEGORIES", "GREY", "ORANGE", "axes_or_new", "letter", "log_axis"]
 
 # Okabe & Ito 2008 ("blue" and "vermilion"), told apart in every kind of colour blindness.
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -30,6 +30,11 @@ def axes_or_new(ax: Axes | None) -> Axes:
     return plt.subplots(layout="constrained")[1]
 
 
+def letter(axis: Axis) -> str:
+    """ "x" or "y", as in the names of what is set for an axis."""
+    return "x" if axis is axis.axes.xaxis else "y"
+
+
 def log_axis(axis: Axis) -> None:
     """Make an axis, on which all is drawn already, logarithmic, with few ticks.
 
@@ -37,7 +42,7 @@ def log_axis(axis: Axis) -> None:
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.axes.set(**{f"{letter(axis)}scale": "log"})
     low, high = sorted(axis.get_view_interval())
     if high > 100 * low:
         axis.set_major_locator(LogLocator(numticks=6))
