@@ -124,6 +124,8 @@ def write_report(
 def _sections(study: optuna.Study, best: Sequence[FrozenTrial]) -> list[Section]:
     """What the page shows between the facts and the table of trials."""
     trials = study.get_trials(deepcopy=False)
+    if not trials:
+        return []
     names = objective_names(study)
     found: list[tuple[str, Figure | None]] = []
     if len(names) > 1:
@@ -132,8 +134,6 @@ def _sections(study: optuna.Study, best: Sequence[FrozenTrial]) -> list[Section]
         of = f": {name}" if len(names) > 1 else ""
         found.append((f"Progress of the search{of}", plot_progress(study, objective=k)))
     sections = [Section(title, figures=[drawn]) for title, drawn in found if drawn is not None]
-    if not trials:
-        return []
     if len(names) > 1:
         sections += _front_section(best, names)
     else:
