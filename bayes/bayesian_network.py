@@ -54,6 +54,7 @@ from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
 from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
+from priors.representation import as_data
 
 __all__ = ["BayesianNetwork"]
 
@@ -83,6 +84,20 @@ class BayesianNetwork(Model):
         TypeError: an argument is of the wrong kind.
         ValueError: shapes disagree, also with the network, or values are not finite.
         NotImplementedError: another likelihood.
+
+    Methods:
+        fit: Draw weights by `NUTS`, `MeanField` or another method; returns the model.
+        posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
+        functions_of_draws: The drawn networks' outputs, draw by draw.
+        parameters_of_draws: Their weights by name.
+        noise_var_of_draws: Their noise variances.
+        to_arviz: Draws, predictions and statistics for ArviZ.
+        pyro_model: The joint density, for other inference by Pyro.
+        subset_output: A model of some outputs.
+        save: Write to a file.
+        load: Read it again.
+
+    All else is inherited from BoTorch's `Model`.
     """
 
     def __init__(
@@ -146,6 +161,14 @@ class BayesianNetwork(Model):
                 f"The network gives outputs of shape {tuple(outputs.shape)} for train_Y of shape "
                 f"{tuple(train_Y.shape)}; its last layer must have {train_Y.shape[-1]} outputs."
             )
+
+    def __repr__(self) -> str:
+        """Data, what was drawn, and the prior's variances."""
+        drawn = "not fitted" if self.draws is None else repr(self.draws)
+        prior = repr(self.prior).replace("\n", "\n  ")
+        return (
+            f"{type(self).__name__}({as_data(self.train_X, self.num_outputs)}; {drawn})\n  {prior}"
+        )
 
     @property
     def num_outputs(self) -> int:

@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 FINGERPRINT_ROWS = 8
+_MOST_LINES = 12  # of a table of variances
 
 
 def describe_module(module: torch.nn.Module) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def describe_values(module: gpytorch.Module) -> list[str]:
         if isinstance(part, LayerVariances):
             owner = name.removesuffix("network.variances").rstrip(".")
             lines += [f"{owner or type(module).__name__}:"]
-            lines += [f"  {line}" for line in str(part).splitlines()]
+            lines += [f"  {line}" for line in part.table(_MOST_LINES).splitlines()]
             told |= {id(parameter) for parameter in part.parameters()}
     for name, raw, constraint in module.named_parameters_and_constraints():
         if id(raw) not in told:

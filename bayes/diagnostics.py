@@ -21,9 +21,11 @@ from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from priors.figures import BLACK, BLUE, CATEGORIES, GREY, ORANGE, axes_or_new
 from priors.posteriors.gaussian import as_predictive
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.scores import score
+from priors.representation import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,6 +60,15 @@ class Calibration:
     nominal: Tensor
     empirical: Tensor
 
+    def __repr__(self) -> str:
+        shares = [
+            f"{level:.3g} intervals cover {share:.3g}"
+            for level, share in zip(self.nominal.tolist(), self.empirical.tolist(), strict=True)
+            if any(math.isclose(level, shown) for shown in (0.5, 0.9))
+        ]
+        error = f"mean coverage error {self.error:.3g}"
+        return f"Calibration({', '.join([count(len(self.pit), 'target'), error, *shares])})"
+
     @property
     def error(self) -> float:
         """Mean absolute difference of empirical and nominal coverage."""
@@ -71,19 +82,28 @@ class Calibration:
             label: Legend entry.
 
         Returns:
-            The axes. The grey band holds 95% of calibrated predictives, for independent targets,
-            at each level.
+            The axes. The grey band holds 95% of calibrated models, for independent targets, at
+            each level. Below the diagonal intervals are too narrow, above it too wide.
         """
-        ax = _axes(ax)
+        ax = axes_or_new(ax)
         nominal = self.nominal.numpy()
         width = 1.96 * (self.nominal * (1 - self.nominal) / len(self.pit)).sqrt().numpy()
-        ax.fill_between(nominal, nominal - width, nominal + width, color="0.9")
-        ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
-        ax.plot(nominal, self.empirical.numpy(), label=label)
-        ax.set_xlabel("nominal coverage")
-        ax.set_ylabel("empirical coverage")
-        if label is not None:
-            ax.legend()
+        band = nominal - width, nominal + width
+        first = not ax.collections  # of the models that share the axes
+        of = "95% of calibrated models" if first else None
+        ax.fill_between(nominal, *band, color=GREY, alpha=0.25, linewidth=0, label=of)
+        if first:
+            ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
+        color = CATEGORIES[(len(ax.lines) - 1) % len(CATEGORIES)]
+        ax.plot(nominal, self.empirical.numpy(), color=color, label=label or "model")
+        ax.set(
+            xlabel="probability of the central interval",
+            ylabel="share of targets inside",
+            xlim=(0, 1),
+            ylim=(0, 1),
+            aspect="equal",
+        )
+        ax.legend(loc="upper left")
         return ax
 
 
@@ -151,6 +171,11 @@ class Comparison:
         import pandas  # type: ignore[import-untyped]
 
         return pandas.DataFrame(self.records()).set_index("model")
+
+    def __repr__(self) -> str:
+        splits = len(next(iter(self.scores.values()))["rmse"]) if self.scores else 0
+        sizes = f"{count(len(self.scores), 'model')}, {count(splits, 'split')}"
+        return f"Comparison({sizes})\n{self}"
 
     def __str__(self) -> str:
         heads = ["model", "RMSE", "NLPD", f"{self.level:.0%} coverage", "seconds"]
@@ -248,8 +273,11 @@ def plot_posterior(
         levels: Probabilities of the shaded intervals.
         observation_noise: Whether the intervals are of y or of f.
         output: Which output.
-        num_samples: Sampled functions to add.
-        seed: Of these samples.
+        num_samples: Functions drawn from the posterior, without noise, to add as lines.
+        seed: Of these draws.
+
+    Returns:
+        The axes, with labels and a legend; `ax.figure.savefig(...)` stores the picture.
 
     Raises:
         ValueError: the model has several inputs, or X is needed and missing.
@@ -270,16 +298,19 @@ def plot_posterior(
             f"plot_posterior supports a single input, but X has shape {tuple(X.shape)}; for "
             "several use plot_predictions."
         )
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     x = X[:, 0].cpu().numpy()
+    of = " of y" if observation_noise else " of f"
     with torch.no_grad():
         posterior = as_predictive(model.posterior(X, observation_noise=observation_noise))
-        for level in sorted(levels, reverse=True):
+        for number, level in enumerate(sorted(levels, reverse=True)):
             tails = X.new_tensor([(1 - level) / 2, (1 + level) / 2])
             lower, upper = posterior.quantile(tails)[..., output].cpu().numpy()
-            ax.fill_between(x, lower, upper, color="C0", alpha=0.2, label=f"{level:.0%}")
+            opacity = min(0.2 + 0.15 * number, 0.6)
+            label = f"{level:.0%} interval{of}"
+            ax.fill_between(x, lower, upper, color=BLUE, alpha=opacity, linewidth=0, label=label)
         median = posterior.quantile(X.new_tensor(0.5))[..., output]
-        ax.plot(x, median.cpu().numpy(), color="C0", label="median")
+        ax.plot(x, median.cpu().numpy(), color=BLUE, label="median")
         if num_samples:
             functions = as_predictive(model.posterior(X))
             generator = torch.Generator().manual_seed(seed)
@@ -290,11 +321,12 @@ def plot_posterior(
                 # Smooth functions on a fine grid need jitter, which no picture shows.
                 warnings.simplefilter("ignore", NumericalWarning)
                 samples = functions.rsample_from_base_samples(shape, base)[..., output]
-            paths = ax.plot(x, samples.T.cpu().numpy(), color="C0", linewidth=0.6, alpha=0.6)
-            paths[0].set_label("samples")
+            paths = ax.plot(x, samples.T.cpu().numpy(), color=ORANGE, linewidth=0.8, alpha=0.8)
+            paths[0].set_label("sampled functions f")
     if data is not None and data[0].shape[-1] == 1:
-        ax.plot(data[0][:, 0].cpu(), data[1][:, output].cpu(), "k.", markersize=4, label="data")
-    ax.set(xlabel="x", ylabel="y" if observation_noise else "f(x)")
+        rows = data[0][:, 0].cpu(), data[1][:, output].cpu()
+        ax.plot(*rows, ".", color=BLACK, markersize=5, label="data")
+    ax.set(xlabel="input x", ylabel="outcome y" if observation_noise else "function f(x)")
     ax.legend()
     return ax
 
@@ -319,6 +351,9 @@ def plot_predictions(
         against: "rank" sorts the points by predicted median; "target" puts the target on the
             horizontal axis, where a perfect prediction lies on the diagonal.
 
+    Returns:
+        The axes, with labels and a legend.
+
     Raises:
         ValueError: `Y` has another shape than the posterior, or `against` is neither.
     """
@@ -330,26 +365,23 @@ def plot_predictions(
         tails = Y.new_tensor([(1 - level) / 2, 0.5, (1 + level) / 2])
         lower, median, upper = predictive.quantile(tails)[..., output].cpu()
     target = Y[:, output].cpu()
-    ax = _axes(ax)
-    if against == "rank":
-        order = median.argsort()
-        place = torch.arange(len(order), device="cpu")
-        ax.set_xlabel("held-out points by prediction")
-        ax.set_ylabel("y")
-    else:
-        order = target.argsort()
-        place = target[order]
-        ends = [float(target.min()), float(target.max())]
-        ax.plot(ends, ends, color="0.6", linewidth=0.8)
-        ax.set_xlabel("target")
-        ax.set_ylabel("prediction")
+    ax = axes_or_new(ax)
+    ranked = against == "rank"
+    order = (median if ranked else target).argsort()
     lower, median, upper, target = lower[order], median[order], upper[order], target[order]
+    place = torch.arange(len(order), device="cpu") if ranked else target
     inside = (lower <= target) & (target <= upper)
-    ax.vlines(place, lower, upper, color="C0", alpha=0.3, label=f"{level:.0%} interval")
-    ax.plot(place, median, ".", color="C0", markersize=4, label="median")
-    if against == "rank":
-        ax.plot(place[inside], target[inside], "k.", markersize=3, label="target")
-        ax.plot(place[~inside], target[~inside], "x", color="C3", markersize=4, label="outside")
+    for some, color, which in ((inside, BLUE, ""), (~inside, ORANGE, ", target outside")):
+        label = f"{level:.0%} interval{which}"
+        ax.vlines(place[some], lower[some], upper[some], color=color, alpha=0.4, label=label)
+    ax.plot(place, median, "_" if ranked else ".", color=BLUE, markersize=5, label="median")
+    if ranked:
+        ax.plot(place, target, ".", color=BLACK, markersize=4, label="target")
+        ax.set(xlabel="held-out points, by predicted median", ylabel="outcome y")
+    else:
+        ends = [float(target.min()), float(target.max())]
+        ax.plot(ends, ends, color=GREY, linewidth=0.8, label="prediction = target")
+        ax.set(xlabel="target", ylabel="prediction")
     ax.legend()
     return ax
 
@@ -395,11 +427,3 @@ def _check_targets(posterior: PredictivePosterior, Y: Tensor) -> None:
 def _training_rows(model: Any) -> tuple[Tensor, Tensor] | None:
     X, Y = getattr(model, "train_X", None), getattr(model, "train_Y", None)
     return (X, Y) if isinstance(X, Tensor) and isinstance(Y, Tensor) else None
-
-
-def _axes(ax: Axes | None) -> Axes:
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(layout="constrained")[1]

@@ -59,6 +59,7 @@ from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
 from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 from priors.random_state import seeded
+from priors.representation import as_data
 
 __all__ = ["ExactProcess"]
 
@@ -119,9 +120,7 @@ class ExactProcess(ProcessRows, ABC):
 
     def __repr__(self) -> str:
         """Data and the present values of the hyperparameters."""
-        *batch, rows, inputs = self.train_X.shape
-        count = f"{' x '.join(map(str, [*batch, rows]))} rows"
-        head = f"{type(self).__name__}({count}, {inputs} inputs, {self.num_outputs} outputs)"
+        head = f"{type(self).__name__}({as_data(self.train_X, self.num_outputs)})"
         values = describe_values(self.covar_module) + describe_values(self.likelihood)
         return "\n  ".join([head, *values])
 

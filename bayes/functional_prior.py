@@ -26,6 +26,7 @@ from priors.functions import GaussianProcessPrior
 from priors.networks.finite import NetworkPrior
 from priors.networks.infinite import InfiniteNetwork
 from priors.programs.program import Linear, Program
+from priors.representation import as_record
 
 __all__ = ["MatchQuality", "match_functional_prior", "match_quality"]
 
@@ -49,6 +50,9 @@ class MatchQuality:
     covariance_error: float
     variance_error: float
     wasserstein: float
+
+    def __repr__(self) -> str:
+        return as_record(self)
 
 
 def match_functional_prior(

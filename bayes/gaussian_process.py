@@ -42,6 +42,19 @@ class GaussianProcess(ExactProcess):
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: shapes disagree or values are not finite.
+
+    Methods:
+        fit: Learn kernel and noise; returns the model.
+        posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
+        log_marginal_likelihood: The evidence, to decide among kernels.
+        condition_on_observations: A model of further rows, with the hyperparameters as they are.
+        fantasize: Such models of rows drawn from the posterior.
+        subset_output: A model of some outputs.
+        save: Write to a file.
+        load: Read it again.
+
+    `train_X` and `train_Y` are the data as given. All else is inherited from BoTorch's
+    `SingleTaskGP`.
     """
 
     def _marginal_log_likelihood(self) -> JointMarginalLogLikelihood:

@@ -55,6 +55,17 @@ class StudentTProcess(ExactProcess):
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: shapes disagree, values are not finite, or a or b is not positive.
+
+    Methods:
+        fit: Learn kernel and noise ratio; returns the model.
+        posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
+        log_marginal_likelihood: The evidence, to decide among kernels.
+        condition_on_observations: A model of further rows, with the hyperparameters as they are.
+        fantasize: Such models of rows drawn from the posterior.
+        save: Write to a file.
+        load: Read it again.
+
+    All else is inherited from BoTorch's `SingleTaskGP`.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ analytic derivative, so that acquisition functions can be optimised through it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,6 +57,10 @@ class StudentTPosterior(PredictivePosterior):
             raise ValueError(f"StudentTPosterior needs 0 < df < inf, got {df}.")
         self.df = float(df)
         self._gaussian = GaussianPosterior(distribution, transform)
+
+    @property
+    def _kind(self) -> Sequence[str]:
+        return [f"df {self.df:.4g}"]
 
     @property
     def location(self) -> Tensor:

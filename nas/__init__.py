@@ -6,6 +6,7 @@ acquisition functions, and Optuna for everything around a study.
 
 from nas import spaces
 from nas.architecture import Architecture, Node
+from nas.drawing import plot_architecture
 from nas.evaluation import SearchError
 from nas.operations import register_operation
 from nas.report import Section, write_report
@@ -25,6 +26,7 @@ __all__ = [
     "__version__",
     "architecture_of",
     "enqueue",
+    "plot_architecture",
     "register_operation",
     "search",
     "spaces",

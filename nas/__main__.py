@@ -1,12 +1,15 @@
-"""Command line of a study.
+"""Search for a network from the command line: start or resume a study, look at it, report on it.
 
     python -m nas search --objective train.py:objective --space mlp \
         --in-features 64 --out-features 10 --storage study.db --trials 30
     python -m nas status --storage study.db
     python -m nas report --storage study.db --out report.html
 
-The objective is `package.module:function` or `path/to/file.py:function`. A space is `mlp` or
-`cell` with their options, or an object given in the same way as the objective. Exit status:
+The objective is `package.module:function` or `path/to/file.py:function`; it is called with an
+Optuna trial and returns the value of a network, which `nas.suggest(trial, space)` proposes. A
+space is `mlp` (multilayer perceptrons) or `cell` (image classifiers of repeated NAS-Bench-201
+cells), with the options that `search --help` lists, or an object given in the same way as the
+objective. The same command again goes on with the study. Exit status:
 0 done, 1 the study could not be opened or run or all trials of the call failed, 2 wrong usage,
 130 interrupted (call again to resume).
 """
@@ -49,43 +52,100 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+class _WithDefaults(argparse.HelpFormatter):
+    """Defaults behind each text, lists as they are typed."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        values = action.default if isinstance(action.default, tuple) else (action.default,)
+        return f"{action.help} (default: {' '.join(map(str, values))})"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m nas",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("search", help="start a study or continue it")
-    run.add_argument("--objective", required=True, help="module:function or file.py:function")
-    run.add_argument("--space", required=True, help="mlp, cell, or module:object")
-    run.add_argument("--trials", type=_positive, required=True, help="trials of this call")
-    run.add_argument("--hyperparameters", help="module:dictionary of Optuna distributions")
-    run.add_argument("--direction", choices=("minimize", "maximize"), default="minimize")
-    run.add_argument("--workers", type=_positive, default=1)
-    run.add_argument("--seed", type=int)
-    run.add_argument("--no-progress", action="store_true")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "search", help="start a study, or go on with it", formatter_class=_WithDefaults,
+        description="Start a study, or go on with the one of this name in the storage.",
+    )  # fmt: skip
+    given = "package.module:NAME or file.py:NAME"
+    run.add_argument(
+        "--objective", required=True, metavar="WHERE", help=f"function of a trial, as {given}"
+    )
+    run.add_argument(
+        "--space", required=True, metavar="SPACE", help=f"mlp, cell, or one of your own as {given}"
+    )
+    run.add_argument(
+        "--trials", type=_positive, required=True, metavar="N", help="how many to run now"
+    )
+    run.add_argument(
+        "--hyperparameters", metavar="WHERE",
+        help=f"dictionary of Optuna distributions by name, as {given}",
+    )  # fmt: skip
+    run.add_argument(
+        "--direction", choices=("minimize", "maximize"), default="minimize",
+        help="what to do with the value of the objective",
+    )  # fmt: skip
+    run.add_argument(
+        "--workers", type=_positive, default=1, metavar="N", help="trials at the same time"
+    )
+    run.add_argument("--seed", type=int, metavar="N", help="of the proposals")
+    run.add_argument("--no-progress", action="store_true", help="log lines in place of a bar")
     mlp = run.add_argument_group("--space mlp")
-    mlp.add_argument("--in-features", type=_positive)
-    mlp.add_argument("--out-features", type=_positive)
-    mlp.add_argument("--depth", type=_positive, nargs=2, default=(1, 4))
-    mlp.add_argument("--widths", type=_positive, nargs="+", default=(16, 32, 64, 128, 256))
-    mlp.add_argument("--activations", nargs="+", default=("relu", "gelu", "tanh"))
+    mlp.add_argument(
+        "--in-features", type=_positive, metavar="N", help="length of an input; needed"
+    )
+    mlp.add_argument(
+        "--out-features", type=_positive, metavar="N", help="length of an output; needed"
+    )
+    mlp.add_argument(
+        "--depth", type=_positive, nargs=2, default=(1, 4), metavar=("LEAST", "MOST"),
+        help="hidden layers",
+    )  # fmt: skip
+    mlp.add_argument(
+        "--widths", type=_positive, nargs="+", default=(16, 32, 64, 128, 256), metavar="N",
+        help="choices for the width of a layer",
+    )  # fmt: skip
+    mlp.add_argument(
+        "--activations", nargs="+", default=("relu", "gelu", "tanh"), metavar="NAME",
+        help="choices for the activation",
+    )  # fmt: skip
     cell = run.add_argument_group("--space cell")
-    cell.add_argument("--num-classes", type=_positive, default=10)
-    cell.add_argument("--in-channels", type=_positive, default=3)
-    cell.add_argument("--image-size", type=_positive, default=32)
-    cell.add_argument("--channels", type=_positive, default=16)
-    cell.add_argument("--num-cells", type=_positive, default=5)
+    for option, default, text in (
+        ("--num-classes", 10, "outputs of the classifier"),
+        ("--in-channels", 3, "channels of an image"),
+        ("--image-size", 32, "height and width of an image, divisible by 4"),
+        ("--channels", 16, "channels of the first stage"),
+        ("--num-cells", 5, "cells in each of the three stages"),
+    ):
+        cell.add_argument(option, type=_positive, default=default, metavar="N", help=text)
     run.set_defaults(run=_search)
-    status = commands.add_parser("status", help="print where a study stands")
+    status = commands.add_parser(
+        "status", help="print where a study stands", formatter_class=_WithDefaults,
+        description="Print how many trials ended in which way, the last error and the best trial.",
+    )  # fmt: skip
     status.set_defaults(run=_status)
-    report = commands.add_parser("report", help="write a study as an HTML page")
-    report.add_argument("--out", type=Path, required=True, help="HTML file to write")
+    report = commands.add_parser(
+        "report", help="write a study as an HTML page", formatter_class=_WithDefaults,
+        description="Write figures, the best architecture, errors and all trials as one HTML page "
+        "that needs nothing beside it.",
+    )  # fmt: skip
+    report.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="HTML file to write"
+    )
     report.set_defaults(run=_report)
     for command in (run, status, report):
-        command.add_argument("--storage", required=True, help="SQLite file or Optuna URL")
-        command.add_argument("--study", default="search", help="name of the study in the storage")
+        command.add_argument(
+            "--storage", required=True, metavar="FILE", help="SQLite file, or an Optuna URL"
+        )
+        command.add_argument(
+            "--study", default="search", metavar="NAME", help="name of the study in the storage"
+        )
     return parser
 
 
@@ -142,7 +202,7 @@ def _search(options: argparse.Namespace) -> int:
     _print_status(study)
     ended = [t for t in study.get_trials(deepcopy=False) if (t.datetime_complete or start) > start]
     if all(trial.state == TrialState.FAIL for trial in ended):
-        raise SearchError("No trial of this call finished; see the last error.")
+        raise SearchError("No trial of this call came to an end; see the last error.")
     return 0
 
 
@@ -184,9 +244,10 @@ def _print_status(study: optuna.Study) -> None:
     for state in TrialState:
         count = sum(t.state == state and t.number not in lost for t in trials)
         if count or state in (TrialState.COMPLETE, TrialState.FAIL):
-            print(f"{state.name.lower():<10} {count}")
+            name = "failed" if state == TrialState.FAIL else state.name.lower()
+            print(f"{name:<10} {count}")
     if lost:
-        print(f"requeued   {len(lost)}")
+        print(f"lost       {len(lost)}, queued again")
     errors = [t for t in trials if ERROR in t.user_attrs and t.number not in lost]
     if errors:
         print(f"last error trial {errors[-1].number}: {errors[-1].user_attrs[ERROR]}")

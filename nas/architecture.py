@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas.operations import OPERATIONS, Shape, build_operation
+from nas.outline import outlines
 
 __all__ = ["Architecture", "GraphNetwork", "Node"]
 
@@ -42,6 +43,12 @@ class Node:
     inputs: tuple[int, ...] = ()
     arguments: tuple[tuple[str, Value], ...] = ()
     body: Architecture | None = None
+
+    def __repr__(self) -> str:
+        parts = [repr(self.operation), *map(str, self.inputs)]
+        parts += [f"{name}={value!r}" for name, value in self.arguments]
+        parts += [] if self.body is None else [f"body={self.body!r}"]
+        return f"Node.of({', '.join(parts)})"
 
     @classmethod
     def of(
@@ -190,16 +197,18 @@ class Architecture:
         }
 
     def __str__(self) -> str:
-        lines = []
-        for index, node in enumerate(self.nodes):
-            arguments = ", ".join(f"{name}={value}" for name, value in node.arguments)
-            sources = ", ".join(f"%{source}" for source in node.inputs)
-            lines.append(
-                f"%{index} = {node.operation}({', '.join(filter(None, [sources, arguments]))})"
-            )
-            if node.body is not None:
-                lines += [f"    {line}" for line in str(node.body).splitlines()]
+        """Runs of operations, then the cells that are repeated; see `nas.outline`."""
+        network, *cells = outlines(self)
+        lines = network.lines()
+        for cell in cells:
+            lines += [f"{cell.title}:", *(f"  {line}" for line in cell.lines())]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        network, *cells = outlines(self)
+        parts = ["; ".join(network.lines())]
+        parts += [f"{cell.title}: {'; '.join(cell.lines())}" for cell in cells]
+        return f"Architecture({' | '.join(parts)})"
 
 
 class GraphNetwork(nn.Module):

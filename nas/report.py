@@ -1,14 +1,13 @@
-"""What a study found, as figures and as one HTML file that needs nothing beside it.
+"""What a study found, as one HTML file that needs nothing beside it.
 
-The figures are plain matplotlib figures, made without pyplot's global state. The page embeds
-them as PNG; every text on it is escaped, so an error message cannot break or script it.
+The page embeds its figures as PNG; every text on it is escaped, so an error message cannot break
+or script it.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -16,27 +15,31 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import optuna
-from optuna.distributions import FloatDistribution, IntDistribution
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.drawing import plot_architecture
+from nas.plots import (
+    objective_names,
+    plot_hyperparameters,
+    plot_pareto_front,
+    plot_progress,
+    plot_sizes,
+)
 from nas.trials import ERROR, architecture_of, superseded
+from priors.representation import count
 
 if TYPE_CHECKING:
     import jinja2
     from matplotlib.figure import Figure
 
-__all__ = [
-    "Section",
-    "plot_hyperparameters",
-    "plot_progress",
-    "plot_sizes",
-    "write_report",
-]
+__all__ = ["Section", "write_report"]
 
-BLUE, ORANGE, GREY = "#2f5d8a", "#c4722e", "#b8c0c8"
+_LONGEST = 40  # characters of a cell that is not a sentence
+_ALWAYS = ("complete trials", "failed")  # also where they are 0
+_READING = (
+    "Later trials are darker. A line is the median of a category, a triangle a value off the axis."
+)
 # User attribute to heading: "depth" is a parameter of some spaces too, and counts otherwise there.
 DESCRIPTORS = {"num_parameters": "num_parameters", "depth": "weight layers", "flops": "flops"}
 
@@ -62,92 +65,6 @@ class Section:
     code: str = ""
 
 
-def plot_progress(study: optuna.Study) -> Figure:
-    """Value of each trial and the best so far, with failed trials marked at the bottom."""
-    figure, axes = _axes((7.2, 3.4))
-    done = _finite(study)
-    if done:
-        numbers = np.array([trial.number for trial in done])
-        values = np.array([trial.value for trial in done], dtype=float)
-        better = np.maximum if study.direction == StudyDirection.MAXIMIZE else np.minimum
-        incumbent = better.accumulate(values)
-        axes.plot(numbers, values, "o", color=GREY, ms=5, label="trial")
-        axes.step(numbers, incumbent, where="post", color=BLUE, lw=2, label="best so far")
-        axes.set_yscale(_value_scale(done))
-    failed = [t.number for t in study.get_trials(deepcopy=False) if t.state == TrialState.FAIL]
-    if failed:
-        axes.plot(
-            failed, [0.02] * len(failed), "x", color="#a4382e", ms=6, label="failed",
-            transform=axes.get_xaxis_transform(),
-        )  # fmt: skip
-    axes.set(xlabel="trial", ylabel="value")
-    if done or failed:
-        axes.legend(frameon=False)
-    return figure
-
-
-def plot_hyperparameters(study: optuna.Study) -> Figure | None:
-    """Value against each number-valued hyperparameter, coloured by trial; None without any."""
-    done = _finite(study)
-    found: dict[str, FloatDistribution | IntDistribution] = {}
-    for trial in done:
-        for name, distribution in trial.distributions.items():
-            if isinstance(distribution, FloatDistribution | IntDistribution):
-                found[name] = distribution
-    if not found:
-        return None
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(found))
-    rows = math.ceil(len(found) / columns)
-    figure = Figure(figsize=(3.4 * columns, 2.9 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    points: Any = None
-    for axes, (name, distribution) in zip(grid.flat, sorted(found.items()), strict=False):
-        having = [trial for trial in done if name in trial.params]
-        points = axes.scatter(
-            [trial.params[name] for trial in having],
-            [trial.value for trial in having],
-            c=[trial.number for trial in having],
-            cmap="viridis", vmin=0, vmax=done[-1].number or 1, s=24,
-        )  # fmt: skip
-        axes.set_xlabel(name)
-        axes.set_xscale("log" if distribution.log else "linear")
-        axes.set_yscale(_value_scale(done))
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("value")
-    for axes in grid.flat[len(found) :]:
-        axes.set_visible(False)
-    figure.colorbar(points, ax=grid, label="trial", pad=0.01)
-    return figure
-
-
-def plot_sizes(study: optuna.Study) -> Figure | None:
-    """Value against the number of parameters, best trial marked; None without architectures."""
-    done = [trial for trial in _finite(study) if "num_parameters" in trial.user_attrs]
-    if not done:
-        return None
-    figure, axes = _axes((5.4, 3.4))
-    sizes = [trial.user_attrs["num_parameters"] for trial in done]
-    points = axes.scatter(
-        sizes,
-        [trial.value for trial in done],
-        c=[trial.user_attrs["depth"] for trial in done],
-        cmap="viridis", s=28,
-    )  # fmt: skip
-    best = _best(study)
-    if best is not None and "num_parameters" in best.user_attrs:
-        place = ([best.user_attrs["num_parameters"]], [best.value])
-        axes.scatter(*place, s=130, facecolors="none", edgecolors=ORANGE, lw=2, label="best")
-        axes.legend(frameon=False)
-    axes.set(xlabel="parameters", ylabel="value", yscale=_value_scale(done))
-    if min(sizes) > 0:
-        axes.set_xscale("log")
-    figure.colorbar(points, ax=axes, label=DESCRIPTORS["depth"], pad=0.02)
-    return figure
-
-
 def write_report(
     study: optuna.Study, path: str | Path, *, extra_sections: Sequence[Section] = ()
 ) -> Path:
@@ -162,45 +79,40 @@ def write_report(
         The path.
 
     Raises:
-        ValueError: the study has several objectives.
         OSError: the file cannot be written.
     """
-    if len(study.directions) > 1:
-        raise ValueError(
-            f"The study {study.study_name!r} has {len(study.directions)} objectives, a report is "
-            "of one: see optuna.visualization.plot_pareto_front."
-        )
     trials = study.get_trials(deepcopy=False)
+    names = objective_names(study)
     best = _best(study)
     states = [trial.state for trial in trials]
     requeued = len(superseded(trials))
+    several = len(names) > 1
+    value = "none" if not best or best[0].values is None else _text(best[0].values[0])
     facts = [
-        ("best value", "none" if best is None else _text(best.value)),
+        ("trials on the Pareto front", len(best)) if several else (f"best {names[0]}", value),
         ("complete trials", states.count(TrialState.COMPLETE)),
         ("pruned", states.count(TrialState.PRUNED)),
         ("failed", states.count(TrialState.FAIL) - requeued),
         ("lost and queued again", requeued),
         ("running or waiting", sum(not state.is_finished() for state in states)),
     ]
-    sections = [Section("Search progress", figures=[plot_progress(study)])]
-    if best is not None:
-        sections.append(_best_section(best))
-    for title, figure in (
-        ("Hyperparameters", plot_hyperparameters(study)),
-        ("Size and value", plot_sizes(study)),
-    ):
-        if figure is not None:
-            sections.append(Section(title, figures=[figure]))
     parameters = _parameter_names(trials)
     descriptors = [name for name in DESCRIPTORS if _has(trials, name)]
+    goals = " and ".join(
+        f"{direction.name.lower()} {name}"
+        for direction, name in zip(study.directions, names, strict=True)
+    )
     page = _template().render(
         title=f"Study {study.study_name}",
-        subtitle=f"{len(trials)} trials, to {study.direction.name.lower()}.",
-        facts=[(label, value) for label, value in facts if value or label != "pruned"],
-        sections=[_rendered(section) for section in (*sections, *extra_sections)],
-        trial_columns=[*parameters, *(DESCRIPTORS[name] for name in descriptors)],
-        trials=[_trial_row(trial, parameters, descriptors, best) for trial in trials],
-        any_error=any(ERROR in trial.user_attrs for trial in trials),
+        subtitle=f"{count(len(trials), 'trial')}, to {goals}." if trials else "No trials yet.",
+        facts=[(label, value) for label, value in facts if value or label in _ALWAYS],
+        sections=[_rendered(section) for section in (*_sections(study, best), *extra_sections)],
+        trial_columns=[
+            *names,
+            *parameters,
+            *(DESCRIPTORS[name] for name in descriptors),
+        ],
+        trials=[_trial_row(trial, len(names), parameters, descriptors, best) for trial in trials],
         footer=f"Optuna {optuna.__version__}; values as the objective returned them.",
     )
     path = Path(path)
@@ -209,11 +121,42 @@ def write_report(
     return path
 
 
-def _best(study: optuna.Study) -> FrozenTrial | None:
+def _sections(study: optuna.Study, best: Sequence[FrozenTrial]) -> list[Section]:
+    """What the page shows between the facts and the table of trials."""
+    trials = study.get_trials(deepcopy=False)
+    if not trials:
+        return []
+    names = objective_names(study)
+    found: list[tuple[str, Figure | None]] = []
+    if len(names) > 1:
+        found.append(("Pareto front", plot_pareto_front(study)))
+    for k, name in enumerate(names):
+        of = f": {name}" if len(names) > 1 else ""
+        found.append((f"Progress of the search{of}", plot_progress(study, objective=k)))
+    sections = [Section(title, figures=[drawn]) for title, drawn in found if drawn is not None]
+    if len(names) > 1:
+        sections += _front_section(best, names)
+    else:
+        sections += [_best_section(trial) for trial in best]
+    for k, name in enumerate(names):
+        of = f": {name}" if len(names) > 1 else ""
+        for title, text, drawn in (
+            ("Hyperparameters", _READING, plot_hyperparameters(study, objective=k)),
+            ("Size and value", "", plot_sizes(study, objective=k)),
+        ):
+            if drawn is not None:
+                sections.append(Section(f"{title}{of}", text=text, figures=[drawn]))
+    return sections + _error_section(trials)
+
+
+def _best(study: optuna.Study) -> list[FrozenTrial]:
+    """The best trial, or those on the Pareto front of several objectives; none if none ended."""
+    if len(study.directions) > 1:
+        return study.best_trials
     try:
-        return study.best_trial
+        return [study.best_trial]
     except ValueError:  # nothing complete
-        return None
+        return []
 
 
 def _best_section(best: FrozenTrial) -> Section:
@@ -226,13 +169,43 @@ def _best_section(best: FrozenTrial) -> Section:
         f"Best trial: {best.number}",
         columns=("", "value"),
         rows=rows,
-        code="" if architecture is None else str(architecture),
+        figures=[] if architecture is None else [plot_architecture(architecture)],
+        code="" if architecture is None else str(architecture).replace("->", "→"),
     )
 
 
-def _finite(study: optuna.Study) -> list[FrozenTrial]:
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [t for t in done if t.value is not None and math.isfinite(t.value)]
+def _front_section(best: Sequence[FrozenTrial], names: Sequence[str]) -> list[Section]:
+    if not best:
+        return []
+    parameters = _parameter_names(best)
+    rows = [
+        [trial.number, *trial.values, *(trial.params.get(name, "") for name in parameters)]
+        for trial in sorted(best, key=lambda trial: trial.values)
+    ]
+    return [
+        Section(
+            "Trials on the Pareto front",
+            text="No other trial is at least as good in all objectives and better in one.",
+            columns=("trial", *names, *parameters),
+            rows=rows,
+        )
+    ]
+
+
+def _error_section(trials: list[FrozenTrial]) -> list[Section]:
+    """Each error once, with the trials that it ended."""
+    lost = superseded(trials)
+    numbers: dict[str, list[int]] = {}
+    for trial in trials:
+        if ERROR in trial.user_attrs and trial.number not in lost:
+            numbers.setdefault(trial.user_attrs[ERROR], []).append(trial.number)
+    rows = [(_listed(found), error) for error, found in numbers.items()]
+    return [Section("Errors", columns=("trials", "error"), rows=rows)] if rows else []
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:10]))
+    return shown if len(numbers) <= 10 else f"{shown} and {len(numbers) - 10} more"
 
 
 def _parameter_names(trials: Sequence[FrozenTrial]) -> list[str]:
@@ -245,61 +218,56 @@ def _has(trials: Sequence[FrozenTrial], name: str) -> bool:
 
 def _trial_row(
     trial: FrozenTrial,
+    objectives: int,
     parameters: Sequence[str],
     descriptors: Sequence[str],
-    best: FrozenTrial | None,
+    best: Sequence[FrozenTrial],
 ) -> dict[str, Any]:
-    values = [trial.params.get(name, "") for name in parameters]
+    values: list[Any] = [""] * objectives if trial.values is None else list(trial.values)
+    values += [trial.params.get(name, "") for name in parameters]
     values += [trial.user_attrs.get(name, "") for name in descriptors]
     return {
         "number": trial.number,
         "state": trial.state.name,
-        "best": best is not None and trial.number == best.number,
-        "value": "" if trial.values is None else _text(trial.value),
+        "best": trial.number in {one.number for one in best},
         "cells": [_text(value) for value in values],
         "seconds": "" if trial.duration is None else _text(trial.duration.total_seconds()),
-        "error": trial.user_attrs.get(ERROR, ""),
     }
 
 
 def _rendered(section: Section) -> dict[str, Any]:
+    rows = [[_text(cell) for cell in row] for row in section.rows]
+    kinds = [_kind([row[k] for row in section.rows]) for k in range(len(section.columns))]
     return {
         "title": section.title,
         "text": section.text,
-        "columns": section.columns,
-        "rows": [[_text(cell) for cell in row] for row in section.rows],
+        "columns": list(zip(section.columns, kinds, strict=True)),
+        "rows": [list(zip(row, kinds, strict=True)) for row in rows],
         "images": [_png(figure) for figure in section.figures],
         "code": section.code,
     }
 
 
+def _kind(cells: Sequence[Any]) -> str:
+    """How a column is set: sentences wrap, words begin at the left, numbers end at the right."""
+    if any(len(_text(cell)) > _LONGEST for cell in cells):
+        return "long"
+    return "" if any(isinstance(cell, Real) for cell in cells) else "text"
+
+
 def _text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, Real):
         return str(value)
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u202f")
-    return f"{float(value):.4g}"
+    number = float(value)
+    if isinstance(value, int) or (number.is_integer() and abs(number) < 1e12):
+        return f"{number:,.0f}".replace(",", "\u202f")
+    return f"{number:.4g}"
 
 
 def _png(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _value_scale(done: Sequence[FrozenTrial]) -> str:
-    """Logarithmic where positive values span more than a factor of 20."""
-    values = [float(trial.value) for trial in done if trial.value is not None]
-    return "log" if min(values) > 0 and max(values) > 20 * min(values) else "linear"
-
-
-def _axes(size: tuple[float, float]) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def _template() -> jinja2.Template:

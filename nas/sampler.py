@@ -135,6 +135,22 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         self.seed = seed
         self.device = torch.device("cpu" if device is None else device)
 
+    def __repr__(self) -> str:
+        known = "found in trials" if self.hyperparameters is None else sorted(self.hyperparameters)
+        given: dict[Any, str] = {
+            gaussian_process: "gp",
+            **{f: name for name, f in _ACQUISITIONS.items()},
+        }
+        names = [
+            given.get(function, getattr(function, "__name__", repr(function)))
+            for function in (self.surrogate, self.acquisition)
+        ]
+        return (
+            f"{type(self).__name__}({self.space!r}, hyperparameters={known}, surrogate={names[0]}, "
+            f"acquisition={names[1]}, num_initial={self.num_initial}, seed={self.seed}, "
+            f"device={self.device})"
+        )
+
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:

@@ -34,62 +34,123 @@ from priors.tasks.task import TaskPrior
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pfn", description="Prior-data fitted networks")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("train", help="train a network")
+    parser = argparse.ArgumentParser(
+        prog="python -m pfn",
+        description="Prior-data fitted networks: train one, measure it, predict with it.\n\n"
+        "    python -m pfn predict table.csv --target price\n"
+        "    python -m pfn show regression\n"
+        "    python -m pfn train my_priors.py:prior --minutes 10 --out my_network.safetensors",
+        epilog="COMMAND --help lists the options. Exit status: 0 done, 1 failed, 2 wrong usage.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "train",
+        help="train a network on tasks of a prior",
+        description="Train a network on tasks drawn from a prior, measure it and write it to a "
+        "file. Interrupted, the same command with --resume goes on.",
+    )
     command.add_argument(
-        "prior", help=f"one of {', '.join(RECIPES)}; or module:prior, file.py:prior"
+        "prior",
+        help=f"recipe of a shipped network ({', '.join(RECIPES)}), or a task prior of your own as "
+        "module:NAME or file.py:NAME",
     )
     limit = command.add_mutually_exclusive_group()
-    limit.add_argument("--hours", type=float, help="time for training; 2 if not given")
-    limit.add_argument("--minutes", type=float, help="time for training")
-    command.add_argument("--out", type=Path, help="the network; default: runs/NAME.safetensors")
+    limit.add_argument("--hours", type=float, metavar="N", help="time for training (default: 2)")
+    limit.add_argument("--minutes", type=float, metavar="N", help="time for training")
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="the network (default: runs/NAME.safetensors)"
+    )
     command.add_argument("--resume", action="store_true", help="continue an interrupted training")
-    command.add_argument("--initial", help="start from a trained network, by name or file")
-    command.add_argument("--config", type=Path, help="JSON file that changes TrainingConfig")
-    command.add_argument("--device", help="such as cuda; the GPU when there is one")
+    command.add_argument(
+        "--initial", metavar="NETWORK", help="start from a trained network, by name or file"
+    )
+    command.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="JSON file of fields of pfn.TrainingConfig to change",
+    )
+    command.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
     command.add_argument(
         "--probe",
         action=argparse.BooleanOptionalAction,
-        help="choose batch and precision by a short probe; default on a GPU, unless --config "
-        "has a batch",
+        help="measure speeds first, to choose batch and precision (default: on a GPU, unless "
+        "--config has a batch)",
     )
     command.add_argument(
         "--certificate",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="measure the network after the training",
+        help="measure how far it is from the exact posterior after the training (default: yes)",
     )
     command.add_argument(
-        "--state", type=Path, help="folder of state and log; default: that of --out"
+        "--state",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of training state and log (default: that of --out)",
     )
-    command.add_argument("--save-every", type=float, default=300.0, help="seconds between files")
-    command.add_argument("--seed", type=int)
-    command = commands.add_parser("certify", help="measure the gap to the posterior")
-    command.add_argument("network", help="shipped name or file")
     command.add_argument(
-        "--prior", help="recipe, module:prior or file.py:prior; default: the network's own recipe"
+        "--save-every",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="between writes of state and network (default: 300)",
     )
-    command.add_argument("--out", type=Path, help="write the network with its certificate here")
-    command.add_argument("--tasks", type=int, help="number of tasks")
-    command.add_argument("--context", type=int, nargs="+", help="numbers of context rows")
+    command.add_argument("--seed", type=int, metavar="N", help="of weights and tasks")
+    command = commands.add_parser(
+        "certify",
+        help="measure how far a network is from the exact posterior",
+        description="Measure the gap of a network to the exact posterior, or to a bound of it, in "
+        "nats per query, and the coverage of its intervals, and print the certificate.",
+    )
+    command.add_argument("network", help="name of a shipped network, or file")
+    command.add_argument(
+        "--prior", help="recipe, module:prior or file.py:prior; default the network's own recipe"
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the network with its certificate here"
+    )
+    command.add_argument("--tasks", type=int, metavar="N", help="tasks in all")
+    command.add_argument(
+        "--context", type=int, nargs="+", metavar="N", help="numbers of context rows"
+    )
     command.add_argument(
         "--reference",
         help="module:function or file.py:function, from a task to the exact posterior of its "
-        "queries; default: the oracle of the prior",
+        "queries; default the oracle of the prior",
     )
-    command = commands.add_parser("predict", help="predict the rows whose target is empty")
+    command = commands.add_parser(
+        "predict",
+        help="predict the rows of a CSV file whose target is empty",
+        description="Predict the rows of a CSV file whose target is empty from the others. Columns "
+        "of text are categories, and a target of text is predicted as classes.",
+    )
     command.add_argument("data", type=Path, help="CSV file with a header; numbers or text")
-    command.add_argument("--target", required=True, help="name of the target column")
     command.add_argument(
-        "--network", help="shipped name or file; regression or classification, as the target is"
+        "--target", required=True, metavar="NAME", help="name of the target column"
     )
     command.add_argument(
-        "--members", type=int, default=8, help="number of ensemble members; 1 is fastest"
+        "--network",
+        help="name of a shipped network, or file (default: as the target is, regression or "
+        "classification)",
     )
-    command.add_argument("--out", type=Path, help="CSV file of the predictions")
-    command = commands.add_parser("show", help="how a network was trained")
-    command.add_argument("network")
+    command.add_argument(
+        "--members",
+        type=int,
+        default=8,
+        metavar="N",
+        help="members of the ensemble; 1 is fastest (default: 8)",
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="CSV file of the predictions (default: printed)"
+    )
+    command = commands.add_parser(
+        "show",
+        help="print how a network was trained and measured",
+        description="Print the prior, the training and the certificate of a network.",
+    )
+    command.add_argument("network", help="name of a shipped network, or file")
     options = parser.parse_args(arguments)
     try:
         match options.command:
@@ -114,8 +175,8 @@ def _recipe(name: str, *, gpu: bool = False) -> Recipe:
         prior = load_object(name)
     except ValueError as error:
         raise ValueError(
-            f"{name!r} is neither one of {', '.join(RECIPES)} nor a prior over tasks of yours, "
-            f"given as module:prior or path/to/file.py:prior. {error}"
+            f"{name!r} is neither one of {', '.join(RECIPES)} nor a task prior of yours, "
+            f"module:prior or path/to/file.py:prior. {error}"
         ) from error
     if not isinstance(prior, TaskPrior):
         raise ValueError(f"{name} is a {type(prior).__name__}, not a task prior.")
@@ -143,7 +204,7 @@ def _train(options: argparse.Namespace) -> None:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     gpu = device.type == "cuda"
     if gpu and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no CUDA device; omit the option.")
+        raise ValueError("--device cuda: torch finds no CUDA device; leave the option out.")
     recipe = _recipe(options.prior, gpu=gpu)
     name = Path(options.prior).name.replace(".py:", "_").replace(":", "_")
     out = options.out or Path("runs") / f"{name}.safetensors"

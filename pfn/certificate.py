@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from priors.representation import as_record
 
 __all__ = ["Certificate", "CertificateRow"]
 
@@ -45,6 +48,9 @@ class CertificateRow:
     coverage90: float
     coverage95: float
     accuracy: float
+
+    def __repr__(self) -> str:
+        return as_record(self)
 
 
 @dataclass(frozen=True)
@@ -139,13 +145,31 @@ class Certificate:
         everything: dict[str, Any] = {**plain, **tables, **lists}
         return cls(**everything)
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(map(str, self.by_context))
+        gap = ""
+        if self.by_context and math.isfinite(self.gap):
+            bound = "at most " if self.reference == "upper bound" else ""
+            gap = f"gap {bound}{self.gap:.3g} nats per query; "
+        rows = self.by_context.values()
+        covered = sum(row.coverage90 for row in rows) / max(1, len(rows))
+        correct = sum(row.accuracy for row in rows) / max(1, len(rows))
+        found = (
+            f"accuracy {correct:.1%}"
+            if math.isnan(covered)
+            else f"90% intervals cover {covered:.1%}"
+        )
+        tasks = sum(row.tasks for row in rows)
+        return f"Certificate({gap}{found}; {tasks:,} tasks of {sizes} context rows)"
+
     def __str__(self) -> str:
         meaning = {
             "exact": "gap to the exact posterior",
             "upper bound": "gap to a reference that knows the latents: an upper bound",
             "none": "no reference: calibration only",
         }[self.reference]
-        lines = [f"{self.prior}", f"{meaning}; nats per query, mean over tasks"]
+        prior = textwrap.fill(self.prior, width=100, subsequent_indent="  ")
+        lines = [prior, f"{meaning}; nats per query, mean over tasks"]
         everything = [row for table in _TABLES for row in getattr(self, table).values()]
         bracket = any(math.isfinite(row.lower) for row in everything)
         classes = any(math.isfinite(row.accuracy) for row in everything)

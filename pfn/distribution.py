@@ -33,6 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from priors.representation import count
+
 __all__ = ["BarDistribution", "binning_error", "choose_num_nodes", "place_nodes"]
 
 # Abscissae and weights of the Gauss-Legendre rule of five points on [-1, 1].
@@ -76,6 +78,14 @@ class BarDistribution(nn.Module):
     def num_logits(self) -> int:
         """Length of the vector of logits: one for each node, K + 1."""
         return len(self.borders)
+
+    def extra_repr(self) -> str:
+        """Nodes, their range, and the tails beyond it."""
+        low, high = self.borders[[0, -1]].tolist()
+        return (
+            f"{count(self.num_logits, 'node')} from {low:.4g} to {high:.4g}, tails of scale "
+            f"{self.tail_scale:.4g} and index {self.tail_index:.4g}"
+        )
 
     def log_prob(self, logits: Tensor, y: Tensor) -> Tensor:
         """Log density at `y`, nats per unit of y."""

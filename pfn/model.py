@@ -34,6 +34,7 @@ from pfn.posteriors import CategoricalPosterior
 from pfn.transforms import Transforms
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
+from priors.representation import as_data, count
 
 __all__ = ["PFNModel"]
 
@@ -43,9 +44,19 @@ _Module = TypeVar("_Module", bound=nn.Module)
 class PFNModel(Model):
     """A network conditioned on data; made by `PFN.condition`, whose arguments it takes.
 
+    Methods:
+        posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
+        condition_on_observations: A model of further rows.
+        fantasize: Such models of rows drawn from the posterior.
+        subset_output: A model of some outputs.
+        unlike_the_prior: Says so if the data are unlike those that the network was trained on.
+
     Attributes:
         pfn: The network, with weights of its own in the dtype and on the device of the data.
         num_orders: Orders of the points over which joint samples and densities are averaged.
+
+    `train_X`, `train_Y` and `train_Yvar` are the data as given. All else is inherited from
+    BoTorch's `Model`.
     """
 
     _rows_at_once = 8192
@@ -99,6 +110,15 @@ class PFNModel(Model):
                 "that need a Gaussian posterior take GaussianApproximation(model)."
             )
         return super().__getattr__(name)
+
+    def __repr__(self) -> str:
+        sizes = self.pfn.architecture
+        outputs = self.train_Y.shape[-1]
+        kind = f"{count(sizes.classes, 'class')} at most" if sizes.classes else "regression"
+        weights = count(sum(p.numel() for p in self.pfn.parameters()), "parameter")
+        dtype = str(self.train_X.dtype).removeprefix("torch.")
+        data = as_data(self.train_X, outputs)
+        return f"{type(self).__name__}({data}, {dtype}; {kind}; network of {weights})"
 
     def train(self, mode: bool = True) -> PFNModel:
         """Stays in evaluation mode: nothing is trained here, and input transforms are fitted."""

@@ -5,6 +5,7 @@ Bars in regression and class probabilities in classification, independent over p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from pfn.distribution import BarDistribution
 from pfn.network import Encoding, Network
 from priors.posteriors.protocol import PredictivePosterior, leading
 from priors.posteriors.transformed import TransformedPosterior
+from priors.representation import as_predictions, count
 
 __all__ = ["BarPosterior", "CategoricalPosterior", "predictive", "probabilities"]
 
@@ -31,6 +33,10 @@ class BarPosterior(PredictivePosterior):
 
     def __init__(self, bars: BarDistribution, logits: Tensor) -> None:
         self.bars, self.logits = bars, logits
+
+    @property
+    def _kind(self) -> Sequence[str]:
+        return [count(self.bars.num_logits, "node")]
 
     @property
     def mean(self) -> Tensor:
@@ -78,6 +84,10 @@ class CategoricalPosterior(Posterior):
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits.log_softmax(-1)
+
+    def __repr__(self) -> str:
+        where = as_predictions(self.logits.shape, self.dtype, self.device, "class")
+        return f"{type(self).__name__}({where})"
 
     @property
     def mean(self) -> Tensor:

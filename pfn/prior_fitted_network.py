@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,9 +29,18 @@ _WHAT_TO_DO = (
 
 
 class PFN(Network):
-    """A prior-data fitted network: `condition` makes a BoTorch `Model` of a data set.
+    """A prior-data fitted network: Bayesian inference on a data set by one forward pass.
 
-    Its arguments are those of `Network`.
+    Made by `pfn.load("regression")`, by `pfn.load` of a file, or by `pfn.train`; its own arguments
+    are those of `Network`.
+
+    Methods:
+        condition: A `PFNModel` of a data set, which answers `posterior(X)`.
+        save: Write to a file; `pfn.load` reads it.
+
+    `certificate` says how far the network was measured to be from the exact posterior, and
+    `print(network)` shows it with the prior and the training. All else is inherited from
+    `torch.nn.Module`.
     """
 
     def condition(
@@ -129,13 +139,27 @@ class PFN(Network):
         """Seconds of all trainings."""
         return sum(training["seconds"] for training in self.trainings)
 
+    def __repr__(self) -> str:
+        sizes = self.architecture
+        size = sum(p.numel() for p in self.network.parameters())
+        kind = f"up to {sizes.classes} classes" if sizes.classes else "regression"
+        measured = "no certificate" if self.certificate is None else repr(self.certificate)
+        return (
+            f"PFN({kind}; up to {self.coverage.max_context} context rows and {sizes.max_features} "
+            f"features; {size:,} parameters; {measured})"
+        )
+
     def __str__(self) -> str:
         trainings = self.trainings
         size = sum(p.numel() for p in self.network.parameters())
         kind = f"{self.architecture.classes} classes" if self.architecture.classes else "regression"
         lines = [
             f"PFN, {kind}, {size:,} parameters; inputs {self.inputs}, targets {self.targets}",
-            f"prior: {trainings[0]['prior'] if trainings else 'not recorded'}",
+            textwrap.fill(
+                f"prior: {trainings[0]['prior'] if trainings else 'not recorded'}",
+                width=100,
+                subsequent_indent="  ",
+            ),
             f"training: {self.tasks_seen:,} tasks in {self.training_seconds:,.0f} s; "
             f"up to {self.coverage.max_context} context rows, "
             f"{self.architecture.max_features} features",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +38,11 @@ class ReweightedPosterior(EmpiricalPosterior):
         # Vehtari et al. 2024, section 3.2.4
         self.largest_shape = min(1 - 1 / math.log10(len(draws)), 0.7) if len(draws) > 10 else 0.0
         self.effective_samples = float(1 / self.log_weights.exp().square().sum())
+
+    @property
+    def _kind(self) -> Sequence[str]:
+        worth = f"worth {self.effective_samples:.4g}"
+        return [*super()._kind, worth, f"Pareto shape {self.pareto_shape:.2f}"]
 
 
 def reweight(

@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 
 from priors.random_state import seeded
 from priors.randomness import RandomSource
+from priors.representation import as_distribution
 
 __all__ = [
     "FunctionPrior",
@@ -62,6 +63,10 @@ class GaussianProcessPrior:
         self.kernel = kernel
         self.mean = ZeroMean() if mean is None else mean
 
+    def __repr__(self) -> str:
+        mean = "" if isinstance(self.mean, ZeroMean) else f"{self.mean!r}, "
+        return f"{type(self).__name__}({mean}{self.kernel!r})"
+
     def distribution(self, X: Tensor) -> MultivariateNormal:
         """Joint distribution of the function's values at `X` `[*batch, n, d]`."""
         return MultivariateNormal(_like(self.mean, X)(X), _on(self.kernel, X.device)(X))
@@ -105,6 +110,11 @@ class ScaleMixturePrior:
             raise ValueError(f"scale must be a distribution of a single number, got {scale}.")
         self.kernel = kernel
         self.scale = scale
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(variance from {as_distribution(self.scale)}, {self.kernel!r})"
+        )
 
     def sample_with_scale(
         self,

@@ -11,6 +11,7 @@ import pyro
 from torch import Tensor
 
 from priors.random_state import seeded
+from priors.representation import count
 
 __all__ = ["Draws", "InferenceMethod", "isolated"]
 
@@ -28,6 +29,16 @@ class Draws:
     samples: dict[str, Tensor]
     stats: dict[str, Tensor]
     history: Tensor | None = None
+
+    def __repr__(self) -> str:
+        some = next(iter((*self.samples.values(), *self.stats.values())), None)
+        if some is None:
+            return "Draws()"
+        chains, draws = some.shape[:2]
+        sites = ", ".join(f"{name} {list(v.shape[2:])}" for name, v in self.samples.items())
+        stats = f"; statistics {', '.join(self.stats)}" if self.stats else ""
+        each = f"{count(chains, 'chain')} of {count(draws, 'draw')}"
+        return f"Draws({each}: {sites}{stats})"
 
 
 class InferenceMethod(Protocol):

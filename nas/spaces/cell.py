@@ -60,6 +60,12 @@ class CellSpace(FlatSpace):
         self.channels = channels
         self.num_cells = num_cells
 
+    def __repr__(self) -> str:
+        return (
+            f"CellSpace({self.num_classes}, in_channels={self.in_channels}, "
+            f"image_size={self.image_size}, channels={self.channels}, num_cells={self.num_cells})"
+        )
+
     def parameters(self) -> dict[str, BaseDistribution]:
         """One operation for each edge, `edge_0_1` to `edge_2_3`."""
         return {name: CategoricalDistribution(CELL_OPERATIONS) for name in _NAMES}

@@ -84,6 +84,13 @@ class MLPSpace(FlatSpace):
             name: CategoricalDistribution(values) for name, values in choices.items()
         }
 
+    def __repr__(self) -> str:
+        return (
+            f"MLPSpace({self.in_features}, {self.out_features}, depth={self.depth}, "
+            f"widths={self.widths}, activations={self.activations}, residual={self.residual}, "
+            f"layer_norm={self.layer_norm})"
+        )
+
     def parameters(self) -> dict[str, BaseDistribution]:
         """`depth`, `width_1` to the largest depth, `activation`, `residual`, `layer_norm`."""
         return dict(self._distributions)

@@ -33,6 +33,9 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 from tqdm import tqdm
 
+from priors.figures import BLUE, ORANGE, axes_or_new, log_axis
+from priors.representation import as_record
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -62,6 +65,9 @@ class Risk:
     test: Tensor
     train: Tensor
     kappa: Tensor
+
+    def __repr__(self) -> str:
+        return as_record(self)
 
 
 def predicted_risk(
@@ -203,6 +209,9 @@ class GeneralisationCurve:
     train_error: Tensor
     ridge: float
 
+    def __repr__(self) -> str:
+        return as_record(self)
+
 
 def generalisation_curve(
     kernel: Kernel,
@@ -288,12 +297,9 @@ def plot_generalisation_curve(curve: GeneralisationCurve, ax: Axes | None = None
     Returns:
         The axes; `ax.figure.savefig(...)` stores them.
     """
-    if ax is None:
-        from matplotlib.figure import Figure
-
-        ax = Figure(figsize=(5.0, 3.6), layout="constrained").subplots()
+    ax = axes_or_new(ax)
     sizes = curve.predicted_sizes.cpu()
-    for name, colour in (("test", "C0"), ("train", "C1")):
+    for name, colour in (("test", BLUE), ("train", ORANGE)):
         predicted = getattr(curve.predicted, name).cpu()
         measured, error = getattr(curve, name).cpu(), getattr(curve, f"{name}_error").cpu()
         ax.plot(sizes, predicted, color=colour, label=f"{name}, predicted")
@@ -306,10 +312,10 @@ def plot_generalisation_curve(curve: GeneralisationCurve, ax: Axes | None = None
             ms=4,
             label=f"{name}, measured",
         )
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    log_axis(ax.xaxis)
+    log_axis(ax.yaxis)
     ax.set_xlabel("training points")
-    ax.set_ylabel("mean squared error")
+    ax.set_ylabel("mean squared error, squared units of y")
     ax.legend(frameon=False)
     return ax
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from priors.kernels.empirical import whitened
 from priors.kernels.tangent import Method, Tangent, check_pair
 from priors.networks.finite import NetworkPrior
+from priors.representation import as_record
 
 __all__ = ["MonteCarloKernels", "monte_carlo_kernels"]
 
@@ -30,6 +31,9 @@ class MonteCarloKernels:
     nngp_error: Tensor
     ntk: Tensor | None
     ntk_error: Tensor | None
+
+    def __repr__(self) -> str:
+        return as_record(self)
 
 
 def monte_carlo_kernels(

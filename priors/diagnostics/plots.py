@@ -29,7 +29,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, cycle
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
@@ -37,13 +37,15 @@ from gpytorch.kernels import Kernel
 from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor, nn
 
+from priors.figures import BLUE, CATEGORIES, GREY, log_axis
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior
 from priors.kernels.network import NNGPKernel, NTKKernel
 from priors.networks.finite import NetworkPrior
 from priors.networks.infinite import InfiniteNetwork
+from priors.representation import as_record, count
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["PriorSummary", "lempel_ziv_complexity", "plot_prior", "prior_summary"]
 
@@ -95,6 +97,9 @@ class PriorSummary:
     angular_correlation: Tensor | None
     frequency: Tensor
     power: Tensor
+
+    def __repr__(self) -> str:
+        return as_record(self)
 
 
 def prior_summary(
@@ -219,7 +224,8 @@ def plot_prior(
     direction: Tensor | None = None,
     kind: Literal["nngp", "ntk"] = "nngp",
     generator: torch.Generator | None = None,
-) -> Figure:
+    figure: Figure | SubFigure | None = None,
+) -> Figure | SubFigure:
     """Draw what a prior believes: sample paths, correlations and spectrum.
 
     Args:
@@ -229,16 +235,15 @@ def plot_prior(
         direction: As for `prior_summary`.
         kind: As for `prior_summary`.
         generator: Source of randomness.
+        figure: Where to draw; a new one outside pyplot if None.
 
     Returns:
-        A figure outside pyplot, with `savefig` and, in notebooks, a picture of itself.
+        The figure, with `savefig` and, in notebooks, a picture of itself.
 
     Raises:
         ValueError: as `prior_summary`.
         TypeError: as `prior_summary`.
     """
-    from matplotlib.figure import Figure
-
     summary = prior_summary(
         prior,
         num_functions=max(64, num_functions),
@@ -248,44 +253,75 @@ def plot_prior(
         generator=generator,
     )
     on_circle = summary.angle is not None
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    if figure is None:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 7), layout="constrained")
     paths, ray, sphere, spectrum = figure.subplots(2, 2).flat
     t = summary.position.cpu()
-    paths.plot(t, summary.functions[:num_functions].T.cpu(), linewidth=1)
-    paths.set(xlabel="position along the line", ylabel="f", title="sampled functions")
-    ray.plot(t - t[0], summary.correlation.cpu())
+    for path, color in zip(
+        summary.functions[:num_functions].cpu(), cycle(CATEGORIES), strict=False
+    ):
+        paths.plot(t, path, linewidth=1, color=color)
+    through = " through the origin" if on_circle else ""
+    paths.set(
+        xlabel=f"position on a line{through}",
+        ylabel="function f",
+        title=f"{count(num_functions, 'function')} drawn from the prior",
+    )
+    ray.plot(t - t[0], summary.correlation.cpu(), color=BLUE)
     ray.set(
-        xlabel="distance from the line's start",
-        ylabel="correlation",
-        title=f"1/2 at {summary.half_correlation_distance:.3g}; "
-        f"{summary.zero_crossings:.3g} zero crossings per unit",
+        xlabel="distance from the line's start, units of the input",
+        ylabel="correlation of f",
+        title=f"correlation along the line {_halved(summary.half_correlation_distance)};\n"
+        f"{summary.zero_crossings:.3g} zero crossings expected per unit",
     )
     if summary.angle is not None and summary.angular_correlation is not None:
-        sphere.plot(summary.angle.cpu(), summary.angular_correlation.cpu())
+        sphere.plot(summary.angle.cpu(), summary.angular_correlation.cpu(), color=BLUE)
+        halved = _halved(summary.half_correlation_angle or 0.0, " radians")
         sphere.set(
-            xlabel="angle on the circle, radians",
-            ylabel="correlation",
-            title=f"1/2 at {summary.half_correlation_angle:.3g}",
+            xlabel="angle between inputs on a circle around the origin, radians",
+            ylabel="correlation of f",
+            title=f"correlation around the circle\n{halved}",
+            xticks=[0, math.pi / 2, math.pi],
+            xticklabels=["0", "π/2", "π"],
         )
     else:
-        sphere.hist(summary.functions.flatten().cpu().numpy(), bins=40, density=True)
-        sphere.set(xlabel="f", ylabel="density", title="values along the line")
+        values = summary.functions.flatten().cpu().numpy()
+        sphere.hist(values, bins=40, density=True, color=BLUE)
+        sphere.set(xlabel="function f", ylabel="density", title="values along the line")
     for ax in (ray, sphere) if on_circle else (ray,):
-        ax.axhline(0.5, color="0.7", linewidth=0.8)
+        ax.axhline(0.5, color=GREY, linewidth=0.8)
     # coefficients that are exactly 0 would stretch the axis to rounding errors
     shown = summary.power > 1e-14
-    spectrum.loglog(summary.frequency[shown].cpu(), summary.power[shown].cpu(), ".", markersize=3)
-    spectrum.set(
-        xlabel="harmonic on the circle" if on_circle else "cycles per unit",
-        ylabel="share of variance",
-        title=f"decay exponent {summary.spectrum_exponent:.3g}",
+    spectrum.loglog(
+        summary.frequency[shown].cpu(), summary.power[shown].cpu(), ".", markersize=3, color=BLUE
     )
+    decay = "faster than any power of the frequency"
+    if math.isfinite(summary.spectrum_exponent):
+        decay = f"like frequency^-{summary.spectrum_exponent:.3g}"
+    spectrum.set(
+        xlabel="harmonic on the circle, periods" if on_circle else "frequency, cycles per unit",
+        ylabel="share of the variance of f",
+        title=f"spectrum: falls off\n{decay}",
+    )
+    log_axis(spectrum.xaxis)
+    log_axis(spectrum.yaxis)
+    name = type(prior).__name__
+    if isinstance(prior, InfiniteNetwork):
+        name = f"the {kind.upper()} kernel of an {name}"
     figure.suptitle(
-        f"mean frequency {summary.mean_frequency:.3g} per unit, "
-        f"polynomial order {summary.polynomial_order:.3g}, "
-        f"Lempel-Ziv complexity {summary.lz_complexity:.3g}"
+        f"Functions under {name}, before any data\n"
+        f"mean frequency {summary.mean_frequency:.3g} cycles per unit, mean polynomial order "
+        f"{summary.polynomial_order:.3g},\nLempel-Ziv complexity {summary.lz_complexity:.3g} "
+        "(0 is regular, 1 random)",
+        fontsize=10,
     )
     return figure
+
+
+def _halved(where: float, unit: str = "") -> str:
+    return f"falls to 1/2 at {where:.3g}{unit}" if math.isfinite(where) else "stays above 1/2"
 
 
 def lempel_ziv_complexity(bits: Tensor) -> float:

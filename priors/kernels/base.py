@@ -10,6 +10,8 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
+from priors.networks.network import Network
+
 __all__ = ["NetworkKernel"]
 
 
@@ -20,6 +22,11 @@ class NetworkKernel(Kernel):
     def is_stationary(self) -> bool:
         """Network kernels depend on more than the difference of their inputs."""
         return False
+
+    def _represented(self, network: Network, *facts: str) -> str:
+        dims = self.active_dims
+        seen = [] if dims is None else [f"active_dims {dims.tolist()}"]
+        return network.represented(type(self).__name__, *facts, *seen)
 
     def __getitem__(self, index: Any) -> Self:
         if len(self.batch_shape) == 0:

@@ -34,6 +34,7 @@ from priors.kernels.parameters import (
 from priors.kernels.tangent import METHODS, Method, Tangent, along, check_pair
 from priors.networks.finite import NetworkPrior
 from priors.networks.functional_call import call_module
+from priors.representation import count
 
 __all__ = ["EmpiricalNTKKernel", "empirical_ntk", "ntk_vector_product", "whitened"]
 
@@ -228,6 +229,16 @@ class EmpiricalNTKKernel(NetworkKernel):
         self.method: Method = method
         self.max_bytes = max_bytes
         self.progress = progress
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        weights = sum(p.numel() for p in self.weights.tensors().values())
+        facts = [f"{self.parameterization} parameterization", f"output {self.output}"]
+        if self.prior is None:
+            each = weights // max(1, self.batch_shape.numel())
+            batch = [f"batch {list(self.batch_shape)}"] if self.batch_shape else []
+            return f"{name}({', '.join([count(each, 'weight'), *facts, *batch])})"
+        return self._represented(self.prior, *facts)
 
     def _with_batch(self, change: Callable[[Tensor], Tensor]) -> Self:
         return self._with_networks(change(self._places))

@@ -63,6 +63,9 @@ class _InfiniteKernel(NetworkKernel):
         if scale is not None and scale.repeats == (1, 1):
             self.ard_num_dims = scale.num_scales  # GPyTorch compares it with the columns
 
+    def __repr__(self) -> str:
+        return self._represented(self.network)
+
     @property
     def variances(self) -> LayerVariances:
         """What is learnt: variances of the layers and length scales; prints as a table."""
@@ -144,6 +147,11 @@ class NNGPKernel(_InfiniteKernel):
         UnsupportedOperationError: the module contains something without a limit here.
         ValueError: bad variances or shapes.
 
+    `kernel(x1, x2).to_dense()` is the matrix `[*batch, n1, n2]`, `kernel(x, diag=True)` its
+    diagonal. `variances` holds what is learnt and prints as a table, `lengthscale` the length
+    scales, and `network` the `InfiniteNetwork` with its errors and costs. All else is
+    inherited from `gpytorch.kernels.Kernel`: kernels are added, multiplied and scaled as any.
+
     Source: Lee et al. 2018 (1711.00165); as a tensor program Yang 2019 (1910.12478).
     """
 
@@ -152,7 +160,9 @@ class NNGPKernel(_InfiniteKernel):
 
 
 class NTKKernel(_InfiniteKernel):
-    """Neural tangent kernel of an infinitely wide network; arguments as for `NNGPKernel`.
+    """Neural tangent kernel of an infinitely wide network.
+
+    Arguments and everything else are as in `NNGPKernel`.
 
     Source: Jacot et al. 2018 (1806.07572); as a tensor program Yang 2020 (2006.14548).
     """

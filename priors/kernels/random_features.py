@@ -21,6 +21,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,11 +35,13 @@ from linear_operator.operators import (
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from priors.figures import CATEGORIES, axes_or_new, log_axis
 from priors.gaussian.activations import ABReLU, Activation
 from priors.networks.infinite import InfiniteNetwork
 from priors.networks.input_scale import InputScale
 from priors.programs.nodes import Features, Linear, Nonlinear
 from priors.randomness import RandomSource
+from priors.representation import as_record, count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,6 +106,12 @@ class NNGPFeatures(FeatureMap):
         for k in range(len(weight_var) - 1):
             self.register_buffer(f"weight_{k}", draws.normal(width + 1, num_features))
             width = num_features
+
+    def extra_repr(self) -> str:
+        """Sizes of the map."""
+        weight: Tensor = self.get_buffer("weight_0")
+        inputs, width = weight.shape[0] - 1, weight.shape[1]
+        return f"{count(inputs, 'input')}, {count(width, 'feature')}, {len(self.weight_var)} layers"
 
     def forward(self, X: Tensor) -> Tensor:
         """Features `[..., n, m + 1]` of points `[..., n, d]`."""
@@ -336,6 +345,9 @@ class FeatureError:
     error: Tensor
     standard_error: Tensor
 
+    def __repr__(self) -> str:
+        return as_record(self)
+
 
 def feature_error(
     make: Callable[[int, torch.Generator], FeatureMap],
@@ -386,15 +398,14 @@ def plot_feature_error(curves: dict[str, FeatureError], ax: Axes | None = None) 
     Returns:
         The axes.
     """
-    if ax is None:
-        from matplotlib.figure import Figure
-
-        ax = Figure(figsize=(5.0, 3.6), layout="constrained").subplots()
-    for name, curve in curves.items():
-        ax.errorbar(curve.sizes, curve.error, curve.standard_error, fmt="o-", ms=4, label=name)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    ax = axes_or_new(ax)
+    for (name, curve), color in zip(curves.items(), cycle(CATEGORIES), strict=False):
+        ax.errorbar(
+            curve.sizes, curve.error, curve.standard_error, fmt="o-", ms=4, color=color, label=name
+        )
+    log_axis(ax.xaxis)
+    log_axis(ax.yaxis)
     ax.set_xlabel("features")
-    ax.set_ylabel("relative error of the kernel matrix")
+    ax.set_ylabel("relative error of the kernel matrix (Frobenius norm)")
     ax.legend(frameon=False)
     return ax

@@ -48,6 +48,7 @@ from torch import Tensor
 from priors.gaussian.activations import ABReLU
 from priors.kernels.random_features import FeatureMap
 from priors.randomness import RandomSource
+from priors.representation import as_record, count
 
 __all__ = ["Expansion", "UniversalFeatures", "expand", "gegenbauer", "num_harmonics"]
 
@@ -101,6 +102,9 @@ class Expansion:
     norms_x: tuple[float, float]
     norms_w: tuple[float, float]
     truncation: float
+
+    def __repr__(self) -> str:
+        return as_record(self)
 
     def __call__(self, r: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """f(r s t) of what is kept; `r`, `s`, `t` of one shape."""
@@ -324,6 +328,11 @@ class UniversalFeatures(FeatureMap):
             directions, whiten = _projection(dimension, n, most, generator)
             self.register_buffer(f"directions_{n}", directions)
             self.register_buffer(f"whiten_{n}", whiten)
+
+    def extra_repr(self) -> str:
+        """Sizes of the map."""
+        features = count(int(self.counts.sum()), "feature")
+        return f"{count(self.num_inputs, 'input')}, {features}"
 
     def forward(self, X: Tensor) -> Tensor:
         """Features `[..., n, m]` of points `[..., n, d]`, whose products estimate the kernel.

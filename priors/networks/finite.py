@@ -19,6 +19,7 @@ from priors.networks.network import Network
 from priors.networks.variances import VarianceSpec
 from priors.programs.nodes import Embedding, Linear
 from priors.randomness import RandomSource
+from priors.representation import count
 
 if TYPE_CHECKING:
     from priors.networks.infinite import InfiniteNetwork
@@ -48,6 +49,16 @@ class NetworkPrior(Network):
     Raises:
         ValueError: a width is open (`nn.LazyLinear`), or a parameter of the module is no weight
             or bias of a traced layer.
+
+    Methods:
+        sample: Functions at given inputs.
+        draw: Random weights by name.
+        apply_parameters: The network's outputs with such weights.
+        parameter_std: Prior standard deviation of every weight.
+        learning_rates: Factors of each parameter with which "mup" trains alike at any width.
+
+    `variances` holds the layers' variances and prints as a table. All else is inherited from
+    `gpytorch.Module`.
     """
 
     def __init__(
@@ -79,6 +90,12 @@ class NetworkPrior(Network):
                     f"Parameter {name!r} does not belong to any layer that the forward uses; "
                     "remove it."
                 )
+
+    @property
+    def _facts(self) -> Sequence[str]:
+        weights = count(sum(p.numel() for p in self.module.parameters()), "weight")
+        scaling = [] if self.parameterization == "ntk" else ["maximal updates"]
+        return [weights, *scaling]
 
     def parameter_std(self) -> dict[str, Tensor]:
         """Prior standard deviation of every parameter of the module by name, 0-dim tensors.

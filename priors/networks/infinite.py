@@ -24,6 +24,7 @@ from priors.networks.criticality import critical_initialisation, susceptibilitie
 from priors.networks.network import Network
 from priors.networks.variances import VarianceSpec
 from priors.programs.nodes import Nonlinear
+from priors.representation import as_record
 
 if TYPE_CHECKING:
     from priors.networks.finite import NetworkPrior
@@ -46,6 +47,9 @@ class LayerCriticality:
     variance: float
     chi_parallel: float
     chi_perp: float
+
+    def __repr__(self) -> str:
+        return as_record(self)
 
 
 class InfiniteNetwork(Network):
@@ -81,6 +85,18 @@ class InfiniteNetwork(Network):
     Raises:
         UnsupportedOperationError: the module contains something without a limit here.
         ValueError: bad variances or shapes.
+
+    Methods:
+        nngp: Covariance of one output under the prior.
+        ntk: Tangent kernel, that of training by gradient descent.
+        kernels: Both, for the cost of one.
+        quadrature_error: How far these may be off where an expectation has no closed form.
+        criticality: How signals and gradients grow, layer by layer.
+        tune_to_criticality: Set the variances so that signals neither grow nor vanish with depth.
+        costs: What makes the kernels slow and what would be cheaper, in words.
+
+    `variances` holds what is learnt and prints as a table. All else is inherited from
+    `gpytorch.Module`.
     """
 
     def __init__(
@@ -108,6 +124,10 @@ class InfiniteNetwork(Network):
         self.max_variables = max_variables
         self.max_bytes = max_bytes
         self.devices = tuple(torch.device(d) for d in devices)
+
+    @property
+    def _facts(self) -> Sequence[str]:
+        return [] if self.parameterization == "ntk" else ["standard parameterization"]
 
     def nngp(self, x1: Tensor, x2: Tensor | None = None, *, diag: bool = False) -> Tensor:
         """Covariance of one output unit under the prior (neural network Gaussian process).

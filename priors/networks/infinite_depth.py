@@ -45,6 +45,7 @@ from torch import Tensor
 from priors.gaussian.activations import Activation
 from priors.gaussian.quadrature import jumps
 from priors.networks.criticality import ActivationLike, as_activation
+from priors.representation import count
 
 __all__ = ["InfiniteDepthClassifier", "InfiniteDepthLimit", "classify_activation"]
 
@@ -189,6 +190,16 @@ class InfiniteDepthClassifier:
         singular = self.limit.kind == "singular kernel"
         self._kernel = _InterpolatedKernel(self.limit) if singular else None
         self._train: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def __repr__(self) -> str:
+        limit: str = self.limit.kind
+        if self.limit.exponent is not None:
+            limit += f" of exponent {self.limit.exponent:.4g}"
+        data = "no data yet"
+        if self._train is not None:
+            X, _, classes = self._train
+            data = f"{count(len(X), 'row')}, {count(len(classes), 'class')}"
+        return f"{type(self).__name__}({limit}; {data})"
 
     def fit(self, X: Tensor, y: Tensor) -> InfiniteDepthClassifier:
         """Keep the training inputs `X` `[n, d]`, none of them zero, and labels `y` `[n]`."""

@@ -15,6 +15,8 @@ from priors.programs.tracer import trace
 
 __all__ = ["Network"]
 
+_MOST_LINES = 12  # of a table in a representation
+
 
 class Network(gpytorch.Module):
     """What the infinite and the finite view of an architecture share."""
@@ -54,6 +56,22 @@ class Network(gpytorch.Module):
             ard_num_dims=ard_num_dims,
             batch_shape=batch_shape,
         )
+
+    def __repr__(self) -> str:
+        return self.represented(type(self).__name__)
+
+    def represented(self, name: str, *facts: str) -> str:
+        """Text for `repr` of what has this network: facts about it and the layers' variances."""
+        sizes = ", ".join("any" if size is None else str(size) for size in self.program.input_shape)
+        batch = tuple(self.variances.batch_shape)
+        known = [f"inputs [{sizes}]", *self._facts, *([f"batch {list(batch)}"] if batch else [])]
+        table = self.variances.table(_MOST_LINES).replace("\n", "\n  ")
+        return f"{name}({', '.join([*known, *facts])})\n  {table}"
+
+    @property
+    def _facts(self) -> Sequence[str]:
+        """What `repr` says besides the inputs."""
+        return ()
 
     @property
     def module(self) -> nn.Module:

@@ -21,6 +21,7 @@ from priors.limits.tangents import readouts
 from priors.networks.input_scale import InputScale
 from priors.programs.nodes import Linear, Nonlinear
 from priors.programs.program import Program
+from priors.representation import shortened
 
 __all__ = ["LayerMapping", "LayerVariances", "VarianceSpec"]
 
@@ -228,6 +229,14 @@ class LayerVariances(gpytorch.Module):
         return f"{type(self).__name__}(\n  {rows}\n)"
 
     def __str__(self) -> str:
+        return self.table()
+
+    def table(self, most_lines: int | None = None) -> str:
+        """The variances by layer as text.
+
+        Args:
+            most_lines: Of layers; those in the middle are left out where there are more.
+        """
         layers = list(dict.fromkeys(layer for _, layer in self._slots))
         rows = [("layer", "weight_var", "bias_var")]
         rows += [(name, self._cell("weight", name), self._cell("bias", name)) for name in layers]
@@ -236,9 +245,11 @@ class LayerVariances(gpytorch.Module):
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
+        if most_lines is not None:
+            lines = [lines[0], *shortened(lines[1:], most_lines)]
         if self.input_scale is not None:
             scales = self.input_scale.lengthscale.detach().squeeze(-2)
-            lines.append(f"lengthscale by feature: {_numbers(scales, most=None)}")
+            lines.append(f"lengthscale by feature: {_numbers(scales, most=most_lines)}")
         return "\n".join(lines)
 
     def _cell(self, kind: str, layer: str) -> str:

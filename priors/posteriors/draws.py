@@ -7,11 +7,14 @@ is here too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from botorch.utils.safe_math import log_fatmoid, log_fatplus
 from torch import Tensor
 
 from priors.posteriors.protocol import PredictivePosterior, check_order, probabilities
+from priors.representation import count
 
 __all__ = ["EmpiricalPosterior", "beside", "choose", "log_average", "normalised"]
 
@@ -35,6 +38,10 @@ class EmpiricalPosterior(PredictivePosterior):
     def __init__(self, draws: Tensor, log_weights: Tensor | None = None) -> None:
         self.draws = draws
         self.log_weights = normalised(log_weights, draws)
+
+    @property
+    def _kind(self) -> Sequence[str]:
+        return [count(len(self.draws), "draw")]
 
     @property
     def atoms(self) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ reduced to its mean and variance.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from priors.posteriors.draws import beside, choose, log_average, normalised
 from priors.posteriors.gaussian import gaussian_log_excess
 from priors.posteriors.inversion import invert_cdf
 from priors.posteriors.protocol import PredictivePosterior, leading, probabilities
+from priors.representation import count
 
 __all__ = ["GaussianMixturePosterior"]
 
@@ -35,6 +38,10 @@ class GaussianMixturePosterior(PredictivePosterior):
         self.means = means
         self.variances = variances.expand_as(means)
         self.log_weights = normalised(log_weights, means)
+
+    @property
+    def _kind(self) -> Sequence[str]:
+        return [count(len(self.means), "component")]
 
     @property
     def mean(self) -> Tensor:

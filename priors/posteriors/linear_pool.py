@@ -15,6 +15,7 @@ from torch import Tensor
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.inversion import invert_cdf
 from priors.posteriors.protocol import PredictivePosterior, leading
+from priors.representation import count
 
 __all__ = ["MixturePosterior"]
 
@@ -52,6 +53,10 @@ class MixturePosterior(PredictivePosterior):
             )
         log_weights = log_weights.to(device=components[0].device, dtype=components[0].dtype)
         self.log_weights = log_weights.log_softmax(0)
+
+    @property
+    def _kind(self) -> Sequence[str]:
+        return [count(len(self.components), "component")]
 
     @property
     def atoms(self) -> tuple[Tensor, Tensor] | None:

@@ -14,6 +14,7 @@ BoTorch's sample average approximation works: the same base samples give the sam
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from botorch.posteriors import Posterior
 from botorch.sampling.get_sampler import GetSampler
 from botorch.sampling.normal import SobolQMCNormalSampler
 from torch import Tensor
+
+from priors.representation import as_predictions
 
 __all__ = ["PredictivePosterior", "check_order", "leading", "probabilities"]
 
@@ -77,6 +80,15 @@ class PredictivePosterior(Posterior, ABC):
         Returns:
             `[*sample_shape, ..., n, m]`, joint over points where the engine has a joint.
         """
+
+    def __repr__(self) -> str:
+        where = as_predictions(self.shape, self.dtype, self.device)
+        return f"{type(self).__name__}({', '.join([*self._kind, where])})"
+
+    @property
+    def _kind(self) -> Sequence[str]:
+        """What `repr` says of a posterior before its shape."""
+        return ()
 
     def __getattr__(self, name: str) -> Any:
         # `hasattr` of these is how BoTorch asks for a Gaussian.

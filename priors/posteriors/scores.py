@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from priors.posteriors.protocol import PredictivePosterior
+from priors.representation import as_record
 
 __all__ = ["Scores", "score"]
 
@@ -27,6 +28,9 @@ class Scores:
     nlpd: float
     coverage: float
     level: float
+
+    def __repr__(self) -> str:
+        return as_record(self)
 
 
 def score(posterior: PredictivePosterior, Y: Tensor, *, level: float = 0.9) -> Scores:

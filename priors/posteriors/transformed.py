@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from botorch.acquisition.objective import (
@@ -49,6 +50,10 @@ class TransformedPosterior(PredictivePosterior):
             )
         self.base = base
         self.transform = transform
+
+    @property
+    def _kind(self) -> Sequence[str]:
+        return [f"{type(self.base).__name__} through {type(self.transform).__name__}"]
 
     @property
     def _affine(self) -> AffineTransform | None:

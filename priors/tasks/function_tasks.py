@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +13,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior, draw
+from priors.networks.variances import LayerVariances
 from priors.randomness import RandomSource
+from priors.representation import as_distribution
 from priors.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -72,17 +76,19 @@ class FunctionTaskPrior:
         """One line for a checkpoint."""
         kernel = getattr(self.function_prior, "kernel", None)
         kind = type(self.function_prior).__name__
+        scaled = " times the scale" if self.scale_noise else ""
         parts = [
             kind if kernel is None else f"{kind}, {_described(kernel)}",
-            *(f"{name} from {law}" for name, law in self.hyperprior.items()),
-            f"noise variance {self.noise_var}{' times the scale' if self.scale_noise else ''}",
-            f"inputs {getattr(self.inputs, '__qualname__', self.inputs)}",
+            *(f"{name} from {as_distribution(law)}" for name, law in self.hyperprior.items()),
+            f"noise variance {as_distribution(self.noise_var)}{scaled}",
+            f"inputs {getattr(self.inputs, '__qualname__', as_distribution(self.inputs))}",
             f"{self.num_points} rows (priors.FunctionTaskPrior)",
         ]
         return " ".join("; ".join(parts).split())
 
     def __repr__(self) -> str:
-        return f"FunctionTaskPrior({self.description}; {self.function_prior!r})"
+        own = "" if hasattr(self.function_prior, "kernel") else f"; {self.function_prior!r}"
+        return f"FunctionTaskPrior({self.description}{own})"
 
     def sample(
         self,
@@ -212,14 +218,34 @@ def _with_kernel(prior: FunctionPrior) -> GaussianProcessPrior | ScaleMixturePri
 
 
 def _described(kernel: Any) -> str:
-    """A kernel with its hyperparameters."""
-    values = []
+    """A kernel with its hyperparameters; of a network layer by layer, equal ones counted."""
+    values: dict[str, list[str]] = {}
+    for name, module in kernel.named_modules():
+        if isinstance(module, LayerVariances):
+            owner = name.removesuffix("network.variances")
+            for kind in ("weight_var", "bias_var"):
+                layers = getattr(module, kind).values()
+                values[f"{owner}{kind}"] = [_numbers(value) for value in layers]
     for name, raw, constraint in kernel.named_parameters_and_constraints():
-        value = (raw if constraint is None else constraint.transform(raw)).detach().flatten()
-        numbers = ", ".join(f"{number:.4g}" for number in value[:4].tolist())
-        more = ", ..." if len(value) > 4 else ""
-        values.append(f"{name.replace('raw_', '')} {numbers}{more}")
-    return f"{type(kernel).__name__}({'; '.join(values)})"
+        if not re.search(r"variances\.raw_(weight|bias)_var_", name):
+            value = raw if constraint is None else constraint.transform(raw)
+            values[name.replace("raw_", "").replace("network.variances.input_scale.", "")] = [
+                _numbers(value)
+            ]
+    parts = [f"{name} {_counted(numbers)}" for name, numbers in values.items() if numbers]
+    return f"{type(kernel).__name__}({'; '.join(parts)})"
+
+
+def _numbers(value: Tensor) -> str:
+    flat = value.detach().flatten()
+    more = ", ..." if len(flat) > 4 else ""
+    return ", ".join(f"{number:.4g}" for number in flat[:4].tolist()) + more
+
+
+def _counted(texts: list[str]) -> str:
+    """Texts in a row, of equal neighbours one: "1, 2 (4 layers)"."""
+    runs = [(text, len(list(group))) for text, group in groupby(texts)]
+    return ", ".join(text if size == 1 else f"{text} ({size} layers)" for text, size in runs)
 
 
 def _resolve(kernel: Any, name: str) -> tuple[Any, str]:

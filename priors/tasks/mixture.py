@@ -40,7 +40,8 @@ class MixtureTaskPrior:
             raise ValueError(f"weights must be non-negative and not all 0, got {self.weights}.")
 
     def __repr__(self) -> str:
-        return f"MixtureTaskPrior({self.priors!r}, {self.weights!r})"
+        parts = (f"\n  {w:g} x {p!r}" for w, p in zip(self.weights, self.priors, strict=True))
+        return f"MixtureTaskPrior({''.join(parts)}\n)"
 
     @property
     def exchangeable(self) -> bool:

@@ -6,12 +6,13 @@ row latents hold "curve", the number of each row's curve, and whose first featur
 several features a panel shows y over the feature that tells most about it, coloured by the one
 that tells second most; in classification these two features, coloured by class. Features count by
 the share of the variance of y that the mean of y in ten bins of the feature explains. "Noise" in
-a title is a standard deviation, the median over rows.
+a title is its standard deviation, the median over rows.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from priors.figures import BLUE, CATEGORIES
 from priors.functions import draws_functions
+from priors.representation import count
 from priors.tasks.task import Task, TaskPrior, describe
 
 if TYPE_CHECKING:
@@ -78,7 +81,7 @@ def plot_tasks(
     if figure is None:
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(3.2 * columns, 2.6 * rows + 0.9), layout="constrained")
+        figure = Figure(figsize=(3.2 * columns, 2.8 * rows + 0.9), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax, one in zip(axes, shown, strict=False):
         one.draw(ax)
@@ -86,8 +89,9 @@ def plot_tasks(
         ax.tick_params(labelsize=8)
     for ax in axes[num:]:
         ax.set_axis_off()
-    title = textwrap.shorten(describe(task_prior), 300, placeholder=" ...")
-    figure.suptitle(textwrap.fill(title, 36 * columns), fontsize=11)
+    words = re.sub(r" ?\(priors\.[\w.]+\)", "", describe(task_prior))
+    title = textwrap.shorten(words, 300, placeholder=" ...")
+    figure.suptitle(textwrap.fill(title, 34 * columns), fontsize=11)
     _add_legend(figure, shown)
     return figure
 
@@ -137,21 +141,19 @@ class _Shown:
     def title(self) -> str:
         """Sizes and noise, and what a picture cannot show."""
         n = int(self.context.sum())
-        parts = [f"d = {len(self.names)}", f"n = {n} + {len(self.y) - n}"]
+        sizes = f"{count(len(self.names), 'feature')}, {n} context + {len(self.y) - n} query rows"
         if self.num_classes is not None:
-            parts.append(f"{self.num_classes} classes")
+            parts = [count(self.num_classes, "class")]
         else:
-            parts.append(f"noise {self.noise_std:.2g}")
-        extra = []
+            parts = [f"noise {self.noise_std:.2g}"]
         if self.curve is not None:
-            count = len(self.curve.unique())
-            extra.append(f"{count} curve" + ("s" if count > 1 else ""))
+            parts.append(count(len(self.curve.unique()), "curve"))
         if self.categorical.any():
-            extra.append(f"{int(self.categorical.sum())} categorical")
+            parts.append(f"{int(self.categorical.sum())} categorical")
         missing = float(self.X.isnan().double().mean()) if self.X.numel() else 0.0
         if missing > 0:
-            extra.append(f"{100 * missing:.2g} % missing")
-        return ", ".join(parts) + ("\n" + ", ".join(extra) if extra else "")
+            parts.append(f"{100 * missing:.2g}% missing")
+        return f"{sizes}\n{', '.join(parts)}"
 
     def draw(self, ax: Axes) -> None:
         if not len(self.y) or not self.names:
@@ -169,14 +171,14 @@ class _Shown:
         assert self.curve is not None
         for number, which in enumerate(self.curve.unique()):
             mine = self.curve == which
-            colour = f"C{number % 10}"
+            colour = CATEGORIES[number % len(CATEGORIES)]
             if self.f is not None:
                 order = time[mine].argsort()
                 ax.plot(time[mine][order], self.f[mine][order], color=colour, linewidth=0.8)
             _points(ax, time, self.y, mine & self.context, color=colour)
             _points(ax, time, self.y, mine & ~self.context, ring=True, color=colour)
         ax.set_xlim(0, 1.03)
-        self._label(ax, "time", "y")
+        self._label(ax, "time, 1 at the end", "y")
 
     def _draw_classes(self, ax: Axes) -> None:
         best = self._informative()
@@ -184,7 +186,7 @@ class _Shown:
         height = self._with_missing(best[1]) if len(best) > 1 else self.y
         for label in range(int(self.y.max()) + 1):
             mine = self.y == label
-            colour = f"C{label % 10}"
+            colour = CATEGORIES[label % len(CATEGORIES)]
             _points(ax, x, height, mine & self.context, color=colour)
             _points(ax, x, height, mine & ~self.context, ring=True, color=colour)
         self._label(ax, self._name(best[0]), self._name(best[1]) if len(best) > 1 else "class")
@@ -196,7 +198,7 @@ class _Shown:
             if self.f is not None:
                 order = x.argsort()
                 ax.plot(x[order], self.f[order], color="0.4", linewidth=1)
-            color: Any = "C0"
+            color: Any = BLUE
         else:
             from matplotlib import colormaps
 

@@ -13,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from priors.representation import count
+
 __all__ = ["Task", "TaskPrior", "describe", "exchangeable"]
 
 
@@ -47,6 +49,20 @@ class Task:
     num_classes: Tensor | None = None
     latents: dict[str, Tensor] = field(default_factory=dict)
     row_latents: dict[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        batch, rows, features = self.X.shape
+        kind = "regression" if self.num_classes is None else "classification"
+        names = [*self.latents, *self.row_latents]
+        padded = [name for name in ("points", "features") if getattr(self, name) is not None]
+        parts = [
+            f"{count(batch, 'task')} of {count(rows, 'row')} ({self.num_context} context) and "
+            f"{count(features, 'feature')}",
+            kind if self.f is None else f"{kind} with noise-free values",
+            *([f"padding of {' and '.join(padded)}"] if padded else []),
+            *([f"latents {', '.join(names)}"] if names else []),
+        ]
+        return f"Task({'; '.join(parts)})"
 
     @property
     def row_noise_var(self) -> Tensor:

@@ -120,13 +120,26 @@ def test_plots_show_what_they_claim():
     expected = model.posterior(grid).mean[:, 0].detach()
     assert torch.allclose(torch.as_tensor(median.get_ydata()), expected)
     assert len(ax.collections) == 2
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "90% interval of y", "50% interval of y", "median", "sampled functions f", "data",
+    ]  # fmt: skip
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("input x", "outcome y")
+    ax = plot_posterior(model, observation_noise=False, ax=plt.figure().subplots())
+    assert ax.get_ylabel() == "function f(x)"
+    assert "90% interval of f" in [text.get_text() for text in ax.get_legend().get_texts()]
     posterior = model.posterior(test_X, observation_noise=True)
     for against in ("rank", "target"):
         ax = plot_predictions(posterior, test_Y, against=against)
-        segments = ax.collections[0].get_segments()
-        assert len(segments) == len(test_Y)
+        held, missed = (part.get_segments() for part in ax.collections)
+        assert len(held) + len(missed) == len(test_Y)
+        scores = score(posterior, test_Y)
+        assert len(held) / len(test_Y) == pytest.approx(scores.coverage)
+        assert "90% interval, target outside" in ax.get_legend_handles_labels()[1]
     ax = calibration(posterior, test_Y).plot(label="GP")
     assert len(ax.lines) == 2
+    calibration(posterior, test_Y).plot(ax, label="again")
+    assert ax.get_legend_handles_labels()[1] == ["95% of calibrated models", "GP", "again"]
+    assert len({line.get_color() for line in ax.lines}) == 3
     own = plt.figure().subplots()
     assert calibration(posterior, test_Y).plot(own) is own
     plt.close("all")

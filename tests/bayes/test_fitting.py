@@ -379,7 +379,7 @@ def test_a_model_shows_what_it_learnt():
     model.covar_module.outputscale = 0.25
     model.likelihood.noise = 0.125
     text = repr(model)
-    assert text.startswith("GaussianProcess(30 rows, 3 inputs, 1 outputs)")
+    assert text.startswith("GaussianProcess(30 rows, 3 inputs, 1 output)")
     for part in ("weight_var", "1 (held)", "lengthscale by feature: 1, 1, 1", "0.25", "0.125"):
         assert part in text
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from nas import Section, architecture_of, search, write_report
 from nas.__main__ import main
-from nas.report import plot_hyperparameters, plot_progress, plot_sizes
+from nas.plots import plot_hyperparameters, plot_progress, plot_sizes
 from nas.testing import SyntheticObjective
 from priors.objects import load_object
 
@@ -58,9 +58,9 @@ def test_page_is_self_contained_and_escaped(study, tmp_path):
     assert "<td>0.1235</td>" in page
     assert "http" not in page
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(images) == 4
+    assert len(images) == 5  # progress, best architecture, hyperparameters, sizes, extra
     assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in images)
-    assert str(architecture_of(study.best_trial)).splitlines()[1] in page
+    assert str(architecture_of(study.best_trial)).splitlines()[0].replace("->", "→") in page
     assert page.count('<tr class="COMPLETE') == 5
     assert page.count('<tr class="FAIL') == 1
     assert page.count("best") >= 1
@@ -68,7 +68,7 @@ def test_page_is_self_contained_and_escaped(study, tmp_path):
     headings = re.findall(r"<th[^>]*>([^<]*)</th>", page)
     assert headings.count("depth") == headings.count("weight layers") == 1
     assert study.best_trial.params["depth"] == study.best_trial.user_attrs["depth"] - 1
-    rows = re.findall(r"<td>(depth|weight layers)</td>\s*<td>([^<]*)</td>", page)
+    rows = re.findall(r"<td[^>]*>(depth|weight layers)</td>\s*<td>([^<]*)</td>", page)
     assert dict(rows) == {
         "depth": str(study.best_trial.params["depth"]),
         "weight layers": str(study.best_trial.user_attrs["depth"]),
@@ -76,18 +76,22 @@ def test_page_is_self_contained_and_escaped(study, tmp_path):
 
 
 def test_progress_draws_the_incumbent(study):
-    axes = plot_progress(study).axes[0]
-    values = [t.value for t in study.trials if t.value is not None and t.value != float("inf")]
-    incumbent = axes.lines[1].get_ydata()
-    assert incumbent.tolist() == [min(values[: n + 1]) for n in range(len(values))]
-    assert axes.lines[2].get_xdata().tolist() == [2]
-    assert [c.get_offsets().shape[0] for c in plot_sizes(study).axes[0].collections] == [4, 1]
+    ax = plot_progress(study).axes[0]
+    values = [t.value for t in study.trials if t.value is not None]
+    incumbent = next(line for line in ax.lines if line.get_label() == "best so far")
+    assert incumbent.get_ydata().tolist() == [min(values[: n + 1]) for n in range(len(values))]
+    failed = next(line for line in ax.lines if line.get_label() == "failed")
+    assert failed.get_xdata().tolist() == [2]
+    # four finite values, the infinite one at the edge, the best again
+    assert [c.get_offsets().shape[0] for c in plot_sizes(study).axes[0].collections] == [4, 1, 1]
 
 
 def test_a_study_without_trials_has_a_report(tmp_path):
     empty = optuna.create_study(study_name="empty")
     page = write_report(empty, tmp_path / "report.html").read_text()
     assert "Study empty" in page
+    assert "No trials yet" in page
+    assert "<img" not in page
     assert plot_hyperparameters(empty) is None
     assert plot_sizes(empty) is None
 
@@ -115,11 +119,11 @@ def test_search_status_report(script, tmp_path, capsys):
     assert main(["status", "--storage", str(storage)]) == 0
     printed = capsys.readouterr().out
     assert "complete   3" in printed
-    assert "fail       1" in printed
+    assert "failed     1" in printed
     assert "last error trial 3: RuntimeError: no <b>memory</b>" in printed
     assert "learning_rate = " in printed
     assert "  activation = " in printed
-    assert "  %0 = input(shape=64)" in printed
+    assert "input(64) -> linear(" in printed
     assert main(["report", "--storage", str(storage), "--out", str(out)]) == 0
     assert "no &lt;b&gt;memory" in out.read_text()
 
@@ -161,6 +165,19 @@ def test_wrong_usage_exits_with_two(arguments, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["search", "status", "report"])
+def test_help_says_what_every_option_is(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "(default: search)" in text
+    options = re.findall(r"^  (--?\S.*)$((?:\n {10,}\S.*)*)", text, re.MULTILINE)
+    assert len(options) >= 3
+    for option, more in options:
+        assert re.search(r"\S {2,}\S", option) or more, option
 
 
 def test_status_of_what_is_not_there(script, tmp_path, capsys):

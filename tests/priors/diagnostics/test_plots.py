@@ -7,10 +7,12 @@ import gpytorch
 import pytest
 import torch
 from gpytorch.kernels import CosineKernel, LinearKernel, MaternKernel, RBFKernel, ScaleKernel
+from matplotlib.figure import Figure
 from torch import nn
 from torch.distributions import InverseGamma
 
 from priors.diagnostics.plots import lempel_ziv_complexity, plot_prior, prior_summary
+from priors.figures import log_axis
 from priors.functions import GaussianProcessPrior, ScaleMixturePrior
 from priors.kernels.network import NNGPKernel
 from priors.networks.finite import NetworkPrior
@@ -191,12 +193,50 @@ def test_figure(direction):
     figure = plot_prior(rbf(1.0), num_functions=4, direction=direction, generator=seeded())
     paths, ray, sphere, spectrum = figure.axes
     assert len(paths.lines) == 4
-    assert "zero crossings" in ray.get_title()
-    assert sphere.get_xlabel() == ("f" if direction is None else "angle on the circle, radians")
+    assert "zero crossings expected per unit" in ray.get_title()
+    assert sphere.get_xlabel() == (
+        "function f"
+        if direction is None
+        else "angle between inputs on a circle around the origin, radians"
+    )
+    assert "RBFKernel" in figure.get_suptitle()
+    assert all(ax.get_title() and ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
     assert spectrum.get_xscale() == spectrum.get_yscale() == "log"
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     assert buffer.getvalue().startswith(b"\x89PNG")
+
+
+def test_a_given_figure_is_drawn_on_and_kinds_are_named():
+    figure = Figure(figsize=(9, 7))
+    network = InfiniteNetwork(relu_network().module)
+    drawn = plot_prior(network, kind="ntk", direction=U3, figure=figure, generator=seeded())
+    assert drawn is figure
+    assert "the NTK kernel of an InfiniteNetwork" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ((9.0, 85.0), ["10", "20", "50"]),
+        ((0.1, 3.0), ["0.1", "0.2", "0.5", "1", "2"]),
+        ((120.0, 180.0), None),
+    ],
+)
+def test_logarithmic_axes_have_few_plain_ticks(values, ticks):
+    ax = Figure(layout="constrained").subplots()
+    ax.plot(values, [1e-6, 1.0])
+    log_axis(ax.xaxis)
+    log_axis(ax.yaxis)
+    ax.figure.canvas.draw()
+    low, high = ax.get_xlim()
+    every = zip(ax.get_xticklabels(), ax.get_xticks(), strict=True)
+    labels = [label.get_text() for label, place in every if low <= place <= high]
+    if ticks is not None:
+        assert labels == ticks
+    assert 2 <= len(labels) <= 6
+    assert not any(label.get_text() for label in ax.get_xticklabels(minor=True))
+    assert ax.get_xscale() == ax.get_yscale() == "log"
 
 
 def test_errors():

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 
 import matplotlib
 import pytest
@@ -15,9 +16,11 @@ from priors import (
     GaussianProcessPrior,
     LearningCurveSize,
     LearningCurveTaskPrior,
+    LinearTaskPrior,
     MixtureTaskPrior,
     OptimizationTaskPrior,
     Task,
+    TaskSize,
     plot_tasks,
 )
 from priors.tasks.plots import _explained
@@ -91,7 +94,7 @@ def test_every_kind_is_drawn(name):
     figure = plot_tasks(KINDS[name], 3, seed=1)
     assert len(figure.axes) == 3
     assert min(drawn(figure)) >= 1
-    assert all(ax.get_title().startswith("d = ") for ax in figure.axes)
+    assert all(re.match(r"\d+ features?, \d+ context", ax.get_title()) for ax in figure.axes)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=50)
     assert file.tell() > 5000
@@ -110,7 +113,7 @@ def test_points_are_those_of_the_task():
     assert ax.collections[0].get_facecolor().size == 0
     line = torch.as_tensor(ax.lines[0].get_xydata())
     torch.testing.assert_close(line[:, 0], task.X[0, :, 0].double().sort().values)
-    assert ax.get_title() == f"d = 1, n = {n} + {12 - n}, noise 0.2"
+    assert ax.get_title() == f"1 feature, {n} context + {12 - n} query rows\nnoise 0.2"
 
 
 def test_curves_have_a_line_each():
@@ -125,9 +128,10 @@ def test_curves_have_a_line_each():
 def test_padding_is_left_out_and_missing_values_and_categories_are_said():
     figure = plot_tasks(TablePrior(), 2)
     title = figure.axes[0].get_title()
-    assert "d = 3, n = 25 + 11" in title
+    assert "3 features, 25 context + 11 query rows" in title
     assert "1 categorical" in title
     assert "% missing" in title
+    assert "\n3 classes" not in title
     assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 36
     labels = {text.get_text() for text in figure.legends[0].texts}
     assert any("categories" in label for label in labels)
@@ -147,6 +151,12 @@ def test_the_most_informative_feature_is_chosen():
     assert float(_explained(torch.ones(200), y)) == pytest.approx(0)
     classes = (x[:, 2] > 0).double()
     assert float(_explained(classes, classes)) == pytest.approx(1)
+
+
+def test_the_title_is_in_words():
+    assert plot_tasks(LinearTaskPrior(TaskSize(max_features=2)), 1).get_suptitle() == (
+        "linear functions, 1-2 features, up\nto 512 context rows"
+    )
 
 
 def test_description_is_the_title():
