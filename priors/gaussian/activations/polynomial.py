@@ -12,6 +12,7 @@ from torch import Tensor
 
 from priors.gaussian.activations.base import Activation
 from priors.gaussian.activations.powers import Terms
+from priors.gaussian.pairs import are_extreme
 
 __all__ = ["Hermite", "Polynomial"]
 
@@ -155,4 +156,9 @@ def _price_series(means1: list[Tensor], means2: list[Tensor], c: Tensor) -> Tens
     value = torch.zeros_like(c)
     for j, (m, n) in reversed(list(enumerate(zip(means1, means2, strict=False)))):
         value = value * c / (j + 1) + m * n
+    if are_extreme(*means1, *means2) and value.isnan().any() and not c.isnan().any():
+        raise ValueError(
+            f"Moments of a polynomial leave the range of {c.dtype} at these variances: scale the "
+            "inputs, or take smaller weight variances."
+        )
     return value
