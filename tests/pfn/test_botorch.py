@@ -96,10 +96,12 @@ from gpytorch.means import ZeroMean
 from torch import nn
 from torch.distributions.transforms import AffineTransform
 
+import pfn
 import priors
 from pfn import PFN, ArchitectureConfig, TrainingConfig, train
 from pfn.architecture import Transformer
 from priors import FunctionTaskPrior, GaussianApproximation, GaussianProcessPrior
+from priors.posteriors.copula import CopulaSampler
 
 SMALL = ArchitectureConfig(
     max_features=2, embedding=16, layers=2, heads=2, hidden=24, thinking_rows=2, bars=20
@@ -886,6 +888,18 @@ class TestModel:
         best = w.X[w.one.posterior(w.X).mean.argmax()]
         assert len(kept) <= len(w.X)
         assert (kept == best).all(-1).any()
+
+    def test_pruning_by_a_copula_knows_how_often_each_is_best(self):
+        X = uniform(5, 1, seed=3)
+        model = pfn.load("bo").condition(X[:3], torch.sin(6 * X[:3]))
+        posterior = model.posterior(X)
+        exact = sampler(512)(posterior).argmax(1).flatten().bincount(minlength=5) / 512
+        made = get_sampler(posterior, torch.Size([2048]), seed=0)
+        assert isinstance(made, CopulaSampler)
+        found = made(posterior).argmax(1).flatten().bincount(minlength=5) / 2048
+        # of 128 and of 512 samples
+        allowed = 4 * (exact * (1 - exact) * (1 / 128 + 1 / 512)).sqrt() + 0.01
+        assert ((found - exact).abs() < allowed).all()
 
     def test_joints_beyond_the_training_warn(self):
         w = make_world(torch.float64)
