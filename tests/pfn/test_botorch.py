@@ -432,6 +432,12 @@ GAUSSIAN = {
             num_samples=8,
         ),
     ),
+    "multi-objective PES": (
+        1,
+        lambda w: qMultiObjectivePredictiveEntropySearch(
+            w.two, w.candidates[:6].reshape(2, 3, 2), max_ep_iterations=5
+        ),
+    ),
     "EHVI": (1, lambda w: ExpectedHypervolumeImprovement(w.two, w.ref.tolist(), parts(w))),
     "ConstrainedEI": (
         1,
@@ -932,7 +938,7 @@ class TestGaussianApproximation:
         torch.testing.assert_close(found.variance, exact.variance)
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            samples = exact.rsample(torch.Size([4096])).flatten(-2)
+            samples = exact.rsample(torch.Size([4096])).mT.flatten(-2)  # output by output
         correlation = torch.corrcoef(samples.T)
         covariance = found.distribution.covariance_matrix
         std = covariance.diagonal().sqrt()
