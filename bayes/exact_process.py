@@ -49,7 +49,7 @@ from bayes.description import (
     describe_values,
 )
 from bayes.fitting import Watch, maximise
-from bayes.marginal_likelihood import JointMarginalLogLikelihood, exact_solves, relative_jitter
+from bayes.marginal_likelihood import JointMarginalLogLikelihood, exact_solves
 from bayes.outcome import ElementwiseOutcome
 from bayes.prediction import conditional
 from bayes.rows import ProcessRows
@@ -262,7 +262,7 @@ class ExactProcess(ProcessRows, ABC):
         outputs = chosen_outputs(owner, output_indices, self.num_outputs)
         outcome = getattr(self, "outcome_transform", None)
         self.eval()
-        with exact_solves(), relative_jitter(self._prior_variance()), gpt_posterior_settings():
+        with exact_solves(), gpt_posterior_settings():
             gaussian = self._conditional(X, outputs, observation_noise)
             affine = outcome.of_outputs(outputs) if outcome is not None and outcome.affine else None
             posterior = self._process_posterior(gaussian, affine)
@@ -289,13 +289,6 @@ class ExactProcess(ProcessRows, ABC):
             mean, covariance = mean[..., outputs, :], covariance[..., outputs, :, :]
         joint = BlockDiagLinearOperator(covariance)
         return MultitaskMultivariateNormal(mean.mT, joint, interleaved=False)
-
-    def _prior_variance(self) -> Tensor:
-        """Prior variances of f at the training rows, on the model's scale."""
-        self.eval()
-        with torch.no_grad():
-            variance: Tensor = self.covar_module(*self.train_inputs, diag=True)
-        return variance
 
     @staticmethod
     def _validate_tensor_args(

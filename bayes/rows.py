@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from bayes.caching import ExactPredictionStrategy, Snapshot
 from bayes.checks import check_variances
 from bayes.conditioning import PartlyKnownNoise, check_observations, joined, unrepeated
+from bayes.marginal_likelihood import relative_jitter
 from bayes.outcome import ElementwiseOutcome
 from bayes.outputs import OutputSubset
 from priors.posteriors.transforms import check_range
@@ -53,6 +54,8 @@ class ProcessRows(SingleTaskGP):
     _made: Snapshot | None = None
     _noise_made: Tensor | None = None
     _attached = False
+    _row_variance: Tensor | None = None  # of f, the mean over the rows, on the model's scale
+    _within = False
 
     def _hold(self, X: Tensor, Y: Tensor, Yvar: Tensor | None) -> None:
         """Keep the rows; buffers, so that they move with the model. `save` writes them itself."""
@@ -249,11 +252,23 @@ class ProcessRows(SingleTaskGP):
 
     @contextmanager
     def conditioned(self) -> Iterator[None]:
-        """For predictions: caches are those of now, and gradients reach the rows that want them."""
+        """For predictions: caches are those of now, and gradients reach the rows that want them.
+
+        Within another one nothing is compared again.
+        """
+        if self._within:
+            yield
+            return
         follows = self.train_inputs[0].requires_grad or self.train_targets.requires_grad
         with gpytorch.settings.detach_test_caches(False) if follows else nullcontext():
             self.update_caches()
-            yield
+            self._within = True
+            try:
+                assert self._row_variance is not None
+                with relative_jitter(self._row_variance):
+                    yield
+            finally:
+                self._within = False
 
     def same_as_now(self) -> Callable[[], bool]:
         """A test whether rows, hyperparameters and transforms are still those of now."""
@@ -282,6 +297,8 @@ class ProcessRows(SingleTaskGP):
                 # that noise is very small was told when it came
                 warnings.simplefilter("ignore", NumericalWarning)
                 self._condition_on(self.train_X, self.train_Y, self._known_noise())
+            with torch.no_grad():
+                self._row_variance = self.covar_module(*self.train_inputs, diag=True).mean()
             self._made = Snapshot(self._parts())
         if self.prediction_strategy is not None and fresh and attached == self._attached:
             return
@@ -292,7 +309,10 @@ class ProcessRows(SingleTaskGP):
         )
         self.prediction_strategy = kept
         if attached:  # a second pass backward needs a graph of its own
-            for cache in (kept.mean_cache, kept.covar_cache):
+            assert self._row_variance is not None
+            with relative_jitter(self._row_variance):
+                caches = kept.mean_cache, kept.covar_cache
+            for cache in caches:
                 if cache.requires_grad:
                     cache.register_hook(self._forget)
 

@@ -337,6 +337,9 @@ class JointBarPosterior(BarPosterior):
         super().__init__(bars, logits)
         self._joint = joint
 
+    def independent(self) -> BarPosterior:
+        return BarPosterior(self.bars, self.logits)
+
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         if self.logits.shape[-3] <= 1:
             return super().rsample_from_base_samples(sample_shape, base_samples)

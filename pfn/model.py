@@ -5,9 +5,9 @@ Posteriors are bar distributions in the units of the user's y, of y or of the no
 class probabilities in classification. Marginals are read off directly, and `pfn.joint` has the
 dependence between points.
 
-Joint samples pass every point of every sample through the network. BoTorch prunes a baseline by
-2,048 of them: `prune_baseline=False` and a sampler of some 64 make noisy expected improvement
-cheap.
+Joint samples pass every point of every sample through the network: a sampler of some 64 makes noisy
+expected improvement cheap. BoTorch prunes its baseline by 2,048 samples, for which it gets those of
+a Gaussian copula fitted to 128 joint ones (`priors.posteriors.copula`).
 """
 
 from __future__ import annotations

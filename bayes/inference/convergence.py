@@ -41,14 +41,21 @@ def warn_unless_converged(
         troubles.append(
             f"{diverging} of {chains * draws} draws diverged (raise target_accept_prob)"
         )
+    wanted = MIN_EFFECTIVE_PER_CHAIN * chains
     r_hat, effective = _worst(quantities)
-    # NaN of too few draws to tell is no pass.
-    if not r_hat <= MAX_R_HAT or not effective >= MIN_EFFECTIVE_PER_CHAIN * chains:
+    if math.isnan(effective):
+        troubles.append(f"{draws} draws are too few to tell (raise num_samples)")
+    elif math.isnan(r_hat):
+        found = f"{effective:.3g} effective draws (wanted: {wanted}) of {draws}"
+        troubles.append(
+            "one chain cannot show whether chains agree (R-hat takes num_chains of 2 or more)"
+            + (f", and has from {found}" if effective < wanted else "")
+        )
+    elif r_hat > MAX_R_HAT or effective < wanted:
         troubles.append(
             f"predictions at the training rows have R-hat up to {r_hat:.3g} (wanted: at most "
-            f"{MAX_R_HAT}) and from {effective:.3g} effective draws (wanted: "
-            f"{MIN_EFFECTIVE_PER_CHAIN * chains}) of {chains * draws} in {chains} chains (raise "
-            "num_warmup and num_samples)"
+            f"{MAX_R_HAT}) and from {effective:.3g} effective draws (wanted: {wanted}) of "
+            f"{chains * draws} in {chains} chains (raise num_warmup and num_samples)"
         )
     if troubles:
         warnings.warn(
@@ -58,7 +65,9 @@ def warn_unless_converged(
 
 
 def _worst(quantities: Tensor) -> tuple[float, float]:
-    """Largest R-hat and smallest effective sample size; NaN if there are too few draws."""
+    """Largest R-hat, NaN of a single chain, and smallest effective sample size; both NaN if there
+    are too few draws.
+    """
     # Numbers that never change have converged.
     moving = (quantities != quantities[:1, :1]).flatten(0, 1).any(0)
     if not bool(moving.any()):
@@ -67,6 +76,9 @@ def _worst(quantities: Tensor) -> tuple[float, float]:
         return math.nan, math.nan
     arviz = import_arviz()
     data = arviz.convert_to_dataset({"f": quantities[..., moving].double().cpu().numpy()})
-    found = [arviz.rhat(data), arviz.ess(data), arviz.ess(data, method="tail")]
-    r_hat, bulk, tail = (torch.as_tensor(one["f"].to_numpy()) for one in found)
-    return float(r_hat.max()), float(torch.minimum(bulk, tail).min())
+    sizes = [arviz.ess(data), arviz.ess(data, method="tail")]
+    bulk, tail = (torch.as_tensor(one["f"].to_numpy()) for one in sizes)
+    effective = float(torch.minimum(bulk, tail).min())
+    if quantities.shape[0] < 2:
+        return math.nan, effective
+    return float(torch.as_tensor(arviz.rhat(data)["f"].to_numpy()).max()), effective

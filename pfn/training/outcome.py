@@ -1,4 +1,10 @@
-"""What a training came to: the distance to the exact posterior, where the prior knows that."""
+"""What a training came to: the distance to the exact posterior, where the prior knows that.
+
+Many priors know only an upper bound, the posterior of one who is also told each task's
+hyperparameters: its loss O is at most the exact posterior's, E, and its entropy H' before any
+context at most that of the prior, H. A network of loss L is then at most L - O from the exact
+posterior, and misses (L - E) / (H - E) <= (L - O) / (H' - O) of what the contexts tell.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pfn.prior_fitted_network import PFN
-from pfn.references import own_reference
+from pfn.references import LowerReference, own_reference
 from pfn.training.config import TrainingConfig
 from pfn.training.tasks import fixed_tasks
 from priors.tasks.task import Task, TaskPrior
@@ -24,44 +30,71 @@ class Outcome:
     """Means over some tasks of the prior, each with its own number of context rows.
 
     Attributes:
-        gap: Nats per query from the exact posterior.
+        gap: Nats per query from the reference.
         gap_error: Standard error.
-        told: Nats per query that the contexts tell.
+        told: Nats per query that the contexts tell the reference.
         rows: Context rows.
+        exact: Whether the reference is the exact posterior, rather than one that knows more.
     """
 
     gap: float
     gap_error: float
     told: float
     rows: float
+    exact: bool = True
 
     @property
-    def useless(self) -> bool:
-        """Whether the network misses more than a quarter of what the contexts tell."""
+    def doubtful(self) -> bool:
+        """Whether the network misses more than a quarter of what the contexts tell, or may."""
         return self.gap > _MISSED * self.told
 
     def sentence(self, seconds: float) -> str:
         """For the user, after so many seconds of training."""
-        text = (
-            f"after {seconds:.0f} s: {self.gap:.2g} ± {self.gap_error:.1g} nats per query "
-            f"from the exact posterior, with {self.rows:.0f} context rows on average, which tell "
-            f"{self.told:.2g} nats."
-        )
-        if self.useless:
+        distance = f"{self.gap:.2g} ± {self.gap_error:.1g} nats per query"
+        rows = f"with {self.rows:.0f} context rows on average, which tell {self.told:.2g} nats"
+        if self.exact:
+            text = f"after {seconds:.0f} s: {distance} from the exact posterior, {rows}."
+            verdict = "The network misses more than a quarter of that: it is of little use yet."
+        else:
+            text = (
+                f"after {seconds:.0f} s: at most {distance} from the exact posterior, {rows}, both "
+                "to one who is also told each task's hyperparameters."
+            )
+            verdict = (
+                "Whether the network misses more than a quarter of what contexts tell cannot be "
+                "seen from that: it may be of little use yet."
+            )
+        if self.doubtful:
             text += (
-                " The network misses more than a quarter of that: it is of little use yet. Train "
-                "for longer (start from it by `initial`), on a GPU, or on a narrower prior: fewer "
-                "inputs and rows, fixed hyperparameters, more noise."
+                f" {verdict} Train for longer (start from it by `initial`), on a GPU, or on a "
+                "narrower prior: fewer inputs and rows, fixed hyperparameters, more noise."
             )
         return text
 
 
 def measure_outcome(
-    pfn: PFN, task_prior: TaskPrior, config: TrainingConfig, device: torch.device
+    pfn: PFN,
+    task_prior: TaskPrior,
+    config: TrainingConfig,
+    device: torch.device,
+    reference: LowerReference | None = None,
 ) -> Outcome | None:
-    """Measure a network on tasks that no step has seen; None where the exact one is not known."""
-    reference, kind = own_reference(task_prior)
-    if reference is None or kind != "exact" or pfn.bars is None:
+    """Measure a network on tasks that no step has seen.
+
+    Args:
+        pfn: The network.
+        task_prior: Where tasks come from.
+        config: Of the training.
+        device: The network's.
+        reference: From a task to the exact posterior; the prior's `oracle` if None.
+
+    Returns:
+        None where there is neither.
+    """
+    kind = "exact"
+    if reference is None:
+        reference, kind = own_reference(task_prior)
+    if reference is None or pfn.bars is None:
         return None
     generator = torch.Generator().manual_seed(config.seed + 2**34)
     config = replace(config, held_out_batch=_BATCH)
@@ -84,7 +117,7 @@ def measure_outcome(
     values = torch.tensor([gaps, told, rows], dtype=torch.float64)
     gap, tells, number = values.mean(1).tolist()
     error = float(values[0].std()) / math.sqrt(len(gaps))
-    return Outcome(gap, error, tells, number)
+    return Outcome(gap, error, tells, number, exact=kind == "exact")
 
 
 def _nll(pfn: PFN, task: Task) -> float:

@@ -65,9 +65,10 @@ def train(
 ) -> PFN:
     """Train a network to do Bayesian inference under a task prior.
 
-    After a training with a time limit, on a prior whose `oracle` is exact, the distance to it is
-    measured on 64 tasks, told beside the progress bar, and recorded as "outcome" in the
-    network's `trainings`.
+    After a training with a time limit, where there is a `reference` or the prior has an `oracle`,
+    the distance to it is measured on 64 tasks, told beside the progress bar, and recorded as
+    "outcome" in the network's `trainings`. It is that to the exact posterior, or at least as large
+    (see `oracle_is`).
 
     Args:
         task_prior: The prior that draws the tasks.
@@ -166,7 +167,9 @@ def train(
     made = state.result()
     outcome = None
     if main and config.time_limit is not None:
-        outcome = measure_outcome(made, held_out_prior or task_prior, config, state.device)
+        outcome = measure_outcome(
+            made, held_out_prior or task_prior, config, state.device, reference
+        )
     if outcome is not None:
         made.metadata["training"]["outcome"] = asdict(outcome)
         if progress:

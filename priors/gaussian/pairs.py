@@ -12,7 +12,15 @@ from torch import Tensor
 
 from priors.gaussian.elementwise import Elementwise
 
-__all__ = ["delta_and_angle", "gram_determinant", "inverse_sqrt", "noise_floor", "normalised"]
+__all__ = [
+    "are_extreme",
+    "delta_and_angle",
+    "gram_determinant",
+    "inverse_sqrt",
+    "noise_floor",
+    "normalised",
+    "positive_sqrt",
+]
 
 
 def gram_determinant(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
@@ -28,6 +36,7 @@ class _GramDeterminant(Elementwise):
     def forward(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         # roots of the small factors: their product may be a row times a column
         root = q1.clamp_min(0).sqrt() * q2.clamp_min(0).sqrt()
+        root = torch.where(q1 == q2, q1, root)  # exactly: there u may be v
         return (root - c).mul_(root + c).clamp_min_(0)
 
     @staticmethod
@@ -40,38 +49,52 @@ class _GramDeterminant(Elementwise):
 
 def delta_and_angle(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """sqrt(D) and asin(rho), in new tensors; for use without a gradient."""
-    p1, p2, rho, scale = normalised(q1, q2, c)  # D may be beyond the range of the dtype
+    p1, p2, rho, s, t = normalised(q1, q2, c)  # D may be beyond the range of the dtype
     root = p1.clamp_min(0).sqrt() * p2.clamp_min(0).sqrt()
     delta = root - rho
     delta = delta.mul_(root + rho).clamp_min_(0).sqrt_()
     angle = torch.atan2(rho, delta)
-    return (delta if rho is c else delta.mul_(scale)), angle
+    return (delta if rho is c else delta.mul_(s * t)), angle
 
 
-def normalised(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The pair (u / s, v / t) of variances near 1, and s t: powers of two, and constants.
+def normalised(
+    q1: Tensor, q2: Tensor, c: Tensor, least: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The pair (u / s, v / t) of variances near 1, and s and t: powers of two, and constants.
 
     Products of variances are then within the range of the dtype. Where they are so anyway, the pair
-    comes back as it is, with s t = 1, of no dimensions: what is divided by it costs nothing more.
+    comes back as it is, with s = t = 1, of no dimensions: what is divided by it costs nothing more.
+
+    Args:
+        q1: Variances.
+        q2: Variances.
+        c: Covariances.
+        least: Of s and t. With 1 small variances stay small.
     """
-    if _is_within_range(q1) and _is_within_range(q2):
-        return q1, q2, c, c.new_ones(())
-    s, t = (_power_of_two(q) for q in (q1, q2))
-    scale = s * t
-    return q1 / s / s, q2 / t / t, c / scale, scale
+    if are_extreme(q1, q2) is False:
+        one = c.new_ones(())
+        return q1, q2, c, one, one
+    s, t = (_power_of_two(q).clamp_min(least) for q in (q1, q2))
+    return q1 / s / s, q2 / t / t, c / (s * t), s, t
 
 
-def _is_within_range(q: Tensor) -> bool:
-    """Whether products of these variances surely keep their precision; False where asking costs."""
-    if q.device.type != "cpu":  # to ask would wait for the device
-        return False
-    limits = torch.finfo(q.dtype)
-    q = q.detach()
-    try:
-        fine = (q < limits.max**0.25) & ((q > limits.tiny**0.25) | (q == 0))
-        return bool(fine.all())
-    except RuntimeError:  # under torch.func.vmap values are not to be had
-        return False
+def are_extreme(*variances: Tensor) -> bool | None:
+    """Whether products of some of these may lose precision; None where asking costs or cannot be.
+
+    To ask waits for a device, and under torch.func.vmap values are not to be had.
+    """
+    for q in variances:
+        if q.device.type != "cpu":
+            return None
+        limits = torch.finfo(q.dtype)
+        q = q.detach()
+        try:
+            fine = (q < limits.max**0.25) & ((q > limits.tiny**0.25) | (q == 0))
+            if not fine.all():
+                return True
+        except RuntimeError:
+            return None
+    return False
 
 
 def _power_of_two(q: Tensor) -> Tensor:
@@ -85,6 +108,12 @@ def inverse_sqrt(x: Tensor, floor: Tensor | float) -> Tensor:
     """x^(-1/2) above `floor`, else 0: the value given to a gradient at a kink."""
     safe = x > floor
     return torch.where(safe, torch.where(safe, x, 1.0).rsqrt(), 0.0)
+
+
+def positive_sqrt(x: Tensor) -> Tensor:
+    """sqrt(x) for x > 0, else 0, with the gradient 0 there."""
+    safe = x > 0
+    return torch.where(safe, torch.where(safe, x, 1.0).sqrt(), 0.0)
 
 
 def noise_floor(p: Tensor) -> Tensor:

@@ -13,10 +13,17 @@ adds the gradient through the logits,
     sum_bb' E[H_bb'] scale^2 (tangent(q, q') moment(k, k') + moment(q, q') tangent(k, k')),
     H = J B J'^T,  J the Jacobian of the softmax.
 
-The logits of two data points together have a Kronecker covariance; they are drawn as
-L_q Z L_k^T with the same quasi-Monte Carlo points Z for every pair. The draws of a point alone are
-those of the first point of a pair, and a pair is the mean of both orders: the kernel is symmetric,
-and the same at coinciding points as beside them. Without softmax all is in closed form.
+The logits of a first data point are drawn as L_q Z L_k^T, with the same quasi-Monte Carlo points
+for every pair. With joint roots [[L, 0], [C, S]] of the moments of queries, and of keys, of both
+points, and with R_k the root of the second point's own keys, its logits given the first's are
+
+    C_q (Z C_k^T + Z' S_k^T) + S_q Z'' R_k^T,
+
+of covariance C_q C_q^T x (C_k C_k^T + S_k S_k^T) + S_q S_q^T x R_k R_k^T, that of its moments. The
+draws of a point alone are those of the first point of a pair, and a pair is the mean of both
+orders: the kernel is symmetric, and the same at coinciding points as beside them. It is positive
+semidefinite within its error: logits of all points drawn together would make it so exactly, and the
+kernel of two points depend on the others. Without softmax all is in closed form.
 
 Draws stand between queries and keys, `[..., Q, draws, K]`, so that nearly all of this is products
 of large matrices: of all pairs with all draws, or of all draws and keys of a pair.
@@ -126,24 +133,29 @@ class Heads:
         def term(
             left: Tensor, right: Tensor, b: Tensor, q: Tensor, dq: Tensor, k: Tensor, dk: Tensor
         ) -> Tensor:
-            total = dq * self._contracted(left, right, b, k)
-            return scale * (total + q * self._contracted(left, right, b, dk))
+            contracted = self._contraction(left, right, b)
+            return scale * (dq * contracted(k) + q * contracted(dk))
 
         of_pairs = tuple(t.double() for t in (values, query, queries, key, keys))
         return self._mean(term, of_pairs)
 
     @staticmethod
-    def _contracted(left: Tensor, right: Tensor, b: Tensor, x: Tensor) -> Tensor:
-        """sum_bb' x_bb' H_bb' with H = J B J'^T, J_cb = A_c (delta_cb - A_b), per query pair."""
-        lb, lx = _times(left, b), _times(left, x)
-        br, xr = _times(right, b.mT), _times(right, x.mT)
-        # of each draw
-        of_b, of_x = (y.transpose(-2, -3) @ right.transpose(-2, -3).mT for y in (lb, lx))
-        return (
-            _summed(_times(left, x * b) - lx * lb, right)
-            - _summed(left, br * xr)
-            + (of_b * of_x).sum(-3)
-        )
+    def _contraction(left: Tensor, right: Tensor, b: Tensor) -> Callable[[Tensor], Tensor]:
+        """x -> sum_bb' x_bb' H_bb', H = J B J'^T, J_cb = A_c (delta_cb - A_b), per query pair."""
+        by_draw = right.transpose(-2, -3).mT
+        lb, br = _times(left, b), _times(right, b.mT)
+        of_b = lb.transpose(-2, -3) @ by_draw
+
+        def contracted(x: Tensor) -> Tensor:
+            lx, xr = _times(left, x), _times(right, x.mT)
+            of_x = lx.transpose(-2, -3) @ by_draw
+            return (
+                _summed(_times(left, x * b) - lx * lb, right)
+                - _summed(left, br * xr)
+                + (of_b * of_x).sum(-3)
+            )
+
+        return contracted
 
     def _cross(self) -> tuple[Tensor, Tensor] | None:
         """Moments of the two sides' queries and keys; None if the heads are independent."""
@@ -211,37 +223,44 @@ class Heads:
             roots += [
                 cholesky(_joint(q, shape))[..., rows:, :],
                 cholesky(_joint(k, shape))[..., columns:, :],
+                cholesky(k[1].double()),
             ]
 
         def total(points: Tensor, *inputs: Tensor) -> Tensor:
             (queries, keys, *others), rest = inputs[: len(roots)], inputs[len(roots) :]
-            logits = _drawn(queries, points[:, :rows, :columns], keys)
+            own, right, below = _blocks(points, rows, columns, q[1], k[1])
+            logits = _times(_mixed(queries, own), keys.mT)
             one = two = self._weights(logits * first.scale, first, drawn=True)
             if others:
-                logits = _drawn(others[0], points, others[1])
+                both, both_keys, other_keys = others
+                shared = _times(torch.cat([own, right], -1), both_keys.mT)
+                logits = _mixed(both[..., :rows], shared)
+                logits = logits + _mixed(both[..., rows:], _times(below, other_keys.mT))
                 two = self._weights(logits * second.scale, second, drawn=True)
             return term(two, one, *rest) if swapped else term(one, two, *rest)
 
-        points = self._draws(rows, columns, q[1].shape[-1], k[1].shape[-1], single=shape is None)
+        more_rows, more_columns = q[1].shape[-1], k[1].shape[-1]
+        variables = rows * columns + (rows + more_rows) * more_columns
+        points = self._rule.normals(variables, q[0])
         pairs = q[0].shape[:-2] if shape is None else shape
-        few = max(1, self._chunk // max(1, pairs.numel() * points[0].numel()))
+        each = (rows + more_rows) * (columns + more_columns)
+        few = max(1, self._chunk // max(1, pairs.numel() * each))
         whole = sum_over_parts(total, points.split(few), (*roots, *of_pairs))
         return (whole / len(points)).to(q[0].dtype)
 
-    def _draws(
-        self, rows: int, columns: int, more_rows: int, more_columns: int, *, single: bool
-    ) -> Tensor:
-        """Z, `[samples, Q, K]`; the first point's block has the first variables."""
-        sizes = [rows * columns, rows * more_columns, more_rows * columns, more_rows * more_columns]
-        points = self._rule.normals(sum(sizes), self._queries[0])
-        own, right, below, other = points.split(sizes, -1)
-        own = own.unflatten(-1, (rows, columns))
-        if single:
-            return own
-        right = right.unflatten(-1, (rows, more_columns))
-        below = below.unflatten(-1, (more_rows, columns))
-        other = other.unflatten(-1, (more_rows, more_columns))
-        return torch.cat([torch.cat([own, right], -1), torch.cat([below, other], -1)], -2)
+
+def _blocks(
+    points: Tensor, rows: int, columns: int, queries: Tensor, keys: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Z, Z' and Z'' of points `[draws, variables]`, each `[queries, draws, keys]`."""
+    more_rows, more_columns = queries.shape[-1], keys.shape[-1]
+    sizes = [rows * columns, rows * more_columns, more_rows * more_columns]
+    own, right, below = points.split(sizes, -1)
+    return (
+        own.unflatten(-1, (rows, columns)).transpose(0, 1),
+        right.unflatten(-1, (rows, more_columns)).transpose(0, 1),
+        below.unflatten(-1, (more_rows, more_columns)).transpose(0, 1),
+    )
 
 
 def _swapped(blocks: tuple[Tensor, Tensor, Tensor | None]) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -250,11 +269,9 @@ def _swapped(blocks: tuple[Tensor, Tensor, Tensor | None]) -> tuple[Tensor, Tens
     return right, left, None if cross is None else cross.mT
 
 
-def _drawn(queries: Tensor, points: Tensor, keys: Tensor) -> Tensor:
-    """Logits L_q Z L_k^T of points `[draws, q, k]`, `[..., Q, draws, K]`."""
-    draws, q, k = points.shape
-    half = queries @ points.transpose(0, 1).reshape(q, draws * k)
-    return _times(half.unflatten(-1, (draws, k)), keys.mT)
+def _mixed(queries: Tensor, draws: Tensor) -> Tensor:
+    """Roots `[..., Q, q]` times draws `[..., q, draws, K]`."""
+    return (queries @ draws.flatten(-2)).unflatten(-1, draws.shape[-2:])
 
 
 def _times(weights: Tensor, matrix: Tensor) -> Tensor:

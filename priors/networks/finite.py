@@ -138,11 +138,11 @@ class NetworkPrior(Network):
                 f"got {self.parameterization!r} and {optimizer!r}."
             )
         program, base = self.program, self.base_width
-        from_input = {
+        embedded = {n.layer for n in program.nodes if isinstance(n, Embedding)}
+        from_input = embedded | {
             n.layer
             for n in program.nodes
-            if isinstance(n, Embedding)
-            or (isinstance(n, Linear) and n.source is not None and program.from_input(n.source))
+            if isinstance(n, Linear) and n.source is not None and program.from_input(n.source)
         }
         shapes = {name: p.shape for name, p in self.module.named_parameters()}
         rates = dict.fromkeys(program.constants, 0.0)
@@ -152,7 +152,9 @@ class NetworkPrior(Network):
             if layer in self._readouts:
                 rates[name] = base / fan_in
             elif layer in from_input:
-                rates[name] = 1.0 if optimizer == "adam" else shapes[name][0] / base
+                # rows of an embedding are units, whatever order a matrix product has its own in
+                fan_out = shapes[name][-1] if layer in embedded else shapes[name].numel() // fan_in
+                rates[name] = 1.0 if optimizer == "adam" else fan_out / base
             else:
                 rates[name] = base / fan_in if optimizer == "adam" else 1.0
         for layer, name in program.biases.items():

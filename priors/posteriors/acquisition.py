@@ -21,6 +21,7 @@ from botorch.models.model import Model
 from botorch.posteriors import GPyTorchPosterior, Posterior
 from botorch.sampling.base import MCSampler
 from botorch.sampling.get_sampler import get_sampler
+from botorch.sampling.normal import SobolQMCNormalSampler
 from botorch.utils.transforms import t_batch_mode_transform
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from linear_operator.operators import DiagLinearOperator
@@ -210,8 +211,11 @@ class GaussianApproximation(Model):
 
     @property
     def train_inputs(self) -> Any:
-        """Those of the model, for acquisition functions that ask for them."""
-        return self.model.train_inputs
+        """Those of the model, for m outputs `[m, n, d]` as BoTorch's Gaussian processes do."""
+        inputs = self.model.train_inputs
+        if self.num_outputs > 1 and isinstance(inputs[0], Tensor) and inputs[0].dim() == 2:
+            return tuple(X.expand(self.num_outputs, -1, -1) for X in inputs)
+        return inputs
 
     def posterior(
         self,
@@ -240,19 +244,23 @@ class GaussianApproximation(Model):
                 "GaussianApproximation needs finite variances; this posterior has none at some "
                 "points. Use the model itself with a Monte Carlo acquisition function."
             )
-        covariance: Any = DiagLinearOperator(variance.flatten(-2))
+        # output by output, as BoTorch reads it
+        covariance: Any = DiagLinearOperator(variance.mT.flatten(-2))
         if self.num_samples is not None and variance.shape[-2:].numel() > 1:
-            covariance = self._covariance(posterior, variance.flatten(-2))
+            covariance = self._covariance(posterior, variance.mT.flatten(-2))
         if mean.shape[-1] == 1:
             gaussian = MultivariateNormal(mean[..., 0], covariance)
         else:
-            gaussian = MultitaskMultivariateNormal(mean, covariance)
+            gaussian = MultitaskMultivariateNormal(mean, covariance, interleaved=False)
         return apply_posterior_transform(posterior_transform, GaussianPosterior(gaussian), X)
 
     def forward(self, X: Tensor) -> MultivariateNormal:
         """The Gaussian at `X`, as a GPyTorch model returns it in evaluation mode."""
         gaussian = self.posterior(X).distribution
-        return type(gaussian)(gaussian.mean, gaussian.covariance_matrix)
+        if isinstance(gaussian, MultitaskMultivariateNormal):
+            covariance = gaussian.covariance_matrix
+            return MultitaskMultivariateNormal(gaussian.mean, covariance, interleaved=False)
+        return MultivariateNormal(gaussian.mean, gaussian.covariance_matrix)
 
     def condition_on_observations(
         self, X: Tensor, Y: Tensor, **kwargs: Any
@@ -270,11 +278,16 @@ class GaussianApproximation(Model):
         return GaussianApproximation(self.model.subset_output(idcs), self.num_samples)
 
     def _covariance(self, posterior: Posterior, variance: Tensor) -> Tensor:
-        """Correlations of joint samples with the exact variances, `[..., n m, n m]`."""
+        """Correlations of joint samples with the exact variances, `[..., m n, m n]`."""
         assert self.num_samples is not None
         # Of a seed of its own: the global generator is left alone.
-        samples = get_sampler(posterior, torch.Size([self.num_samples]), seed=0)(posterior)
-        centred = samples.flatten(-2) - samples.flatten(-2).mean(0)
+        shape = torch.Size([self.num_samples])
+        if isinstance(posterior, PredictivePosterior):  # which may give get_sampler a cheaper one
+            samples = SobolQMCNormalSampler(shape, seed=0)(posterior)
+        else:
+            samples = get_sampler(posterior, shape, seed=0)(posterior)
+        samples = samples.mT.flatten(-2)
+        centred = samples - samples.mean(0)
         normed = centred / centred.square().sum(0, keepdim=True).sqrt()
         correlation = torch.einsum("s...i,s...j->...ij", normed, normed)
         # Fewer samples than points, or the same point twice, leave it singular.

@@ -19,13 +19,19 @@ from typing import Any
 
 import torch
 from botorch.posteriors import Posterior
+from botorch.sampling.base import MCSampler
 from botorch.sampling.get_sampler import GetSampler
 from botorch.sampling.normal import SobolQMCNormalSampler
 from torch import Tensor
 
+from priors.posteriors.copula import CopulaSampler
 from priors.representation import as_predictions
 
 __all__ = ["PredictivePosterior", "check_order", "leading", "probabilities"]
+
+# More than BoTorch's acquisition functions draw of themselves, and fewer than it prunes a baseline
+# by.
+_MANY_SAMPLES = 1024
 
 
 class PredictivePosterior(Posterior, ABC):
@@ -151,6 +157,16 @@ class PredictivePosterior(Posterior, ABC):
             f"botorch.acquisition.{sampled}, which samples it."
         )
 
+    def independent(self) -> PredictivePosterior | None:
+        """One of the same marginals whose points do not depend on each other.
+
+        None where joint samples cost no more than its own. Where they do, BoTorch prunes the
+        baseline of a noisy acquisition function by samples of a Gaussian copula
+        (`copula.CopulaSampler`), which its `get_sampler` gives for more than 1,024 samples of
+        several points. Samplers of one's own and `rsample` always draw from the joint itself.
+        """
+        return None
+
     def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
         """Draw samples with gradients, `[*sample_shape, ..., n, m]`; one, `[1, ...]`, without."""
         shape = torch.Size([1]) if sample_shape is None else torch.Size(sample_shape)
@@ -198,7 +214,10 @@ class PredictivePosterior(Posterior, ABC):
 @GetSampler.register(PredictivePosterior)
 def _sampler(
     posterior: PredictivePosterior, sample_shape: torch.Size, *, seed: int | None = None
-) -> SobolQMCNormalSampler:
+) -> MCSampler:
+    many = sample_shape.numel() > _MANY_SAMPLES and posterior.shape[-2] > 1
+    if many and posterior.independent() is not None:
+        return CopulaSampler(sample_shape, seed=seed)
     return SobolQMCNormalSampler(sample_shape=sample_shape, seed=seed)
 
 

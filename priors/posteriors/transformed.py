@@ -181,6 +181,10 @@ class TransformedPosterior(PredictivePosterior):
         improvement = self.base.log_excess(affine.inv(threshold), 1, same_side)
         return improvement + self._own(affine.scale).abs().log()
 
+    def independent(self) -> TransformedPosterior | None:
+        base = self.base.independent()
+        return None if base is None else TransformedPosterior(base, self.transform)
+
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         return self.transform(self.base.rsample_from_base_samples(sample_shape, base_samples))
 

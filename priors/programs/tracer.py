@@ -22,6 +22,7 @@ from priors.gaussian.activations import Activation, Numerical
 from priors.gaussian.quadrature import detect_kinks
 from priors.programs import branches, layout
 from priors.programs.builder import Builder
+from priors.programs.interruption import signals_wait
 from priors.programs.learnt import Learnt, gain, held
 from priors.programs.memory import INPLACE_OPERATORS, Memory, is_traced, overwriting
 from priors.programs.nodes import Embedding, Features, Input, Join, Linear, Ref
@@ -158,7 +159,8 @@ def _check_hooks(module: nn.Module) -> None:
 
 def _graph_of(module: nn.Module) -> fx.Graph:
     try:
-        with torch.enable_grad():  # so that a forward's own no_grad is seen
+        # with gradients, so that a forward's own no_grad is seen; torch.fx patches torch meanwhile
+        with torch.enable_grad(), signals_wait():
             return _Leaves().trace(module)
     except (fx.proxy.TraceError, TypeError, NameError) as error:
         raise ValueError(

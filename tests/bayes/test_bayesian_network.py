@@ -336,7 +336,7 @@ def test_chains_that_have_not_converged_are_told():
     with pytest.warns(UserWarning, match=r"R-hat up to .* of 16 in 2 chains .*num_warmup"):
         small().fit(few)
     tiny = NUTS(num_samples=2, num_warmup=2, num_chains=2, progress=False)
-    with pytest.warns(UserWarning, match="R-hat up to nan"):
+    with pytest.warns(UserWarning, match="2 draws are too few to tell"):
         small().fit(tiny)
     generator = torch.Generator().manual_seed(0)
     good = torch.randn(4, 500, 3, generator=generator, dtype=torch.float64)
@@ -345,6 +345,10 @@ def test_chains_that_have_not_converged_are_told():
     apart = good + torch.arange(4.0).reshape(4, 1, 1)
     with pytest.warns(UserWarning, match=r"R-hat up to 1\.\d+ .*wanted: at most 1\.01"):
         warn_unless_converged("Model", apart, {})
+    with pytest.warns(UserWarning, match=r"one chain .* num_chains of 2 or more\)\.$"):
+        warn_unless_converged("Model", good[:1], {})
+    with pytest.warns(UserWarning, match="one chain .* and has from .* effective draws .*: 100"):
+        warn_unless_converged("Model", good[:1].cumsum(1), {})
     slow = good.cumsum(1) / 500**0.5
     with pytest.warns(UserWarning, match="effective draws"):
         warn_unless_converged("Model", slow, {})

@@ -13,6 +13,7 @@ from botorch.models.transforms.input import Normalize
 from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
 
 from bayes import GaussianProcess, StudentTProcess
+from bayes.caching import Snapshot
 from priors import NNGPKernel
 from priors.posteriors.transforms import TailCompression
 
@@ -378,3 +379,34 @@ def test_a_batch_of_hyperparameters_loaded():
         one.covar_module.lengthscale = widths[k]
         assert torch.allclose(batch.posterior(Xs).mean[k], one.posterior(Xs).mean)
         assert torch.allclose(batch.posterior(Xs).variance[k], one.posterior(Xs).variance)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("queries", [1, 4])
+def test_a_prediction_compares_the_model_once_and_asks_no_kernel_of_the_rows(
+    process, queries, monkeypatch
+):
+    X, Y = rows()
+    model = process(X, Y, ScaleKernel(MaternKernel(nu=0.5)))
+    expected = model.posterior(Xs[:queries]).mean
+    compared, asked = [], []
+    holds, forward = Snapshot.holds, MaternKernel.forward
+
+    def counted(self, modules):
+        compared.append(modules)
+        return holds(self, modules)
+
+    def watched(self, x1, x2, **keywords):
+        asked.append((x1.shape[-2], x2.shape[-2]))
+        return forward(self, x1, x2, **keywords)
+
+    monkeypatch.setattr(Snapshot, "holds", counted)
+    monkeypatch.setattr(MaternKernel, "forward", watched)
+    posterior = model.posterior(Xs[:queries])
+    torch.testing.assert_close(posterior.mean, expected)
+    assert posterior.variance.shape == (queries, 1)
+    assert len(compared) == 1
+    assert (len(X), len(X)) not in asked
+    model.covar_module.outputscale = 5.0  # and what has changed counts, the jitter's unit too
+    np.testing.assert_allclose(model.posterior(Xs).mean.detach().numpy(), dense(model))
+    assert model._row_variance == pytest.approx(5.0)

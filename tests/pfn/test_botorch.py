@@ -96,10 +96,12 @@ from gpytorch.means import ZeroMean
 from torch import nn
 from torch.distributions.transforms import AffineTransform
 
+import pfn
 import priors
 from pfn import PFN, ArchitectureConfig, TrainingConfig, train
 from pfn.architecture import Transformer
 from priors import FunctionTaskPrior, GaussianApproximation, GaussianProcessPrior
+from priors.posteriors.copula import CopulaSampler
 
 SMALL = ArchitectureConfig(
     max_features=2, embedding=16, layers=2, heads=2, hidden=24, thinking_rows=2, bars=20
@@ -428,6 +430,12 @@ GAUSSIAN = {
             w.both[:6].reshape(2, 3, 2),
             cells(w, 2),
             num_samples=8,
+        ),
+    ),
+    "multi-objective PES": (
+        1,
+        lambda w: qMultiObjectivePredictiveEntropySearch(
+            w.two, w.candidates[:6].reshape(2, 3, 2), max_ep_iterations=5
         ),
     ),
     "EHVI": (1, lambda w: ExpectedHypervolumeImprovement(w.two, w.ref.tolist(), parts(w))),
@@ -887,6 +895,18 @@ class TestModel:
         assert len(kept) <= len(w.X)
         assert (kept == best).all(-1).any()
 
+    def test_pruning_by_a_copula_knows_how_often_each_is_best(self):
+        X = uniform(5, 1, seed=3)
+        model = pfn.load("bo").condition(X[:3], torch.sin(6 * X[:3]))
+        posterior = model.posterior(X)
+        exact = sampler(512)(posterior).argmax(1).flatten().bincount(minlength=5) / 512
+        made = get_sampler(posterior, torch.Size([2048]), seed=0)
+        assert isinstance(made, CopulaSampler)
+        found = made(posterior).argmax(1).flatten().bincount(minlength=5) / 2048
+        # of 128 and of 512 samples
+        allowed = 4 * (exact * (1 - exact) * (1 / 128 + 1 / 512)).sqrt() + 0.01
+        assert ((found - exact).abs() < allowed).all()
+
     def test_joints_beyond_the_training_warn(self):
         w = make_world(torch.float64)
         w.one.pfn.metadata["max_buffer"] = 5
@@ -918,7 +938,7 @@ class TestGaussianApproximation:
         torch.testing.assert_close(found.variance, exact.variance)
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            samples = exact.rsample(torch.Size([4096])).flatten(-2)
+            samples = exact.rsample(torch.Size([4096])).mT.flatten(-2)  # output by output
         correlation = torch.corrcoef(samples.T)
         covariance = found.distribution.covariance_matrix
         std = covariance.diagonal().sqrt()

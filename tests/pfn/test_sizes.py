@@ -15,6 +15,7 @@ from pfn import ArchitectureConfig, TrainingConfig
 from pfn.training import run, sizes
 from pfn.training.fabric import make_fabric
 from pfn.training.outcome import Outcome, measure_outcome
+from pfn.training.tasks import fixed_tasks
 from priors import FunctionTaskPrior, GaussianProcessPrior
 
 NOISE_VAR = 0.05
@@ -107,12 +108,57 @@ def test_the_outcome_is_the_distance_from_the_exact_posterior(capsys):
     assert outcome["gap_error"] > 0
 
 
-def test_nothing_is_said_of_priors_without_an_exact_reference():
-    uncertain = prior(noise_var=Uniform(0.01, 0.1))
-    config = replace(LIMITED, architecture=SMALL, steps=1)
+def noise_mixture(X, y, n, levels):
+    """Log densities of the queries of one task and of nothing, the noise variance being unknown:
+    a dense mixture over its levels, weighted by the evidence of the context."""
+    K = np.exp(-((X - X.T) ** 2) / (2 * math.log(2) ** 2))
+    evidence, density = [], []
+    for level in levels:
+        inner = K[:n, :n] + level * np.eye(n)
+        weights = np.linalg.solve(inner, K[:n, n:])
+        mean, variance = weights.T @ y[:n], 1 + level - (K[:n, n:] * weights).sum(0)
+        _, log_det = np.linalg.slogdet(inner)
+        evidence.append(-0.5 * (y[:n] @ np.linalg.solve(inner, y[:n]) + log_det))
+        density.append(-0.5 * ((y[n:] - mean) ** 2 / variance + np.log(2 * math.pi * variance)))
+    weight = np.exp(np.array(evidence) - max(evidence))
+    return np.log((weight / weight.sum()) @ np.exp(np.array(density)))
+
+
+@pytest.mark.filterwarnings("ignore:This network was trained")
+def test_an_oracle_that_knows_more_bounds_the_distance():
+    uncertain = prior(noise_var=Uniform(0.01, 0.5))
+    config = replace(LIMITED, architecture=SMALL, steps=1, held_out_batch=4)
     made = pfn.train(uncertain, config=config, device="cpu", progress=False)
+    outcome = measure_outcome(made, uncertain, config, torch.device("cpu"))
+    assert not outcome.exact
+    levels, exact, loss = np.linspace(0.01, 0.5, 60), [], []
+    generator = torch.Generator().manual_seed(config.seed + 2**34)
+    for task in fixed_tasks(uncertain, config, generator, 64):
+        n, X, y = task.num_context, task.X.double().numpy(), task.y[..., 0].double().numpy()
+        if n in (0, y.shape[1]):
+            continue
+        exact.append(-np.mean([noise_mixture(X[b], y[b], n, levels).mean() for b in range(4)]))
+        posterior = made.condition(task.X[:, :n], task.y[:, :n]).posterior(
+            task.X[:, n:], observation_noise=True
+        )
+        loss.append(-posterior.log_prob(task.y[:, n:]).mean().item())
+    distances = np.array(loss) - np.array(exact)
+    assert distances.mean() < outcome.gap  # on the same tasks
+    error = distances.std() / math.sqrt(len(distances))
+    assert outcome.gap - distances.mean() < 0.3 + 3 * error  # and the noise tells not so much
+
+
+def test_nothing_is_said_of_priors_without_an_oracle():
+    class Steps:
+        """Functions of one step."""
+
+        def sample(self, batch, *, generator=None, device=None, dtype=None):
+            task = prior().sample(batch, generator=generator, device=device, dtype=dtype)
+            return replace(task, y=task.y.sign(), f=None)
+
+    config = replace(LIMITED, architecture=SMALL, steps=1)
+    made = pfn.train(Steps(), config=config, device="cpu", progress=False)
     assert "outcome" not in made.trainings[0]
-    assert measure_outcome(made, uncertain, config, torch.device("cpu")) is None
 
 
 def test_sentences():
@@ -122,5 +168,17 @@ def test_sentences():
         "on average, which tell 1.5 nats."
     )
     bad = Outcome(1.8, 0.1, 1.5, 20.0)
-    assert bad.useless
+    assert bad.doubtful
     assert "of little use yet" in bad.sentence(100.0)
+
+
+def test_sentences_of_bounds():
+    good = Outcome(0.12, 0.02, 1.5, 20.0, exact=False)
+    assert good.sentence(100.0) == (
+        "after 100 s: at most 0.12 ± 0.02 nats per query from the exact posterior, with 20 context "
+        "rows on average, which tell 1.5 nats, both to one who is also told each task's "
+        "hyperparameters."
+    )
+    unsure = replace(good, gap=0.9).sentence(100.0)
+    assert "may be of little use yet" in unsure
+    assert "cannot be seen" in unsure

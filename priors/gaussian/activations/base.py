@@ -17,7 +17,7 @@ from torch import Tensor
 
 from priors.gaussian.activations.powers import Terms, rectified_dual, slopes
 from priors.gaussian.interpolation import Tables, expectations, mean, tables_of
-from priors.gaussian.pairs import inverse_sqrt
+from priors.gaussian.pairs import are_extreme, inverse_sqrt
 from priors.gaussian.quadrature import derivative_of, jumps
 
 __all__ = ["Activation", "Numerical", "Smooth"]
@@ -84,25 +84,23 @@ class Activation(ABC):
     def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         """E[phi(u) psi(v)] with psi = `other`."""
         if self._akin(other):
-            return self.closed_dual(other, q1, q2, c)
-        closed = rectified_dual(self.terms, other.terms, q1, q2, c)
-        if closed is not None:
-            return closed
+            return _in_range(self.closed_dual, other, q1, q2, c)
+        if self.terms is not None and other.terms is not None:
+            return _in_range(rectified_dual, self.terms, other.terms, q1, q2, c)
         return expectations(self, other, ((0, 0),), q1, q2, c)[0]
 
     def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
         """E[phi'(u) psi'(v)] with psi = `other`."""
         if self._akin(other):
-            return self.closed_dual_derivative(other, q1, q2, c)
-        closed = rectified_dual(slopes(self.terms), slopes(other.terms), q1, q2, c)
-        if closed is not None:
-            return closed
+            return _in_range(self.closed_dual_derivative, other, q1, q2, c)
+        if self.terms is not None and other.terms is not None:
+            return _in_range(rectified_dual, slopes(self.terms), slopes(other.terms), q1, q2, c)
         return expectations(self, other, ((1, 1),), q1, q2, c)[0]
 
     def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """`dual` and `dual_derivative`, sharing the work where that saves some."""
         if self._akin(other):
-            return self.closed_duals(other, q1, q2, c)
+            return _in_range(self.closed_duals, other, q1, q2, c)
         return self.dual(other, q1, q2, c), self.dual_derivative(other, q1, q2, c)
 
     def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
@@ -146,6 +144,18 @@ class Activation(ABC):
     def second_moment_derivative(self, q: Tensor) -> Tensor:
         """E[phi'(u)^2] for u of variance `q`."""
         return mean(self, (1, 1), q)
+
+
+def _in_range(closed: Callable[..., Any], *arguments: Any) -> Any:
+    """A closed form of a pair, whose gradients have cubes of variances in them: in float64 where
+    those of a shorter dtype would leave its range, as far as that can be asked (see `pairs`)."""
+    *rest, q1, q2, c = arguments
+    if c.dtype == torch.float64 or not are_extreme(q1, q2):
+        return closed(*arguments)
+    result = closed(*rest, q1.double(), q2.double(), c.double())
+    if isinstance(result, tuple):
+        return tuple(x.to(c.dtype) for x in result)
+    return result.to(c.dtype)
 
 
 class _Function(Activation):

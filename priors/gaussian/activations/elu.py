@@ -32,8 +32,10 @@ and grows with the root of their ratio, to 1e-12 at 1e10. That of E[psi' psi'] i
 follows the largest variance and ends at 256, which leaves an error of 1e-12 at variances of 1e10
 and 2e-9 at 1e13. Sixteen nodes (variances up to 1) take about a microsecond a pair.
 
-Derivatives by Price's theorem; infinite ones, at rho = +-1 or q = 0, are set to 0. Everything is
-computed in float64 and returned in the dtype of the arguments.
+Beyond variances of 1e10 slopes in the variances are those of a rectifier of the same size, whose
+kink stays 1e-5 wide, instead of differences of numbers 1e10 times as large: of c E[e'(u) 1(v > 0)]
+for one. Derivatives by Price's theorem; infinite ones, at rho = +-1 or q = 0, are set to 0.
+Everything is computed in float64 and returned in the dtype of the arguments.
 """
 
 from __future__ import annotations
@@ -49,7 +51,14 @@ from torch import Tensor
 
 from priors.gaussian.activations.base import Activation
 from priors.gaussian.elementwise import Elementwise
-from priors.gaussian.pairs import delta_and_angle, gram_determinant, inverse_sqrt, noise_floor
+from priors.gaussian.pairs import (
+    delta_and_angle,
+    gram_determinant,
+    inverse_sqrt,
+    noise_floor,
+    normalised,
+    positive_sqrt,
+)
 
 __all__ = ["ELU", "elu_duals", "elu_means", "elu_squares"]
 
@@ -73,6 +82,10 @@ _Q = (
 # Beyond this Mills' ratio is 1 / a and does not count beside the pair's own size; its powers are
 # within the range of float64.
 _FAR = 1e20
+
+# The largest variance whose slopes are taken as they are. Their errors are of a rounding times it,
+# and beyond it of one over its root, by which a rectifier differs.
+_LARGEST = 1e10
 
 # Values at nodes held at once, on a processor so many as its cache holds.
 _TILE, _DEVICE_TILE = 2**16, 2**24
@@ -155,7 +168,7 @@ def elu_means(q: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
     """E[psi(u)] and E[psi'(u)] for u of variance `q`."""
     x = q.double()
     tail, loss = _Tails.apply(x)
-    return (_DENSITY * _sqrt(x) - beta * loss).to(q.dtype), (0.5 + beta * tail).to(q.dtype)
+    return (_DENSITY * positive_sqrt(x) - beta * loss).to(q.dtype), (0.5 + beta * tail).to(q.dtype)
 
 
 def elu_squares(q: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -310,7 +323,12 @@ class _Duals(Elementwise):
         inputs: Sequence[Any], outputs: Sequence[Tensor], needed: Sequence[bool]
     ) -> Sequence[Sequence[Tensor | None]]:
         q1, q2, c, beta1, beta2 = inputs
-        _, derivative, e_h, h_e, e_e = outputs
+        slope_in_c = outputs[1]
+        s, t = _excess(q1), _excess(q2)
+        if isinstance(s, Tensor) or isinstance(t, Tensor):
+            q1, q2, c = q1 / s / s, q2 / t / t, c / s / t
+            outputs = _Duals.apply(q1, q2, c, beta1, beta2)
+        _, _, e_h, h_e, e_e = outputs
         kink1, kink2 = _Kink(q1, q2, c), _Kink(q2, q1, c)
         d_e, e_d, d_d = kink1.d_e, kink2.d_e, kink1.d_d
         columns: list[list[Tensor | None]] = []
@@ -323,7 +341,7 @@ class _Duals(Elementwise):
             # E[f''(u) g(v)] / 2 with psi'' = beta e + (1 - beta) delta, e' = e - delta, and
             # E[delta'(u) g(v)] = -(c / q1) E[delta(u) g'(v)]
             right = _Tails.apply(q)[0] - own - kink.density / 2  # E[e'(u) 1(v > 0)]
-            linear = c * right + _DENSITY * _sqrt(other) * others.tail  # E[e(u) max(v, 0)]
+            linear = c * right + _DENSITY * positive_sqrt(other) * others.tail  # E[e(u) max(v, 0)]
             ratio = c * kink.reciprocal
             bends = kink.density * (kink.above - b * kink.loss)
             of_value = a * (linear + b * (e_e - own)) + (1 - a) * bends
@@ -333,19 +351,41 @@ class _Duals(Elementwise):
             of_other = ratio * (kink.d_e - d_d)
             of_both = e_e - kink.d_e + ratio * (kink.d_e - d_d)
             single = (of_own, of_other) if i == 0 else (of_other, of_own)
-            columns.append([x / 2 for x in (of_value, of_derivative, *single, of_both)])
+            column = [x / 2 for x in (of_value, of_derivative, *single, of_both)]
+            own_scale = s if i == 0 else t
+            columns.append([x / own_scale / own_scale for x in _scaled(column, s, t)])
         bends = beta1 * (1 - beta2) * e_d + (1 - beta1) * beta2 * d_e
         bends = bends + (1 - beta1) * (1 - beta2) * d_d
-        columns.append(
-            [
-                derivative,
-                beta1 * beta2 * e_e + bends,
-                d_d - e_d,
-                d_d - d_e,
-                e_e - d_e - e_d + d_d,
-            ]
-        )
+        column = [
+            slope_in_c,
+            beta1 * beta2 * e_e + bends,
+            d_d - e_d,
+            d_d - d_e,
+            e_e - d_e - e_d + d_d,
+        ]
+        columns.append([slope_in_c, *(x / s / t for x in _scaled(column, s, t)[1:])])
         return list(zip(*columns, strict=True))
+
+
+def _excess(q: Tensor) -> Tensor | float:
+    """A power of two near sqrt(q / _LARGEST) where that is above 1, else 1; a number if so of all.
+
+    A constant; not asked under torch.func.vmap, where values are not to be had.
+    """
+    q = q.detach()
+    try:
+        if not (q > _LARGEST).any():
+            return 1.0
+    except RuntimeError:
+        return 1.0
+    ratio = torch.where(q.isfinite(), q / _LARGEST, 1.0).clamp_min(1.0)
+    return torch.exp2(ratio.log2().div(2).round())
+
+
+def _scaled(column: list[Tensor], s: Tensor | float, t: Tensor | float) -> list[Tensor]:
+    """Of u and v: what `_Duals` gives of s u and t v, if psi is a rectifier and e a delta there."""
+    value, derivative, e_h, h_e, e_e = column
+    return [value * s * t, derivative, e_h / s, h_e / t, e_e / s / t]
 
 
 class _Kink:
@@ -353,22 +393,20 @@ class _Kink:
 
     def __init__(self, q1: Tensor, q2: Tensor, c: Tensor) -> None:
         inverse = _inverse_root(q1)
-        det = gram_determinant(q1, q2, c)
-        inverse_det = inverse_sqrt(det, noise_floor(q1 * q2))
+        p1, p2, rho, s, t = normalised(q1, q2, c)
+        det = gram_determinant(p1, p2, rho)
+        inverse_det = inverse_sqrt(det, noise_floor(p1 * p2))
+        scale = s * t * inverse
         self.reciprocal = inverse**2
         # E[delta(u)] and E[delta(u) delta(v)]
         self.density = _DENSITY * inverse
-        self.d_d = inverse_det / (2 * math.pi)
+        self.d_d = inverse_det / (2 * math.pi) / s / t
         # E[max(v, 0)], E[e(v)] and -E[n(v)], given u = 0
-        self.above = _DENSITY * det * inverse_det * inverse
-        self.tail, self.loss = _Tails.apply(det * self.reciprocal)
+        self.above = _DENSITY * det * inverse_det * scale
+        self.tail, self.loss = _Tails.apply(det * scale * scale)
         # E[delta(u) e(v)]
         self.d_e = self.density * self.tail
 
 
 def _inverse_root(q: Tensor) -> Tensor:
     return inverse_sqrt(q, torch.finfo(q.dtype).tiny)
-
-
-def _sqrt(q: Tensor) -> Tensor:
-    return q * _inverse_root(q)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from priors.gaussian.activations.base import Activation
 from priors.gaussian.activations.powers import Terms
+from priors.gaussian.pairs import are_extreme
 
 __all__ = ["Hermite", "Polynomial"]
 
@@ -47,11 +48,18 @@ class _PolynomialBase(Activation):
         return Polynomial(_differentiated(self.monomials))(x)
 
     def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        return _price_series(self.derivative_means(q1), other.derivative_means(q2), c)
+        return self._of_derivatives(other, q1, q2, c, 0)
 
     def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        means = self.derivative_means(q1)[1:], other.derivative_means(q2)[1:]
-        return _price_series(*means, c)
+        return self._of_derivatives(other, q1, q2, c, 1)
+
+    def _of_derivatives(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor, order: int) -> Tensor:
+        """E[p^(order)(u) r^(order)(v)]."""
+        dtype = c.dtype
+        if are_extreme(q1, q2) is None:  # they may be: then infinity times 0 would be NaN
+            q1, q2, c = q1.double(), q2.double(), c.double()
+        means = self.derivative_means(q1)[order:], other.derivative_means(q2)[order:]
+        return _price_series(*means, c).to(dtype)
 
     def mean(self, q: Tensor) -> Tensor:
         return self.derivative_means(q)[0]
@@ -157,4 +165,9 @@ def _price_series(means1: list[Tensor], means2: list[Tensor], c: Tensor) -> Tens
     value = torch.zeros_like(c)
     for j, (m, n) in reversed(list(enumerate(zip(means1, means2, strict=False)))):
         value = value * c / (j + 1) + m * n
+    if are_extreme(*means1, *means2) and value.isnan().any() and not c.isnan().any():
+        raise ValueError(
+            f"Moments of a polynomial leave the range of {c.dtype} at these variances: scale the "
+            "inputs, or take smaller weight variances."
+        )
     return value

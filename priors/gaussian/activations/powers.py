@@ -19,6 +19,7 @@ from priors.gaussian.pairs import (
     inverse_sqrt,
     noise_floor,
     normalised,
+    positive_sqrt,
 )
 
 __all__ = ["Terms", "rectified_dual", "rectified_mean", "slopes", "squares"]
@@ -26,25 +27,22 @@ __all__ = ["Terms", "rectified_dual", "rectified_mean", "slopes", "squares"]
 Terms = tuple[tuple[float, int, int], ...]
 
 
-def slopes(terms: Terms | None) -> Terms | None:
+def slopes(terms: Terms) -> Terms:
     """The terms of the derivative, without deltas."""
-    return terms and tuple((a * n * s, n - 1, s) for a, n, s in terms if n)
+    return tuple((a * n * s, n - 1, s) for a, n, s in terms if n)
 
 
-def squares(terms: Terms | None) -> Terms:
+def squares(terms: Terms) -> Terms:
     """The terms of the square; products of opposite sides vanish."""
-    assert terms is not None
     return tuple((a * b, n + m, s) for a, n, s in terms for b, m, r in terms if s == r)
 
 
-def rectified_mean(terms: Terms | None, q: Tensor) -> Tensor:
+def rectified_mean(terms: Terms, q: Tensor) -> Tensor:
     """sum of a E[max(u, 0)^n] = a q^(n/2) E[max(z, 0)^n]."""
-    assert terms is not None
     value = torch.zeros_like(q)
-    for a, n, _ in terms:
-        # an odd power of sqrt(q) would have an infinite gradient at q = 0
-        power = q ** (n // 2) * (q * inverse_sqrt(q, torch.finfo(q.dtype).tiny) if n % 2 else 1)
-        value = value + a * _half_moment(n) * power
+    for n in sorted({n for _, n, _ in terms}):
+        factor = sum(a for a, m, _ in terms if m == n) * _half_moment(n)
+        value = value + factor * q ** (n // 2) * (positive_sqrt(q) if n % 2 else 1)
     return value
 
 
@@ -53,11 +51,8 @@ def _half_moment(n: int) -> float:
     return 2 ** (n / 2 - 1) * math.gamma((n + 1) / 2) / math.sqrt(math.pi)
 
 
-def rectified_dual(
-    terms1: Terms | None, terms2: Terms | None, q1: Tensor, q2: Tensor, c: Tensor
-) -> Tensor | None:
-    if terms1 is None or terms2 is None:
-        return None
+def rectified_dual(terms1: Terms, terms2: Terms, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    """E[phi(u) psi(v)] of two such sums."""
     value = torch.zeros_like(q1 + q2 + c)
     for a, m, r in terms1:
         for b, n, s in terms2:
@@ -107,7 +102,11 @@ class _RectifiedDual(Elementwise):
                 known[i, j] = value
             return known[i, j]
 
-        return r1**m * r2**n * moment(m, n)
+        value = moment(m, n)
+        # in turn: a power of one may be beyond the range of the dtype though the product is not
+        for k in range(max(m, n)):
+            value = value * (root if k < min(m, n) else r1 if m > n else r2)
+        return value
 
     @staticmethod
     def slopes(
@@ -125,9 +124,9 @@ def _rectified_slope(q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int) -> Tenso
     if m and n:
         return m * n * _RectifiedDual.apply(q1, q2, c, m - 1, n - 1)
     if m == n == 0:
-        p1, p2, rho, scale = normalised(q1, q2, c)
+        p1, p2, rho, s, t = normalised(q1, q2, c)
         det = gram_determinant(p1, p2, rho)
-        return inverse_sqrt(det, noise_floor(p1 * p2)) / (2 * math.pi * scale)
+        return inverse_sqrt(det, noise_floor(p1 * p2)) / (2 * math.pi) / s / t
     return n * _at_kink(q1, q2, c, n - 1) if n else m * _at_kink(q2, q1, c, m - 1)
 
 
@@ -140,13 +139,17 @@ def _rectified_variance_slope(
     if m == 1:
         return _at_kink(q1, q2, c, n) / 2
     # a function of c / sqrt(q1) and q2 alone
-    return -c * inverse_sqrt(q1, torch.finfo(q1.dtype).tiny) ** 2 / 2 * d_c
+    inverse = inverse_sqrt(q1, torch.finfo(q1.dtype).tiny)
+    return -c * inverse * inverse / 2 * d_c
 
 
 def _at_kink(q1: Tensor, q2: Tensor, c: Tensor, n: int) -> Tensor:
     """E[delta(u) max(v, 0)^n]."""
     inverse = inverse_sqrt(q1, torch.finfo(q1.dtype).tiny)
-    p1, p2, rho, scale = normalised(q1, q2, c)
+    p1, p2, rho, s, t = normalised(q1, q2, c)
     det = gram_determinant(p1, p2, rho)
-    root = det * inverse_sqrt(det, noise_floor(p1 * p2))
-    return (root * (scale * inverse)) ** n * inverse * (_half_moment(n) / math.sqrt(2 * math.pi))
+    root = det * inverse_sqrt(det, noise_floor(p1 * p2)) * (s * t * inverse)
+    value = inverse * (_half_moment(n) / math.sqrt(2 * math.pi))
+    for _ in range(n):
+        value = value * root
+    return value

@@ -160,7 +160,8 @@ class _ABDuals(Elementwise):
         inputs: Sequence[Any], outputs: Sequence[Tensor], needed: Sequence[bool]
     ) -> Sequence[Sequence[Tensor | None]]:
         q1, q2, c, _, even = inputs
-        p1, p2, rho, scale = normalised(q1, q2, c)
+        p1, p2, rho, s, t = normalised(q1, q2, c)
+        scale = s * t
         det = gram_determinant(p1, p2, rho)
         inverse = inverse_sqrt(det, noise_floor(p1 * p2))
         # slopes in log q1 and log q2 are equal

@@ -18,6 +18,8 @@ from priors.programs.rules.linear import each
 from priors.programs.tracer import Tracer
 from priors.programs.values import Pending, Scaled, Value, Width
 
+# Nor with infinitely many hidden units between two such maps (MLP-Mixer): all channels share them,
+# so that the mean square over channels is a quadratic form of one Gaussian function of positions.
 LEARNT_MAP = (
     "the number of positions stays finite, so that the result of a random map of them does not "
     "average out, as that of units does; pool, attend, or convolve along them"

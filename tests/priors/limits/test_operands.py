@@ -555,6 +555,23 @@ def test_what_tokens_may_not_do(name):
         InfiniteNetwork(module, input_shape=(3, 2))
 
 
+def test_learnt_maps_of_positions_stay_random_at_any_width():
+    """Why a mixer of tokens is refused: what it makes of many channels depends on its weights, with
+    many hidden units as with few."""
+    generator = torch.Generator().manual_seed(0)
+    channels = torch.randn(2048, 3, generator=generator)
+
+    def mean_square(hidden):
+        first = torch.randn(3, hidden, generator=generator) * (2 / 3) ** 0.5
+        last = torch.randn(hidden, generator=generator) / hidden**0.5
+        return (torch.relu(channels @ first) @ last).square().mean()
+
+    for hidden in (32, 512):
+        values = torch.stack([mean_square(hidden) for _ in range(60)])
+        assert abs(values.mean() - 1) < 4 * values.std() / 60**0.5  # of unit variance
+        assert values.std() > 0.4  # 1 / sqrt(2048) and 1 / sqrt(hidden) would be below 0.18
+
+
 def test_a_power_of_the_width_may_cancel():
     def forward(m, x):
         h = F.relu(m.a(x)) / math.sqrt(WIDTH)

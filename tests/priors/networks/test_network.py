@@ -272,6 +272,37 @@ def test_maximal_update_scaling():
         ntk.learning_rates()
 
 
+class Products(nn.Module):
+    """The linear layers of another module written as x @ w, after an embedding of a class."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.v, self.w = nn.Parameter(torch.randn(3, width)), nn.Parameter(torch.randn(width, 1))
+        self.token = nn.Parameter(torch.randn(width))
+
+    def forward(self, x):
+        return torch.relu(x @ self.v + self.token) @ self.w
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_maximal_update_learning_rates_of_matrix_products_are_those_of_linear_layers(optimizer):
+    linear = nn.Sequential(nn.Linear(3, 128), nn.ReLU(), nn.Linear(128, 1, bias=False))
+    options = {"parameterization": "mup", "base_width": 32}
+    found = NetworkPrior(Products(128), **options).learning_rates(optimizer)
+    expected = NetworkPrior(linear, **options).learning_rates(optimizer)
+    assert found["v"] == expected["0.weight"] == (1.0 if optimizer == "adam" else 4.0)
+    assert found["w"] == expected["2.weight"] == 0.25
+    assert found["token"] == expected["0.bias"] == (1.0 if optimizer == "adam" else 4.0)
+
+
+def test_maximal_update_learning_rates_of_embeddings():
+    """Of an embedding's row as of a bias: 5 tokens have nothing to do with the width."""
+    module = nn.Sequential(nn.Embedding(5, 128), nn.Flatten(), nn.Linear(2 * 128, 1))
+    prior = NetworkPrior(module, parameterization="mup", base_width=32, input_shape=(2,))
+    assert prior.learning_rates("sgd")["0.weight"] == 4.0
+    assert prior.learning_rates()["0.weight"] == 1.0
+
+
 def test_one_adam_step_moves_maximal_update_features_alike_at_all_widths():
     x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
     changes = {}
