@@ -316,3 +316,26 @@ def test_a_layer_under_two_names_keeps_its_weights():
     NetworkPrior(module).sample(torch.randn(2, 3), torch.Size([2]))
     assert module.b.weight is before
     assert module.again.weight is before
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU, nn.LSTMCell])
+def test_recurrent_networks_that_torch_cannot_batch(kind):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            options = {} if kind is nn.LSTMCell else {"batch_first": True}
+            self.cells, self.readout = kind(2, 5, **options), nn.Linear(5, 1)
+
+        def forward(self, x):
+            if kind is nn.LSTMCell:
+                return self.readout(self.cells(x[:, 0])[0])
+            return self.readout(self.cells(x)[0][:, -1])
+
+    prior = NetworkPrior(Recurrent(), input_shape=(3, 2))
+    X = torch.randn(2, 4, 6)
+    assert prior.sample(X, torch.Size([3])).shape == (3, 2, 4, 1)
+    drawn = prior.draw(torch.Size([3]))
+    found = prior.apply_parameters(drawn, X)
+    for i in range(3):
+        one = prior.apply_parameters({name: p[i] for name, p in drawn.items()}, X)
+        torch.testing.assert_close(found[i], one)
