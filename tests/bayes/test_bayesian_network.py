@@ -108,7 +108,7 @@ def test_nuts_against_the_conjugate_posterior():
 def independent():
     """The linear network with independent Gaussians, and its conjugate posterior."""
     model, mean, precision = linear()
-    return model.fit(MeanField(num_steps=1500, num_draws=4000, progress=False)), mean, precision
+    return model.fit(MeanField(num_steps=900, num_draws=4000, progress=False)), mean, precision
 
 
 def test_mean_field_against_its_optimum(independent):
@@ -161,6 +161,7 @@ def test_mean_field_bound_stays_below_the_evidence_and_comes_near(independent):
     assert last.mean() > evidence - gap - 0.1 - 5 * error
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This BayesianNetwork may not have converged")
 def test_prior_only_draws_follow_the_prior():
     """With noise that hides the data, NUTS returns the prior of weights and noise."""

@@ -6,7 +6,7 @@ import math
 import numpy
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import stats
 
 import priors.gaussian.quadrature as quadrature
 from priors.gaussian.activations import GELU, ABReLU, RectifiedPower
