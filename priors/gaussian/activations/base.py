@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from priors.gaussian.activations.powers import Terms, rectified_dual, slopes
-from priors.gaussian.interpolation import Tables, expectations, mean
+from priors.gaussian.interpolation import Tables, expectations, mean, tables_of
 from priors.gaussian.pairs import inverse_sqrt
 from priors.gaussian.quadrature import derivative_of, jumps
 
@@ -75,7 +75,7 @@ class Activation(ABC):
     @functools.cached_property
     def tables(self) -> Tables:
         """What is interpolated of this activation, as far as it was needed."""
-        return Tables()
+        return tables_of(self)
 
     def shifted(self, offset: float) -> Activation:
         """The activation x -> phi(x + offset)."""

@@ -24,12 +24,13 @@ from priors.gaussian.interpolation.tables import (
     variances,
 )
 from priors.gaussian.quadrature.functions import Elementwise, Function
+from priors.gaussian.quadrature.grids import Marginal, on_a_grid
 from priors.gaussian.quadrature.mehler import expectation_without_gradient, mean_without_gradient
 
 __all__ = ["MeanTable", "best_bend", "mean_table", "table"]
 
 _TOLERANCE = 5e-11  # largest error at the points of the check, as a share of the scale
-_MOST_ANGLES, _MOST_VARIANCES = 128, 128
+_MOST_ANGLES, _MOST_VARIANCES = 256, 128
 _BENDS = (0.5, 0.75, 0.875, 0.94, 0.97, 0.985, 0.9925, 0.996, 0.998, 0.999, 1.0)
 Sizes = tuple[int, int]
 
@@ -49,22 +50,19 @@ def table(
         nothing = torch.zeros(1, 1, 1, dtype=torch.float64, device=device)
         return Table(low, high, bend, None, nothing, None)
 
-    def expectation(q1: Tensor, q2: Tensor, x: Tensor) -> Tensor:
-        return _normalised(f, g, known, q1, q2, _straight(x, bend))
-
-    sizes = _sizes(expectation, low, high, device)
+    sizes = _sizes(f, g, known, low, high, bend)
     if sizes is None:
         return None
     angles, number = sizes
     x, to_series = nodes(number, device)
     q = variances(x, low, high)
     y, to_angles = nodes(angles, device)
-    values = expectation(q[:, None], q[None, :], y[:, None, None])
+    values = _on_a_grid((f, g), known, (q, q), _straight(y, bend))
     coefficients = torch.tensordot(to_angles, to_series @ values @ to_series.T, 1)
     linear = _linear(f, g, known, q)
     coefficients, rows = _without_linear(coefficients, linear @ to_series.T, bend)
     made = Table(low, high, bend, known, coefficients, rows)
-    return made if _accurate(made, expectation) else None
+    return made if _accurate(made, f, g) else None
 
 
 def _series_of_scale(f: Function, low: float, high: float, device: torch.device) -> Series | None:
@@ -136,23 +134,53 @@ def _normalised(
     return expectation_without_gradient(first, second, q1, q2, c, (inverse1,), (inverse2,))
 
 
-def _sizes(expectation: Function, low: float, high: float, device: torch.device) -> Sizes | None:
-    """Numbers of angles and of variances that resolve the expectation, from slices of it."""
-    some = 2.0 ** torch.linspace(low, high, 3, dtype=torch.float64, device=device)
-    y, to_angles = nodes(_MOST_ANGLES, device)
-    along = expectation(some[:, None], some[None, :], y[:, None, None])
-    angles = _resolved(torch.tensordot(to_angles, along, 1), 1.0)
-    x, to_series = nodes(_MOST_VARIANCES, device)
-    q = variances(x, low, high)
-    few = torch.tensor([-1.0, 0.3, 0.95, 1.0], dtype=torch.float64, device=device)[:, None, None]
-    first = torch.tensordot(to_series, expectation(q[:, None], some[None, :], few).movedim(1, 0), 1)
-    second = torch.tensordot(
-        to_series, expectation(some[:, None], q[None, :], few).movedim(-1, 0), 1
+def _on_a_grid(
+    functions: tuple[Function, Function],
+    scales: tuple[Series, Series],
+    variances: tuple[Tensor, Tensor],
+    rho: Tensor,
+) -> Tensor:
+    """E[f(u) g(v)] over the root of E[f^2] E[g^2], `[correlations, n, m]`."""
+    first, second = (
+        Marginal(function, q, (-scale(q)).exp())
+        for function, scale, q in zip(functions, scales, variances, strict=True)
     )
-    degrees = _resolved(first, 1.0), _resolved(second, 1.0)
-    if angles is None or degrees[0] is None or degrees[1] is None:
+    same = functions[0] == functions[1] and variances[0] is variances[1]
+    return on_a_grid(first, first if same else second, rho)
+
+
+def _sizes(
+    f: Function, g: Function, scales: tuple[Series, Series], low: float, high: float, bend: float
+) -> Sizes | None:
+    """Numbers of angles and of variances that resolve the expectation, from slices of it."""
+    device = scales[0].coefficients.device
+    some = 2.0 ** torch.linspace(low, high, 3, dtype=torch.float64, device=device)
+
+    def angles(number: int) -> int | None:
+        y, to_series = nodes(number, device)
+        along = _on_a_grid((f, g), scales, (some, some), _straight(y, bend))
+        return _resolved(torch.tensordot(to_series, along, 1), 1.0)
+
+    few = _straight(torch.tensor([-1.0, 0.3, 0.95, 1.0], dtype=torch.float64, device=device), bend)
+
+    def degrees(number: int) -> int | None:
+        x, to_series = nodes(number, device)
+        q = variances(x, low, high)
+        first = _on_a_grid((f, g), scales, (q, some), few).movedim(1, 0)
+        found = [_resolved(torch.tensordot(to_series, first, 1), 1.0)]
+        if f != g:
+            second = _on_a_grid((f, g), scales, (some, q), few).movedim(-1, 0)
+            found.append(_resolved(torch.tensordot(to_series, second, 1), 1.0))
+        known = [n for n in found if n is not None]
+        return max(known) if len(known) == len(found) else None
+
+    counts = [
+        next((n for n in map(count, (most // 2, most)) if n is not None), None)
+        for count, most in ((angles, _MOST_ANGLES), (degrees, _MOST_VARIANCES))
+    ]
+    if counts[0] is None or counts[1] is None:
         return None
-    return angles + 2, max(degrees[0], degrees[1]) + 2
+    return counts[0] + 2, counts[1] + 2
 
 
 def _resolved(coefficients: Tensor, scale: float) -> int | None:
@@ -188,8 +216,8 @@ def _without_linear(
     return coefficients, None
 
 
-def _accurate(made: Table, expectation: Function) -> bool:
-    """Compare with quadrature off the grid."""
+def _accurate(made: Table, f: Function, g: Function) -> bool:
+    """Compare with quadrature pair by pair, off the grid."""
     device = made.coefficients.device
     step = torch.arange(1, 8, dtype=torch.float64, device=device)
     position = torch.stack([step * 0.6180339887498949, step * 0.7548776662466927]) % 1
@@ -197,8 +225,8 @@ def _accurate(made: Table, expectation: Function) -> bool:
     x = torch.tensor(
         [-1, -0.96, -0.7, -0.3, 0.05, 0.5, 0.8, 0.98, 1], dtype=torch.float64, device=device
     )[:, None, None]
-    exact = expectation(q1[:, None], q2[None, :], x)
     assert made.scales is not None
+    exact = _normalised(f, g, made.scales, q1[:, None], q2[None, :], _straight(x, made.bend))
     one = q1[:, None].expand(9, 7, 1), q2[None, :].expand(9, 1, 7)
     c = _straight(x, made.bend) * (q1[:, None] * q2).sqrt()
     stack = Stack.of([made.factors(made.low, made.high)])
@@ -216,15 +244,30 @@ def best_bend(
     scales = _series_of_scale(f, low, high, device), _series_of_scale(g, low, high, device)
     if scales[0] is None or scales[1] is None:
         return None
-    y, to_angles = nodes(_MOST_ANGLES, device)
     known = scales[0], scales[1]
     q = torch.full((1,), 2.0**high, dtype=torch.float64, device=device)
-    terms: dict[float, int] = {}
-    for bend in _BENDS:
-        along = to_angles @ _normalised(f, g, known, q, q, _straight(y, bend))
-        if _resolved(along, 1.0) is not None:
-            terms[bend] = int((along.abs() > RESOLVED).sum())
-    return min(terms, key=terms.__getitem__) if terms else None
+
+    def terms(bend: float) -> int:
+        for number in (_MOST_ANGLES // 2, _MOST_ANGLES):
+            y, to_series = nodes(number, device)
+            values = _on_a_grid((f, g), known, (q, q), _straight(y, bend)).flatten()
+            along = to_series @ values
+            if _resolved(along, 1.0) is not None:
+                return int((along.abs() > RESOLVED).sum())
+        return 2 * _MOST_ANGLES
+
+    # the number falls and rises again with the bend: downhill from what suits a tanh
+    place = min(len(_BENDS) - 1, max(0, round(high) + 1))
+    found = {place: terms(_BENDS[place])}
+    for step in (-1, 1):
+        at = place
+        while 0 <= at + step < len(_BENDS):
+            found[at + step] = terms(_BENDS[at + step])
+            if found[at + step] > found[at]:
+                break
+            at += step
+    best = min(found, key=found.__getitem__)
+    return _BENDS[best] if found[best] <= _MOST_ANGLES else None
 
 
 def _straight(x: Tensor, bend: float) -> Tensor:

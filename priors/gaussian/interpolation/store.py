@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Hashable, Sequence
@@ -17,13 +18,17 @@ from priors.gaussian.quadrature.functions import Function, derivative_of
 if TYPE_CHECKING:
     from priors.gaussian.activations.base import Activation
 
-__all__ = ["HIGHEST", "LOWEST", "Tables", "derivative", "exponents"]
+__all__ = ["HIGHEST", "LOWEST", "Tables", "derivative", "exponents", "tables_of"]
 
-# Binary logarithms of the variances that tables may cover: about 1e-3 and 100.
-LOWEST, HIGHEST = -10, 7
+# Binary logarithms of the variances that tables may cover, about 1e-3 and 4000, and of those that
+# the first one does at least: variances move during a fit.
+LOWEST, HIGHEST = -10, 12
+_USUAL = -4, 6
 
 # Quadrature of fewer pairs, or points, in all costs less than a table.
-MIN_PAIRS, MIN_POINTS = 2**14, 2**9
+MIN_PAIRS, MIN_POINTS = 2**12, 2**9
+
+_KEPT = 32  # activations whose tables are kept when nobody uses them
 
 _PROBES = (-2.7, -1.1, -0.35, 0.0, 0.6, 1.7, 4.1)
 
@@ -131,11 +136,12 @@ class Tables:
                 return tables[-1]
             refused.append((low, high))
             return None
-        # variances move during a fit: room on both sides, and one table for all there were
+        # room on both sides, and one table for all there were
         wide = max(LOWEST, min([low - 1, *(int(t.low) for t in tables)]))
         widest = min(HIGHEST, max([high + 1, *(int(t.high) for t in tables)]))
+        usual = min(wide, _USUAL[0]), max(widest, _USUAL[1])
         f, g = derivative(phi, orders[0]), derivative(psi, orders[1])
-        for a, b in dict.fromkeys(((wide, widest), (low, high))):
+        for a, b in dict.fromkeys((usual, (wide, widest), (low, high))):
             if any(a <= c and d <= b for c, d in refused):
                 continue
             made = self._made(phi, psi, (f, g), a, b, device)
@@ -172,6 +178,19 @@ class Tables:
                 functions = [derivative(phi, m) for m in orders]
                 self._means[key] = mean_table(functions, LOWEST, HIGHEST, device)
             return self._means[key]
+
+
+def tables_of(phi: Activation) -> Tables:
+    """The tables that equal activations share, whichever networks they are in."""
+    try:
+        return _shared(phi)
+    except TypeError:  # not hashable
+        return Tables()
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _shared(phi: Activation) -> Tables:
+    return Tables()
 
 
 def derivative(phi: Activation, order: int) -> Function:

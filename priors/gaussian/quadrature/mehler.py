@@ -13,18 +13,17 @@ from priors.gaussian.quadrature.functions import Elementwise
 from priors.gaussian.quadrature.panels import direct
 from priors.gaussian.quadrature.rules import (
     PER_PANEL,
+    REACH,
     edges,
     legendre,
     resolution_of,
     standard_density,
 )
 
-__all__ = ["expectation_without_gradient", "mean_without_gradient"]
+__all__ = ["expectation_without_gradient", "mean_without_gradient", "rest_of"]
 
 Pairs = tuple[Tensor, ...]
 
-# Beyond |z| = 12 the standard normal density is below 1e-31 and every term negligible.
-_REACH = 12.0
 _LADDER = (32, 48, 64, 96, 128, 192, 256, 384, 512)
 _TOLERANCE = 1e-12  # of the series, relative to the largest sqrt(E[f^2] E[g^2])
 
@@ -32,7 +31,7 @@ _TOLERANCE = 1e-12  # of the series, relative to the largest sqrt(E[f^2] E[g^2])
 @functools.cache
 def _rule(resolution: int) -> tuple[Tensor, Tensor, Tensor]:
     """Panel ends `[p + 1]`, nodes `[p m]`, and weighted Hermite polynomials `[K, p m]`."""
-    ends = edges(_REACH, 0.5, resolution)
+    ends = edges(REACH, 0.5, resolution)
     nodes, weights = legendre(PER_PANEL)
     width = ends.diff()[:, None]
     z = (ends[:-1, None] + width * nodes).flatten()
@@ -68,7 +67,7 @@ class _Projection:
     def _split(self, kinks: Tensor, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Nodes and weights of the panels that end at kinks, and the mask of the others' nodes."""
         ends = self._ends
-        t = (kinks / root).nan_to_num(_REACH, _REACH, -_REACH).clamp(-_REACH, _REACH)
+        t = (kinks / root).nan_to_num(REACH, REACH, -REACH).clamp(-REACH, REACH)
         t = t.sort(-1).values
         panel = torch.bucketize(t, ends[1:-1].contiguous())
         count = len(ends) - 1
@@ -152,7 +151,7 @@ def expectation_without_gradient(
     decay, limit = rho.abs().log(), (_TOLERANCE * scale).log()
 
     def missed(order: int, a: Tensor, b: Tensor) -> Tensor:
-        rests = _rest(a, square1).log() + _rest(b, square2).log()
+        rests = rest_of(a, square1).log() + rest_of(b, square2).log()
         return torch.add(rests, decay, alpha=order) > limit
 
     def at(t: Tensor, pairs: Pairs) -> Tensor:
@@ -203,7 +202,7 @@ def _symmetric(q1: Tensor, q2: Tensor, c: Tensor) -> bool:
     return torch.equal(c, c.mT) and torch.equal(q1, q2.mT)
 
 
-def _rest(coefficients: Tensor, square: Tensor) -> Tensor:
+def rest_of(coefficients: Tensor, square: Tensor) -> Tensor:
     """The norm of the coefficients not computed, from Parseval's identity.
 
     Where that is rounding noise, from the ratio of the last two quarters of those computed: a

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from priors.gaussian.quadrature.functions import Elementwise
 from priors.gaussian.quadrature.rules import (
+    DIRECT_REACH,
     PER_PANEL,
     edges,
     equal_panels,
-    gauss_hermite,
     legendre,
+    narrow_rule,
     resolution_of,
     standard_density,
 )
@@ -23,7 +24,6 @@ from priors.gaussian.quadrature.rules import (
 __all__ = ["direct"]
 
 _EVALUATIONS = 2**19  # held at once by the two-dimensional rule
-_DIRECT_REACH = 7.5  # of that rule, in standard deviations: 6e-14 is beyond
 
 
 def direct(
@@ -39,7 +39,7 @@ def direct(
     g_parameters: Sequence[Tensor],
 ) -> Tensor:
     """E[f(u) g(v)] for a list of pairs `[p]`, by panels in two dimensions; kinks `[p, num]`."""
-    fixed = edges(_DIRECT_REACH, 1.5, resolution_of(torch.maximum(r1, r2) ** 2)).to(rho.device)
+    fixed = edges(DIRECT_REACH, 1.5, resolution_of(torch.maximum(r1, r2) ** 2)).to(rho.device)
     order = 12 if f.kinks or g.kinks else PER_PANEL
     nodes, weights = (x.to(rho.device) for x in legendre(order))
     graded = torch.tensor([-7, -3.5, 0, 3.5, 7], dtype=torch.float64, device=rho.device)
@@ -76,30 +76,24 @@ def _conditional(
         parameters: Of g, each `[p, 1]`.
     """
     spread = float((r * s).max())
-    if spread < 0.3:  # g is nearly a polynomial over the spread
-        steps, weights = (x.to(r.device) for x in gauss_hermite(20))
-    else:
-        panels = max(2, min(64, math.ceil(spread * _DIRECT_REACH / 2)))
-        steps, weights = (x.to(r.device) for x in equal_panels(panels))
-        steps = _DIRECT_REACH * (2 * steps - 1)
-        weights = 2 * _DIRECT_REACH * weights * standard_density(steps)
+    steps, weights = (x.to(r.device) for x in narrow_rule(spread))
     x = r[..., None] * (centre[..., None] + s[..., None] * steps)
     values = g(x.flatten(1), *parameters).expand(len(r), x[0].numel()).view(x.shape) @ weights
     # once more, panels between kinks, for the nodes that have one in reach
     distance = ((t[:, None, :] - centre[..., None]) / s[..., None]).nan_to_num(
         math.inf, math.inf, -math.inf
     )
-    near = (distance.abs() < _DIRECT_REACH).sum(-1)
+    near = (distance.abs() < DIRECT_REACH).sum(-1)
     row, node = near.nonzero(as_tuple=True)
     if not len(row):
         return values
     nearest = distance[row, node].abs().argsort(-1)[:, : int(near.max())]
     cuts = _inside(distance[row, node].gather(-1, nearest)).sort(-1).values
-    panels = max(2, min(64, math.ceil(spread * _DIRECT_REACH / 2)))
+    panels = max(2, min(64, math.ceil(spread * DIRECT_REACH / 2)))
     steps, weights = (x.to(r.device) for x in equal_panels(panels))
     r, s, centre = r[row], s[row], centre[row, node, None]
     parameters = [x[row] for x in parameters]
-    end = torch.full_like(centre, _DIRECT_REACH)
+    end = torch.full_like(centre, DIRECT_REACH)
     total = torch.zeros_like(centre[:, 0])
     for low, high in itertools.pairwise(torch.cat([-end, cuts, end], -1).split(1, -1)):
         w = low + (high - low) * steps
@@ -111,5 +105,5 @@ def _conditional(
 
 def _inside(z: Tensor) -> Tensor:
     """Ends of panels within the reach of the two-dimensional rule, a missing kink at its end."""
-    reach = _DIRECT_REACH
+    reach = DIRECT_REACH
     return z.nan_to_num(reach, reach, -reach).clamp(-reach, reach)

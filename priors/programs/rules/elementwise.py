@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,10 +33,25 @@ unsupported("RReLU", why="its slope is random; use nn.LeakyReLU")
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
+@dataclass(frozen=True)
+class _With:
+    """A function with some keywords given; equal to its like, so that both share tables."""
+
+    function: Callable[..., Tensor]
+    keywords: tuple[tuple[str, Any], ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x, **dict(self.keywords))
+
+
+def _with(function: Callable[..., Tensor], **keywords: Any) -> _With:
+    return _With(function, tuple(keywords.items()))
+
+
 def _gelu(approximate: str = "none") -> Activation:
     if approximate == "none":
         return GELU()
-    return Numerical(functools.partial(F.gelu, approximate="tanh"), ())
+    return Numerical(_with(F.gelu, approximate="tanh"), ())
 
 
 def _smooth(function: Callable[[Tensor], Tensor]) -> Callable[[], Activation]:
@@ -45,7 +60,7 @@ def _smooth(function: Callable[[Tensor], Tensor]) -> Callable[[], Activation]:
 
 def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
     # beyond torch's threshold softplus is the identity to rounding: no kink worth splitting at
-    return Numerical(functools.partial(F.softplus, beta=beta, threshold=threshold), ())
+    return Numerical(_with(F.softplus, beta=beta, threshold=threshold), ())
 
 
 def _hard_sigmoid(x: Tensor) -> Tensor:
@@ -54,26 +69,26 @@ def _hard_sigmoid(x: Tensor) -> Tensor:
 
 
 def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Activation:
-    function = functools.partial(torch.clamp, min=min_val, max=max_val)
+    function = _with(torch.clamp, min=min_val, max=max_val)
     return Numerical(function, (float(min_val), float(max_val)))
 
 
 def _clamp(min: float | None = None, max: float | None = None) -> Activation:
     kinks = tuple(float(k) for k in (min, max) if k is not None)
-    return Numerical(functools.partial(torch.clamp, min=min, max=max), kinks)
+    return Numerical(_with(torch.clamp, min=min, max=max), kinks)
 
 
 def _hardshrink(lambd: float = 0.5) -> Activation:
-    return Numerical(functools.partial(F.hardshrink, lambd=lambd), (-lambd, lambd))
+    return Numerical(_with(F.hardshrink, lambd=lambd), (-lambd, lambd))
 
 
 def _softshrink(lambd: float = 0.5) -> Activation:
-    return Numerical(functools.partial(F.softshrink, lambd=lambd), (-lambd, lambd))
+    return Numerical(_with(F.softshrink, lambd=lambd), (-lambd, lambd))
 
 
 def _celu(alpha: float = 1.0) -> Activation:
     if alpha <= 0:  # grows exponentially below zero
-        return Numerical(functools.partial(F.celu, alpha=alpha), (0.0,))
+        return Numerical(_with(F.celu, alpha=alpha), (0.0,))
     return ELU(alpha, rate=1 / alpha)
 
 

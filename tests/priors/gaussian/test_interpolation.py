@@ -38,7 +38,8 @@ CORRELATIONS = (0.0, 0.4, -0.9, 0.999, 1 - 1e-12, -1 + 1e-12, 1.0, -1.0)
 
 @pytest.fixture(autouse=True)
 def _always(monkeypatch):
-    """Tables from the first pair on."""
+    """Tables from the first pair on, and none of another test's."""
+    store._shared.cache_clear()
     monkeypatch.setattr(store, "MIN_PAIRS", 1)
     monkeypatch.setattr(store, "MIN_POINTS", 1)
 
