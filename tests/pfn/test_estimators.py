@@ -72,7 +72,7 @@ class SimpleTasks:
         )
 
 
-def trained(classes, steps=200):
+def trained(classes, steps=400):
     config = TrainingConfig(
         architecture=dataclasses.replace(SIZES, classes=classes),
         inputs="standardised",
