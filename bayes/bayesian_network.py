@@ -69,14 +69,14 @@ class BayesianNetwork(Model):
         train_Y: Outcomes, `[n, m]`, m the network's number of outputs.
         prior: Network and layer variances; copied. Its `module` must have finite widths; dropout
             is off.
-        likelihood: "gaussian", noise of unknown variance per output.
+        likelihood: "gaussian": noise with one unknown variance per output.
         train_Yvar: Known noise variances, `[n, m]`, units of Y squared; queries get their mean.
         log_noise_var_prior: Mean and standard deviation of the normal prior of the logarithm of
             the noise variance, on the model's (standardised) scale. The default puts 95% between
             0.7% and 2.6 of the outcome's variance.
-        input_transform: `DEFAULT` standardises by the training rows, None is off, or a BoTorch
-            `InputTransform`.
-        outcome_transform: `DEFAULT` standardises by the training rows, None is off, or an
+        input_transform: `DEFAULT` standardises by the training rows, None applies none; or a
+            BoTorch `InputTransform`.
+        outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
             elementwise `torch.distributions` transform from the model's scale to Y's.
 
     Raises:
@@ -111,7 +111,7 @@ class BayesianNetwork(Model):
             )
         if likelihood != "gaussian":
             raise NotImplementedError(
-                f'BayesianNetwork has likelihood="gaussian" only, got {likelihood!r}.'
+                f'BayesianNetwork supports only likelihood="gaussian", got {likelihood!r}.'
             )
         mean, std = log_noise_var_prior
         if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
@@ -257,7 +257,7 @@ class BayesianNetwork(Model):
 
         Args:
             X: Queries, `[..., q, d]`.
-            output_indices: Outputs to return; all without it.
+            output_indices: Outputs to return; all if None.
             observation_noise: Whether of y, a Gaussian mixture with a density, rather than of f,
                 the drawn functions themselves. A tensor `[..., q, m]` gives the noise variances
                 in squared units of Y.
@@ -294,7 +294,7 @@ class BayesianNetwork(Model):
         """The model of some outputs only.
 
         Args:
-            idcs: Which ones.
+            idcs: Indices of the outputs.
 
         Raises:
             ValueError: an index is out of range.
@@ -302,45 +302,46 @@ class BayesianNetwork(Model):
         return OutputSubset(self, idcs)
 
     def condition_on_observations(self, X: Tensor, Y: Tensor, **kwargs: Any) -> Self:
-        """Refused: a posterior of weights is drawn anew.
+        """Not supported: the weights would have to be sampled anew.
 
         Args:
             X: Inputs.
             Y: Outcomes.
-            **kwargs: Others.
+            **kwargs: Ignored.
 
         Raises:
             NotImplementedError: always.
         """
         raise NotImplementedError(
-            "A BayesianNetwork has draws from its posterior and none from that of further rows; "
-            "construct one from all rows and fit() it. Exact processes and PFNs are conditioned "
-            "at once."
+            "A BayesianNetwork holds draws from its posterior and cannot be conditioned on "
+            "further rows; construct one from all rows and call fit(). Exact processes and "
+            "PFNs can be conditioned without a fit."
         )
 
     def fantasize(self, X: Tensor, *args: Any, **kwargs: Any) -> Self:
-        """Refused: as `condition_on_observations`.
+        """Not supported, for the same reason as `condition_on_observations`.
 
         Args:
             X: Where to observe.
-            *args: Others.
-            **kwargs: Others.
+            *args: Ignored.
+            **kwargs: Ignored.
 
         Raises:
             NotImplementedError: always.
         """
         raise NotImplementedError(
-            "A BayesianNetwork has no fantasies, since each would be a fit of its own; look-ahead "
-            "acquisition functions (knowledge gradient and the like) take an exact process or a "
-            "PFN, the others (qLogExpectedImprovement, qUpperConfidenceBound) this model too."
+            "BayesianNetwork does not support fantasize(), since every fantasy would need a "
+            "fit of its own; for look-ahead acquisition functions (such as the knowledge "
+            "gradient) use an exact process or a PFN. Others (qLogExpectedImprovement, "
+            "qUpperConfidenceBound) work with this model too."
         )
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As of `torch.nn.Module`; draws made under another state are dropped.
+        """Load a state as `torch.nn.Module` does; draws made under another one are dropped.
 
         Args:
-            *args: As there.
-            **kwargs: As there.
+            *args: Passed on.
+            **kwargs: Passed on.
 
         Returns:
             Missing and unexpected names.
@@ -356,7 +357,7 @@ class BayesianNetwork(Model):
         with NUTS sample_stats. Rows and outputs of `y` are the dimensions `row` and `output`.
 
         Args:
-            seed: Of the noise in posterior_predictive.
+            seed: Seed of the noise in posterior_predictive.
 
         Raises:
             RuntimeError: the model is not fitted.
@@ -406,9 +407,9 @@ class BayesianNetwork(Model):
 
         Args:
             path: The file.
-            prior: As at construction, with the same layers learnable; any variances.
-            input_transform: As at construction.
-            outcome_transform: As at construction.
+            prior: The same as at construction, with the same learnable layers and any variances.
+            input_transform: The same as at construction.
+            outcome_transform: The same as at construction.
 
         Raises:
             ValueError: the file is damaged or of another kind, or what was passed does not fit it.
@@ -447,7 +448,7 @@ class BayesianNetwork(Model):
             return self.prior.apply_parameters(last, inputs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        # What is no buffer must follow .to() and .cuda() too: the draws and the module's buffers.
+        # The draws and the module's buffers, not buffers of the model, must follow .to() too.
         super()._apply(fn, recurse)
         self.prior.module._apply(fn)
         draws = self.draws
@@ -470,8 +471,8 @@ class BayesianNetwork(Model):
             raise RuntimeError("This BayesianNetwork has no posterior yet; call fit() first.")
         if self._drawn_under is not None and not self._drawn_under.holds(self._parts()):
             raise RuntimeError(
-                "The prior or a transform of this BayesianNetwork has changed since fit(), whose "
-                "draws belong to the former ones; call fit() again."
+                "The prior or a transform of this BayesianNetwork has changed since fit(), so "
+                "that its draws are out of date; call fit() again."
             )
         return self.draws
 

@@ -1,4 +1,4 @@
-"""What predictions keep of the training rows, and when it is out of date.
+"""Results that predictions keep for the training rows, and when they are out of date.
 
 Factorising the covariance of the rows costs O(n^3), so it is kept from one `posterior` to the
 next. GPyTorch forgets it where it is told to; here it is compared with what it was made of,

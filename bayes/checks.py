@@ -1,4 +1,4 @@
-"""Checks of what users pass in, with errors that say what to do."""
+"""Checks of users' arguments, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_training_data(
         train_Yvar: Variances of the observation noise, to be `[..., n, m]` and >= 0.
 
     Raises:
-        TypeError: something is no floating-point tensor.
+        TypeError: something is not a floating-point tensor.
         ValueError: shapes, dtypes or devices disagree, or a value is not finite.
     """
     given = {"train_X": train_X, "train_Y": train_Y, "train_Yvar": train_Yvar}
@@ -202,9 +202,10 @@ def warn_about_scale(owner: str, X: Tensor, kernel: Kernel) -> None:
         if float(sizes.max()) > 10 or 0 < float(sizes.max()) < 0.05:
             column = int(sizes.argmax())
             warnings.warn(
-                f"{owner} got inputs of root mean square up to {float(sizes[column]):.3g} (column "
-                f"{column}) without an input transform, but {type(part).__name__} expects mean 0 "
-                "and variance 1. Leave input_transform out to standardise, or do so yourself.",
+                f"{owner} got inputs of root mean square up to {float(sizes[column]):.3g} "
+                f"(column {column}) without an input transform, but {type(part).__name__} "
+                "expects mean 0 and variance 1. Omit input_transform to have them "
+                "standardised, or standardise them yourself.",
                 stacklevel=4,
             )
             return

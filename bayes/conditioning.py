@@ -36,7 +36,7 @@ def check_observations(
         train_Y: Outcomes of the model, `[*batch, n, m]`.
 
     Raises:
-        TypeError: something is no tensor of the model's dtype.
+        TypeError: something is not a tensor of the model's dtype.
         ValueError: shapes or devices disagree, values are not finite or variances negative.
     """
     given = {"X": X, "Y": Y, "noise": noise}
@@ -56,7 +56,7 @@ def check_observations(
         if not bool(value.isfinite().all()):
             bad = int((~value.isfinite()).sum())
             raise ValueError(
-                f"{owner} got {name} with {bad} NaN or infinite values; leave those rows out."
+                f"{owner} got {name} with {bad} NaN or infinite values; remove those rows."
             )
     inputs, outputs = train_X.shape[-1], train_Y.shape[-1]
     wanted = f"X [..., n, {inputs}] and Y [..., n, {outputs}]"

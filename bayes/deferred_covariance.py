@@ -1,4 +1,4 @@
-"""A covariance matrix that is computed when somebody asks for more than its diagonal."""
+"""A covariance matrix that is computed only when more than its diagonal is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What identifies a module in a model file that holds no code.
+"""The identity of a module in a model file that holds no code.
 
 A file stores values; the kernel or network they belong to is passed again when loading. Class
 names and shapes catch the wrong module early, values computed with it (a fingerprint) catch the
@@ -89,8 +89,8 @@ def check_given(path: Any, passed: dict[str, Any], saved: dict[str, Any]) -> Non
     for name, value in passed.items():
         if value != saved[name]:
             raise ValueError(
-                f"{path} was saved with {name} {saved[name]}, load got {value}; pass the same as "
-                "at construction (True: one of your own)."
+                f"{path} was saved with {name} {saved[name]}, load got {value}; pass the same "
+                "as at construction (True stands for an object of your own)."
             )
 
 
@@ -98,13 +98,13 @@ def check_module(path: Any, what: str, module: torch.nn.Module, saved: dict[str,
     """Refuse a module, a kernel or a network, that is made otherwise than the saved one."""
     differences = _differing_parts(describe_module(module), saved)
     if differences:
-        raise ValueError(f"{path} was saved with another {what}: {'; '.join(differences)}.")
+        raise ValueError(f"{path} was saved with a different {what}: {'; '.join(differences)}.")
 
 
 def check_fingerprint(path: Any, what: str, found: Tensor, saved: Tensor) -> None:
     """Refuse a module with the parameters of the saved one that computes something else."""
     if not _same_values(found, saved):
         raise ValueError(
-            f"The {what} passed to load has the parameters of the one in {path}, but other "
-            "values: pass the same architecture, activations and transforms."
+            f"The {what} passed to load has the same parameters as the one in {path} but "
+            "computes other values; pass the same architecture, activations and transforms."
         )

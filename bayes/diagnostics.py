@@ -1,4 +1,4 @@
-"""Is a model calibrated, and which of several is better on the same splits?
+"""Calibration of a model, and comparison of several on the same splits.
 
 All numbers come from the true predictive (`log_prob`, `cdf`, `quantile`) of y, so that a Gaussian
 process, a t process, a sampled network and a PFN are compared by what they claim. Plain BoTorch
@@ -67,7 +67,7 @@ class Calibration:
         """Draw empirical against nominal coverage.
 
         Args:
-            ax: Where; a new figure without.
+            ax: Axes to draw on; a new figure if None.
             label: Legend entry.
 
         Returns:
@@ -191,11 +191,14 @@ def compare(
 
     Raises:
         ValueError: there are no models or no splits.
-        TypeError: a model is neither, or its posterior has no density.
+        TypeError: an entry is neither a model nor a factory, or a posterior has no density.
     """
     splits = list(splits)
     if not models or not splits:
-        raise ValueError(f"compare got {len(models)} models and {len(splits)} splits; needs both.")
+        raise ValueError(
+            f"compare needs at least one model and one split, got {len(models)} models and "
+            f"{len(splits)} splits."
+        )
     found: dict[str, dict[str, list[float]]] = {
         name: {metric: [] for metric in _METRICS} for name in models
     }
@@ -239,9 +242,9 @@ def plot_posterior(
 
     Args:
         model: A fitted model with one input column.
-        X: Where, `[n, 1]`, in increasing order; without, the range of the model's training
-            inputs and a tenth more.
-        ax: Where to draw; a new figure without.
+        X: Inputs, `[n, 1]`, in increasing order; if None, the range of the model's training inputs
+            and a tenth more.
+        ax: Axes to draw on; a new figure if None.
         levels: Probabilities of the shaded intervals.
         observation_noise: Whether the intervals are of y or of f.
         output: Which output.
@@ -254,7 +257,9 @@ def plot_posterior(
     data = _training_rows(model)
     if X is None:
         if data is None:
-            raise ValueError("plot_posterior needs X: this model does not show its training rows.")
+            raise ValueError(
+                "plot_posterior needs X, because this model does not expose its training rows."
+            )
         low, high = data[0].min(), data[0].max()
         margin = (high - low) / 10
         share = torch.linspace(0, 1, 200, dtype=low.dtype, device=low.device)
@@ -262,8 +267,8 @@ def plot_posterior(
         X = X.unsqueeze(-1)
     if X.dim() != 2 or X.shape[-1] != 1:
         raise ValueError(
-            f"plot_posterior draws one input, X has shape {tuple(X.shape)}; plot_predictions shows "
-            "models with several."
+            f"plot_posterior supports a single input, but X has shape {tuple(X.shape)}; for "
+            "several use plot_predictions."
         )
     ax = _axes(ax)
     x = X[:, 0].cpu().numpy()
@@ -308,9 +313,9 @@ def plot_predictions(
     Args:
         posterior: `model.posterior(X, observation_noise=True)`, `[n, m]`.
         Y: Targets, `[n, m]`.
-        ax: Where; a new figure without.
+        ax: Axes to draw on; a new figure if None.
         level: Probability of the intervals.
-        output: Which output.
+        output: Index of the output.
         against: "rank" sorts the points by predicted median; "target" puts the target on the
             horizontal axis, where a perfect prediction lies on the diagonal.
 
@@ -356,8 +361,9 @@ def _made(name: str, given: Any, train_X: Tensor, train_Y: Tensor) -> Any:
         model = given(train_X, train_Y)
     if not hasattr(model, "posterior"):
         raise TypeError(
-            f"compare got {name!r} as {type(given).__name__}: needs a fitted model or a factory "
-            "(train_X, train_Y) -> model, the model with posterior(X, observation_noise=True)."
+            f"compare needs {name!r} to be a fitted model with posterior(X, "
+            "observation_noise=True), or a factory (train_X, train_Y) -> model; got "
+            f"{type(given).__name__}."
         )
     return model
 

@@ -1,4 +1,4 @@
-"""What the exact Gaussian and Student-t processes share.
+"""The common base of the exact Gaussian and Student-t processes.
 
 Both condition y = f(x) + noise, f a zero-mean process with a given kernel, on all rows by a
 Cholesky factorisation. `ExactProcess` is BoTorch's `SingleTaskGP` with our transforms, solver
@@ -82,7 +82,7 @@ class ExactProcess(ProcessRows, ABC):
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
     ) -> None:
-        """Arguments are told by the class."""
+        """See the class for the arguments."""
         owner = type(self).__name__
         check_training_data(owner, train_X, train_Y, train_Yvar)
         if not isinstance(kernel, Kernel):
@@ -162,7 +162,7 @@ class ExactProcess(ProcessRows, ABC):
             progress: Show a bar; None shows it if more than ten seconds are expected.
             optimizer_kwargs: Passed to `scipy.optimize.minimize`, such as
                 `{"options": {"gtol": 1e-6}}`; L-BFGS-B without a method.
-            seed: Of the restarts; the global generator is left as it was.
+            seed: Seed of the restarts; the global generator is left as it was.
 
         Returns:
             The model itself.
@@ -250,7 +250,7 @@ class ExactProcess(ProcessRows, ABC):
 
         Args:
             X: Queries, `[..., q, d]`.
-            output_indices: Outputs to return; all without it.
+            output_indices: Outputs to return; all if None.
             observation_noise: Whether of y rather than of f. A tensor `[..., q, m]` gives the
                 noise variances in squared units of Y.
             posterior_transform: Applied last; its result is returned as it is.
@@ -318,8 +318,9 @@ class ExactProcess(ProcessRows, ABC):
         """
         if self.train_Y.shape[:-2] != self._hyperparameter_batch:
             raise NotImplementedError(
-                f"This batch {tuple(self.train_Y.shape[:-2])} of {type(self).__name__}s was made "
-                "by conditioning and cannot be saved; construct one from the rows of each."
+                f"This batch {tuple(self.train_Y.shape[:-2])} of {type(self).__name__}s was "
+                "made by conditioning and cannot be saved; construct one model from the rows "
+                "of each and save those."
             )
         tensors = {f"state.{name}": value for name, value in self.state_dict().items()}
         tensors.update(train_X=self.train_X, train_Y=self.train_Y)
@@ -354,10 +355,10 @@ class ExactProcess(ProcessRows, ABC):
 
         Args:
             path: The file.
-            kernel: As at construction, with any parameter values; needed.
-            likelihood: As at construction.
-            input_transform: As at construction.
-            outcome_transform: As at construction.
+            kernel: The same as at construction, with any parameter values; required.
+            likelihood: The same as at construction.
+            input_transform: The same as at construction.
+            outcome_transform: The same as at construction.
 
         Raises:
             ValueError: the file is damaged or of another kind, or what was passed does not fit it.
@@ -367,8 +368,9 @@ class ExactProcess(ProcessRows, ABC):
         if not isinstance(kernel, Kernel):
             classes = dict(description["kernel"]["classes"])
             raise TypeError(
-                f"{cls.__name__}.load needs the kernel as well, since {path} holds values and no "
-                f"code: load(path, kernel), with a {classes['']} made as the saved one was."
+                f"{cls.__name__}.load needs the kernel as well, since {path} holds values and "
+                f"no code; call load(path, kernel) with a {classes['']} that is constructed "
+                "like the saved one."
             )
         passed = {
             "likelihood": likelihood is not None,

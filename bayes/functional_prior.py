@@ -1,4 +1,4 @@
-"""Weight priors that give the functions of a chosen prior over functions.
+"""Weight priors whose functions resemble those of a chosen prior over functions.
 
 The layer variances of a network with one hidden layer are chosen so that its functions have the
 second moments of a target Gaussian process at measurement points (Tran, Rossi, Milios &
@@ -73,14 +73,14 @@ def match_functional_prior(
         method: "moments".
         num_sets: Measurement sets drawn from a sampler; their objectives are averaged.
         num_restarts: Starts of the optimiser; all but the first are perturbed.
-        seed: Of measurement sets and restarts.
+        seed: Seed of measurement sets and restarts.
 
     Returns:
         A new prior. `match_quality(new, target, X)` on held-out inputs says how good it is.
 
     Raises:
         NotImplementedError: another method, a deeper network, or another kind of target.
-        ValueError: nothing is learnable, or the inputs are no matrix.
+        ValueError: nothing is learnable, or the inputs are not a matrix.
     """
     if method != "moments":
         raise NotImplementedError(f'method must be "moments", got {method!r}.')

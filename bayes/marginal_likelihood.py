@@ -43,7 +43,7 @@ def relative_jitter(diagonal: Tensor) -> Iterator[None]:
     jitter would be lost in the rounding of a large kernel and drown a small one.
 
     Args:
-        diagonal: Of the matrix that is factorised, any shape.
+        diagonal: Diagonal of the matrix that is factorised, any shape.
     """
     scale = float(diagonal.detach().mean())
     if not 0 < scale < float("inf"):
@@ -80,8 +80,8 @@ class JointMarginalLogLikelihood(ExactMarginalLogLikelihood):
         """Log density of the outcomes without the hyperparameters' priors, a scalar in nats.
 
         Args:
-            function_dist: As for `forward`.
-            target: As for `forward`.
+            function_dist: See `forward`.
+            target: See `forward`.
             *params: Passed to the likelihood.
             **kwargs: Passed to the likelihood.
         """

@@ -75,7 +75,7 @@ class OutputSubset(Model):
         """Some of these outputs.
 
         Args:
-            idcs: Which ones.
+            idcs: Indices of the outputs.
         """
         chosen = chosen_outputs(type(self).__name__, idcs, self.num_outputs)
         return OutputSubset(self.model, [self.outputs[k] for k in chosen])
@@ -86,14 +86,14 @@ class OutputSubset(Model):
         Args:
             X: Inputs.
             Y: Outcomes.
-            **kwargs: Others.
+            **kwargs: Ignored.
 
         Raises:
             NotImplementedError: always.
         """
         raise NotImplementedError(
             f"{self.num_outputs} outputs of a {type(self.model).__name__} cannot be conditioned "
-            f"by themselves; condition the model on all {self.model.num_outputs}, then subset."
+            f"alone; condition the model on all {self.model.num_outputs}, then take the subset."
         )
 
     def fantasize(self, X: Tensor, *args: Any, **kwargs: Any) -> OutputSubset:

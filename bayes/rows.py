@@ -1,4 +1,4 @@
-"""The training rows of an exact process: their units, further ones, and what is kept of them.
+"""The training rows of an exact process: their units, further rows, and what is kept of them.
 
 A model holds its rows as they were given, `train_X`, `train_Y` and `train_Yvar`. What GPyTorch
 conditions on (`train_inputs`, `train_targets`, the likelihood's known noise) is made of them by
@@ -118,13 +118,13 @@ class ProcessRows(SingleTaskGP):
             sampler: Draws the observations.
             observation_noise: Their noise variances, broadcasting with `[..., q, m]`, squared
                 units of Y. Without it the learnt ones, or the mean of the rows' known ones.
-            **kwargs: As for `condition_on_observations`.
+            **kwargs: See `condition_on_observations`.
 
         Returns:
             A model with batch shape `[*sampler.sample_shape, ...]`.
 
         Raises:
-            TypeError: `observation_noise` is no tensor, or another dtype than the model's.
+            TypeError: `observation_noise` is not a tensor, or another dtype than the model's.
             ValueError: shapes disagree or values are not finite.
         """
         owner = type(self).__name__
@@ -151,7 +151,7 @@ class ProcessRows(SingleTaskGP):
         """The model of some outputs only.
 
         Args:
-            idcs: Which ones.
+            idcs: Indices of the outputs.
 
         Raises:
             ValueError: an index is out of range.
@@ -168,12 +168,12 @@ class ProcessRows(SingleTaskGP):
         """Load hyperparameters and transforms, those of a model of other rows too.
 
         Args:
-            state_dict: Of a model of the same make.
+            state_dict: State of a model of the same make.
             strict: Whether names must agree.
             keep_transforms: Whether standardisations come from the state, so that the
                 hyperparameters mean what they meant; else this model's own stay. A non-affine
                 outcome transform is in no state and stays.
-            assign: As for `torch.nn.Module`.
+            assign: See `torch.nn.Module`.
 
         Returns:
             Missing and unexpected names.

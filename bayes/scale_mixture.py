@@ -48,9 +48,9 @@ class StudentTProcess(ExactProcess):
         concentration: a of the inverse gamma, > 0. The prior mean of sigma^2 is b / (a - 1).
         rate: b of the inverse gamma, > 0, on the model's (standardised) scale.
         train_Yvar: Known noise variances relative to sigma^2, in the units of Y squared.
-        likelihood: As in `GaussianProcess`; its noise is the ratio.
-        input_transform: As in `GaussianProcess`.
-        outcome_transform: As in `GaussianProcess`.
+        likelihood: See `GaussianProcess`; its noise is the ratio.
+        input_transform: See `GaussianProcess`.
+        outcome_transform: See `GaussianProcess`.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -70,7 +70,7 @@ class StudentTProcess(ExactProcess):
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
     ) -> None:
-        """Arguments are told by the class."""
+        """See the class for the arguments."""
         for name, value in (("concentration", concentration), ("rate", rate)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"StudentTProcess needs 0 < {name} < inf, got {value}.")

@@ -116,7 +116,7 @@ class StudentTPosterior(PredictivePosterior):
         )
 
     def log_excess(self, threshold: Tensor | float, order: int, above: bool = True) -> Tensor:
-        """As in `PredictivePosterior`, exact.
+        """See `PredictivePosterior.log_excess`; exact.
 
         Args:
             threshold: Broadcasting with `[..., n, m]`.

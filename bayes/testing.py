@@ -24,7 +24,7 @@ __all__ = ["InferenceMethodContract"]
 
 
 class InferenceMethodContract(ABC):
-    """Of a conjugate Gaussian model whose posterior is known and factorises.
+    """Contract of an inference method, on a conjugate Gaussian model with known posterior.
 
     y = X theta + noise with theta ~ N(0, 1) and orthogonal columns of X, so that methods of
     independent parameters can be exact as well.
@@ -72,7 +72,7 @@ class InferenceMethodContract(ABC):
         return self._first
 
     def draws(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> Draws:
-        """From the posterior of the problem."""
+        """Draws from the posterior of the problem."""
         model, _, _ = self.problem(dtype)
         return self.make_method(seed).run(model, torch.zeros(1, dtype=dtype))
 

@@ -5,8 +5,9 @@ A page becomes one script with the page's line numbers, so that a traceback poin
 folder of its own, as `__main__` of a fresh process. Blocks of other languages (`console` for what
 installs or takes long, `text` for output) are not run.
 
-    python docs/execution.py                    # pages that changed, for the site
+    python docs/execution.py                    # pages whose code changed, for the site
     python docs/execution.py docs/pages/guides/tables.md --anew
+    python docs/execution.py --examples         # the guides as notebooks, into examples/guides/
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "pages"
+EXAMPLES = ROOT / "examples" / "guides"
 EXECUTED = ROOT / "docs" / "executed"
 """One folder a page: `output.json` and its figures; ignored by git."""
 
@@ -32,6 +34,7 @@ _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTA
 _FIGURE = re.compile(r"savefig\(\s*[\"']([^\"']+)[\"']")
 _END = "\x1e"  # printed after each block
 _RUN = ("python", "sh")
+_HEADER = re.compile(r"---\n.*?^---\n", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,52 @@ def script(text: str) -> str:
     return "\n".join(lines)
 
 
+def notebook(page: Path) -> str:
+    """The page as a script of cells (`# %%`), as Jupyter, VS Code and Spyder read it."""
+    text = page.read_text()
+    source = page.relative_to(ROOT).as_posix()
+    cells = [
+        f"# Made from {source} by `python docs/execution.py --examples`. Run it in its own folder."
+    ]
+    start = _HEADER.match(text).end() if _HEADER.match(text) else 0
+    for block in blocks(text):
+        opening = text.rindex("```" + block.language, start, block.end)
+        cells += [_prose(text[start:opening]), _cell(block)]
+        start = block.end
+    return "\n\n".join(cell for cell in [*cells, _prose(text[start:])] if cell) + "\n"
+
+
+def _prose(text: str) -> str:
+    lines = text.strip().splitlines()
+    return "\n".join(
+        ["# %% [markdown]", *(f"# {line}".rstrip() for line in lines)] if lines else []
+    )
+
+
+def _cell(block: Block) -> str:
+    code = block.code.strip("\n")
+    if block.language == "sh":
+        code = _SHELL.format(code)
+    return f"# %%\n{code}"
+
+
+_SHELL = '''import subprocess
+
+subprocess.run(
+    r"""
+{}
+""",
+    shell=True,
+    check=True,
+)'''
+
+
+def guides() -> dict[Path, Path]:
+    """The notebook of every guide, and the page that it is made from."""
+    found = [PAGES / "getting-started.md", *sorted((PAGES / "guides").glob("*.md"))]
+    return {EXAMPLES / f"{page.stem.replace('-', '_')}.py": page for page in found}
+
+
 def run(page: Path, folder: Path, *, timeout: float = 900.0) -> list[str]:
     """Run a page in an empty folder; returns what each block printed.
 
@@ -136,7 +185,7 @@ def executed(page: Path) -> Path:
 
 
 def outputs(page: Path) -> list[str] | None:
-    """What the blocks of a page printed, if it was run since it changed."""
+    """What the blocks of a page printed, if it was run since they changed."""
     record = executed(page) / "output.json"
     if not record.exists():
         return None
@@ -145,7 +194,9 @@ def outputs(page: Path) -> list[str] | None:
 
 
 def _digest(page: Path) -> str:
-    return hashlib.sha256(page.read_bytes()).hexdigest()
+    """Of the code alone: prose may change without another run."""
+    code = [(block.language, block.code) for block in blocks(page.read_text())]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 
 
 def execute(page: Path) -> None:
@@ -167,7 +218,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pages", nargs="*", type=Path, help="all, when none is given")
     parser.add_argument("--anew", action="store_true", help="also those that did not change")
+    parser.add_argument("--examples", action="store_true", help="write the guides as notebooks")
     options = parser.parse_args()
+    if options.examples:
+        for example, page in guides().items():
+            example.parent.mkdir(exist_ok=True)
+            example.write_text(notebook(page))
+        return 0
     failed = 0
     for page in [path.resolve() for path in options.pages] or pages():
         if outputs(page) is not None and not options.anew:

@@ -6,11 +6,13 @@ Loaded by MkDocs (`hooks` in mkdocs.yml).
 from __future__ import annotations
 
 import ast
+import html
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
@@ -20,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 from docs.execution import PAGES, blocks, executed, outputs  # noqa: E402
 
 PACKAGES = ("priors", "bayes", "pfn", "nas")
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 _REFERENCE = re.compile(r"<!-- reference (\w[\w.]*) -->")
 
 
@@ -46,6 +49,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if "<!-- map -->" in markdown:
         markdown = markdown.replace("<!-- map -->", "\n".join(_map()))
     return _REFERENCE.sub(lambda found: _reference(found[1]), markdown)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Formulas as MathML, which browsers know: no script, nothing from elsewhere."""
+
+    def formula(found: re.Match[str]) -> str:
+        display = "block" if found[1] == "div" else "inline"
+        return convert(html.unescape(found[2]), display=display)
+
+    return _FORMULA.sub(formula, content)
 
 
 def _with_outputs(markdown: str, source: Path) -> str:
@@ -88,11 +101,19 @@ def _map() -> list[str]:
     return lines
 
 
+def _path(package: str, name: str) -> str:
+    """Where a public name is; `nas.search` is a function, and would be found as its module."""
+    hidden = (ROOT / package.replace(".", "/") / f"{name}.py").exists()
+    return f"{package}.{name}.{name}" if hidden else f"{package}.{name}"
+
+
 def _reference(package: str) -> str:
-    """One entry for each public name of a package."""
-    tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text())
+    """One entry for each public name of a package or module."""
+    place = ROOT / package.replace(".", "/")
+    face = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    tree = ast.parse(face.read_text())
     for statement in tree.body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
             names = [name for name in ast.literal_eval(statement.value) if name != "__version__"]
-            return "\n\n".join(f"::: {package}.{name}" for name in names)
+            return "\n\n".join(f"::: {_path(package, name)}" for name in names)
     raise PluginError(f"{package} has no __all__.")

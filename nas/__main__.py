@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("search", help="start a study or go on with it")
+    run = commands.add_parser("search", help="start a study or continue it")
     run.add_argument("--objective", required=True, help="module:function or file.py:function")
     run.add_argument("--space", required=True, help="mlp, cell, or module:object")
     run.add_argument("--trials", type=_positive, required=True, help="trials of this call")
@@ -142,7 +142,7 @@ def _search(options: argparse.Namespace) -> int:
     _print_status(study)
     ended = [t for t in study.get_trials(deepcopy=False) if (t.datetime_complete or start) > start]
     if all(trial.state == TrialState.FAIL for trial in ended):
-        raise SearchError("No trial of this call came to an end; see the last error.")
+        raise SearchError("No trial of this call finished; see the last error.")
     return 0
 
 

@@ -87,7 +87,10 @@ class Architecture:
                 f"nodes 0 to {index - 1}."
             )
         if (node.operation == "repeat") != (node.body is not None):
-            raise ValueError(f"Node {index} ({node.operation}): repeat, and only it, has a body.")
+            raise ValueError(
+                f"Node {index} ({node.operation}): a repeat must have a body, and no other "
+                "operation may have one."
+            )
 
     @staticmethod
     def input(shape: Iterable[int]) -> Node:

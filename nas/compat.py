@@ -1,4 +1,4 @@
-"""Borrowed names: what searches use of Optuna that is not public there.
+"""Names that searches borrow from private parts of Optuna.
 
 `tests/nas/test_compat.py` says what is relied on.
 """

@@ -1,4 +1,4 @@
-"""One trial: the objective called, how it ended left in the trial, and a bar over many of them."""
+"""One trial: calling the objective, recording how it ended, and a bar over many of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KIND_ERRORS = (  # Optuna's, which do not name what they are about
 
 
 class SearchError(RuntimeError):
-    """A search cannot go on: its objective fails in every trial, or its workers do not start."""
+    """A search cannot continue: its objective fails in every trial, or its workers do not start."""
 
 
 def evaluate(objective: Objective, trial: optuna.Trial) -> float:

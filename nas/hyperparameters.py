@@ -1,4 +1,4 @@
-"""Hyperparameters as points of the unit cube, for a Gaussian process and for moving about.
+"""Hyperparameters as points of the unit cube, for a Gaussian process and for local moves.
 
 A number takes one coordinate, linear or logarithmic as its distribution says; a categorical
 takes one coordinate for each choice (one-hot).
@@ -97,7 +97,7 @@ class HyperparameterCube:
         """Values near others.
 
         Args:
-            values: Where to start.
+            values: Starting values.
             scale: Standard deviation of a number's step in its unit coordinate, reflected at
                 the bounds; also the probability that a categorical is drawn anew.
             generator: Source of randomness.

@@ -1,4 +1,4 @@
-"""The vocabulary of architectures: what each operation label means as a torch module.
+"""The vocabulary of architectures: the torch module behind each operation label.
 
 An operation takes the shapes of its inputs (without the batch dimension) and its arguments and
 gives a module and the shape of its output, so that a graph of labels needs no layer sizes
@@ -199,7 +199,7 @@ def register_operation(
         build: `(input shapes, **arguments) -> (module, output shape)`, shapes without the batch;
             arguments are JSON values. It raises `ValueError` where they do not fit.
         weight_layers: Matrices or filters on the longest path through it; depth counts these.
-        replace: Whether the label may be one that is known.
+        replace: Whether to replace an operation that is registered under this label.
 
     Raises:
         ValueError: the label is known, reserved or empty.

@@ -73,9 +73,9 @@ class BayesianSampler(optuna.samplers.BaseSampler):
     Optuna's `trial.suggest_*` for the hyperparameters.
 
     Args:
-        space: Where the architectures live.
-        hyperparameters: Name to Optuna distribution, as the objective suggests them; what it
-            suggests otherwise is drawn uniformly, with a warning. None takes those that the
+        space: The search space.
+        hyperparameters: Optuna distributions by name, as the objective suggests them; others that
+            it suggests are drawn uniformly, with a warning. None takes those that the
             latest finished trials have in common, so the first trials draw them uniformly.
         surrogate: `"gp"`, or a callable from encoded data to a fitted BoTorch model
             (`nas.surrogate.Surrogate`).
@@ -85,11 +85,12 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         num_initial: Finished trials of this space with these hyperparameters before the
             surrogate is used; until then hyperparameters and the parameters of a flat space come
             from a scrambled Sobol sequence. A study whose space or hyperparameters were changed
-            goes on with the trials that fit, or starts anew.
-        seed: With the position of the trial it determines the proposal. None takes the name of
-            the study in its place.
-        device: Where the surrogate is fitted and candidates are scored, in float64. None is the
-            CPU, even where there is a GPU: some dozens of trials are too small a problem for one.
+            continues with the trials that fit, or starts anew.
+        seed: Determines the proposal, together with the position of the trial. If None, the name of
+            the study takes its place.
+        device: Device on which the surrogate is fitted and candidates are scored, in float64. None
+            means the CPU, even where there is a GPU: some dozens of trials are too small a problem
+            for one.
 
     Raises:
         ValueError: an unknown name, or a hyperparameter named like a parameter of the space.

@@ -1,4 +1,4 @@
-"""One call from an objective and a space to a finished study.
+"""From an objective and a space to a finished study in one call.
 
 Optuna runs the trials and keeps them; this adds what a long search needs around it: a storage
 that is opened with clear errors, resuming by calling again, errors kept with the trial that
@@ -45,7 +45,7 @@ def search(
     seed: int | None = None,
     show_progress: bool = True,
 ) -> optuna.Study:
-    """Search a space, or go on with a search.
+    """Search a space, or continue an earlier search.
 
     A trial whose objective raises, `SystemExit` included, is recorded as failed, with the error
     in its user attributes `error` and `traceback`, and the search goes on, unless the first five
@@ -58,18 +58,18 @@ def search(
     Args:
         objective: Called with each trial; it calls `nas.suggest(trial, space)` and returns the
             value. With several workers it must be picklable (a function of an importable module).
-        space: Where the architectures live.
-        hyperparameters: Name to Optuna distribution, as the objective suggests them.
-        num_trials: Trials of this call.
+        space: The search space.
+        hyperparameters: Optuna distributions by name, as the objective suggests them.
+        num_trials: Number of trials to run in this call.
         storage: Path of an SQLite file, an Optuna URL, or an Optuna storage; None keeps the
             study in memory.
-        study_name: Name in the storage; None is `"search"`.
-        workers: Trials at the same time.
-        engine: Where workers run; None is this process for one worker and local processes for
-            several. It is not shut down.
-        sampler: None is `BayesianSampler(space, hyperparameters=hyperparameters, seed=seed)`.
+        study_name: Name of the study in the storage; `"search"` if None.
+        workers: Number of trials that run at the same time.
+        engine: Executor that runs the workers; None means this process for one worker and local
+            processes for several. It is not shut down.
+        sampler: If None, `BayesianSampler(space, hyperparameters=hyperparameters, seed=seed)`.
         direction: `"minimize"` or `"maximize"`.
-        seed: Of the default sampler.
+        seed: Seed of the default sampler.
         show_progress: Whether to draw a progress bar in place of Optuna's log lines.
 
     Returns:
@@ -98,7 +98,9 @@ def search(
     if sampler is None:
         sampler = BayesianSampler(space, hyperparameters=hyperparameters, seed=seed)
     elif seed is not None:
-        raise ValueError("seed is for the default sampler; give yours its own seed.")
+        raise ValueError(
+            "seed applies to the default sampler only; give your sampler its own seed."
+        )
     opened = storage if isinstance(storage, BaseStorage) else open_storage(storage)
     study = _study(opened, study_name or "search", direction, sampler)
     _check_kinds(study, hyperparameters or {})
@@ -130,13 +132,13 @@ def _study(
         )
     if len(study.directions) > 1:
         raise ValueError(
-            f"The stored study {name!r} has {len(study.directions)} objectives, a search has one; "
-            "choose another study_name."
+            f"The stored study {name!r} has {len(study.directions)} objectives, but a search "
+            "needs a single one; choose another study_name."
         )
     stored = study.direction.name.lower()
     if stored != direction:
         raise ValueError(
-            f"The stored study {name!r} is to {stored}, this call wants to {direction}; choose "
+            f"The stored study {name!r} is to {stored}, but this call is to {direction}; choose "
             "another study_name or the same direction."
         )
     return study

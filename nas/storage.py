@@ -1,4 +1,4 @@
-"""The storage of a study: opened from a path or URL, its failures said in one line."""
+"""The storage of a study, opened from a path or URL, with failures reported in one line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def open_storage(storage: str | Path | None, *, must_exist: bool = False) -> Bas
     connect = {}
     if url is None:
         if must_exist:
-            raise StorageError(f"{storage} is in memory, where no study is kept.")
+            raise StorageError(
+                f"{storage} is in memory and keeps no studies; pass the path of a file or a "
+                "database URL."
+            )
         return optuna.storages.InMemoryStorage()
     if file is not None:
         _check_file(file, must_exist)
@@ -61,7 +64,7 @@ def open_storage(storage: str | Path | None, *, must_exist: bool = False) -> Bas
             )
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError,
                 RuntimeError, AssertionError) as error:  # fmt: skip
-            reason = shown((str(error).splitlines() or ["it is no database of Optuna"])[0])
+            reason = shown((str(error).splitlines() or ["it is not an Optuna database"])[0])
             raise StorageError(
                 f"Cannot open the study storage {shown(storage)}: {reason}"
             ) from error

@@ -1,4 +1,4 @@
-"""Contracts for spaces and samplers, to be inherited by the tests of new ones.
+"""Contract tests for operations, spaces and samplers, to be inherited by the tests of new ones.
 
     class TestMySpace(SpaceContract):
         def make_space(self): return MySpace()
@@ -260,7 +260,7 @@ class SamplerContract(ABC):
         assert values == [t.value for t in self.run(self.num_trials).trials]
 
     def test_failures_do_not_stop_it(self) -> None:
-        """Studies with raising, infinite and nan trials go on."""
+        """Studies with raising, infinite and nan trials continue."""
         objective = SyntheticObjective()
         study = optuna.create_study(sampler=self.make_sampler(objective, seed=3))
 

@@ -1,4 +1,4 @@
-"""How an architecture travels with an Optuna trial, and back into the queue.
+"""Storing an architecture in an Optuna trial, and queueing one.
 
 The architecture is stored with its trial as user attributes: canonical JSON and numeric
 descriptors (one column each in Optuna's tables and dashboard). In a flat space it is a choice of
@@ -60,7 +60,7 @@ def suggest(trial: optuna.Trial, space: Space) -> Architecture:
     Args:
         trial: The running trial. Its user attributes receive the architecture as JSON and its
             descriptors (`num_parameters`, `depth`, `flops`).
-        space: Where to look.
+        space: The search space.
 
     Raises:
         ValueError: the trial was queued with an architecture that is not in the space, or with
@@ -192,12 +192,12 @@ def warn_of_ignored(trial: FrozenTrial) -> None:
     """Say what a completed trial passed over: the architecture, or values it was queued with.
 
     Args:
-        trial: As it is stored.
+        trial: The stored trial.
     """
     if architecture_of(trial) is None:
         warnings.warn(
-            "The objective returned without calling nas.suggest(trial, space): its architecture "
-            "is not searched.",
+            "The objective returned without calling nas.suggest(trial, space), so the "
+            "architecture is not searched.",
             stacklevel=3,
         )
     queued = set(trial.system_attrs.get("fixed_params", {}))
@@ -210,7 +210,7 @@ def warn_of_ignored(trial: FrozenTrial) -> None:
 
 
 def numbered(study: optuna.Study, number: int) -> FrozenTrial:
-    """The trial of a study with this number, as it is stored."""
+    """The stored trial of a study with this number."""
     return next(t for t in study.get_trials(deepcopy=False) if t.number == number)
 
 

@@ -84,7 +84,7 @@ def make_job(
     """A job that workers can run.
 
     Args:
-        objective: As in `Job`, and so the next three.
+        objective: See `Job`, and so the next three.
         study: The study.
         storage: Its storage.
         silent: Whether to leave out Optuna's log lines.
@@ -149,8 +149,8 @@ def run_jobs(
         dead, given_up = _requeue_dead(study, job)
         if engine is not None:
             raise SearchError(
-                "The engine is broken, one of its workers died; what it ran is queued again: call "
-                "again with a new engine."
+                "The engine is broken because one of its workers died; the trials it ran are "
+                "queued again. Call again with a new engine."
             )
         if lost and not dead:
             raise SearchError(
@@ -227,7 +227,7 @@ def _requeue_dead(study: optuna.Study, job: Job) -> tuple[int, list[FrozenTrial]
         if not again:
             given_up.append(failed)
         warnings.warn(
-            f"The worker process of trial {trial.number} died, perhaps for want of memory: "
+            f"The worker process of trial {trial.number} died, perhaps because memory ran out: "
             + ("the trial is queued again." if again else "the trial is given up."),
             stacklevel=4,
         )

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     limit = command.add_mutually_exclusive_group()
     limit.add_argument("--hours", type=float, help="time for training; 2 if not given")
     limit.add_argument("--minutes", type=float, help="time for training")
-    command.add_argument("--out", type=Path, help="the network; default runs/NAME.safetensors")
+    command.add_argument("--out", type=Path, help="the network; default: runs/NAME.safetensors")
     command.add_argument("--resume", action="store_true", help="continue an interrupted training")
     command.add_argument("--initial", help="start from a trained network, by name or file")
     command.add_argument("--config", type=Path, help="JSON file that changes TrainingConfig")
@@ -51,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--probe",
         action=argparse.BooleanOptionalAction,
-        help="choose batch and precision by a short probe; on a GPU, unless --config has a batch",
+        help="choose batch and precision by a short probe; default on a GPU, unless --config "
+        "has a batch",
     )
     command.add_argument(
         "--certificate",
@@ -60,14 +61,14 @@ def main(arguments: list[str] | None = None) -> int:
         help="measure the network after the training",
     )
     command.add_argument(
-        "--state", type=Path, help="folder of state and log; default that of --out"
+        "--state", type=Path, help="folder of state and log; default: that of --out"
     )
     command.add_argument("--save-every", type=float, default=300.0, help="seconds between files")
     command.add_argument("--seed", type=int)
     command = commands.add_parser("certify", help="measure the gap to the posterior")
     command.add_argument("network", help="shipped name or file")
     command.add_argument(
-        "--prior", help="recipe, module:prior or file.py:prior; default the network's own recipe"
+        "--prior", help="recipe, module:prior or file.py:prior; default: the network's own recipe"
     )
     command.add_argument("--out", type=Path, help="write the network with its certificate here")
     command.add_argument("--tasks", type=int, help="number of tasks")
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--reference",
         help="module:function or file.py:function, from a task to the exact posterior of its "
-        "queries; default the oracle of the prior",
+        "queries; default: the oracle of the prior",
     )
     command = commands.add_parser("predict", help="predict the rows whose target is empty")
     command.add_argument("data", type=Path, help="CSV file with a header; numbers or text")
@@ -83,7 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--network", help="shipped name or file; regression or classification, as the target is"
     )
-    command.add_argument("--members", type=int, default=8, help="of the ensemble; 1 is fastest")
+    command.add_argument(
+        "--members", type=int, default=8, help="number of ensemble members; 1 is fastest"
+    )
     command.add_argument("--out", type=Path, help="CSV file of the predictions")
     command = commands.add_parser("show", help="how a network was trained")
     command.add_argument("network")
@@ -111,8 +114,8 @@ def _recipe(name: str, *, gpu: bool = False) -> Recipe:
         prior = load_object(name)
     except ValueError as error:
         raise ValueError(
-            f"{name!r} is neither one of {', '.join(RECIPES)} nor a task prior of yours, "
-            f"module:prior or path/to/file.py:prior. {error}"
+            f"{name!r} is neither one of {', '.join(RECIPES)} nor a prior over tasks of yours, "
+            f"given as module:prior or path/to/file.py:prior. {error}"
         ) from error
     if not isinstance(prior, TaskPrior):
         raise ValueError(f"{name} is a {type(prior).__name__}, not a task prior.")
@@ -140,7 +143,7 @@ def _train(options: argparse.Namespace) -> None:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     gpu = device.type == "cuda"
     if gpu and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no CUDA device; leave the option out.")
+        raise ValueError("--device cuda: torch finds no CUDA device; omit the option.")
     recipe = _recipe(options.prior, gpu=gpu)
     name = Path(options.prior).name.replace(".py:", "_").replace(":", "_")
     out = options.out or Path("runs") / f"{name}.safetensors"

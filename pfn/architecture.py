@@ -64,7 +64,7 @@ class ArchitectureConfig:
         thinking_rows: Learned rows that are always in the context.
         bars: Nodes of the output distribution; 0 for as many as represent the posteriors of the
             prior to 0.003 nats, see `pfn.distribution.choose_num_nodes`.
-        classes: Classes at most, of a categorical output instead of the bars; 0 is regression.
+        classes: Largest number of classes, predicted in place of the bars; 0 for regression.
         cell_layers: Layers over cells before rows are formed; 0 for slots.
         cell_embedding: Embedding size of a cell, a multiple of 16.
         inducing: Inducing vectors of the attention over the points of a column.
@@ -312,7 +312,7 @@ class Transformer(nn.Module):
 
         Args:
             rows: n of them; n may be 0.
-            targets: Of the same rows.
+            targets: Targets of the same rows.
             mask: `[B, n]`, False for padding.
         """
         B, n, _ = rows.values.shape
@@ -338,12 +338,12 @@ class Transformer(nn.Module):
         return Context(tuple(keys), tuple(values), count, attend, columns)
 
     def append(self, context: Context, rows: Rows, targets: Targets) -> Context:
-        """A context with further rows, which see it and those before them; it stays as it is.
+        """A context with further rows, which see it and those before them; it is unchanged.
 
         Args:
             context: Encoded context.
             rows: k further rows.
-            targets: Of these rows, in the units of the context.
+            targets: Targets of these rows, in the units of the context.
         """
         k = rows.values.shape[1]
         embedded, _ = self._inputs(rows, targets, None, context.columns)

@@ -52,10 +52,10 @@ class Certificate:
     """A measured distance to the exact posterior.
 
     Attributes:
-        prior: What the tasks were drawn from.
+        prior: Description of the prior of the tasks.
         reference: "exact", "upper bound" (the reference knows more than the context tells) or
             "none" (calibration only).
-        seed: Of the tasks.
+        seed: Seed of the tasks.
         by_context: Rows by number of context rows.
         by_features: Rows by number of features.
         by_noise: Rows by decade of the noise variance, "1e-2" for [0.01, 0.1).

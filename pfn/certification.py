@@ -1,4 +1,4 @@
-"""How far a network is from exact Bayesian inference under a prior, measured.
+"""Measuring the distance of a network from exact Bayesian inference under a prior.
 
 For tasks drawn from the prior, the expected difference of log densities
 
@@ -73,14 +73,14 @@ def certify(
         task_prior: Where tasks come from; their split into context and queries is not used. Or a
             function from a number of context rows to a prior of tasks with so many, whose split
             is used: where inputs depend on what was observed, as in optimisation, a part of the
-            context with the queries of the whole is no task of the prior.
+            context with the queries of the whole is not a task of the prior.
         reference: From a task to the posterior of y at its query rows, `[B, m, 1]`, or another
             density: the exact one, or one that knows more. "own" is the `oracle` of the prior,
             if it has one; tasks that it refuses have no gap. None for no reference.
-        reference_is: "exact" or "upper bound", of a reference that is given.
+        reference_is: What a `reference` given here is, "exact" or "upper bound".
         lower_reference: Another approximation of the exact posterior, for a lower bound; it may
             decline a task by None.
-        lower_tasks: Tasks of each size that it is asked for: long samplers are slow.
+        lower_tasks: Number of tasks of each size to ask it for: long samplers are slow.
         score_prior: What the tasks of `Certificate.scores` are drawn from, of the same kind as
             `task_prior`, which is a part of the training's where only that has a reference.
             `task_prior` if None.
@@ -89,8 +89,8 @@ def certify(
         num_queries: Query rows of each task, its last ones.
         num_tasks: Tasks in all.
         batch: Tasks at a time. Tasks of a batch share what a prior draws for all of them, such as
-            the number of features: larger batches are faster and tell less.
-        seed: Of the tasks.
+            the number of features: larger batches are faster and less precise.
+        seed: Seed of the tasks.
         progress: Show a progress bar.
 
     Raises:
@@ -114,7 +114,9 @@ def certify(
     groups = _groups(task_prior, context_sizes)
     scored = groups if score_prior is None else _groups(score_prior, context_sizes)
     if len(scored) != len(groups):
-        raise ValueError("score_prior must be a prior if task_prior is one, else a function too.")
+        raise ValueError(
+            "score_prior must be of the same kind as task_prior: both priors, or both functions."
+        )
     with torch.no_grad(), tqdm(total=num_tasks, disable=not progress, desc="certify") as bar:
         for start in range(0, num_tasks, batch):
             size = min(batch, num_tasks - start)
@@ -139,8 +141,8 @@ def certify(
             bar.update(size)
     if not measured.values:
         raise ValueError(
-            f"No task had room for {num_queries} queries and one of {tuple(context_sizes)} context "
-            "rows; ask for smaller ones."
+            f"No task has enough rows for {num_queries} queries and any of "
+            f"{tuple(context_sizes)} context rows; use smaller numbers."
         )
     return Certificate(
         prior=describe(groups[-1][1]),
@@ -248,7 +250,8 @@ class _Measurements:
         usable = noise.isfinite() & (noise > 0)
         if task.num_classes is not None:
             usable = torch.zeros_like(usable)
-        decade = torch.where(usable, noise, 1.0).log10().floor().clamp(-9, 9).long()
+        power = torch.where(usable, noise, 1.0).log10() + 1e-6  # 0.01 of float32 is below 1e-2
+        decade = power.floor().clamp(-9, 9).long()
         self.keys["noise"].append(torch.where(usable, decade, 99))
         for name, value in (("context", n), ("features", task.X.shape[-1]), ("batch", batch)):
             self.keys[name].append(torch.full((len(values),), value, device="cpu"))

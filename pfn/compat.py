@@ -1,4 +1,4 @@
-"""Borrowed names: what we use of torch that is not public there.
+"""Names borrowed from private parts of torch.
 
 Many tensors in one call, as torch's own optimisers do it; and whether a tensor is one of
 `torch.func`'s. `tests/pfn/test_compat.py` says of each what is relied on.

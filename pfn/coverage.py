@@ -1,4 +1,4 @@
-"""What the training of a network covered, and the checks of a user's data against it.
+"""The range of data that a network was trained on, and checks of a user's data against it.
 
 What a network cannot take is refused; where it would extrapolate, it warns.
 """
@@ -27,7 +27,7 @@ class Coverage:
         max_buffer: Most appended rows; 0 if none ever were, so that nothing can be appended.
         missing: Whether any inputs were missing.
         categorical: Whether any columns held categories.
-        known_noise: Whether the network was told noise variances.
+        known_noise: Whether the network was given noise variances.
         function: Whether any task had a noise-free function.
         exchangeable: Whether the order of columns means nothing under the prior.
         input_range: Least and largest of raw inputs; None for standardised ones.
@@ -83,10 +83,10 @@ class Coverage:
             raise ValueError("X has NaN or infinite values; remove or impute those rows first.")
 
     def check_noise(self, Yvar: Tensor, y: Tensor) -> None:
-        """Refuse noise variances of targets `y` that the network was not trained to be told."""
+        """Refuse noise variances of targets `y` that the network was not trained to use."""
         if not self.known_noise:
             raise ValueError(
-                "this network was trained without known noise variances; leave them away, or train "
+                "this network was trained without known noise variances; omit them, or train "
                 "it with TrainingConfig.known_noise > 0."
             )
         if Yvar.dtype != y.dtype or Yvar.device != y.device:
@@ -110,8 +110,8 @@ class Coverage:
             )
         if not self.categorical:
             raise ValueError(
-                "this network was trained without categorical columns; leave `categorical` away, "
-                "or train it on tasks that have some (`priors.Tabular`)."
+                "this network was trained without categorical columns; omit `categorical`, or "
+                "train it on tasks that have some (`priors.Tabular`)."
             )
 
     def warn_beyond_training(self, rows: int) -> None:
@@ -132,7 +132,7 @@ class Coverage:
             return
         what = "beyond that its predictions are extrapolation"
         if features > slots and not architecture.cell_layers:
-            what = f"it sees {slots} of them, those that `column_seed` chooses"
+            what = f"it uses {slots} of them, chosen by `column_seed`"
         warnings.warn(
             f"This network was trained on up to {most} features and got {features}; {what}. "
             "Select features, or silence this with "
@@ -171,7 +171,7 @@ def _warn_outside(
         warnings.warn(
             f"This network was trained on {what} between {low:.3g} and {high:.3g}, in fixed "
             f"units, and got {values.min():.3g} to {values.max():.3g}; outside that its "
-            f"predictions are extrapolation. Scale the {what}, by {transform} say, or "
+            f"predictions are extrapolation. Scale the {what}, for example by {transform}, or "
             "silence this with warnings.filterwarnings('ignore', 'This network').",
             stacklevel=5,
         )

@@ -202,7 +202,7 @@ class BarDistribution(nn.Module):
         """Logits in at least single precision, and the nodes like them."""
         if logits.shape[-1] != self.num_logits:
             raise ValueError(
-                f"{self.num_logits} nodes need as many logits, got {logits.shape[-1]}."
+                f"expected {self.num_logits} logits, one per node, got {logits.shape[-1]}."
             )
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
@@ -460,6 +460,7 @@ def choose_num_nodes(
             return num
         num = math.ceil(num * 1.2)
     raise ValueError(
-        f"{largest} nodes leave {error:.2g} nats of {tolerance:.2g}; the narrowest posterior has "
-        f"standard deviation {float(sds.min()):.2g}. Raise tolerance or largest, or add noise."
+        f"{largest} nodes leave an error of {error:.2g} nats, above the tolerance of "
+        f"{tolerance:.2g}; the narrowest posterior has standard deviation "
+        f"{float(sds.min()):.2g}. Raise tolerance or largest, or add noise."
     )

@@ -1,4 +1,4 @@
-"""Observations encoded by a network: what answers queries, and grows by appended rows."""
+"""Observations encoded by a network, which answer queries and grow by appended rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class EncodedObservations:
         data: In the user's units.
         num_classes: Number of possible classes; None for those of the data, and in regression.
         column_seed: See `PFN.condition`.
-        encoding: Of the flat data sets.
+        encoding: Encoding of the flat data sets.
         num_appended: Rows of `data`, its last ones, that were appended to the encoded others.
     """
 
@@ -88,7 +88,7 @@ class EncodedObservations:
         """Logits `[B m, q, K]` of queries, by data set so that each is looked up once.
 
         Args:
-            queries: Where.
+            queries: Points to predict.
             noise: Known noise variances, `[B m, q]`, or None.
             noisy: Whether of y, or of the function where the network knows one.
             rows_at_once: Queries of a data set that go through the network together.

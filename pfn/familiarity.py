@@ -1,4 +1,4 @@
-"""How unlike the prior a data set is, as far as the network can tell.
+"""A measure of how unlike the prior a data set is, in the view of the network.
 
 The halves of a data set predict each other; how well they do under the prior is in the
 certificate of the network, and a data set that scores outside that range is unlike the prior.

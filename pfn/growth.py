@@ -124,8 +124,8 @@ def _check(old: ArchitectureConfig, new: ArchitectureConfig) -> None:
             continue
         if name not in _MAY_GROW or after < before:
             raise ValueError(
-                f"A network with {name}={before} cannot go on with {name}={after}; larger values "
-                f"of {', '.join(_MAY_GROW)} are possible, and another number of bars."
+                f"A network with {name}={before} cannot be continued with {name}={after}; only "
+                f"{', '.join(_MAY_GROW)} may grow, and the number of bars may change."
             )
     if old.embedding * new.heads != new.embedding * old.heads:
         raise ValueError(

@@ -133,7 +133,7 @@ class Joint:
 
     Attributes:
         network: Predicts every point.
-        encoding: Of the data sets.
+        encoding: Encoding of the data sets.
         queries: Their points.
         noise: Known noise variances, `[B m, q]`, or None.
         noisy: Whether of y, or of the function.
@@ -354,17 +354,17 @@ class JointBarPosterior(BarPosterior):
         joint, coverage = self._joint, self._joint.network.coverage
         if not coverage.max_buffer:
             raise NotImplementedError(
-                "this network was trained without appended rows and has no joint over points; "
-                "train it with TrainingConfig.appended > 0."
+                "this network was trained without appended rows and has no joint distribution "
+                "over points; train it with TrainingConfig.appended > 0."
             )
         points, most = self.logits.shape[-3], coverage.max_buffer
         coverage.warn_beyond_training(joint.num_rows + points - 1)
         if joint.num_appended + points - 1 > most:
             warnings.warn(
-                f"This network was trained on up to {most} appended rows, and the joint of "
-                f"{points} points appends {joint.num_appended + points - 1}; beyond that it is "
-                "extrapolation. Ask for fewer points at once, or silence this with "
-                "warnings.filterwarnings('ignore', 'This network').",
+                f"This network was trained on up to {most} appended rows, but the joint "
+                f"distribution of {points} points appends {joint.num_appended + points - 1}; "
+                "beyond that it is extrapolation. Ask for fewer points at once, or silence "
+                "this with warnings.filterwarnings('ignore', 'This network').",
                 stacklevel=4,
             )
 

@@ -159,8 +159,8 @@ class PFNModel(Model):
         Args:
             X: Queries, in units of the training inputs.
             output_indices: Outputs to return; all if None. Classes have no outputs.
-            observation_noise: Whether of the noisy y, or of the function f, where the network's
-                tasks had one (else it knows y only, and answers that); or the variances of
+            observation_noise: Whether to predict the noisy y, or the function f where the network's
+                tasks had one (otherwise it predicts y); or the variances of
                 the noise at the queries, `[..., q, m]`, squared units of y, NaN where unknown,
                 for a network that knows noise. True takes the mean of the training data's
                 variances where all of them are known.
@@ -183,7 +183,7 @@ class PFNModel(Model):
         if self.pfn.architecture.classes:
             if output_indices is not None:
                 raise NotImplementedError(
-                    "the classes of a classification network belong together."
+                    "the classes of a classification network cannot be separated."
                 )
             queries = self._data.queries(rows, [0])
             logits = self._encoded.logits(
@@ -280,11 +280,13 @@ class PFNModel(Model):
             NotImplementedError: a classification network.
         """
         if self.pfn.architecture.classes:
-            raise NotImplementedError("fantasies are of regression; this network tells classes.")
+            raise NotImplementedError(
+                "fantasize() supports regression networks only; this is a classification network."
+            )
         if observation_noise is not None and not isinstance(observation_noise, Tensor):
             raise TypeError(
-                "observation_noise holds variances, or is None for the model's own noise; got "
-                f"{observation_noise!r}."
+                "observation_noise must be a tensor of variances, or None for the model's own "
+                f"noise; got {observation_noise!r}."
             )
         if observation_noise is None:
             observation_noise = self._data.mean_noise()
@@ -301,13 +303,15 @@ class PFNModel(Model):
         """The model of some outputs only.
 
         Args:
-            idcs: Which ones; outputs are independent, so nothing else changes.
+            idcs: Indices of the outputs, which are independent, so that nothing else changes.
 
         Raises:
             NotImplementedError: a classification network, whose outputs are one distribution.
         """
         if self.pfn.architecture.classes:
-            raise NotImplementedError("the classes of a classification network belong together.")
+            raise NotImplementedError(
+                "the classes of a classification network cannot be separated."
+            )
         m = self.train_Y.shape[-1]
         if any(not -m <= i < m for i in idcs):
             raise ValueError(f"the model has {m} outputs, got the indices {list(idcs)}.")
@@ -336,8 +340,8 @@ class PFNModel(Model):
             return None
         if not self.pfn.coverage.known_noise or bool((noise < 0).any()):
             raise ValueError(
-                "observation_noise holds variances, none negative and NaN where unknown, for a "
-                "network that was trained with known noise; else it is True or False."
+                "observation_noise must be True, False or, for a network that was trained with "
+                "known noise, variances: none negative, and NaN where unknown."
             )
         batch = torch.broadcast_shapes(rows.shape[:-2], self.batch_shape)
         shape = (*batch, rows.shape[-2], self.train_Y.shape[-1])

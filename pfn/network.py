@@ -34,11 +34,11 @@ class Encoding:
 
     Attributes:
         context: What queries attend to.
-        location: Of the targets, `[B, 1]`; 0 in classification.
-        scale: Of the targets, `[B, 1]`; 1 in classification.
-        told: What the network is told of the units, or of the number of classes, `[B, 2]`.
-        column_location: Of the inputs, `[B, 1, d]`.
-        column_scale: Of the inputs, `[B, 1, d]`.
+        location: Location of the targets, `[B, 1]`; 0 in classification.
+        scale: Scale of the targets, `[B, 1]`; 1 in classification.
+        told: Units given to the network, or the number of classes, `[B, 2]`.
+        column_location: Location of the inputs, `[B, 1, d]`.
+        column_scale: Scale of the inputs, `[B, 1, d]`.
         constant: Columns without two different values, `[B, 1, d]`, see `Network`; None with raw
             inputs.
         silent: Those of them that are not known by their missing values either.
@@ -128,7 +128,9 @@ class Network(nn.Module):
                 f"and {targets!r}."
             )
         if (borders is None) != bool(architecture.classes):
-            raise ValueError("a network has either borders of a bar distribution or classes.")
+            raise ValueError(
+                "a network must have either the borders of a bar distribution or classes."
+            )
         self.architecture = architecture
         self.bars: BarDistribution | None = None
         if borders is not None:
@@ -255,7 +257,7 @@ class Network(nn.Module):
         """Units in which the network sees the targets `[B, n]`.
 
         Returns:
-            Location and scale `[B, 1]`, and what the network is told of them `[B, 2]`.
+            Location and scale `[B, 1]`, and their form as an input of the network `[B, 2]`.
         """
         first, spread = y.new_zeros(len(y), 1), y.new_ones(len(y), 1)
         if self.targets == "raw":

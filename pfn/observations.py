@@ -68,7 +68,7 @@ class Observations:
         """Further rows, broadcast over what is a batch in them or here.
 
         Raises:
-            TypeError: something is no tensor.
+            TypeError: something is not a tensor.
             ValueError: rows or columns disagree, or batch dimensions do not broadcast.
         """
         given = {"X": X, "Y": Y} | ({} if Yvar is None else {"noise": Yvar})

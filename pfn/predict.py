@@ -37,14 +37,17 @@ def predict_file(
         have in the file, the first one below the header being 1.
 
     Raises:
-        ValueError: the file is no such table, or no row has a target, or all have one.
+        ValueError: the file is not such a table, or no row has a target, or all have one.
     """
     rows = _read(path)
     if not rows or target not in rows[0]:
         raise ValueError(f"{path} has no rows, or no column {target!r} in its header.")
     given = np.array([row[target].strip() != "" for row in rows])
     if given.all() or not given.any():
-        raise ValueError(f"some rows of {path} need a value in {target!r}, and some none.")
+        raise ValueError(
+            f"{path} must have rows with a value in {target!r}, to learn from, and rows "
+            "without, to predict."
+        )
     names = [name for name in rows[0] if name != target]
     if not names:
         raise ValueError(f"{path} has no column beside {target!r}.")
@@ -56,8 +59,8 @@ def predict_file(
     pfn = load(network or ("regression" if numeric else "classification"))
     if not pfn.architecture.classes and not numeric:
         raise ValueError(
-            f"{target!r} holds text, which is predicted as classes; {network} is a network for "
-            "regression. Use --network classification, or leave it out."
+            f"{target!r} holds text, so its values are classes, but {network} is a network for "
+            "regression. Use --network classification, or omit it."
         )
     numbers = np.flatnonzero(~given) + 1
     from pfn.estimators import PFNClassifier, PFNRegressor  # scikit-learn is an extra

@@ -104,7 +104,7 @@ class PFN(Network):
         if check or fallback is not None:
             unlike = model.unlike_the_prior()
             if unlike is not None:
-                told = "the model of `fallback` is used." if fallback else _WHAT_TO_DO
+                told = "the model of `fallback` is used instead." if fallback else _WHAT_TO_DO
                 warnings.warn(f"{unlike} {told}", stacklevel=2)
                 if fallback is not None:
                     return fallback(X, y)

@@ -1,4 +1,4 @@
-"""Queries of a batch of data sets with several outputs, laid out as a network takes them.
+"""Queries of a batch of data sets with several outputs, in the layout of a network.
 
 A network sees plain batches `[B, q, d]`: every output of every data set is one of its own. A user
 asks with any batch shape that broadcasts with that of the data sets, of some outputs.

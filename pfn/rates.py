@@ -1,4 +1,4 @@
-"""How fast a training would run on a device, by batch and precision, and which to choose.
+"""The speed of a training on a device, by batch and precision, and the choice of both.
 
 A GPU is idle at the batch that suits a CPU. `probe` takes a few steps at a time at growing batches,
 all with the same sizes of tasks, and chooses the batch that makes the most progress: smaller ones
@@ -28,7 +28,7 @@ __all__ = ["PROBED", "Probe", "Rate", "probe"]
 PROBED = ("batch", "precision", "compile", "held_out_batch", "evaluate_every")
 
 _FACTOR = 4  # from one batch to the next
-_GAIN = 1.1  # a larger batch that is no faster than this is the last one tried
+_GAIN = 1.1  # a larger batch that is not faster by this factor is the last one tried
 _CRITICAL = 1024  # tasks; assumed, not measured: it grows as the loss falls
 _COMPILED_GAIN = 1.15  # compilation must pay for its minutes
 _WARM_UP = 2
@@ -40,9 +40,9 @@ class Rate:
 
     Attributes:
         batch: Tasks per step.
-        precision: As in `TrainingConfig`.
-        compile: Likewise.
-        tasks_per_second: Of whole steps, drawing included, by the clock.
+        precision: See `TrainingConfig`.
+        compile: See `TrainingConfig`.
+        tasks_per_second: Tasks per second of wall-clock time, drawing included.
         drawing: Share of that time that drawing tasks takes alone.
         memory: Largest memory of the steps on a GPU in GiB; None on a CPU.
     """
@@ -96,13 +96,13 @@ def probe(
     """Measure rates and choose batch, precision and compilation.
 
     Args:
-        task_prior: Where tasks come from.
+        task_prior: The prior that draws the tasks.
         config: Sizes and schedule; its batch is the smallest tried.
-        device: Where to train; the GPU when there is one if None.
+        device: Device to train on; if None, the GPU when there is one.
         seconds: After so many no further setting is tried; the first one always is.
         steps: Steps of a measurement; the sizes of their tasks are the same in all.
         try_compile: Whether to try `torch.compile` with the chosen batch, which takes a minute.
-        initial: As in `train`.
+        initial: See `train`.
         progress: Show a progress bar.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a network is measured against: densities of the queries of a task.
+"""References for certificates: densities of the queries of a task.
 
 The exact posterior where it is known; one that knows more than the context tells; or another
 approximation, such as a long-run sampler.

@@ -69,7 +69,7 @@ class Transforms:
         if self.outcome is None:
             return variances
         if not isinstance(self.outcome, AffineTransform):
-            raise ValueError("noise variances need an outcome_transform that is affine, or none.")
+            raise ValueError("noise variances need an affine outcome_transform, or none.")
         scale = torch.as_tensor(self.outcome.scale, dtype=variances.dtype, device=variances.device)
         return variances / scale**2
 
@@ -85,8 +85,9 @@ class Transforms:
         rows = getattr(self.inputs, how)(X)
         if rows.shape == X.shape and bool((rows.isnan() & ~X.isnan()).any()):
             raise ValueError(
-                "input_transform makes NaN of numbers; if it learns from X, which has missing "
-                "values, give it its coefficients, or leave the inputs to the network."
+                "input_transform turned numbers into NaN; if it learns from X, which has "
+                "missing values, give it fixed coefficients, or omit it and let the network "
+                "scale the inputs."
             )
         return rows
 
@@ -101,7 +102,7 @@ def _fitted(input_transform: Any, X: Tensor) -> InputTransform | None:
         made(X)
     elif any(getattr(part, "learn_coefficients", False) for part in made.modules()):
         raise ValueError(
-            "input_transform learns from X, which has no rows; give it its coefficients, as "
-            "Normalize(d, bounds=...) does."
+            "input_transform learns from X, which has no rows; give it fixed coefficients, for "
+            "example by Normalize(d, bounds=...)."
         )
     return made.eval()

@@ -76,7 +76,7 @@ def read_safetensors(
     Args:
         path: The file.
         kind: The kind that the caller expects; None accepts any.
-        device: Where the tensors go.
+        device: Device of the tensors.
 
     Returns:
         The tensors by name, and the description with "kind", "format" and "version" added.

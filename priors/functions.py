@@ -51,11 +51,11 @@ class FunctionPrior(Protocol):
 class GaussianProcessPrior:
     """A Gaussian process; with a `NNGPKernel` the limit of a network.
 
-    Inputs on another device than the kernel's are answered by a copy of kernel and mean there.
+    For inputs on another device than the kernel's, kernel and mean are copied there.
 
     Args:
         kernel: Covariance of one output.
-        mean: GPyTorch mean; zero where None.
+        mean: GPyTorch mean; zero if None.
     """
 
     def __init__(self, kernel: Kernel, mean: Mean | None = None) -> None:
@@ -102,7 +102,7 @@ class ScaleMixturePrior:
 
     def __init__(self, kernel: Kernel, scale: Distribution) -> None:
         if scale.event_shape or scale.batch_shape:
-            raise ValueError(f"scale must be a distribution of one number, got {scale}.")
+            raise ValueError(f"scale must be a distribution of a single number, got {scale}.")
         self.kernel = kernel
         self.scale = scale
 

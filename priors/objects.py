@@ -36,7 +36,7 @@ def load_object(reference: str) -> Any:
         raise ValueError(f"Cannot import {module_name!r}: {error}.") from error
     if path is not None and Path(str(module.__file__)).resolve() != path:
         raise ValueError(
-            f"{path} has the name of another module, {module.__file__}; rename the file."
+            f"{path} has the same name as another module, {module.__file__}; rename the file."
         )
     if not hasattr(module, name):
         raise ValueError(f"{module_name!r} has no {name!r}.")

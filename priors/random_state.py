@@ -1,4 +1,4 @@
-"""Seeding torch's global generators for a while, for code that takes no generator.
+"""Seeding torch's global generators temporarily, for code that takes no generator.
 
 `torch.manual_seed` seeds the CPU and every GPU; a fork of the CPU's state alone would leave the
 GPUs' generators changed. Here only those in use are seeded, and put back.
@@ -16,10 +16,10 @@ __all__ = ["seeded"]
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Global random numbers from `seed` inside; those of the caller go on as if nothing happened.
+    """Global random numbers from `seed` inside; those of the caller continue as before.
 
     Args:
-        seed: Of the CPU's generator and that of `device`.
+        seed: Seed of the CPU's generator and that of `device`.
         device: Where else random numbers are drawn.
     """
     device = torch.device(device)

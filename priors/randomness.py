@@ -24,7 +24,7 @@ class RandomSource:
 
     Args:
         generator: Source of randomness; torch's global one if None.
-        device: Where results go; the generator's device if None.
+        device: Device of the result; that of the generator if None.
         dtype: Floating dtype of results; the default dtype if None.
     """
 
@@ -84,7 +84,7 @@ class RandomSource:
 
         Args:
             concentration: A positive multiple of 1/2; half of a chi-squared's degrees of freedom.
-            shape: Of the result.
+            shape: Shape of the result.
         """
         degrees = round(2 * concentration)
         return self.normal(*shape, degrees).square().sum(-1) / 2

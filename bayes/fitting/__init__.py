@@ -1,4 +1,4 @@
-"""How hyperparameters are found: the maximum of a marginal likelihood, within limits.
+"""Finding hyperparameters: the maximum of a marginal likelihood, within limits.
 
 `maximise` runs the optimiser over a `ParameterVector`, a `Watch` keeps the limits and tells how
 long it takes, and `runaway_values` says what went wrong where nothing could be found.

@@ -1,4 +1,4 @@
-"""What ran away where a fit failed: hyperparameters beyond what any data can mean."""
+"""Diagnosis of a failed fit: hyperparameters beyond values that any data can support."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ class _Search:
         self.vector.assign(point)
         value, gradient = math.nan, np.zeros_like(point)
         with warnings.catch_warnings():
-            # Jitter and rough quadrature on the way are no news; where they matter in the end,
+            # Jitter and rough quadrature on the way do not matter; where they matter in the end,
             # `posterior` warns.
             warnings.simplefilter("ignore", NumericalWarning)
             warnings.filterwarnings("ignore", "A Gaussian expectation", UserWarning)

@@ -1,4 +1,4 @@
-"""The learnable parameters of a model as one vector, for optimisers that know no tensors."""
+"""The learnable parameters of a model as one vector, for optimisers of plain vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits of a fit, and what a user sees of it while it runs."""
+"""Limits of a fit, and its progress while it runs."""
 
 from __future__ import annotations
 

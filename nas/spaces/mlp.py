@@ -56,11 +56,15 @@ class MLPSpace(FlatSpace):
         if len(depth) != 2 or not 1 <= depth[0] <= depth[1]:
             raise ValueError(f"depth must be (least, largest) with 1 <= least, got {depth}.")
         if not widths or min(widths) < 1:
-            raise ValueError(f"widths must be positive and at least one, got {tuple(widths)}.")
+            raise ValueError(
+                "widths must hold at least one positive number and no other ones, got "
+                f"{tuple(widths)}."
+            )
         unknown = set(activations) - set(ACTIVATIONS)
         if unknown or not activations:
             raise ValueError(
-                f"activations must be some of {sorted(ACTIVATIONS)}, got {tuple(activations)}."
+                f"activations must be one or more of {sorted(ACTIVATIONS)}, got "
+                f"{tuple(activations)}."
             )
         self.in_features = in_features
         self.out_features = out_features
@@ -85,7 +89,7 @@ class MLPSpace(FlatSpace):
         return dict(self._distributions)
 
     def from_parameters(self, values: Mapping[str, Any]) -> Architecture:
-        """The network of these parameters; widths beyond its depth are not looked at.
+        """The network of these parameters; widths beyond its depth are ignored.
 
         Raises:
             ValueError: a parameter is missing or outside its choices.
@@ -131,7 +135,7 @@ class MLPSpace(FlatSpace):
         return Architecture(tuple(nodes))
 
     def to_parameters(self, architecture: Architecture) -> dict[str, Any]:
-        """Its parameters; layers that are not there take the middle width.
+        """Its parameters; absent layers take the middle width.
 
         Raises:
             ValueError: the architecture is not in this space.
@@ -167,7 +171,7 @@ class MLPSpace(FlatSpace):
     def encode(self, architecture: Architecture) -> Tensor:
         """Depth, log widths, residual, layer norm and one-hot activation, `[d]`.
 
-        Each ordered quantity fills [0, 1]; a width that is not there is at 0.5, and so is
+        Each ordered quantity fills [0, 1]; an absent width is at 0.5, and so is
         "residual" in a network of one hidden layer.
         """
         values = self.to_parameters(architecture)

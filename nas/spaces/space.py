@@ -1,4 +1,4 @@
-"""What a search space must answer, whoever searches it.
+"""The interface of search spaces.
 
 `Space` is any set of architectures that can be drawn from, walked through and encoded for a
 Gaussian process. `FlatSpace` is one whose members are choices of a fixed list of parameters, so

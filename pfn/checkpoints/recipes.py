@@ -1,4 +1,4 @@
-"""What the shipped networks were trained on, and how.
+"""The priors and configurations that the shipped networks were trained with.
 
     python -m pfn train NAME --hours 2 [--out FILE] [--resume] [--initial NAME]
 

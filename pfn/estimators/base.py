@@ -1,4 +1,4 @@
-"""What regression and classification share: tables in, encodings of the members, logits out."""
+"""The common base of regression and classification: tables in, logits out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pfn.prior_fitted_network import PFN, load
 __all__ = ["PFNEstimator"]
 
 _WHAT_TO_DO = (
-    "Look for outliers and wrong units, try power_transforms in an ensemble, or take another "
+    "Look for outliers and wrong units, try power_transforms in an ensemble, or use another "
     "network or model; check=False silences this."
 )
 
@@ -146,7 +146,7 @@ class PFNEstimator(BaseEstimator):
             else:
                 shares = relevance(imputed(X, self._imputation), targets, categorical)
                 self._features = np.sort(np.argsort(-shares, kind="stable")[:most])
-                told += f"the {most} that tell most about y, one by one, are used. "
+                told += f"the {most} that are individually most informative about y are used. "
             warnings.warn(
                 told + "Select features yourself, or silence this with "
                 "warnings.filterwarnings('ignore', 'This network').",
@@ -262,7 +262,7 @@ class PFNEstimator(BaseEstimator):
         return unlike_the_prior(self.network_, X, y, categorical=self._kinds(self._members[0]))
 
     def _kinds(self, member: Member) -> Tensor | None:
-        """Which columns are categories, `[1, d]`, for a network that was trained to be told."""
+        """Which columns are categories, `[1, d]`, for a network that was trained to use that."""
         kinds = self._columns.categorical[self._features][member.columns]
         if not self.network_.coverage.categorical:
             return None

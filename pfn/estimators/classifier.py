@@ -29,20 +29,20 @@ class PFNClassifier(ClassifierMixin, PFNEstimator):
         power_transforms: Whether every other member sees inputs after a Yeo-Johnson transform
             that is fitted to its context; in a network trained on standardised inputs. "auto": in
             ensembles of such networks.
-        categorical_features: As in `PFNRegressor`.
-        max_context: As in `PFNRegressor`.
-        context_strategy: As in `PFNRegressor`.
+        categorical_features: See `PFNRegressor`.
+        max_context: See `PFNRegressor`.
+        context_strategy: See `PFNRegressor`.
         batch_size: Queries that go through the network at once.
-        random_state: As in `PFNRegressor`.
-        device: Where the network runs; the GPU when there is one if None.
+        random_state: See `PFNRegressor`.
+        device: Device to run on; if None, the GPU when there is one.
         dtype: "float64" or "float32", faster on GPUs.
-        check: As in `PFNRegressor`.
+        check: See `PFNRegressor`.
 
     Attributes:
         classes_: Classes, sorted; at most as many as the network was made for.
         network_: The network in use.
-        unlike_the_prior_: As in `PFNRegressor`.
-        selected_features_: As in `PFNRegressor`.
+        unlike_the_prior_: See `PFNRegressor`.
+        selected_features_: See `PFNRegressor`.
         n_features_in_: Features of the training data.
         feature_names_in_: Their names, if they are all text.
     """
@@ -95,9 +95,9 @@ class PFNClassifier(ClassifierMixin, PFNEstimator):
             most = self.network_.architecture.classes
             if len(self.classes_) > most:
                 raise ValueError(
-                    f"y has {len(self.classes_)} classes and this network tells {most} apart; "
-                    "merge classes, wrap the estimator in sklearn.multiclass.OneVsRestClassifier, "
-                    "or train a network with more."
+                    f"y has {len(self.classes_)} classes and this network supports at most "
+                    f"{most}; merge classes, wrap the estimator in "
+                    "sklearn.multiclass.OneVsRestClassifier, or train a network with more."
                 )
             self._limit_context(len(y))
             self._condition(X, y, np.eye(len(self.classes_))[y])

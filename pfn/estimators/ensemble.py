@@ -1,4 +1,4 @@
-"""How the members of an ensemble see one data set differently."""
+"""The different views of one data set that the members of an ensemble get."""
 
 from __future__ import annotations
 
@@ -99,12 +99,12 @@ class EnsemblePlan:
         allowed = [(i, t) for i, t in wanted if (inputs or not i) and (targets or not t)]
         if self.power_transforms is True and self.size < 2:
             raise ValueError(
-                "power_transforms are for part of an ensemble; num_ensemble must be at least 2."
+                "power_transforms apply to part of an ensemble; num_ensemble must be at least 2."
             )
         if self.power_transforms is True and len(allowed) == 1:
             raise ValueError(
                 "power_transforms need a network that was trained on standardised inputs or "
-                "targets; this one knows their units."
+                "targets; this one was trained in fixed units."
             )
         return allowed if self.power_transforms else allowed[:1]
 

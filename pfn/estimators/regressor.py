@@ -32,8 +32,8 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
         network: A shipped name, the path of a file, or a `PFN`.
         num_ensemble: Members of the ensemble. The first sees the data as they are; the others
             permute the columns, or draw column codes in a network of cells. 1 is one forward
-            pass, as `PFN.condition` makes. Columns keep their places for a network that knows
-            them by these; fewer members are made where others would be copies.
+            pass, as `PFN.condition` makes. Columns are not permuted for a network that knows them
+            by position; fewer members are made where others would be copies.
         power_transforms: Whether some members see inputs, targets or both after a Yeo-Johnson
             transform that is fitted to their context; in a network trained on standardised ones.
             "auto": in ensembles of such networks. Means and variances of members with transformed
@@ -49,7 +49,7 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
         batch_size: Queries that go through the network at once.
         random_state: Seed of permutations and contexts. A single member that sees all rows
             needs no random numbers.
-        device: Where the network runs; the GPU when there is one if None.
+        device: Device to run on; if None, the GPU when there is one.
         dtype: "float64" or "float32", faster on GPUs.
         check: Whether to warn if the two halves of the training data predict each other unlike
             those of 99% of the network's prior, where its certificate knows that. Costs two more
@@ -57,7 +57,7 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
 
     Attributes:
         network_: The network in use.
-        unlike_the_prior_: The sentence of that warning; None without.
+        unlike_the_prior_: Text of that warning; None if there was none.
         selected_features_: Indices of the features in use; fewer than given only for a network
             of slots that has too few of them.
         n_features_in_: Features of the training data.

@@ -1,4 +1,4 @@
-"""Which features tell most about the targets, one by one; for networks with too few slots."""
+"""Features ranked by how informative each is about the targets, for networks with few slots."""
 
 from __future__ import annotations
 

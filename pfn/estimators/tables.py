@@ -93,7 +93,7 @@ class Column:
         return next(self._present(), None) is None
 
     def is_text(self) -> bool:
-        """Whether any value is no number, or the column was declared a category."""
+        """Whether any value is not a number, or the column was declared a category."""
         if self.order is not None:
             return True
         return self.values.dtype == object and not all(
@@ -108,8 +108,9 @@ class Column:
         count = sum(map(_reads_as_number, texts))
         if count > max(_FEW, 0.9 * len(texts)):
             warnings.warn(
-                f"column {self.name!r} holds {count} different numbers as text, which are taken as "
-                "categories. Convert the column to numbers, or name it in categorical_features.",
+                f"column {self.name!r} holds {count} different numbers as text, which are "
+                "treated as categories. Convert the column to numbers, or name it in "
+                "categorical_features.",
                 stacklevel=5,
             )
 
@@ -121,8 +122,9 @@ class Column:
             return
         if len(values) > 1 or any(type(value) not in kinds for value in values):
             warnings.warn(
-                f"column {self.name!r} holds none of the {len(known)} categories of the training "
-                f"data but others, such as {min(values, key=str)!r:.60}; they count as missing.",
+                f"column {self.name!r} holds none of the {len(known)} categories of the "
+                f"training data, only others such as {min(values, key=str)!r}; they are treated "
+                "as missing.",
                 stacklevel=5,
             )
 
@@ -153,8 +155,8 @@ class Column:
         for i, value in self._present():
             if not _is_number(value) and not isinstance(value, bool | np.bool_):
                 raise ValueError(
-                    f"column {self.name!r} holds numbers and got {value!r:.60}; for categories, "
-                    "name the column in categorical_features."
+                    f"column {self.name!r} is numeric in the training data and got {value!r}; "
+                    "for categories, name the column in categorical_features."
                 )
             found[i] = float(value)
         return found
@@ -272,7 +274,7 @@ def _chosen(chosen: Any, names: list[Any]) -> set[int] | None:
         elif isinstance(value, int | np.integer) and -len(names) <= value < len(names):
             found.add(int(value) % len(names))
         else:
-            raise ValueError(f"categorical_features has {value!r}, which X does not.")
+            raise ValueError(f"categorical_features has {value!r}, which is not a column of X.")
     return found
 
 

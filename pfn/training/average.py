@@ -1,4 +1,4 @@
-"""What a training returns: averaged weights, the best of them by held-out loss."""
+"""The result of a training: averaged weights, the best of them by held-out loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class HeldOut:
     """Tasks that no step sees, the same on any device, with what is known of them.
 
     Args:
-        task_prior: Where they come from.
+        task_prior: The prior that draws them.
         config: How many, and their seed.
         reference: Whose losses are compared with the network's, if there is one.
         pfn: The network, for its units.

@@ -1,4 +1,4 @@
-"""How a network is trained."""
+"""The configuration of a training."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class TrainingConfig:
         check_at_least(self, **dict.fromkeys((*counts, "held_out_batch"), 1))
         for name in ("known_noise", "appended"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share in [0, 1], got {getattr(self, name)}.")
+                raise ValueError(f"{name} must be a share in [0, 1], got {getattr(self, name)}.")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay must lie in [0, 1), got {self.average_decay}.")
         for name, known in _CHOICES.items():

@@ -1,4 +1,4 @@
-"""Steps of the optimisers: their rates, and which steps are left out."""
+"""Steps of the optimisers: their rates, and the steps that are skipped."""
 
 from __future__ import annotations
 

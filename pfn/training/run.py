@@ -5,7 +5,7 @@ the network's units; its minimiser over all functions of the context is the exac
 predictive (Mueller et al. 2022, 2112.10510, corollary 1.1). Where tasks carry their noise-free
 function, a second head learns its posterior the same way.
 
-Steps differ in what the network is told, so that it can be told so later: in some the noise
+Steps differ in what the network is given, so that it can be given the same later: in some the noise
 variances are known, and in some the last context rows are appended to the encoded others, as noisy
 targets or as exact values of the function. That is what joint samples and fantasies need.
 
@@ -70,11 +70,11 @@ def train(
     network's `trainings`.
 
     Args:
-        task_prior: Where tasks come from.
+        task_prior: The prior that draws the tasks.
         config: Sizes and schedule. With a time limit, the default sizes of the network and the
             default number of steps, sizes are those that the time can train on the device, as
             measured, and the batch follows unless it is given.
-        device: Where to train; the GPU when there is one if None.
+        device: Device to train on; if None, the GPU when there is one.
         checkpoint: File for the state of the training, written every `checkpoint_every` seconds
             and at the end.
         resume: Continue from `checkpoint` if it exists, on a device of the same kind. The continued
@@ -95,7 +95,7 @@ def train(
             None.
         snapshot: File for the network as it would be returned now, written as often as the
             checkpoint; its average or, once held-out losses are known, the best one.
-        metadata: What else the network shall say of itself, as plain JSON.
+        metadata: Further metadata to store with the network, as plain JSON values.
 
     Raises:
         ValueError: the checkpoint is of another configuration, prior or kind of device, or tasks

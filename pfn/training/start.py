@@ -47,8 +47,8 @@ def _check_tasks(tasks: list[Task], architecture: ArchitectureConfig) -> None:
     features = max(task.X.shape[-1] for task in tasks)
     if features > architecture.max_features:
         raise ValueError(
-            f"The prior draws tasks with {features} features, the network has slots for "
-            f"{architecture.max_features}; raise ArchitectureConfig.max_features."
+            f"The prior draws tasks with {features} features, but the network has slots for "
+            f"only {architecture.max_features}; raise ArchitectureConfig.max_features."
         )
     classes = [int(task.num_classes.max()) for task in tasks if task.num_classes is not None]
     if (len(classes) > 0) != (architecture.classes > 0):
@@ -58,7 +58,7 @@ def _check_tasks(tasks: list[Task], architecture: ArchitectureConfig) -> None:
         )
     if classes and max(classes) > architecture.classes:
         raise ValueError(
-            f"The prior draws {max(classes)} classes, the network has "
+            f"The prior draws {max(classes)} classes, but the network has only "
             f"{architecture.classes}; raise ArchitectureConfig.classes."
         )
 
@@ -202,7 +202,8 @@ def _enough_bars(targets: Tensor, narrowest: list[Tensor]) -> int:
     known = known[:, known[1].isfinite() & (known[1] > 0)][:, :200]
     if known.shape[1] == 0:
         raise ValueError(
-            "ArchitectureConfig.bars = 0 chooses the number of nodes by the noise of the prior's "
-            "tasks, but none of them has a function and a finite noise variance; state a number."
+            "ArchitectureConfig.bars = 0 chooses the number of nodes by the noise of the "
+            "prior's tasks, but none of them has a function and a finite noise variance; set a "
+            "number."
         )
     return choose_num_nodes(targets, known[0].double(), known[1].double())

@@ -1,4 +1,4 @@
-"""Everything that a resumed run needs to go on as if nothing had happened."""
+"""Everything that a resumed run needs to continue as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class TrainingState:
             self.draw()
 
     def draw(self) -> tuple[Task, Told]:
-        """Tasks of a step, and what the network is told of them."""
+        """Tasks of a step, and the information given with them."""
         task = sample_tasks(self.task_prior, self.config, self.generator, self.device)
         told = Told.draw(task, self.config, self.generator)
         buffer = min(self.config.max_buffer, task.num_context) if told.appended else 0

@@ -1,4 +1,4 @@
-"""The tasks of a training, and what the network is told of them."""
+"""The tasks of a training, and the information that the network gets with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Batch", "Told", "fixed_tasks", "sample_tasks"]
 
 @dataclass(frozen=True)
 class Told:
-    """What the network is told in one step."""
+    """The information that the network is given in one step."""
 
     noise: bool = False
     query_noise: bool = False
@@ -39,7 +39,7 @@ class Told:
 
 
 class Batch:
-    """Tasks and what is told of them; no dataclass, which Fabric would want to convert."""
+    """Tasks and the information given with them; not a dataclass, which Fabric would convert."""
 
     def __init__(self, task: Task, told: Told | None = None) -> None:
         self.task, self.told = task, Told() if told is None else told

@@ -121,7 +121,7 @@ def prior_summary(
         generator: Source of randomness.
 
     Raises:
-        ValueError: `domain` is empty, `direction` is no nonzero vector, "ntk" of something other
+        ValueError: `domain` is empty, `direction` is not a nonzero vector, "ntk" of something other
             than an `InfiniteNetwork`, a batch of kernels, or the function is 0 for certain where
             the line starts.
         TypeError: `prior` is none of the above.
@@ -326,7 +326,9 @@ def _functions_and_covariance(prior: Prior, kind: str) -> tuple[FunctionPrior, C
         return prior, None
     kernel = prior.kernel
     if kernel.batch_shape:
-        raise ValueError(f"the kernel has a batch, {tuple(kernel.batch_shape)}; pass one of it.")
+        raise ValueError(
+            f"the kernel has batch shape {tuple(kernel.batch_shape)}; pass a single kernel."
+        )
     centred = GaussianProcessPrior(kernel)
     return prior, lambda X: centred.distribution(X.double()).lazy_covariance_matrix.to_dense()
 

@@ -137,7 +137,7 @@ class Expansion:
     """A function of the Gaussian variables of each point.
 
     Attributes:
-        whitening: Of its variables.
+        whitening: Whitening of its variables.
         degree: N.
         indices: Multi-indices of the coefficients.
         coefficients: In normalised Hermite polynomials of z, `[K, ...]`.
@@ -280,7 +280,7 @@ def expand(
 
     Args:
         function: Of k tensors `[..., m]`, gives `[..., m]`.
-        whitening: Of the variables of each point.
+        whitening: Whitening of the variables of each point.
         rule: The points.
     """
     k = len(whitening.scales)

@@ -31,7 +31,7 @@ class QuasiMonteCarlo:
     Attributes:
         num_samples: Points of all nets together, a power of two (other numbers lose a net's
             balance).
-        seed: Of the scrambling.
+        seed: Seed of the scrambling.
 
     Raises:
         ValueError: `num_samples` is not a power of two.

@@ -1,4 +1,4 @@
-"""What kernels of networks share, infinite and finite ones."""
+"""The base class of network kernels, infinite and finite ones."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class NetworkKernel(Kernel):
         """
         if last_dim_is_batch:
             raise NotImplementedError(
-                "Network kernels are not additive over features; last_dim_is_batch has no meaning."
+                "Network kernels are not additive over features; last_dim_is_batch is not "
+                "supported."
             )
         # The same points in two tensors: equal values without separate gradients to keep apart.
         same = x1 is x2 or (

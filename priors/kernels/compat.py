@@ -1,4 +1,4 @@
-"""Borrowed names: what kernels use of torch that is not public there.
+"""Names that kernels borrow from private parts of torch.
 
 `tests/priors/kernels/test_compat.py` says of each what is relied on.
 """

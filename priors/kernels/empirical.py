@@ -68,13 +68,13 @@ def empirical_ntk(
 
     Args:
         function: A module, or f(parameters, x) of a batch of inputs `[n, *input_shape]` that maps
-            each example by itself to `[n, *output_shape]`, flattened to m outputs.
+            each example separately to `[n, *output_shape]`, flattened to m outputs.
         parameters: By name, those that the kernel differentiates in; a module keeps its own
             values for names not given.
         x1: Inputs `[n1, *input_shape]`.
         x2: Inputs `[n2, *input_shape]`; None means x1.
         output: All pairs of outputs, the mean over outputs of each with itself, or one output.
-        method: How; NTK-vector products need forward derivatives of every operation.
+        method: Which algorithm; NTK-vector products need forward derivatives of every operation.
         diag: Row by row instead of all pairs.
         max_bytes: Memory for Jacobians and the intermediate values of their examples. NTK-vector
             products hold at least one vector of parameters.
@@ -88,7 +88,7 @@ def empirical_ntk(
         ValueError: no parameters, shapes that do not fit, an unknown method or output, or a
             memory limit below the Jacobians of two examples for "jacobian_contraction".
         NotImplementedError: torch has no forward derivative that NTK-vector products need.
-        TypeError: the inputs are no tensors.
+        TypeError: the inputs are not tensors.
     """
     check_pair(x1, x2, flat=False, diag=diag)
     tangent = Tangent(
@@ -109,8 +109,8 @@ def ntk_vector_product(
     """The product of the tangent kernel of all outputs and a vector, without the kernel.
 
     Args:
-        function: As for `empirical_ntk`.
-        parameters: As for `empirical_ntk`.
+        function: See `empirical_ntk`.
+        parameters: See `empirical_ntk`.
         x1: Inputs `[n1, *input_shape]`.
         x2: Inputs `[n2, *input_shape]`.
         vector: A value for each output at x2, `[n2, *output_shape]`.
@@ -128,8 +128,8 @@ def ntk_vector_product(
     value, pullback = pulled[0], pulled[1]
     if vector.shape != value.shape:
         raise ValueError(
-            f"vector has shape {tuple(vector.shape)}; the outputs at x2, {tuple(value.shape)}, "
-            "need one number each."
+            f"vector has shape {tuple(vector.shape)}; it must have the shape of the outputs at "
+            f"x2, {tuple(value.shape)}."
         )
     return along(lambda p: f(p, x1), values, pullback(vector)[0])[1]
 
@@ -146,14 +146,14 @@ class EmpiricalNTKKernel(NetworkKernel):
         module: A `torch.nn.Module`, or a `NetworkPrior` whose variances are then shared.
         parameters: Weights by name, each `[*batch_shape, *its shape]`, so that
             `NetworkPrior.draw(batch_shape)` gives a batch of kernels; None means the module's own.
-        weight_var: As for `NetworkPrior`.
-        bias_var: As for `NetworkPrior`.
+        weight_var: See `NetworkPrior`.
+        bias_var: See `NetworkPrior`.
         input_shape: Shape of one input; flat rows are reshaped to it.
         parameterization: "ntk", or "standard" for the gradient in the weights themselves, which
             takes any module that `torch.func` can differentiate.
         output: The mean over output units, or the index of one.
-        method: As for `empirical_ntk`.
-        max_bytes: As for `empirical_ntk`.
+        method: See `empirical_ntk`.
+        max_bytes: See `empirical_ntk`.
         progress: Show a progress bar when it takes longer than a few seconds.
         active_dims: Features that the kernel sees.
 
@@ -204,7 +204,7 @@ class EmpiricalNTKKernel(NetworkKernel):
                 )
             elif not (weight_var is None and bias_var is None):
                 raise ValueError(
-                    "Variances scale the gradient in the NTK parametrisation only; leave out "
+                    "Variances scale the gradient in the NTK parametrisation only; omit "
                     'weight_var and bias_var, or use parameterization="ntk".'
                 )
         weights = parameters_of(network, parameters)

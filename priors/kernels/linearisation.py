@@ -30,7 +30,7 @@ def linearize(
     """First-order Taylor expansion of a network in its parameters.
 
     Args:
-        function: As for `empirical_ntk`.
+        function: See `empirical_ntk`.
         parameters: The point of expansion theta_0, by name.
 
     Returns:
@@ -45,7 +45,8 @@ def linearize(
     def linearized(parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         if parameters.keys() != origin.keys():
             raise ValueError(
-                f"The expansion is in the parameters {sorted(origin)}, got {sorted(parameters)}."
+                f"The expansion is in the parameters {sorted(origin)}, got "
+                f"{sorted(parameters)}; pass exactly those."
             )
         step = {name: parameters[name] - value for name, value in origin.items()}
         value, change = along(lambda p: f(p, x), origin, step)
@@ -73,7 +74,10 @@ class LinearizedModule(nn.Module):
         super().__init__()
         origin = parameters_of(module, parameters)
         if batch := batch_shape_of(module, origin):
-            raise ValueError(f"One network is linearised; got a batch {tuple(batch)} of weights.")
+            raise ValueError(
+                "Only a single network can be linearised; got weights with batch shape "
+                f"{tuple(batch)}."
+            )
         # In a tuple: its code alone is used, with the weights and buffers kept here.
         self._template = (module,)
         self.origin = ByName({name: p.detach().clone() for name, p in origin.items()})

@@ -130,12 +130,12 @@ class NNGPKernel(_InfiniteKernel):
     Args:
         module: A `torch.nn.Module`, or an `InfiniteNetwork` or `NetworkPrior` whose variances
             are then shared.
-        weight_var: Where the variances of the weights start, one value or a dict by layer name;
-            None: 2 behind a rectifier, 1 elsewhere. All are learnt but 0, which is fixed.
+        weight_var: Starting values of the weight variances, one value or a dict by layer name;
+            None: 2 behind a rectifier, 1 elsewhere. All are learnt, except that 0 is fixed.
         bias_var: The same for the biases; None starts them at 0.1.
         ard_num_dims: k, the number of features of a row, channels of an image or features of a
             token: inputs are divided by `lengthscale`, `[*batch, 1, k]`, and the first layer's
-            weight variance is held. None is without.
+            weight variance is held. No length scales if None.
         input_shape: Shape of one input; flat rows are reshaped to it.
         batch_shape: Batch of independent variances and length scales.
         active_dims: Features that the kernel sees.

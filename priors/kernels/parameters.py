@@ -49,8 +49,8 @@ def as_function(function: nn.Module | ParametricFunction) -> ParametricFunction:
 def checked(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not parameters:
         raise ValueError(
-            "There is no parameter to differentiate in; give those of the network by name, and "
-            "for a prior a variance that is not 0."
+            "There are no parameters to differentiate with respect to; pass those of the "
+            "network by name, and for a prior at least one variance that is not 0."
         )
     return dict(parameters)
 
@@ -61,7 +61,9 @@ def parameters_of(module: nn.Module, parameters: Mapping[str, Tensor] | None) ->
         raise ValueError(f"{type(module).__name__} has no parameters, so there is no tangent.")
     lazy = [name for name, p in own.items() if nn.parameter.is_lazy(p)]
     if lazy:
-        raise ValueError(f"The widths of {lazy} are open; run the module once on an input.")
+        raise ValueError(
+            f"The widths of {lazy} are not known yet; run the module once on an input."
+        )
     if parameters is None:
         return dict(own)
     if parameters.keys() != own.keys():

@@ -72,7 +72,7 @@ class NNGPFeatures(FeatureMap):
         weight_var: Weight variance of each layer, hidden ones and the readout.
         bias_var: Bias variance of each layer, as many.
         activation: The nonlinearity.
-        generator: For the draws.
+        generator: Source of randomness.
 
     Raises:
         ValueError: fewer than two layers, numbers that disagree, or negative variances.
@@ -91,8 +91,8 @@ class NNGPFeatures(FeatureMap):
         super().__init__()
         if len(weight_var) < 2 or len(bias_var) != len(weight_var):
             raise ValueError(
-                "weight_var and bias_var need one value for each layer, hidden ones and the "
-                f"readout; got {len(weight_var)} and {len(bias_var)}."
+                "weight_var and bias_var need one value per layer, readout included; got "
+                f"{len(weight_var)} and {len(bias_var)}."
             )
         if min(*weight_var, *bias_var) < 0 or num_features < 1:
             raise ValueError("Variances must not be negative, num_features must be positive.")
@@ -117,8 +117,8 @@ class NNGPFeatures(FeatureMap):
             weight = getattr(self, f"weight_{k}").to(X)
             if weight.shape[0] != g.shape[-1]:
                 raise ValueError(
-                    f"The features were made for points of {weight.shape[0] - 1} features, got "
-                    f"{X.shape[-1]}."
+                    f"The features were made for inputs with {weight.shape[0] - 1} features, "
+                    f"got {X.shape[-1]}."
                 )
             u = g @ weight
             root = math.sqrt(weight.shape[-1])
@@ -138,10 +138,10 @@ class NTKFeatures(FeatureMap):
         num_inputs: Features of a point.
         num_features: Width of the random layers.
         sketch_size: Length of the sketched part; as num_features if None.
-        weight_var: As for `NNGPFeatures`.
-        bias_var: As for `NNGPFeatures`.
-        activation: As for `NNGPFeatures`.
-        generator: For the draws.
+        weight_var: See `NNGPFeatures`.
+        bias_var: See `NNGPFeatures`.
+        activation: See `NNGPFeatures`.
+        generator: Source of randomness.
 
     Raises:
         ValueError: as for `NNGPFeatures`.
@@ -205,19 +205,19 @@ def random_features(
     kind: str = "nngp",
     generator: torch.Generator | None = None,
 ) -> FeatureMap:
-    """Features of a fully connected network's kernel, with its variances as they are now.
+    """Features of a fully connected network's kernel, with its present variances.
 
     Args:
         network: Linear layers and one kind of nonlinearity in a chain.
         num_features: Width of the random layers.
         kind: "nngp" or "ntk".
-        generator: For the draws.
+        generator: Source of randomness.
 
     Returns:
         The feature map; `RandomFeatureKernel` makes a kernel of it.
 
     Raises:
-        NotImplementedError: the network is no such chain.
+        NotImplementedError: the network is not such a chain.
         ValueError: another kind, or an input of unknown width.
     """
     if kind not in ("nngp", "ntk"):
@@ -230,8 +230,8 @@ def random_features(
     others = [n for n in program.nodes if not isinstance(n, Linear | Nonlinear | Features)][1:]
     if not plain or others or len(layers) != len(hidden) + 1:
         raise NotImplementedError(
-            "Random features are those of fully connected chains with one kind of nonlinearity; "
-            "for other networks use the exact kernel."
+            "Random features support only fully connected chains with a single kind of "
+            "nonlinearity; for other networks use the exact kernel."
         )
     (activation,) = activations
     shape = program.input_shape
@@ -306,7 +306,10 @@ class RandomFeatureKernel(Kernel):
             NotImplementedError: `last_dim_is_batch`, which GPyTorch deprecates.
         """
         if last_dim_is_batch:
-            raise NotImplementedError("last_dim_is_batch has no meaning for network kernels.")
+            raise NotImplementedError(
+                "Network kernels are not additive over features; last_dim_is_batch is not "
+                "supported."
+            )
         z1 = self.features(x1)
         if x1.shape == x2.shape and torch.equal(x1, x2):
             if diag:
@@ -326,7 +329,7 @@ class FeatureError:
     Attributes:
         sizes: Numbers of features asked for.
         error: Mean relative Frobenius error of the kernel matrix.
-        standard_error: Of that mean, over draws.
+        standard_error: Standard error of that mean, over draws.
     """
 
     sizes: Tensor
@@ -352,7 +355,7 @@ def feature_error(
         X: Points, `[n, d]`.
         sizes: Numbers of features.
         repeats: RandomSource for each size, at least 2.
-        seed: Of the first draw.
+        seed: Seed of the first draw.
         progress: Show a progress bar when it takes longer than a few seconds.
 
     Returns:
@@ -378,7 +381,7 @@ def plot_feature_error(curves: dict[str, FeatureError], ax: Axes | None = None) 
 
     Args:
         curves: Results of `feature_error` by name.
-        ax: Where to draw; a new figure if None.
+        ax: Axes to draw on; a new figure if None.
 
     Returns:
         The axes.

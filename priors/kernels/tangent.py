@@ -53,9 +53,9 @@ class Tangent:
         function: f(parameters, x) of a batch.
         parameters: The point.
         x: Examples `[n, *input_shape]`, n >= 1; the first is tried.
-        output: As for `empirical_ntk`.
-        method: As for `empirical_ntk`.
-        max_bytes: As for `empirical_ntk`.
+        output: See `empirical_ntk`.
+        method: See `empirical_ntk`.
+        max_bytes: See `empirical_ntk`.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Tangent:
         if method not in METHODS:
             raise ValueError(f"method must be one of {METHODS}, got {method!r}.")
         if len(x) == 0:
-            raise ValueError("x1 has no rows; the kernel needs one at least.")
+            raise ValueError("x1 has no rows; the kernel needs at least one.")
         self.function, self.method, self.max_bytes = function, method, max_bytes
         self.trial = x[:1].detach()
         counter, numbers = FlopCounterMode(display=False), _Cost()
@@ -313,10 +313,10 @@ def along(
         value, change = jvp(function, (point,), (direction,))  # type: ignore[misc]
     except NotImplementedError as error:
         raise NotImplementedError(
-            "torch has no forward derivative of an operation of this network "
-            f"({str(error).splitlines()[0]}). Kernels can do without by jacobian_contraction; "
-            "attention has one under torch.nn.attention.sdpa_kernel(SDPBackend.MATH), "
-            "nn.MultiheadAttention in train mode only."
+            "torch has no forward derivative for an operation of this network "
+            f"({str(error).splitlines()[0]}). For kernels, use jacobian_contraction instead; "
+            "for attention, run under torch.nn.attention.sdpa_kernel(SDPBackend.MATH), with "
+            "nn.MultiheadAttention in train mode."
         ) from error
     return value, change
 

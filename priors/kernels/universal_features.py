@@ -27,7 +27,7 @@ E[|phi| |psi|]^2 >= |E phi psi^T|_*^2. For exp(i k w.x), x ~ N(0, I), w ~ N(0, I
 ((1 + q) / (1 - q))^d, q^2 = b / (a + b + c), a = 1/4, b = k^2 / 2d, c = sqrt(a^2 + 2 a b), from the
 eigenvalues of a Gaussian kernel (Rasmussen & Williams 2006, 4.3.1): 19 for d = 3, k = 1; 353 for
 d = 3, k = 3; 1.2e6 for d = 10, k = 3. So random exponential features of a single wave cannot be
-good at standardised inputs. Exact leading components are no such mean.
+good at standardised inputs. Exact leading components are not such a mean.
 
 Sources: Sehanobish et al. 2024, 2310.13225 (the disentangled layer, by Fourier transforms and
 random exponential features); Han, Zandieh & Avron 2022, 2202.03474 (random Gegenbauer features).
@@ -175,7 +175,7 @@ def expand(
         c[:, j] = torch.einsum("sq,sqn->ns", value, p) if moving else (value @ p[0]).mT
     total = weight_r @ square @ weight_s
     if not total.isfinite() or total <= 0:
-        raise ValueError("The function must be finite, and not zero throughout.")
+        raise ValueError("The function must be finite, and not zero everywhere.")
 
     share = count * torch.einsum("nrs,r,s->n", c.square(), weight_r, weight_s) / total
     degrees = (share > max(1e-28, 1e-3 * tolerance**2 / (degree + 1))).nonzero()[:, 0]
@@ -202,8 +202,8 @@ def expand(
     last = (radial_x.square() / (2 * order_x + 1) / count[n])[size - size // 8 :].sum() / total
     if last > tolerance**2:
         raise ValueError(
-            f"The function is not resolved for arguments up to {largest:.3g}; allow smaller norms "
-            "or more tolerance."
+            f"The expansion does not resolve the function for arguments up to {largest:.3g}; "
+            "use smaller norms or a larger tolerance."
         )
     return Expansion(
         dimension,
@@ -229,8 +229,8 @@ class UniversalFeatures(FeatureMap):
         num_features: Features made; fewer where fewer are exact.
         max_norm: Greatest norm of a point.
         activation: f, elementwise; ReLU if None.
-        weight_var: Of the layer, in the NTK parametrisation.
-        bias_var: Of the layer.
+        weight_var: Weight variance of the layer, in the NTK parametrisation.
+        bias_var: Bias variance of the layer.
         unbiased: Random features for all components; False keeps those of the largest singular
             values only, which has less mean square error.
         target: Share features out for the least error of the "kernel" or of the "layer".
@@ -241,10 +241,10 @@ class UniversalFeatures(FeatureMap):
         max_weight_norm: Greatest norm of [w sqrt(d / weight_var), b / sqrt(bias_var)] for `layer`;
             if None what normal weights exceed with probability 1e-12.
         expansion: Of another map with the same activation, variances and norms, to find it once.
-        generator: For the directions.
+        generator: Source of the directions.
 
     Attributes:
-        expansion: What is estimated.
+        expansion: The expansion that is estimated.
         counts: Features of each component, `[k]`.
 
     Raises:
@@ -299,14 +299,16 @@ class UniversalFeatures(FeatureMap):
                 max_degree=max_degree,
             )
         elif (expansion.dimension, expansion.norms_x) != (dimension, norms_x):
-            raise ValueError("The expansion is that of other inputs, variances or norms.")
+            raise ValueError(
+                "The expansion was made for other inputs, variances or norms; make one for these."
+            )
         self.expansion = found = expansion
         size = found.multiplicity
         if unbiased:
             if num_features < len(size):
                 raise ValueError(
-                    f"Unbiased features at tolerance {tolerance} need at least {len(size)}, got "
-                    f"{num_features}; allow more tolerance, or unbiased=False."
+                    f"Unbiased features at tolerance {tolerance:g} need at least {len(size)}, "
+                    f"got {num_features}; raise tolerance, or use unbiased=False."
                 )
             wanted = found.norm if target == "layer" else found.norm.square() / size
             self.counts = _share(wanted, size, num_features)
@@ -372,8 +374,8 @@ class UniversalFeatures(FeatureMap):
 
         Args:
             X: Points, `[..., n, d]`.
-            weight: As for `psi`.
-            bias: As for `psi`.
+            weight: See `psi`.
+            bias: See `psi`.
 
         Raises:
             ValueError: as for `forward` and `psi`.

@@ -1,4 +1,4 @@
-"""What makes the kernels of a program expensive, in words, and what would be cheaper."""
+"""The expensive parts of a program's kernels, in words, and cheaper alternatives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the infinite-width limit asks of a kind of node: one object for each class of nodes.
+"""The questions that the infinite-width limit asks of a node: one class for each kind of node.
 
 Two nodes of one kind are that kind's own matter. Of two kinds, one side is taken apart into its
 sources: that of a linear map, the later one first; else that of a nonlinear node, whose partner

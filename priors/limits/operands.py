@@ -1,4 +1,4 @@
-"""What is taken apart into its sources: one side of pairs of nodes, or the mean of a node.
+"""Operands taken apart into their sources: one side of pairs of nodes, or the mean of a node.
 
 A linear map acts in the same way on both. An `Operand` has what is known of the sources, how a
 number for each data point multiplies it, and what a constant vector adds to it.

@@ -1,4 +1,4 @@
-"""What fixed linear maps make of a tensor's positions: the arithmetic under `maps`.
+"""The action of fixed linear maps on a tensor's positions: the arithmetic under `maps`.
 
 Positions are flattened: of a pair's tensor the last one or two dimensions. `axis` counts the
 mapped side's dimension from the end.

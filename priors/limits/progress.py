@@ -1,4 +1,4 @@
-"""What a user sees of a kernel that takes long: a bar, and why where it takes minutes."""
+"""Progress of slow kernels: a bar, and a warning with the reasons where they take minutes."""
 
 from __future__ import annotations
 

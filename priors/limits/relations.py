@@ -1,4 +1,4 @@
-"""Which factors of nonlinearities are independent of each other."""
+"""Independence of the factors of nonlinearities."""
 
 from __future__ import annotations
 

@@ -35,9 +35,9 @@ def batch_kernel(
         module: Like that of `InfiniteNetwork`, with `nn.BatchNorm1d`, `2d` or `3d` directly
             followed by an elementwise nonlinearity or a linear layer.
         X: The batch, `[B, d]`, at least two rows.
-        weight_var: As for `InfiniteNetwork`.
-        bias_var: As for `InfiniteNetwork`.
-        input_shape: As for `InfiniteNetwork`.
+        weight_var: See `InfiniteNetwork`.
+        bias_var: See `InfiniteNetwork`.
+        input_shape: See `InfiniteNetwork`.
         quadrature: Rule for the expectations over the batch that have no closed form.
 
     Returns:
@@ -70,14 +70,14 @@ def batch_kernel_error(
     replicates: int = 8,
     **options: Any,
 ) -> Tensor:
-    """How far `batch_kernel` may be off by quasi-Monte Carlo, `[B, B]`; 0 where it is exact.
+    """Bound on the quasi-Monte Carlo error of `batch_kernel`, `[B, B]`; 0 where it is exact.
 
     Half the width of a 99% interval, from the kernels without each part of the points in use.
 
     Args:
-        module: As for `batch_kernel`.
-        X: As for `batch_kernel`.
-        quadrature: As for `batch_kernel`.
+        module: See `batch_kernel`.
+        X: See `batch_kernel`.
+        quadrature: See `batch_kernel`.
         replicates: Parts left out in turn, 2 to 8.
         **options: The other arguments of `batch_kernel`.
     """

@@ -182,8 +182,8 @@ def four_point_vertex(
     if not len(weight_vars) == len(bias_vars) == len(widths) + 1:
         raise ValueError(
             f"four_point_vertex got {len(weight_vars)} weight variances, {len(bias_vars)} bias "
-            f"variances and {len(widths)} hidden widths; give as many of the first two as there "
-            "are linear layers, and one width fewer."
+            f"variances and {len(widths)} hidden widths; pass one weight and one bias variance "
+            "per linear layer, and one width per hidden layer."
         )
     if any(width < 1 for width in widths):
         raise ValueError(f"widths must be at least 1, got {list(widths)}.")
@@ -249,9 +249,9 @@ def optimal_depth_to_width(activation: ActivationLike, *, num_outputs: int = 1) 
         start, near, far = (_slopes(function, K)[0] for K in (0.0, 1e-5, 4e-5))
         if (start - far) < 3 * (start - near):
             raise ValueError(
-                f"{activation} or its slope has a kink at 0, where its critical variance is: how "
-                "fast its fluctuations grow is not known here. Use an activation that is smooth "
-                "there, or scale-invariant."
+                f"{activation} or its slope has a kink at 0, which is also its critical "
+                "variance; how fast its fluctuations grow there is not known. Use an "
+                "activation that is smooth at 0, or scale-invariant."
             )
         nu = 2 / 3
     else:
@@ -280,8 +280,8 @@ def _continuous(activation: ActivationLike) -> Activation:
     function = as_activation(activation)
     if any(jumps(function, function.kinks)):
         raise ValueError(
-            f"{activation} jumps, so that its chi_perp is infinite: it has no critical point and "
-            "no gradient to carry. Use a continuous activation."
+            f"{activation} is discontinuous, so its chi_perp is infinite: it has no critical "
+            "point and carries no gradient. Use a continuous activation."
         )
     return function
 

@@ -36,10 +36,10 @@ class NetworkPrior(Network):
     Args:
         module: A `torch.nn.Module` whose widths are all known, or an `InfiniteNetwork`, whose
             variances are then shared.
-        weight_var: As for `InfiniteNetwork`.
-        bias_var: As for `InfiniteNetwork`.
-        ard_num_dims: As for `InfiniteNetwork`.
-        input_shape: As for `InfiniteNetwork`.
+        weight_var: See `InfiniteNetwork`.
+        bias_var: See `InfiniteNetwork`.
+        ard_num_dims: See `InfiniteNetwork`.
+        input_shape: See `InfiniteNetwork`.
         parameterization: "ntk", or "mup" for maximal updates (Yang & Hu 2021, 2011.14522; Yang et
             al. 2022, 2203.03466, table 3): readout weights of variance weight_var * base_width /
             fan_in^2, so that features move at any width; see `learning_rates`.
@@ -76,7 +76,8 @@ class NetworkPrior(Network):
                 )
             if name not in known:
                 raise ValueError(
-                    f"Parameter {name!r} belongs to no layer that the forward uses; remove it."
+                    f"Parameter {name!r} does not belong to any layer that the forward uses; "
+                    "remove it."
                 )
 
     def parameter_std(self) -> dict[str, Tensor]:
@@ -116,8 +117,8 @@ class NetworkPrior(Network):
         """
         if self.parameterization != "mup" or optimizer not in ("adam", "sgd"):
             raise ValueError(
-                'learning_rates are those of parameterization="mup" with optimizer "adam" or '
-                f'"sgd", got {self.parameterization!r} and {optimizer!r}.'
+                'learning_rates needs parameterization="mup" and optimizer "adam" or "sgd", '
+                f"got {self.parameterization!r} and {optimizer!r}."
             )
         program, base = self.program, self.base_width
         from_input = {

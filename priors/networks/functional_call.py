@@ -1,4 +1,4 @@
-"""Calling a module with other tensors than its own.
+"""Calling a module with given tensors in place of its own.
 
 `torch.func.functional_call` (torch 2.13) leaves a layer that a module holds under two names with
 the tensors that it was called with. Here every name of a tensor is passed, and all are put back.

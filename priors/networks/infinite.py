@@ -37,7 +37,7 @@ class LayerCriticality:
 
     Attributes:
         layer: The layer whose weights follow the nonlinearity.
-        variance: Of the nonlinearity's input.
+        variance: Variance of the nonlinearity's input.
         chi_parallel: Factor on a small change of the input's norm; 1 at criticality.
         chi_perp: Factor on a small change of its direction; 1 at criticality.
     """
@@ -61,21 +61,21 @@ class InfiniteNetwork(Network):
     Args:
         module: A `torch.nn.Module` (see `priors.programs.tracer.trace` for what it may contain),
             or a `NetworkPrior`, whose variances are then shared. Widths and weights do not matter.
-        weight_var: Where the variances of the weights start: one value for all layers, a dict by
-            layer name, or None: 2 behind a rectifier and 1 elsewhere. 0 is fixed, not learnt.
+        weight_var: Starting values of the weight variances: one value for all layers, a dict by
+            layer name, or None for 2 behind a rectifier and 1 elsewhere. 0 is fixed, not learnt.
         bias_var: The same for the biases; None starts them at 0.1.
         ard_num_dims: Number of features of a row, channels of an image or features of a token, by
             whose length scales inputs are divided; the first layer's weight variance is then
-            held. None is without. See `LayerVariances`.
+            held. No length scales if None. See `LayerVariances`.
         input_shape: Shape of one input, e.g. `(1, 8, 8)`; rows are reshaped to it.
         batch_shape: Batch of independent variances.
         parameterization: "ntk", or "standard" with the module's own widths: the same NNGP
             kernel, and the tangent kernel of gradient descent on weights W ~ N(0, weight_var /
             fan_in) themselves (Sohl-Dickstein et al. 2020, 2001.07301).
         quadrature: Rule for expectations over many variables (gates, attention over heads).
-        max_variables: Most variables of such an expectation; beyond, it is refused.
+        max_variables: Most variables of such an expectation; larger ones are refused.
         max_bytes: Memory for what is held besides the kernels.
-        devices: Where the blocks of a large kernel are computed, in turn, when no gradient is
+        devices: Devices that compute the blocks of a large kernel in turn, when no gradient is
             needed, e.g. `["cuda:0", "cuda:1"]`; empty means where the inputs are.
 
     Raises:
@@ -219,16 +219,16 @@ class InfiniteNetwork(Network):
     def quadrature_error(
         self, x1: Tensor, x2: Tensor | None = None, *, diag: bool = False, replicates: int = 8
     ) -> tuple[Tensor, Tensor]:
-        """How far both kernels may be off by quasi-Monte Carlo, `(nngp, ntk)`.
+        """Bounds on the quasi-Monte Carlo error of both kernels, `(nngp, ntk)`.
 
         Half the width of a 99% interval, from the kernels without each part of the points that
         are in use (jackknife), plus what expansions of a lower degree change. That includes what
         an error in one layer does to the next. 0 where no such expectation is needed.
 
         Args:
-            x1: As for `nngp`.
-            x2: As for `nngp`.
-            diag: As for `nngp`.
+            x1: See `nngp`.
+            x2: See `nngp`.
+            diag: See `nngp`.
             replicates: Parts left out in turn, 2 to 8; each costs what the kernels cost.
 
         Returns:

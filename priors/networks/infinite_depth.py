@@ -1,4 +1,4 @@
-"""What infinitely wide and deep networks classify by.
+"""The classifiers that infinitely wide and deep networks become.
 
 Let phi be normalised, E[phi(z)^2] = 1 for z ~ N(0, 1), and let inputs have unit length. The
 covariance of two inputs with cosine xi then evolves by kappa(xi) = E[phi(u) phi(v)], (u, v)
@@ -137,12 +137,13 @@ def classify_activation(activation: ActivationLike) -> InfiniteDepthLimit:
     function = as_activation(activation)
     if any(jumps(function, function.kinks)):
         raise ValueError(
-            f"{activation} jumps, so that its tangent kernel is infinite. Use a continuous one."
+            f"{activation} is discontinuous, so its tangent kernel is infinite. Use a "
+            "continuous activation."
         )
     one = torch.ones((), dtype=torch.float64, device="cpu")
     square = float(function.second_moment(one))
     if square == 0:
-        raise ValueError(f"{activation} is zero, so that it cannot be normalised.")
+        raise ValueError(f"{activation} is zero everywhere and cannot be normalised.")
     scale = 1 / math.sqrt(square)
     A = scale * float(function.mean(one))
     A_prime = scale * float(function.mean_derivative(one))
@@ -155,8 +156,8 @@ def classify_activation(activation: ActivationLike) -> InfiniteDepthLimit:
         kind = "one-nearest-neighbour"
     elif A_prime**2 > 1 - _ZERO:
         raise ValueError(
-            f"{activation} is linear: depth leaves its kernel as it is, a linear classifier. Use "
-            "a nonlinear activation."
+            f"{activation} is linear: depth does not change its kernel, and the limit is a "
+            "linear classifier. Use a nonlinear activation."
         )
     else:
         exponent = -4 * math.log(abs(A_prime)) / math.log(B_prime)
@@ -289,5 +290,5 @@ def _on_sphere(X: Tensor) -> Tensor:
     X = X.double()
     length = X.norm(dim=-1, keepdim=True)
     if not bool((length > 0).all()):
-        raise ValueError("an input is zero, so that it has no direction; add a constant feature.")
+        raise ValueError("an input is zero and has no direction; add a constant feature.")
     return X / length

@@ -1,4 +1,4 @@
-"""How much each feature of an input matters: the length scales that inputs are divided by.
+"""Relevance of features: the length scales that inputs are divided by.
 
 A network sees x / lengthscale, so a feature with a large length scale hardly matters (automatic
 relevance determination). Features are those of a row, the channels of an image or the token
@@ -51,8 +51,8 @@ class InputScale(gpytorch.Module):
         super().__init__()
         if any(isinstance(n, Embedding) and _from_input(program, n.source) for n in program.nodes):
             raise ValueError(
-                "ard_num_dims divides inputs by length scales, but this network looks its inputs "
-                "up in an embedding: tokens have no scale."
+                "ard_num_dims divides inputs by length scales, but this network looks its "
+                "inputs up in an embedding, and tokens have no scale; omit ard_num_dims."
             )
         self.num_scales = num_scales
         self.repeats = _repeats(program, num_scales)

@@ -1,4 +1,4 @@
-"""What the infinite and the finite view of an architecture share: its program and variances."""
+"""The common base of infinite and finite networks: a program and its variances."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Network(gpytorch.Module):
             self.program = module.program
             self.variances = module.variances
             return
-        # In a tuple, so that the finite weights are no parameters of this prior.
+        # In a tuple, so that the finite weights do not become parameters of this prior.
         self._template = (module,)
         self.program = trace(module, input_shape)
         self.variances = LayerVariances(
@@ -81,8 +81,8 @@ class Network(gpytorch.Module):
         shape, scale = self.program.input_shape, self.variances.input_scale
         if None in shape and scale is not None and x.shape[-1] != scale.num_scales:
             raise ValueError(
-                f"{name} has {x.shape[-1]} features, but the network has length scales of "
-                f"{scale.num_scales}: ard_num_dims must be the number of features."
+                f"{name} has {x.shape[-1]} features, but the network has {scale.num_scales} "
+                "length scales; ard_num_dims must be the number of features."
             )
         if None not in shape and x.shape[-1] != math.prod(s or 1 for s in shape):
             rows = x.dim() > 2 and x.shape[1:] == torch.Size(s or 1 for s in shape)

@@ -31,7 +31,7 @@ _LOG_VAR_STD = 1.0  # of the logarithm of a variance under its prior
 
 
 class LayerVariances(gpytorch.Module):
-    """What is learnt of a network: a weight and a bias variance per layer, and length scales.
+    """Hyperparameters of a network: a weight and a bias variance per layer, and length scales.
 
     Printed, it is a table of the present values. Parameters are called `raw_weight_var_<layer>`
     and `raw_bias_var_<layer>` (dots of the layer's name as `_`), the logarithm of the ratio to the
@@ -46,7 +46,7 @@ class LayerVariances(gpytorch.Module):
 
     Args:
         program: The network whose layers have variances.
-        weight_var: Where all start, or where each starts by layer name. Those not given start at
+        weight_var: Starting value of all, or of each by layer name. Those not given start at
             2 behind a rectifier (ReLU, GELU, SiLU, ...), which passes on half the mean square, and
             at 1 otherwise.
         bias_var: The same for biases.
@@ -57,7 +57,7 @@ class LayerVariances(gpytorch.Module):
         input_scale: The length scales, or None.
 
     Raises:
-        ValueError: a negative or non-finite variance, a name that is no layer, or inputs with
+        ValueError: a negative or non-finite variance, a name that is not a layer, or inputs with
             another number of features.
     """
 
@@ -143,8 +143,8 @@ class LayerVariances(gpytorch.Module):
             buffer = getattr(self, slot)
             if bool((buffer == 0).all()) and bool((new != 0).any()):
                 raise ValueError(
-                    f"{kind}_var of layer {layer!r} was made as 0, which is fixed; make the "
-                    "network with a positive one to change it."
+                    f"{kind}_var of layer {layer!r} was 0 at construction and is therefore "
+                    "fixed; make the network with a positive value to change it."
                 )
             _check_positive(new, f"{kind}_var of layer {layer!r}", or_zero=True)
             buffer.copy_(new.to(buffer).expand_as(buffer))
@@ -165,7 +165,7 @@ class LayerVariances(gpytorch.Module):
         Args:
             kind: "weight" or "bias".
             layer: The layer's name.
-            value: What it is held at, >= 0; its present value without.
+            value: Value to hold it at, >= 0; its present one if None.
 
         Raises:
             ValueError: no such layer, or a bad value.
@@ -189,7 +189,9 @@ class LayerVariances(gpytorch.Module):
     def _check_layer(self, kind: str, layer: str) -> None:
         if (kind, layer) not in self._slots:
             names = [name for k, name in self._slots if k == kind]
-            raise ValueError(f"No layer {layer!r} has a {kind}_var; those that have are {names}.")
+            raise ValueError(
+                f"Layer {layer!r} does not have a {kind}_var; those that do are {names}."
+            )
 
     def with_batch(self, change: Callable[[Tensor], Tensor]) -> None:
         """Apply an indexing or an expansion to the batch of every hyperparameter, in place."""
@@ -355,7 +357,9 @@ def _per_layer(
     if isinstance(spec, Mapping):
         unknown = [key for key in spec if key not in defaults]
         if unknown:
-            raise ValueError(f"{name} names {unknown}, the layers are {list(defaults)}.")
+            raise ValueError(
+                f"{name} has entries for unknown layers {unknown}; the layers are {list(defaults)}."
+            )
         values = {layer: float(spec.get(layer, start)) for layer, start in defaults.items()}
     else:
         values = dict.fromkeys(defaults, float(spec))

@@ -1,1 +1,1 @@
-"""What every posterior answers, whichever engine made it."""
+"""The questions that every posterior answers, whichever engine made it."""

@@ -144,7 +144,7 @@ class UpperConfidenceBound(_MarginalAcquisition):
     Args:
         model: A single-output model of this package, or a Gaussian one of BoTorch.
         beta: The bound is at the probability that a Gaussian has below mean + sqrt(beta) standard
-            deviations, so that for a Gaussian model this is BoTorch's. Give it or `level`.
+            deviations, so that for a Gaussian model this is BoTorch's. Pass either it or `level`.
         maximize: Whether larger is better; if not, the value is minus the lower bound.
         level: Probability below the bound, in (0, 1).
 
@@ -162,7 +162,7 @@ class UpperConfidenceBound(_MarginalAcquisition):
     ) -> None:
         super().__init__(model)
         if (beta is None) == (level is None):
-            raise ValueError(f"give either beta or level, got beta={beta} and level={level}.")
+            raise ValueError(f"pass either beta or level, got beta={beta} and level={level}.")
         if beta is not None:
             if beta < 0:
                 raise ValueError(f"beta must be at least 0, got {beta}.")
@@ -224,8 +224,8 @@ class GaussianApproximation(Model):
 
         Args:
             X: Queries.
-            output_indices: Goes to the model.
-            observation_noise: Goes to the model.
+            output_indices: Passed to the model.
+            observation_noise: Passed to the model.
             posterior_transform: Applied to the Gaussian.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Borrowed names: what posteriors use of BoTorch, GPyTorch and torch that is not public there.
+"""Names that posteriors borrow from private parts of BoTorch, GPyTorch and torch.
 
 `tests/priors/posteriors/test_compat.py` says of each what is relied on. `_extended_shape`, which
 BoTorch's samplers call, is defined by `PredictivePosterior`.

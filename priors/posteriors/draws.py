@@ -1,4 +1,4 @@
-"""The distribution of drawn functions, as an engine leaves it that samples parameters.
+"""The distribution of drawn functions, for engines that sample parameters.
 
 `EmpiricalPosterior` is the distribution of the S drawn function values themselves, with their
 weights; it is never reduced to its mean and variance. What averages over draws have in common
@@ -24,12 +24,12 @@ class EmpiricalPosterior(PredictivePosterior):
 
     Args:
         draws: Function values, `[S, ..., n, m]`.
-        log_weights: Log probabilities of the draws, `[S]`; equal without them. Normalised here.
+        log_weights: Log probabilities of the draws, `[S]`; equal if None. They are normalised here.
 
     Its `log_excess` is that of the draws, with max(., 0) and the step smoothed at a width of 1e-6
     of the draws' deviation (Ament et al. 2023, 2310.20708), so that it has gradients where no draw
-    is beyond the threshold. The probability has none to speak of elsewhere: prefer the expected
-    improvement.
+    is beyond the threshold. Elsewhere the gradient of the probability is negligible: prefer the
+    expected improvement.
     """
 
     def __init__(self, draws: Tensor, log_weights: Tensor | None = None) -> None:

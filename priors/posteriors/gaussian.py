@@ -39,13 +39,13 @@ class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
     asked is equivariant in the unit of y; only what BoTorch reads off `distribution` is not.
 
     Args:
-        distribution: Of z, `[..., n]` or multitask `[..., n, m]`.
-        transform: The map from z to y, of parameters that broadcast with `[..., 1, m]`; y is z
-            without it.
+        distribution: Distribution of z, `[..., n]` or multitask `[..., n, m]`.
+        transform: The map from z to y, of parameters that broadcast with `[..., 1, m]`; if None, y
+            is z.
 
     Attributes:
-        distribution: Of y.
-        base: Of z.
+        distribution: Distribution of y.
+        base: Distribution of z.
     """
 
     def __init__(
@@ -136,8 +136,8 @@ class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
         """
         if weights.shape != self.shape[-1:]:
             raise ValueError(
-                f"a posterior of {self.shape[-1]} outputs needs as many weights, got a tensor of "
-                f"shape {tuple(weights.shape)}."
+                f"a posterior of {self.shape[-1]} outputs needs one weight for each, got "
+                f"weights of shape {tuple(weights.shape)}."
             )
         loc, scale = (
             self._like_mean(value) for value in (self.transform.loc, self.transform.scale)

@@ -25,7 +25,7 @@ class GaussianMixturePosterior(PredictivePosterior):
     Args:
         means: Component means, `[S, ..., n, m]`.
         variances: Component variances, > 0, broadcasting with `means`.
-        log_weights: Log probabilities of the components, `[S]`; equal without them. Normalised
+        log_weights: Log probabilities of the components, `[S]`; equal if None. They are normalised
             here.
 
     Base samples are `[..., n * m + 1]`: the last one chooses the component, shared by all points.

@@ -21,7 +21,7 @@ def invert_cdf(posterior: PredictivePosterior, p: Tensor, lower: Tensor, upper: 
     a gradient.
 
     Args:
-        posterior: Of a continuous or discontinuous cdf.
+        posterior: Posterior with a continuous or discontinuous cdf.
         p: Probabilities, broadcasting with the bounds.
         lower: Values not above the quantiles, `[*p, ..., n, m]`.
         upper: Values not below them.

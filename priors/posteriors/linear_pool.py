@@ -24,7 +24,7 @@ class MixturePosterior(PredictivePosterior):
 
     Args:
         components: At least one, all `[..., n, m]`, of one dtype and device.
-        log_weights: Log weights `[S]`; equal without them. Normalised here.
+        log_weights: Log weights `[S]`; equal if None. They are normalised here.
 
     Joint densities and samples choose one component for all points and outputs. Base samples are
     `[..., k + 1]` for components of up to k base samples per batch element, which have the first

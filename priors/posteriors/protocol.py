@@ -1,4 +1,4 @@
-"""What every posterior of this package answers, whichever engine made it.
+"""The protocol of this package's posteriors, whichever engine made them.
 
 A `PredictivePosterior` is a BoTorch `Posterior` that also knows the density of its own
 marginals. Shapes: `n` points, `m` outputs, any batch dimensions before them, together the
@@ -82,22 +82,22 @@ class PredictivePosterior(Posterior, ABC):
         # `hasattr` of these is how BoTorch asks for a Gaussian.
         if name in ("distribution", "mvn", "covariance_matrix"):
             raise AttributeError(
-                f"{type(self).__name__} is not Gaussian and has no {name!r}. An acquisition "
-                "function that needs a Gaussian takes GaussianApproximation(model)."
+                f"{type(self).__name__} is not Gaussian and has no {name!r}. For an acquisition "
+                "function that needs a Gaussian, pass GaussianApproximation(model)."
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def atoms(self) -> tuple[Tensor, Tensor] | None:
-        """The values `[S, ..., n, m]` and their log probabilities `[S]`, if they are finitely many.
+        """Values `[S, ..., n, m]` and log probabilities `[S]` of a finitely supported distribution.
 
-        None of any other distribution.
+        None for any other distribution.
         """
         return None
 
     @property
     def has_density(self) -> bool:
-        """Whether `log_prob` exists: no value has a probability of its own."""
+        """Whether `log_prob` exists, that is, no single value has positive probability."""
         return self.atoms is None
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:

@@ -33,10 +33,10 @@ class TransformedPosterior(PredictivePosterior):
     Moments and expected improvement are closed for an affine map; other maps take the moments
     by quadrature of the quantile function and have a closed expected improvement where they are
     affine beyond the threshold (`affine_beyond`). The quadrature (tanh-sinh, 256 nodes) ends at
-    probabilities of a rounding error of the dtype, and the variance goes on as a power law: behind
+    probabilities of a rounding error of the dtype; beyond, the variance follows a power law: for
     tails of index 2.5 it is right to 0.1% in float32. Moments that overflow or that do not exist
     are infinite, as far as quantiles at such probabilities show it: an exponential of heavy tails,
-    those of a bar distribution or Student's t, has no mean. Its quantiles are right. Finitely many
+    those of a bar distribution or Student's t, has no mean. Its quantiles are exact. Finitely many
     values (`atoms`) are mapped themselves.
 
     Values outside the range of the transform have density 0.
@@ -67,7 +67,10 @@ class TransformedPosterior(PredictivePosterior):
             return True
         if bool((sign < 0).all()):
             return False
-        raise NotImplementedError(f"{what} needs a transform of one sign for all outputs.")
+        raise NotImplementedError(
+            f"{what} needs a transform that is increasing for all outputs or decreasing for all "
+            "outputs."
+        )
 
     def _quadrature(self) -> tuple[Tensor, Tensor]:
         """Values of y `[k, ..., n, m]` and their probabilities `[k]`."""
@@ -204,7 +207,7 @@ def apply_posterior_transform(
 
     Args:
         transform: The transform, or None.
-        posterior: Of the model, `[..., n, m]`.
+        posterior: Posterior of the model, `[..., n, m]`.
         X: The queries.
 
     Returns:

@@ -148,7 +148,7 @@ def affine_beyond(transform: Transform, threshold: Tensor, above: bool) -> Affin
 
 
 class TailCompression(Transform):
-    r"""Outcome transform for optimisation: good values as they are, bad ones on a log scale.
+    r"""Outcome transform for optimisation: good values unchanged, bad ones on a log scale.
 
     With a the `quantile` of the training rows, s = max Y - a, the depth t = (a - y) / s, D that
     of the worst row, and y to be maximised,
@@ -157,7 +157,7 @@ class TailCompression(Transform):
         z = (w - mean) / deviation,
 
     once differentiable and monotone, so that densities and quantiles are exact. Test functions
-    and losses are often very bad somewhere; standardised as they are, all that matters near the
+    and losses are often very bad somewhere; standardised without it, all that matters near the
     optimum is then smaller than what a model resolves. Improvements on a value above a are in
     units of y, up to the factor `deviation`, and have their closed form. Winsorising, as in Ax,
     cuts the tail instead. Below the worst row the map is linear: behind an exponential without
@@ -200,7 +200,7 @@ class TailCompression(Transform):
         return AffineTransform(self._side * self._location, self._scale)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Of dy / dz."""
+        """Log of |dy / dz|."""
         log_depth = self._depth(self._unscaled(x))
         return self._scale.log() + torch.minimum(log_depth, self._deepest.log1p())
 
@@ -256,8 +256,8 @@ def of_outputs(transform: Transform, index: Sequence[int]) -> Transform:
     if type(transform) not in _PARAMETERS:
         if several:
             raise NotImplementedError(
-                f"which numbers of {transform} belong to which output is not known; compose it of "
-                f"{sorted(kind.__name__ for kind in _PARAMETERS)}, or make models of one output."
+                f"{transform} cannot be split by outputs; compose it from "
+                f"{sorted(kind.__name__ for kind in _PARAMETERS)}, or use one model per output."
             )
         return transform
     new = copied(transform)

@@ -215,7 +215,7 @@ class _Expansion:
         expression = node.expression(index, self)
         if isinstance(node, Features):
             raise self._builder.unsupported(
-                "a nonlinearity of units that each have a constant of their own",
+                "a nonlinearity of units that have different constants added",
                 "the raw input or a constant was added to them; put a linear layer or a "
                 "convolution between them",
             )

@@ -220,12 +220,12 @@ class Builder:
             if value.axis != axis % len(self.shape(value)) or value.heads:
                 raise self.unsupported(
                     "a layer along a dimension that is not the width",
-                    "transpose first; a learnt map of positions has no limit, as they stay "
-                    "finitely many",
+                    "transpose first; a learnt map of positions has no limit, because their "
+                    "number stays finite",
                 )
             if fan_in is not None and fan_in != value.width:
                 raise ValueError(
-                    f"The layer at {self.where} expects {fan_in} features, it gets {value.width}."
+                    f"The layer at {self.where} expects {fan_in} features but gets {value.width}."
                 )
             return value.index
         shape = self.shape(value)
@@ -235,7 +235,7 @@ class Builder:
         axis = axis % len(shape)
         if fan_in is not None and shape[axis] != fan_in:
             raise ValueError(
-                f"The layer at {self.where} expects {fan_in} features, it gets {shape[axis]}."
+                f"The layer at {self.where} expects {fan_in} features but gets {shape[axis]}."
             )
         positions = shape[:axis] + shape[axis + 1 :]
         return self.add(Features(value.index, axis, _known(positions)))
@@ -265,8 +265,8 @@ class Builder:
         if self.transposed.setdefault(layer, transposed) != transposed:
             raise self.unsupported(
                 "a matrix together with its transpose",
-                "the one's result depends on the other's input, so neither it nor its gradient is "
-                "Gaussian by itself; give each its own matrix",
+                "the result of each depends on the input of the other, so that neither it nor "
+                "its gradient is Gaussian by itself; use two separate matrices",
             )
         lazy = nn.parameter.is_lazy(weight)
         inputs = slice(0, 1) if transposed else slice(1, None)
@@ -314,14 +314,14 @@ class Builder:
         name = self.names.get(id(value))
         if isinstance(value, Learnt):
             raise self.unsupported(
-                f"a {kind} that was changed",
-                "its scale is weight_var or bias_var; use the parameter as it is",
+                f"a {kind} that was modified",
+                "its scale is set by weight_var or bias_var; use the parameter unmodified",
             )
         if name is None:
             raise self.unsupported(
-                f"a {kind} that is no parameter of the module",
-                "it must be an nn.Parameter; parametrisations (weight_norm, spectral_norm) make "
-                "weights whose entries are not independent: take them off by "
+                f"a {kind} that is not a parameter of the module",
+                "it must be an nn.Parameter; parametrisations (weight_norm, spectral_norm) "
+                "make weights whose entries are not independent: remove them with "
                 "torch.nn.utils.parametrize.remove_parametrizations",
             )
         layer = name.removesuffix(f".{kind}")
@@ -341,12 +341,12 @@ class Builder:
             self.gradient_stop = what, self.where
 
     def next_call(self) -> int:
-        """A number that tells this call from others."""
+        """A number that distinguishes this call from others."""
         self._calls += 1
         return self._calls
 
     def terms(self, index: int) -> tuple[tuple[float, int], ...]:
-        """A node as a linear combination of nodes that are no combinations."""
+        """A node as a linear combination of nodes that are not combinations themselves."""
         return self.hidden(index).sum(index)[0]
 
     def offset(self, index: int) -> float:

@@ -1,4 +1,4 @@
-"""Which dimension of a value is the width, and where reshaping takes its positions and units.
+"""The axis of the width in a value, and the effect of reshaping on positions and units.
 
 Reshaping, slicing and stacking are understood by carrying out the same torch call on a tensor of
 numbered entries (entry = position * width + unit) and reading off where each of them went.
@@ -35,14 +35,15 @@ def aligned(builder: Builder, items: Sequence[Any]) -> list[Value]:
     first = values[0]
     if len(values) > 1 and any(v.copies > 1 for v in values):
         raise builder.unsupported(
-            "an operation of several values of which one has its units repeated",
-            "repeated units are understood as keys and values of attention, and by linear layers",
+            "an operation on several values, one of which has repeated units",
+            "repeated units are supported only as keys and values of attention, and in linear "
+            "layers",
         )
     if len({v.batch for v in values}) > 1:
         raise builder.unsupported("values with the batch in different dimensions", "permute first")
     if len({v.width for v in values}) > 1 and any(v.width == 1 for v in values):
         raise builder.unsupported(
-            "a layer of one unit that all units of another share, such as a scalar gate",
+            "a single unit shared by all units of another layer, such as a scalar gate",
             "one unit stays random at infinite width; give the gate as many units as it gates",
         )
     if any((v.width, v.axis, v.heads) != (first.width, first.axis, first.heads) for v in values):
@@ -203,7 +204,7 @@ def _read(builder: Builder, values: Sequence[Value], result: Tensor, total: int)
             heads = tuple(zip(ordered[:-1], pieces[:-1], strict=True))
             return Value(index, math.prod(pieces), ordered[-1], heads, batch, copies)
         if len(unit_axes) == 1:
-            raise builder.unsupported("units in another order")
+            raise builder.unsupported("an operation that reorders units")
     if len(unit_axes) == 1 and mixed:
         (axis,) = unit_axes
         rows, units = place.movedim(axis, -1), unit.movedim(axis, -1)
@@ -267,7 +268,7 @@ def _concatenate(
     if any((v.axis, v.heads, v.batch) != (first.axis, (), first.batch) for v in values) or (
         len({builder.positions(v) for v in values}) > 1
     ):
-        raise builder.unsupported("a concatenation of unlike values")
+        raise builder.unsupported("a concatenation of values of different kinds")
     sources: list[int] = []
     sizes: list[int] = []
     for value in values:

@@ -106,7 +106,7 @@ def learnt(builder: Builder, parameter: nn.Parameter | Learnt) -> Learnt:
     if isinstance(parameter, Learnt):
         return parameter
     if nn.parameter.is_lazy(parameter):
-        raise builder.unsupported("a lazy parameter as an operand", "give it its shape")
+        raise builder.unsupported("a lazy parameter as an operand", "give it a shape")
     return Learnt(((1.0, builder.entries.numbers(parameter)),))
 
 
@@ -176,8 +176,8 @@ def gain(builder: Builder, value: Tensor, what: str) -> Tensor:
     if not bool(((value != 0) & value.isfinite()).all()):
         raise builder.unsupported(
             f"{what} of a parameter whose value makes it {float(value.flatten()[0]):g}",
-            "a gain is held at its value, so its branch would vanish; set it to what it shall be, "
-            "for example by nn.init.ones_",
+            "a gain is held at its value, so its branch would vanish; set it to the intended "
+            "value, for example with nn.init.ones_",
         )
     return value
 
@@ -198,8 +198,8 @@ def as_matrix(builder: Builder, weight: Tensor | Learnt) -> tuple[Tensor, bool]:
             if torch.equal(numbers, entries):
                 return owner, transposed
     raise builder.unsupported(
-        "a weight that was changed",
-        "its scale is weight_var or bias_var; use the parameter as it is",
+        "a weight that was modified",
+        "its scale is set by weight_var or bias_var; use the parameter unmodified",
     )
 
 
@@ -282,14 +282,14 @@ def as_units(builder: Builder, like: Value, entries: Tensor, joined: int | None)
     entries = entries.reshape((1,) * (rank - entries.dim()) + tuple(entries.shape))
     if entries.shape[0] not in (1, BATCH) or bool((entries != entries[:1]).any()):
         raise builder.unsupported(
-            "a parameter with other entries for each point of the batch",
+            "a parameter whose entries differ between points of the batch",
             "its first dimension must be 1, or expanded to the batch",
         )
     vectors = entries[0].movedim(like.axis, -1)
     width = vectors.shape[-1]
     if width != like.width and joined != like.axis + 1:
         raise builder.unsupported(
-            "a parameter that units share",
+            "a parameter shared by units",
             f"one random number for all units does not average out; its shape must end like "
             f"{builder.shape(like)}",
         )
@@ -309,7 +309,8 @@ def _embedded(builder: Builder, vectors: Tensor) -> int:
     flat, owner = vectors.reshape(-1, width), owners[..., 0].flatten()
     if not builder.entries.placed(flat):
         raise builder.unsupported(
-            "a parameter whose entries serve as different units", "use another for each use"
+            "a parameter whose entries serve as different units",
+            "use a separate parameter for each use",
         )
     sources, order = [], []
     for k in dict.fromkeys(owner.tolist()):

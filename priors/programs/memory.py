@@ -1,4 +1,4 @@
-"""Which values of a traced forward share memory, and what overwriting one does to the others.
+"""Shared memory in a traced forward, and the effect of overwriting a tensor on its views.
 
 `relu_`, `h += g` and `nn.ReLU(inplace=True)` write to a tensor that other names and views may
 still refer to. Each value has a place: a storage and the path of views that leads to it. Before a
@@ -252,7 +252,8 @@ class Memory:
         target, *rest = args
         if call.pure is None:
             raise self._builder.unsupported(
-                f"{call.name} in place", "only what has a form that makes a new tensor is"
+                f"{call.name} in place",
+                "only operations with an out-of-place counterpart are supported",
             )
         result = self._call(call.pure, target, *rest, **kwargs)
         if result is target:

@@ -1,4 +1,4 @@
-"""A tensor program as a whole: nodes in order of computation, and what is asked of them."""
+"""A tensor program as a whole: nodes in order of computation, and questions about them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Program:
     relations: dict[tuple[int, int], bool] = field(default_factory=dict, compare=False, repr=False)
 
     def terms(self, index: int) -> tuple[tuple[float, int], ...]:
-        """Node `index` as a linear combination of nodes that are no combinations."""
+        """Node `index` as a linear combination of nodes that are not combinations themselves."""
         return self.hidden(index).sum(index)[0]
 
     def finite(self, index: int) -> bool:

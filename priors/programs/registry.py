@@ -1,4 +1,4 @@
-"""Which rule says what a layer or a function becomes in a program; it is below the tracer.
+"""The registry of rules that translate layers and functions; it is below the tracer.
 
 A rule for a layer is called with the tracer, the layer and the layer's own arguments; one for a
 function with the tracer and the function's arguments. Tensors of the traced forward come as
@@ -61,11 +61,11 @@ class UnsupportedOperationError(NotImplementedError):
 
 
 def register_layer(*types: type[nn.Module], replace: bool = False) -> Callable[[AnyRule], AnyRule]:
-    """Say what layers of your own become in a tensor program.
+    """Register the rule by which layers of your own become part of a tensor program.
 
-    The rule is called as `rule(tracer, layer, *values)` with what the forward gets, and returns
-    the layer's result. It is made of what exists: `tracer.call(part, value)` for a layer or a
-    torch function, `tracer.combine` for sums, `tracer.multiply` for products of branches,
+    The rule is called as `rule(tracer, layer, *values)`, with the arguments of the forward, and
+    returns the layer's result. It is made of what exists: `tracer.call(part, value)` for a layer
+    or a torch function, `tracer.combine` for sums, `tracer.multiply` for products of branches,
     `tracer.activation(value, activation)` for an `Activation`. A residual block:
 
         @register_layer(ResidualBlock)
@@ -84,17 +84,17 @@ def register_layer(*types: type[nn.Module], replace: bool = False) -> Callable[[
 
     Args:
         *types: Classes of layers.
-        replace: Replace the rule that a class has; otherwise that is an error.
+        replace: Whether to replace a rule that a class already has, which is otherwise an error.
 
     Returns:
-        A decorator that returns the rule as it is.
+        A decorator that returns the rule unchanged.
 
     Raises:
         TypeError: a type is not a class of `torch.nn.Module`s, or the rule cannot be called.
         ValueError: there is a rule already.
     """
     if not types:
-        raise TypeError("register_layer needs a class of layers.")
+        raise TypeError("register_layer needs at least one class of layers.")
     for kind in types:
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise TypeError(
@@ -114,7 +114,7 @@ def register_layer(*types: type[nn.Module], replace: bool = False) -> Callable[[
 def register_function(
     *functions: str | Callable[..., Any], replace: bool = False
 ) -> Callable[[AnyRule], AnyRule]:
-    """Say what functions become in a tensor program.
+    """Register the rule by which functions become part of a tensor program.
 
     The rule is called as `rule(tracer, *args, **kwargs)` with the arguments of the call and
     returns its result:
@@ -126,17 +126,19 @@ def register_function(
     Args:
         *functions: A function of your own as it is; a function of torch or a method of its
             tensors by name (`"cumsum"`), which stands for all its forms.
-        replace: Replace the rule that a function has; otherwise that is an error.
+        replace: Whether to replace a rule that a function already has, which is otherwise an error.
 
     Returns:
-        A decorator that returns the rule as it is.
+        A decorator that returns the rule unchanged.
 
     Raises:
         TypeError: neither a name nor a function is given, or the rule cannot be called.
         ValueError: there is a rule already.
     """
     if not functions:
-        raise TypeError("register_function needs a function or the name of one of torch's.")
+        raise TypeError(
+            "register_function needs at least one function, or the name of one of torch's."
+        )
     for function in functions:
         if not isinstance(function, str) and not callable(function):
             raise TypeError(
@@ -187,7 +189,7 @@ def _check(rule: Any) -> None:
 
 def _enter(table: dict[Any, Rule], key: Any, rule: Rule, name: str, replace: bool) -> None:
     if key in table and not replace:
-        raise ValueError(f"{name} has a rule already; replace=True replaces it.")
+        raise ValueError(f"{name} already has a rule; pass replace=True to replace it.")
     table[key] = rule
 
 
@@ -214,7 +216,7 @@ def function_rule(target: Any) -> Rule | None:
     """The rule of a function, or of a tensor's method by name."""
     if isinstance(target, str):
         return _functions.get(target)
-    with contextlib.suppress(TypeError):  # what cannot be hashed is no registered function
+    with contextlib.suppress(TypeError):  # what cannot be hashed is not registered
         if target in _own_functions:
             return _own_functions[target]
     return _functions.get(getattr(target, "__name__", "")) if is_torch(target) else None

@@ -1,4 +1,4 @@
-"""Which pairs of nodes can have a moment: those with a common weight, or with means."""
+"""Pairs of nodes that can have a moment: those with a common weight, or with means."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Relations(Protocol):
 
     @property
     def relations(self) -> dict[tuple[int, int], bool]:
-        """Which pairs of nodes can have a moment, filled as it is asked for."""
+        """Which pairs of nodes can have a moment, filled on demand."""
 
     def hidden(self, index: int) -> Hidden:
         """A node that is not finite."""

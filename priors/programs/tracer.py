@@ -85,7 +85,7 @@ def trace(
         UnsupportedOperationError: a layer or operation has no limit here; names it, its place
             and what is supported.
         ValueError: the forward cannot be traced, or shapes do not fit together.
-        TypeError: `module` is no module.
+        TypeError: `module` is not a module.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}.")
@@ -102,7 +102,10 @@ class _Proxy(fx.Proxy):
         raise fx.proxy.TraceError("len(x) asks for the batch size; use x.shape[0]")
 
     def __float__(self) -> float:
-        raise fx.proxy.TraceError("float(x) asks for a value; sizes are numbers as they are")
+        raise fx.proxy.TraceError(
+            "float(x) needs a value, which a trace does not have; sizes are numbers already "
+            "and need no conversion"
+        )
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
@@ -314,13 +317,13 @@ class Tracer(Builder):
             return self.structural(torch.transpose, (parameter, -2, -1), {})
         if name in ("shape", "ndim", "device", "dtype"):
             return getattr(parameter, name, None)
-        raise self.unsupported(f"{name} of a parameter", "use the parameter as it is")
+        raise self.unsupported(f"{name} of a parameter", "use the parameter unmodified")
 
     def check_number(self, value: Any) -> None:
         """Refuse a number that depends on the width where units need a constant."""
         if getattr(value, "exponent", 0.0):
             raise self.unsupported(
-                f"hidden units with a number that goes like width**{value.exponent:g}",
+                f"hidden units with a number proportional to width**{value.exponent:g}",
                 "it has no limit; use a constant",
             )
 
@@ -372,7 +375,7 @@ class Tracer(Builder):
             raise self.unsupported(name, str(error)) from error
         if result is None and name != "getattr":
             raise TypeError(
-                f"The rule of {name} returned nothing; it must return what {name} makes of its "
+                f"The rule of {name} returned None; it must return the result of {name} for its "
                 "arguments."
             )
         return result
@@ -427,11 +430,11 @@ class Tracer(Builder):
     def _finish(self, result: Any) -> Program:
         self.where = "the end of forward"
         if not isinstance(result, Value):
-            raise self.unsupported("an output that is no single tensor")
+            raise self.unsupported("an output that is not a single tensor")
         self.check_batch(result)
         if result.finite or self.positions(result) not in ((), (1,)):
             raise self.unsupported(
-                "an output that is no vector of units",
+                "an output that is not a vector of units",
                 "pool, select or flatten positions before the readout",
             )
         node = self.nodes[result.index]
@@ -440,7 +443,7 @@ class Tracer(Builder):
         program = pruned(self._program(result.index, result.width))
         if not program.gaussian(program.output):
             raise self.unsupported(
-                "an output that is no linear readout",
+                "an output that is not a linear readout",
                 "the last operation must be a Linear layer, or a sum of them",
             )
         _check_tying(program)

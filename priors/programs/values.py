@@ -63,7 +63,7 @@ class Value:
 
 
 class Pending:
-    """What a forward computes that is no node yet; rules say by `registry.takes` what they take."""
+    """A result that is not a node yet; rules declare what they accept by `registry.takes`."""
 
     def refusal(self, name: str) -> tuple[str, str]:
         """What is not supported, and why, where function or layer `name` is applied to it."""
@@ -85,7 +85,7 @@ class Scaled(Pending):
         return (
             f"{name} of hidden units scaled by width**{self.exponent:g}",
             f"at infinite width they {'vanish' if self.exponent < 0 else 'grow'}, and weight_var "
-            "scales with the width by itself; leave the factor out, or if it is no function of "
+            "scales with the width by itself; remove the factor, or if it does not depend on "
             f"the width, give the module another width than {self.value.width}",
         )
 

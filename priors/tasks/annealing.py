@@ -1,4 +1,4 @@
-"""Posterior draws of whatever a task prior draws: long runs of annealed Markov chains.
+"""Posterior draws of everything that a task prior draws: long runs of annealed Markov chains.
 
 A task prior is a program that turns random numbers into hyperparameters. As a function of
 independent standard normal numbers z its posterior is N(0, I) times the likelihood, whatever the
@@ -49,14 +49,14 @@ _LARGEST_UNIFORM = 1 - 2.0**-53
 
 @dataclass(frozen=True)
 class AnnealedSampler:
-    """How long to run.
+    """A sequential Monte Carlo sampler, and how long it runs.
 
     Attributes:
-        particles: RandomSource of each task.
+        particles: Number of particles of each task.
         moves: Proposals to every particle at each temperature.
         final_moves: Further proposals at the posterior.
         effective: Share of the particles that stays effective from one temperature to the next.
-        seed: Of everything random.
+        seed: Seed of everything random.
     """
 
     particles: int = 64
@@ -68,7 +68,7 @@ class AnnealedSampler:
     def __post_init__(self) -> None:
         check_at_least(self, particles=2, moves=0, final_moves=0)
         if not 0 < self.effective < 1:
-            raise ValueError(f"effective is a share in (0, 1), got {self.effective}.")
+            raise ValueError(f"effective must be a share in (0, 1), got {self.effective}.")
 
     def run(
         self,
@@ -84,8 +84,8 @@ class AnnealedSampler:
             program: From random numbers and a number of rows to what is drawn, `[rows, ...]`,
                 every row from its own numbers. Always the same calls, in float64.
             log_likelihood: Of what was drawn, `[tasks * particles]`; rows of a task are together.
-            tasks: Their number B.
-            device: Where to compute.
+            tasks: Number B of tasks.
+            device: Device to compute on.
 
         Returns:
             What was drawn, `[B * particles, ...]`, and the estimated log evidence `[B]`.
@@ -170,15 +170,15 @@ class _Numbers(RandomSource):
     def normal(self, *shape: int) -> Tensor:
         if not shape or shape[0] != self.rows:
             raise ValueError(
-                f"a program that is sampled draws arrays of {self.rows} rows, got shape {shape}."
+                f"A program to be sampled must draw arrays of {self.rows} rows, got shape {shape}."
             )
         if self.position == len(self.state):
             self.state.append(super().normal(*shape))
         found = self.state[self.position]
         if found.shape != shape:
             raise ValueError(
-                f"a program that is sampled always makes the same draws; draw {self.position} was "
-                f"{tuple(found.shape)}, now {shape}."
+                f"A program to be sampled must always make the same draws; draw {self.position} "
+                f"had shape {tuple(found.shape)} and now has {shape}."
             )
         self.position += 1
         return found
@@ -190,7 +190,7 @@ class _Numbers(RandomSource):
         return (self.uniform(*shape) * count).long()
 
     def fresh_uniform(self, *shape: int) -> Tensor:
-        """Uniform numbers that are no part of the state."""
+        """Uniform numbers that are not part of the state."""
         return super().uniform(*shape)
 
     def propose(self) -> list[Tensor]:
@@ -255,7 +255,7 @@ def gaussian_average(
     Args:
         task: B tasks of N rows; its own latents are not looked at.
         program: RandomSource hyperparameters, among them "noise_var", `[rows]` or `[rows, N]`.
-        covariance: Of f at inputs `[rows, N, d]` given hyperparameters, `[rows, N, N]`.
+        covariance: Covariance of f at inputs `[rows, N, d]` given hyperparameters, `[rows, N, N]`.
         sampler: How long to sample.
 
     Raises:

@@ -59,7 +59,7 @@ class LatentTaskPrior(ABC):
 
     Attributes:
         size: How large tasks are.
-        inputs: Where inputs lie.
+        inputs: How inputs are drawn.
         noise: Noise of the targets. None: y is the function itself, and `Task.f` is None.
     """
 
@@ -149,7 +149,7 @@ def relevance(draws: RandomSource, *shape: int, uneven: float = 0.5) -> Tensor:
 
     Args:
         draws: Source of randomness.
-        shape: Of the result.
+        shape: Shape of the result.
         uneven: Probability that features differ: that weights are spread out and a random share
             of them, half on average, is 0. Otherwise all are 1.
     """

@@ -31,7 +31,7 @@ class ClassificationTaskPrior:
     `[B, N]`, the class before that.
 
     Attributes:
-        prior: Of the functions; one of regression.
+        prior: Prior of the functions, over regression tasks.
         max_classes: Most classes, at least 2.
         max_label_noise: Largest share of labels that are replaced.
         intervals: Probability that a call's tasks take the first rule.
@@ -73,7 +73,7 @@ class ClassificationTaskPrior:
         else:
             task, functions = self.prior.sample(batch, **options), None
         if task.num_classes is not None:
-            raise ValueError("ClassificationTaskPrior needs a prior of regression tasks.")
+            raise ValueError("ClassificationTaskPrior needs a prior over regression tasks.")
         draws = RandomSource(generator, task.X.device, task.X.dtype)
         common = draws.log_uniform(2.0, self.max_classes + 1.0, batch).long()
         count = torch.where(
@@ -104,11 +104,11 @@ class ClassificationTaskPrior:
     def oracle(task: Task) -> Categorical:
         """Distribution of classes at the queries `[B, m, 1]` *given those before label noise*.
 
-        It knows what a network has to infer, so that the gap to it is an upper bound of the gap
+        It is given what a network has to infer, so that the gap to it is an upper bound of the gap
         to the exact posterior under this prior, and a loose one: it knows noise of f as well.
 
         Args:
-            task: Of this prior, alone or within a mixture or a table.
+            task: Drawn from this prior, alone or within a mixture or a table.
         """
         assert task.num_classes is not None
         n, C = task.num_context, int(task.num_classes.max())

@@ -105,7 +105,9 @@ class FunctionTaskPrior:
             else:
                 f = prior.sample(X, generator=generator)
         if f.shape[-1] != 1:
-            raise ValueError(f"a task has one output, the function prior draws {f.shape[-1]}.")
+            raise ValueError(
+                f"a task has a single output, but the function prior draws {f.shape[-1]}."
+            )
         if isinstance(self.noise_var, Distribution):
             noise_var = draw(self.noise_var, torch.Size([batch]), generator=generator).to(X)
         else:

@@ -49,15 +49,15 @@ class RandomKernelTaskPrior(LatentTaskPrior):
 
     Attributes:
         size: How large tasks are.
-        inputs: Where inputs lie.
+        inputs: How inputs are drawn.
         noise: Noise of the targets; see `LatentTaskPrior`.
         form_weights: Relative probabilities of `FORMS`.
         periodic: Probability that a radial or additive component has periodic features.
         max_components: Most components of a kernel, 1 to 3.
-        scale_concentration: Of the inverse gamma, a multiple of 1/2 above 1; None for no scale.
+        scale_concentration: Of the inverse gamma law: a multiple of 1/2 above 1; None for no scale.
         functions: Tasks of one call that share inputs and kernel, and so a decomposition. Each
             has the law that it would have alone.
-        precision: Of the draws, "double" or "single". Single needs more jitter, a part 1e-6 of
+        precision: "double" or "single" precision of the draws. Single needs more jitter, 1e-6 of
             the variance in most tasks and up to 1e-4 in smooth ones, and is for training on a GPU:
             it is less than the least variance of `RandomNoise`.
     """
@@ -72,7 +72,8 @@ class RandomKernelTaskPrior(LatentTaskPrior):
     def __post_init__(self) -> None:
         if len(self.form_weights) != len(FORMS) or min(self.form_weights) < 0:
             raise ValueError(
-                f"form_weights has a weight >= 0 for each of {FORMS}, got {self.form_weights}."
+                f"form_weights must have one weight >= 0 for each of {FORMS}, got "
+                f"{self.form_weights}."
             )
         if sum(self.form_weights) <= 0:
             raise ValueError("form_weights must have a positive weight.")
@@ -118,7 +119,7 @@ class RandomKernelTaskPrior(LatentTaskPrior):
     def oracle(self, task: Task) -> GaussianPosterior:
         """Posterior of y at the queries of `task` given its context *and its hyperparameters*.
 
-        It knows what a network has to infer, so that the gap to it is an upper bound of the gap
+        It is given what a network has to infer, so that the gap to it is an upper bound of the gap
         to the exact posterior under this prior.
         """
         return gaussian_oracle(task, self.covariance(task.X.double(), task.latents))
@@ -126,8 +127,8 @@ class RandomKernelTaskPrior(LatentTaskPrior):
     def annealed(self, task: Task, sampler: AnnealedSampler | None = None) -> PredictivePosterior:
         """Posterior of y at the queries of `task` given its context, by sampling hyperparameters.
 
-        It knows the prior and the context only, so that the gap to it is a lower bound of the gap
-        to the exact posterior, and close to it if the sampler runs long.
+        It is given the prior and the context only, so that the gap to it is a lower bound of the
+        gap to the exact posterior, and close to it if the sampler runs long.
 
         Args:
             task: Drawn from this prior.
@@ -138,7 +139,7 @@ class RandomKernelTaskPrior(LatentTaskPrior):
         """
         noise = self.noise
         if noise is None or noise.outliers > 0:
-            raise ValueError("The sampler needs Gaussian noise: RandomNoise(outliers=0).")
+            raise ValueError("The sampler needs Gaussian noise; use RandomNoise(outliers=0).")
         particles = AnnealedSampler() if sampler is None else sampler
         X = task.X.double().repeat_interleave(particles.particles, 0)
 

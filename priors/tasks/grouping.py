@@ -1,4 +1,4 @@
-"""Which tasks of a batch are alike, so that what they share is computed once and together."""
+"""Grouping the tasks of a batch that are alike, so that their common part is computed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the inputs of tasks lie."""
+"""Distributions of the inputs of tasks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RandomInputs:
     2 to 10 equidistant values; "line", points on one line through the origin.
 
     Attributes:
-        kinds: What to choose from, with equal probability.
+        kinds: Kinds to choose from, with equal probability.
         mixed: Probability that the features of a task are of different kinds.
     """
 
@@ -35,7 +35,7 @@ class RandomInputs:
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in INPUT_KINDS]
         if unknown or not self.kinds:
-            raise ValueError(f"kinds of inputs are {INPUT_KINDS}, got {self.kinds}.")
+            raise ValueError(f"kinds of inputs must be among {INPUT_KINDS}, got {self.kinds}.")
         check_probabilities(self, "mixed")
 
     def draw(self, draws: RandomSource, batch: int, points: int, features: int) -> Tensor:

@@ -25,7 +25,7 @@ class LinearTaskPrior(LatentTaskPrior):
 
     Attributes:
         size: How large tasks are.
-        inputs: Where inputs lie.
+        inputs: How inputs are drawn.
         noise: Noise of the targets; see `LatentTaskPrior`.
         sparse: Probability that weights differ in their variance, some 0; see
             `priors.tasks.base.relevance`. Where they do not, all v_j are equal.
@@ -38,7 +38,7 @@ class LinearTaskPrior(LatentTaskPrior):
     def __post_init__(self) -> None:
         check_probabilities(self, "sparse")
         if not 0 <= self.intercept < 1:
-            raise ValueError(f"intercept is a share in [0, 1), got {self.intercept}.")
+            raise ValueError(f"intercept must be a share in [0, 1), got {self.intercept}.")
 
     @property
     def description(self) -> str:
@@ -67,7 +67,7 @@ class LinearTaskPrior(LatentTaskPrior):
     def oracle(self, task: Task) -> GaussianPosterior:
         """Posterior of y at the queries of `task` given its context and the variances.
 
-        With `sparse` and `intercept` 0 only the noise variance is known that a network has to
+        With `sparse` and `intercept` 0, only the noise variance is given that a network has to
         infer.
         """
         return gaussian_oracle(task, self.covariance(task.X.double(), task.latents))

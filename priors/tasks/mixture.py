@@ -20,7 +20,7 @@ class MixtureTaskPrior:
 
     Args:
         priors: The components.
-        weights: Relative probabilities; all alike if None.
+        weights: Relative probabilities; equal if None.
 
     Raises:
         ValueError: no component, or weights that do not fit.
@@ -32,9 +32,12 @@ class MixtureTaskPrior:
         if not self.priors:
             raise ValueError("a mixture needs at least one prior.")
         if len(self.weights) != len(self.priors):
-            raise ValueError(f"{len(self.priors)} priors, but {len(self.weights)} weights.")
+            raise ValueError(
+                f"a mixture needs one weight per prior, got {len(self.weights)} weights for "
+                f"{len(self.priors)} priors."
+            )
         if min(self.weights) < 0 or sum(self.weights) <= 0:
-            raise ValueError(f"weights are non-negative and not all 0, got {self.weights}.")
+            raise ValueError(f"weights must be non-negative and not all 0, got {self.weights}.")
 
     def __repr__(self) -> str:
         return f"MixtureTaskPrior({self.priors!r}, {self.weights!r})"

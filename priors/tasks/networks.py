@@ -95,7 +95,7 @@ class NetworkTaskPrior(LatentTaskPrior):
 
     Attributes:
         size: How large tasks are.
-        inputs: Where inputs lie.
+        inputs: How inputs are drawn.
         noise: Noise of the targets; see `LatentTaskPrior`.
         min_width: Least width of hidden layers.
         max_width: Largest width of hidden layers.
@@ -107,8 +107,8 @@ class NetworkTaskPrior(LatentTaskPrior):
     def __post_init__(self) -> None:
         if not 1 <= self.min_width <= self.max_width:
             raise ValueError(
-                "min_width is at least 1 and at most max_width, got "
-                f"{self.min_width} and {self.max_width}."
+                f"min_width must be at least 1 and at most max_width, got {self.min_width} and "
+                f"{self.max_width}."
             )
 
     @property

@@ -1,4 +1,4 @@
-"""What noise is on the targets of tasks."""
+"""The noise on the targets of tasks."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class RandomNoise:
     def __post_init__(self) -> None:
         if not 0 < self.low <= 1 or not self.high >= 0.2:
             raise ValueError(
-                "low, the least noise variance, lies in (0, 1] and high, the largest, is at least "
-                f"0.2; got {self.low} and {self.high}."
+                "low, the smallest noise variance, must lie in (0, 1], and high, the largest, "
+                f"must be at least 0.2; got {self.low} and {self.high}."
             )
         check_probabilities(self, "heteroscedastic", "outliers")
 

@@ -69,7 +69,7 @@ class OptimizationTaskPrior(WholeTaskPrior):
         size: How large tasks are; half of the queries, in random order, lie near the best
             context row.
         input_warping: Probability that the inputs of a task are warped.
-        output_warping: Probability that its output is.
+        output_warping: Probability that the output of a task is warped.
         adaptive: Probability that a task has points near good ones.
     """
 
@@ -114,11 +114,11 @@ class OptimizationTaskPrior(WholeTaskPrior):
     def oracle(self, task: Task) -> GaussianPosterior:
         """Posterior of y at the queries of `task` given its context *and its hyperparameters*.
 
-        It knows what a network has to infer, so that the gap to it is an upper bound of the gap
+        It is given what a network has to infer, so that the gap to it is an upper bound of the gap
         to the exact posterior under this prior.
 
         Raises:
-            ValueError: an output is warped, and its posterior no normal distribution; draw tasks
+            ValueError: an output is warped, and its posterior is not normal; draw tasks
                 with `output_warping=0`.
         """
         if bool((task.latents["skew"] != 0).any()):
@@ -131,8 +131,8 @@ class OptimizationTaskPrior(WholeTaskPrior):
     def annealed(self, task: Task, sampler: AnnealedSampler | None = None) -> PredictivePosterior:
         """Posterior of y at the queries of `task` given its context, by sampling hyperparameters.
 
-        It knows the prior and the context only, so that the gap to it is a lower bound of the gap
-        to the exact posterior, and close to it if the sampler runs long.
+        It is given the prior and the context only, so that the gap to it is a lower bound of the
+        gap to the exact posterior, and close to it if the sampler runs long.
 
         Args:
             task: Drawn from this prior.
@@ -142,7 +142,7 @@ class OptimizationTaskPrior(WholeTaskPrior):
             ValueError: outputs may be warped, so that the likelihood is not Gaussian.
         """
         if self.output_warping > 0:
-            raise ValueError("The sampler needs Gaussian outputs: output_warping=0.")
+            raise ValueError("The sampler needs Gaussian outputs; use output_warping=0.")
 
         def program(draws: RandomSource, rows: int) -> dict[str, Tensor]:
             latents = self._draw_latents(draws, rows, task.X.shape[-1])
@@ -162,7 +162,7 @@ class OptimizationTaskPrior(WholeTaskPrior):
         Args:
             x1: Inputs `[B, n, d]`.
             x2: Inputs `[B, m, d]`.
-            latents: Of the tasks.
+            latents: Latent variables of the tasks.
 
         Returns:
             `[B, n, m]`.

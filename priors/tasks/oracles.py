@@ -1,4 +1,4 @@
-"""Exact posteriors and evidences of Gaussian functions: references for what learns from tasks."""
+"""Exact posteriors and evidences of Gaussian functions: references for trained networks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 def check_complete_regression(task: Task, name: str) -> None:
     """Refuse classes and missing values, for which what is called `name` has no formula."""
     if task.num_classes is not None or not bool(task.X.isfinite().all()):
-        raise ValueError(f"The {name} is of regression without missing values.")
+        raise ValueError(f"The {name} supports only regression without missing values.")
 
 
 def gaussian_oracle(
@@ -33,8 +33,8 @@ def gaussian_oracle(
 
     Args:
         task: B tasks of N rows, all of them counting.
-        covariance: Of f at all rows, `[B, N, N]`.
-        mean: Of f at all rows, `[B, N]`; zero if None.
+        covariance: Covariance of f at all rows, `[B, N, N]`.
+        mean: Mean of f at all rows, `[B, N]`; zero if None.
 
     Raises:
         ValueError: the noise of a task is not Gaussian, or values are missing.
@@ -57,9 +57,9 @@ def gaussian_predictions(covariance: Tensor, noise_var: Tensor, y: Tensor) -> tu
     """Means and variances of y at the rows behind the known ones, `[B, N - n]`.
 
     Args:
-        covariance: Of f at N rows, `[B, N, N]`.
+        covariance: Covariance of f at N rows, `[B, N, N]`.
         noise_var: `[B, N]`.
-        y: Of the first n rows, `[B, n]`.
+        y: Targets of the first n rows, `[B, n]`.
     """
     n = y.shape[1]
     root = torch.linalg.cholesky(covariance[:, :n, :n] + torch.diag_embed(noise_var[:, :n]))

@@ -55,8 +55,8 @@ def plot_tasks(
     """
     if draws_functions(task_prior):
         raise TypeError(
-            f"{type(task_prior).__name__} draws functions, not tasks; use plot_prior, or make "
-            "tasks of it by FunctionTaskPrior."
+            f"{type(task_prior).__name__} draws functions, not tasks; use plot_prior, or turn "
+            "it into a prior over tasks with FunctionTaskPrior."
         )
     if not isinstance(task_prior, TaskPrior) or isinstance(task_prior, type):
         raise TypeError(

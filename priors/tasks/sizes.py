@@ -1,4 +1,4 @@
-"""How large the tasks of one call are: each class of sizes is a law of its own."""
+"""The sizes of the tasks of one call: each class is a distribution of sizes."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ class LearningCurveSize:
         num_context: Fixed number of context rows; drawn if None.
 
     Raises:
-        ValueError: a size is too small, or several curves are asked for and no hyperparameters,
-            which tell them apart.
+        ValueError: a size is too small, or several curves are asked for but no hyperparameters to
+            distinguish them.
     """
 
     max_hyperparameters: int = 4
@@ -130,8 +130,8 @@ class LearningCurveSize:
         )
         if (self.num_curves or 1) > 1 and 0 in (self.num_hyperparameters, self.max_hyperparameters):
             raise ValueError(
-                f"{self.num_curves} curves cannot be told apart without hyperparameters; allow "
-                "some or ask for one curve."
+                f"{self.num_curves} curves cannot be distinguished without hyperparameters; "
+                "allow some, or ask for one curve."
             )
 
     def draw(

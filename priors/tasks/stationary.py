@@ -15,7 +15,7 @@ def stationary(name: str, r2: Tensor, exponent: Tensor | None = None) -> Tensor:
     Args:
         name: One of `STATIONARY`.
         r2: Squared distances `[A, ...]`; overwritten, since memory is most of the cost.
-        exponent: Of the rational quadratic kernel "rq", `[A]`.
+        exponent: Exponent of the rational quadratic kernel "rq", `[A]`.
 
     Raises:
         ValueError: an unknown name, or no exponent where one is needed.

@@ -1,4 +1,4 @@
-"""Columns as tables have them: categories, missing values, irrelevant ones, odd scales.
+"""Columns as in real tables: categories, missing values, irrelevant ones, odd scales.
 
 `Tabular` changes what is seen of the tasks of any prior, not the functions behind them.
 """
@@ -30,24 +30,24 @@ class Tabular:
     * joined by irrelevant ones at random positions;
     * made categorical: cut at the values of random rows into up to 10 categories, numbered at
       random;
-    * robbed of values, which are NaN then: of random rows, or of those with the largest or the
-      smallest values.
+    * given missing values (NaN): in random rows, or in those with the largest or the smallest
+      values.
 
     Targets are warped in a share of the tasks, f with them; the noise variance is then infinite,
     since the noise is no longer of one kind. Classes are left alone.
 
-    `f` and `noise_var` stay those of the underlying inputs: what columns no longer tell is left to
-    be inferred. The latent "column" `[B, d]` has the feature of the underlying task at every
+    `f` and `noise_var` stay those of the underlying inputs: what the columns no longer show is left
+    to be inferred. The latent "column" `[B, d]` has the feature of the underlying task at every
     column, -1 for an irrelevant one; other latents keep the underlying order.
 
     Attributes:
-        prior: Where tasks come from.
+        prior: The prior that draws the tasks.
         categorical: Mean share of categorical columns.
         missing: Mean share of missing values.
         irrelevant: Mean number of irrelevant columns for each relevant one; one number per call.
         warp: Mean share of warped columns, among those not categorical.
         warp_target: Probability that the targets of a task are warped.
-        max_features: Most columns altogether; fewer irrelevant ones come in if need be.
+        max_features: Most columns altogether; fewer irrelevant ones are added if necessary.
         inputs: Distribution of the irrelevant columns.
     """
 

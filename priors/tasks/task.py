@@ -32,8 +32,8 @@ class Task:
         features: `[B, d]`, False where a feature is padding; None means all count.
         categorical: `[B, d]`, True where a feature is a category; None means none is.
         num_classes: Classes of each task `[B]`; None means regression.
-        latents: What else was drawn, by name, each `[B, ...]`.
-        row_latents: What else was drawn for every row, each `[B, N, ...]`.
+        latents: Latent variables by name, each `[B, ...]`.
+        row_latents: Latent variables of every row by name, each `[B, N, ...]`.
     """
 
     X: Tensor

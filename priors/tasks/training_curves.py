@@ -72,15 +72,15 @@ class LearningCurveTaskPrior(WholeTaskPrior):
 
     One call draws tasks of one size: p hyperparameters, C curves and n context rows.
 
-    Features are `log_time` of the step and the p hyperparameters in [0, 1], which tell the curves
-    apart. Context rows are the first steps of each curve, every one or at irregular times (3 of
+    Features are `log_time` of the step and the p hyperparameters in [0, 1], which identify the
+    curve. Context rows are the first steps of each curve, every one or at irregular times (3 of
     10 tasks). How many differs between curves: some are cut early, some have not begun. The
     number of steps K is random too; it shows in the time feature. Queries are later steps of
     curves that have not ended, a quarter of them the last step. The metric is larger for better
     networks; give 1 - loss for a loss scaled to [0, 1].
 
-    Latents: "steps" `[B]`; "failed", "diverged", "overfits" `[B, C]`; and what `curves` needs. Of
-    every row: "curve", the number of its curve, and "step", both `[B, N]`.
+    Latents: "steps" `[B]`; "failed", "diverged", "overfits" `[B, C]`; and all that `curves`
+    needs. Of every row: "curve", the number of its curve, and "step", both `[B, N]`.
 
     Attributes:
         size: How large tasks are.
@@ -147,7 +147,7 @@ class LearningCurveTaskPrior(WholeTaskPrior):
     def oracle(self, task: Task) -> Beta:
         """Distribution of y at the queries `[B, m, 1]` *given the task's curves and noise*.
 
-        It knows what a network has to infer, so that the gap to it is an upper bound of the gap
+        It is given what a network has to infer, so that the gap to it is an upper bound of the gap
         to the exact posterior under this prior.
         """
         rows = slice(task.num_context, None)

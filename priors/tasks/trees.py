@@ -28,7 +28,7 @@ class TreeTaskPrior(LatentTaskPrior):
 
     Attributes:
         size: How large tasks are.
-        inputs: Where inputs lie.
+        inputs: How inputs are drawn.
         noise: Noise of the targets; see `LatentTaskPrior`.
         max_trees: Most trees of a function.
         max_depth: Most splits above a leaf.
@@ -42,8 +42,8 @@ class TreeTaskPrior(LatentTaskPrior):
     def __post_init__(self) -> None:
         if self.max_trees < 1 or not 1 <= self.max_depth <= 12:
             raise ValueError(
-                "max_trees is at least 1 and max_depth lies in 1 .. 12, got "
-                f"{self.max_trees} and {self.max_depth}."
+                f"max_trees must be at least 1 and max_depth in 1 .. 12, got {self.max_trees} "
+                f"and {self.max_depth}."
             )
         check_probabilities(self, "oblique")
 

@@ -21,7 +21,7 @@ def check_probabilities(owner: object, *names: str) -> None:
     """Refuse a field of `owner` outside [0, 1].
 
     Raises:
-        ValueError: a field is no probability.
+        ValueError: a field is not a probability.
     """
     for name in names:
         value = getattr(owner, name)

@@ -1,4 +1,4 @@
-"""Contract tests for what outsiders can add, ours and theirs.
+"""Contract tests for everything that users can add, applied to our own as well.
 
 Subclass in a test module and give the object; pytest (the `dev` extra) collects the rest:
 

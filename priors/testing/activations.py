@@ -19,8 +19,8 @@ class ActivationContract(ABC):
     """The function against its derivative, its closed forms against samples.
 
     Attributes:
-        variances: Of the pair in the tests, where moments of the samples must exist.
-        samples: Of the Monte Carlo; its standard errors are measured.
+        variances: Variances of the pair in the tests, where moments of the samples must exist.
+        samples: Number of Monte Carlo samples; standard errors are measured.
         has_jumps: Whether the function jumps. Expectations of its derivative leave jumps out.
     """
 

@@ -362,9 +362,9 @@ def test_chains_that_have_not_converged_are_told():
 def test_what_a_posterior_of_weights_cannot_do_is_refused():
     model = small().fit(FAST)
     X, Y = data(n=2, seed=3)
-    with pytest.raises(NotImplementedError, match=r"construct one from all rows and fit\(\)"):
+    with pytest.raises(NotImplementedError, match=r"construct one from all rows and call fit\(\)"):
         model.condition_on_observations(X, Y)
-    with pytest.raises(NotImplementedError, match="no fantasies"):
+    with pytest.raises(NotImplementedError, match="does not support fantasize"):
         qKnowledgeGradient(
             model, num_fantasies=2, posterior_transform=ScalarizedPosteriorTransform(torch.ones(2))
         )(X.expand(1, 2, 2).repeat(1, 2, 1))
@@ -388,7 +388,7 @@ def test_some_outputs():
     )
     with pytest.raises(ValueError, match="has 2 outputs"):
         model.subset_output([2])
-    with pytest.raises(NotImplementedError, match="on all 2, then subset"):
+    with pytest.raises(NotImplementedError, match="on all 2, then take the subset"):
         second.condition_on_observations(X, Y)
     assert qLogExpectedImprovement(second, best_f=0.0)(X[:1]).isfinite().all()
 

@@ -125,7 +125,7 @@ def test_modules_for_kernels(model, tmp_path):
     network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     model(X, Y, NNGPKernel(network)).save(path)
     for arguments in ((), (network,)):
-        with pytest.raises(TypeError, match=r"load\(path, kernel\), with a NNGPKernel made as"):
+        with pytest.raises(TypeError, match=r"load\(path, kernel\) with a NNGPKernel that is"):
             model.load(path, *arguments)
     model.load(path, NNGPKernel(network))
 

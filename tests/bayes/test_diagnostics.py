@@ -97,9 +97,9 @@ def test_compare_with_one_split_has_no_standard_error():
 
 
 def test_compare_refuses_what_it_cannot_score():
-    with pytest.raises(ValueError, match="needs both"):
+    with pytest.raises(ValueError, match="at least one model and one split"):
         compare({}, splits())
-    with pytest.raises(TypeError, match="a fitted model or a factory"):
+    with pytest.raises(TypeError, match="a fitted model .* or a factory"):
         compare({"bad": lambda X, Y: 3}, splits(), progress=False)
     X, Y, test_X, _ = splits()[0]
     logarithmic = SingleTaskGP(X, ((Y - Y.mean()) / Y.std()).exp(), outcome_transform=Log())
@@ -132,5 +132,5 @@ def test_plots_show_what_they_claim():
     plt.close("all")
     with pytest.raises(ValueError, match="against"):
         plot_predictions(posterior, test_Y, against="time")
-    with pytest.raises(ValueError, match="one input"):
+    with pytest.raises(ValueError, match="a single input"):
         plot_posterior(model, torch.rand(5, 2, dtype=torch.float64))

@@ -216,7 +216,7 @@ def test_weighted_sums_of_outputs_and_averages_of_points(dtype, unit):
     close(posterior.mean, average @ location, dtype, unit)
     std = numpy.sqrt(numpy.einsum("ai,ijm,aj->am", average, covariance, average))
     close(posterior.variance.double().sqrt(), std, dtype, unit)
-    with pytest.raises(ValueError, match="2 outputs needs as many weights"):
+    with pytest.raises(ValueError, match="2 outputs needs one weight for each"):
         made.posterior(X.to(dtype), posterior_transform=ScalarizedPosteriorTransform(torch.ones(3)))
 
 

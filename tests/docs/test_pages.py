@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from docs.execution import PAGES, ROOT, PageError, blocks, is_slow, pages, run, script
+from docs.execution import (
+    EXAMPLES,
+    PAGES,
+    ROOT,
+    PageError,
+    blocks,
+    guides,
+    is_slow,
+    notebook,
+    pages,
+    run,
+    script,
+)
 
 SHELL = re.compile(r"^```(?:console|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -40,6 +52,15 @@ def test_a_warning_in_a_block_is_a_failure(tmp_path):
     page.write_text("```python\nimport warnings\nwarnings.warn('this way')\n```\n")
     with pytest.raises(PageError, match="this way"):
         run(page, tmp_path / "run")
+
+
+def test_examples_are_those_of_the_guides():
+    made = {example: notebook(page) for example, page in guides().items()}
+    assert set(EXAMPLES.glob("*.py")) == set(made)
+    for example, text in made.items():
+        assert example.read_text() == text, "run `python docs/execution.py --examples`"
+        compile(text, example.name, "exec")
+        assert text.count("# %%\n") == len(blocks(guides()[example].read_text()))
 
 
 def test_every_target_of_make_that_is_named_exists():

@@ -73,7 +73,7 @@ def test_networks_trace_to_plain_layers(residual, dtype):
         ([Node.of("convolution", 0)], "unknown operation 'convolution'"),
         ([Node.of("relu", 1)], "only read nodes 0 to 0"),
         ([Node.of("relu")], "reads no node"),
-        ([Node.of("repeat", 0, count=2)], "repeat, and only it, has a body"),
+        ([Node.of("repeat", 0, count=2)], "a repeat must have a body"),
         ([Node.of("input")], "one input"),
     ],
 )

@@ -153,7 +153,7 @@ def test_hyperparameters_must_be_a_dictionary():
 def test_a_stored_study_of_several_objectives_is_refused():
     storage = optuna.storages.InMemoryStorage()
     optuna.create_study(storage=storage, study_name="search", directions=["minimize"] * 2)
-    with pytest.raises(ValueError, match="has 2 objectives, a search has one"):
+    with pytest.raises(ValueError, match="has 2 objectives, but a search needs a single one"):
         run(size, storage=storage)
 
 

@@ -184,5 +184,5 @@ def test_interrupt_exits_with_130(script, tmp_path, capsys, monkeypatch):
 
 def test_a_file_named_like_a_module_is_refused(tmp_path):
     (tmp_path / "optuna.py").write_text(SCRIPT)
-    with pytest.raises(ValueError, match="name of another module"):
+    with pytest.raises(ValueError, match="same name as another module"):
         load_object(f"{tmp_path / 'optuna.py'}:objective")

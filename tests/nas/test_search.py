@@ -235,7 +235,7 @@ def test_workers_need_a_picklable_objective(tmp_path):
 
 def test_the_other_direction_is_refused(tmp_path):
     run(1, storage=tmp_path / "study.db")
-    with pytest.raises(ValueError, match="is to minimize, this call wants to maximize"):
+    with pytest.raises(ValueError, match="is to minimize, but this call is to maximize"):
         run(1, storage=tmp_path / "study.db", direction="maximize")
 
 

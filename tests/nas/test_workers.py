@@ -104,7 +104,7 @@ class TestDeaths:
         Fragile.calls = 0
         with (
             pytest.warns(UserWarning, match="queued again"),
-            pytest.raises(SearchError, match="call again with a new engine"),
+            pytest.raises(SearchError, match="Call again with a new engine"),
         ):
             run(tmp_path / "study.db", 4, engine=Fragile((1,)))
         broken = Fragile(())

@@ -637,7 +637,7 @@ REFUSED = {
     "numbers as fantasy noise": (
         lambda w: w.one.fantasize(w.X, sampler(), observation_noise=True),
         TypeError,
-        "holds variances",
+        "must be a tensor of variances",
     ),
     "noise of other rows": (
         lambda w: w.one.condition_on_observations(w.X, w.Y, noise=w.Y[:2].abs()),

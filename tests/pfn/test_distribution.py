@@ -308,7 +308,7 @@ def test_bad_arguments(bars):
     for scale, index in ((1.0, 2.0), (0.0, 5.0), (math.inf, 5.0), (math.nan, 5.0)):
         with pytest.raises(ValueError, match="index > 2"):
             BarDistribution(torch.tensor([0.0, 1.0]), tail_scale=scale, tail_index=index)
-    with pytest.raises(ValueError, match="8 nodes need as many logits, got 9"):
+    with pytest.raises(ValueError, match="expected 8 logits, one per node, got 9"):
         bars.mean(torch.zeros(9))
 
 

@@ -710,8 +710,8 @@ def test_missing_targets_are_counted():
         ({"power_transforms": "maybe"}, "power_transforms must be True, False or 'auto'"),
         ({"categorical_features": "all"}, "categorical_features must be 'auto'"),
         ({"categorical_features": [True, False]}, "a mask of 2 for 4 columns"),
-        ({"categorical_features": ["colour"]}, "has 'colour', which X does not"),
-        ({"categorical_features": [4]}, "has 4, which X does not"),
+        ({"categorical_features": ["colour"]}, "has 'colour', which is not a column"),
+        ({"categorical_features": [4]}, "has 4, which is not a column"),
         ({"network": random_network(4)}, "PFNRegressor needs a network for regression, got one"),
     ],
 )
@@ -723,7 +723,7 @@ def test_unusable_parameters_are_refused(changes, message):
 
 def test_unusable_data_are_refused():
     X, y = data()
-    with pytest.raises(ValueError, match="y has 5 classes and this network tells 4 apart"):
+    with pytest.raises(ValueError, match="y has 5 classes and this network supports at most 4"):
         PFNClassifier(random_network(4), num_ensemble=1).fit(X, np.arange(30) % 5)
     with pytest.raises(ValueError, match="PFNClassifier needs a network for classification"):
         PFNClassifier(random_network(), num_ensemble=1).fit(X, y > 3)
@@ -747,10 +747,15 @@ def test_unusable_data_are_refused():
 def test_unusable_columns_are_refused():
     frame, _, y = table()
     made = PFNRegressor(random_network(), categorical_features=None)
-    with pytest.raises(ValueError, match="column 'colour' holds numbers and got '(blue|red|green)"):
+    with pytest.raises(
+        ValueError,
+        match="column 'colour' is numeric in the training data and got '(blue|red|green)",
+    ):
         made.fit(frame, y)
     made = PFNRegressor(random_network(), num_ensemble=1).fit(frame, y)
-    with pytest.raises(ValueError, match="column 'number' holds numbers and got 'seven'"):
+    with pytest.raises(
+        ValueError, match="column 'number' is numeric in the training data and got 'seven'"
+    ):
         made.predict(frame.assign(number="seven"))
     with pytest.raises(TypeError, match="column 'when' has dtype datetime64"):
         made.fit(frame.assign(when=pd.Timestamp("2020-01-01")), y)

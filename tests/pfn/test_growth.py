@@ -85,7 +85,7 @@ def test_every_new_part_can_learn():
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"layers": 1}, "layers=2 cannot go on with layers=1"),
+        ({"layers": 1}, "layers=2 cannot be continued with layers=1"),
         ({"thinking_rows": 9}, "thinking_rows=8 cannot"),
         ({"embedding": 48}, "it needs heads=4, got 2"),
         ({"heads": 4}, "it needs heads=2, got 4"),

@@ -857,13 +857,13 @@ class TestClassification:
         two = classifier.condition(X, y, num_classes=2)
         with pytest.raises(ValueError, match="must lie between 3"):
             two.condition_on_observations(X[:1], new)
-        with pytest.raises(NotImplementedError, match="belong together"):
+        with pytest.raises(NotImplementedError, match="cannot be separated"):
             two.posterior(X, output_indices=[1])
 
     def test_messages(self, classifier):
         X, y = data(6)
         model, sampler = classifier.condition(X, 0 * y), SobolQMCNormalSampler(torch.Size([2]))
-        with pytest.raises(NotImplementedError, match="fantasies are of regression"):
+        with pytest.raises(NotImplementedError, match="supports regression networks only"):
             model.fantasize(X, sampler)
         with pytest.raises(ValueError, match=r"classes 0 .. 4"):
             classifier.condition(X, y)
@@ -893,7 +893,7 @@ class TestInputTransforms:
         X, y = data(8)
         X[3, 1] = math.nan
         network.condition(X, y)
-        with pytest.raises(ValueError, match="makes NaN of numbers"):
+        with pytest.raises(ValueError, match="turned numbers into NaN"):
             network.condition(X, y, input_transform=Normalize(3))
         with pytest.raises(ValueError, match="which has no rows"):
             network.condition(X[:0], y[:0], input_transform=Normalize(3))

@@ -80,5 +80,5 @@ def test_a_column_of_unknown_categories_warns():
     with pytest.warns(UserWarning, match="column 0 holds none of the 3 categories"):
         columns.encode(read_columns([["c"], ["d"]]))
     whole = Columns.fit(read_columns(pd.DataFrame({"a": [0, 1, 2]})), ["a"])
-    with pytest.warns(UserWarning, match="such as '1'; they count as missing"):
+    with pytest.warns(UserWarning, match="such as '1'; they are treated as missing"):
         whole.encode(read_columns(pd.DataFrame({"a": ["1"]})))

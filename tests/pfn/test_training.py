@@ -201,7 +201,7 @@ def test_too_many_features_are_refused():
         num_points=4,
         noise_var=0.1,
     )
-    with pytest.raises(ValueError, match="3 features, the network has slots for 2"):
+    with pytest.raises(ValueError, match="3 features, but the network has slots for only 2"):
         train(prior, config=config(steps=1), progress=False)
 
 
@@ -346,6 +346,18 @@ class TestCertificate:
         for n, row in own.by_context.items():
             assert row.gap == pytest.approx(given.by_context[n].gap, abs=1e-5)
 
+    def test_a_power_of_ten_opens_its_decade(self):
+        made = train(fixed_gp(), config=config(steps=1), device="cpu", progress=False)
+        for noise_var, decade in ((0.01, "1e-2"), (0.0099, "1e-3"), (0.1, "1e-1")):
+            prior = FunctionTaskPrior(
+                GaussianProcessPrior(RBFKernel()),
+                inputs=torch.distributions.Uniform(torch.zeros(1), torch.ones(1)),
+                num_points=24,
+                noise_var=noise_var,  # float32 rounds 0.01 down
+            )
+            found = certify(made, prior, num_tasks=2, num_queries=4, progress=False)
+            assert list(found.by_noise) == [decade]
+
     def test_tasks_that_the_prior_refuses_have_no_gap(self):
         class Refusing:
             def sample(self, batch, **options):
@@ -361,7 +373,7 @@ class TestCertificate:
 
     def test_sizes_that_no_task_has(self):
         made = train(fixed_gp(), config=config(steps=1), device="cpu", progress=False)
-        with pytest.raises(ValueError, match="ask for smaller"):
+        with pytest.raises(ValueError, match="use smaller numbers"):
             certify(made, fixed_gp(), context_sizes=[100], num_tasks=4, progress=False)
 
     @pytest.mark.parametrize("name", [pytest.param("regression", marks=pytest.mark.slow), "bo"])

@@ -133,5 +133,5 @@ def test_batch_elements_get_independent_functions(size):
 def test_bad_input():
     with pytest.raises(ValueError, match=r"\[..., n, d\]"):
         GaussianProcessPrior(rbf()).sample(torch.rand(3))
-    with pytest.raises(ValueError, match="one number"):
+    with pytest.raises(ValueError, match="a single number"):
         ScaleMixturePrior(rbf(), Gamma(torch.ones(2), torch.ones(2)))

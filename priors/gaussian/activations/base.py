@@ -1,4 +1,4 @@
-"""What every activation answers, by interpolation or quadrature where it knows no better.
+"""The base class of activations: expectations by interpolation or quadrature.
 
 `Smooth` and `Numerical` make an activation of any function and add nothing to that.
 """
@@ -27,9 +27,9 @@ class Activation(ABC):
     """An elementwise nonlinearity with its Gaussian expectations.
 
     A subclass gives the function and where it is not smooth; every expectation has a default by
-    quadrature or, of smooth functions, by tables made from it, overridden where there is a closed
-    form. Closed forms of pairs hold within a family: the class that defines `closed_duals`, or
-    `closed_dual` and `closed_dual_derivative`, and its subclasses.
+    quadrature or, for smooth functions, by tables made from it, to be overridden where there is
+    a closed form. Closed forms of pairs hold within a family: the class that defines
+    `closed_duals`, or `closed_dual` and `closed_dual_derivative`, and its subclasses.
     """
 
     _family: ClassVar[Any] = ()

@@ -78,7 +78,9 @@ class Polynomial(_PolynomialBase):
 
     def __post_init__(self) -> None:
         if not self.coefficients:
-            raise ValueError("Polynomial needs at least one coefficient, the constant's; got ().")
+            raise ValueError(
+                "Polynomial needs at least one coefficient, the constant term; got ()."
+            )
 
     @property
     def monomials(self) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from priors.gaussian.elementwise import Elementwise
 from priors.gaussian.interpolation.evaluation import evaluate
 from priors.gaussian.interpolation.store import HIGHEST, LOWEST, derivative, exponents
 from priors.gaussian.quadrature import gaussian_expectation, gaussian_mean
@@ -37,7 +38,7 @@ def expectations(
     """E[phi^(m)(u) psi^(n)(v)] for each (m, n), without the deltas of derivatives at jumps.
 
     From tables, within 1e-10 of the root of E[phi^(m)(u)^2] E[psi^(n)(v)^2], where both functions
-    are smooth, the variances lie between 2^-10 and 2^7, and enough pairs are asked for to pay for
+    are smooth, the variances lie between 2^-10 and 2^12, and enough pairs are asked for to pay for
     the tables; by quadrature of the activations otherwise.
 
     Args:
@@ -57,7 +58,7 @@ def expectations(
     for function in {phi, psi}:
         phi.tables.check(function, c.device)
     arrange = _Arrangement(q1, q2, shape)
-    values = _matrices(phi, psi, orders, *arrange.apart(q1, q2, c))
+    values = _Interpolated.apply(*arrange.apart(q1, q2, c), phi, psi, orders)
     return tuple(arrange.together(v).to(c.dtype) for v in values)
 
 
@@ -72,14 +73,7 @@ def mean(phi: Activation, orders: tuple[int, ...], q: Tensor) -> Tensor:
     tables.check(phi, q.device)
     if tables.mean(phi, orders, q.device) is None:
         return _mean_by_quadrature(phi, orders, q)
-    flat = q.flatten()
-    with torch.no_grad():
-        outside = ~((flat >= 2.0**LOWEST) & (flat <= 2.0**HIGHEST))
-        where = outside.nonzero()[:, 0]
-    value = _Mean.apply(phi, orders, torch.where(outside, 1.0, flat) if len(where) else flat)
-    if len(where):
-        value = value.index_copy(0, where, _mean_by_quadrature(phi, orders, flat[where]))
-    return value.view(q.shape)
+    return _Mean.apply(q, phi, orders)
 
 
 def _eligible(phi: Activation, psi: Activation, number: int) -> bool:
@@ -106,46 +100,42 @@ def _mean_by_quadrature(phi: Activation, orders: tuple[int, ...], q: Tensor) -> 
 
 
 def _matrices(
-    phi: Activation,
-    psi: Activation,
-    orders: tuple[Orders, ...],
-    q1: Tensor,
-    q2: Tensor,
-    c: Tensor,
+    phi: Activation, psi: Activation, orders: tuple[Orders, ...], q1: Tensor, q2: Tensor, c: Tensor
 ) -> tuple[Tensor, ...]:
-    """The same for q1 `[b, n, 1]`, q2 `[b, 1, m]` and c `[b, n, m]`, float64.
+    """The same for q1 `[b, n, 1]`, q2 `[b, 1, m]` and c `[b, n, m]`, float64, without gradient.
 
     Rows and columns whose variance no table covers are done by quadrature.
     """
-    with torch.no_grad():
-        ends = [torch.stack([q.amin(d), q.amax(d)]) for q, d in ((q1, (0, 2)), (q2, (0, 1)))]
-        rows, columns = ((e[0] >= 2.0**LOWEST) & (e[1] <= 2.0**HIGHEST) for e in ends)
-        least, largest, inside = torch.stack(
-            [
-                torch.minimum(ends[0][0].min(), ends[1][0].min()),
-                torch.maximum(ends[0][1].max(), ends[1][1].max()),
-                (rows.all() & columns.all()).to(c.dtype),
-            ]
-        ).tolist()
+    inside, least, largest = _range(q1, q2)
     if not inside:
-        return tuple(_mixed(phi, psi, o, q1, q2, c, rows, columns) for o in orders)
+        return tuple(_mixed(phi, psi, o, q1, q2, c) for o in orders)
     part = exponents(least, largest)
-    if part is None or phi.tables.stack(phi, psi, orders, *part, c.device) is None:
+    stack = None if part is None else phi.tables.stack(phi, psi, orders, *part, c.device)
+    if stack is None:
         return tuple(_by_quadrature(phi, psi, o, q1, q2, c) for o in orders)
-    return _Interpolated.apply(phi, psi, orders, part, q1, q2, c)
+    results = tuple(torch.empty_like(c) for _ in orders)
+    for tile, values in evaluate(stack, q1, q2, c):
+        for result, value in zip(results, values, strict=True):
+            result[tile] = value
+    return results
+
+
+def _range(q1: Tensor, q2: Tensor) -> tuple[bool, float, float]:
+    """Whether tables may cover all variances, and the least and the largest."""
+    least, largest = (
+        torch.stack(list(ends))
+        for ends in zip(*(torch.aminmax(q) for q in (q1, q2)), strict=True)
+    )
+    low, high = torch.stack([least.min(), largest.max()]).tolist()
+    return 2.0**LOWEST <= low and high <= 2.0**HIGHEST, low, high
 
 
 def _mixed(
-    phi: Activation,
-    psi: Activation,
-    orders: Orders,
-    q1: Tensor,
-    q2: Tensor,
-    c: Tensor,
-    rows: Tensor,
-    columns: Tensor,
+    phi: Activation, psi: Activation, orders: Orders, q1: Tensor, q2: Tensor, c: Tensor
 ) -> Tensor:
-    """One of `_matrices` where only some `rows` and `columns` are covered."""
+    """One of `_matrices` where only some rows and columns are covered."""
+    covered = [(q >= 2.0**LOWEST) & (q <= 2.0**HIGHEST) for q in (q1, q2)]
+    rows, columns = covered[0].all(2).all(0), covered[1].all(1).all(0)
     inside, outside = rows.nonzero()[:, 0], (~rows).nonzero()[:, 0]
     right, wrong = columns.nonzero()[:, 0], (~columns).nonzero()[:, 0]
     if 2 * len(inside) < len(rows) or 2 * len(right) < len(columns):
@@ -163,57 +153,61 @@ def _mixed(
     return torch.zeros_like(c).index_copy(1, inside, value).index_copy(1, outside, rest)
 
 
-class _Interpolated(torch.autograd.Function):
+class _Interpolated(Elementwise):
     @staticmethod
-    def forward(ctx, phi, psi, orders, part, q1, q2, c):  # type: ignore[no-untyped-def]
-        ctx.what = phi, psi, orders, part
-        ctx.set_materialize_grads(False)
-        results = tuple(torch.empty_like(c) for _ in orders)
-        stack = phi.tables.stack(phi, psi, orders, *part, c.device)
-        for tile, values in evaluate(stack, q1, q2, c):
-            for result, value in zip(results, values, strict=True):
-                result[tile] = value
-        # those that are the slope in c of another one
-        ctx.known = [i for i, (m, n) in enumerate(orders) if (m - 1, n - 1) in orders]
-        ctx.save_for_backward(q1, q2, c, *(results[i] for i in ctx.known))
-        return results
+    def forward(q1, q2, c, phi, psi, orders):  # type: ignore[no-untyped-def]
+        # `torch.func` may add dimensions of a batch, to some of the three only
+        batch = torch.broadcast_shapes(*(t.shape[:-2] for t in (q1, q2, c)))
+        every = (t.expand(*batch, *t.shape[-2:]).flatten(0, -3) for t in (q1, q2, c))
+        return tuple(v.unflatten(0, batch) for v in _matrices(phi, psi, orders, *every))
 
     @staticmethod
-    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        inputs = ctx.saved_tensors[:3]
-        phi, psi, orders, part = ctx.what
-        wanted = [k for k in range(3) if ctx.needs_input_grad[4 + k]]
-        known = dict(zip((orders[i] for i in ctx.known), ctx.saved_tensors[3:], strict=True))
+    def slopes(inputs, outputs, needed):  # type: ignore[no-untyped-def]
+        q1, q2, c, phi, psi, orders = inputs
+        shifted = [(m + a, n + b) for m, n in orders for a, b in _SHIFTS]
+        wanted = [o for i, o in enumerate(shifted) if needed[i % 3]]
+        every = tuple(dict.fromkeys(wanted))
+        found = dict(zip(every, _Interpolated.apply(q1, q2, c, phi, psi, every), strict=True))
+        slopes = [found.get(o) if needed[i % 3] else None for i, o in enumerate(shifted)]
+        halved = [s / 2 if s is not None and i % 3 < 2 else s for i, s in enumerate(slopes)]
+        return [halved[i : i + 3] for i in range(0, len(halved), 3)]
+
+    @staticmethod
+    def gradients(inputs, outputs, needed, grad_outputs):  # type: ignore[no-untyped-def]
+        *tensors, phi, psi, orders = inputs
+        q1, q2, c = tensors
+        if c.dim() != 3:
+            return None
+        inside, least, largest = _range(q1, q2)
+        part = exponents(least, largest) if inside else None
+        if part is None:
+            return None
+        wanted = [k for k in range(3) if needed[k]]
+        known = dict(zip(orders, outputs, strict=True))
         totals: list[Any] = [
-            torch.zeros_like(t) if k in wanted else None for k, t in enumerate(inputs)
+            torch.zeros_like(t) if k in wanted else None for k, t in enumerate(tensors)
         ]
-        mirrored = phi == psi and all(m == n for m, n in orders) and _symmetric(*inputs)
+        mirrored = phi == psi and all(m == n for m, n in orders) and _symmetric(*tensors)
         # (input, orders of the slope in it, gradient of the value)
         slopes = [
             (k, (m + _SHIFTS[k][0], n + _SHIFTS[k][1]), grad)
-            for (m, n), grad in zip(orders, grads, strict=True)
+            for (m, n), grad in zip(orders, grad_outputs, strict=True)
             if grad is not None
             for k in wanted
             # the slope in q2 is the transposed one in q1
             if not (mirrored and k == 1 and 0 in wanted)
         ]
-        fixed = not torch.is_grad_enabled()
-        if fixed:
-            for k, own, grad in slopes:
-                if k == 2 and own in known:
-                    totals[2].addcmul_(grad, known[own])
-            slopes = [s for s in slopes if not (s[0] == 2 and s[1] in known)]
-        orders = [own for _, own, _ in slopes]
-        stack = phi.tables.stack(phi, psi, orders, *part, inputs[2].device) if slopes else None
-        if not fixed or (slopes and stack is None):
-            for k, own, grad in slopes:
-                (slope,) = _matrices(phi, psi, (own,), *inputs)
-                totals[k] = totals[k] + (grad * slope).sum_to_size(inputs[k].shape)
-                if k == 0 and mirrored and 1 in wanted:
-                    totals[1] = totals[1] + (grad * slope.mT).sum_to_size(inputs[1].shape)
-        elif stack is not None:
-            for tile, values in evaluate(stack, *inputs):
-                for (k, _, grad), value in zip(slopes, values, strict=True):
+        missing = [s for s in slopes if not (s[0] == 2 and s[1] in known)]
+        shifted = tuple(own for _, own, _ in missing)
+        stack = phi.tables.stack(phi, psi, shifted, *part, c.device) if missing else None
+        if missing and stack is None:
+            return None
+        for k, own, grad in slopes:
+            if k == 2 and own in known:
+                totals[2].addcmul_(grad, known[own])
+        if stack is not None:
+            for tile, values in evaluate(stack, *tensors):
+                for (k, _, grad), value in zip(missing, values, strict=True):
                     if k == 2:
                         totals[2][tile].addcmul_(grad[tile], value)
                         continue
@@ -225,8 +219,7 @@ class _Interpolated(torch.autograd.Function):
                         totals[0][tile] += value.sum(-1, keepdim=True)
                     else:
                         totals[1][tile[0]] += value.sum(-2, keepdim=True)
-        halves = [None if t is None else t / 2 for t in totals[:2]]
-        return None, None, None, None, *halves, totals[2]
+        return *(None if t is None else t / 2 for t in totals[:2]), totals[2]
 
 
 # What a derivative in q1, in q2 and in c adds to the orders; those in q1 and q2 are halved.
@@ -240,17 +233,21 @@ def _symmetric(q1: Tensor, q2: Tensor, c: Tensor) -> bool:
     return torch.equal(q1, q2.mT) and torch.equal(c, c.mT)
 
 
-class _Mean(torch.autograd.Function):
+class _Mean(Elementwise):
     @staticmethod
-    def forward(ctx, phi, orders, q):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(q)
-        ctx.what = phi, orders
-        return phi.tables.mean(phi, orders, q.device)(q.double()).to(q.dtype)
+    def forward(q, phi, orders):  # type: ignore[no-untyped-def]
+        table = phi.tables.mean(phi, orders, q.device)
+        flat = q.flatten()
+        outside = ~((flat >= 2.0**LOWEST) & (flat <= 2.0**HIGHEST))
+        where = outside.nonzero()[:, 0]
+        value = table(torch.where(outside, 1.0, flat).double()).to(q.dtype)
+        if len(where):
+            value[where] = _mean_by_quadrature(phi, orders, flat[where])
+        return value.view(q.shape)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        (q,) = ctx.saved_tensors
-        phi, orders = ctx.what
+    def slopes(inputs, outputs, needed):  # type: ignore[no-untyped-def]
+        q, phi, orders = inputs
         if len(orders) == 1:
             terms: list[tuple[tuple[int, ...], float]] = [((orders[0] + 2,), 0.5)]
         else:
@@ -258,8 +255,7 @@ class _Mean(torch.autograd.Function):
             terms = [((m + 1, n + 1), 1.0), ((m + 2, n), 1.0 if m == n else 0.5)]
             if m != n:
                 terms.append(((m, n + 2), 0.5))
-        slope = sum(share * mean(phi, own, q) for own, share in terms)
-        return None, None, grad * slope
+        return [[sum(share * mean(phi, own, q) for own, share in terms)]]
 
 
 class _Arrangement:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ _USUAL = -4, 6
 MIN_PAIRS, MIN_POINTS = 2**12, 2**9
 
 _KEPT = 32  # activations whose tables are kept when nobody uses them
+
+Made = TypeVar("Made")
 
 _PROBES = (-2.7, -1.1, -0.35, 0.0, 0.6, 1.7, 4.1)
 
@@ -164,9 +167,12 @@ class Tables:
         # of the slope, which needs more terms than the value
         key = (psi, device, low, high)
         if key not in self._bends:
-            self._bends[key] = best_bend(derivative(phi, 1), derivative(psi, 1), low, high, device)
+            f, g = derivative(phi, 1), derivative(psi, 1)
+            self._bends[key] = _untransformed(lambda: best_bend(f, g, low, high, device))
         bend = self._bends[key]
-        return None if bend is None else table(*functions, low, high, bend, device)
+        if bend is None:
+            return None
+        return _untransformed(lambda: table(*functions, low, high, bend, device))
 
     def mean(
         self, phi: Activation, orders: tuple[int, ...], device: torch.device
@@ -176,7 +182,9 @@ class Tables:
         with self._lock:
             if key not in self._means:
                 functions = [derivative(phi, m) for m in orders]
-                self._means[key] = mean_table(functions, LOWEST, HIGHEST, device)
+                self._means[key] = _untransformed(
+                    lambda: mean_table(functions, LOWEST, HIGHEST, device)
+                )
             return self._means[key]
 
 
@@ -191,6 +199,16 @@ def tables_of(phi: Activation) -> Tables:
 @functools.lru_cache(maxsize=_KEPT)
 def _shared(phi: Activation) -> Tables:
     return Tables()
+
+
+def _untransformed(make: Callable[[], Made]) -> Made:
+    """What `make` gives outside the transforms of `torch.func`, for what outlives them."""
+    try:
+        torch.zeros((), device="cpu").requires_grad_()
+    except RuntimeError:  # they are in this thread only
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(make).result()
+    return make()
 
 
 def derivative(phi: Activation, order: int) -> Function:

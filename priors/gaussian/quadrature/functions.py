@@ -67,7 +67,10 @@ class _Partial:
             shape = torch.broadcast_shapes(*(t.shape for t in arguments))
             chosen = arguments[index].expand(shape)
             if not chosen.requires_grad:
-                chosen = chosen.detach().requires_grad_()
+                try:
+                    chosen = chosen.detach().requires_grad_()
+                except RuntimeError:  # inside a transform of torch.func
+                    return self._at(arguments, chosen)
             value = self.function(*arguments[:index], chosen, *arguments[index + 1 :])
             if not value.requires_grad:
                 return torch.zeros_like(value)
@@ -76,3 +79,9 @@ class _Partial:
             )
         followed = torch.is_grad_enabled() and any(t.requires_grad for t in arguments)
         return slope if followed else slope.detach()
+
+    def _at(self, arguments: Sequence[Tensor], chosen: Tensor) -> Tensor:
+        """The same by `torch.func`, whose transforms do not let tensors require gradients."""
+        before, after = arguments[: self.index], arguments[self.index + 1 :]
+        value, pull = torch.func.vjp(lambda x: self.function(*before, x, *after), chosen)
+        return pull(torch.ones_like(value))[0]

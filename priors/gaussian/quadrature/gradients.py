@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from priors.gaussian.elementwise import Elementwise as Differentiable
 from priors.gaussian.quadrature.functions import Elementwise, Function, Kinks
 from priors.gaussian.quadrature.kinks import sides
 from priors.gaussian.quadrature.mehler import expectation_without_gradient, mean_without_gradient
@@ -32,7 +33,7 @@ def gaussian_mean(
     Returns:
         The shape of `q`.
     """
-    return _Mean.apply(Elementwise(f, tuple(kinks)), q, *parameters)
+    return _Mean.apply(q, *parameters, Elementwise(f, tuple(kinks), len(parameters)))
 
 
 def gaussian_expectation(
@@ -73,71 +74,63 @@ def gaussian_expectation(
     """
     first = Elementwise(f, tuple(f_kinks), len(f_parameters))
     second = Elementwise(g, tuple(g_kinks), len(g_parameters))
-    return _Expectation.apply(first, second, q1, q2, c, *f_parameters, *g_parameters)
+    return _Expectation.apply(q1, q2, c, *f_parameters, *g_parameters, first, second)
 
 
-class _Mean(torch.autograd.Function):
+class _Mean(Differentiable):
+    """Of q, the parameters, and the function."""
+
     @staticmethod
-    def forward(ctx: Any, f: Elementwise, q: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(q, *parameters)
-        ctx.function = f
+    def forward(*inputs: Any) -> Tensor:
+        q, *parameters, f = inputs
         return mean_without_gradient(f, q, *parameters).to(q.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, *parameters = ctx.saved_tensors
-        f = ctx.function
-        grads: list[Tensor | None] = [None] * (2 + len(parameters))
-        if ctx.needs_input_grad[1]:
-            slope = _Mean.apply(f.partial(0).partial(0), q, *parameters) / 2
+    def slopes(
+        inputs: Sequence[Any], outputs: Sequence[Tensor], needed: Sequence[bool]
+    ) -> list[list[Tensor | None]]:
+        q, *parameters, f = inputs
+        slopes: list[Tensor | None] = [None] * (1 + len(parameters))
+        if needed[0]:
+            slope = _Mean.apply(q, *parameters, f.partial(0).partial(0)) / 2
             for t, jump, bend in _kinks(f, q, parameters):
                 slope = slope + _density(t, q) * (bend + jump * t * _reciprocal(q)) / 2
-            grads[1] = (grad * slope).sum_to_size(q.shape)
+            slopes[0] = slope
         for i, p in enumerate(parameters):
-            if ctx.needs_input_grad[2 + i]:
-                slope = _Mean.apply(f.partial(1 + i), q, *parameters)
-                grads[2 + i] = (grad * slope).sum_to_size(p.shape).to(p.dtype)
-        return tuple(grads)
+            if needed[1 + i]:
+                slopes[1 + i] = _Mean.apply(q, *parameters, f.partial(1 + i)).to(p.dtype)
+        return [slopes]
 
 
-class _Expectation(torch.autograd.Function):
+class _Expectation(Differentiable):
+    """Of q1, q2, c, the parameters of f and of g, and the functions."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        f: Elementwise,
-        g: Elementwise,
-        q1: Tensor,
-        q2: Tensor,
-        c: Tensor,
-        *parameters: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(q1, q2, c, *parameters)
-        ctx.functions = f, g
+    def forward(*inputs: Any) -> Tensor:
+        q1, q2, c, *parameters, f, g = inputs
         n = f.num_parameters
         value = expectation_without_gradient(f, g, q1, q2, c, parameters[:n], parameters[n:])
         return value.to(c.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q1, q2, c, *parameters = ctx.saved_tensors
-        f, g = ctx.functions
+    def slopes(
+        inputs: Sequence[Any], outputs: Sequence[Tensor], needed: Sequence[bool]
+    ) -> list[list[Tensor | None]]:
+        q1, q2, c, *parameters, f, g = inputs
         n = f.num_parameters
         p1, p2 = parameters[:n], parameters[n:]
-        grads: list[Tensor | None] = [None] * (5 + len(parameters))
-        if ctx.needs_input_grad[2]:
-            slope = _variance_slope(f, g, q1, q2, c, p1, p2)
-            grads[2] = (grad * slope).sum_to_size(q1.shape)
-        if ctx.needs_input_grad[3]:
-            slope = _variance_slope(g, f, q2, q1, c, p2, p1)
-            grads[3] = (grad * slope).sum_to_size(q2.shape)
-        if ctx.needs_input_grad[4]:
-            grads[4] = (grad * _covariance_slope(f, g, q1, q2, c, p1, p2)).sum_to_size(c.shape)
+        slopes: list[Tensor | None] = [None] * (3 + len(parameters))
+        if needed[0]:
+            slopes[0] = _variance_slope(f, g, q1, q2, c, p1, p2)
+        if needed[1]:
+            slopes[1] = _variance_slope(g, f, q2, q1, c, p2, p1)
+        if needed[2]:
+            slopes[2] = _covariance_slope(f, g, q1, q2, c, p1, p2)
         for i, p in enumerate(parameters):
-            if ctx.needs_input_grad[5 + i]:
+            if needed[3 + i]:
                 f_, g_ = (f.partial(1 + i), g) if i < n else (f, g.partial(1 + i - n))
-                slope = _Expectation.apply(f_, g_, q1, q2, c, *parameters)
-                grads[5 + i] = (grad * slope).sum_to_size(p.shape).to(p.dtype)
-        return tuple(grads)
+                slopes[3 + i] = _Expectation.apply(q1, q2, c, *parameters, f_, g_).to(p.dtype)
+        return [slopes]
 
 
 def _covariance_slope(
@@ -150,7 +143,7 @@ def _covariance_slope(
     p2: Sequence[Tensor],
 ) -> Tensor:
     """dE/dc = E[f' g'], deltas included."""
-    slope = _Expectation.apply(f.partial(0), g.partial(0), q1, q2, c, *p1, *p2)
+    slope = _Expectation.apply(q1, q2, c, *p1, *p2, f.partial(0), g.partial(0))
     jumps1 = [(t, jump) for t, jump, _ in _kinks(f, q1, p1) if bool((jump != 0).any())]
     jumps2 = [(t, jump) for t, jump, _ in _kinks(g, q2, p2) if bool((jump != 0).any())]
     for t, jump in jumps1:
@@ -174,7 +167,7 @@ def _variance_slope(
     p2: Sequence[Tensor],
 ) -> Tensor:
     """dE/dq1 = E[f'' g] / 2, where f'' has bend delta(u - t) + jump delta'(u - t) at a kink t."""
-    slope = _Expectation.apply(f.partial(0).partial(0), g, q1, q2, c, *p1, *p2) / 2
+    slope = _Expectation.apply(q1, q2, c, *p1, *p2, f.partial(0).partial(0), g) / 2
     for t, jump, bend in _kinks(f, q1, p1):
         given = _given(g, p2, t, q1, q2, c)
         total = bend * given
@@ -220,7 +213,7 @@ def _given(
 
     kinks = tuple(torch.as_tensor(k, dtype=mean.dtype, device=mean.device) - mean for k in g.kinks)
     function = Elementwise(moved, kinks, 1 + len(parameters))
-    return _Mean.apply(function, variance, mean, *parameters)
+    return _Mean.apply(variance, mean, *parameters, function)
 
 
 def _density(t: Tensor, q: Tensor) -> Tensor:

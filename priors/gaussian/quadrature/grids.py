@@ -18,7 +18,6 @@ from torch import Tensor
 from priors.gaussian.quadrature.functions import Function
 from priors.gaussian.quadrature.mehler import REACH, rest_of
 from priors.gaussian.quadrature.rules import (
-    DIRECT_REACH,
     PER_PANEL,
     edges,
     legendre,
@@ -30,6 +29,7 @@ from priors.gaussian.quadrature.rules import (
 __all__ = ["Marginal", "on_a_grid"]
 
 _ORDER = 2048  # terms of the series
+_REACH = 8.5  # of the nodes near |rho| = 1: squares of polynomials are to be kept
 _BLOCK = 128  # terms computed at once
 _TOLERANCE = 1e-13  # of the series, in units of the roots of E[f^2] and E[g^2]
 _NEGLIGIBLE = 1e-15  # a block of coefficients as small as this is the last
@@ -67,12 +67,11 @@ def on_a_grid(f: Marginal, g: Marginal, rho: Tensor) -> Tensor:
     Returns:
         `[k, n, m]`.
     """
-    a = _coefficients(f)
-    b = a if f is g else _coefficients(g)
+    a, left = _coefficients(f)
+    b, right = (a, left) if f is g else _coefficients(g)
     number = min(a.shape[-1], b.shape[-1])
     a, b = a[:, :number], b[:, :number]
-    norms = [rest_of(c, torch.ones_like(c[:, 0])).max() for c in (a, b)]
-    missed = norms[0] * norms[1] * rho.abs() ** number
+    missed = rest_of(a, left).max() * rest_of(b, right).max() * rho.abs() ** number
     near = ~(missed <= _TOLERANCE)
     value = rho.new_empty(len(rho), len(a), len(b))
     powers = rho[~near, None] ** torch.arange(number, device=rho.device)
@@ -85,11 +84,14 @@ def on_a_grid(f: Marginal, g: Marginal, rho: Tensor) -> Tensor:
     return value
 
 
-def _coefficients(one: Marginal) -> Tensor:
-    """Hermite coefficients, `[n, terms]`: as many as matter, or as may be computed."""
+def _coefficients(one: Marginal) -> tuple[Tensor, Tensor]:
+    """Hermite coefficients, `[n, terms]`, as many as matter or may be computed; E of the square."""
     ends = edges(REACH, 0.5, resolution_of(one.variances)).to(one.variances.device)
     z, weights = _panels(ends)
-    values = one.at(z) * (weights * standard_density(z))
+    mass = weights * standard_density(z)
+    values = one.at(z)
+    square = values**2 @ mass
+    values = values * mass
     found = [torch.stack([values.sum(-1), values @ z], -1)]
     before, last = torch.ones_like(z), z
     for start in range(2, _ORDER, _BLOCK):
@@ -101,13 +103,13 @@ def _coefficients(one: Marginal) -> Tensor:
         found.append(values @ block.T)
         if float(found[-1].abs().max()) < _NEGLIGIBLE:
             break
-    return torch.cat(found, -1)
+    return torch.cat(found, -1), square
 
 
 def _near_one(f: Marginal, g: Marginal, rho: Tensor) -> Tensor:
     """The same for correlations near -1 and 1: u is rho v and a rest, standardised."""
     largest = torch.maximum(f.variances.max(), g.variances.max())
-    z, weights = _panels(edges(DIRECT_REACH, 1.5, resolution_of(largest)).to(rho.device))
+    z, weights = _panels(edges(_REACH, 1.5, resolution_of(largest)).to(rho.device))
     right = g.at(z) * (weights * standard_density(z))
     rest = ((1 - rho) * (1 + rho)).sqrt()
     spread = float(f.variances.max().sqrt())

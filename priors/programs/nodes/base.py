@@ -1,4 +1,4 @@
-"""What every node answers: its inputs, and what becomes of it while a program is built."""
+"""The base class of nodes: their inputs, and their changes while a program is built."""
 
 from __future__ import annotations
 

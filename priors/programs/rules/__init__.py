@@ -1,4 +1,4 @@
-"""What each layer and function of torch becomes in a tensor program: one file per kind.
+"""The rules that translate torch's layers and functions into a tensor program, a file per kind.
 
 Importing this package registers all rules.
 """

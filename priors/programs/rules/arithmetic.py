@@ -1,4 +1,4 @@
-"""Sums and products of branches, powers, and what changes nothing."""
+"""Sums and products of branches, powers, and operations that change nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def _constant(tracer: Tracer, value: Any) -> float:
         return float(value)
     if isinstance(value, int | float):
         return float(value)
-    raise tracer.unsupported(f"arithmetic with {type(value).__name__}", "only scalar constants are")
+    raise tracer.unsupported(
+        f"arithmetic with {type(value).__name__}", "only scalar constants are supported"
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -89,7 +91,7 @@ def _held_shift(tracer: Tracer, value: Any) -> Tensor:
     if bool((whole != whole.flatten()[0]).any()):
         raise tracer.unsupported(
             "arithmetic with parameters",
-            "their scale is weight_var or bias_var; use the parameter as it is",
+            "their scale is set by weight_var or bias_var; use the parameter unmodified",
         )
     return held(tracer, value, "a sum with a constant")
 
@@ -138,18 +140,21 @@ def _mul_parameter(tracer: Tracer, input: Any, other: Any) -> Any:
     if _is_number(by):
         if getattr(by, "exponent", 0.0):
             raise tracer.unsupported(
-                "a parameter scaled by sizes", "its scale is weight_var; use it as it is"
+                "a parameter scaled by a function of the width",
+                "its scale is set by weight_var; use it unmodified",
             )
         return learnt(tracer, parameter).scaled(_constant(tracer, by))
     if not isinstance(by, Value):
-        raise tracer.unsupported("a parameter times constants", "apply it to hidden units")
+        raise tracer.unsupported(
+            "a parameter times an array of constants", "apply it to hidden units"
+        )
     if not by.finite:
         return _mul(tracer, by, _gain(tracer, parameter))
     return tracer.finite_call(torch.mul, by, held(tracer, parameter, "a product"))
 
 
 def _gain(tracer: Tracer, parameter: Any) -> Power:
-    """The number that a gain is held at, which is no function of the width."""
+    """The number that a gain is held at, which does not depend on the width."""
     what = "a product"
     return Power(float(gain(tracer, held(tracer, parameter, what), what).flatten()[0]), 0.0)
 

@@ -64,7 +64,7 @@ class Logits(Pending):
     def masked(self, tracer: Tracer, mask: Any, scale: float = 1.0) -> Logits:
         """The logits plus a constant mask."""
         if not isinstance(mask, Tensor) or isinstance(mask, nn.Parameter):
-            raise tracer.unsupported("a mask that is no constant tensor")
+            raise tracer.unsupported("a mask that is not a constant tensor")
         mask = scale * mask
         return dataclasses.replace(self, mask=mask if self.mask is None else self.mask + mask)
 
@@ -98,7 +98,7 @@ def product(tracer: Tracer, a: Value | Scaled, b: Value | Scaled) -> Any:
     if a.axis != rank - 1 or b.axis != rank - 2 or of_heads[0] != of_heads[1]:
         raise tracer.unsupported(
             "a product of hidden values",
-            "only queries [.., n, width] times keys [.., width, m] are understood",
+            "only queries [.., n, width] times keys [.., width, m] are supported",
         )
     return Logits(a, b, scale, exponent=exponent)
 
@@ -108,7 +108,7 @@ def product(tracer: Tracer, a: Value | Scaled, b: Value | Scaled) -> Any:
 def softmax(tracer: Tracer, input: Any, dim: int | None = None, **unused: Any) -> Any:
     """Softmax of attention logits over the keys."""
     if not isinstance(input, Logits):
-        raise tracer.unsupported("softmax", "it is known only for attention logits")
+        raise tracer.unsupported("softmax", "it is supported only for attention logits")
     if dim not in (-1, len(tracer.shape(input.query))):
         raise tracer.unsupported("softmax of logits", "it must be over the keys")
     return Weights(input, True)
@@ -184,7 +184,9 @@ def _attention(tracer: Tracer, weights: Weights, value: Value) -> Value:
     query, key, tokens = (_one_axis(tracer, v) for v in (query, key, value))
     shapes = [tracer.positions(v) for v in (query, key, tokens)]
     if shapes[1] != shapes[2]:
-        raise tracer.unsupported("attention with other keys than values", f"they are {shapes}")
+        raise tracer.unsupported(
+            "attention whose keys and values have different positions", f"they are {shapes}"
+        )
     if value.axis != len(tracer.shape(value)) - 1:
         raise tracer.unsupported("attention whose width is not the last dimension")
     scale, mean_field = _scale(tracer, logits)
@@ -241,7 +243,7 @@ def _one_axis(tracer: Tracer, x: Value) -> Value:
     found = {tracer.select(x.index, row) for row in rows}
     if len(found) > 1:
         raise tracer.unsupported(
-            "attention over one axis of positions with another beside it", f"they are {places}"
+            "attention over one of several axes of positions", f"the axes are {places}"
         )
     return dataclasses.replace(x, index=found.pop()) if lead else x
 

@@ -174,15 +174,15 @@ def _of_several(tracer: Tracer, *args: Any, **kwargs: Any) -> Any:
 
 
 _LARGEST = (
-    "the largest of units of one layer is not an elementwise function; for maxout split the layer "
-    "and use torch.maximum(self.a(x), self.b(x)), over positions use average pooling"
+    "the largest of units of one layer is not an elementwise function; for maxout, split the layer "
+    "and use torch.maximum(self.a(x), self.b(x)); over positions, use average pooling"
 )
 unsupported("amax", "amin", "argmax", "argmin", "topk", "sort", why=_LARGEST)
 
 
 @register_function("max", "min")
 def _largest(tracer: Tracer, input: Any, *args: Any, **kwargs: Any) -> Any:
-    """torch.max of two values; of one it is no function unit by unit."""
+    """torch.max of two values; of one it does not act unit by unit."""
     two = bool(args) and isinstance(args[0], Value | Tensor | nn.Parameter)
     if not two and isinstance(input, Value) and not input.finite:
         raise tracer.unsupported("max or min of one value", _LARGEST)

@@ -1,4 +1,4 @@
-"""Matrix products, convolutions and embeddings: where the weights are."""
+"""Matrix products, convolutions and embeddings: the layers with weights."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def _conv(
     dims = len(size)
     if dims < 1 or len(tracer.shape(input)) != dims + 1:
         raise ValueError(
-            f"The {dims}-d convolution at {tracer.where} expects inputs of {dims + 1} dimensions "
-            f"without the batch, it gets {tracer.shape(input)}; give input_shape."
+            f"The {dims}-d convolution at {tracer.where} expects inputs of {dims + 1} "
+            f"dimensions without the batch but gets {tracer.shape(input)}; give input_shape."
         )
     channels = weight.shape[1] * groups
     if groups > 1 and input.finite:

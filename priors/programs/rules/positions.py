@@ -1,4 +1,4 @@
-"""What acts on positions: reshaping and slicing, pooling, resizing, graph aggregation."""
+"""Operations on positions: reshaping and slicing, pooling, resizing, graph aggregation."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from priors.programs.tracer import Tracer
 from priors.programs.values import Pending, Scaled, Value, Width
 
 LEARNT_MAP = (
-    "positions stay finitely many, so what a random map makes of them does not average out, as "
-    "that of units does; pool, attend, or convolve along them"
+    "the number of positions stays finite, so that the result of a random map of them does not "
+    "average out, as that of units does; pool, attend, or convolve along them"
 )
 unsupported(
     "MaxPool",
@@ -322,7 +322,7 @@ def _einsum(tracer: Tracer, equation: str, *operands: Any) -> Any:
     letters = left.split(",")
     if len(letters) != 2 or len(operands) != 2 or "." in equation or not out:
         raise tracer.unsupported(
-            f"einsum {equation!r}", "two operands and explicit indices are understood"
+            f"einsum {equation!r}", "only two operands with explicit indices are supported"
         )
     summed = [c for c in letters[0] if c in letters[1] and c not in out]
     kept = [[c for c in own if c not in summed] for own in letters]

@@ -30,7 +30,7 @@ class States(tuple):
     def squeeze(self, dim: int = 0) -> Value:
         """The only state."""
         if len(self) != 1:
-            raise ValueError(f"There are {len(self)} last states; pick one, e.g. h[-1].")
+            raise ValueError(f"There are {len(self)} final states; pick one, for example h[-1].")
         return self[0]
 
 
@@ -48,14 +48,14 @@ def _network(tracer: Tracer, layer: nn.RNNBase, input: Value, hx: Any = None) ->
     """`nn.RNN`, `nn.LSTM` or `nn.GRU` over `[batch, time, features]`."""
     input = batch_to_front(tracer, layer, input)
     if hx is not None:
-        raise tracer.unsupported("an initial state", "it starts at 0")
+        raise tracer.unsupported("an initial state", "only the default, 0, is supported")
     if layer.proj_size:
         raise tracer.unsupported("proj_size")
     if layer.training and layer.dropout:
         raise tracer.unsupported("dropout between recurrent layers", "call eval()")
     if len(tracer.shape(input)) != 2:
         raise ValueError(
-            f"{type(layer).__name__} at {tracer.where} expects inputs [time, features], it gets "
+            f"{type(layer).__name__} at {tracer.where} expects inputs [time, features] but gets "
             f"{tracer.shape(input)}; give input_shape."
         )
     kind = "RNN" if isinstance(layer, nn.RNN) else layer.mode

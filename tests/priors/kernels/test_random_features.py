@@ -161,10 +161,10 @@ def test_errors():
         random_features(network(), 8, kind="both")
     layers = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 1)]
     mixed = InfiniteNetwork(nn.Sequential(*layers))
-    with pytest.raises(NotImplementedError, match="one kind of nonlinearity"):
+    with pytest.raises(NotImplementedError, match="single kind of nonlinearity"):
         random_features(mixed, 8)
-    with pytest.raises(ValueError, match="one value for each layer"):
+    with pytest.raises(ValueError, match="one value per layer"):
         NTKFeatures(4, 8, weight_var=[1.0], bias_var=[0.0])
     features = random_features(network(), 8)
-    with pytest.raises(ValueError, match="made for points of 4 features, got 3"):
+    with pytest.raises(ValueError, match="made for inputs with 4 features, got 3"):
         features(points(d=3))

@@ -255,9 +255,9 @@ def test_what_is_out_of_range_is_named():
         ({"tolerance": 0.0}, "tolerance"),
         ({"target": "ntk"}, "target"),
         ({"unbiased": True}, "need at least"),
-        ({"activation": torch.zeros_like}, "zero throughout"),
+        ({"activation": torch.zeros_like}, "zero everywhere"),
         ({"activation": torch.log}, "finite"),
-        ({"activation": lambda v: (50 * v).sin()}, "not resolved"),
+        ({"activation": lambda v: (50 * v).sin()}, "does not resolve"),
     ],
 )
 def test_bad_arguments(options, message):

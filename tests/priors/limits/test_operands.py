@@ -498,7 +498,7 @@ REFUSED = {
     ),
     "nonlinear": (
         simple(lambda m, x: m.r(F.relu(m.a(x) + m.s)), names="ar", s=nn.Buffer(torch.rand(96))),
-        "a constant of their own",
+        "different constants added",
     ),
     "scaled by a size": (simple(by_size(-0.5)), r"width\*\*-0.5.*vanish"),
     "grown by a size": (simple(by_size(1)), r"width\*\*1.*grow"),
@@ -512,7 +512,7 @@ REFUSED = {
     ),
     "shifted by a size": (
         simple(lambda m, x: m.r(F.relu(m.a(x)) + 1 / m.a(x).size(-1)), names="ar"),
-        "goes like width",
+        "proportional to width",
     ),
 }
 
@@ -536,7 +536,7 @@ TOKENS = {
 REASONS = {
     "relu attention": "relu of a product of hidden values.*logits of attention",
     "abs attention": "abs of a product of hidden values.*logits of attention",
-    "mixing": "learnt map of positions.*finitely many",
+    "mixing": "learnt map of positions.*stays finite",
     "batch": "batch_first=False.*would mix the points",
     "weights": "log of attention weights",
 }

@@ -204,7 +204,7 @@ class TestNetworkPrior:
             NetworkPrior(nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 1)))
         module = nn.Sequential(nn.Linear(3, 1))
         module.extra = nn.Parameter(torch.zeros(2))
-        with pytest.raises(ValueError, match="'extra' belongs to no layer"):
+        with pytest.raises(ValueError, match="'extra' does not belong to any layer"):
             NetworkPrior(module)
 
 

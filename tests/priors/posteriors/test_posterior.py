@@ -344,7 +344,10 @@ def test_wrong_transforms_are_refused():
         with pytest.raises(ValueError, match="order 0"):
             single(torch.float64).log_excess(0.0, order)
     mixed = AffineTransform(0.0, torch.tensor([[1.0, -1.0]], dtype=torch.float64))
-    with pytest.raises(NotImplementedError, match="one sign"):
+    with pytest.raises(NotImplementedError, match="increasing for all outputs or decreasing"):
         TransformedPosterior(several(torch.float64), mixed).quantile(torch.tensor(0.3))
-    with pytest.raises(NotImplementedError, match="log_excess needs a transform of one sign"):
+    with pytest.raises(
+        NotImplementedError,
+        match="log_excess needs a transform that is increasing",
+    ):
         TransformedPosterior(several(torch.float64), mixed).log_excess(0.0, 1)

@@ -164,7 +164,7 @@ def test_outputs_of_unknown_transforms_are_refused():
     class Shift(AffineTransform):
         pass
 
-    with pytest.raises(NotImplementedError, match="which numbers"):
+    with pytest.raises(NotImplementedError, match="cannot be split by outputs"):
         of_outputs(Shift(torch.zeros(1, 3), 1.0), [0])
     assert of_outputs(ExpTransform(), [0]) == ExpTransform()
 

@@ -178,13 +178,13 @@ def attend(q, k, v, **options):
         (Net(lambda m, x: m.c(m.b(m.a(x)) + m.b.weight[0])), None, "both a matrix and the units"),
         (Net(lambda m, x: m.c(m.b(m.a(x) * m.c.weight))), None, "unequal entries"),
         (Net(lambda m, x: m.c(m.a(x) @ m.b.weight + m.b(m.a(x)))), None, "with its transpose"),
-        (Net(lambda m, x: m.c(m.a(x)) + 1.0), None, "no linear readout"),
+        (Net(lambda m, x: m.c(m.a(x)) + 1.0), None, "not a linear readout"),
         (Net(lambda m, x: m.c(torch.cumsum(m.a(x), -1))), None, "operation cumsum"),
         (Net(lambda m, x: m.c(m.a(x).softmax(-1))), None, "softmax at operation"),
-        (Net(lambda m, x: torch.relu(m.a(x))), None, "no linear readout"),
-        (Net(lambda m, x: m.c(torch.relu(x + m.a(x))), 3), None, "a constant of their own"),
-        (Net(lambda m, x: (m.a(x), m.a(x))), None, "no single tensor"),
-        (Net(lambda m, x: m.c(m.a(x)[:, torch.tensor([1, 0, 2])])), None, "units in another order"),
+        (Net(lambda m, x: torch.relu(m.a(x))), None, "not a linear readout"),
+        (Net(lambda m, x: m.c(torch.relu(x + m.a(x))), 3), None, "different constants added"),
+        (Net(lambda m, x: (m.a(x), m.a(x))), None, "not a single tensor"),
+        (Net(lambda m, x: m.c(m.a(x)[:, torch.tensor([1, 0, 2])])), None, "reorders units"),
         (Net(lambda m, x: m.c(m.a(x).flip(0))), None, "reorders the batch"),
         (Net(lambda m, x: m.c(m.a(x) - m.a(x).mean(-1, keepdim=True))), None, "or the width"),
         (Images(lambda m, x: F.max_pool2d(m.c(x), 2)), (2, 4, 4), "max.*use average pooling"),
@@ -194,7 +194,7 @@ def attend(q, k, v, **options):
             (2, 4, 4),
             "not Gaussian in the limit.*Mix",
         ),
-        (Images(lambda m, x: m.c(x)), (2, 4, 4), "no vector of units"),
+        (Images(lambda m, x: m.c(x)), (2, 4, 4), "not a vector of units"),
         (
             Images(lambda m, x: m.r(m.c(m.c(x)[:, :2]).mean((2, 3)))),
             (2, 4, 4),
@@ -229,7 +229,7 @@ def test_unsupported_names_the_place_and_what_is_supported(module, shape, messag
 def test_untraceable_and_misfitting_modules():
     with pytest.raises(ValueError, match="torch.fx cannot trace"):
         trace(Net(lambda m, x: m.c(m.a(x)) if x.sum() > 0 else m.c(m.a(-x))))
-    with pytest.raises(ValueError, match="expects 5 features, it gets 4"):
+    with pytest.raises(ValueError, match="expects 5 features but gets 4"):
         trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(5, 1)))
     with pytest.raises(ValueError, match="give input_shape"):
         trace(Net(lambda m, x: m.c(m.a(x[:, :3]))))
@@ -304,7 +304,7 @@ def test_programs_with_sizes_can_be_copied():
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (lambda m, x: m.c(m.a(x).flip(-1)), "units in another order"),
+        (lambda m, x: m.c(m.a(x).flip(-1)), "reorders units"),
         (lambda m, x: m.c(F.linear(m.a(x), m.b.weight * 0.5)), "weight_var"),
         (lambda m, x: m.c(F.linear(m.a(x), -m.b.weight)), "weight_var"),
         (lambda m, x: m.c(F.linear(m.a(x), m.b.weight / 2)), "weight_var"),

@@ -171,7 +171,7 @@ def test_bad_programs(program, likelihood, message):
 
 def test_a_program_that_changes_its_draws():
     sizes = iter([1, 2, 3])
-    with pytest.raises(ValueError, match="always makes the same draws"):
+    with pytest.raises(ValueError, match="must always make the same draws"):
         AnnealedSampler(4, 1, 1).run(
             lambda d, r: {"z": d.normal(r, next(sizes))}, lambda x: x["z"].sum(-1), 1
         )

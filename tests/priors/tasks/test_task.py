@@ -182,7 +182,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="needs a prior with a kernel"):
         tasks(function_prior=network, hyperprior={"lengthscale": Gamma(1.0, 1.0)})
     two = NetworkPrior(nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(ValueError, match="one output"):
+    with pytest.raises(ValueError, match="a single output"):
         tasks(function_prior=two).sample(1)
 
 

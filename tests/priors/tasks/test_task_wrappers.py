@@ -238,7 +238,7 @@ def test_classes_of_other_priors():
     assert (task.y[..., 0] < task.num_classes[:, None]).all()
     mixture = ClassificationTaskPrior(MixtureTaskPrior([trees, LINEAR]), intervals=0.0)
     assert mixture.sample(8, generator=seeded()).num_classes.max() <= 10
-    with pytest.raises(ValueError, match="needs a prior of regression"):
+    with pytest.raises(ValueError, match="needs a prior over regression"):
         ClassificationTaskPrior(ClassificationTaskPrior(LINEAR)).sample(2)
 
 
@@ -260,7 +260,7 @@ def test_sizes(d, n):
         (lambda: Tabular(LINEAR, missing=1.5), "missing must lie in"),
         (lambda: Tabular(LINEAR, max_features=0), "max_features must be at least 1"),
         (lambda: MixtureTaskPrior([]), "at least one prior"),
-        (lambda: MixtureTaskPrior([LINEAR], [1.0, 2.0]), "1 priors, but 2 weights"),
+        (lambda: MixtureTaskPrior([LINEAR], [1.0, 2.0]), "got 2 weights for 1 priors"),
         (lambda: MixtureTaskPrior([LINEAR], [0.0]), "not all 0"),
         (lambda: ClassificationTaskPrior(LINEAR, max_classes=1), "max_classes must be at least 2"),
         (lambda: ClassificationTaskPrior(LINEAR, intervals=2.0), "intervals must lie in"),

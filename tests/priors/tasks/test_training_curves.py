@@ -236,7 +236,7 @@ def test_log_time():
         (lambda: LearningCurveTaskPrior(divergence=1.2), "probability"),
         (lambda: LearningCurveSize(max_curves=0), "max_curves must be at least 1"),
         (lambda: LearningCurveSize(num_context=-1), "num_context must be at least 0"),
-        (lambda: LearningCurveSize(num_curves=3, num_hyperparameters=0), "told apart"),
+        (lambda: LearningCurveSize(num_curves=3, num_hyperparameters=0), "distinguished"),
     ],
 )
 def test_bad_settings(make, message):
