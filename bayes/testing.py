@@ -59,9 +59,11 @@ class InferenceMethodContract(ABC):
 
         return model, mean, std
 
+    _first: Draws | None = None
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls._first: Draws | None = None
+        cls._first = None
 
     @property
     def first(self) -> Draws:
