@@ -11,9 +11,13 @@ from tqdm import tqdm
 from priors.kernels.empirical import whitened
 from priors.kernels.tangent import Method, Tangent, check_pair
 from priors.networks.finite import NetworkPrior
+from priors.networks.functional_call import over_networks
 from priors.representation import as_record
 
 __all__ = ["MonteCarloKernels", "monte_carlo_kernels"]
+
+# Weights of the networks that are evaluated together, at most.
+_GROUP = 2**22
 
 
 @dataclass(frozen=True)
@@ -78,26 +82,22 @@ def monte_carlo_kernels(
         raise ValueError(f"A standard error needs num_networks >= 2, got {num_networks}.")
     check_pair(x1, x2, flat=True, diag=diag)
     nngp_moments, ntk_moments = _Moments(), _Moments()
-    networks = tqdm(
-        range(num_networks), desc="networks", delay=5.0, leave=False, disable=not progress
-    )
-    with torch.no_grad():
-        for _ in networks:
-            weights = prior.draw(generator=generator)
+    tangents = _Tangents(prior, x1, x2, diag, method, max_bytes)
+    # not of max_bytes, so that the NNGP kernel does not depend on it by rounding
+    group = max(1, min(num_networks, _GROUP // sum(p.numel() for p in prior.module.parameters())))
+    bar = tqdm(total=num_networks, desc="networks", delay=5.0, leave=False, disable=not progress)
+    with torch.no_grad(), bar:
+        for start in range(0, num_networks, group):
+            drawn = [
+                prior.draw(generator=generator) for _ in range(min(group, num_networks - start))
+            ]
+            weights = {name: torch.stack([p[name] for p in drawn]) for name in drawn[0]}
             f1 = prior.apply_parameters(weights, x1)
             f2 = f1 if x2 is None else prior.apply_parameters(weights, x2)
             nngp_moments.add((f1 * f2).mean(-1) if diag else f1 @ f2.mT / f1.shape[-1])
             if ntk:
-                function, point = whitened(prior, weights, x1)
-                tangent = Tangent(
-                    function,
-                    point,
-                    x1.reshape(-1, x1.shape[-1]),
-                    output="mean",
-                    method=method,
-                    max_bytes=max_bytes,
-                )
-                ntk_moments.add(tangent.batched(x1, x2, diag=diag, progress=False))
+                ntk_moments.add(tangents.of(weights))
+            bar.update(len(drawn))
     return MonteCarloKernels(
         nngp=nngp_moments.mean,
         nngp_error=nngp_moments.standard_error(),
@@ -106,19 +106,64 @@ def monte_carlo_kernels(
     )
 
 
+class _Tangents:
+    """Tangent kernels of several networks at a time."""
+
+    def __init__(
+        self,
+        prior: NetworkPrior,
+        x1: Tensor,
+        x2: Tensor | None,
+        diag: bool,
+        method: Method,
+        max_bytes: int,
+    ) -> None:
+        self.prior, self.x1, self.x2, self.diag = prior, x1, x2, diag
+        self.method, self.max_bytes = method, max_bytes
+        self._first: Tangent | None = None
+
+    def of(self, weights: dict[str, Tensor]) -> Tensor:
+        """Of weights `[networks, *their shape]`, `[networks, ...]`."""
+        if self._first is None:
+            function, point = whitened(
+                self.prior, {name: p[0] for name, p in weights.items()}, self.x1
+            )
+            self._first = Tangent(
+                function,
+                point,
+                self.x1.reshape(-1, self.x1.shape[-1]),
+                output="mean",
+                method=self.method,
+                max_bytes=self.max_bytes,
+            )
+        examples = sum(x.shape[:-1].numel() for x in (self.x1, self.x2) if x is not None)
+        together = max(1, self._first.examples // max(1, examples))
+        return over_networks(self.prior.module, self._of_one, chunk_size=together)(weights)
+
+    def _of_one(self, weights: dict[str, Tensor]) -> Tensor:
+        assert self._first is not None
+        tangent = self._first.at(*whitened(self.prior, weights, self.x1))
+        return tangent.batched(self.x1, self.x2, diag=self.diag, progress=False)
+
+
 class _Moments:
-    """Running mean and squared deviation of equally shaped tensors (Welford 1962)."""
+    """Running mean and squared deviation of equally shaped tensors (Chan et al. 1979)."""
 
     def __init__(self) -> None:
         self.count = 0
         self.mean = self._squares = torch.zeros((), device="cpu")
 
-    def add(self, value: Tensor) -> None:
-        """Take in one tensor."""
-        self.count += 1
-        before = value - self.mean.to(value)
-        self.mean = self.mean.to(value) + before / self.count
-        self._squares = self._squares.to(value) + before * (value - self.mean)
+    def add(self, values: Tensor) -> None:
+        """Take in several tensors, `[number, ...]`."""
+        number, mean = len(values), values.mean(0)
+        before, self.count = self.count, self.count + number
+        change = mean - self.mean.to(mean)
+        self.mean = self.mean.to(mean) + change * (number / self.count)
+        self._squares = (
+            self._squares.to(mean)
+            + (values - mean).square().sum(0)
+            + change.square() * (before * number / self.count)
+        )
 
     def standard_error(self) -> Tensor:
         """Of the mean, from independent values."""

@@ -10,6 +10,7 @@ structured derivatives, which need rules for every primitive.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -100,6 +101,12 @@ class Tangent:
         # get_total_flops counts a multiply-add as two
         self.forward = max(counter.get_total_flops() / 2, self.num_parameters)
         self.intermediate = max(1, numbers.numbers)
+
+    def at(self, function: ParametricFunction, parameters: Mapping[str, Tensor]) -> Tangent:
+        """The same of a function that costs as much, at another point."""
+        other = copy.copy(self)
+        other.function, other.parameters = function, dict(parameters)
+        return other
 
     def outputs(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """The wanted outputs at a batch, `[n, m]`."""

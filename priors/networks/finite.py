@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from priors.limits.tangents import readouts
-from priors.networks.functional_call import call_module
+from priors.networks.functional_call import call_module, over_networks
 from priors.networks.network import Network
 from priors.networks.variances import VarianceSpec
 from priors.programs.nodes import Embedding, Linear
@@ -204,7 +204,7 @@ class NetworkPrior(Network):
         if not size:
             return self._call(values, X)
         stacked = {k: v.reshape(-1, *own[k]) for k, v in values.items()}
-        out = torch.func.vmap(self._call, in_dims=(0, None))(stacked, X)
+        out = over_networks(self.module, lambda values: self._call(values, X))(stacked)
         return out.reshape(*size, *out.shape[1:])
 
     def _call(self, values: dict[str, Tensor], X: Tensor) -> Tensor:
@@ -236,6 +236,6 @@ class NetworkPrior(Network):
         for some in rows.split(max(1, 2**25 // max(1, per_network))):
             drawn = self.draw(torch.Size([len(some)]), generator=generator)
             values = {name: p.to(X) for name, p in drawn.items()}
-            parts.append(torch.func.vmap(self._call)(values, some))
+            parts.append(over_networks(self.module, self._call)(values, some))
         out = torch.cat(parts)
         return out.reshape(*sample_shape, *X.shape[:-1], out.shape[-1])

@@ -6,12 +6,12 @@ the tensors that it was called with. Here every name of a tensor is passed, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["call_module"]
+__all__ = ["call_module", "over_networks"]
 
 
 def call_module(module: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -44,3 +44,34 @@ def call_module(module: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> 
         place: tensor for name, tensor in tensors.items() for place in places[id(known[name])]
     }
     return torch.func.functional_call(module, everywhere, (x,), tie_weights=False)
+
+
+def over_networks(
+    module: nn.Module, function: Callable[..., Tensor], *, chunk_size: int | None = None
+) -> Callable[..., Tensor]:
+    """`torch.vmap` of a function of a network's parameters, or a loop where it cannot be.
+
+    torch has no batched form of `nn.RNN`, `nn.LSTM`, `nn.GRU` and `nn.LSTMCell`.
+
+    Args:
+        module: The network.
+        function: Of parameters by name, and of further tensors, all with a first dimension that
+            counts networks.
+        chunk_size: Networks at a time; None is all.
+
+    Returns:
+        A function whose result has that dimension too.
+    """
+    if not any(isinstance(m, nn.RNNBase | nn.LSTMCell) for m in module.modules()):
+        return torch.vmap(function, chunk_size=chunk_size)
+
+    def loop(parameters: Mapping[str, Tensor], *others: Tensor) -> Tensor:
+        count = len(next(iter(parameters.values())))
+        return torch.stack(
+            [
+                function({name: p[i] for name, p in parameters.items()}, *(t[i] for t in others))
+                for i in range(count)
+            ]
+        )
+
+    return loop

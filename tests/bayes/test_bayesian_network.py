@@ -104,10 +104,16 @@ def test_nuts_against_the_conjugate_posterior():
     assert not inference.sample_stats["diverging"].any()
 
 
-def test_mean_field_against_its_optimum():
-    """The closest independent Gaussians have the exact means and the conditional deviations."""
+@pytest.fixture(scope="module")
+def independent():
+    """The linear network with independent Gaussians, and its conjugate posterior."""
     model, mean, precision = linear()
-    model.fit(MeanField(num_steps=1500, num_draws=4000, progress=False))
+    return model.fit(MeanField(num_steps=900, num_draws=4000, progress=False)), mean, precision
+
+
+def test_mean_field_against_its_optimum(independent):
+    """The closest independent Gaussians have the exact means and the conditional deviations."""
+    model, mean, precision = independent
     drawn = weights(model)
     std = precision.diag().rsqrt()
     assert ((drawn.mean(0) - mean).abs() < 0.25 * std).all()
@@ -141,9 +147,8 @@ def test_mean_field_is_too_wide_where_weights_share_a_task():
     assert f.variance.item() > 5 * right
 
 
-def test_mean_field_bound_stays_below_the_evidence_and_comes_near():
-    model, mean, precision = linear()
-    model.fit(MeanField(num_steps=1500, num_draws=10, progress=False))
+def test_mean_field_bound_stays_below_the_evidence_and_comes_near(independent):
+    model, mean, precision = independent
     X, Y = model.train_X, model.train_Y
     covariance = X @ X.T + 0.5 + 0.25 * torch.eye(len(X), dtype=torch.float64)
     zero = torch.zeros(len(X), dtype=torch.float64)
@@ -156,6 +161,7 @@ def test_mean_field_bound_stays_below_the_evidence_and_comes_near():
     assert last.mean() > evidence - gap - 0.1 - 5 * error
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This BayesianNetwork may not have converged")
 def test_prior_only_draws_follow_the_prior():
     """With noise that hides the data, NUTS returns the prior of weights and noise."""

@@ -1,5 +1,7 @@
 """Kernels of networks in sums and products with others, in both exact engines."""
 
+import itertools
+
 import pytest
 import torch
 from botorch.models import MixedSingleTaskGP
@@ -70,9 +72,17 @@ def test_predictions_are_those_of_dense_algebra(process, name):
         torch.testing.assert_close(model.posterior(Xs).mean, expected)
 
 
-@pytest.mark.parametrize("name", sorted(KERNELS))
-@pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("m", [1, pytest.param(2, marks=pytest.mark.slow)])
+FITTED = [(GaussianProcess, name, 1) for name in sorted(KERNELS)]
+FITTED += [(StudentTProcess, "a category beside a network", 1)]
+
+
+@pytest.mark.parametrize(
+    ("process", "name", "m"),
+    [
+        case if case in FITTED else pytest.param(*case, marks=pytest.mark.slow)
+        for case in itertools.product(PROCESSES, sorted(KERNELS), (1, 2))
+    ],
+)
 def test_all_are_fitted_together(process, name, m):
     X, Y = data(m=m)
     Xs, Ys = data(40, seed=1, m=m)

@@ -111,7 +111,7 @@ def test_further_rows_in_the_units_of_the_first(process, m, fitted):
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("m", [1, 2, 3])
+@pytest.mark.parametrize("m", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("batch", [(), (1,), (2,), (3,), (2, 1), (1, 2), (1, 1)], ids=str)
 @pytest.mark.parametrize("q", [1, 2])
 def test_fantasies_of_any_batch(process, m, batch, q):

@@ -253,6 +253,7 @@ def test_limits_of_a_model_s_fit(process):
         process(X, Y, NNGPKernel(network())).fit(max_iter=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*max_iter=10")
 @pytest.mark.parametrize("process", PROCESSES)
 def test_restarts_are_seeded_and_no_worse(process):
     X, Y = data()
@@ -260,7 +261,7 @@ def test_restarts_are_seeded_and_no_worse(process):
     made = NNGPKernel(network(), ard_num_dims=3)  # a module draws weights
 
     def fitted(**options):
-        return process(X, Y, made).fit(progress=False, **options)
+        return process(X, Y, made).fit(progress=False, max_iter=10, **options)
 
     state = torch.random.get_rng_state()
     one, again = (fitted(num_restarts=2, seed=1) for _ in range(2))
@@ -425,7 +426,7 @@ def test_a_given_likelihood_starts_where_it_is():
 
 
 # The quick ones of the first problems; all of `benchmarks fits --stress` by hand.
-@pytest.mark.parametrize("seed", [0, 2, 3, 6])
+@pytest.mark.parametrize("seed", [0, 2, *(pytest.param(k, marks=pytest.mark.slow) for k in (3, 6))])
 def test_random_fits_end_well(seed):
     assert verdict(random_problem(seed, {}), limit=60.0) == WELL
 

@@ -19,9 +19,7 @@ def space(inputs=4, outputs=2, widths=(8, 16), depth=(1, 2)):
 
 
 @pytest.fixture(autouse=True)
-def _few_candidates(monkeypatch):
-    for name in ("NUM_RANDOM", "NUM_MUTATIONS", "NUM_STEPS"):
-        monkeypatch.setattr(f"nas.proposal.{name}", 8)
+def _quiet_optuna(few_candidates):
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     yield

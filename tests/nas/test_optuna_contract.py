@@ -45,14 +45,8 @@ class WithArchitectures(BayesianSampler):
         study._storage.set_trial_user_attr(trial._trial_id, ARCHITECTURE, architecture.to_json())
 
 
+@pytest.mark.usefixtures("few_candidates")
 class TestModelFromTheFirstTrial(TestDefault):
-    @pytest.fixture(autouse=True)
-    def _few_candidates(self, monkeypatch):
-        """What is proposed must be right, not good."""
-        for name in ("NUM_RANDOM", "NUM_MUTATIONS", "NUM_STEPS"):
-            monkeypatch.setattr(f"nas.proposal.{name}", 4)
-        monkeypatch.setattr("nas.proposal.SCALES", (0.1,))
-
     @pytest.fixture
     def sampler(self):
         return lambda: WithArchitectures(SPACE, surrogate=unfitted, num_initial=1, seed=0)

@@ -42,6 +42,7 @@ def run(num_trials, study=None, objective=OBJECTIVE, **options):
     return study
 
 
+@pytest.mark.usefixtures("few_candidates")
 class TestContract(SamplerContract):
     def make_sampler(self, objective, seed):
         return BayesianSampler(
@@ -68,6 +69,7 @@ def test_better_than_random_on_a_known_function():
     assert ours.mean() < random.mean() - 2 * error
 
 
+@pytest.mark.usefixtures("few_candidates")
 @pytest.mark.parametrize("stop", [3, 6])
 def test_resuming_gives_the_same_trials(tmp_path, stop):
     """A new sampler on the stored study proposes what would have come, to the last bit."""
@@ -82,6 +84,7 @@ def test_resuming_gives_the_same_trials(tmp_path, stop):
     ]
 
 
+@pytest.mark.usefixtures("few_candidates")
 def test_without_a_seed_the_name_of_the_study_decides():
     def values(name):
         study = optuna.create_study(sampler=sampler(seed=None), study_name=name)
@@ -98,6 +101,7 @@ def begin(study):
     return trial
 
 
+@pytest.mark.usefixtures("few_candidates")
 def test_a_running_trial_moves_the_next_proposal_away():
     """With nothing learnt in between, only the pending point can tell two proposals apart.
 
@@ -119,6 +123,7 @@ def test_a_running_trial_moves_the_next_proposal_away():
     assert away > (code(without) - code(pending)).norm()
 
 
+@pytest.mark.usefixtures("few_candidates")
 def test_failed_trials_are_not_proposed_again():
     """Where every network with GELU fails, the sampler stops trying them."""
 
@@ -137,6 +142,7 @@ def test_failed_trials_are_not_proposed_again():
     assert study.best_value == 1.0
 
 
+@pytest.mark.usefixtures("few_candidates")
 def test_one_diverged_value_does_not_matter_more_than_its_rank():
     """Proposals after a loss of 1e9 are those after a loss of 1e3."""
 
@@ -150,6 +156,7 @@ def test_one_diverged_value_does_not_matter_more_than_its_rank():
     assert proposal(1e9) == proposal(1e3)
 
 
+@pytest.mark.usefixtures("few_candidates")
 def test_pruned_trials_count_with_their_last_report():
     def pruned(trial):
         value = OBJECTIVE(trial)
@@ -164,6 +171,7 @@ def test_pruned_trials_count_with_their_last_report():
     assert all(architecture_of(t) in OBJECTIVE.space for t in study.trials)
 
 
+@pytest.mark.usefixtures("few_candidates")
 def test_hyperparameters_are_found_from_finished_trials():
     """Unknown before the first trial, they are proposed together with the architecture later."""
     study = run(4, hyperparameters=None)
@@ -173,6 +181,7 @@ def test_hyperparameters_are_found_from_finished_trials():
     assert run(4, study).trials[-1].state == TrialState.COMPLETE
 
 
+@pytest.mark.usefixtures("few_candidates")
 @pytest.mark.parametrize("acquisition", ["lognei", lambda m, X, P, s: UpperConfidenceBound(m, 1.0)])
 def test_other_acquisitions(acquisition):
     study = run(7, acquisition=acquisition)
@@ -180,6 +189,7 @@ def test_other_acquisitions(acquisition):
     assert architecture_of(begin(study)) in OBJECTIVE.space
 
 
+@pytest.mark.usefixtures("few_candidates")
 def test_a_surrogate_of_ones_own_is_asked_for_its_own_expected_improvement():
     """A model with this package's posterior: its closed form is used, its shapes are as told."""
     asked = []

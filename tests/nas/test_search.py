@@ -21,6 +21,8 @@ from nas.trials import MAX_RETRIES, requeue
 
 OBJECTIVE = SyntheticObjective()
 
+pytestmark = pytest.mark.usefixtures("few_candidates")
+
 
 def run(num_trials, objective=OBJECTIVE, **options):
     options = {"seed": 0, "show_progress": False, **options}

@@ -24,7 +24,8 @@ def run(storage, num_trials=1, objective=size, **options):
 
 
 @pytest.mark.parametrize(
-    "name", ["run?a.db", "run?b.db", "x%20y.db", "a b#c.db", "{x}.db", "50%.db", "a&b=c@d:e.db"]
+    "name",
+    ["run?a.db", "a b#c.db", "{x}%20y.db", "a&b=c@d:50%.db"],
 )
 def test_a_path_is_the_file_it_says(tmp_path, name):
     for path in (tmp_path / name, str(tmp_path / name)):

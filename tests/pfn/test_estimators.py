@@ -144,8 +144,15 @@ def table(n=40, seed=0):
 CATEGORIES = [2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("kind", ["regression", "classification"])
-@pytest.mark.parametrize("ensemble", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "ensemble"),
+    [
+        ("regression", False),
+        ("classification", False),
+        pytest.param("regression", True, marks=pytest.mark.slow),
+        pytest.param("classification", True, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:This network was trained on up to 2 features")
 def test_scikit_learn_checks(kind, ensemble, trained_files):
     made = (PFNRegressor if kind == "regression" else PFNClassifier)(trained_files[kind])
@@ -164,8 +171,15 @@ EXPECTED = {
 }
 
 
-@both_tokens
-@pytest.mark.parametrize("classes", [0, 4])
+@pytest.mark.parametrize(
+    ("classes", "cells"),
+    [
+        (4, False),
+        (0, True),
+        pytest.param(0, False, marks=pytest.mark.slow),
+        pytest.param(4, True, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:This network was trained on up to 8 features")
 def test_scikit_learn_checks_of_network_objects(classes, cells):
     """More features in use, cells, and a network that does not come from a file."""

@@ -118,7 +118,13 @@ def test_singular_kernel_of_a_linear_fractional_dual_is_known():
 
 
 @pytest.mark.parametrize(
-    "activation", [torch.tanh, F.hardtanh, with_dual(0, 0.25, 0.5, 0.25), with_dual(0, 0.5, 0, 0.5)]
+    "activation",
+    [
+        torch.tanh,
+        pytest.param(F.hardtanh, marks=pytest.mark.slow),
+        with_dual(0, 0.25, 0.5, 0.25),
+        with_dual(0, 0.5, 0, 0.5),
+    ],
 )
 def test_votes_are_the_singular_kernel(activation):
     # one training point at angle 0, with a label of its own, and one at a fixed other angle

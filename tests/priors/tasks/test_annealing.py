@@ -114,7 +114,11 @@ PRIORS = {
 }
 
 
-@pytest.mark.parametrize("name", PRIORS)
+# t processes are kernels with one latent variable more
+SLOW = pytest.param("kernels", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [SLOW, "t processes", "optimisation"])
 def test_predictions_are_those_of_brute_force(name):
     """Densities of held-out values, by annealing and by weighting many draws of the prior."""
     prior = PRIORS[name]

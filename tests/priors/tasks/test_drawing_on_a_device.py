@@ -52,19 +52,19 @@ class Answers(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
+@pytest.mark.parametrize("share", [40, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_tasks_of_the_recipes_are_drawn_on_the_device(name):
+def test_tasks_of_the_recipes_are_drawn_on_the_device(name, share):
     prior = RECIPES[name](gpu=True).prior
-    for share in (40, 100):
-        with Answers(share) as answers:
-            for part in getattr(prior, "priors", (prior, prior)):
-                task = part.sample(4, device="meta", dtype=torch.float32)
-                named = {**task.latents, **task.row_latents, **vars(task)}
-                tensors = {k: v for k, v in named.items() if isinstance(v, torch.Tensor)}
-                assert len(tensors) > 3
-                assert all(value.is_meta for value in tensors.values()), tensors
-                assert task.X.dtype == task.y.dtype == torch.float32
-        assert answers.read > 0
+    with Answers(share) as answers:
+        for part in getattr(prior, "priors", (prior, prior)):
+            task = part.sample(4, device="meta", dtype=torch.float32)
+            named = {**task.latents, **task.row_latents, **vars(task)}
+            tensors = {k: v for k, v in named.items() if isinstance(v, torch.Tensor)}
+            assert len(tensors) > 3
+            assert all(value.is_meta for value in tensors.values()), tensors
+            assert task.X.dtype == task.y.dtype == torch.float32
+    assert answers.read > 0
 
 
 class Reads(TorchDispatchMode):
@@ -112,14 +112,14 @@ ELSEWHERE = """
     from pfn.training.state import TrainingState
 
     torch.set_num_threads(1)
-    for name in sorted(RECIPES):
+    for name in sys.argv[2:]:
         recipe = RECIPES[name](gpu=True)
         config = replace(recipe.config, batch=4, held_out_tasks=8, border_tasks=8)
         fabric = make_fabric(torch.device("cpu"), "32-true")
         training = TrainingState(recipe.prior, config, fabric, None, load(name))
         # Whatever does not say where it goes is made on "meta" now, and fails or shows up.
         torch.set_default_device("meta")
-        for _ in range(4):
+        for _ in range(2):
             loss, norm = training.advance()
             assert loss == loss and norm > 0, name
         assert training.evaluate()["held_out"] < 10
@@ -130,9 +130,16 @@ ELSEWHERE = """
 """
 
 
-def test_no_training_uses_the_default_device(tmp_path):
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["bo", "classification"],
+        pytest.param(["learning-curve", "regression"], marks=pytest.mark.slow),
+    ],
+)
+def test_no_training_uses_the_default_device(names, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(ELSEWHERE), str(tmp_path)],
+        [sys.executable, "-c", textwrap.dedent(ELSEWHERE), str(tmp_path), *names],
         capture_output=True,
         text=True,
         timeout=300,

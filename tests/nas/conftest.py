@@ -1,0 +1,11 @@
+"""Shared by the tests of searches."""
+
+import pytest
+
+
+@pytest.fixture
+def few_candidates(monkeypatch):
+    """What is proposed must be right, not good."""
+    for name in ("NUM_RANDOM", "NUM_MUTATIONS", "NUM_STEPS"):
+        monkeypatch.setattr(f"nas.proposal.{name}", 8)
+    monkeypatch.setattr("nas.proposal.SCALES", (0.1,))
