@@ -148,9 +148,7 @@ class ChainMethod(ABC):
     def _compiles(self, device: torch.device) -> bool:
         wanted = self.compile
         if wanted is None:
-            return has_compiler(device) and (
-                self.num_warmup + self.num_samples >= _MANY_ITERATIONS
-            )
+            return has_compiler(device) and (self.num_warmup + self.num_samples >= _MANY_ITERATIONS)
         if wanted and not has_compiler(device):
             warnings.warn(
                 f"{self._name} runs uncompiled: torch.compile needs a C++ compiler (g++, clang++), "
@@ -191,7 +189,9 @@ class _Run:
         warmup, total = self.method.num_warmup, self.method.num_warmup + self.method.num_samples
         written, before = time.monotonic(), self.done
         bar = tqdm(
-            total=total, initial=min(self.done, total), desc=self.method._name,
+            total=total,
+            initial=min(self.done, total),
+            desc=self.method._name,
             disable=not self.method.progress,
         )
         with bar, torch.no_grad():

@@ -12,7 +12,8 @@ logarithm of the longest length T (their equation 6, with length t = u T of this
     E[ t a (|x' - E x'|^2 - |x - E x|^2) (x' - E x')'p' ] / E[a],    a the acceptance probability,
 
 and Adam goes up it. Positions are in units of the learnt deviations, so that no coordinate counts
-for its unit.
+for its unit. The step size is adapted to the mean acceptance of the chains, as Stan's is; the
+paper's harmonic mean follows the worst chain, and halved it in the necks of hierarchical models.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ from bayes.inference.hmc import check_hamiltonian
 
 __all__ = ["ChEES"]
 
-# Of Adam on log T: a step, and how long squares of derivatives are remembered; none for derivatives.
+# Of Adam on log T: a step, and how long squares of derivatives are remembered.
 _RATE, _MEMORY = 0.025, 0.95
+# Share of the warm-up before which T stays: on the way to where the mass is, longer is better, and
+# T would grow past its first optimum.
+_ARRIVED = 0.15
 # How far log T moves in one iteration at most.
 _FURTHEST = 0.35
 
@@ -44,13 +48,12 @@ class ChEES(ChainMethod):
     tensor. The length is learnt from the differences between chains, so take at least 16.
 
     Attributes:
-        target_accept_prob: The step size's; the harmonic mean over chains is adapted to it, and
-            0.65 is optimal for fixed lengths. Raise it when there are divergences.
+        target_accept_prob: Larger makes smaller steps; raise it when there are divergences.
         max_steps: Leapfrog steps, each a gradient, of a trajectory at most.
     """
 
     num_chains: int = 32
-    target_accept_prob: float = 0.651
+    target_accept_prob: float = 0.8
     max_steps: int = 512
 
     def __post_init__(self) -> None:
@@ -71,19 +74,15 @@ class _ChEESKernel(HamiltonianKernel):
 
     def start(self, position: torch.Tensor, generator: torch.Generator) -> State:
         state = super().start(position, generator)
-        # no longer than a step at first
-        extra = {"log_length": state["log_step"], "length_square": 0.0, "length_count": 0.0}
-        return {**state, **extra, "log_length_averaged": state["log_step"]}
-
-    def mean_acceptance(self, trajectory: Trajectory) -> float:
-        return float(1 / (1 / trajectory.acceptance.clamp_min(1e-10)).mean())
+        extra = {"length_square": 0.0, "length_count": 0.0}
+        return {**state, **extra, "log_length_averaged": state["log_length"]}
 
     def adapt(self, state: State, trajectory: Trajectory, done: float) -> State:
         share = van_der_corput(int(state["iteration"]))
         length = share * math.exp(state["log_length"])
         derivative = float(self._derivative(state, trajectory)) * length
         state = {**state, **RunningScale.update(state, state["position"])}
-        if not math.isfinite(derivative):
+        if done < _ARRIVED or not math.isfinite(derivative):
             return state
         count = state["length_count"] + 1
         square = _MEMORY * state["length_square"] + (1 - _MEMORY) * derivative**2

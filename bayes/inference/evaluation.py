@@ -76,9 +76,7 @@ class Evaluation:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of the compiler, at its first call
-                    found: tuple[Tensor, Tensor, Tensor, Tensor] = program(
-                        position, momentum, size
-                    )
+                    found: tuple[Tensor, Tensor, Tensor, Tensor] = program(position, momentum, size)
                 return found
             except torch.linalg.LinAlgError:
                 pass

@@ -53,7 +53,7 @@ def captured(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            graph = make_fx(function)(*example)
+            graph = make_fx(lambda *inputs: function(*inputs))(*example)
             graph = make_fx(torch.func.functionalize(graph))(*example)  # nothing written in place
             other = [value + 0.1 * value.abs().cos() for value in example]
             _simplify(graph)

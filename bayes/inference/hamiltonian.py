@@ -94,17 +94,13 @@ class HamiltonianKernel(Kernel):
 
     def warm_up(self, state: State, done: float, generator: torch.Generator) -> State:
         state, trajectory = self._iterate(state, generator)
-        acceptance = self.mean_acceptance(trajectory)
+        acceptance = float(trajectory.acceptance.mean())
         state = {**state, **self.step_size.update(state, acceptance)}
         if done < _FROZEN:
             return self.adapt(state, trajectory, done)
         if not state.get("frozen"):  # the step size anew, for scales that stay
             return {**state, **DualAveraging.start(math.exp(state["log_step"])), "frozen": 1.0}
         return state
-
-    def mean_acceptance(self, trajectory: Trajectory) -> float:
-        """Over chains, what the step size is adapted to."""
-        return float(trajectory.acceptance.mean())
 
     def adapt(self, state: State, trajectory: Trajectory, done: float) -> State:
         """The state with what else is learnt from an iteration of the warm-up."""
@@ -152,7 +148,12 @@ class HamiltonianKernel(Kernel):
         uniform = torch.rand(lp.shape, generator=generator, dtype=x.dtype, device=x.device)
         accepted = uniform < acceptance
         trajectory = Trajectory(
-            x, end, p, acceptance, error > _DIVERGENT, torch.where(accepted, new_energy, energy),
+            x,
+            end,
+            p,
+            acceptance,
+            error > _DIVERGENT,
+            torch.where(accepted, new_energy, energy),
             steps,
         )
         moved = accepted.unsqueeze(-1)
