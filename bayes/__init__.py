@@ -22,6 +22,7 @@ from bayes.inference import (
     MeanField,
     Rows,
 )
+from bayes.saas import SaasPrior
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
 from priors.posteriors.draws import EmpiricalPosterior
@@ -45,6 +46,7 @@ __all__ = [
     "MatchQuality",
     "MeanField",
     "Rows",
+    "SaasPrior",
     "StudentTPosterior",
     "StudentTProcess",
     "__version__",

@@ -134,7 +134,9 @@ class ChainMethod(ABC):
         draws = run.draws()
         if density.identified:
             quantities = [value.reshape(*value.shape[:2], -1) for value in draws.samples.values()]
-            warn_unless_converged(self._name, torch.cat(quantities, -1), draws.stats)
+            warn_unless_converged(
+                f"run of {self._name}", torch.cat(quantities, -1), draws.stats, what="draws"
+            )
         return draws
 
     def _initial(self, density: LogDensity, generator: torch.Generator, like: Tensor) -> Tensor:

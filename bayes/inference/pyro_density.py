@@ -96,7 +96,25 @@ def _of_pyro(model: Callable[[], object], like: Tensor) -> LogDensity:
     def constrain(position: Tensor) -> dict[str, Tensor]:
         return {site.name: site.transform(site.free(position)) for site in sites}
 
-    return LogDensity(log_prob, start, batched=False, constrain=constrain)
+    return LogDensity(
+        _of_many(log_prob, torch.zeros(2, start, dtype=like.dtype, device=like.device)),
+        start,
+        constrain=constrain,
+    )
+
+
+def _of_many(log_prob: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Tensor], Tensor]:
+    """Positions at once, or one after another where the model's course depends on values."""
+
+    def one_by_one(position: Tensor) -> Tensor:
+        return torch.stack([log_prob(row) for row in position])
+
+    batched = torch.func.vmap(log_prob)
+    try:
+        batched(example)
+    except RuntimeError:  # a value is asked for, or an operation cannot be batched
+        return one_by_one
+    return batched
 
 
 def _latent(trace: Any) -> dict[str, dict[str, Any]]:
