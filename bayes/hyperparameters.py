@@ -160,7 +160,8 @@ class HyperparameterPosterior(HasLogDensity):
                 batches[len(u)] = self.batch(len(u))
             parts = batches[len(u)]
             values = self.hyperparameters.values(u)
-            with exact_solves():
+            # Values are in the supports of priors; asking costs the graph of operations.
+            with exact_solves(), pyro.validation_enabled(False):
                 likelihood: Tensor = torch.func.functional_call(
                     parts, values, (self._log_likelihood,)
                 )

@@ -115,13 +115,13 @@ class SamplerContract(ABC):
 
     Attributes:
         errors: Monte Carlo standard errors that means and mean squares may be off.
-        bias: Error beside them that is allowed, in posterior standard deviations and variances;
-            0 for exact methods.
+        discretisation: Error beside them that is allowed, in posterior standard deviations and
+            variances; 0 for exact methods.
         decades: Standard deviations of coordinates are from 10^-decades to 10^decades.
     """
 
     errors = 4.0
-    bias = 0.0
+    discretisation = 0.0
     decades = 1.0
 
     @abstractmethod
@@ -142,11 +142,11 @@ class SamplerContract(ABC):
 
         draws = _quietly(self.make_method(0), LogDensity(log_prob, 4), mean)
         z = torch.linalg.solve_triangular(root, (draws.samples["x"] - mean).mT, upper=False).mT
-        first, second = moments_in_errors(z, 0.0, 1.0, bias=self.bias)
+        first, second = moments_in_errors(z, 0.0, 1.0, bias=self.discretisation)
         assert float(first.abs().max()) < self.errors
         assert float(second.abs().max()) < self.errors
         product = z[..., :1] * z[..., 1:]
-        cross, _ = moments_in_errors(product, 0.0, 1.0, bias=self.bias)
+        cross, _ = moments_in_errors(product, 0.0, 1.0, bias=self.discretisation)
         assert float(cross.abs().max()) < self.errors
 
     def test_constrained_sites(self) -> None:
@@ -171,7 +171,7 @@ class SamplerContract(ABC):
         for name, truth in truths.items():
             values = draws[name].reshape(*draws[name].shape[:2], -1)
             mean, variance = (part.double() for part in (truth.mean, truth.variance))
-            first, _ = moments_in_errors(values, mean, variance.sqrt(), bias=self.bias)
+            first, _ = moments_in_errors(values, mean, variance.sqrt(), bias=self.discretisation)
             assert float(first.abs().max()) < self.errors, name
 
     def test_discrete_sites_are_refused_by_name(self) -> None:

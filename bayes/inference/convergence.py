@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bayes.inference_data import import_arviz
+from bayes.inference_data import import_arviz, many_chains
 
 __all__ = ["MAX_R_HAT", "MIN_EFFECTIVE", "MIN_EFFECTIVE_PER_CHAIN", "warn_unless_converged"]
 
@@ -78,10 +78,10 @@ def _worst(quantities: Tensor) -> tuple[float, float]:
     if quantities.shape[1] < 4:
         return math.nan, math.nan
     arviz = import_arviz()
-    data = arviz.convert_to_dataset({"f": quantities[..., moving].double().cpu().numpy()})
-    groups = arviz.convert_to_dataset(
-        {"f": _grouped(quantities[..., moving]).double().cpu().numpy()}
-    )
+    quantities = quantities[..., moving].double().cpu()
+    with many_chains():
+        data = arviz.convert_to_dataset({"f": quantities.numpy()})
+        groups = arviz.convert_to_dataset({"f": _grouped(quantities).numpy()})
     found = [arviz.rhat(groups), arviz.ess(data), arviz.ess(data, method="tail")]
     r_hat, bulk, tail = (torch.as_tensor(one["f"].to_numpy()) for one in found)
     return float(r_hat.max()), float(torch.minimum(bulk, tail).min())

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from bayes.compat import ComparesNow
+
 __all__ = ["captured", "compiled", "has_compiler"]
 
 _aten = torch.ops.aten
@@ -53,7 +55,8 @@ def captured(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            graph = make_fx(lambda *inputs: function(*inputs))(*example)
+            with ComparesNow():
+                graph = make_fx(lambda *inputs: function(*inputs))(*example)
             graph = make_fx(torch.func.functionalize(graph))(*example)  # nothing written in place
             other = [value + 0.1 * value.abs().cos() for value in example]
             _simplify(graph)

@@ -12,11 +12,11 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
+from bayes.compat import rows_of_plate
 from bayes.inference.draws import isolated
 from bayes.inference.log_density import HasLogDensity, LogDensity
 
@@ -123,15 +123,14 @@ def _latent(trace: Any) -> dict[str, dict[str, Any]]:
     for name, node in trace.nodes.items():
         if node["type"] != "sample":
             continue
-        if isinstance(node["fn"], _Subsample):
-            if node["fn"].subsample_size not in (None, node["fn"].size):
-                raise NotImplementedError(
-                    f"The plate {name!r} of the Pyro model takes a random part of its rows, of "
-                    "which there is no one density; leave subsample_size out, and use SGHMC for "
-                    "minibatches."
-                )
-            continue
-        if node["is_observed"]:
+        rows = rows_of_plate(node["fn"])
+        if rows is not None and rows[0] != rows[1]:
+            raise NotImplementedError(
+                f"The plate {name!r} of the Pyro model takes {rows[1]} of its {rows[0]} rows at "
+                "random, of which there is no one density; leave subsample_size out, and use SGHMC "
+                "for minibatches."
+            )
+        if rows is not None or node["is_observed"]:
             continue
         if node["fn"].support.is_discrete:
             raise NotImplementedError(

@@ -36,14 +36,14 @@ class TestAdjustedMCLMC(InferenceMethodContract, SamplerContract):
 
 
 class TestMCLMC(InferenceMethodContract, SamplerContract):
-    bias = 0.02
+    discretisation = 0.02
 
     def make_method(self, seed):
         return MCLMC(energy_var=1e-4, num_steps=3, **MANY, seed=seed)
 
 
 class TestLangevinEnsemble(InferenceMethodContract, SamplerContract):
-    bias = 0.02
+    discretisation = 0.02
     decades = 0.0  # its coordinates are not scaled
 
     def make_method(self, seed):
@@ -58,7 +58,7 @@ class TestLangevinEnsemble(InferenceMethodContract, SamplerContract):
 
 
 class TestSGHMC(InferenceMethodContract, SamplerContract):
-    bias = 0.03
+    discretisation = 0.03
 
     def make_method(self, seed):
         return SGHMC(step_size=0.1, friction=0.1, num_steps=10, **MANY, seed=seed)
