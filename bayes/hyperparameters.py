@@ -58,6 +58,9 @@ class _Slot:
 class _Parts(nn.Module):
     """Kernel and likelihood, whose parameters are exchanged for those of many chains."""
 
+    kernel: Any
+    likelihood: Any
+
     def __init__(self, kernel: nn.Module, likelihood: nn.Module) -> None:
         super().__init__()
         self.kernel, self.likelihood = kernel, likelihood
@@ -165,7 +168,7 @@ class HyperparameterPosterior(HasLogDensity):
                 likelihood: Tensor = torch.func.functional_call(
                     parts, values, (self._log_likelihood,)
                 )
-                z, derivative = torch.func.jvp(
+                z, derivative = torch.func.jvp(  # type: ignore[misc]
                     lambda u: self._prior_values(parts, u), (u,), (torch.ones_like(u),)
                 )
                 prior = torch.func.functional_call(

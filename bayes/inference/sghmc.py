@@ -14,7 +14,10 @@ temperature a / 2 too high).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +25,7 @@ from torch import Tensor
 from bayes.inference.adaptation import State
 from bayes.inference.chains import ChainMethod, Kernel
 from bayes.inference.evaluation import Evaluation
+from bayes.inference.graphs import captured
 from bayes.inference.log_density import value_and_gradient
 
 __all__ = ["SGHMC"]
@@ -76,6 +80,7 @@ class _StochasticKernel(Kernel):
     def __init__(self, method: SGHMC, evaluation: Evaluation) -> None:
         super().__init__(evaluation)
         self.method = method
+        self._graph: Callable[..., Any] | None = None
 
     def start(self, position: Tensor, generator: torch.Generator) -> State:
         return {
@@ -112,7 +117,10 @@ class _StochasticKernel(Kernel):
         if size is None or rows is None:
             return self.evaluation(position)
         index = torch.randint(rows.num_rows, (size,), generator=generator, device=position.device)
-        return value_and_gradient(rows.function, position, index)
+        if self._graph is None:
+            self._graph = captured(partial(value_and_gradient, rows.function), position, index)
+        found: tuple[Tensor, Tensor] = self._graph(position, index)
+        return found
 
     def _move(self, state: State, generator: torch.Generator, *, adapt: bool) -> State:
         x, method = state["position"], self.method

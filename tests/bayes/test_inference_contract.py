@@ -1,5 +1,7 @@
 """The contracts of inference methods."""
 
+import pytest
+
 from bayes import HMC, MCLMC, NUTS, SGHMC, ChEES, LangevinEnsemble, MeanField
 from bayes.testing import InferenceMethodContract, SamplerContract
 
@@ -30,6 +32,7 @@ class TestChEES(InferenceMethodContract, SamplerContract):
         return ChEES(**MANY, seed=seed)
 
 
+@pytest.mark.slow
 class TestAdjustedMCLMC(InferenceMethodContract, SamplerContract):
     def make_method(self, seed):
         return MCLMC(adjusted=True, **MANY, seed=seed)
@@ -39,16 +42,17 @@ class TestMCLMC(InferenceMethodContract, SamplerContract):
     discretisation = 0.02
 
     def make_method(self, seed):
-        return MCLMC(energy_var=1e-4, num_steps=3, **MANY, seed=seed)
+        return MCLMC(energy_var=1e-5, num_steps=3, **MANY, seed=seed)
 
 
+@pytest.mark.slow
 class TestLangevinEnsemble(InferenceMethodContract, SamplerContract):
     discretisation = 0.02
     decades = 0.0  # its coordinates are not scaled
 
     def make_method(self, seed):
         return LangevinEnsemble(
-            energy_var=1e-4,
+            energy_var=1e-5,
             num_steps=3,
             num_training_steps=60,
             learning_rate=0.1,
