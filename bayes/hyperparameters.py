@@ -88,7 +88,8 @@ class Hyperparameters:
         self.parts = _Parts(process.covar_module, process.likelihood)
         self.slots: list[_Slot] = []
         start = 0
-        for prefix, part in self.parts.named_children():
+        for prefix in ("kernel", "likelihood"):
+            part = getattr(self.parts, prefix)
             for name, parameter, constraint in part.named_parameters_and_constraints():
                 if parameter.requires_grad:
                     slot = _Slot(f"{prefix}.{name}", parameter, constraint, start)

@@ -119,8 +119,8 @@ class _StochasticKernel(Kernel):
         index = torch.randint(rows.num_rows, (size,), generator=generator, device=position.device)
         if self._graph is None:
             self._graph = captured(partial(value_and_gradient, rows.function), position, index)
-        found: tuple[Tensor, Tensor] = self._graph(position, index)
-        return found
+        value, gradient = self._graph(position, index)
+        return value, gradient
 
     def _move(self, state: State, generator: torch.Generator, *, adapt: bool) -> State:
         x, method = state["position"], self.method
