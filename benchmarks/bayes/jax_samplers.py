@@ -109,9 +109,7 @@ def blackjax_chees(log_prob, start, key, draws):
     """All chains together."""
     first, second = jax.random.split(key)
     warm = blackjax.chees_adaptation(log_prob, len(start))
-    (states, parameters), info = jax.jit(
-        lambda key, x: warm.run(key, x, 0.1, optax.adam(0.025), draws)
-    )(first, start)
+    (states, parameters), info = warm.run(first, start, 0.1, optax.adam(0.025), draws)
     kernel = blackjax.dynamic_hmc(log_prob, **parameters)
 
     def one(states, key):
