@@ -111,7 +111,7 @@ class InferenceMethodContract(ABC):
 class SamplerContract(ABC):
     """Of Markov chains that take any density over R^d and can be interrupted.
 
-    The method is a frozen dataclass with `num_samples` and `checkpoint`.
+    The method is a frozen dataclass with `num_samples`, `num_warmup` and `checkpoint`.
 
     Attributes:
         errors: Monte Carlo standard errors that means and mean squares may be off.
@@ -187,7 +187,7 @@ class SamplerContract(ABC):
         """Twice as many draws are half of them, saved, loaded, and as many again."""
         density = LogDensity(lambda x: -0.5 * x.square().sum(-1) - (2 * x[:, 0]).cosh(), 3)
         like = torch.zeros(1, dtype=torch.float64)
-        method = dataclasses.replace(self.make_method(0), num_samples=10)
+        method = dataclasses.replace(self.make_method(0), num_samples=10, num_warmup=20)
         once = _quietly(method, density, like)
         path = tmp_path / "run.safetensors"
         half = dataclasses.replace(method, num_samples=5, checkpoint=path)

@@ -17,7 +17,7 @@ from bayes.inference.isokinetic import autocorrelation_time, isokinetic_step, un
 from bayes.inference.log_density import value_and_gradient
 from bayes.inference.pyro_density import density_of
 from bayes.network_density import NetworkPosterior
-from bayes.testing import moments_in_errors
+from bayes.testing import SamplerContract, moments_in_errors
 from priors import NetworkPrior
 
 QUICK = {"num_samples": 20, "num_warmup": 100, "num_chains": 64, "progress": False}
@@ -430,6 +430,24 @@ def test_compiled_runs_are_right(method):
     draws = run(method(compile=True, **settings), model, y)
     off, _ = moments_in_errors(draws.samples["mu"].unsqueeze(-1), mu, 3.3, bias=0.02)
     assert abs(float(off)) < 4
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        MCLMC(num_steps=2, progress=False),
+        MCLMC(adjusted=True, progress=False),
+        LangevinEnsemble(num_steps=2, num_training_steps=5, progress=False),
+        SGHMC(num_steps=2, progress=False),
+    ],
+    ids=["MCLMC", "adjusted", "ensemble", "SGHMC"],
+)
+def test_an_interrupted_run_goes_on(method, tmp_path):
+    class Contract(SamplerContract):
+        def make_method(self, seed):
+            return method
+
+    Contract().test_an_interrupted_run_goes_on_bit_for_bit(tmp_path)
 
 
 def test_lengths_are_spread_evenly():
