@@ -57,7 +57,7 @@ def warn_unless_converged(
     # NaN of too few draws to tell is no pass.
     if not r_hat <= MAX_R_HAT or not effective >= wanted:
         troubles.append(
-            f"{what} have R-hat up to {r_hat:.3g} (wanted: at most "
+            f"{what} have R-hat up to {r_hat:.4g} (wanted: at most "
             f"{MAX_R_HAT}) and from {effective:.3g} effective draws (wanted: "
             f"{wanted}) of {chains * draws} in {chains} chains (raise "
             "num_warmup and num_samples)"
