@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help demo test test-slow check docs dist bench neural-tangents pfns clean
+.PHONY: help demo test test-slow check docs dist bench neural-tangents pfns blackjax clean
 
 help:
 	@echo "make demo       fit, query and search on real data; figures and report in out/"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench      the benchmarks, quickly; without --quick by hand, see docs/pages/results.md"
 	@echo "make neural-tangents  the competitor of 'benchmarks kernels', 2 GB in .venv-neural-tangents"
 	@echo "make pfns       the competitor of 'benchmarks pfn throughput', 1 GB in .venv-pfns"
+	@echo "make blackjax   the competitors of 'benchmarks networks', 1 GB in .venv-blackjax"
 
 # torch first and pinned: left to the other packages, pip may pull another build of it.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -79,5 +80,14 @@ pfns: .venv-pfns/.installed
 		--constraint constraints.txt pfns==0.4.2
 	touch $@
 
+# Samplers in JAX, which is no dependency of ours.
+blackjax: .venv-blackjax/.installed
+
+.venv-blackjax/.installed:
+	test -x .venv-blackjax/bin/python || $(PYTHON) -m venv .venv-blackjax
+	.venv-blackjax/bin/pip install --quiet --disable-pip-version-check \
+		blackjax==1.7.1 numpyro==0.22.0 jax==0.10.2
+	touch $@
+
 clean:
-	rm -rf .venv .venv-neural-tangents .venv-pfns out runs dist docs/site docs/executed .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-neural-tangents .venv-pfns .venv-blackjax out runs dist docs/site docs/executed .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -11,7 +11,18 @@ from bayes.diagnostics import (
 )
 from bayes.functional_prior import MatchQuality, match_functional_prior, match_quality
 from bayes.gaussian_process import GaussianProcess
-from bayes.inference import NUTS, MeanField
+from bayes.inference import (
+    HMC,
+    MCLMC,
+    NUTS,
+    SGHMC,
+    ChEES,
+    LangevinEnsemble,
+    LogDensity,
+    MeanField,
+    Rows,
+)
+from bayes.saas import SaasPrior
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
 from priors.posteriors.draws import EmpiricalPosterior
@@ -19,15 +30,23 @@ from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.version import __version__
 
 __all__ = [
+    "HMC",
+    "MCLMC",
     "NUTS",
+    "SGHMC",
     "BayesianNetwork",
     "Calibration",
+    "ChEES",
     "Comparison",
     "EmpiricalPosterior",
     "GaussianMixturePosterior",
     "GaussianProcess",
+    "LangevinEnsemble",
+    "LogDensity",
     "MatchQuality",
     "MeanField",
+    "Rows",
+    "SaasPrior",
     "StudentTPosterior",
     "StudentTProcess",
     "__version__",

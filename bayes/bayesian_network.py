@@ -44,6 +44,7 @@ from bayes.description import (
 from bayes.inference import Draws, InferenceMethod, MeanField
 from bayes.inference.convergence import warn_unless_converged
 from bayes.inference_data import inference_data
+from bayes.network_density import NetworkPosterior
 from bayes.outcome import ElementwiseOutcome
 from bayes.outputs import OutputSubset
 from bayes.whitening import Whitening
@@ -154,8 +155,10 @@ class BayesianNetwork(Model):
         if self.input_transform is not None:
             self.input_transform.eval()
         with torch.no_grad():
-            inputs = self._inputs(train_X)
-            outputs = self.prior.apply_parameters(self._white.weights(self._white.zeros()), inputs)
+            inputs = self.transformed_inputs(train_X)
+            outputs = self.prior.apply_parameters(
+                self.whitening.weights(self.whitening.zeros()), inputs
+            )
         if outputs.shape != train_Y.shape:
             raise ValueError(
                 f"The network gives outputs of shape {tuple(outputs.shape)} for train_Y of shape "
@@ -185,7 +188,7 @@ class BayesianNetwork(Model):
 
         `eps` are all whitened weights in one vector; `y` is on the model's scale.
         """
-        zeros = self._white.zeros()
+        zeros = self.whitening.zeros()
         eps = pyro.sample("eps", dist.Normal(zeros, torch.ones_like(zeros)).to_event(1))
         targets, known = self.targets()
         if known is None:
@@ -196,15 +199,17 @@ class BayesianNetwork(Model):
             noise_std = (0.5 * log_noise).exp().unsqueeze(-2)
         else:
             noise_std = known.sqrt()
-        f = self.prior.apply_parameters(self._white.weights(eps), self._inputs(self.train_X))
+        f = self.prior.apply_parameters(
+            self.whitening.weights(eps), self.transformed_inputs(self.train_X)
+        )
         pyro.sample("y", dist.Normal(f, noise_std).to_event(2), obs=targets)
 
     def fit(self, method: InferenceMethod | None = None) -> Self:
         """Draw from the posterior of weights and noise.
 
         Args:
-            method: `NUTS(...)`, `MeanField(...)` or another `InferenceMethod`; `MeanField()`
-                without.
+            method: `ChEES(...)`, `LangevinEnsemble(...)`, `MeanField(...)` or another
+                `InferenceMethod`; `MeanField()` without.
 
         Returns:
             The model itself.
@@ -214,7 +219,7 @@ class BayesianNetwork(Model):
             have few effective draws there.
         """
         method = MeanField() if method is None else method
-        self._keep(method.run(self.pyro_model, self.train_X))
+        self._keep(method.run(NetworkPosterior(self), self.train_X))
         if self.draws is not None and self.draws.stats:
             warn_unless_converged("BayesianNetwork", self._predicted(), self.draws.stats)
         return self
@@ -243,7 +248,7 @@ class BayesianNetwork(Model):
         Raises:
             RuntimeError: the model is not fitted.
         """
-        return self._white.weights(self.fitted_draws().samples["eps"].flatten(0, 1))
+        return self.whitening.weights(self.fitted_draws().samples["eps"].flatten(0, 1))
 
     def functions_of_draws(self, X: Tensor) -> Tensor:
         """Outputs of the drawn networks on the model's scale, `[chains * draws, ..., q, m]`.
@@ -254,7 +259,7 @@ class BayesianNetwork(Model):
         Raises:
             RuntimeError: the model is not fitted.
         """
-        return self.prior.apply_parameters(self.parameters_of_draws(), self._inputs(X))
+        return self.prior.apply_parameters(self.parameters_of_draws(), self.transformed_inputs(X))
 
     def noise_var_of_draws(self) -> Tensor:
         """Noise variances on the model's scale, `[chains * draws, m]`.
@@ -467,7 +472,7 @@ class BayesianNetwork(Model):
         """Outputs of the last drawn network at the first rows."""
         with torch.no_grad():
             last = {name: value[-1] for name, value in self.parameters_of_draws().items()}
-            inputs = self._inputs(self.train_X[:FINGERPRINT_ROWS])
+            inputs = self.transformed_inputs(self.train_X[:FINGERPRINT_ROWS])
             return self.prior.apply_parameters(last, inputs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -480,6 +485,7 @@ class BayesianNetwork(Model):
                 {name: fn(value) for name, value in draws.samples.items()},
                 {name: fn(value) for name, value in draws.stats.items()},
                 None if draws.history is None else fn(draws.history),
+                draws.num_gradients,
             )
             self._keep(moved)
         return self
@@ -500,10 +506,12 @@ class BayesianNetwork(Model):
         return self.draws
 
     @property
-    def _white(self) -> Whitening:
+    def whitening(self) -> Whitening:
+        """Between weights and standard normal numbers, under the present variances."""
         return Whitening(self.prior)
 
-    def _inputs(self, X: Tensor) -> Tensor:
+    def transformed_inputs(self, X: Tensor) -> Tensor:
+        """Inputs on the model's scale."""
         return X if self.input_transform is None else self.input_transform(X)
 
     def targets(self) -> tuple[Tensor, Tensor | None]:

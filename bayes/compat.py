@@ -1,4 +1,4 @@
-"""Borrowed names: what inference uses of Pyro's samplers that is not public there.
+"""Borrowed names: what inference uses of Pyro and of torch's tracing that is not public there.
 
 `tests/bayes/test_compat.py` says of each what is relied on, and of the methods of BoTorch's models
 that `ExactProcess` calls or overrides.
@@ -9,9 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import pyro.infer
+import torch
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["RecordingNUTS", "mean_acceptance", "potential_energy"]
+__all__ = ["ComparesNow", "RecordingNUTS", "mean_acceptance", "potential_energy", "rows_of_plate"]
 
 
 class RecordingNUTS(pyro.infer.NUTS):
@@ -60,3 +64,24 @@ def potential_energy(kernel: Any) -> float:
 def mean_acceptance(kernel: Any) -> float:
     """Mean acceptance probability of a Pyro HMC kernel, of all draws since the warm-up."""
     return kernel._mean_accept_prob
+
+
+def rows_of_plate(distribution: Any) -> tuple[int, int] | None:
+    """Rows of a plate and how many of them a run takes, if it is the site that chooses them."""
+    if not isinstance(distribution, _Subsample):
+        return None
+    taken = distribution.subsample_size
+    return distribution.size, distribution.size if taken is None else taken
+
+
+class ComparesNow(TorchFunctionMode):
+    """While it traces, `torch.equal` answers for the values at hand instead of refusing.
+
+    Kernels ask whether their two inputs are the same points.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.equal:
+            with _disable_current_modes():
+                return func(*args)
+        return func(*args, **(kwargs or {}))

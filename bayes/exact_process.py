@@ -318,7 +318,7 @@ class ExactProcess(ProcessRows, ABC):
         tensors.update(train_X=self.train_X, train_Y=self.train_Y)
         if self.train_Yvar is not None:
             tensors["train_Yvar"] = self.train_Yvar
-        tensors["fingerprint"] = self._fingerprint()
+        tensors.update(self._further_tensors(), fingerprint=self._fingerprint())
         write_safetensors_atomically(
             path,
             tensors,
@@ -386,11 +386,19 @@ class ExactProcess(ProcessRows, ABC):
         model._hold(tensors["train_X"], tensors["train_Y"], known)
         model.load_state_dict(tensors_under("state", tensors))
         check_fingerprint(path, "kernel", model._fingerprint(), tensors["fingerprint"])
+        model._take_further(tensors)
         return model
 
     def _construction(self) -> dict[str, Any]:
         """JSON-serialisable arguments of the constructor beyond those of this class."""
         return {}
+
+    def _further_tensors(self) -> dict[str, Tensor]:
+        """What else `save` writes, by name."""
+        return {}
+
+    def _take_further(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take from a file's tensors what `_further_tensors` wrote."""
 
     def _fingerprint(self) -> Tensor:
         """Kernel values at the first rows: they tell apart what parameter names cannot."""

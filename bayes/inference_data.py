@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from bayes.bayesian_network import BayesianNetwork
 
-__all__ = ["import_arviz", "inference_data"]
+__all__ = ["import_arviz", "inference_data", "many_chains"]
 
 # Statistics of samplers that are not real numbers.
 _KINDS = {"diverging": bool, "tree_depth": int, "n_steps": int}
@@ -24,6 +26,14 @@ def import_arviz() -> Any:
         warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
         import arviz
     return arviz
+
+
+@contextmanager
+def many_chains() -> Iterator[None]:
+    """Chains may outnumber draws, which ArviZ takes for axes in the wrong order."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "More chains", UserWarning)
+        yield
 
 
 def inference_data(model: BayesianNetwork, seed: int) -> Any:
@@ -60,6 +70,7 @@ def inference_data(model: BayesianNetwork, seed: int) -> Any:
             name: value.cpu().numpy().astype(_KINDS.get(name, value.cpu().numpy().dtype))
             for name, value in draws.stats.items()
         }
-    return import_arviz().from_dict(
-        **groups, dims={"y": ["row", "output"], "noise_var": ["output"]}
-    )
+    with many_chains():
+        return import_arviz().from_dict(
+            **groups, dims={"y": ["row", "output"], "noise_var": ["output"]}
+        )

@@ -13,6 +13,7 @@ BENCHMARKS = {
     "fits": "benchmarks.bayes.fits",
     "kernels": "benchmarks.priors.kernels",
     "layers": "benchmarks.priors.layers",
+    "networks": "benchmarks.bayes.samplers",
     "pfn": "benchmarks.pfn.run",
     "search": "benchmarks.nas.digits",
     "structure": "benchmarks.structure",

@@ -1,7 +1,26 @@
 """Ways to draw from the posterior of a Pyro model, one per file."""
 
+from bayes.inference.chees import ChEES
 from bayes.inference.draws import Draws, InferenceMethod
+from bayes.inference.hmc import HMC
+from bayes.inference.langevin_ensemble import LangevinEnsemble
+from bayes.inference.log_density import HasLogDensity, LogDensity, Rows
+from bayes.inference.mclmc import MCLMC
 from bayes.inference.mean_field import MeanField
 from bayes.inference.nuts import NUTS
+from bayes.inference.sghmc import SGHMC
 
-__all__ = ["NUTS", "Draws", "InferenceMethod", "MeanField"]
+__all__ = [
+    "HMC",
+    "MCLMC",
+    "NUTS",
+    "SGHMC",
+    "ChEES",
+    "Draws",
+    "HasLogDensity",
+    "InferenceMethod",
+    "LangevinEnsemble",
+    "LogDensity",
+    "MeanField",
+    "Rows",
+]

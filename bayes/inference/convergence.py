@@ -1,7 +1,9 @@
 """Whether chains have converged, in one line.
 
 R-hat (rank-normalised and split) and the effective sample size of bulk and tails are those of
-Vehtari et al. 2021 (1903.08008), who ask for R-hat below 1.01 and 100 effective draws per chain.
+Vehtari et al. 2021 (1903.08008), who ask for R-hat below 1.01 and 100 effective draws for each of
+four chains. Many chains are short ones, whose means differ by chance: from eight on, R-hat compares
+groups of four, as Margossian et al. 2024 (2110.13017) do, and 400 effective draws are enough.
 They are asked of what is predicted: weights of a network have symmetries, by which chains differ
 that agree in every function.
 """
@@ -15,16 +17,24 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bayes.inference_data import import_arviz
+from bayes.inference_data import import_arviz, many_chains
 
-__all__ = ["MAX_R_HAT", "MIN_EFFECTIVE_PER_CHAIN", "warn_unless_converged"]
+__all__ = ["MAX_R_HAT", "MIN_EFFECTIVE", "MIN_EFFECTIVE_PER_CHAIN", "warn_unless_converged"]
 
 MAX_R_HAT = 1.01
 MIN_EFFECTIVE_PER_CHAIN = 100
+MIN_EFFECTIVE = 400
+# Chains that R-hat takes as one, where there are two such groups
+_GROUP = 4
 
 
 def warn_unless_converged(
-    owner: str, quantities: Tensor, stats: Mapping[str, Tensor], *, stacklevel: int = 2
+    owner: str,
+    quantities: Tensor,
+    stats: Mapping[str, Tensor],
+    *,
+    what: str = "predictions at the training rows",
+    stacklevel: int = 2,
 ) -> None:
     """Warn of divergences, of chains that disagree and of few effective draws.
 
@@ -32,6 +42,7 @@ def warn_unless_converged(
         owner: Name of the model, for the message.
         quantities: What is predicted, `[chains, draws, k]`.
         stats: Of the sampler by ArviZ's names, `[chains, draws]`; "diverging" is read if there.
+        what: What the quantities are, for the message.
         stacklevel: As for `warnings.warn`, of the caller.
     """
     chains, draws = quantities.shape[:2]
@@ -41,7 +52,7 @@ def warn_unless_converged(
         troubles.append(
             f"{diverging} of {chains * draws} draws diverged (raise target_accept_prob)"
         )
-    wanted = MIN_EFFECTIVE_PER_CHAIN * chains
+    wanted = min(MIN_EFFECTIVE, MIN_EFFECTIVE_PER_CHAIN * chains)
     r_hat, effective = _worst(quantities)
     if math.isnan(effective):
         troubles.append(f"{draws} draws are too few to tell (raise num_samples)")
@@ -53,7 +64,7 @@ def warn_unless_converged(
         )
     elif r_hat > MAX_R_HAT or effective < wanted:
         troubles.append(
-            f"predictions at the training rows have R-hat up to {r_hat:.3g} (wanted: at most "
+            f"{what} have R-hat up to {r_hat:.4g} (wanted: at most "
             f"{MAX_R_HAT}) and from {effective:.3g} effective draws (wanted: {wanted}) of "
             f"{chains * draws} in {chains} chains (raise num_warmup and num_samples)"
         )
@@ -75,10 +86,22 @@ def _worst(quantities: Tensor) -> tuple[float, float]:
     if quantities.shape[1] < 4:
         return math.nan, math.nan
     arviz = import_arviz()
-    data = arviz.convert_to_dataset({"f": quantities[..., moving].double().cpu().numpy()})
-    sizes = [arviz.ess(data), arviz.ess(data, method="tail")]
-    bulk, tail = (torch.as_tensor(one["f"].to_numpy()) for one in sizes)
-    effective = float(torch.minimum(bulk, tail).min())
-    if quantities.shape[0] < 2:
-        return math.nan, effective
-    return float(torch.as_tensor(arviz.rhat(data)["f"].to_numpy()).max()), effective
+    quantities = quantities[..., moving].double().cpu()
+    with many_chains():
+        data = arviz.convert_to_dataset({"f": quantities.numpy()})
+        sizes = [arviz.ess(data), arviz.ess(data, method="tail")]
+        bulk, tail = (torch.as_tensor(one["f"].to_numpy()) for one in sizes)
+        effective = float(torch.minimum(bulk, tail).min())
+        if quantities.shape[0] < 2:
+            return math.nan, effective
+        groups = arviz.convert_to_dataset({"f": _grouped(quantities).numpy()})
+        r_hat = torch.as_tensor(arviz.rhat(groups)["f"].to_numpy())
+    return float(r_hat.max()), effective
+
+
+def _grouped(quantities: Tensor) -> Tensor:
+    """Groups of chains as chains, one after another; few chains as they are."""
+    chains, draws, numbers = quantities.shape
+    if chains < 2 * _GROUP:
+        return quantities
+    return quantities[: chains - chains % _GROUP].reshape(-1, _GROUP * draws, numbers)

@@ -24,11 +24,13 @@ class Draws:
         samples: By site, `[chains, draws, *event]`.
         stats: By ArviZ name, one number per draw, `[chains, draws]`; empty for independent draws.
         history: Objective at every step of an optimisation, `[steps]`, or None.
+        num_gradients: Gradients per chain, of "warmup" and of "sampling", or None.
     """
 
     samples: dict[str, Tensor]
     stats: dict[str, Tensor]
     history: Tensor | None = None
+    num_gradients: dict[str, int] | None = None
 
     def __repr__(self) -> str:
         some = next(iter((*self.samples.values(), *self.stats.values())), None)

@@ -51,7 +51,7 @@ class Elementwise(torch.autograd.Function):
         needed: Sequence[bool],
         grad_outputs: Sequence[Tensor | None],
     ) -> Sequence[Tensor | None] | None:
-        """Gradients of the tensor inputs, where no gradient of them is asked for; None: by `slopes`.
+        """Gradients of the tensor inputs if nothing follows them; None: by `slopes`.
 
         For functions whose sums of slopes times gradients cost less than the slopes.
         """

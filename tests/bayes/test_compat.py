@@ -10,9 +10,16 @@ from botorch.models import SingleTaskGP
 from botorch.models.utils import gpt_posterior_settings
 from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
 from linear_operator.operators import DiagLinearOperator
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from bayes.caching import ExactPredictionStrategy
-from bayes.compat import RecordingNUTS, mean_acceptance, potential_energy
+from bayes.compat import (
+    ComparesNow,
+    RecordingNUTS,
+    mean_acceptance,
+    potential_energy,
+    rows_of_plate,
+)
 from bayes.marginal_likelihood import exact_solves
 
 
@@ -168,3 +175,31 @@ def test_prediction_strategy():
         variance = strategy.exact_predictive_covar(prior, covariance).diagonal()
     torch.testing.assert_close(mean, expected.mean)
     torch.testing.assert_close(variance, expected.variance)
+
+
+def test_rows_of_a_plate():
+    """A site that chooses rows is told from others, and how many it takes."""
+
+    def model():
+        with pyro.plate("some", 10, subsample_size=3):
+            pyro.sample("x", dist.Normal(torch.zeros(3), 1.0))
+        with pyro.plate("all", 4):
+            pyro.sample("y", dist.Normal(torch.zeros(4), 1.0))
+
+    nodes = pyro.poutine.trace(model).get_trace().nodes
+    found = {name: rows_of_plate(node.get("fn")) for name, node in nodes.items()}
+    assert (found["some"], found["all"], found["x"]) == ((10, 3), (4, 4), None)
+
+
+def test_comparisons_while_tracing():
+    """`torch.equal` answers, where tracing alone refuses it."""
+
+    def function(x):
+        return x * 2 if torch.equal(x, x + 0) else x * 3
+
+    x = torch.ones(2)
+    with pytest.raises(RuntimeError, match="tracing tensor"):
+        make_fx(function)(x)
+    with ComparesNow():
+        graph = make_fx(function)(x)
+    assert torch.equal(graph(x), 2 * x)

@@ -246,6 +246,8 @@ def best_bend(
     if scales[0] is None or scales[1] is None:
         return None
     known = scales[0], scales[1]
+    if min(float(s.coefficients[0]) for s in known) == -math.inf:
+        return 1.0  # there is nothing to resolve
     q = torch.full((1,), 2.0**high, dtype=torch.float64, device=device)
 
     def terms(bend: float) -> int:

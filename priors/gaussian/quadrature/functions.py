@@ -64,8 +64,9 @@ class _Partial:
         index = self.index
         with torch.enable_grad():
             # expanded, so that a parameter's derivative stays one per node
-            shape = torch.broadcast_shapes(*(t.shape for t in arguments))
-            chosen = arguments[index].expand(shape)
+            chosen = arguments[index]
+            if len(arguments) > 1:
+                chosen = chosen.expand(torch.broadcast_shapes(*(t.shape for t in arguments)))
             if not chosen.requires_grad:
                 try:
                     chosen = chosen.detach().requires_grad_()
@@ -84,4 +85,5 @@ class _Partial:
         """The same by `torch.func`, whose transforms do not let tensors require gradients."""
         before, after = arguments[: self.index], arguments[self.index + 1 :]
         value, pull = torch.func.vjp(lambda x: self.function(*before, x, *after), chosen)
-        return pull(torch.ones_like(value))[0]
+        slopes: tuple[Tensor, ...] = pull(torch.ones_like(value))
+        return slopes[0]

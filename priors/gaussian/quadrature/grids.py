@@ -52,8 +52,11 @@ class Marginal:
 
     def at(self, z: Tensor) -> Tensor:
         """The function of `z`, `[..., n, k]` or of a shape that broadcasts to it, standardised."""
-        values = self.function(self.variances.sqrt()[:, None] * z)
-        return values.expand(torch.broadcast_shapes(values.shape, z.shape)) * self.inverse[:, None]
+        x = self.variances.sqrt()[:, None] * z
+        values = self.function(x)
+        if values.shape != x.shape:  # a constant
+            values = values.expand(x.shape)
+        return values * self.inverse[:, None]
 
 
 def on_a_grid(f: Marginal, g: Marginal, rho: Tensor) -> Tensor:

@@ -1,0 +1,141 @@
+"""Functions of tensors as flat graphs of operations, without the Python that made them.
+
+A density of Pyro or of a module runs effect handlers, batching rules and differentiation anew at
+every call, which costs far more than its arithmetic. Here a function is run once on an example and
+its operations are kept: they are run again without all that. What depends on no input is computed
+once. A function whose course depends on values has no such graph and stays as it is.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from bayes.compat import ComparesNow
+
+__all__ = ["captured", "compiled", "has_compiler"]
+
+_aten = torch.ops.aten
+# Operations that hand on their first argument, in graphs that nobody differentiates.
+_PASSING = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh_copy.default}
+_RESHAPING = {_aten.expand.default, _aten.view.default, _aten._unsafe_view.default}
+# Of its shape alone.
+_FILLING = {
+    _aten.ones_like.default,
+    _aten.zeros_like.default,
+    _aten.full_like.default,
+    _aten.new_zeros.default,
+    _aten.new_ones.default,
+    _aten.new_full.default,
+    _aten.new_empty.default,
+}
+
+
+def captured(
+    function: Callable[..., tuple[Tensor, ...]], *example: Tensor
+) -> Callable[..., tuple[Tensor, ...]]:
+    """The operations of a function for inputs of the example's shapes.
+
+    Args:
+        function: Of tensors, to a tuple of tensors that need no gradient; no random numbers.
+        *example: Inputs, distinct from each other and of generic values.
+
+    Returns:
+        A graph that computes the same, or the function itself if it has none: where what it does
+        depends on the values of its inputs.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with ComparesNow():
+                graph = make_fx(lambda *inputs: function(*inputs))(*example)
+            if any(_writes(node) for node in graph.graph.nodes):
+                graph = make_fx(torch.func.functionalize(graph))(*example)
+            other = [
+                value + 0.1 * value.abs().cos() if value.is_floating_point() else value
+                for value in example
+            ]
+            _simplify(graph)
+            expected, found = function(*other), graph(*other)
+        except Exception:  # whatever tracing stumbles over, the function itself is right
+            return function
+    same = all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-6, equal_nan=True)
+        for a, b in zip(expected, found, strict=True)
+    )
+    return graph if same else function
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as one fused program, made at its first call; takes seconds."""
+    return torch.compile(function, dynamic=False)
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether `compiled` can work: on a CPU it needs a C++ compiler."""
+    if device.type != "cpu":
+        return True
+    named = os.environ.get("CXX")
+    return any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "cl"]))
+
+
+def _simplify(graph: fx.GraphModule) -> None:
+    """Leave out what does nothing, and compute once what depends on no input."""
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function" and _hands_on(node):
+            node.replace_all_uses_with(node.args[0])
+    graph.graph.eliminate_dead_code()
+    _fold(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether it changes a tensor in place, so that values are not those of their nodes."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _hands_on(node: fx.Node) -> bool:
+    if node.target in _PASSING:
+        return True
+    if node.target is _aten.pow.Tensor_Scalar:
+        return bool(node.args[1] == 1)
+    return node.target in _RESHAPING and _shape(node) == _shape(node.args[0])
+
+
+def _fold(graph: fx.GraphModule) -> None:
+    """Replace what depends on no input by its value."""
+    values: dict[fx.Node, Any] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            values[node] = operator.attrgetter(node.target)(graph)
+        elif node.op != "call_function":
+            continue
+        elif node.target in _FILLING:
+            like = torch.empty(
+                _shape(node.args[0]), dtype=node.meta["val"].dtype, device=node.meta["val"].device
+            )
+            values[node] = node.target(like, *node.args[1:], **node.kwargs)
+        elif all(source in values for source in node.all_input_nodes):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)
+    for number, (node, value) in enumerate(values.items()):
+        leaves = any(user not in values for user in node.users)
+        if node.op != "get_attr" and isinstance(value, Tensor) and leaves:
+            graph.register_buffer(f"_folded{number}", value)
+            with graph.graph.inserting_before(node):
+                node.replace_all_uses_with(graph.graph.get_attr(f"_folded{number}"))
+
+
+def _shape(node: Any) -> Any:
+    """Shape of a node's value; that of constants is not known."""
+    return node.meta["val"].shape if "val" in node.meta else None

@@ -1,0 +1,145 @@
+"""What a sampler moves in: a log density over unconstrained positions, many chains at once.
+
+Whatever is sampled (a Bayesian network, a Pyro model, the hyperparameters of a kernel, a function
+of the user's) is a `LogDensity` first: positions are rows of a tensor `[chains, d]`, all of R^d,
+and the densities of all rows come in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["HasLogDensity", "LogDensity", "Rows", "value_and_gradient"]
+
+
+class Rows:
+    """How a log density is estimated from some of the rows of its data.
+
+    Args:
+        num_rows: Rows of the data.
+        function: Positions `[chains, d]` and row numbers `[b]`, the same for all chains, to
+            log prior + num_rows / b times the log likelihood of those rows, `[chains]`.
+    """
+
+    def __init__(self, num_rows: int, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.num_rows = num_rows
+        self.function = function
+
+
+class LogDensity:
+    """A differentiable log density over R^d, up to a constant.
+
+    Args:
+        function: Positions `[chains, d]` to log densities `[chains]`, that of each row of its own.
+        dimension: d.
+        batched: Whether `function` takes many positions; else one, `[d]`, and returns a scalar,
+            and `torch.func.vmap` does the rest.
+        initial: A generator and a number to so many positions `[number, d]` where chains may
+            start; uniform on [-2, 2] without it.
+        constrain: Positions `[..., d]` to what they stand for, by name, `[..., *event]`; the
+            position itself as "x" without it.
+        rows: For methods that look at some rows at a time.
+        identified: Whether chains should agree in what `constrain` returns. Weights of a network
+            have symmetries by which they need not.
+
+    Raises:
+        ValueError: d is not positive.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        dimension: int,
+        *,
+        batched: bool = True,
+        initial: Callable[[torch.Generator, int], Tensor] | None = None,
+        constrain: Callable[[Tensor], dict[str, Tensor]] | None = None,
+        rows: Rows | None = None,
+        identified: bool = True,
+    ) -> None:
+        if dimension < 1:
+            raise ValueError(f"LogDensity needs dimension >= 1, got {dimension}.")
+        self.function = function if batched else torch.func.vmap(function)
+        self.dimension = dimension
+        self.initial = initial
+        self.constrain = constrain or (lambda position: {"x": position})
+        self.rows = rows
+        self.identified = identified
+
+    def start(self, generator: torch.Generator, num_chains: int, like: Tensor) -> Tensor:
+        """Where chains start, positions of finite density and gradient, `[chains, d]`.
+
+        Args:
+            generator: On the device of `like`.
+            num_chains: How many.
+            like: Gives dtype and device.
+
+        Raises:
+            ValueError: a hundred tries found none for some chain.
+        """
+        position = self._propose(generator, num_chains, like)
+        for _ in range(100):
+            value, gradient = value_and_gradient(self.function, position)
+            bad = ~(value.isfinite() & gradient.isfinite().all(-1))
+            if not bool(bad.any()):
+                return position
+            fresh = self._propose(generator, num_chains, like)
+            position = torch.where(bad.unsqueeze(-1), fresh, position)
+        raise ValueError(
+            f"No start with a finite log density and gradient was found for {int(bad.sum())} of "
+            f"{num_chains} chains in 100 tries; check that the data lie in the support of the "
+            "likelihood, and that its parameters are finite."
+        )
+
+    def _propose(self, generator: torch.Generator, number: int, like: Tensor) -> Tensor:
+        if self.initial is not None:
+            return self.initial(generator, number)
+        uniform = torch.rand(
+            number, self.dimension, generator=generator, dtype=like.dtype, device=like.device
+        )
+        return 4 * uniform - 2
+
+
+class HasLogDensity:
+    """A Pyro model that knows a faster form of its density than its trace.
+
+    Methods that move in R^d ask for `log_density`; the others call it as a model.
+    """
+
+    def __call__(self) -> object:
+        """Run the Pyro model."""
+        raise NotImplementedError
+
+    def log_density(self) -> LogDensity:
+        """Its density, of which `constrain` gives its sites by name."""
+        raise NotImplementedError
+
+
+def value_and_gradient(
+    function: Callable[..., Tensor], position: Tensor, *args: Any
+) -> tuple[Tensor, Tensor]:
+    """Log densities `[chains]` and their gradients `[chains, d]`.
+
+    A chain whose factorisation fails has the density 0 and no gradient; the others go on.
+
+    Args:
+        function: Positions, and `args`, to log densities of each row of its own.
+        position: `[chains, d]`.
+        *args: Passed on.
+    """
+    try:
+        with torch.enable_grad():
+            position = position.detach().requires_grad_()
+            value = function(position, *args)
+            (gradient,) = torch.autograd.grad(value.sum(), position)
+        return value.detach(), gradient
+    except torch.linalg.LinAlgError:
+        if len(position) == 1:
+            return position.new_full((1,), -torch.inf), torch.zeros_like(position)
+        halves = position.detach().tensor_split(2)
+        parts = [value_and_gradient(function, half, *args) for half in halves]
+        return torch.cat([v for v, _ in parts]), torch.cat([g for _, g in parts])

@@ -1,0 +1,350 @@
+"""Microcanonical Langevin Monte Carlo, with and without a Metropolis step.
+
+Unadjusted (Robnik & Seljak 2023, 2303.18221): the velocity turns with the gradient and is partly
+refreshed at every step, so that its direction is forgotten over a length L. Its error is that of
+the integrator, which the variance of the energy error per step and dimension measures; the step
+size is adapted to a given one. Adjusted (Robnik, Cohn-Gordon & Seljak 2025, 2503.01707):
+trajectories of mean length L from fresh velocities are accepted or not, exact in the limit.
+
+Warm-up, as published: step size and scales of the coordinates first, with L = sqrt(d) in scaled
+coordinates; then L from the autocorrelation of what was drawn, 0.4 (unadjusted) or 0.3 (adjusted)
+times the way that is walked per independent draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayes.inference.adaptation import DualAveraging, RunningScale, State, van_der_corput
+from bayes.inference.chains import ChainMethod, Kernel
+from bayes.inference.evaluation import Evaluation
+from bayes.inference.graphs import captured, compiled
+from bayes.inference.isokinetic import (
+    autocorrelation_time,
+    isokinetic_step,
+    refreshed,
+    unit_velocity,
+)
+
+__all__ = ["MCLMC", "LangevinKernel"]
+
+# Shares of the warm-up at which scales are fixed, and from which draws tell L.
+_SCALED, _RECORDED = 0.5, 0.75
+# Ways walked per independent draw that make L.
+_UNADJUSTED, _ADJUSTED = 0.4, 0.3
+_DIVERGENT = 1000.0
+
+
+@dataclass(frozen=True)
+class MCLMC(ChainMethod):
+    """Microcanonical Langevin Monte Carlo, for many dimensions and gradients that are costly.
+
+    Attributes:
+        adjusted: Whether trajectories are accepted or not, which makes it exact. Without that it
+            has a bias that `energy_var` bounds, and takes larger steps in many dimensions.
+        energy_var: Variance of the energy error per step and dimension, without adjustment.
+        target_accept_prob: With adjustment.
+        num_steps: Steps, of two gradients each, from one draw to the next; without adjustment.
+        max_steps: Of a trajectory; with adjustment.
+    """
+
+    adjusted: bool = False
+    energy_var: float = 5e-4
+    target_accept_prob: float = 0.9
+    num_steps: int = 8
+    max_steps: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_steps", "max_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"MCLMC needs {name} >= 1, got {getattr(self, name)}.")
+        if not self.energy_var > 0:
+            raise ValueError(f"MCLMC needs energy_var > 0, got {self.energy_var}.")
+        if not 0 < self.target_accept_prob < 1:
+            raise ValueError(
+                f"MCLMC needs 0 < target_accept_prob < 1, got {self.target_accept_prob}."
+            )
+
+    def _kernel(self, evaluation: Evaluation) -> Kernel:
+        if evaluation.density.dimension < 2:
+            raise ValueError(
+                "MCLMC turns a velocity and needs at least two dimensions; take HMC or ChEES for "
+                "a single number."
+            )
+        if self.adjusted:
+            return _AdjustedKernel(evaluation, self.target_accept_prob, self.max_steps)
+        return LangevinKernel(evaluation, self.num_steps, self.energy_var, self.energy_var)
+
+
+class LangevinKernel(Kernel):
+    """The unadjusted one.
+
+    Args:
+        evaluation: Of the density.
+        num_steps: From one draw to the next.
+        first_energy_var: Aimed at when the warm-up begins.
+        energy_var: Aimed at when it ends.
+        together: Whether chains share a step size, a length and scales, as they should if they
+            are in one mode; else each has its own, and coordinates are not scaled.
+    """
+
+    # Steps over which the step size is averaged, and how far a step tells of others' (2303.18221).
+    _MEMORY, _TRUST = 150.0, 1.5
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        num_steps: int,
+        first_energy_var: float,
+        energy_var: float,
+        *,
+        together: bool = True,
+    ) -> None:
+        super().__init__(evaluation)
+        self.num_steps, self.together = num_steps, together
+        self.first_energy_var, self.energy_var = first_energy_var, energy_var
+        self._step: Callable[..., Any] | None = None
+
+    def start(self, position: Tensor, generator: torch.Generator) -> State:
+        lp, gradient = self.evaluation(position)
+        root = math.sqrt(position.shape[-1])
+        each = torch.ones_like(position[:, :1])
+        return {
+            "position": position,
+            "velocity": unit_velocity(position, generator),
+            "lp": lp,
+            "gradient": gradient,
+            "num_gradients": 1.0,
+            "step": each * root / 4,
+            "largest": each * torch.inf,
+            "length": each * root,
+            "predicted": each * 0,
+            "weight": each * 0,
+            **RunningScale.start(position),
+        }
+
+    def warm_up(self, state: State, done: float, generator: torch.Generator) -> State:
+        aim = self.first_energy_var + done * (self.energy_var - self.first_energy_var)
+        for _ in range(self.num_steps):
+            state, error = self._move(state, generator)
+            state = {**state, **self._adapted(state, error, aim)}
+        if done < _SCALED and self.together:
+            return {**state, **RunningScale.update(state, state["position"])}
+        if done >= _RECORDED:
+            position = state["position"].unsqueeze(1)
+            recorded = state.get("recorded", position[:, :0])
+            return {**state, "recorded": torch.cat([recorded, position], 1)}
+        return state
+
+    def settle(self, state: State) -> State:
+        state = dict(state)
+        recorded = state.pop("recorded", None)
+        if recorded is not None and recorded.shape[1] >= 8:
+            groups = [recorded] if self.together else recorded.split(1)
+            times = torch.tensor([autocorrelation_time(group) for group in groups])
+            times = times.to(state["length"]).unsqueeze(-1)
+            state["length"] = _UNADJUSTED * state["step"] * self.num_steps * times
+        return state
+
+    def sample(
+        self, state: State, generator: torch.Generator
+    ) -> tuple[State, dict[str, Tensor | float]]:
+        error, diverging = torch.zeros_like(state["lp"]), torch.zeros_like(state["lp"])
+        for _ in range(self.num_steps):
+            state, one = self._move(state, generator)
+            diverging = torch.maximum(diverging, (~one.isfinite()).to(diverging))
+            error = error + torch.where(one.isfinite(), one, 0)
+        return state, {
+            "lp": state["lp"],
+            "energy_error": error,
+            "diverging": diverging,
+            "n_steps": self.num_steps,
+            "step_size": state["step"].squeeze(-1),
+        }
+
+    def _adapted(self, state: State, error: Tensor, aim: float) -> State:
+        """Step sizes at which the energy error per dimension has the variance aimed at.
+
+        Errors grow as the cube of the step, so each step tells of others' and is weighed by how
+        far from its own.
+        """
+        dimension = state["position"].shape[-1]
+        step = state["step"]
+        finite = error.isfinite().unsqueeze(-1)
+        square = torch.where(finite, error.unsqueeze(-1), 0).square() / (dimension * aim) + 1e-8
+        largest = torch.where(finite, state["largest"], torch.minimum(state["largest"], 0.8 * step))
+        if self.together:
+            share = finite.to(square).mean().clamp_min(1e-3)
+            square = ((square * finite).mean() / share).expand_as(square)
+            largest = largest.amin().expand_as(largest)
+        weight = (-0.5 * (square.log() / (6 * self._TRUST)).square()).exp()
+        forgetting = (self._MEMORY - 1) / (self._MEMORY + 1)
+        predicted = forgetting * state["predicted"] + weight * square / step**6
+        total = forgetting * state["weight"] + weight
+        step = torch.minimum((predicted / total) ** (-1 / 6), largest)
+        return {"step": step, "largest": largest, "predicted": predicted, "weight": total}
+
+    def _move(self, state: State, generator: torch.Generator) -> tuple[State, Tensor]:
+        """One step with half a refreshment before and after it, and its energy error `[chains]`.
+
+        Where that is not finite the chain stays and sets off in another direction.
+        """
+        x, u = state["position"], state["velocity"]
+        noise = torch.randn(
+            3, *x.shape, generator=generator, dtype=x.dtype, device=x.device
+        ).unbind(0)
+        inputs = (
+            x,
+            u,
+            state["lp"],
+            state["gradient"],
+            state["step"],
+            state["length"],
+            state["scale"],
+            *noise,
+        )
+        if self._step is None:
+            self._step = self._captured(*inputs)
+        try:
+            found = self._step(*inputs)
+        except torch.linalg.LinAlgError:
+            found = self._plain_step(*inputs)
+        position, velocity, lp, gradient, error = found
+        moved = {"position": position, "velocity": velocity, "lp": lp, "gradient": gradient}
+        return {**state, **moved, "num_gradients": state["num_gradients"] + 2}, error
+
+    def _captured(self, *inputs: Tensor) -> Callable[..., Any]:
+        graph = captured(self._plain_step, *inputs)
+        return compiled(graph) if self.evaluation.compile else graph
+
+    def _plain_step(
+        self,
+        x: Tensor,
+        u: Tensor,
+        lp: Tensor,
+        gradient: Tensor,
+        step: Tensor,
+        length: Tensor,
+        scale: Tensor,
+        *noise: Tensor,
+    ) -> tuple[Tensor, ...]:
+        start = refreshed(u, noise[0], 0.5 * step, length)
+        new_x, new_u, new_lp, new_gradient, kinetic = isokinetic_step(
+            self.evaluation, x, start, gradient, step, scale
+        )
+        new_u = refreshed(new_u, noise[1], 0.5 * step, length)
+        error = kinetic - (new_lp - lp)
+        fine = error.isfinite() & new_x.isfinite().all(-1) & new_gradient.isfinite().all(-1)
+        moved = fine.unsqueeze(-1)
+        other = noise[2] / noise[2].norm(dim=-1, keepdim=True)
+        return (
+            torch.where(moved, new_x, x),
+            torch.where(moved, new_u, other),
+            torch.where(fine, new_lp, lp),
+            torch.where(moved, new_gradient, gradient),
+            torch.where(fine, error, torch.inf),
+        )
+
+
+class _AdjustedKernel(Kernel):
+    """Trajectories from fresh velocities, accepted or not."""
+
+    def __init__(self, evaluation: Evaluation, target_accept_prob: float, max_steps: int) -> None:
+        super().__init__(evaluation)
+        self.step_size = DualAveraging(target_accept_prob)
+        self.max_steps = max_steps
+        self._step: Callable[..., Any] | None = None
+
+    def start(self, position: Tensor, generator: torch.Generator) -> State:
+        lp, gradient = self.evaluation(position)
+        root = math.sqrt(position.shape[-1])
+        return {
+            "position": position,
+            "lp": lp,
+            "gradient": gradient,
+            "iteration": 0.0,
+            "num_gradients": 1.0,
+            "log_length": math.log(root),
+            **RunningScale.start(position),
+            **DualAveraging.start(root / 10),
+        }
+
+    def warm_up(self, state: State, done: float, generator: torch.Generator) -> State:
+        state, stats = self.sample(state, generator)
+        acceptance = float(torch.as_tensor(stats["acceptance_rate"]).mean())
+        state = {**state, **self.step_size.update(state, acceptance)}
+        if done < _SCALED:
+            return {**state, **RunningScale.update(state, state["position"])}
+        if not state.get("frozen"):
+            return {**state, **DualAveraging.start(math.exp(state["log_step"])), "frozen": 1.0}
+        if done >= _RECORDED:
+            position = state["position"].unsqueeze(1)
+            recorded = state.get("recorded", position[:, :0])
+            state = {**state, "recorded": torch.cat([recorded, position], 1)}
+        return state
+
+    def settle(self, state: State) -> State:
+        state = {**state, "log_step": state["log_step_averaged"]}
+        recorded = state.pop("recorded", None)
+        if recorded is not None and recorded.shape[1] >= 8:
+            time = autocorrelation_time(recorded)
+            state["log_length"] += math.log(_ADJUSTED * time)
+        return state
+
+    def sample(
+        self, state: State, generator: torch.Generator
+    ) -> tuple[State, dict[str, Tensor | float]]:
+        iteration = int(state["iteration"]) + 1
+        step = math.exp(state["log_step"])
+        # 2 v in (0, 2) of the mean
+        steps = math.ceil(2 * van_der_corput(iteration) * math.exp(state["log_length"]) / step)
+        steps = min(max(1, steps), self.max_steps)
+        x, lp, gradient = state["position"], state["lp"], state["gradient"]
+        y, value, slope = x, lp, gradient
+        u, size = unit_velocity(x, generator), x.new_tensor(step)
+        kinetic = torch.zeros_like(lp)
+        if self._step is None:
+            self._step = self._captured(y, u, slope, size, state["scale"])
+        for _ in range(steps):
+            try:
+                y, u, value, slope, change = self._step(y, u, slope, size, state["scale"])
+            except torch.linalg.LinAlgError:
+                y, u, value, slope, change = self._plain_step(y, u, slope, size, state["scale"])
+            kinetic = kinetic + change
+        error = torch.nan_to_num(kinetic - (value - lp), nan=torch.inf, posinf=torch.inf)
+        acceptance = (-error).exp().clamp_max(1)
+        uniform = torch.rand(lp.shape, generator=generator, dtype=x.dtype, device=x.device)
+        accepted = uniform < acceptance
+        moved = accepted.unsqueeze(-1)
+        state = {
+            **state,
+            "position": torch.where(moved, y, x),
+            "lp": torch.where(accepted, value, lp),
+            "gradient": torch.where(moved, slope, gradient),
+            "iteration": float(iteration),
+            "num_gradients": state["num_gradients"] + 2 * steps,
+        }
+        return state, {
+            "lp": state["lp"],
+            "energy_error": torch.where(accepted, error, 0),
+            "diverging": error > _DIVERGENT,
+            "acceptance_rate": acceptance,
+            "n_steps": steps,
+            "step_size": step,
+        }
+
+    def _captured(self, *inputs: Tensor) -> Callable[..., Any]:
+        graph = captured(self._plain_step, *inputs)
+        return compiled(graph) if self.evaluation.compile else graph
+
+    def _plain_step(
+        self, x: Tensor, u: Tensor, gradient: Tensor, step: Tensor, scale: Tensor
+    ) -> tuple[Tensor, ...]:
+        return isokinetic_step(self.evaluation, x, u, gradient, step, scale)

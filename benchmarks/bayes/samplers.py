@@ -1,0 +1,204 @@
+"""How many effective samples does a gradient buy, and how many a second?
+
+The smallest bulk or tail effective sample size over function values at ten rows (or parameters of
+eight schools) and the log density, divided by the gradients of all chains after the warm-up, by
+those with it, and by the processor seconds of the whole run, its start and compilation included.
+Per gradient is a figure of the method, which load does not touch; per second one of the machine.
+
+Competitors: Pyro's NUTS in the same run; NumPyro's NUTS and BlackJAX's ChEES and NUTS in an
+environment of their own, made by `make blackjax`, on the same densities in double precision.
+
+    python -m benchmarks networks --speed            # 10 seeds: hours
+    python -m benchmarks networks --speed --quick    # one seed of each, minutes
+    python -m benchmarks networks --speed --seeds 3 --problems "eight schools"
+    python -m benchmarks networks --table            # of what is there
+
+A run appends to `--out` and skips what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayes import HMC, MCLMC, NUTS, ChEES
+from bayes.inference_data import import_arviz, many_chains
+from benchmarks.bayes import sampling_problems as problems
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = ROOT / "benchmarks" / "results" / "samplers.jsonl"
+JAX = ROOT / ".venv-blackjax" / "bin" / "python"
+_OTHERS = ("numpyro NUTS", "blackjax NUTS", "blackjax ChEES")
+
+
+def main(argv: list[str]) -> int:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks networks", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--speed", action="store_true", help="run what is missing")
+    parser.add_argument("--table", action="store_true", help="print what is there")
+    parser.add_argument("--quick", action="store_true", help="one seed, fewer draws")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--chains", type=int, default=64)
+    parser.add_argument("--problems", nargs="+", default=list(problems.PROBLEMS))
+    parser.add_argument("--methods", nargs="+", help="some of the methods")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args(argv)
+    unknown = [name for name in options.problems if name not in problems.PROBLEMS]
+    if unknown or not (options.speed or options.table):
+        known = ", ".join(problems.PROBLEMS)
+        print(f"benchmarks networks: --speed or --table, of {known}", file=sys.stderr)
+        return 2
+    torch.set_num_threads(1)
+    if options.speed:
+        _run(options)
+    print(table(_read(options.out)))
+    return 0
+
+
+def methods(seed: int, chains: int, draws: int) -> dict[str, Any]:
+    """Ours, and Pyro's."""
+    settings = {"num_chains": chains, "num_warmup": draws, "num_samples": draws, "seed": seed}
+    settings["progress"] = False
+    return {
+        "ChEES": ChEES(**settings, compile=False),
+        "ChEES compiled": ChEES(**settings, compile=True),
+        "HMC": HMC(**settings, compile=False),
+        "MCLMC adjusted": MCLMC(adjusted=True, **settings, compile=False),
+        "MCLMC": MCLMC(**settings, compile=False),
+        "Pyro NUTS": NUTS(
+            num_chains=1, num_warmup=draws // 2, num_samples=draws // 2, seed=seed, progress=False
+        ),
+    }
+
+
+def _run(options: argparse.Namespace) -> None:
+    done = {(r["problem"], r["method"], r["seed"]) for r in _read(options.out)}
+    draws = 200 if options.quick else 500
+    for seed in range(1 if options.quick else options.seeds):
+        for problem in options.problems:
+            ours = methods(seed, options.chains, draws)
+            for name in (*ours, *_OTHERS):
+                if options.methods and name not in options.methods:
+                    continue
+                if (problem, name, seed) in done:
+                    continue
+                if name in ours:
+                    found = _measure(problem, ours[name])
+                else:
+                    found = _measure_jax(problem, name, seed, options.chains, draws)
+                if found is None:
+                    continue
+                record = {
+                    "problem": problem,
+                    "method": name,
+                    "seed": seed,
+                    **found,
+                    "torch": version("torch"),
+                    "machine": platform.machine(),
+                    "chains": options.chains,
+                    "draws": draws,
+                }
+                options.out.parent.mkdir(exist_ok=True)
+                with options.out.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+                print(json.dumps(record), flush=True)
+
+
+def _measure(problem: str, method: Any) -> dict[str, float]:
+    model: Any = None
+    if problem == "eight schools":
+        target, like = problems.eight_schools()
+    else:
+        target, like, model = problems.network(problem)
+    before = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        draws = method.run(target, like)
+    seconds = time.process_time() - before
+    chains = next(iter(draws.samples.values())).shape[0]
+    if draws.num_gradients is None:  # Pyro's, which does not count those of its warm-up
+        sampling = float(draws.stats["n_steps"].sum())
+        total = 2 * sampling
+    else:
+        sampling = chains * float(draws.num_gradients["sampling"])
+        total = sampling + chains * float(draws.num_gradients["warmup"])
+    values = problems.quantities(problem, draws.samples, draws.stats["lp"], model)
+    effective = smallest(values)
+    return {"effective": effective, "gradients": sampling, "all": total, "seconds": seconds}
+
+
+def smallest(values: Tensor) -> float:
+    """Smallest bulk or tail effective sample size of `[chains, draws, k]`."""
+    arviz = import_arviz()
+    with many_chains():
+        data = arviz.convert_to_dataset({"f": values.double().cpu().numpy()})
+    bulk, tail = arviz.ess(data), arviz.ess(data, method="tail")
+    return float(min(bulk["f"].min(), tail["f"].min()))
+
+
+def _measure_jax(
+    problem: str, method: str, seed: int, chains: int, draws: int
+) -> dict[str, float] | None:
+    if not JAX.exists():
+        print(f"{method} is left out: `make blackjax` makes its environment", file=sys.stderr)
+        return None
+    told: dict[str, Any] = {"problem": problem, "method": method, "seed": seed}
+    told |= {"chains": chains, "draws": draws}
+    if problem != "eight schools":
+        _, X, model = problems.network(problem)
+        targets, _ = model.targets()
+        told["X"] = model.transformed_inputs(X).tolist()
+        told["Y"] = targets.tolist()
+        told["stds"] = [float(s) for s in model.prior.parameter_std().values()]
+        told["shapes"] = [list(p.shape) for p in model.prior.module.parameters()]
+    script = Path(__file__).with_name("jax_samplers.py")
+    output = subprocess.run(
+        [str(JAX), str(script)], input=json.dumps(told), capture_output=True, text=True
+    )
+    if output.returncode:
+        print(f"{method} failed: {output.stderr[-500:]}", file=sys.stderr)
+        return None
+    found = json.loads(output.stdout.splitlines()[-1])
+    values = torch.tensor(found.pop("values"), dtype=torch.float64)
+    return {"effective": smallest(values), **found}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line]
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Medians over seeds."""
+    lines = [f"{'problem':15} {'method':16} seeds  per gradient  with warm-up  per second  seconds"]
+    keys = list(dict.fromkeys((r["problem"], r["method"]) for r in records))
+    for problem, method in sorted(keys):
+        some = [r for r in records if (r["problem"], r["method"]) == (problem, method)]
+
+        def median(key: str, some: list[dict[str, Any]] = some) -> float:
+            return statistics.median(r["effective"] / r[key] for r in some)
+
+        lines.append(
+            f"{problem:15} {method:16} {len(some):5d} {median('gradients'):13.4f} "
+            f"{median('all'):13.4f} {median('seconds'):11.1f} "
+            f"{statistics.median(r['seconds'] for r in some):8.1f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,479 @@
+"""Samplers against closed forms and dense quadrature, and what must break them."""
+
+import math
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from bayes import HMC, MCLMC, SGHMC, BayesianNetwork, ChEES, LangevinEnsemble, LogDensity, Rows
+from bayes.inference import graphs
+from bayes.inference.adaptation import van_der_corput
+from bayes.inference.hamiltonian import HamiltonianKernel
+from bayes.inference.isokinetic import autocorrelation_time, isokinetic_step, unit_velocity
+from bayes.inference.log_density import value_and_gradient
+from bayes.inference.pyro_density import density_of
+from bayes.network_density import NetworkPosterior
+from bayes.testing import SamplerContract, moments_in_errors
+from priors import NetworkPrior
+
+QUICK = {"num_samples": 20, "num_warmup": 100, "num_chains": 64, "progress": False}
+
+
+def run(method, model, like=None):
+    like = torch.zeros(1, dtype=torch.float64) if like is None else like
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This run of", UserWarning)
+        return method.run(model, like)
+
+
+def fitted(model, method):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This BayesianNetwork may not", UserWarning)
+        return model.fit(method).draws
+
+
+def eight_schools():
+    y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], dtype=torch.float64)
+    s = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], dtype=torch.float64)
+
+    def model():
+        mu = pyro.sample("mu", dist.Normal(y.new_tensor(0.0), 5.0))
+        tau = pyro.sample("tau", dist.HalfCauchy(y.new_tensor(5.0)))
+        with pyro.plate("schools", 8):
+            theta = pyro.sample("theta", dist.Normal(y.new_tensor(0.0), 1.0))
+            pyro.sample("y", dist.Normal(mu + tau * theta, s), obs=y)
+
+    return model, y, s
+
+
+def eight_schools_truth():
+    """Means of mu and tau: theta integrates out, y ~ N(mu, tau^2 + s^2); the rest by quadrature."""
+    _, y, s = eight_schools()
+    mu = torch.linspace(-30, 40, 1401, dtype=torch.float64)
+    log_tau = torch.linspace(-12, 7, 1901, dtype=torch.float64)
+    tau = log_tau.exp()
+    log = dist.Normal(0.0, 5.0).log_prob(mu)[:, None] - torch.log1p((tau / 5).square()) + log_tau
+    for one, std in zip(y, s, strict=True):
+        var = tau.square() + std**2
+        log = log - 0.5 * ((one - mu[:, None]).square() / var + var.log())
+    weight = (log - log.max()).exp()
+    weight = weight / weight.sum()
+    return (weight.sum(1) * mu).sum(), (weight.sum(0) * tau).sum()
+
+
+def test_eight_schools():
+    """Quadrature, and the published means of posteriordb's reference draws."""
+    model, y, _ = eight_schools()
+    mu, tau = eight_schools_truth()
+    assert mu == pytest.approx(4.41, abs=0.05)
+    assert tau == pytest.approx(3.60, abs=0.05)
+    method = ChEES(num_samples=40, num_warmup=120, num_chains=128, progress=False)
+    draws = run(method, model, y).samples
+    for name, truth in (("mu", mu), ("tau", tau)):
+        off, _ = moments_in_errors(draws[name].unsqueeze(-1), truth, 1.0)
+        assert float(off.abs().max()) < 4
+    assert draws["theta"].shape == (128, 40, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [HMC, ChEES])
+def test_an_ill_conditioned_gaussian(method):
+    """Ten dimensions, variances over three decades along directions that are no coordinates."""
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(10, 10, generator=generator, dtype=torch.float64))[0]
+    root = axes * torch.logspace(0, 1.5, 10, dtype=torch.float64)
+    inverse = torch.linalg.inv(root)
+    density = LogDensity(lambda x: -0.5 * (x @ inverse.mT).square().sum(-1), 10)
+    settings = {"num_samples": 300, "num_warmup": 300, "num_chains": 64, "progress": False}
+    z = run(method(**settings), density).samples["x"] @ inverse.mT
+    first, second = moments_in_errors(z, 0.0, 1.0)
+    assert float(first.abs().max()) < 4
+    assert float(second.abs().max()) < 4
+    thinned = z[:, ::60].flatten(0, 1)
+    for column in thinned.T:
+        p = torch.special.ndtr(column).sort().values
+        steps = torch.arange(1, len(p) + 1, dtype=p.dtype) / len(p)
+        assert float((steps - p).abs().max()) < 2.3 / len(p) ** 0.5  # p of KS about 1e-4
+
+
+def test_a_funnel():
+    """A scale and what it scales: log variance v ~ N(0, 1) and x ~ N(0, e^v), not rewritten."""
+
+    def log_prob(x):
+        v, rest = x[:, 0], x[:, 1:]
+        return -0.5 * v.square() - 0.5 * rest.square().sum(-1) * (-v).exp() - 1.5 * v
+
+    method = ChEES(target_accept_prob=0.9, **QUICK | {"num_chains": 128, "num_samples": 40})
+    v = run(method, LogDensity(log_prob, 4)).samples["x"][..., :1]
+    first, second = moments_in_errors(v, 0.0, 1.0)
+    assert abs(float(first)) < 4
+    assert abs(float(second)) < 4
+
+
+def linear_network(noise=0.25):
+    """A network without hidden layer: Bayesian linear regression, mean and covariance of eps."""
+    generator = torch.Generator().manual_seed(3)
+    X = torch.randn(30, 3, generator=generator, dtype=torch.float64)
+    Y = X @ torch.tensor([[1.0], [-2.0], [0.5]]).double()
+    Y = Y + 0.5 * torch.randn(30, 1, generator=generator, dtype=torch.float64)
+    prior = NetworkPrior(nn.Linear(3, 1), weight_var=3.0, bias_var=0.5)
+    model = BayesianNetwork(
+        X,
+        Y,
+        prior,
+        train_Yvar=torch.full_like(Y, noise),
+        input_transform=None,
+        outcome_transform=None,
+    )
+    design = torch.cat([X, torch.full((30, 1), 0.5**0.5, dtype=torch.float64)], -1)
+    precision = design.mT @ design / noise + torch.eye(4, dtype=torch.float64)
+    mean = torch.linalg.solve(precision, design.mT @ Y / noise)[:, 0]
+    return model, mean, torch.linalg.cholesky(torch.linalg.inv(precision))
+
+
+@pytest.mark.parametrize(
+    ("method", "bias"),
+    [
+        (ChEES(**QUICK), 0.0),
+        (MCLMC(adjusted=True, **QUICK), 0.0),
+        (SGHMC(step_size=0.1, friction=0.1, num_steps=10, **QUICK), 0.03),
+        (SGHMC(step_size=0.05, friction=0.1, batch_size=15, num_steps=10, **QUICK), 0.1),
+    ],
+    ids=["ChEES", "MCLMC", "SGHMC", "minibatches"],
+)
+def test_a_linear_network_is_linear_regression(method, bias):
+    model, mean, root = linear_network()
+    draws = fitted(model, method)
+    eps = draws.samples["eps"]
+    z = torch.linalg.solve_triangular(root, (eps - mean).mT, upper=False).mT
+    first, second = moments_in_errors(z, 0.0, 1.0, bias=bias)
+    assert float(first.abs().max()) < 4
+    assert float(second.abs().max()) < 4
+    assert set(draws.num_gradients) == {"warmup", "sampling"}
+
+
+def test_the_density_of_a_network_is_that_of_its_pyro_model():
+    """Up to a constant, gradients included, and of rows on average."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(12, 2, generator=generator, dtype=torch.float64)
+    Y = torch.randn(12, 2, generator=generator, dtype=torch.float64)
+    prior = NetworkPrior(nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 2)))
+    target = NetworkPosterior(BayesianNetwork(X, Y, prior))
+    ours = target.log_density()
+    theirs = density_of(target.model.pyro_model, X)
+    x = torch.randn(4, ours.dimension, generator=generator, dtype=torch.float64)
+    value, gradient = value_and_gradient(ours.function, x)
+    other, slope = value_and_gradient(theirs.function, x)
+    assert torch.allclose(value - value[0], other - other[0])
+    assert torch.allclose(gradient, slope)
+    parts = [ours.rows.function(x, torch.arange(k, k + 3)) for k in range(0, 12, 3)]
+    assert torch.allclose(torch.stack(parts).mean(0), value)
+
+
+def test_a_network_without_information_keeps_its_prior():
+    """Noise of 1e8 tells nothing: 501 standard normal weights, and half of x . grad U is d / 2."""
+    X = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+    prior = NetworkPrior(nn.Sequential(nn.Linear(1, 167), nn.Tanh(), nn.Linear(167, 1)))
+    model = BayesianNetwork(
+        X,
+        X,
+        prior,
+        train_Yvar=torch.full_like(X, 1e8),
+        input_transform=None,
+        outcome_transform=None,
+    )
+    draws = fitted(model, ChEES(**QUICK | {"num_chains": 32}))
+    eps = draws.samples["eps"]
+    assert eps.shape[-1] >= 500
+    virial, _ = moments_in_errors(eps.square().mean(-1, keepdim=True), 1.0, 1.0)
+    assert abs(float(virial)) < 4
+    p = torch.special.ndtr(eps[:, -1].flatten()).sort().values
+    steps = torch.arange(1, len(p) + 1, dtype=p.dtype) / len(p)
+    assert float((steps - p).abs().max()) < 1.95 / len(p) ** 0.5  # p of KS 1e-3
+    kinetic = draws.stats["energy"] + draws.stats["lp"]  # chi-squared of d, halved
+    assert float(kinetic.mean()) / (eps.shape[-1] / 2) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.slow
+def test_the_bias_of_stochastic_gradients_goes_to_zero_with_the_step():
+    """The variance of a Gaussian, at steps that double, grows with slope 0.8 at least."""
+    density = LogDensity(lambda x: -0.5 * 4 * x.square().sum(-1), 40)
+    steps = [0.2, 0.4, 0.8]
+    biases = []
+    for step in steps:
+        method = SGHMC(
+            step_size=step, num_samples=400, num_warmup=100, num_chains=64, progress=False
+        )
+        x = run(method, density).samples["x"]
+        biases.append(abs(float(x.square().mean()) * 4 - 1))
+    slope = math.log(biases[-1] / biases[0]) / math.log(steps[-1] / steps[0])
+    assert slope > 0.8
+    default = run(SGHMC(num_samples=200, num_warmup=200, num_chains=64, progress=False), density)
+    assert float(default.samples["x"].std()) * 2 == pytest.approx(1, abs=0.1)
+
+
+def gaussian_fails():
+    """Whether the conjugate test notices what a kernel does."""
+    density = LogDensity(lambda x: -0.5 * x.square().sum(-1), 3)
+    draws = run(HMC(target_accept_prob=0.6, **QUICK), density).samples["x"]
+    _, second = moments_in_errors(draws, 0.0, 1.0)
+    return float(second.abs().max()) > 4
+
+
+def test_a_missing_accept_step_is_noticed(monkeypatch):
+    assert not gaussian_fails()
+    monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: torch.zeros(args[0]).double())
+    assert gaussian_fails()
+
+
+def test_a_wrong_jacobian_is_noticed(monkeypatch):
+    like = torch.zeros(1, dtype=torch.float64)
+
+    def model():
+        pyro.sample("rate", dist.Gamma(like.new_tensor(3.0), like.new_tensor(2.0)))
+
+    def fails():
+        draws = run(HMC(**QUICK), model).samples["rate"].unsqueeze(-1)
+        first, _ = moments_in_errors(draws, 1.5, 3**0.5 / 2)
+        return float(first.abs().max()) > 4
+
+    assert not fails()
+    right = torch.distributions.transforms.ExpTransform.log_abs_det_jacobian
+    monkeypatch.setattr(
+        torch.distributions.transforms.ExpTransform,
+        "log_abs_det_jacobian",
+        lambda self, x, y: -right(self, x, y),
+    )
+    assert fails()
+
+
+def test_supports_that_move_and_minibatches_are_refused_by_name():
+    like = torch.zeros(1, dtype=torch.float64)
+
+    def moving():
+        top = pyro.sample("top", dist.LogNormal(like, 1.0))
+        pyro.sample("below", dist.Uniform(0 * top, top))
+
+    def part():
+        with pyro.plate("rows", 10, subsample_size=3):
+            pyro.sample("x", dist.Normal(like.expand(3), 1.0))
+
+    with pytest.raises(NotImplementedError, match="'below'"):
+        density_of(moving, like)
+    with pytest.raises(NotImplementedError, match="'rows' of the Pyro model takes 3 of its 10"):
+        density_of(part, like)
+    with pytest.raises(ValueError, match="no latent sites"):
+        density_of(lambda: None, like)
+    with pytest.raises(TypeError, match="LogDensity"):
+        density_of(3, like)
+
+
+def test_a_model_whose_course_depends_on_values_is_followed():
+    """It has no graph of operations and no batch; |x| by a branch is as |x| without."""
+    like = torch.zeros((), dtype=torch.float64)
+
+    def branching():
+        x = pyro.sample("x", dist.Normal(like, 1.0))
+        pyro.factor("f", -x if x > 0 else x)
+
+    density = density_of(branching, like)
+    x = torch.tensor([[-1.0], [2.0]], dtype=torch.float64)
+    value, gradient = value_and_gradient(density.function, x)
+    expected = -0.5 * x.square() - x.abs() - 0.5 * math.log(2 * math.pi)
+    assert torch.allclose(value, expected.squeeze(-1))
+    assert torch.allclose(gradient, -x - x.sign())
+    plain = lambda x: value_and_gradient(density.function, x)  # noqa: E731
+    assert graphs.captured(plain, x) is plain
+
+
+def test_a_graph_computes_what_the_function_does():
+    matrix = torch.randn(5, 5, dtype=torch.float64)
+
+    def function(x):
+        scale = (matrix.exp() @ matrix).abs()  # of no input: computed once
+        y = torch.tanh(x @ scale.T / 50)
+        y[:, 0] = x[:, 1].clamp_min(0)  # written in place
+        return y.square().sum(-1), y
+
+    x = torch.randn(3, 5, dtype=torch.float64)
+    graph = graphs.captured(function, x)
+    assert isinstance(graph, torch.fx.GraphModule)
+    other = torch.randn(3, 5, dtype=torch.float64)
+    assert all(map(torch.equal, graph(other), function(other)))
+    called = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    assert torch.ops.aten.exp.default not in called
+
+
+def test_chains_whose_factorisation_fails_leave_the_others_alone():
+    def log_prob(x):
+        matrix = x[:, :1, None] * torch.eye(2, dtype=x.dtype)
+        return torch.linalg.cholesky(matrix).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    x = torch.tensor([[2.0], [-1.0], [3.0]], dtype=torch.float64)
+    value, gradient = value_and_gradient(log_prob, x)
+    assert value[0] == pytest.approx(math.log(2))
+    assert value[1] == -torch.inf
+    assert gradient[:, 0].tolist() == pytest.approx([0.5, 0.0, 1 / 3])
+
+
+def test_no_start_is_an_error():
+    density = LogDensity(lambda x: x.sum(-1) * torch.nan, 2)
+    with pytest.raises(ValueError, match="No start"):
+        run(HMC(progress=False), density)
+
+
+def test_isokinetic_steps_keep_the_energy_to_second_order():
+    """And the speed exactly; the error of a step is of third order, so a path's of second."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([1.0, 0.5, 2.0, 1.5], dtype=torch.float64)
+
+    def gradient_of(x):
+        return -0.5 * x.square().sum(-1), -x
+
+    x = torch.randn(50, 4, generator=generator, dtype=torch.float64)
+    u = unit_velocity(x, generator)
+
+    def error(step, number):
+        y, v, total = x, u, 0.0
+        lp, gradient = gradient_of(x)
+        for _ in range(number):
+            y, v, value, gradient, change = isokinetic_step(
+                gradient_of, y, v, gradient, torch.tensor(step).double(), scale
+            )
+            total = total + change
+        assert torch.allclose(v.norm(dim=-1), torch.ones(50).double())
+        return float((total - (value - lp)).abs().mean())
+
+    assert error(0.2, 5) / error(0.1, 10) == pytest.approx(4, rel=0.3)
+
+
+def test_autocorrelation_time_of_an_autoregression():
+    """x' = r x + noise has (1 + r) / (1 - r)."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.zeros(64, 1, dtype=torch.float64)
+    steps = []
+    for _ in range(600):
+        x = 0.8 * x + torch.randn(64, 1, generator=generator, dtype=torch.float64)
+        steps.append(x)
+    assert autocorrelation_time(torch.stack(steps, 1)) == pytest.approx(9, rel=0.1)
+
+
+def test_members_of_an_ensemble_begin_at_modes():
+    """Of two modes each member is in one; its training goes to the top."""
+
+    def log_prob(x):
+        top = torch.logaddexp(-50 * (x[:, 0] - 1).square(), -50 * (x[:, 0] + 1).square())
+        return top - x[:, 1].square()
+
+    method = LangevinEnsemble(num_training_steps=150, learning_rate=0.05, num_chains=8)
+    generator = torch.Generator().manual_seed(0)
+    start = method._initial(LogDensity(log_prob, 2), generator, torch.zeros(1).double())
+    assert torch.allclose(start[:, 0].abs(), torch.ones(8).double(), atol=0.02)
+    assert len(start[:, 0].sign().unique()) == 2
+
+
+def test_rows_are_needed_for_minibatches():
+    density = LogDensity(lambda x: -x.square().sum(-1), 2)
+    with pytest.raises(ValueError, match="Rows"):
+        run(SGHMC(batch_size=3, progress=False), density)
+    rows = Rows(10, lambda x, index: -x.square().sum(-1))
+    assert LogDensity(density.function, 2, rows=rows).rows.num_rows == 10
+
+
+def test_settings_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="num_chains >= 1"):
+        HMC(num_chains=0)
+    with pytest.raises(ValueError, match="num_chains >= 2"):
+        ChEES(num_chains=1)
+    with pytest.raises(ValueError, match="target_accept_prob"):
+        MCLMC(target_accept_prob=1.0)
+    with pytest.raises(ValueError, match="two dimensions"):
+        run(MCLMC(progress=False), LogDensity(lambda x: -x.square().sum(-1), 1))
+    with pytest.raises(ValueError, match="friction"):
+        SGHMC(friction=0.0)
+    with pytest.raises(ValueError, match="learning_rate"):
+        LangevinEnsemble(learning_rate=0.0)
+    with pytest.raises(ValueError, match="trajectory_length"):
+        HMC(trajectory_length=0.0)
+    with pytest.raises(ValueError, match="dimension"):
+        LogDensity(lambda x: x, 0)
+
+
+def test_chains_that_disagree_and_divergences_are_told():
+    def two_modes(x):
+        return torch.logaddexp(-50 * (x - 5).square(), -50 * (x + 5).square()).sum(-1)
+
+    with pytest.warns(UserWarning, match="draws have R-hat up to"):
+        HMC(**QUICK).run(LogDensity(two_modes, 1), torch.zeros(1).double())
+
+
+def test_a_missing_compiler_is_told(monkeypatch):
+    monkeypatch.setattr(graphs.shutil, "which", lambda name: None)
+    with pytest.warns(UserWarning, match="uncompiled"):
+        run(
+            HMC(compile=True, num_samples=4, num_warmup=4, progress=False),
+            LogDensity(lambda x: -x.square().sum(-1), 2),
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not graphs.has_compiler(torch.device("cpu")), reason="no C++ compiler")
+@pytest.mark.parametrize("method", [ChEES, MCLMC])
+def test_compiled_runs_are_right(method):
+    model, y, _ = eight_schools()
+    mu, _ = eight_schools_truth()
+    settings = {"num_samples": 200, "num_warmup": 200, "num_chains": 64, "progress": False}
+    draws = run(method(compile=True, **settings), model, y)
+    off, _ = moments_in_errors(draws.samples["mu"].unsqueeze(-1), mu, 3.3, bias=0.02)
+    assert abs(float(off)) < 4
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        MCLMC(num_steps=2, progress=False),
+        MCLMC(adjusted=True, progress=False),
+        LangevinEnsemble(num_steps=2, num_training_steps=5, progress=False),
+        SGHMC(num_steps=2, progress=False),
+    ],
+    ids=["MCLMC", "adjusted", "ensemble", "SGHMC"],
+)
+def test_an_interrupted_run_goes_on(method, tmp_path):
+    class Contract(SamplerContract):
+        def make_method(self, seed):
+            return method
+
+    Contract().test_an_interrupted_run_goes_on_bit_for_bit(tmp_path)
+
+
+def test_lengths_are_spread_evenly():
+    values = [van_der_corput(k) for k in range(1, 8)]
+    assert sorted(values) == [k / 8 for k in range(1, 8)]
+
+
+def test_leapfrog_steps_are_reversible():
+    """Back with the momentum turned round, to where it came from."""
+    from bayes.inference.evaluation import Evaluation
+
+    density = LogDensity(lambda x: -x.pow(4).sum(-1), 3)
+    evaluation = Evaluation(density, compile=False)
+    kernel = HamiltonianKernel(evaluation, 0.8, 1.0, 10)
+    assert kernel.max_steps == 10
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    p = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    size = torch.tensor(0.1, dtype=torch.float64)
+
+    def walk(x, p):
+        _, gradient = evaluation(x)
+        x, p, _, gradient = evaluation.steps(x, p + size / 2 * gradient, size, 7)
+        return x, p - size / 2 * gradient
+
+    end, momentum = walk(x, p)
+    back, turned = walk(end, -momentum)
+    assert torch.allclose(back, x)
+    assert torch.allclose(turned, -p)
