@@ -44,6 +44,8 @@ print("negative log density of the training rows", -posterior.log_prob(Y).mean()
 # `posterior.log_prob`, `cdf` and `quantile` are those of the mixture over draws, not of a Gaussian with
 # its moments.
 #
+# `ChEES` and the other [samplers](samplers.md) move many chains at once and are much faster.
+#
 # ## Have the chains converged?
 #
 # `fit` warns if they have not. Weights of a network have many equivalent modes, so it compares what the

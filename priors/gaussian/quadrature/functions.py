@@ -84,6 +84,6 @@ class _Partial:
     def _at(self, arguments: Sequence[Tensor], chosen: Tensor) -> Tensor:
         """The same by `torch.func`, whose transforms do not let tensors require gradients."""
         before, after = arguments[: self.index], arguments[self.index + 1 :]
-        value, pull = torch.func.vjp(lambda x: self.function(*before, x, *after), chosen)
+        value, pull = torch.func.vjp(lambda x: self.function(*before, x, *after), chosen)[:2]
         slopes: tuple[Tensor, ...] = pull(torch.ones_like(value))
         return slopes[0]

@@ -1,0 +1,98 @@
+# Made from docs/pages/guides/samplers.md by `python docs/execution.py --examples`. Run it in its own folder.
+
+# %% [markdown]
+# # Samplers
+#
+# `BayesianNetwork`, any Pyro model, the hyperparameters of a Gaussian process and log densities of your
+# own are drawn by the same methods. All chains are one tensor, and gradients run as a flat graph of
+# operations rather than through Python, so a hundred chains cost hardly more than one.
+#
+# | you have | take |
+# | --- | --- |
+# | a continuous model, up to some hundreds of parameters | `ChEES` |
+# | the same, and a single chain or a trajectory length of your own | `HMC` |
+# | thousands of parameters | `MCLMC`, or `MCLMC(adjusted=True)` without its small bias |
+# | a network with many modes | `LangevinEnsemble` |
+# | more rows than a gradient can take | `SGHMC(batch_size=...)` |
+# | discrete sites | `NUTS`, Pyro's |
+#
+# ## A Pyro model
+
+# %%
+import pyro
+import pyro.distributions as dist
+import torch
+
+from bayes import ChEES
+
+y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], dtype=torch.float64)
+s = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], dtype=torch.float64)
+
+
+def eight_schools():
+    mu = pyro.sample("mu", dist.Normal(y.new_tensor(0.0), 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(y.new_tensor(5.0)))
+    with pyro.plate("schools", 8):
+        theta = pyro.sample("theta", dist.Normal(y.new_tensor(0.0), 1.0))
+        pyro.sample("y", dist.Normal(mu + tau * theta, s), obs=y)
+
+
+method = ChEES(
+    num_chains=64, num_warmup=300, num_samples=200, target_accept_prob=0.95, progress=False
+)
+draws = method.run(eight_schools, y)
+print({name: value.mean().item() for name, value in draws.samples.items()})
+print(draws.num_gradients, "gradients per chain")
+
+# %% [markdown]
+# `run` warns of divergences, of R-hat above 1.01 and of fewer than 400 effective draws. Draws are
+# `[chains, draws, *event]`, statistics have ArviZ's names.
+#
+# ## A log density of your own
+#
+# Positions are rows of `[chains, d]`; the density of every row comes in one call.
+
+# %%
+from bayes import LogDensity
+
+banana = LogDensity(lambda x: -0.5 * (x[:, 0] ** 2 + (x[:, 1] - 0.5 * x[:, 0] ** 2) ** 2), 2)
+draws = ChEES(num_chains=64, num_samples=200, target_accept_prob=0.99, progress=False).run(
+    banana, y
+)
+print(draws.samples["x"].mean((0, 1)))
+
+# %% [markdown]
+# ## Hyperparameters of a Gaussian process
+#
+# With a method, `fit` draws the hyperparameters from their posterior, and every prediction is the average
+# of one process for each draw: a BoTorch model as before. `SaasPrior` expects few of many inputs to matter.
+
+# %%
+from botorch.acquisition import qLogExpectedImprovement
+from gpytorch.kernels import MaternKernel, ScaleKernel
+from gpytorch.priors import GammaPrior
+
+from bayes import GaussianProcess, SaasPrior
+
+torch.manual_seed(0)
+X = torch.rand(20, 8, dtype=torch.float64)
+Y = torch.sin(6 * X[:, :1]) + 0.05 * torch.randn(20, 1, dtype=torch.float64)
+kernel = ScaleKernel(
+    MaternKernel(ard_num_dims=8, lengthscale_prior=SaasPrior()),
+    outputscale_prior=GammaPrior(2.0, 0.15),
+)
+method = ChEES(
+    num_chains=16, num_warmup=250, num_samples=200, target_accept_prob=0.9, progress=False
+)
+model = GaussianProcess(X, Y, kernel).fit(method=method, num_draws=64)
+lengthscales = model.hyperparameter_draws()["kernel.base_kernel.lengthscale"]
+print(lengthscales.median(0).values)
+print(qLogExpectedImprovement(model, Y.max())(X[:4].unsqueeze(-2)))
+
+# %% [markdown]
+# ## Long runs
+#
+# `checkpoint="run.safetensors"` writes state and draws every minute and at the end. The same call goes on
+# where the file ends, bit for bit as if nothing had happened; with a larger `num_samples` it continues the
+# run. `compile=True` turns trajectories into one program each: seconds at the start, several times faster
+# after that. It needs a C++ compiler, and is on by itself for 5,000 iterations and more where there is one.
