@@ -65,7 +65,8 @@ class GaussianProcess(ExactProcess):
         ValueError: shapes disagree or values are not finite.
 
     Methods:
-        fit: Learn kernel and noise; returns the model.
+        fit: Learn kernel and noise, or draw them with `method=`; returns the model.
+        hyperparameter_draws: What was drawn, by name.
         posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
         log_marginal_likelihood: The evidence, to decide among kernels.
         condition_on_observations: A model of further rows, with the hyperparameters as they are.

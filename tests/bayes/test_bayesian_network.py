@@ -316,10 +316,10 @@ def test_save_and_load(dtype, tmp_path):
     assert torch.equal(before.mean, after.mean)
     assert torch.equal(before.variance, after.variance)
     assert torch.equal(model.draws.stats["lp"], loaded.draws.stats["lp"])
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match="different network"):
         BayesianNetwork.load(path, NetworkPrior(module(width=7), bias_var=1.0))
     other = NetworkPrior(module(activation=torch.nn.ReLU()), bias_var=1.0)
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match="different network"):
         BayesianNetwork.load(path, other)
     with pytest.raises(ValueError, match="input_transform default, load got off"):
         BayesianNetwork.load(path, NetworkPrior(module(), bias_var=1.0), input_transform=None)

@@ -111,9 +111,9 @@ def test_composed_models_are_saved_with_all_values(process, tmp_path):
     network_kernel = model.covar_module.kernels[1].kernels[0]
     found = loaded.covar_module.kernels[1].kernels[0]
     torch.testing.assert_close(found.lengthscale, network_kernel.lengthscale)
-    with pytest.raises(ValueError, match="another kernel"):
+    with pytest.raises(ValueError, match="different kernel"):
         process.load(tmp_path / "model.safetensors", NNGPKernel(network(3)))
-    with pytest.raises(TypeError, match=r"load\(path, kernel\), with a AdditiveKernel"):
+    with pytest.raises(TypeError, match=r"load\(path, kernel\) with a AdditiveKernel"):
         process.load(tmp_path / "model.safetensors")
 
 

@@ -287,7 +287,7 @@ def test_save_and_load(process, dtype, tmp_path):
     after = loaded.posterior(Xs, observation_noise=True)
     assert torch.equal(before.mean, after.mean)
     assert torch.equal(before.variance, after.variance)
-    with pytest.raises(ValueError, match="another kernel"):
+    with pytest.raises(ValueError, match="different kernel"):
         process.load(path, ScaleKernel(RBFKernel(ard_num_dims=2)))
     with pytest.raises(ValueError, match="other values"):
         process.load(path, ScaleKernel(MaternKernel(nu=0.5, ard_num_dims=2)))

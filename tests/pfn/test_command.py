@@ -178,7 +178,7 @@ def test_spreadsheets_mark_their_files(folder, capsys):
         ("a,b,y\n1,2,3,4\n1,2,\n", "line 2 of data.csv has more or fewer cells"),
         ('a,b,y\n1,"2\n",3\n1,2,\n1,2,3,\n', "line 5 of data.csv has more"),
         ("a,b\n1,2\n", "no column 'y'"),
-        ("a,b,y\n1,2,3\n", "some rows of data.csv need a value in 'y'"),
+        ("a,b,y\n1,2,3\n", "data.csv must have rows with a value in 'y'"),
     ],
 )
 def test_unusable_tables(folder, capsys, text, message):

@@ -490,7 +490,10 @@ def test_features_beyond_the_slots_are_selected():
     y = 2 * X[:, 3] + np.exp(X[:, 10]) + np.array([5.0, -5.0, 0.0, 8.0])[X[:, 6].astype(int)]
     network = random_network()
     network.architecture = dataclasses.replace(network.architecture, max_features=8)
-    with pytest.warns(UserWarning, match="up to 8 features and got 12; the 8 that tell most"):
+    with pytest.warns(
+        UserWarning,
+        match="up to 8 features and got 12; the 8 that are individually most informative",
+    ):
         made = PFNRegressor(network, categorical_features=[5, 6], num_ensemble=1).fit(X, y)
     assert {3, 6, 10} <= set(made.selected_features_)
     kinds = made._columns.categorical[made.selected_features_]
@@ -503,7 +506,7 @@ def test_features_beyond_the_slots_are_selected():
         made = PFNRegressor(random_network(cells=True), num_ensemble=1).fit(X, y)
     assert len(made.selected_features_) == 12
     labels = np.where(X[:, 3] > 0, "a", "b")
-    with pytest.warns(UserWarning, match="the 8 that tell most"):
+    with pytest.warns(UserWarning, match="the 8 that are individually most informative"):
         chosen = PFNClassifier(random_network(4), num_ensemble=1).fit(X, labels).selected_features_
     assert 3 in chosen
 

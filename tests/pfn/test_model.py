@@ -167,7 +167,7 @@ def test_features_beyond_the_slots_are_left_out_with_a_warning(network, seed):
     Q, _ = data(5, d=6, seed=1)
     X[2, 1] = Q[3, 4] = math.nan
     kind = torch.tensor([False, True, False, False, True, False])
-    with pytest.warns(UserWarning, match="up to 4 features and got 6; it sees 4 of them"):
+    with pytest.warns(UserWarning, match="up to 4 features and got 6; it uses 4 of them"):
         model = network.condition(X, y, column_seed=seed, categorical=kind)
     used = list(range(4))
     if seed:

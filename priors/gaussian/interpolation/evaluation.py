@@ -16,11 +16,11 @@ _TILE = {"cpu": 2**16}  # pairs
 _TILE_ELSEWHERE = 2**24
 _SMALL = 16  # pairs of a matrix, too few for products of matrices
 
-Tile = tuple[int | slice, slice]
+Tile = tuple[int | slice, slice, slice]
 
 
 def evaluate(
-    stack: Stack, q1: Tensor, q2: Tensor, c: Tensor
+    stack: Stack, q1: Tensor, q2: Tensor, c: Tensor, *, upper: bool = False
 ) -> Iterator[tuple[Tile, list[Tensor]]]:
     """Values of several tables at the same pairs; no gradient.
 
@@ -29,10 +29,11 @@ def evaluate(
         q1: `[b, n, 1]`, float64.
         q2: `[b, 1, m]`.
         c: `[b, n, m]`.
+        upper: Leave out tiles below the diagonal.
 
     Yields:
-        The place of a tile in the first two dimensions, and the value of each table there; the
-        tensors are used again for the next tile.
+        The place of a tile, and the value of each table there; the tensors are used again for the
+        next tile.
     """
     inverse1, inverse2 = q1.rsqrt(), q2.rsqrt()
     batch, rows, columns = c.shape
@@ -51,13 +52,14 @@ def evaluate(
     for i in range(0, batch, depth):
         for j in range(0, rows, height):
             # one matrix has no dimension of a batch
-            tile = 0 if batch == 1 else slice(i, i + depth), slice(j, j + height)
+            first = 0 if batch == 1 else slice(i, i + depth)
+            tile = first, slice(j, j + height), slice(j if upper else 0, columns)
             shape = c[tile].shape
             count = shape.numel()
             rho, x, twice, *spare = (t[:count].view(shape) for t in doubles)
             half, *small = (t[:count].view(shape) for t in singles)
-            torch.mul(c[tile], inverse1[tile], out=rho)
-            rho.mul_(inverse2[tile[0]]).clamp_(-1, 1)
+            torch.mul(c[tile], inverse1[tile[:2]], out=rho)
+            rho.mul_(inverse2[first][..., tile[2]]).clamp_(-1, 1)
             bend = math.nan
             for k, one in enumerate(sums):
                 if one.table.bend != bend:
@@ -104,7 +106,7 @@ class _Sum:
         b, d = spare
         make = _Ready if self._few else _Products
         precise, rest = (
-            make(left.mT[tile], right[tile[0]], widths)
+            make(left.mT[tile[:2]], right[tile[0]][..., tile[2]], widths)
             for left, right, widths in zip(self._left, self._right, self.table.widths, strict=True)
         )
         empty = True
@@ -127,8 +129,8 @@ class _Sum:
         if empty:
             out.zero_()
         if self.table.linear:
-            torch.mul(rho, self._linear_left.mT[tile], out=b)
-            out.addcmul_(b, self._linear_right[tile[0]])
+            torch.mul(rho, self._linear_left.mT[tile[:2]], out=b)
+            out.addcmul_(b, self._linear_right[tile[0]][..., tile[2]])
 
 
 class _Products:

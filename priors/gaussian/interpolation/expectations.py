@@ -113,9 +113,16 @@ def _matrices(
     stack = None if part is None else phi.tables.stack(phi, psi, orders, *part, c.device)
     if stack is None:
         return tuple(_by_quadrature(phi, psi, o, q1, q2, c) for o in orders)
+    mirrored = phi == psi and all(m == n for m, n in orders) and _symmetric(q1, q2, c)
     results = tuple(torch.empty_like(c) for _ in orders)
-    for tile, values in evaluate(stack, q1, q2, c):
+    for tile, values in evaluate(stack, q1, q2, c, upper=mirrored):
+        batch, rows, _ = tile
         for result, value in zip(results, values, strict=True):
+            if mirrored:  # exactly so, also where tables round
+                height = value.shape[-2]
+                square = value[..., :height]
+                square.copy_((square + square.mT) / 2)
+                result[batch, tile[2], rows] = value.mT
             result[tile] = value
     return results
 
@@ -215,7 +222,7 @@ class _Interpolated(Elementwise):
                         totals[1][tile[0], :, tile[1]] += other[..., None, :]
                     value.mul_(grad[tile])
                     if k == 0:
-                        totals[0][tile] += value.sum(-1, keepdim=True)
+                        totals[0][tile[:2]] += value.sum(-1, keepdim=True)
                     else:
                         totals[1][tile[0]] += value.sum(-2, keepdim=True)
         return *(None if t is None else t / 2 for t in totals[:2]), totals[2]
@@ -227,8 +234,8 @@ _SHIFTS = ((2, 0), (0, 2), (1, 1))
 
 def _symmetric(q1: Tensor, q2: Tensor, c: Tensor) -> bool:
     """Whether exchanging rows and columns exchanges u and v."""
-    if c.device.type != "cpu" or c.shape[-1] != c.shape[-2]:
-        return False  # on an accelerator, waiting for the answer costs more than it saves
+    if c.shape[-1] != c.shape[-2]:
+        return False
     return torch.equal(q1, q2.mT) and torch.equal(c, c.mT)
 
 

@@ -133,7 +133,7 @@ def test_a_constant_is_refused():
 
 
 def test_a_jump_is_refused():
-    with pytest.raises(ValueError, match="jumps"):
+    with pytest.raises(ValueError, match="discontinuous"):
         critical_initialisation(Sign())
 
 

@@ -256,7 +256,7 @@ def test_chunks_do_not_matter():
 
 def test_errors():
     for activation, message in [
-        (Sign(), "jumps"),
+        (Sign(), "discontinuous"),
         (nn.Identity(), "linear"),
         (Polynomial((0.0,)), "zero"),
     ]:

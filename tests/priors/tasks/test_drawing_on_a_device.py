@@ -88,6 +88,9 @@ def test_a_device_is_waited_for_as_often_for_many_tasks_as_for_few(name, monkeyp
     monkeypatch.setattr(
         "priors.tasks.gaussian_processes.CACHED", 2**40
     )  # parts are for the cache of a CPU
+    for module in ("pairs", "activations.base", "activations.polynomial"):
+        # a device is not asked
+        monkeypatch.setattr(f"priors.gaussian.{module}.are_extreme", lambda *variances: None)
     prior, generator = RECIPES[name](gpu=True).prior, torch.Generator()
     counts = []
     for batch in (32, 96):
