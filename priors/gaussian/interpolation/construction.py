@@ -61,6 +61,9 @@ def table(
     coefficients = torch.tensordot(to_angles, to_series @ values @ to_series.T, 1)
     linear = _linear(f, g, known, q)
     coefficients, rows = _without_linear(coefficients, linear @ to_series.T, bend)
+    if f == g:  # exactly so, and not but for rounding
+        coefficients = (coefficients + coefficients.mT) / 2
+        rows = None if rows is None else rows.mean(0).expand(2, -1)
     made = Table(low, high, bend, known, coefficients, rows)
     return made if _accurate(made, f, g) else None
 

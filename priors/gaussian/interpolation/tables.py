@@ -176,6 +176,12 @@ class Table:
     coefficients: Tensor
     linear: Tensor | None
 
+    @cached_property
+    def symmetric(self) -> bool:
+        """Whether exchanging the variances changes nothing."""
+        same = torch.equal(self.coefficients, self.coefficients.mT)
+        return same and (self.linear is None or torch.equal(self.linear[0], self.linear[1]))
+
     def covers(self, low: float, high: float) -> bool:
         """Whether the table holds for variances from 2^low to 2^high."""
         return self.low <= low and high <= self.high
@@ -201,7 +207,7 @@ class Table:
         x, to_series = nodes(number, self.coefficients.device)
         q = variances(x, low, high)
         part = to_series @ chebyshev(q, self.low, self.high, degree).mT
-        u, s, vh = torch.linalg.svd(part @ self.coefficients @ part.T)
+        u, s, v = _factored(part @ self.coefficients @ part.T, self.symmetric)
         # a product is left out if small for all variances: its functions are up to sqrt(degree),
         # and what is left out of each term adds up
         cut = 3 * RESOLVED * min(1.0, 20 / degree) * min(1.0, 40 / len(s))
@@ -216,7 +222,7 @@ class Table:
             head = len(ranks)
         root = s.sqrt()[:, None]
         sides = []
-        for place, factor in enumerate((u * root, vh.mT * root)):
+        for place, factor in enumerate((u * root, v * root)):
             parts = [factor[k, :, :r].T for k, r in enumerate(ranks)]
             scale = (to_series @ self.scales[place](q))[None]
             last = torch.zeros_like(scale) if self.linear is None else self.linear[place] @ part.T
@@ -225,6 +231,18 @@ class Table:
             sides.append(rows[:, :kept])
         both = sides[0], sides[1]
         return Factors(low, high, self.bend, both, tuple(ranks), head, self.linear is not None)
+
+
+def _factored(matrices: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """U, s and V of U diag(s) V^T, largest first; of symmetric ones U is V but for signs."""
+    if not symmetric:
+        u, s, vh = torch.linalg.svd(matrices)
+        return u, s, vh.mT
+    values, vectors = torch.linalg.eigh((matrices + matrices.mT) / 2)
+    order = values.abs().argsort(-1, descending=True)
+    values = values.gather(-1, order)
+    vectors = vectors.gather(-1, order[..., None, :].expand_as(vectors))
+    return vectors, values.abs(), vectors * values.sign()[..., None, :]
 
 
 def chebyshev(q: Tensor, low: float, high: float, number: int) -> Tensor:

@@ -321,3 +321,15 @@ def test_closed_forms_of_mixed_kind_have_their_kinks():
     q1, q2, c = points(6)
     tanh.dual(relu, q1, q2, c)
     assert not interpolated(tanh, relu)
+
+
+def test_exchanging_the_points_changes_nothing():
+    phi = Numerical(torch.tanh)
+    q1, q2, c = points(20)
+    one, other = (q1[:5], q2[:, 5:], c[:5, 5:]), (q2.mT[5:], q1.mT[:, :5], c.mT[5:, :5])
+    rounded = c * (1 + 1e-16 * torch.arange(20, dtype=double))
+    for order in (phi.dual, phi.dual_derivative):
+        found, expected = order(phi, *one), order(phi, *other).mT
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+        square = order(phi, q1, q2, rounded)
+        assert torch.equal(square, square.mT)
