@@ -115,7 +115,7 @@ def _matrices(
     stack = None if part is None else phi.tables.stack(phi, psi, orders, *part, c.device)
     if stack is None:
         return tuple(_by_quadrature(phi, psi, o, q1, q2, c) for o in orders)
-    mirrored = phi == psi and all(m == n for m, n in orders) and _symmetric(q1, q2, c)
+    mirrored = _mirrored(phi, psi, orders, q1, q2, c)
     results = tuple(torch.empty_like(c) for _ in orders)
     for tile, values in evaluate(stack, q1, q2, c, upper=mirrored):
         batch, rows, _ = tile
@@ -195,7 +195,7 @@ class _Interpolated(Elementwise):
         totals: list[Any] = [
             torch.zeros_like(t) if k in wanted else None for k, t in enumerate(tensors)
         ]
-        mirrored = phi == psi and all(m == n for m, n in orders) and _symmetric(*tensors)
+        mirrored = _mirrored(phi, psi, orders, *tensors)
         # (input, orders of the slope in it, gradient of the value)
         slopes = [
             (k, (m + _SHIFTS[k][0], n + _SHIFTS[k][1]), grad)
@@ -234,9 +234,11 @@ class _Interpolated(Elementwise):
 _SHIFTS = ((2, 0), (0, 2), (1, 1))
 
 
-def _symmetric(q1: Tensor, q2: Tensor, c: Tensor) -> bool:
-    """Whether exchanging rows and columns exchanges u and v, but for rounding."""
-    if c.shape[-1] != c.shape[-2]:
+def _mirrored(
+    phi: Activation, psi: Activation, orders: Sequence[Orders], q1: Tensor, q2: Tensor, c: Tensor
+) -> bool:
+    """Whether exchanging rows and columns changes nothing but for rounding."""
+    if phi != psi or any(m != n for m, n in orders) or c.shape[-1] != c.shape[-2]:
         return False
     pairs = ((q1, q2.mT), (c, c.mT))
     return all(torch.allclose(a, b, rtol=_ROUNDING, atol=_ROUNDING) for a, b in pairs)

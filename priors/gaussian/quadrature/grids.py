@@ -18,10 +18,9 @@ from torch import Tensor
 from priors.gaussian.quadrature.functions import Function
 from priors.gaussian.quadrature.mehler import REACH, rest_of
 from priors.gaussian.quadrature.rules import (
-    PER_PANEL,
     edges,
-    legendre,
     narrow_rule,
+    panels,
     resolution_of,
     standard_density,
 )
@@ -90,7 +89,7 @@ def on_a_grid(f: Marginal, g: Marginal, rho: Tensor) -> Tensor:
 def _coefficients(one: Marginal) -> tuple[Tensor, Tensor]:
     """Hermite coefficients, `[n, terms]`, as many as matter or may be computed; E of the square."""
     ends = edges(REACH, 0.5, resolution_of(one.variances)).to(one.variances.device)
-    z, weights = _panels(ends)
+    z, weights = panels(ends)
     mass = weights * standard_density(z)
     values = one.at(z)
     square = values**2 @ mass
@@ -112,7 +111,7 @@ def _coefficients(one: Marginal) -> tuple[Tensor, Tensor]:
 def _near_one(f: Marginal, g: Marginal, rho: Tensor) -> Tensor:
     """The same for correlations near -1 and 1: u is rho v and a rest, standardised."""
     largest = torch.maximum(f.variances.max(), g.variances.max())
-    z, weights = _panels(edges(_REACH, 1.5, resolution_of(largest)).to(rho.device))
+    z, weights = panels(edges(_REACH, 1.5, resolution_of(largest)).to(rho.device))
     right = g.at(z) * (weights * standard_density(z))
     rest = ((1 - rho) * (1 + rho)).sqrt()
     spread = float(f.variances.max().sqrt())
@@ -127,10 +126,3 @@ def _near_one(f: Marginal, g: Marginal, rho: Tensor) -> Tensor:
         ]
         rows.append(torch.cat(parts, -1) @ right.T)
     return torch.stack(rows)
-
-
-def _panels(ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of all panels, `[k]`."""
-    nodes, weights = (t.to(ends.device) for t in legendre(PER_PANEL))
-    width = ends.diff()[:, None]
-    return (ends[:-1, None] + width * nodes).flatten(), (width * weights).flatten()

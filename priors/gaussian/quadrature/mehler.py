@@ -16,6 +16,7 @@ from priors.gaussian.quadrature.rules import (
     REACH,
     edges,
     legendre,
+    panels,
     resolution_of,
     standard_density,
 )
@@ -32,10 +33,8 @@ _TOLERANCE = 1e-12  # of the series, relative to the largest sqrt(E[f^2] E[g^2])
 def _rule(resolution: int) -> tuple[Tensor, Tensor, Tensor]:
     """Panel ends `[p + 1]`, nodes `[p m]`, and weighted Hermite polynomials `[K, p m]`."""
     ends = edges(REACH, 0.5, resolution)
-    nodes, weights = legendre(PER_PANEL)
-    width = ends.diff()[:, None]
-    z = (ends[:-1, None] + width * nodes).flatten()
-    return ends, z, _hermite(z, (width * weights).flatten(), _LADDER[-1])
+    z, weights = panels(ends)
+    return ends, z, _hermite(z, weights, _LADDER[-1])
 
 
 def _hermite(z: Tensor, weights: Tensor, order: int) -> Tensor:

@@ -16,6 +16,7 @@ __all__ = [
     "equal_panels",
     "legendre",
     "narrow_rule",
+    "panels",
     "resolution_of",
     "standard_density",
 ]
@@ -46,6 +47,13 @@ def edges(reach: float, widest: float, resolution: int) -> Tensor:
         ends.append(min(reach, ends[-1] + min(widest, width / resolution)))
     half = torch.tensor(ends, dtype=torch.float64, device="cpu")
     return torch.cat([-half.flip(0), half[1:]])
+
+
+def panels(ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of Gauss's rule on all panels between `ends`, `[k]`."""
+    nodes, weights = (t.to(ends.device) for t in legendre(PER_PANEL))
+    width = ends.diff()[:, None]
+    return (ends[:-1, None] + width * nodes).flatten(), (width * weights).flatten()
 
 
 def resolution_of(q: Tensor) -> int:
