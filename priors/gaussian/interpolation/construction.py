@@ -30,6 +30,7 @@ from priors.gaussian.quadrature.mehler import expectation_without_gradient, mean
 __all__ = ["MeanTable", "best_bend", "mean_table", "table"]
 
 _TOLERANCE = 5e-11  # largest error at the points of the check, as a share of the scale
+_ROUNDED = 1e-11  # coefficients of a mean below this share are rounding of the quadrature
 _MOST_ANGLES, _MOST_VARIANCES = 256, 128
 _BENDS = (0.5, 0.75, 0.875, 0.94, 0.97, 0.985, 0.9925, 0.996, 0.998, 0.999, 1.0)
 Sizes = tuple[int, int]
@@ -120,7 +121,7 @@ def mean_table(
         return math.prod((f(x) for f in functions), start=inverse)
 
     values = mean_without_gradient(Elementwise(product, (), 1), q, inverse)
-    series = _series(values, low, high, 1.0)
+    series = _series(values, low, high, _ROUNDED / RESOLVED)
     return None if series is None else MeanTable(series, known)
 
 

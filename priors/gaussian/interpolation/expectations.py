@@ -73,8 +73,6 @@ def mean(phi: Activation, orders: tuple[int, ...], q: Tensor) -> Tensor:
     if phi.kinks or not tables.worth_it("mean", q.numel(), single=True):
         return _mean_by_quadrature(phi, orders, q)
     tables.check(phi, q.device)
-    if tables.mean(phi, orders, q.device) is None:
-        return _mean_by_quadrature(phi, orders, q)
     return _Mean.apply(q, phi, orders)
 
 
@@ -247,13 +245,19 @@ def _mirrored(
 class _Mean(Elementwise):
     @staticmethod
     def forward(q, phi, orders):  # type: ignore[no-untyped-def]
-        table = phi.tables.mean(phi, orders, q.device)
         flat = q.flatten()
-        outside = ~((flat >= 2.0**LOWEST) & (flat <= 2.0**HIGHEST))
-        where = outside.nonzero()[:, 0]
-        value = table(torch.where(outside, 1.0, flat).double()).to(q.dtype)
-        if len(where):
-            value[where] = _mean_by_quadrature(phi, orders, flat[where])
+        inside = (flat >= 2.0**LOWEST) & (flat <= 2.0**HIGHEST)
+        known = flat[inside].double()
+        if not len(known):
+            return _mean_by_quadrature(phi, orders, q)
+        part = exponents(*torch.stack(torch.aminmax(known)).tolist())
+        table = None if part is None else phi.tables.mean(phi, orders, *part, q.device)
+        if table is None:
+            return _mean_by_quadrature(phi, orders, q)
+        value = torch.empty_like(flat)
+        value[inside] = table(known).to(q.dtype)
+        if len(known) < len(flat):
+            value[~inside] = _mean_by_quadrature(phi, orders, flat[~inside])
         return value.view(q.shape)
 
     @staticmethod

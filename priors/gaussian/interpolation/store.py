@@ -51,7 +51,7 @@ class Tables:
         self._factors: dict[Hashable, Factors] = {}
         self._stacks: dict[Hashable, Stack] = {}
         self._bends: dict[Hashable, float | None] = {}
-        self._means: dict[Hashable, MeanTable | None] = {}
+        self._means: dict[Hashable, dict[tuple[int, int], MeanTable | None]] = {}
         self._probes: dict[Hashable, Tensor] = {}
 
     def __reduce__(self) -> tuple[type[Tables], tuple[()]]:
@@ -177,16 +177,29 @@ class Tables:
         return None if bend is None else table(*functions, low, high, bend, device)
 
     def mean(
-        self, phi: Activation, orders: tuple[int, ...], device: torch.device
+        self,
+        phi: Activation,
+        orders: tuple[int, ...],
+        low: int,
+        high: int,
+        device: torch.device,
     ) -> MeanTable | None:
-        """Of E[phi^(m)(u)] or E[phi^(m)(u) phi^(n)(u)]; None: not accurate."""
-        key = (orders, device)
-        if key not in self._means:
-            functions = [derivative(phi, m) for m in orders]
-            self._means[key] = _untransformed(
-                lambda: mean_table(functions, LOWEST, HIGHEST, device)
-            )
-        return self._means[key]
+        """Of E[phi^(m)(u)] or E[phi^(m)(u) phi^(n)(u)] for variances from 2^low to 2^high.
+
+        None where that is not accurate.
+        """
+        tables = self._means.setdefault((orders, device), {})
+        functions = [derivative(phi, m) for m in orders]
+        usual = min(low, _USUAL[0]), max(high, _USUAL[1])
+        for a, b in dict.fromkeys(((LOWEST, HIGHEST), usual, (low, high))):
+            if (a, b) not in tables:
+                tables[a, b] = _untransformed(
+                    functools.partial(mean_table, functions, a, b, device)
+                )
+            made = tables[a, b]
+            if made is not None:
+                return made
+        return None
 
 
 def tables_of(phi: Activation) -> Tables:

@@ -92,6 +92,11 @@ def _celu(alpha: float = 1.0) -> Activation:
     return ELU(alpha, rate=1 / alpha)
 
 
+def _mish(x: Tensor) -> Tensor:
+    # torch's own has a second derivative of NaN from x = 710 on
+    return x * torch.tanh(F.softplus(x))
+
+
 # By the name of the function or of the tensor's method; arguments after the input.
 _FUNCTIONS: dict[str, Callable[..., Activation]] = {
     "relu": ABReLU,
@@ -110,7 +115,7 @@ _FUNCTIONS: dict[str, Callable[..., Activation]] = {
     "tanh": _smooth(torch.tanh),
     **dict.fromkeys(("sigmoid", "expit", "special_expit"), _smooth(torch.sigmoid)),
     "silu": _smooth(F.silu),
-    "mish": _smooth(F.mish),
+    "mish": _smooth(_mish),
     "softplus": _softplus,
     **dict.fromkeys(("logsigmoid", "log_sigmoid"), _smooth(F.logsigmoid)),
     "softsign": lambda: Numerical(F.softsign, (0.0,)),

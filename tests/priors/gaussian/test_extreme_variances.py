@@ -29,6 +29,8 @@ from priors.gaussian.activations import (
     Sign,
     Sine,
 )
+from priors.gaussian.interpolation.store import derivative
+from priors.programs.rules.elementwise import _FUNCTIONS
 
 CLOSED = {
     "relu": ABReLU(),
@@ -323,3 +325,25 @@ def test_taylor_polynomials_at_small_variances(name, dtype):
             # the next order, of the value or of a slope
             rest = 1e3 * (q1 + q2) ** (1 if sum(orders) else 2)
             check(found[orders], by_price(expectation, orders, i), 1e-5, rest)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "name", ["tanh", "sigmoid", "silu", "mish", "softplus", "logsigmoid", "tanhshrink", "atan"]
+)
+def test_derivatives_far_from_zero_are_those_of_the_asymptote(name, dtype):
+    # quadrature goes there at large variances; torch's Mish has a second derivative of NaN
+    phi = _FUNCTIONS[name]()
+    x = torch.tensor([-3e4, -1e3, -200.0, 200.0, 1e3, 3e4], dtype=dtype)
+    first, second, third = (derivative(phi, order)(x) for order in (1, 2, 3))
+    below, above = {
+        "silu": (0, 1),
+        "mish": (0, 1),
+        "softplus": (0, 1),
+        "logsigmoid": (1, 0),
+        "tanhshrink": (1, 1),
+    }.get(name, (0, 0))
+    slopes = torch.tensor([below] * 3 + [above] * 3, dtype=dtype)
+    torch.testing.assert_close(first, slopes, atol=3e-5, rtol=0)  # arctan' is 1 / (1 + x^2)
+    assert second.abs().max() < 1e-6
+    assert third.abs().max() < 1e-6

@@ -212,6 +212,40 @@ def test_expectations_of_one_variable(orders):
         assert grad[i].item() == pytest.approx(dense(bend, one, v, v, 1.0) / 2, abs=1e-10)
 
 
+@pytest.mark.parametrize("orders", [(0,), (1,), (2,), (0, 0), (0, 2), (1, 1), (2, 2)])
+@pytest.mark.parametrize("name", ["softplus", "mish"])
+def test_means_of_all_orders_come_from_tables(name, orders):
+    phi = Numerical({"softplus": F.softplus, "mish": mish}[name])
+    made = store.Tables().mean(phi, orders, -6, 7, torch.device("cpu"))
+    assert made is not None
+    functions = [store.derivative(phi, m) for m in orders]
+    one = torch.ones_like
+    for q in (0.02, 1.0, 100.0):
+        exact = dense(lambda x: math.prod(f(x) for f in functions), one, q, q, 1.0)
+        size = math.prod(root(f, q) for f in functions)
+        assert made(torch.tensor([q], dtype=double)).item() == pytest.approx(
+            exact, abs=1e-10 * size
+        )
+
+
+def test_means_of_oscillations_have_tables_of_small_variances():
+    # at large ones there are too many oscillations for a table
+    calls = []
+
+    def counted(x):
+        calls.append(x.numel())
+        return torch.sin(x) ** 2
+
+    phi = Smooth(counted)
+    q = torch.tensor([0.1, 0.7, 4.0], dtype=double)
+    torch.testing.assert_close(phi.mean(q), (1 - (-2 * q).exp()) / 2, atol=1e-10, rtol=0)
+    calls.clear()
+    torch.testing.assert_close(phi.mean(2 * q), (1 - (-4 * q).exp()) / 2, atol=1e-10, rtol=0)
+    assert sum(calls) < 100
+    large = torch.tensor([0.1, 300.0], dtype=double)
+    torch.testing.assert_close(phi.mean(large), (1 - (-2 * large).exp()) / 2, atol=1e-8, rtol=0)
+
+
 def test_dimensions_of_batches_and_positions():
     phi = Numerical(F.silu)
     generator = torch.Generator().manual_seed(3)
