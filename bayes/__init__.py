@@ -22,6 +22,15 @@ from bayes.inference import (
     MeanField,
     Rows,
 )
+from bayes.likelihoods import (
+    Categorical,
+    Gaussian,
+    Heteroscedastic,
+    Likelihood,
+    Ordinal,
+    Poisson,
+    StudentT,
+)
 from bayes.saas import SaasPrior
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
@@ -36,17 +45,24 @@ __all__ = [
     "SGHMC",
     "BayesianNetwork",
     "Calibration",
+    "Categorical",
     "ChEES",
     "Comparison",
     "EmpiricalPosterior",
+    "Gaussian",
     "GaussianMixturePosterior",
     "GaussianProcess",
+    "Heteroscedastic",
     "LangevinEnsemble",
+    "Likelihood",
     "LogDensity",
     "MatchQuality",
     "MeanField",
+    "Ordinal",
+    "Poisson",
     "Rows",
     "SaasPrior",
+    "StudentT",
     "StudentTPosterior",
     "StudentTProcess",
     "__version__",

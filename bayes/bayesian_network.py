@@ -1,8 +1,7 @@
 """A neural network with a prior on its weights, conditioned by sampling them.
 
     eps ~ N(0, 1) per weight, weight = prior std * eps
-    log noise variance ~ N(mean, std), per output
-    y = network(x; weights) + noise
+    f = network(x; weights), y ~ likelihood(f), for example f + noise
 
 Weights are sampled whitened (as eps): the posterior's geometry does not depend on the layers'
 scales, and the prior of every coordinate is the same. The layer variances stay those of the given
@@ -17,8 +16,6 @@ import os
 from collections.abc import Sequence
 from typing import Any, Self
 
-import pyro
-import pyro.distributions as dist
 import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.models.model import Model
@@ -44,14 +41,13 @@ from bayes.description import (
 from bayes.inference import Draws, InferenceMethod, MeanField
 from bayes.inference.convergence import warn_unless_converged
 from bayes.inference_data import inference_data
+from bayes.likelihoods import Gaussian, Likelihood, from_description, named
 from bayes.network_density import NetworkPosterior
 from bayes.outcome import ElementwiseOutcome
 from bayes.outputs import OutputSubset
 from bayes.whitening import Whitening
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.networks.finite import NetworkPrior
-from priors.posteriors.draws import EmpiricalPosterior
-from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
 from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
@@ -68,30 +64,34 @@ class BayesianNetwork(Model):
 
     Args:
         train_X: Inputs, `[n, d]`.
-        train_Y: Outcomes, `[n, m]`, m the network's number of outputs.
+        train_Y: Outcomes, `[n, m]`; of classes their numbers 0, 1, ..., `[n, 1]`.
         prior: Network and layer variances; copied. Its `module` must have finite widths; dropout
             is off.
-        likelihood: "gaussian": noise with one unknown variance per output.
-        train_Yvar: Known noise variances, `[n, m]`, units of Y squared; queries get their mean.
-        log_noise_var_prior: Mean and standard deviation of the normal prior of the logarithm of
-            the noise variance, on the model's (standardised) scale. The default puts 95% between
-            0.7% and 2.6 of the outcome's variance.
+        likelihood: How outcomes arise from the network's outputs: "gaussian", "heteroscedastic"
+            (2m outputs: means, then log noise variances), "student_t", "categorical" (an output
+            for each class), "ordinal" (one output), "poisson" (log rates), or a `Likelihood` with
+            settings, such as `StudentT(df=4)`.
+        train_Yvar: Known noise variances of the Gaussian likelihood, `[n, m]`, units of Y squared;
+            queries get their mean.
+        log_noise_var_prior: `Gaussian(log_noise_var_prior=...)` in short.
         input_transform: `DEFAULT` standardises by the training rows, None applies none; or a
             BoTorch `InputTransform`.
         outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
-            elementwise `torch.distributions` transform from the model's scale to Y's.
+            elementwise `torch.distributions` transform from the model's scale to Y's. Classes
+            and counts have none.
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: shapes disagree, also with the network, or values are not finite.
-        NotImplementedError: another likelihood.
+        ValueError: shapes disagree, also with the network, or values are not finite or not those
+            of the likelihood.
 
     Methods:
         fit: Draw weights by `NUTS`, `MeanField` or another method; returns the model.
         posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
         functions_of_draws: The drawn networks' outputs, draw by draw.
         parameters_of_draws: Their weights by name.
-        noise_var_of_draws: Their noise variances.
+        noise_var_of_draws: Their noise variances, where those are Gaussian.
+        likelihood_of_draws: Their noise variances, cut points and the like by name.
         to_arviz: Draws, predictions and statistics for ArviZ.
         pyro_model: The joint density, for other inference by Pyro.
         subset_output: A model of some outputs.
@@ -107,13 +107,24 @@ class BayesianNetwork(Model):
         train_Y: Tensor,
         prior: NetworkPrior,
         *,
-        likelihood: str = "gaussian",
+        likelihood: str | Likelihood = "gaussian",
         train_Yvar: Tensor | None = None,
-        log_noise_var_prior: tuple[float, float] = (-2.0, 1.5),
+        log_noise_var_prior: tuple[float, float] | None = None,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
     ) -> None:
         super().__init__()
+        if log_noise_var_prior is not None:
+            if likelihood != "gaussian":
+                raise ValueError(
+                    'log_noise_var_prior is of likelihood="gaussian"; give another likelihood its '
+                    f"settings itself, got {likelihood!r}."
+                )
+            mean, std = log_noise_var_prior
+            likelihood = Gaussian((float(mean), float(std)))
+        likelihood = named(likelihood)
+        if not likelihood.real_valued and isinstance(train_Y, Tensor):
+            train_Y = train_Y.to(train_X)  # class numbers and counts are often integers
         check_training_data("BayesianNetwork", train_X, train_Y, train_Yvar)
         if train_X.dim() != 2:
             raise ValueError(
@@ -125,16 +136,18 @@ class BayesianNetwork(Model):
                 f"BayesianNetwork needs a NetworkPrior, got {type(prior).__name__}; "
                 "priors.NetworkPrior(module) makes one of a torch module."
             )
-        if likelihood != "gaussian":
-            raise NotImplementedError(
-                f'BayesianNetwork supports only likelihood="gaussian", got {likelihood!r}.'
-            )
-        mean, std = log_noise_var_prior
-        if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        if train_Yvar is not None and not likelihood.takes_variances:
             raise ValueError(
-                f"log_noise_var_prior must be (mean, std) with std > 0, got {log_noise_var_prior}."
+                "train_Yvar are variances of Gaussian noise, which "
+                f"{type(likelihood).__name__} does not take; omit one of them."
             )
-        self.log_noise_var_prior = (float(mean), float(std))
+        if not likelihood.real_valued:
+            if outcome_transform is not DEFAULT and outcome_transform is not None:
+                raise ValueError(
+                    f"{type(likelihood).__name__} is a law of class numbers or counts, which are "
+                    "not transformed; omit outcome_transform."
+                )
+            outcome_transform = None
         self.prior = copy.deepcopy(prior).to(train_X).requires_grad_(False)
         self.prior.module.to(train_X).eval()
         self.register_buffer("train_X", train_X)
@@ -159,24 +172,19 @@ class BayesianNetwork(Model):
             outputs = self.prior.apply_parameters(
                 self.whitening.weights(self.whitening.zeros()), inputs
             )
-        if outputs.shape != train_Y.shape:
-            raise ValueError(
-                f"The network gives outputs of shape {tuple(outputs.shape)} for train_Y of shape "
-                f"{tuple(train_Y.shape)}; its last layer must have {train_Y.shape[-1]} outputs."
-            )
+        self.likelihood = likelihood.fitted_to(train_Y, outputs.shape[-1])
 
     def __repr__(self) -> str:
         """Data, what was drawn, and the prior's variances."""
         drawn = "not fitted" if self.draws is None else repr(self.draws)
         prior = repr(self.prior).replace("\n", "\n  ")
-        return (
-            f"{type(self).__name__}({as_data(self.train_X, self.num_outputs)}; {drawn})\n  {prior}"
-        )
+        data = as_data(self.train_X, self.train_Y.shape[-1])
+        return f"{type(self).__name__}({data}; {self.likelihood}; {drawn})\n  {prior}"
 
     @property
     def num_outputs(self) -> int:
-        """Number of outputs."""
-        return self.train_Y.shape[-1]
+        """Number of outputs; classes in classification."""
+        return self.likelihood.num_outputs(self.train_Y.shape[-1])
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -184,25 +192,12 @@ class BayesianNetwork(Model):
         return torch.Size()
 
     def pyro_model(self) -> None:
-        """The joint density as a Pyro model, with sites `eps`, `log_noise_var` and `y`.
+        """The joint density as a Pyro model.
 
-        `eps` are all whitened weights in one vector; `y` is on the model's scale.
+        Sites are `eps`, all whitened weights in one vector, the likelihood's unconstrained
+        parameters, such as `log_noise_var`, and `y`, on the model's scale.
         """
-        zeros = self.whitening.zeros()
-        eps = pyro.sample("eps", dist.Normal(zeros, torch.ones_like(zeros)).to_event(1))
-        targets, known = self.targets()
-        if known is None:
-            mean, std = (
-                self.train_Y.new_full((self.num_outputs,), v) for v in self.log_noise_var_prior
-            )
-            log_noise = pyro.sample("log_noise_var", dist.Normal(mean, std).to_event(1))
-            noise_std = (0.5 * log_noise).exp().unsqueeze(-2)
-        else:
-            noise_std = known.sqrt()
-        f = self.prior.apply_parameters(
-            self.whitening.weights(eps), self.transformed_inputs(self.train_X)
-        )
-        pyro.sample("y", dist.Normal(f, noise_std).to_event(2), obs=targets)
+        NetworkPosterior(self)()
 
     def fit(self, method: InferenceMethod | None = None) -> Self:
         """Draw from the posterior of weights and noise.
@@ -239,8 +234,15 @@ class BayesianNetwork(Model):
         draws = self.fitted_draws()
         some = self.train_X[:: math.ceil(len(self.train_X) / _ROWS_TO_COMPARE)]
         f = self.functions_of_draws(some).flatten(1)
-        predicted = torch.cat([f, self.noise_var_of_draws().log()], dim=-1)
+        predicted = torch.cat([f, *self._likelihood_draws().values()], dim=-1)
         return predicted.unflatten(0, draws.samples["eps"].shape[:2])
+
+    def _likelihood_draws(self) -> dict[str, Tensor]:
+        """The likelihood's unconstrained parameters by site, `[chains * draws, p]`."""
+        samples = self.fitted_draws().samples
+        return {
+            name: samples[name].flatten(0, 1) for name in NetworkPosterior(self).parameter_priors()
+        }
 
     def parameters_of_draws(self) -> dict[str, Tensor]:
         """The network's parameters by name, `[chains * draws, *shape]`.
@@ -266,13 +268,30 @@ class BayesianNetwork(Model):
 
         Raises:
             RuntimeError: the model is not fitted.
+            NotImplementedError: the likelihood has no noise variance of each output.
         """
         draws = self.fitted_draws()
+        if not self.likelihood.takes_variances:
+            raise NotImplementedError(
+                f"{type(self.likelihood).__name__} has no noise variance of each output; see "
+                "likelihood_of_draws(), and posterior(X, observation_noise=True).variance."
+            )
         _, known = self.targets()
         if known is None:
-            return draws.samples["log_noise_var"].flatten(0, 1).exp()
+            return self.likelihood_of_draws()["noise_var"]
         size = draws.samples["eps"].shape[:2].numel()
         return known.mean(0).expand(size, self.num_outputs)
+
+    def likelihood_of_draws(self) -> dict[str, Tensor]:
+        """The likelihood's parameters by name, such as "noise_var", `[chains * draws, p]`.
+
+        On the model's scale; none where they are known or where there are none.
+
+        Raises:
+            RuntimeError: the model is not fitted.
+        """
+        found = self._likelihood_draws()
+        return self.likelihood.constrained(found) if self.train_Yvar is None else {}
 
     def posterior(
         self,
@@ -286,37 +305,50 @@ class BayesianNetwork(Model):
         Args:
             X: Queries, `[..., q, d]`.
             output_indices: Outputs to return; all if None.
-            observation_noise: Whether of y, a Gaussian mixture with a density, rather than of f,
-                the drawn functions themselves. A tensor `[..., q, m]` gives the noise variances
-                in squared units of Y.
+            observation_noise: Whether of y, a mixture over draws with a density (of classes and
+                counts probabilities), rather than of what is noise-free, the drawn functions,
+                rates or class probabilities. A tensor `[..., q, m]` gives the noise variances in
+                squared units of Y, with a Gaussian likelihood.
             posterior_transform: Applied last; its result is returned as it is.
 
         Returns:
-            A posterior `[..., q, m]` in units of Y.
+            A posterior `[..., q, m]` in units of Y; its `mean` are class probabilities
+            `[..., q, classes]` in classification.
 
         Raises:
             RuntimeError: the model is not fitted.
+            ValueError: noise variances for a likelihood that takes none, or some classes only.
         """
         check_query("BayesianNetwork", X, self.train_X)
         outputs = chosen_outputs("BayesianNetwork", output_indices, self.num_outputs)
-        f = self.functions_of_draws(X)[..., outputs]
-        posterior: PredictivePosterior
-        if isinstance(observation_noise, Tensor):
-            check_variances("BayesianNetwork", observation_noise, self.num_outputs)
-            variances = observation_noise.expand(*observation_noise.shape[:-1], self.num_outputs)
-            if self.outcome_transform is not None:
-                variances = self.outcome_transform.inverse_variances(variances)
-            posterior = GaussianMixturePosterior(f, variances[..., outputs])
-        elif observation_noise:
-            noise = self.noise_var_of_draws()[:, outputs]
-            noise = noise.reshape(len(noise), *[1] * (f.dim() - 2), len(outputs))
-            posterior = GaussianMixturePosterior(f, noise)
+        f, parameters = self.functions_of_draws(X), self._likelihood_draws()
+        posterior: Posterior
+        if observation_noise is False:
+            posterior = self.likelihood.of_functions(f, parameters, outputs)
         else:
-            posterior = EmpiricalPosterior(f)
+            noise = self._noise(observation_noise)
+            posterior = self.likelihood.of_outcomes(f, parameters, outputs, Yvar=noise)
         if self.outcome_transform is not None:
             transform = self.outcome_transform.of_outputs(outputs)
+            assert isinstance(posterior, PredictivePosterior)
             posterior = TransformedPosterior(posterior, transform)
         return apply_posterior_transform(posterior_transform, posterior, X)
+
+    def _noise(self, observation_noise: bool | Tensor) -> Tensor | None:
+        """Known noise variances at queries, on the model's scale; None for the drawn ones."""
+        if not isinstance(observation_noise, Tensor):
+            _, known = self.targets()
+            return None if known is None else known.mean(0)
+        if not self.likelihood.takes_variances:
+            raise ValueError(
+                "observation_noise as variances is for a Gaussian likelihood, this one is "
+                f"{type(self.likelihood).__name__}; use observation_noise=True."
+            )
+        check_variances("BayesianNetwork", observation_noise, self.num_outputs)
+        variances = observation_noise.expand(*observation_noise.shape[:-1], self.num_outputs)
+        if self.outcome_transform is None:
+            return variances
+        return self.outcome_transform.inverse_variances(variances)
 
     def subset_output(self, idcs: Sequence[int]) -> OutputSubset:
         """The model of some outputs only.
@@ -380,7 +412,7 @@ class BayesianNetwork(Model):
     def to_arviz(self, *, seed: int = 0) -> Any:
         """The draws as an `arviz.InferenceData`, for diagnostics and model comparison.
 
-        Groups: posterior (the network's parameters by name, and `noise_var` on the model's
+        Groups: posterior (parameters of the network and of the likelihood by name, on the model's
         scale), log_likelihood (pointwise, in units of Y), posterior_predictive, observed_data, and
         with NUTS sample_stats. Rows and outputs of `y` are the dimensions `row` and `output`.
 
@@ -413,7 +445,7 @@ class BayesianNetwork(Model):
             tensors,
             kind="BayesianNetwork",
             description={
-                "log_noise_var_prior": list(self.log_noise_var_prior),
+                "likelihood": self.likelihood.description(),
                 "given": self._given,
                 "network": describe_module(self.prior.module),
             },
@@ -425,6 +457,7 @@ class BayesianNetwork(Model):
         path: str | os.PathLike[str],
         prior: NetworkPrior,
         *,
+        likelihood: Likelihood | None = None,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
     ) -> Self:
@@ -436,6 +469,7 @@ class BayesianNetwork(Model):
         Args:
             path: The file.
             prior: The same as at construction, with the same learnable layers and any variances.
+            likelihood: The same as at construction, if it was of a class of one's own.
             input_transform: The same as at construction.
             outcome_transform: The same as at construction.
 
@@ -450,12 +484,19 @@ class BayesianNetwork(Model):
         check_given(path, passed, description["given"])
         check_module(path, "network", prior.module, description["network"])
         state = tensors_under("state", tensors)
+        known = from_description(description["likelihood"])
+        if (known is None) == (likelihood is None):
+            own = description["likelihood"]["class"]
+            raise ValueError(
+                f"{path} was saved with the likelihood {own}; "
+                + ("pass it to load." if known is None else "load knows it and needs none.")
+            )
         model = cls(
             state["train_X"],
             state["train_Y"],
             prior,
+            likelihood=likelihood or known or "gaussian",
             train_Yvar=state.get("train_Yvar"),
-            log_noise_var_prior=description["log_noise_var_prior"],
             input_transform=input_transform,
             outcome_transform=outcome_transform,
         )

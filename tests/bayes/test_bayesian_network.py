@@ -436,8 +436,6 @@ def test_inputs_are_checked():
         BayesianNetwork(X.expand(2, 15, 2), Y.expand(2, 15, 2), prior)
     with pytest.raises(ValueError, match="NaN"):
         BayesianNetwork(X, Y * torch.nan, prior)
-    with pytest.raises(NotImplementedError, match="categorical"):
-        BayesianNetwork(X, Y, prior, likelihood="categorical")
     with pytest.raises(ValueError, match="std > 0"):
         BayesianNetwork(X, Y, prior, log_noise_var_prior=(0.0, 0.0))
     model = BayesianNetwork(X, Y, prior)
