@@ -141,6 +141,10 @@ class BayesianNetwork(Model):
                 "train_Yvar are variances of Gaussian noise, which "
                 f"{type(likelihood).__name__} does not take; omit one of them."
             )
+        self._given = {
+            "input_transform": describe_transform(input_transform),
+            "outcome_transform": describe_transform(outcome_transform),
+        }
         if not likelihood.real_valued:
             if outcome_transform is not DEFAULT and outcome_transform is not None:
                 raise ValueError(
@@ -161,10 +165,6 @@ class BayesianNetwork(Model):
         )
         self.draws: Draws | None = None
         self._drawn_under: Snapshot | None = None
-        self._given = {
-            "input_transform": describe_transform(input_transform),
-            "outcome_transform": describe_transform(outcome_transform),
-        }
         if self.input_transform is not None:
             self.input_transform.eval()
         with torch.no_grad():
@@ -179,7 +179,7 @@ class BayesianNetwork(Model):
         drawn = "not fitted" if self.draws is None else repr(self.draws)
         prior = repr(self.prior).replace("\n", "\n  ")
         data = as_data(self.train_X, self.train_Y.shape[-1])
-        return f"{type(self).__name__}({data}; {self.likelihood}; {drawn})\n  {prior}"
+        return f"{type(self).__name__}({data}; {drawn})\n  {self.likelihood}\n  {prior}"
 
     @property
     def num_outputs(self) -> int:

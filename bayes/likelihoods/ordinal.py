@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayes.likelihoods.base import (
     Likelihood,
@@ -72,8 +72,8 @@ class Ordinal(Likelihood):
         beyond = _cuts(raw) - f
         ends = f.new_zeros(f.shape)
         gap = raw[..., 1:].exp().expand(*f.shape[:-1], raw.shape[-1] - 1)
-        below = torch.cat([nn.functional.logsigmoid(beyond), ends], dim=-1)
-        above = torch.cat([ends, nn.functional.logsigmoid(-beyond)], dim=-1)
+        below = torch.cat([_log_sigmoid(beyond), ends], dim=-1)
+        above = torch.cat([ends, _log_sigmoid(-beyond)], dim=-1)
         between = torch.cat([ends, (-torch.expm1(-gap)).log(), ends], dim=-1)
         return below + above + between
 
@@ -113,3 +113,8 @@ class Ordinal(Likelihood):
 def _cuts(raw: Tensor) -> Tensor:
     """Cut points in increasing order from the first one and logarithms of gaps, `[..., C - 1]`."""
     return torch.cat([raw[..., :1], raw[..., 1:].exp()], dim=-1).cumsum(-1)
+
+
+def _log_sigmoid(x: Tensor) -> Tensor:
+    """With second derivatives that are exact everywhere, also under `torch.func.vmap`."""
+    return torch.stack([x, torch.zeros_like(x)], dim=-1).log_softmax(-1)[..., 0]

@@ -106,6 +106,7 @@ def _cdf(Y: Tensor, rates: Tensor) -> Tensor:
 def _smallest(cdf: Callable[[Tensor], Tensor], p: Tensor, zero: Tensor) -> Tensor:
     """The smallest counts with cdf >= p, in the shape of `zero`; infinite where none reaches p."""
     with torch.no_grad():
+        certain = p >= 1
         # half a rounding error of slack, so that the quantile of a cdf value is that count
         p = p - 4 * torch.finfo(zero.dtype).eps
         below, reached = zero - 1, zero
@@ -113,7 +114,7 @@ def _smallest(cdf: Callable[[Tensor], Tensor], p: Tensor, zero: Tensor) -> Tenso
         while bool((short := cdf(reached) < p).any()) and float(reached.max()) < most:
             below = torch.where(short, reached, below)
             reached = torch.where(short, 2 * reached + 1, reached)
-        endless = cdf(reached) < p
+        endless = certain | (cdf(reached) < p)
         while bool((reached - below > 1).any()):
             middle = ((reached + below) / 2).floor()
             enough = cdf(middle) >= p
