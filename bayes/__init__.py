@@ -31,6 +31,7 @@ from bayes.likelihoods import (
     Poisson,
     StudentT,
 )
+from bayes.reliability import Reliability
 from bayes.saas import SaasPrior
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
@@ -60,6 +61,7 @@ __all__ = [
     "MeanField",
     "Ordinal",
     "Poisson",
+    "Reliability",
     "Rows",
     "SaasPrior",
     "StudentT",
