@@ -17,8 +17,11 @@ from bayes.inference import (
     NUTS,
     SGHMC,
     ChEES,
+    DeepEnsemble,
     LangevinEnsemble,
+    Laplace,
     LogDensity,
+    LowRank,
     MeanField,
     Rows,
 )
@@ -40,6 +43,9 @@ from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.version import __version__
 
 __all__ = [
+    "LowRank",
+    "Laplace",
+    "DeepEnsemble",
     "HMC",
     "MCLMC",
     "NUTS",

@@ -261,7 +261,19 @@ class BayesianNetwork(Model):
         Raises:
             RuntimeError: the model is not fitted.
         """
-        return self.prior.apply_parameters(self.parameters_of_draws(), self.transformed_inputs(X))
+        draws, inputs = self.fitted_draws(), self.transformed_inputs(X)
+        if draws.center is None:
+            return self.prior.apply_parameters(self.parameters_of_draws(), inputs)
+        center = draws.center["eps"]
+
+        def functions(eps: Tensor) -> Tensor:
+            return self.prior.apply_parameters(self.whitening.weights(eps), inputs)
+
+        def linearised(change: Tensor) -> Tensor:
+            value, slope = torch.func.jvp(functions, (center,), (change,))
+            return value + slope
+
+        return torch.func.vmap(linearised)(draws.samples["eps"].flatten(0, 1) - center)
 
     def noise_var_of_draws(self) -> Tensor:
         """Noise variances on the model's scale, `[chains * draws, m]`.
@@ -439,6 +451,7 @@ class BayesianNetwork(Model):
         tensors.update({f"stat.{name}": value for name, value in draws.stats.items()})
         if draws.history is not None:
             tensors["history"] = draws.history
+        tensors.update({f"center.{k}": v for k, v in (draws.center or {}).items()})
         tensors["fingerprint"] = self._fingerprint()
         write_safetensors_atomically(
             path,
@@ -505,7 +518,8 @@ class BayesianNetwork(Model):
         except RuntimeError as error:
             raise ValueError(f"The prior passed to load does not fit {path}: {error}") from error
         samples, stats = tensors_under("sample", tensors), tensors_under("stat", tensors)
-        model._keep(Draws(samples, stats, tensors.get("history")))
+        center = tensors_under("center", tensors) or None
+        model._keep(Draws(samples, stats, tensors.get("history"), center=center))
         check_fingerprint(path, "network", model._fingerprint(), tensors["fingerprint"])
         return model
 
@@ -527,6 +541,8 @@ class BayesianNetwork(Model):
                 {name: fn(value) for name, value in draws.stats.items()},
                 None if draws.history is None else fn(draws.history),
                 draws.num_gradients,
+                None if draws.center is None else {k: fn(v) for k, v in draws.center.items()},
+                draws.log_evidence,
             )
             self._keep(moved)
         return self

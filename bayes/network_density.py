@@ -16,7 +16,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from bayes.inference import HasLogDensity, LogDensity, Rows
+from bayes.inference import HasParts, LogDensity, Rows
 from bayes.likelihoods import Likelihood, NormalPrior
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["NetworkPosterior"]
 
 
-class NetworkPosterior(HasLogDensity):
+class NetworkPosterior(HasParts):
     """What samplers draw from: a Pyro model that knows its density and its parts.
 
     Outcomes and network outputs are on the model's (standardised) scale.
@@ -51,9 +51,18 @@ class NetworkPosterior(HasLogDensity):
         pyro.sample("y", _Outcomes(model.likelihood, f, parameters, known), obs=targets)
 
     @property
+    def num_rows(self) -> int:
+        """n, of the training data."""
+        return len(self.model.train_X)
+
+    @property
     def num_weights(self) -> int:
         """D, of weights that are not held at their mean."""
         return len(self.model.whitening.zeros())
+
+    def last_layer(self) -> Tensor:
+        """Which weights belong to the readout, in which functions are linear, `[D]` bools."""
+        return self.model.whitening.belong_to(self.model.prior.readout_parameters())
 
     def parameter_priors(self) -> dict[str, NormalPrior]:
         """Of the likelihood's unconstrained parameters by site; none where the noise is known."""
@@ -108,6 +117,12 @@ class NetworkPosterior(HasLogDensity):
             index: Numbers of the training rows, `[n]`; all if None.
         """
         return self._log_likelihood(position, self._rows(), index)
+
+    def log_likelihood_of(self, functions: Tensor, position: Tensor) -> Tensor:
+        """The same of given network outputs `[..., n, k]`, with parameters from `position`."""
+        targets, known = self.model.targets()
+        parameters = self.split(position)[1]
+        return self.model.likelihood.log_prob(targets, functions, parameters, known)
 
     def log_density(self) -> LogDensity:
         """Of positions, log prior plus log likelihood, started at draws from the prior."""

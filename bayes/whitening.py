@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,16 @@ class Whitening:
             else:
                 values[name] = eps.new_full((*eps.shape[:-1], *parameter.shape), means[name])
         return values
+
+    def belong_to(self, names: Collection[str]) -> Tensor:
+        """Which of the D numbers are of the parameters of these names, `[D]` bools."""
+        shapes = dict(self.prior.module.named_parameters())
+        parts = [
+            torch.full((shapes[name].numel(),), name in names, device=shapes[name].device)
+            for name in shapes
+            if name in self._deviations()
+        ]
+        return torch.cat(parts)
 
     def _deviations(self) -> dict[str, torch.Tensor]:
         """Prior deviations of the parameters that are not held at their mean."""

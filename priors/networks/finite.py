@@ -55,6 +55,7 @@ class NetworkPrior(Network):
         draw: Random weights by name.
         apply_parameters: The network's outputs with such weights.
         parameter_std: Prior standard deviation of every weight.
+        readout_parameters: Names of those of the last layer.
         learning_rates: Factors of each parameter with which "mup" trains alike at any width.
 
     `variances` holds the layers' variances and prints as a table. All else is inherited from
@@ -115,6 +116,12 @@ class NetworkPrior(Network):
         for name in self.program.constants:
             std[name] = torch.zeros_like(next(iter(std.values())).detach())
         return std
+
+    def readout_parameters(self) -> set[str]:
+        """Names of the parameters of the last layer, in which the functions are linear."""
+        program, layers = self.program, self._readouts
+        every = [*program.weights.items(), *program.biases.items()]
+        return {name for layer, name in every if layer in layers}
 
     @property
     def _readouts(self) -> set[str]:
