@@ -65,7 +65,7 @@ def polished(function: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:
     best = position.detach().clone().requires_grad_()
     optimiser = torch.optim.LBFGS(
         [best],
-        max_iter=500,
+        max_iter=200,
         history_size=20,
         tolerance_grad=1e-9,
         tolerance_change=1e-14,
