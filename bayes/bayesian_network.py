@@ -270,7 +270,7 @@ class BayesianNetwork(Model):
             return self.prior.apply_parameters(self.whitening.weights(eps), inputs)
 
         def linearised(change: Tensor) -> Tensor:
-            value, slope = torch.func.jvp(functions, (center,), (change,))
+            value, slope, *_ = torch.func.jvp(functions, (center,), (change,))
             return value + slope
 
         return torch.func.vmap(linearised)(draws.samples["eps"].flatten(0, 1) - center)

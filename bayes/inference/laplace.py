@@ -297,7 +297,7 @@ def _curvature_root(model: HasParts, f: Tensor, mode: Tensor) -> Tensor:
     for output in range(f.shape[-1]):
         along = torch.zeros_like(f)
         along[:, output] = 1
-        _, change = torch.func.jvp(torch.func.grad(total), (f,), (along,))
+        change = torch.func.jvp(torch.func.grad(total), (f,), (along,))[1]
         columns.append(-change.detach())
     curvature = torch.stack(columns, -1)
     values, vectors = torch.linalg.eigh((curvature + curvature.mT) / 2)
