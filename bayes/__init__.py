@@ -35,6 +35,7 @@ from bayes.reliability import Reliability
 from bayes.saas import SaasPrior
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
+from bayes.weight_priors import WeightPrior, student_t_weights
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.version import __version__
@@ -67,6 +68,7 @@ __all__ = [
     "StudentT",
     "StudentTPosterior",
     "StudentTProcess",
+    "WeightPrior",
     "__version__",
     "calibration",
     "compare",
@@ -74,4 +76,5 @@ __all__ = [
     "match_quality",
     "plot_posterior",
     "plot_predictions",
+    "student_t_weights",
 ]

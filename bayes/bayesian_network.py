@@ -45,6 +45,7 @@ from bayes.likelihoods import Gaussian, Likelihood, from_description, named
 from bayes.network_density import NetworkPosterior
 from bayes.outcome import ElementwiseOutcome
 from bayes.outputs import OutputSubset
+from bayes.weight_priors import WeightPrior
 from bayes.whitening import Whitening
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.networks.finite import NetworkPrior
@@ -66,7 +67,7 @@ class BayesianNetwork(Model):
         train_X: Inputs, `[n, d]`.
         train_Y: Outcomes, `[n, m]`; of classes their numbers 0, 1, ..., `[n, 1]`.
         prior: Network and layer variances; copied. Its `module` must have finite widths; dropout
-            is off.
+            is off. A `WeightPrior` has other laws of the weights.
         likelihood: How outcomes arise from the network's outputs: "gaussian", "heteroscedastic"
             (2m outputs: means, then log noise variances), "student_t", "categorical" (an output
             for each class), "ordinal" (one output), "poisson" (log rates), or a `Likelihood` with
@@ -74,6 +75,8 @@ class BayesianNetwork(Model):
         train_Yvar: Known noise variances of the Gaussian likelihood, `[n, m]`, units of Y squared;
             queries get their mean.
         log_noise_var_prior: `Gaussian(log_noise_var_prior=...)` in short.
+        learn_variances: `WeightPrior(prior, learn_variances=True)` in short: layer variances are
+            drawn too.
         input_transform: `DEFAULT` standardises by the training rows, None applies none; or a
             BoTorch `InputTransform`.
         outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
@@ -90,6 +93,7 @@ class BayesianNetwork(Model):
         posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
         functions_of_draws: The drawn networks' outputs, draw by draw.
         parameters_of_draws: Their weights by name.
+        variances_of_draws: Their layer variances, where those are drawn.
         noise_var_of_draws: Their noise variances, where those are Gaussian.
         likelihood_of_draws: Their noise variances, cut points and the like by name.
         to_arviz: Draws, predictions and statistics for ArviZ.
@@ -105,11 +109,12 @@ class BayesianNetwork(Model):
         self,
         train_X: Tensor,
         train_Y: Tensor,
-        prior: NetworkPrior,
+        prior: NetworkPrior | WeightPrior,
         *,
         likelihood: str | Likelihood = "gaussian",
         train_Yvar: Tensor | None = None,
         log_noise_var_prior: tuple[float, float] | None = None,
+        learn_variances: bool = False,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
     ) -> None:
@@ -131,11 +136,7 @@ class BayesianNetwork(Model):
                 "BayesianNetwork takes one data set [n, d], got train_X of shape "
                 f"{tuple(train_X.shape)}."
             )
-        if not isinstance(prior, NetworkPrior):
-            raise TypeError(
-                f"BayesianNetwork needs a NetworkPrior, got {type(prior).__name__}; "
-                "priors.NetworkPrior(module) makes one of a torch module."
-            )
+        weight_prior = _weight_prior(prior, learn_variances)
         if train_Yvar is not None and not likelihood.takes_variances:
             raise ValueError(
                 "train_Yvar are variances of Gaussian noise, which "
@@ -152,7 +153,8 @@ class BayesianNetwork(Model):
                     "not transformed; omit outcome_transform."
                 )
             outcome_transform = None
-        self.prior = copy.deepcopy(prior).to(train_X).requires_grad_(False)
+        self.weight_prior = copy.deepcopy(weight_prior)
+        self.prior = self.weight_prior.network.to(train_X).requires_grad_(False)
         self.prior.module.to(train_X).eval()
         self.register_buffer("train_X", train_X)
         self.register_buffer("train_Y", train_Y)
@@ -177,7 +179,8 @@ class BayesianNetwork(Model):
     def __repr__(self) -> str:
         """Data, what was drawn, and the prior's variances."""
         drawn = "not fitted" if self.draws is None else repr(self.draws)
-        prior = repr(self.prior).replace("\n", "\n  ")
+        plain = self.weight_prior.is_gaussian and not self.weight_prior.sites()
+        prior = repr(self.prior if plain else self.weight_prior).replace("\n", "\n  ")
         data = as_data(self.train_X, self.train_Y.shape[-1])
         return f"{type(self).__name__}({data}; {drawn})\n  {self.likelihood}\n  {prior}"
 
@@ -234,7 +237,8 @@ class BayesianNetwork(Model):
         draws = self.fitted_draws()
         some = self.train_X[:: math.ceil(len(self.train_X) / _ROWS_TO_COMPARE)]
         f = self.functions_of_draws(some).flatten(1)
-        predicted = torch.cat([f, *self._likelihood_draws().values()], dim=-1)
+        others = [draws.samples[name].flatten(0, 1) for name in NetworkPosterior(self).sites()]
+        predicted = torch.cat([f, *others], dim=-1)
         return predicted.unflatten(0, draws.samples["eps"].shape[:2])
 
     def _likelihood_draws(self) -> dict[str, Tensor]:
@@ -250,7 +254,21 @@ class BayesianNetwork(Model):
         Raises:
             RuntimeError: the model is not fitted.
         """
-        return self.whitening.weights(self.fitted_draws().samples["eps"].flatten(0, 1))
+        samples = self.fitted_draws().samples
+        drawn = {name: samples[name].flatten(0, 1) for name in self.weight_prior.sites()}
+        return self.weight_prior.weights(samples["eps"].flatten(0, 1), drawn)
+
+    def variances_of_draws(self) -> dict[str, Tensor]:
+        """Variances that were drawn, such as "weight_var.0", by name, `[chains * draws]`.
+
+        Of the layers with `learn_variances`, of the readout with a `readout_scale`.
+
+        Raises:
+            RuntimeError: the model is not fitted.
+        """
+        samples = self.fitted_draws().samples
+        drawn = {name: samples[name].flatten(0, 1) for name in self.weight_prior.sites()}
+        return self.weight_prior.variances(drawn)
 
     def functions_of_draws(self, X: Tensor) -> Tensor:
         """Outputs of the drawn networks on the model's scale, `[chains * draws, ..., q, m]`.
@@ -446,6 +464,7 @@ class BayesianNetwork(Model):
             kind="BayesianNetwork",
             description={
                 "likelihood": self.likelihood.description(),
+                "weights": self.weight_prior.description(),
                 "given": self._given,
                 "network": describe_module(self.prior.module),
             },
@@ -455,9 +474,10 @@ class BayesianNetwork(Model):
     def load(
         cls,
         path: str | os.PathLike[str],
-        prior: NetworkPrior,
+        prior: NetworkPrior | WeightPrior,
         *,
         likelihood: Likelihood | None = None,
+        learn_variances: bool = False,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
     ) -> Self:
@@ -470,6 +490,7 @@ class BayesianNetwork(Model):
             path: The file.
             prior: The same as at construction, with the same learnable layers and any variances.
             likelihood: The same as at construction, if it was of a class of one's own.
+            learn_variances: The same as at construction.
             input_transform: The same as at construction.
             outcome_transform: The same as at construction.
 
@@ -482,7 +503,9 @@ class BayesianNetwork(Model):
             "outcome_transform": describe_transform(outcome_transform),
         }
         check_given(path, passed, description["given"])
-        check_module(path, "network", prior.module, description["network"])
+        weight_prior = _weight_prior(prior, learn_variances)
+        check_given(path, weight_prior.description(), description["weights"])
+        check_module(path, "network", weight_prior.network.module, description["network"])
         state = tensors_under("state", tensors)
         known = from_description(description["likelihood"])
         if (known is None) == (likelihood is None):
@@ -494,7 +517,7 @@ class BayesianNetwork(Model):
         model = cls(
             state["train_X"],
             state["train_Y"],
-            prior,
+            weight_prior,
             likelihood=likelihood or known or "gaussian",
             train_Yvar=state.get("train_Yvar"),
             input_transform=input_transform,
@@ -560,3 +583,16 @@ class BayesianNetwork(Model):
         if self.outcome_transform is None:
             return self.train_Y, self.train_Yvar
         return self.outcome_transform(self.train_Y, self.train_Yvar)
+
+
+def _weight_prior(prior: NetworkPrior | WeightPrior, learn_variances: bool) -> WeightPrior:
+    if isinstance(prior, WeightPrior):
+        if learn_variances and not prior.learn_variances:
+            raise ValueError("Give learn_variances=True to the WeightPrior itself.")
+        return prior
+    if not isinstance(prior, NetworkPrior):
+        raise TypeError(
+            f"BayesianNetwork needs a NetworkPrior, got {type(prior).__name__}; "
+            "priors.NetworkPrior(module) makes one of a torch module."
+        )
+    return WeightPrior(prior, learn_variances=learn_variances)

@@ -22,11 +22,16 @@ class Whitening:
     def __init__(self, prior: NetworkPrior) -> None:
         self.prior = prior
 
+    def sizes(self) -> dict[str, int]:
+        """How many of the D numbers each parameter has, by name, in their order."""
+        stds = self._deviations()
+        named = self.prior.module.named_parameters()
+        return {name: parameter.numel() for name, parameter in named if name in stds}
+
     def zeros(self) -> Tensor:
         """The whitened weights at their prior mean, `[D]`."""
-        shapes = dict(self.prior.module.named_parameters())
-        like = next(iter(shapes.values()))
-        return like.new_zeros(sum(shapes[name].numel() for name in self._deviations()))
+        like = next(self.prior.module.parameters())
+        return like.new_zeros(sum(self.sizes().values()))
 
     def weights(self, eps: Tensor) -> dict[str, Tensor]:
         """The network's parameters `[..., *shape]` from whitened ones `[..., D]`."""

@@ -7,7 +7,7 @@ NTK parametrisation, or maximal updates; `NetworkPrior` draws finite networks. M
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,6 +52,7 @@ class NetworkPrior(Network):
 
     Methods:
         sample: Functions at given inputs.
+        sample_by: The same with weights drawn in another way.
         draw: Random weights by name.
         apply_parameters: The network's outputs with such weights.
         parameter_std: Prior standard deviation of every weight.
@@ -107,7 +108,7 @@ class NetworkPrior(Network):
             fan_in = self.program.fan_in[layer]
             assert fan_in is not None
             std[name] = (self.variances.value("weight", layer) / fan_in).sqrt()
-            if self.parameterization == "mup" and layer in self._readouts:
+            if self.parameterization == "mup" and layer in self.readouts:
                 std[name] = std[name] * math.sqrt(self.base_width / fan_in)
         for layer, name in self.program.biases.items():
             variance = self.variances.value("bias", layer)
@@ -117,7 +118,8 @@ class NetworkPrior(Network):
         return std
 
     @property
-    def _readouts(self) -> set[str]:
+    def readouts(self) -> set[str]:
+        """Names of the layers that give the output."""
         program = self.program
         return {program.nodes[i].layer for i in readouts(program, program.output)}  # type: ignore[union-attr]
 
@@ -149,7 +151,7 @@ class NetworkPrior(Network):
         for layer, name in program.weights.items():
             fan_in = program.fan_in[layer]
             assert fan_in is not None
-            if layer in self._readouts:
+            if layer in self.readouts:
                 rates[name] = base / fan_in
             elif layer in from_input:
                 # rows of an embedding are units, whatever order a matrix product has its own in
@@ -158,7 +160,7 @@ class NetworkPrior(Network):
             else:
                 rates[name] = base / fan_in if optimizer == "adam" else 1.0
         for layer, name in program.biases.items():
-            last = layer in self._readouts
+            last = layer in self.readouts
             rates[name] = 1.0 if optimizer == "adam" or last else shapes[name][0] / base
         return rates
 
@@ -228,14 +230,30 @@ class NetworkPrior(Network):
         Every batch element has a network of its own. They are drawn a few at a time, so that
         memory holds at most 2^25 weights or one network.
         """
+        return self.sample_by(
+            lambda number: self.draw(torch.Size([number]), generator=generator), X, sample_shape
+        )
+
+    def sample_by(
+        self,
+        draw: Callable[[int], dict[str, Tensor]],
+        X: Tensor,
+        sample_shape: torch.Size = torch.Size(),  # noqa: B008
+    ) -> Tensor:
+        """As `sample`, with weights of another distribution.
+
+        Args:
+            draw: A number of networks to their parameters by name, `[number, *shape]`.
+            X: Inputs, `[*batch, n, d]`.
+            sample_shape: Of functions for each batch element.
+        """
         self._check_rows(X, "X")
         per_network = sum(p.numel() for p in self.module.parameters())
         X = self._scaled(X)
         rows = X.expand(*sample_shape, *X.shape).reshape(-1, *X.shape[-2:])  # [networks, n, d]
         parts = []
         for some in rows.split(max(1, 2**25 // max(1, per_network))):
-            drawn = self.draw(torch.Size([len(some)]), generator=generator)
-            values = {name: p.to(X) for name, p in drawn.items()}
+            values = {name: p.to(X) for name, p in draw(len(some)).items()}
             parts.append(over_networks(self.module, self._call)(values, some))
         out = torch.cat(parts)
         return out.reshape(*sample_shape, *X.shape[:-1], out.shape[-1])
