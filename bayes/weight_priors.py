@@ -15,6 +15,7 @@ limits (Neal 1996, section 2.2).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -213,9 +214,9 @@ class WeightPrior:
         if "readout_scale" in variances:
             factor = variances["readout_scale"].sqrt()
             for layer in self.network.readouts:
-                for kind in names.values():
-                    if layer in kind:
-                        found[kind[layer]] = found.get(kind[layer], 1.0) * factor
+                for of_layer in names.values():
+                    if (name := of_layer.get(layer)) is not None:
+                        found[name] = found[name] * factor if name in found else factor
         return found
 
     def draw(
@@ -291,9 +292,20 @@ def _single(law: Distribution, of: str) -> Distribution:
         raise TypeError(f"A law of {of} numbers must be a Distribution, got {law!r}.")
     if law.batch_shape or law.event_shape:
         raise ValueError(f"A law of {of} numbers must be of a single number, got {law}.")
-    if of == "positive" and bool(law.support.check(torch.tensor(-1.0))):
+    support: Any = law.support
+    if of == "positive" and bool(support.check(torch.tensor(-1.0))):
         raise ValueError(f"readout_scale must be on the positive reals, got {law}.")
-    return law
+    return _unchecked(law)
+
+
+def _unchecked(law: Distribution) -> Distribution:
+    """A copy that gives NaN outside its support, where samplers may go, instead of raising."""
+    new = copy.copy(law)
+    Distribution.__init__(new, law.batch_shape, law.event_shape, validate_args=False)
+    base = getattr(law, "base_dist", None)
+    if isinstance(base, Distribution):
+        vars(new)["base_dist"] = _unchecked(base)
+    return new
 
 
 def _number(value: float) -> Tensor:

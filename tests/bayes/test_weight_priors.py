@@ -8,7 +8,7 @@ import torch
 from gpytorch.priors import GammaPrior
 from scipy import stats
 from torch import nn
-from torch.distributions import Gamma, InverseGamma, Normal, Uniform
+from torch.distributions import Gamma, HalfCauchy, InverseGamma, LogNormal, Normal, Uniform
 
 from bayes import BayesianNetwork, ChEES, MeanField, WeightPrior, student_t_weights
 from bayes.inference.log_density import value_and_gradient
@@ -91,6 +91,15 @@ def test_the_density_of_the_log_scale_has_its_jacobian(scale):
     assert torch.allclose(
         prior.variances(drawn)["readout_scale"], drawn["log_readout_scale"][:, 0].exp()
     )
+
+
+@pytest.mark.parametrize("scale", [InverseGamma(3.0, 2.0), LogNormal(0.0, 1.0), HalfCauchy(1.0)])
+def test_a_scale_out_of_range_has_no_density_and_stops_nobody(scale):
+    prior = WeightPrior(network(), readout_scale=scale)
+    x = torch.tensor([[0.3], [2e3], [math.nan], [-2e3]], dtype=torch.float64)
+    found = prior.log_density_of("log_readout_scale", x)
+    assert found[0] == pytest.approx(float(scale.log_prob(x[0].exp()) + 0.3))
+    assert not (found[1:] > -700).any()
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -276,7 +285,7 @@ def test_posteriors_of_linear_networks_against_quadrature(name):
         weights = (evidence + torch.as_tensor(law)).softmax(0)
         mean = weights @ means
         second = weights @ (covariances.diagonal(dim1=-2, dim2=-1) + means**2)
-    method = ChEES(num_chains=32, num_warmup=400, num_samples=300, progress=False)
+    method = ChEES(num_chains=32, num_warmup=300, num_samples=150, progress=False)
     drawn = model.fit(method).parameters_of_draws()["weight"].reshape(32, -1, 2)
     for power, truth in ((1, mean), (2, second)):
         by_chain = (drawn**power).mean(1)
