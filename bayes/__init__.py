@@ -32,6 +32,7 @@ from bayes.likelihoods import (
     StudentT,
 )
 from bayes.reliability import Reliability
+from bayes.reweighted_network import ReweightedNetwork
 from bayes.saas import SaasPrior
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
@@ -63,6 +64,7 @@ __all__ = [
     "Ordinal",
     "Poisson",
     "Reliability",
+    "ReweightedNetwork",
     "Rows",
     "SaasPrior",
     "StudentT",

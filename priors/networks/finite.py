@@ -55,6 +55,7 @@ class NetworkPrior(Network):
         sample_by: The same with weights drawn in another way.
         draw: Random weights by name.
         apply_parameters: The network's outputs with such weights.
+        apply_each: The same where each network has inputs of its own.
         parameter_std: Prior standard deviation of every weight.
         learning_rates: Factors of each parameter with which "mup" trains alike at any width.
 
@@ -209,6 +210,22 @@ class NetworkPrior(Network):
         out = over_networks(self.module, lambda values: self._call(values, X))(stacked)
         return out.reshape(*size, *out.shape[1:])
 
+    def apply_each(self, parameters: Mapping[str, Tensor], X: Tensor) -> Tensor:
+        """Evaluate networks, each at inputs of its own.
+
+        Args:
+            parameters: By name, each `[S, *its shape]`.
+            X: Inputs `[S, ..., n, d]`.
+
+        Returns:
+            `[S, ..., n, m]`.
+        """
+        self._check_rows(X, "X")
+        return self._each({name: p.to(X) for name, p in parameters.items()}, self._scaled(X))
+
+    def _each(self, values: dict[str, Tensor], X: Tensor) -> Tensor:
+        return over_networks(self.module, self._call)(values, X)
+
     def _call(self, values: dict[str, Tensor], X: Tensor) -> Tensor:
         """One network at scaled inputs `[..., n, d]`, `[..., n, m]`."""
         shape = [s or X.shape[-1] for s in self.program.input_shape]
@@ -254,6 +271,6 @@ class NetworkPrior(Network):
         parts = []
         for some in rows.split(max(1, 2**25 // max(1, per_network))):
             values = {name: p.to(X) for name, p in draw(len(some)).items()}
-            parts.append(over_networks(self.module, self._call)(values, some))
+            parts.append(self._each(values, some))
         out = torch.cat(parts)
         return out.reshape(*sample_shape, *X.shape[:-1], out.shape[-1])
