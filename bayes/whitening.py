@@ -49,4 +49,6 @@ class Whitening:
 
     def _deviations(self) -> dict[str, torch.Tensor]:
         """Prior deviations of the parameters that are not held at their mean."""
-        return {name: std for name, std in self.prior.parameter_std().items() if std > 0}
+        stds = self.prior.parameter_std()
+        # torch.equal, unlike a comparison, has an answer while a graph is captured
+        return {k: std for k, std in stds.items() if not torch.equal(std, torch.zeros_like(std))}

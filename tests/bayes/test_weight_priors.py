@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributions import Gamma, HalfCauchy, InverseGamma, LogNormal, Normal, Uniform
 
 from bayes import BayesianNetwork, ChEES, MeanField, WeightPrior, student_t_weights
+from bayes.inference.graphs import captured
 from bayes.inference.log_density import value_and_gradient
 from bayes.inference.pyro_density import density_of
 from bayes.network_density import NetworkPosterior
@@ -108,6 +109,9 @@ def test_the_joint_density_is_that_of_pyro_and_by_hand(name):
     target = NetworkPosterior(model)
     ours, theirs = target.log_density(), density_of(model.pyro_model, model.train_X)
     x = 0.5 * normals(3, ours.dimension)
+    graph = captured(lambda position: value_and_gradient(ours.function, position), x + 0.1)
+    assert isinstance(graph, torch.fx.GraphModule)  # as samplers run it
+    assert torch.allclose(graph(x)[1], value_and_gradient(ours.function, x)[1])
     value, gradient = value_and_gradient(ours.function, x)
     other, slope = value_and_gradient(theirs.function, x)
     assert torch.allclose(value, other)
