@@ -47,12 +47,19 @@ def evaluate_in_blocks(
     rows = X.reshape(-1, X.shape[-1])
     networks = min(pairs // max(1, len(rows)), max_bytes // (size * max(1, own)))
     networks = min(max(networks, 1), max(number, 1))
-    found = []
-    for start in range(0, number, networks):
-        values = weights(slice(start, start + networks))
-        parts = [network.apply_parameters(values, some) for some in rows.split(pairs)]
-        found.append(torch.cat(parts, dim=-2))
-    out = torch.cat(found)
+    starts = range(0, number, networks)
+    blocks = (
+        torch.cat([network.apply_parameters(values, some) for some in rows.split(pairs)], dim=-2)
+        for values in (weights(slice(start, start + networks)) for start in starts)
+    )
+    out = next(blocks)
+    if len(starts) > 1 and out.requires_grad:
+        out = torch.cat([out, *blocks])
+    elif len(starts) > 1:  # into one tensor: many small ones would scatter over the heap
+        first, out = out, out.new_empty(number, *out.shape[1:])
+        out[:networks] = first
+        for start, block in zip(starts[1:], blocks, strict=True):
+            out[start : start + networks] = block
     return out.reshape(number, *X.shape[:-1], out.shape[-1])
 
 

@@ -264,6 +264,12 @@ def test_blocks_are_the_whole_within_the_budget(max_bytes, monkeypatch):
     X = normals(3, 7, 2, seed=5)
     truth = model.functions_of_draws(X)
     model.max_bytes = max_bytes
+    slopes = []
+    for budget in (2**30, max_bytes):
+        model.max_bytes = budget
+        at = X.clone().requires_grad_()
+        slopes += torch.autograd.grad(model.functions_of_draws(at).square().sum(), at)
+    assert torch.allclose(*slopes)
     sizes = []
     plain = type(model.prior).apply_parameters
 
