@@ -35,9 +35,11 @@ from bayes.likelihoods import (
     StudentT,
 )
 from bayes.reliability import Reliability
+from bayes.reweighted_network import ReweightedNetwork
 from bayes.saas import SaasPrior
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
+from bayes.weight_priors import WeightPrior, student_t_weights
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.version import __version__
@@ -68,11 +70,13 @@ __all__ = [
     "Ordinal",
     "Poisson",
     "Reliability",
+    "ReweightedNetwork",
     "Rows",
     "SaasPrior",
     "StudentT",
     "StudentTPosterior",
     "StudentTProcess",
+    "WeightPrior",
     "__version__",
     "calibration",
     "compare",
@@ -80,4 +84,5 @@ __all__ = [
     "match_quality",
     "plot_posterior",
     "plot_predictions",
+    "student_t_weights",
 ]

@@ -20,16 +20,11 @@ import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.models.model import Model
 from botorch.posteriors import Posterior
+from botorch.sampling.base import MCSampler
 from torch import Tensor
 
 from bayes.caching import Snapshot
-from bayes.checks import (
-    check_query,
-    check_training_data,
-    check_unit,
-    check_variances,
-    chosen_outputs,
-)
+from bayes.checks import check_training_data, check_unit
 from bayes.description import (
     FINGERPRINT_ROWS,
     check_fingerprint,
@@ -38,18 +33,26 @@ from bayes.description import (
     describe_module,
     describe_transform,
 )
+from bayes.drawn_networks import (
+    DrawnNetworks,
+    evaluate_in_blocks,
+    linearised,
+    register_paths,
+)
 from bayes.inference import Draws, InferenceMethod, MeanField
 from bayes.inference.convergence import warn_unless_converged
 from bayes.inference_data import inference_data
 from bayes.likelihoods import Gaussian, Likelihood, from_description, named
 from bayes.network_density import NetworkPosterior
+from bayes.network_predictions import likelihood_draws, predicted
 from bayes.outcome import ElementwiseOutcome
 from bayes.outputs import OutputSubset
+from bayes.reweighted_network import ReweightedNetwork
+from bayes.weight_priors import WeightPrior
 from bayes.whitening import Whitening
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.networks.finite import NetworkPrior
 from priors.posteriors.protocol import PredictivePosterior
-from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
 from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 from priors.representation import as_data
 
@@ -66,7 +69,7 @@ class BayesianNetwork(Model):
         train_X: Inputs, `[n, d]`.
         train_Y: Outcomes, `[n, m]`; of classes their numbers 0, 1, ..., `[n, 1]`.
         prior: Network and layer variances; copied. Its `module` must have finite widths; dropout
-            is off.
+            is off. A `WeightPrior` has other laws of the weights.
         likelihood: How outcomes arise from the network's outputs: "gaussian", "heteroscedastic"
             (2m outputs: means, then log noise variances), "student_t", "categorical" (an output
             for each class), "ordinal" (one output), "poisson" (log rates), or a `Likelihood` with
@@ -74,11 +77,15 @@ class BayesianNetwork(Model):
         train_Yvar: Known noise variances of the Gaussian likelihood, `[n, m]`, units of Y squared;
             queries get their mean.
         log_noise_var_prior: `Gaussian(log_noise_var_prior=...)` in short.
+        learn_variances: `WeightPrior(prior, learn_variances=True)` in short: layer variances are
+            drawn too.
         input_transform: `DEFAULT` standardises by the training rows, None applies none; or a
             BoTorch `InputTransform`.
         outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
             elementwise `torch.distributions` transform from the model's scale to Y's. Classes
             and counts have none.
+        max_bytes: Memory for weights and intermediate values of networks that are evaluated at
+            once; predictions themselves have a number per draw, row and output.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -90,10 +97,14 @@ class BayesianNetwork(Model):
         posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
         functions_of_draws: The drawn networks' outputs, draw by draw.
         parameters_of_draws: Their weights by name.
+        variances_of_draws: Their layer variances, where those are drawn.
         noise_var_of_draws: Their noise variances, where those are Gaussian.
         likelihood_of_draws: Their noise variances, cut points and the like by name.
         to_arviz: Draws, predictions and statistics for ArviZ.
         pyro_model: The joint density, for other inference by Pyro.
+        condition_on_observations: A model of further rows, by weights of the draws.
+        fantasize: Such models of rows drawn from the posterior.
+        sample_path: Drawn networks as functions.
         subset_output: A model of some outputs.
         save: Write to a file.
         load: Read it again.
@@ -105,15 +116,20 @@ class BayesianNetwork(Model):
         self,
         train_X: Tensor,
         train_Y: Tensor,
-        prior: NetworkPrior,
+        prior: NetworkPrior | WeightPrior,
         *,
         likelihood: str | Likelihood = "gaussian",
         train_Yvar: Tensor | None = None,
         log_noise_var_prior: tuple[float, float] | None = None,
+        learn_variances: bool = False,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
+        max_bytes: int = 2**30,
     ) -> None:
         super().__init__()
+        if max_bytes < 1:
+            raise ValueError(f"BayesianNetwork needs max_bytes >= 1, got {max_bytes}.")
+        self.max_bytes = max_bytes
         if log_noise_var_prior is not None:
             if likelihood != "gaussian":
                 raise ValueError(
@@ -131,11 +147,7 @@ class BayesianNetwork(Model):
                 "BayesianNetwork takes one data set [n, d], got train_X of shape "
                 f"{tuple(train_X.shape)}."
             )
-        if not isinstance(prior, NetworkPrior):
-            raise TypeError(
-                f"BayesianNetwork needs a NetworkPrior, got {type(prior).__name__}; "
-                "priors.NetworkPrior(module) makes one of a torch module."
-            )
+        weight_prior = _weight_prior(prior, learn_variances)
         if train_Yvar is not None and not likelihood.takes_variances:
             raise ValueError(
                 "train_Yvar are variances of Gaussian noise, which "
@@ -152,7 +164,8 @@ class BayesianNetwork(Model):
                     "not transformed; omit outcome_transform."
                 )
             outcome_transform = None
-        self.prior = copy.deepcopy(prior).to(train_X).requires_grad_(False)
+        self.weight_prior = copy.deepcopy(weight_prior)
+        self.prior = self.weight_prior.network.to(train_X).requires_grad_(False)
         self.prior.module.to(train_X).eval()
         self.register_buffer("train_X", train_X)
         self.register_buffer("train_Y", train_Y)
@@ -177,7 +190,8 @@ class BayesianNetwork(Model):
     def __repr__(self) -> str:
         """Data, what was drawn, and the prior's variances."""
         drawn = "not fitted" if self.draws is None else repr(self.draws)
-        prior = repr(self.prior).replace("\n", "\n  ")
+        plain = self.weight_prior.is_gaussian and not self.weight_prior.sites()
+        prior = repr(self.prior if plain else self.weight_prior).replace("\n", "\n  ")
         data = as_data(self.train_X, self.train_Y.shape[-1])
         return f"{type(self).__name__}({data}; {drawn})\n  {self.likelihood}\n  {prior}"
 
@@ -234,15 +248,9 @@ class BayesianNetwork(Model):
         draws = self.fitted_draws()
         some = self.train_X[:: math.ceil(len(self.train_X) / _ROWS_TO_COMPARE)]
         f = self.functions_of_draws(some).flatten(1)
-        predicted = torch.cat([f, *self._likelihood_draws().values()], dim=-1)
+        others = [draws.samples[name].flatten(0, 1) for name in NetworkPosterior(self).sites()]
+        predicted = torch.cat([f, *others], dim=-1)
         return predicted.unflatten(0, draws.samples["eps"].shape[:2])
-
-    def _likelihood_draws(self) -> dict[str, Tensor]:
-        """The likelihood's unconstrained parameters by site, `[chains * draws, p]`."""
-        samples = self.fitted_draws().samples
-        return {
-            name: samples[name].flatten(0, 1) for name in NetworkPosterior(self).parameter_priors()
-        }
 
     def parameters_of_draws(self) -> dict[str, Tensor]:
         """The network's parameters by name, `[chains * draws, *shape]`.
@@ -250,7 +258,21 @@ class BayesianNetwork(Model):
         Raises:
             RuntimeError: the model is not fitted.
         """
-        return self.whitening.weights(self.fitted_draws().samples["eps"].flatten(0, 1))
+        samples = self.fitted_draws().samples
+        drawn = {name: samples[name].flatten(0, 1) for name in self.weight_prior.sites()}
+        return self.weight_prior.weights(samples["eps"].flatten(0, 1), drawn)
+
+    def variances_of_draws(self) -> dict[str, Tensor]:
+        """Variances that were drawn, such as "weight_var.0", by name, `[chains * draws]`.
+
+        Of the layers with `learn_variances`, of the readout with a `readout_scale`.
+
+        Raises:
+            RuntimeError: the model is not fitted.
+        """
+        samples = self.fitted_draws().samples
+        drawn = {name: samples[name].flatten(0, 1) for name in self.weight_prior.sites()}
+        return self.weight_prior.variances(drawn)
 
     def functions_of_draws(self, X: Tensor) -> Tensor:
         """Outputs of the drawn networks on the model's scale, `[chains * draws, ..., q, m]`.
@@ -262,18 +284,17 @@ class BayesianNetwork(Model):
             RuntimeError: the model is not fitted.
         """
         draws, inputs = self.fitted_draws(), self.transformed_inputs(X)
-        if draws.center is None:
-            return self.prior.apply_parameters(self.parameters_of_draws(), inputs)
-        center = draws.center["eps"]
+        samples = {name: v.flatten(0, 1) for name, v in draws.samples.items()}
+        prior, network, eps = self.weight_prior, self.prior, samples["eps"]
 
-        def functions(eps: Tensor) -> Tensor:
-            return self.prior.apply_parameters(self.whitening.weights(eps), inputs)
+        def outputs(some: slice, rows: Tensor) -> Tensor:
+            if draws.center is not None:
+                center = draws.center["eps"]
+                return linearised(prior, center, eps[some] - center, rows)
+            drawn = {name: samples[name][some] for name in prior.sites()}
+            return network.apply_parameters(prior.weights(eps[some], drawn), rows)
 
-        def linearised(change: Tensor) -> Tensor:
-            value, slope, *_ = torch.func.jvp(functions, (center,), (change,))
-            return value + slope
-
-        return torch.func.vmap(linearised)(draws.samples["eps"].flatten(0, 1) - center)
+        return evaluate_in_blocks(network, outputs, len(eps), inputs, self.max_bytes)
 
     def noise_var_of_draws(self) -> Tensor:
         """Noise variances on the model's scale, `[chains * draws, m]`.
@@ -302,7 +323,7 @@ class BayesianNetwork(Model):
         Raises:
             RuntimeError: the model is not fitted.
         """
-        found = self._likelihood_draws()
+        found = likelihood_draws(self)
         return self.likelihood.constrained(found) if self.train_Yvar is None else {}
 
     def posterior(
@@ -331,36 +352,7 @@ class BayesianNetwork(Model):
             RuntimeError: the model is not fitted.
             ValueError: noise variances for a likelihood that takes none, or some classes only.
         """
-        check_query("BayesianNetwork", X, self.train_X)
-        outputs = chosen_outputs("BayesianNetwork", output_indices, self.num_outputs)
-        f, parameters = self.functions_of_draws(X), self._likelihood_draws()
-        posterior: Posterior
-        if observation_noise is False:
-            posterior = self.likelihood.of_functions(f, parameters, outputs)
-        else:
-            noise = self._noise(observation_noise)
-            posterior = self.likelihood.of_outcomes(f, parameters, outputs, Yvar=noise)
-        if self.outcome_transform is not None:
-            transform = self.outcome_transform.of_outputs(outputs)
-            assert isinstance(posterior, PredictivePosterior)
-            posterior = TransformedPosterior(posterior, transform)
-        return apply_posterior_transform(posterior_transform, posterior, X)
-
-    def _noise(self, observation_noise: bool | Tensor) -> Tensor | None:
-        """Known noise variances at queries, on the model's scale; None for the drawn ones."""
-        if not isinstance(observation_noise, Tensor):
-            _, known = self.targets()
-            return None if known is None else known.mean(0)
-        if not self.likelihood.takes_variances:
-            raise ValueError(
-                "observation_noise as variances is for a Gaussian likelihood, this one is "
-                f"{type(self.likelihood).__name__}; use observation_noise=True."
-            )
-        check_variances("BayesianNetwork", observation_noise, self.num_outputs)
-        variances = observation_noise.expand(*observation_noise.shape[:-1], self.num_outputs)
-        if self.outcome_transform is None:
-            return variances
-        return self.outcome_transform.inverse_variances(variances)
+        return predicted(self, X, output_indices, observation_noise, posterior_transform)
 
     def subset_output(self, idcs: Sequence[int]) -> OutputSubset:
         """The model of some outputs only.
@@ -373,40 +365,73 @@ class BayesianNetwork(Model):
         """
         return OutputSubset(self, idcs)
 
-    def condition_on_observations(self, X: Tensor, Y: Tensor, **kwargs: Any) -> Self:
-        """Not supported: the weights would have to be sampled anew.
+    def condition_on_observations(
+        self, X: Tensor, Y: Tensor, noise: Tensor | None = None, **kwargs: Any
+    ) -> ReweightedNetwork:
+        """The model of further rows, by importance weights of the draws.
+
+        For a few rows, as look-ahead acquisition functions have; many say more than the draws can
+        tell, of which a warning is given.
 
         Args:
-            X: Inputs.
-            Y: Outcomes.
+            X: Inputs, `[..., n, d]`.
+            Y: Outcomes, `[..., n, m]`; batches of X and Y broadcast and are those of the result.
+            noise: Noise variances in squared units of Y, `[..., n, m]`, with a Gaussian likelihood;
+                those of the model if None.
             **kwargs: Ignored.
 
         Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(
-            "A BayesianNetwork holds draws from its posterior and cannot be conditioned on "
-            "further rows; construct one from all rows and call fit(). Exact processes and "
-            "PFNs can be conditioned without a fit."
-        )
+            RuntimeError: the model is not fitted.
+            ValueError: shapes do not fit, or values are not finite.
 
-    def fantasize(self, X: Tensor, *args: Any, **kwargs: Any) -> Self:
-        """Not supported, for the same reason as `condition_on_observations`.
+        Warns:
+            Where few draws are left, or their weights are unreliable.
+        """
+        return self._with_equal_weights().condition_on_observations(X, Y, noise)
+
+    def fantasize(
+        self,
+        X: Tensor,
+        sampler: MCSampler,
+        observation_noise: Tensor | None = None,
+        **kwargs: Any,
+    ) -> ReweightedNetwork:
+        """Models of rows drawn from the predictive distribution, by importance weights.
 
         Args:
-            X: Where to observe.
-            *args: Ignored.
+            X: Where to observe, `[..., n, d]`.
+            sampler: Draws the outcomes.
+            observation_noise: Noise variances in squared units of Y; those of the model if None.
             **kwargs: Ignored.
 
         Raises:
-            NotImplementedError: always.
+            NotImplementedError: a classifier.
         """
-        raise NotImplementedError(
-            "BayesianNetwork does not support fantasize(), since every fantasy would need a "
-            "fit of its own; for look-ahead acquisition functions (such as the knowledge "
-            "gradient) use an exact process or a PFN. Others (qLogExpectedImprovement, "
-            "qUpperConfidenceBound) work with this model too."
-        )
+        return self._with_equal_weights().fantasize(X, sampler, observation_noise)
+
+    def sample_path(
+        self,
+        sample_shape: torch.Size = torch.Size(),  # noqa: B008
+        *,
+        generator: torch.Generator | None = None,
+    ) -> DrawnNetworks:
+        """Drawn networks as functions, for Thompson sampling.
+
+        `path(X)` are the noise-free values of what was drawn, in units of Y; BoTorch's
+        `get_matheron_path_model` and `PathwiseThompsonSampling` take the model itself.
+
+        Args:
+            sample_shape: How many.
+            generator: Source of randomness.
+
+        Raises:
+            RuntimeError: the model is not fitted.
+        """
+        return self._with_equal_weights().sample_path(sample_shape, generator=generator)
+
+    def _with_equal_weights(self) -> ReweightedNetwork:
+        size = self.fitted_draws().samples["eps"].shape[:2].numel()
+        return ReweightedNetwork(self, self.train_X.new_zeros(size))
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load a state as `torch.nn.Module` does; draws made under another one are dropped.
@@ -459,6 +484,7 @@ class BayesianNetwork(Model):
             kind="BayesianNetwork",
             description={
                 "likelihood": self.likelihood.description(),
+                "weights": self.weight_prior.description(),
                 "given": self._given,
                 "network": describe_module(self.prior.module),
             },
@@ -468,9 +494,10 @@ class BayesianNetwork(Model):
     def load(
         cls,
         path: str | os.PathLike[str],
-        prior: NetworkPrior,
+        prior: NetworkPrior | WeightPrior,
         *,
         likelihood: Likelihood | None = None,
+        learn_variances: bool = False,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
     ) -> Self:
@@ -483,6 +510,7 @@ class BayesianNetwork(Model):
             path: The file.
             prior: The same as at construction, with the same learnable layers and any variances.
             likelihood: The same as at construction, if it was of a class of one's own.
+            learn_variances: The same as at construction.
             input_transform: The same as at construction.
             outcome_transform: The same as at construction.
 
@@ -495,7 +523,9 @@ class BayesianNetwork(Model):
             "outcome_transform": describe_transform(outcome_transform),
         }
         check_given(path, passed, description["given"])
-        check_module(path, "network", prior.module, description["network"])
+        weight_prior = _weight_prior(prior, learn_variances)
+        check_given(path, weight_prior.description(), description["weights"])
+        check_module(path, "network", weight_prior.network.module, description["network"])
         state = tensors_under("state", tensors)
         known = from_description(description["likelihood"])
         if (known is None) == (likelihood is None):
@@ -507,7 +537,7 @@ class BayesianNetwork(Model):
         model = cls(
             state["train_X"],
             state["train_Y"],
-            prior,
+            weight_prior,
             likelihood=likelihood or known or "gaussian",
             train_Yvar=state.get("train_Yvar"),
             input_transform=input_transform,
@@ -529,6 +559,17 @@ class BayesianNetwork(Model):
             last = {name: value[-1] for name, value in self.parameters_of_draws().items()}
             inputs = self.transformed_inputs(self.train_X[:FINGERPRINT_ROWS])
             return self.prior.apply_parameters(last, inputs)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode: input transforms are fitted, and draws are no parameters.
+
+        Args:
+            mode: Ignored.
+        """
+        return super().train(False)
+
+    def _set_transformed_inputs(self) -> None:
+        """Nothing to do for BoTorch: inputs are transformed where they are used."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # The draws and the module's buffers, not buffers of the model, must follow .to() too.
@@ -576,3 +617,19 @@ class BayesianNetwork(Model):
         if self.outcome_transform is None:
             return self.train_Y, self.train_Yvar
         return self.outcome_transform(self.train_Y, self.train_Yvar)
+
+
+def _weight_prior(prior: NetworkPrior | WeightPrior, learn_variances: bool) -> WeightPrior:
+    if isinstance(prior, WeightPrior):
+        if learn_variances and not prior.learn_variances:
+            raise ValueError("Give learn_variances=True to the WeightPrior itself.")
+        return prior
+    if not isinstance(prior, NetworkPrior):
+        raise TypeError(
+            f"BayesianNetwork needs a NetworkPrior, got {type(prior).__name__}; "
+            "priors.NetworkPrior(module) makes one of a torch module."
+        )
+    return WeightPrior(prior, learn_variances=learn_variances)
+
+
+register_paths(BayesianNetwork)

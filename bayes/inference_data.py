@@ -61,6 +61,7 @@ def inference_data(model: BayesianNetwork, seed: int) -> Any:
     groups = {
         "posterior": {
             **{name: by_chain(value) for name, value in model.parameters_of_draws().items()},
+            **{name: by_chain(value) for name, value in model.variances_of_draws().items()},
             **{name: by_chain(value) for name, value in model.likelihood_of_draws().items()},
         },
         "log_likelihood": {"y": by_chain(log_likelihood)},

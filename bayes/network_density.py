@@ -1,7 +1,8 @@
 """The density of a Bayesian network's whitened weights and likelihood parameters.
 
-A position is one vector: eps, the D whitened weights, then the unconstrained parameters of the
-likelihood, site by site. All methods take many positions `[..., d]` at once, one per chain.
+A position is one vector: eps, the D whitened weights, then site by site what else is drawn of the
+prior, such as layer variances, and the unconstrained parameters of the likelihood. All methods take
+many positions `[..., d]` at once, one per chain.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.distributions import constraints
 
 from bayes.inference import HasParts, LogDensity, Rows
 from bayes.likelihoods import Likelihood, NormalPrior
+from bayes.weight_priors import WeightPrior
 
 if TYPE_CHECKING:
     from bayes.bayesian_network import BayesianNetwork
@@ -40,15 +42,23 @@ class NetworkPosterior(HasParts):
     def __call__(self) -> None:
         """Run the Pyro model: sites `eps`, those of the likelihood, and `y`."""
         model = self.model
-        zeros = model.whitening.zeros()
-        eps = pyro.sample("eps", dist.Normal(zeros, torch.ones_like(zeros)).to_event(1))
+        zeros, weights = model.whitening.zeros(), model.weight_prior
+        eps = pyro.sample("eps", _weights(weights, zeros))
         parameters = {}
+        for name, size in weights.sites().items():
+            parameters[name] = pyro.sample(name, _PriorSite(weights, name, size, zeros))
         for name, prior in self.parameter_priors().items():
             mean, std = prior.tensors(zeros)
             parameters[name] = pyro.sample(name, dist.Normal(mean, std).to_event(1))
         targets, known = model.targets()
-        f = self._functions(eps, model.transformed_inputs(model.train_X))
+        f = self._functions(eps, parameters, model.transformed_inputs(model.train_X))
         pyro.sample("y", _Outcomes(model.likelihood, f, parameters, known), obs=targets)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether whitened weights are standard normal, and all else is of the likelihood."""
+        prior = self.model.weight_prior
+        return prior.is_gaussian and not prior.sites()
 
     @property
     def num_rows(self) -> int:
@@ -70,10 +80,15 @@ class NetworkPosterior(HasParts):
             return {}
         return self.model.likelihood.priors(self.model.train_Y.shape[-1])
 
+    def sites(self) -> dict[str, int]:
+        """All sites but eps and how many unconstrained numbers each has, in their order."""
+        own = {name: len(prior) for name, prior in self.parameter_priors().items()}
+        return {**self.model.weight_prior.sites(), **own}
+
     @property
     def dimension(self) -> int:
         """d, of a position."""
-        return self.num_weights + sum(map(len, self.parameter_priors().values()))
+        return self.num_weights + sum(self.sites().values())
 
     def split(self, position: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The parts of positions.
@@ -82,13 +97,11 @@ class NetworkPosterior(HasParts):
             position: `[..., d]`.
 
         Returns:
-            Whitened weights `[..., D]`, and the likelihood's unconstrained parameters by site,
-            `[..., p]`.
+            Whitened weights `[..., D]`, and all else by site, `[..., p]`.
         """
-        priors = self.parameter_priors()
-        sizes = [self.num_weights, *map(len, priors.values())]
-        eps, *parameters = position.split(sizes, dim=-1)
-        return eps, dict(zip(priors, parameters, strict=True))
+        sites = self.sites()
+        eps, *parts = position.split([self.num_weights, *sites.values()], dim=-1)
+        return eps, dict(zip(sites, parts, strict=True))
 
     def functions(self, position: Tensor, X: Tensor | None = None) -> Tensor:
         """Network outputs f, `[..., n, k]`.
@@ -99,12 +112,13 @@ class NetworkPosterior(HasParts):
         """
         model = self.model
         inputs = model.transformed_inputs(model.train_X if X is None else X)
-        return self._functions(self.split(position)[0], inputs)
+        return self._functions(*self.split(position), inputs)
 
     def log_prior(self, position: Tensor) -> Tensor:
         """Log prior density of positions `[..., d]`, `[...]`, in nats."""
         eps, parameters = self.split(position)
-        total = -0.5 * (eps.square() + torch.log(eps.new_tensor(2 * torch.pi))).sum(-1)
+        weights = self.model.weight_prior
+        total = weights.log_density(eps, {name: parameters[name] for name in weights.sites()})
         for name, prior in self.parameter_priors().items():
             total = total + prior.log_prob(parameters[name])
         return total
@@ -128,7 +142,7 @@ class NetworkPosterior(HasParts):
         """Of positions, log prior plus log likelihood, started at draws from the prior."""
         rows, num_rows = self._rows(), len(self.model.train_X)
         like, sizes = self.model.train_X, self.dimension
-        priors = self.parameter_priors().values()
+        priors, weights = self.parameter_priors(), self.model.weight_prior
 
         def of_rows(position: Tensor, index: Tensor | None) -> Tensor:
             share = 1.0 if index is None else num_rows / len(index)
@@ -140,11 +154,14 @@ class NetworkPosterior(HasParts):
                 number, sizes, generator=generator, dtype=like.dtype, device=like.device
             )
             eps, parameters = self.split(drawn)
-            parts = [eps]
-            for prior, normal in zip(priors, parameters.values(), strict=True):
+            if not (weights.is_gaussian and weights.readout_scale is None):
+                size = torch.Size([number])
+                eps, others = weights.draw_sites(size, like, generator=generator)
+                parameters.update(others)
+            for name, prior in priors.items():
                 mean, std = prior.tensors(like)
-                parts.append(mean + std * normal)
-            return torch.cat(parts, dim=-1)
+                parameters[name] = mean + std * parameters[name]
+            return torch.cat([eps, *parameters.values()], dim=-1)
 
         def constrain(position: Tensor) -> dict[str, Tensor]:
             eps, parameters = self.split(position)
@@ -159,9 +176,9 @@ class NetworkPosterior(HasParts):
             identified=False,
         )
 
-    def _functions(self, eps: Tensor, inputs: Tensor) -> Tensor:
+    def _functions(self, eps: Tensor, drawn: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         model = self.model
-        return model.prior.apply_parameters(model.whitening.weights(eps), inputs)
+        return model.prior.apply_parameters(model.weight_prior.weights(eps, drawn), inputs)
 
     def _rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Inputs, outcomes and known noise variances on the model's scale."""
@@ -178,7 +195,36 @@ class NetworkPosterior(HasParts):
         assert x is not None
         assert y is not None
         eps, parameters = self.split(position)
-        return self.model.likelihood.log_prob(y, self._functions(eps, x), parameters, known)
+        return self.model.likelihood.log_prob(
+            y, self._functions(eps, parameters, x), parameters, known
+        )
+
+
+def _weights(prior: WeightPrior, zeros: Tensor) -> TorchDistribution:
+    if prior.is_gaussian:  # of which Pyro knows the divergence
+        return dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
+    return _PriorSite(prior, "eps", len(zeros), zeros)
+
+
+class _PriorSite(TorchDistribution):
+    """A site of the weights' prior for Pyro."""
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real_vector
+    has_rsample = False
+
+    def __init__(self, prior: WeightPrior, site: str, size: int, like: Tensor) -> None:
+        self.prior, self.site, self.like = prior, site, like
+        super().__init__(torch.Size(), torch.Size([size]), validate_args=False)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        eps, others = self.prior.draw_sites(torch.Size(sample_shape), self.like)
+        return {"eps": eps, **others}[self.site]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self.site == "eps":
+            return self.prior.log_density(value, {})
+        return self.prior.log_density_of(self.site, value)
 
 
 class _Outcomes(TorchDistribution):

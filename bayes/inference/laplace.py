@@ -96,12 +96,18 @@ class Laplace:
         Raises:
             RuntimeError: the density has no maximum, or is not curved downwards where it was
                 found.
-            NotImplementedError: `weights="last_layer"` of anything but a network.
+            NotImplementedError: `weights="last_layer"` of anything but a network, or a network
+                whose weights are not Gaussian or have variances that are drawn.
         """
         if self.weights != "all" and not isinstance(model, HasParts):
             raise NotImplementedError(
                 'Laplace(weights="last_layer") needs a network with a last layer, as '
                 'BayesianNetwork has; use weights="all" for other models.'
+            )
+        if isinstance(model, HasParts) and not model.is_plain:
+            raise NotImplementedError(
+                "Laplace needs Gaussian weights of fixed variances; use ChEES(), "
+                "LangevinEnsemble() or LowRank() with other weight priors."
             )
         with isolated(self.seed, like):
             density = density_of(model, like)

@@ -122,9 +122,14 @@ class HasLogDensity:
 class HasParts(HasLogDensity):
     """A network's density, whose prior, functions and likelihood can be asked for one by one.
 
-    A position is the D whitened weights, standard normal under the prior, then the unconstrained
-    parameters of the likelihood. All methods take many positions `[..., d]` at once.
+    A position is the D whitened weights, then all else that is drawn, unconstrained: variances of
+    the prior, parameters of the likelihood. All methods take many positions `[..., d]` at once.
     """
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether whitened weights are standard normal, and all else is of the likelihood."""
+        raise NotImplementedError
 
     @property
     def num_rows(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -139,7 +140,7 @@ class Heteroscedastic(Likelihood):
 def normal_log_density(residual: Tensor, log_var: Tensor) -> Tensor:
     """Log density of N(0, exp(log_var)) in nats, the shape of both broadcast."""
     square = residual.square() * (-log_var).exp()
-    return -0.5 * (square + log_var + torch.log(log_var.new_tensor(2 * torch.pi)))
+    return -0.5 * (square + log_var + math.log(2 * math.pi))
 
 
 def check_prior(name: str, prior: tuple[float, float]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from priors.posteriors.draws import beside, choose, log_average, normalised
+from priors.posteriors.draws import average, beside, choose, log_average, normalised
 from priors.posteriors.inversion import invert_cdf
 from priors.posteriors.protocol import PredictivePosterior, leading, probabilities
 from priors.representation import count
@@ -71,12 +71,12 @@ class LocationScaleMixture(PredictivePosterior):
 
     @property
     def mean(self) -> Tensor:
-        return torch.tensordot(self.log_weights.exp(), self.locations, dims=1)
+        return average(self.locations, self.log_weights)
 
     @property
     def variance(self) -> Tensor:
         second = self._component_variances + (self.locations - self.mean).square()
-        return torch.tensordot(self.log_weights.exp(), second, dims=1)
+        return average(second, self.log_weights)
 
     def _standardised(self, Y: Tensor) -> Tensor:
         return (Y - beside(self.locations, Y)) / beside(self.scales, Y)
@@ -88,11 +88,11 @@ class LocationScaleMixture(PredictivePosterior):
         return self._log_density(self._standardised(Y)) - beside(self.scales, Y).log()
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
-        return log_average(self._component_log_prob(Y).sum((-2, -1)), self.log_weights)
+        return log_average(self._component_log_prob(Y).sum((-2, -1)), self.log_weights, 0)
 
     def cdf(self, Y: Tensor) -> Tensor:
         each = self._cdf(self._standardised(Y))
-        return torch.tensordot(self.log_weights.exp(), each, dims=1)
+        return average(each, self.log_weights)
 
     def quantile(self, value: Tensor) -> Tensor:
         """Marginal quantiles to rounding, differentiable in the components.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from priors.posteriors.draws import beside, choose, log_average, normalised
+from priors.posteriors.draws import average, beside, choose, log_average, normalised
 from priors.posteriors.protocol import PredictivePosterior, leading
 from priors.representation import count
 
@@ -47,12 +47,12 @@ class PoissonMixturePosterior(PredictivePosterior):
 
     @property
     def mean(self) -> Tensor:
-        return torch.tensordot(self.log_weights.exp(), self._rates, dims=1)
+        return average(self._rates, self.log_weights)
 
     @property
     def variance(self) -> Tensor:
         spread = (self._rates - self.mean).square()
-        return self.mean + torch.tensordot(self.log_weights.exp(), spread, dims=1)
+        return self.mean + average(spread, self.log_weights)
 
     def log_prob(self, Y: Tensor) -> Tensor:
         """Marginal log probabilities of counts `Y`, in nats, `[..., n, m]`.
@@ -68,7 +68,7 @@ class PoissonMixturePosterior(PredictivePosterior):
 
     def cdf(self, Y: Tensor) -> Tensor:
         below = _cdf(Y, beside(self._rates, Y))
-        return torch.tensordot(self.log_weights.exp(), below, dims=1)
+        return average(below, self.log_weights)
 
     def quantile(self, value: Tensor) -> Tensor:
         """Smallest counts whose cdf reaches `value` `[*p]`, `[*p, ..., n, m]`.

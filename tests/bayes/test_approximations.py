@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from bayes import BayesianNetwork, DeepEnsemble, Laplace, LogDensity, LowRank, MeanField
+from bayes import (
+    BayesianNetwork,
+    DeepEnsemble,
+    Laplace,
+    LogDensity,
+    LowRank,
+    MeanField,
+    WeightPrior,
+)
 from bayes.network_density import NetworkPosterior
 from bayes.testing import InferenceMethodContract
 from priors import NetworkPrior
@@ -319,3 +327,21 @@ def test_what_cannot_be_weighted_is_refused():
     density = LogDensity(lambda x: -x.square().sum(-1), 1)
     with pytest.raises(ValueError, match="rows"):
         DeepEnsemble(batch_size=2, **QUIET).run(density, torch.zeros(1))
+
+
+def test_sample_paths_of_linearised_draws():
+    X, Y = data(10)
+    model = BayesianNetwork(X, Y, network())
+    model.fit(Laplace(num_draws=6, num_starts=1, num_training_steps=5, **QUIET))
+    path = model.sample_path(torch.Size([5]), generator=torch.Generator().manual_seed(0))
+    Z = data(4, seed=3)[0]
+    values = path(Z.expand(5, 4, 3))
+    functions = model.outcome_transform.transform(model.functions_of_draws(Z))
+    torch.testing.assert_close(values, functions[path.index])
+
+
+def test_laplace_refuses_other_weights():
+    X, Y = data(10)
+    model = BayesianNetwork(X, Y, WeightPrior(network(), weights="laplace"))
+    with pytest.raises(NotImplementedError, match="Gaussian weights"):
+        model.fit(Laplace(**QUIET))

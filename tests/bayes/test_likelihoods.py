@@ -10,6 +10,7 @@ from torch.distributions.transforms import ExpTransform
 
 from bayes import BayesianNetwork, MeanField
 from bayes.inference import ChEES
+from bayes.inference.graphs import captured
 from bayes.inference.log_density import value_and_gradient
 from bayes.inference.pyro_density import density_of
 from bayes.likelihoods import (
@@ -122,6 +123,9 @@ def test_the_joint_density_is_that_of_pyro_and_of_scipy(name):
     target = NetworkPosterior(model)
     ours, theirs = target.log_density(), density_of(model.pyro_model, model.train_X)
     x = 0.5 * normals(4, ours.dimension)
+    graph = captured(lambda position: value_and_gradient(ours.function, position), x + 0.1)
+    assert isinstance(graph, torch.fx.GraphModule)  # as samplers run it
+    assert torch.allclose(graph(x)[1], value_and_gradient(ours.function, x)[1])
     value, gradient = value_and_gradient(ours.function, x)
     other, slope = value_and_gradient(theirs.function, x)
     assert torch.allclose(value, other)
