@@ -121,7 +121,7 @@ class NetworkPrior(Network):
 
     def readout_parameters(self) -> set[str]:
         """Names of the parameters of the last layer, in which the functions are linear."""
-        program, layers = self.program, self._readouts
+        program, layers = self.program, self.readouts
         every = [*program.weights.items(), *program.biases.items()]
         return {name for layer, name in every if layer in layers}
 
