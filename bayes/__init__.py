@@ -17,38 +17,66 @@ from bayes.inference import (
     NUTS,
     SGHMC,
     ChEES,
+    DeepEnsemble,
     LangevinEnsemble,
+    Laplace,
     LogDensity,
+    LowRank,
     MeanField,
     Rows,
 )
+from bayes.likelihoods import (
+    Categorical,
+    Gaussian,
+    Heteroscedastic,
+    Likelihood,
+    Ordinal,
+    Poisson,
+    StudentT,
+)
+from bayes.reliability import Reliability
+from bayes.reweighted_network import ReweightedNetwork
 from bayes.saas import SaasPrior
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
+from bayes.weight_priors import WeightPrior, student_t_weights
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.version import __version__
 
 __all__ = [
+    "LowRank",
+    "Laplace",
+    "DeepEnsemble",
     "HMC",
     "MCLMC",
     "NUTS",
     "SGHMC",
     "BayesianNetwork",
     "Calibration",
+    "Categorical",
     "ChEES",
     "Comparison",
     "EmpiricalPosterior",
+    "Gaussian",
     "GaussianMixturePosterior",
     "GaussianProcess",
+    "Heteroscedastic",
     "LangevinEnsemble",
+    "Likelihood",
     "LogDensity",
     "MatchQuality",
     "MeanField",
+    "Ordinal",
+    "Poisson",
+    "Reliability",
+    "ReweightedNetwork",
     "Rows",
     "SaasPrior",
+    "StudentT",
     "StudentTPosterior",
     "StudentTProcess",
+    "WeightPrior",
     "__version__",
     "calibration",
     "compare",
@@ -56,4 +84,5 @@ __all__ = [
     "match_quality",
     "plot_posterior",
     "plot_predictions",
+    "student_t_weights",
 ]

@@ -1,8 +1,7 @@
 """A neural network with a prior on its weights, conditioned by sampling them.
 
     eps ~ N(0, 1) per weight, weight = prior std * eps
-    log noise variance ~ N(mean, std), per output
-    y = network(x; weights) + noise
+    f = network(x; weights), y ~ likelihood(f), for example f + noise
 
 Weights are sampled whitened (as eps): the posterior's geometry does not depend on the layers'
 scales, and the prior of every coordinate is the same. The layer variances stay those of the given
@@ -17,22 +16,15 @@ import os
 from collections.abc import Sequence
 from typing import Any, Self
 
-import pyro
-import pyro.distributions as dist
 import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.models.model import Model
 from botorch.posteriors import Posterior
+from botorch.sampling.base import MCSampler
 from torch import Tensor
 
 from bayes.caching import Snapshot
-from bayes.checks import (
-    check_query,
-    check_training_data,
-    check_unit,
-    check_variances,
-    chosen_outputs,
-)
+from bayes.checks import check_training_data, check_unit
 from bayes.description import (
     FINGERPRINT_ROWS,
     check_fingerprint,
@@ -41,19 +33,26 @@ from bayes.description import (
     describe_module,
     describe_transform,
 )
+from bayes.drawn_networks import (
+    DrawnNetworks,
+    evaluate_in_blocks,
+    linearised,
+    register_paths,
+)
 from bayes.inference import Draws, InferenceMethod, MeanField
 from bayes.inference.convergence import warn_unless_converged
 from bayes.inference_data import inference_data
+from bayes.likelihoods import Gaussian, Likelihood, from_description, named
 from bayes.network_density import NetworkPosterior
+from bayes.network_predictions import likelihood_draws, predicted
 from bayes.outcome import ElementwiseOutcome
 from bayes.outputs import OutputSubset
+from bayes.reweighted_network import ReweightedNetwork
+from bayes.weight_priors import WeightPrior
 from bayes.whitening import Whitening
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.networks.finite import NetworkPrior
-from priors.posteriors.draws import EmpiricalPosterior
-from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.posteriors.protocol import PredictivePosterior
-from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
 from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 from priors.representation import as_data
 
@@ -68,32 +67,44 @@ class BayesianNetwork(Model):
 
     Args:
         train_X: Inputs, `[n, d]`.
-        train_Y: Outcomes, `[n, m]`, m the network's number of outputs.
+        train_Y: Outcomes, `[n, m]`; of classes their numbers 0, 1, ..., `[n, 1]`.
         prior: Network and layer variances; copied. Its `module` must have finite widths; dropout
-            is off.
-        likelihood: "gaussian": noise with one unknown variance per output.
-        train_Yvar: Known noise variances, `[n, m]`, units of Y squared; queries get their mean.
-        log_noise_var_prior: Mean and standard deviation of the normal prior of the logarithm of
-            the noise variance, on the model's (standardised) scale. The default puts 95% between
-            0.7% and 2.6 of the outcome's variance.
+            is off. A `WeightPrior` has other laws of the weights.
+        likelihood: How outcomes arise from the network's outputs: "gaussian", "heteroscedastic"
+            (2m outputs: means, then log noise variances), "student_t", "categorical" (an output
+            for each class), "ordinal" (one output), "poisson" (log rates), or a `Likelihood` with
+            settings, such as `StudentT(df=4)`.
+        train_Yvar: Known noise variances of the Gaussian likelihood, `[n, m]`, units of Y squared;
+            queries get their mean.
+        log_noise_var_prior: `Gaussian(log_noise_var_prior=...)` in short.
+        learn_variances: `WeightPrior(prior, learn_variances=True)` in short: layer variances are
+            drawn too.
         input_transform: `DEFAULT` standardises by the training rows, None applies none; or a
             BoTorch `InputTransform`.
         outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
-            elementwise `torch.distributions` transform from the model's scale to Y's.
+            elementwise `torch.distributions` transform from the model's scale to Y's. Classes
+            and counts have none.
+        max_bytes: Memory for weights and intermediate values of networks that are evaluated at
+            once; predictions themselves have a number per draw, row and output.
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: shapes disagree, also with the network, or values are not finite.
-        NotImplementedError: another likelihood.
+        ValueError: shapes disagree, also with the network, or values are not finite or not those
+            of the likelihood.
 
     Methods:
         fit: Draw weights by `NUTS`, `MeanField` or another method; returns the model.
         posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
         functions_of_draws: The drawn networks' outputs, draw by draw.
         parameters_of_draws: Their weights by name.
-        noise_var_of_draws: Their noise variances.
+        variances_of_draws: Their layer variances, where those are drawn.
+        noise_var_of_draws: Their noise variances, where those are Gaussian.
+        likelihood_of_draws: Their noise variances, cut points and the like by name.
         to_arviz: Draws, predictions and statistics for ArviZ.
         pyro_model: The joint density, for other inference by Pyro.
+        condition_on_observations: A model of further rows, by weights of the draws.
+        fantasize: Such models of rows drawn from the posterior.
+        sample_path: Drawn networks as functions.
         subset_output: A model of some outputs.
         save: Write to a file.
         load: Read it again.
@@ -105,37 +116,56 @@ class BayesianNetwork(Model):
         self,
         train_X: Tensor,
         train_Y: Tensor,
-        prior: NetworkPrior,
+        prior: NetworkPrior | WeightPrior,
         *,
-        likelihood: str = "gaussian",
+        likelihood: str | Likelihood = "gaussian",
         train_Yvar: Tensor | None = None,
-        log_noise_var_prior: tuple[float, float] = (-2.0, 1.5),
+        log_noise_var_prior: tuple[float, float] | None = None,
+        learn_variances: bool = False,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
+        max_bytes: int = 2**30,
     ) -> None:
         super().__init__()
+        if max_bytes < 1:
+            raise ValueError(f"BayesianNetwork needs max_bytes >= 1, got {max_bytes}.")
+        self.max_bytes = max_bytes
+        if log_noise_var_prior is not None:
+            if likelihood != "gaussian":
+                raise ValueError(
+                    'log_noise_var_prior is of likelihood="gaussian"; give another likelihood its '
+                    f"settings itself, got {likelihood!r}."
+                )
+            mean, std = log_noise_var_prior
+            likelihood = Gaussian((float(mean), float(std)))
+        likelihood = named(likelihood)
+        if not likelihood.real_valued and isinstance(train_Y, Tensor):
+            train_Y = train_Y.to(train_X)  # class numbers and counts are often integers
         check_training_data("BayesianNetwork", train_X, train_Y, train_Yvar)
         if train_X.dim() != 2:
             raise ValueError(
                 "BayesianNetwork takes one data set [n, d], got train_X of shape "
                 f"{tuple(train_X.shape)}."
             )
-        if not isinstance(prior, NetworkPrior):
-            raise TypeError(
-                f"BayesianNetwork needs a NetworkPrior, got {type(prior).__name__}; "
-                "priors.NetworkPrior(module) makes one of a torch module."
-            )
-        if likelihood != "gaussian":
-            raise NotImplementedError(
-                f'BayesianNetwork supports only likelihood="gaussian", got {likelihood!r}.'
-            )
-        mean, std = log_noise_var_prior
-        if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        weight_prior = _weight_prior(prior, learn_variances)
+        if train_Yvar is not None and not likelihood.takes_variances:
             raise ValueError(
-                f"log_noise_var_prior must be (mean, std) with std > 0, got {log_noise_var_prior}."
+                "train_Yvar are variances of Gaussian noise, which "
+                f"{type(likelihood).__name__} does not take; omit one of them."
             )
-        self.log_noise_var_prior = (float(mean), float(std))
-        self.prior = copy.deepcopy(prior).to(train_X).requires_grad_(False)
+        self._given = {
+            "input_transform": describe_transform(input_transform),
+            "outcome_transform": describe_transform(outcome_transform),
+        }
+        if not likelihood.real_valued:
+            if outcome_transform is not DEFAULT and outcome_transform is not None:
+                raise ValueError(
+                    f"{type(likelihood).__name__} is a law of class numbers or counts, which are "
+                    "not transformed; omit outcome_transform."
+                )
+            outcome_transform = None
+        self.weight_prior = copy.deepcopy(weight_prior)
+        self.prior = self.weight_prior.network.to(train_X).requires_grad_(False)
         self.prior.module.to(train_X).eval()
         self.register_buffer("train_X", train_X)
         self.register_buffer("train_Y", train_Y)
@@ -148,10 +178,6 @@ class BayesianNetwork(Model):
         )
         self.draws: Draws | None = None
         self._drawn_under: Snapshot | None = None
-        self._given = {
-            "input_transform": describe_transform(input_transform),
-            "outcome_transform": describe_transform(outcome_transform),
-        }
         if self.input_transform is not None:
             self.input_transform.eval()
         with torch.no_grad():
@@ -159,24 +185,20 @@ class BayesianNetwork(Model):
             outputs = self.prior.apply_parameters(
                 self.whitening.weights(self.whitening.zeros()), inputs
             )
-        if outputs.shape != train_Y.shape:
-            raise ValueError(
-                f"The network gives outputs of shape {tuple(outputs.shape)} for train_Y of shape "
-                f"{tuple(train_Y.shape)}; its last layer must have {train_Y.shape[-1]} outputs."
-            )
+        self.likelihood = likelihood.fitted_to(train_Y, outputs.shape[-1])
 
     def __repr__(self) -> str:
         """Data, what was drawn, and the prior's variances."""
         drawn = "not fitted" if self.draws is None else repr(self.draws)
-        prior = repr(self.prior).replace("\n", "\n  ")
-        return (
-            f"{type(self).__name__}({as_data(self.train_X, self.num_outputs)}; {drawn})\n  {prior}"
-        )
+        plain = self.weight_prior.is_gaussian and not self.weight_prior.sites()
+        prior = repr(self.prior if plain else self.weight_prior).replace("\n", "\n  ")
+        data = as_data(self.train_X, self.train_Y.shape[-1])
+        return f"{type(self).__name__}({data}; {drawn})\n  {self.likelihood}\n  {prior}"
 
     @property
     def num_outputs(self) -> int:
-        """Number of outputs."""
-        return self.train_Y.shape[-1]
+        """Number of outputs; classes in classification."""
+        return self.likelihood.num_outputs(self.train_Y.shape[-1])
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -184,25 +206,12 @@ class BayesianNetwork(Model):
         return torch.Size()
 
     def pyro_model(self) -> None:
-        """The joint density as a Pyro model, with sites `eps`, `log_noise_var` and `y`.
+        """The joint density as a Pyro model.
 
-        `eps` are all whitened weights in one vector; `y` is on the model's scale.
+        Sites are `eps`, all whitened weights in one vector, the likelihood's unconstrained
+        parameters, such as `log_noise_var`, and `y`, on the model's scale.
         """
-        zeros = self.whitening.zeros()
-        eps = pyro.sample("eps", dist.Normal(zeros, torch.ones_like(zeros)).to_event(1))
-        targets, known = self.targets()
-        if known is None:
-            mean, std = (
-                self.train_Y.new_full((self.num_outputs,), v) for v in self.log_noise_var_prior
-            )
-            log_noise = pyro.sample("log_noise_var", dist.Normal(mean, std).to_event(1))
-            noise_std = (0.5 * log_noise).exp().unsqueeze(-2)
-        else:
-            noise_std = known.sqrt()
-        f = self.prior.apply_parameters(
-            self.whitening.weights(eps), self.transformed_inputs(self.train_X)
-        )
-        pyro.sample("y", dist.Normal(f, noise_std).to_event(2), obs=targets)
+        NetworkPosterior(self)()
 
     def fit(self, method: InferenceMethod | None = None) -> Self:
         """Draw from the posterior of weights and noise.
@@ -239,7 +248,8 @@ class BayesianNetwork(Model):
         draws = self.fitted_draws()
         some = self.train_X[:: math.ceil(len(self.train_X) / _ROWS_TO_COMPARE)]
         f = self.functions_of_draws(some).flatten(1)
-        predicted = torch.cat([f, self.noise_var_of_draws().log()], dim=-1)
+        others = [draws.samples[name].flatten(0, 1) for name in NetworkPosterior(self).sites()]
+        predicted = torch.cat([f, *others], dim=-1)
         return predicted.unflatten(0, draws.samples["eps"].shape[:2])
 
     def parameters_of_draws(self) -> dict[str, Tensor]:
@@ -248,7 +258,21 @@ class BayesianNetwork(Model):
         Raises:
             RuntimeError: the model is not fitted.
         """
-        return self.whitening.weights(self.fitted_draws().samples["eps"].flatten(0, 1))
+        samples = self.fitted_draws().samples
+        drawn = {name: samples[name].flatten(0, 1) for name in self.weight_prior.sites()}
+        return self.weight_prior.weights(samples["eps"].flatten(0, 1), drawn)
+
+    def variances_of_draws(self) -> dict[str, Tensor]:
+        """Variances that were drawn, such as "weight_var.0", by name, `[chains * draws]`.
+
+        Of the layers with `learn_variances`, of the readout with a `readout_scale`.
+
+        Raises:
+            RuntimeError: the model is not fitted.
+        """
+        samples = self.fitted_draws().samples
+        drawn = {name: samples[name].flatten(0, 1) for name in self.weight_prior.sites()}
+        return self.weight_prior.variances(drawn)
 
     def functions_of_draws(self, X: Tensor) -> Tensor:
         """Outputs of the drawn networks on the model's scale, `[chains * draws, ..., q, m]`.
@@ -259,20 +283,48 @@ class BayesianNetwork(Model):
         Raises:
             RuntimeError: the model is not fitted.
         """
-        return self.prior.apply_parameters(self.parameters_of_draws(), self.transformed_inputs(X))
+        draws, inputs = self.fitted_draws(), self.transformed_inputs(X)
+        samples = {name: v.flatten(0, 1) for name, v in draws.samples.items()}
+        prior, network, eps = self.weight_prior, self.prior, samples["eps"]
+
+        def outputs(some: slice, rows: Tensor) -> Tensor:
+            if draws.center is not None:
+                center = draws.center["eps"]
+                return linearised(prior, center, eps[some] - center, rows)
+            drawn = {name: samples[name][some] for name in prior.sites()}
+            return network.apply_parameters(prior.weights(eps[some], drawn), rows)
+
+        return evaluate_in_blocks(network, outputs, len(eps), inputs, self.max_bytes)
 
     def noise_var_of_draws(self) -> Tensor:
         """Noise variances on the model's scale, `[chains * draws, m]`.
 
         Raises:
             RuntimeError: the model is not fitted.
+            NotImplementedError: the likelihood has no noise variance of each output.
         """
         draws = self.fitted_draws()
+        if not self.likelihood.takes_variances:
+            raise NotImplementedError(
+                f"{type(self.likelihood).__name__} has no noise variance of each output; see "
+                "likelihood_of_draws(), and posterior(X, observation_noise=True).variance."
+            )
         _, known = self.targets()
         if known is None:
-            return draws.samples["log_noise_var"].flatten(0, 1).exp()
+            return self.likelihood_of_draws()["noise_var"]
         size = draws.samples["eps"].shape[:2].numel()
         return known.mean(0).expand(size, self.num_outputs)
+
+    def likelihood_of_draws(self) -> dict[str, Tensor]:
+        """The likelihood's parameters by name, such as "noise_var", `[chains * draws, p]`.
+
+        On the model's scale; none where they are known or where there are none.
+
+        Raises:
+            RuntimeError: the model is not fitted.
+        """
+        found = likelihood_draws(self)
+        return self.likelihood.constrained(found) if self.train_Yvar is None else {}
 
     def posterior(
         self,
@@ -286,37 +338,21 @@ class BayesianNetwork(Model):
         Args:
             X: Queries, `[..., q, d]`.
             output_indices: Outputs to return; all if None.
-            observation_noise: Whether of y, a Gaussian mixture with a density, rather than of f,
-                the drawn functions themselves. A tensor `[..., q, m]` gives the noise variances
-                in squared units of Y.
+            observation_noise: Whether of y, a mixture over draws with a density (of classes and
+                counts probabilities), rather than of what is noise-free, the drawn functions,
+                rates or class probabilities. A tensor `[..., q, m]` gives the noise variances in
+                squared units of Y, with a Gaussian likelihood.
             posterior_transform: Applied last; its result is returned as it is.
 
         Returns:
-            A posterior `[..., q, m]` in units of Y.
+            A posterior `[..., q, m]` in units of Y; its `mean` are class probabilities
+            `[..., q, classes]` in classification.
 
         Raises:
             RuntimeError: the model is not fitted.
+            ValueError: noise variances for a likelihood that takes none, or some classes only.
         """
-        check_query("BayesianNetwork", X, self.train_X)
-        outputs = chosen_outputs("BayesianNetwork", output_indices, self.num_outputs)
-        f = self.functions_of_draws(X)[..., outputs]
-        posterior: PredictivePosterior
-        if isinstance(observation_noise, Tensor):
-            check_variances("BayesianNetwork", observation_noise, self.num_outputs)
-            variances = observation_noise.expand(*observation_noise.shape[:-1], self.num_outputs)
-            if self.outcome_transform is not None:
-                variances = self.outcome_transform.inverse_variances(variances)
-            posterior = GaussianMixturePosterior(f, variances[..., outputs])
-        elif observation_noise:
-            noise = self.noise_var_of_draws()[:, outputs]
-            noise = noise.reshape(len(noise), *[1] * (f.dim() - 2), len(outputs))
-            posterior = GaussianMixturePosterior(f, noise)
-        else:
-            posterior = EmpiricalPosterior(f)
-        if self.outcome_transform is not None:
-            transform = self.outcome_transform.of_outputs(outputs)
-            posterior = TransformedPosterior(posterior, transform)
-        return apply_posterior_transform(posterior_transform, posterior, X)
+        return predicted(self, X, output_indices, observation_noise, posterior_transform)
 
     def subset_output(self, idcs: Sequence[int]) -> OutputSubset:
         """The model of some outputs only.
@@ -329,40 +365,73 @@ class BayesianNetwork(Model):
         """
         return OutputSubset(self, idcs)
 
-    def condition_on_observations(self, X: Tensor, Y: Tensor, **kwargs: Any) -> Self:
-        """Not supported: the weights would have to be sampled anew.
+    def condition_on_observations(
+        self, X: Tensor, Y: Tensor, noise: Tensor | None = None, **kwargs: Any
+    ) -> ReweightedNetwork:
+        """The model of further rows, by importance weights of the draws.
+
+        For a few rows, as look-ahead acquisition functions have; many say more than the draws can
+        tell, of which a warning is given.
 
         Args:
-            X: Inputs.
-            Y: Outcomes.
+            X: Inputs, `[..., n, d]`.
+            Y: Outcomes, `[..., n, m]`; batches of X and Y broadcast and are those of the result.
+            noise: Noise variances in squared units of Y, `[..., n, m]`, with a Gaussian likelihood;
+                those of the model if None.
             **kwargs: Ignored.
 
         Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(
-            "A BayesianNetwork holds draws from its posterior and cannot be conditioned on "
-            "further rows; construct one from all rows and call fit(). Exact processes and "
-            "PFNs can be conditioned without a fit."
-        )
+            RuntimeError: the model is not fitted.
+            ValueError: shapes do not fit, or values are not finite.
 
-    def fantasize(self, X: Tensor, *args: Any, **kwargs: Any) -> Self:
-        """Not supported, for the same reason as `condition_on_observations`.
+        Warns:
+            Where few draws are left, or their weights are unreliable.
+        """
+        return self._with_equal_weights().condition_on_observations(X, Y, noise)
+
+    def fantasize(
+        self,
+        X: Tensor,
+        sampler: MCSampler,
+        observation_noise: Tensor | None = None,
+        **kwargs: Any,
+    ) -> ReweightedNetwork:
+        """Models of rows drawn from the predictive distribution, by importance weights.
 
         Args:
-            X: Where to observe.
-            *args: Ignored.
+            X: Where to observe, `[..., n, d]`.
+            sampler: Draws the outcomes.
+            observation_noise: Noise variances in squared units of Y; those of the model if None.
             **kwargs: Ignored.
 
         Raises:
-            NotImplementedError: always.
+            NotImplementedError: a classifier.
         """
-        raise NotImplementedError(
-            "BayesianNetwork does not support fantasize(), since every fantasy would need a "
-            "fit of its own; for look-ahead acquisition functions (such as the knowledge "
-            "gradient) use an exact process or a PFN. Others (qLogExpectedImprovement, "
-            "qUpperConfidenceBound) work with this model too."
-        )
+        return self._with_equal_weights().fantasize(X, sampler, observation_noise)
+
+    def sample_path(
+        self,
+        sample_shape: torch.Size = torch.Size(),  # noqa: B008
+        *,
+        generator: torch.Generator | None = None,
+    ) -> DrawnNetworks:
+        """Drawn networks as functions, for Thompson sampling.
+
+        `path(X)` are the noise-free values of what was drawn, in units of Y; BoTorch's
+        `get_matheron_path_model` and `PathwiseThompsonSampling` take the model itself.
+
+        Args:
+            sample_shape: How many.
+            generator: Source of randomness.
+
+        Raises:
+            RuntimeError: the model is not fitted.
+        """
+        return self._with_equal_weights().sample_path(sample_shape, generator=generator)
+
+    def _with_equal_weights(self) -> ReweightedNetwork:
+        size = self.fitted_draws().samples["eps"].shape[:2].numel()
+        return ReweightedNetwork(self, self.train_X.new_zeros(size))
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load a state as `torch.nn.Module` does; draws made under another one are dropped.
@@ -380,7 +449,7 @@ class BayesianNetwork(Model):
     def to_arviz(self, *, seed: int = 0) -> Any:
         """The draws as an `arviz.InferenceData`, for diagnostics and model comparison.
 
-        Groups: posterior (the network's parameters by name, and `noise_var` on the model's
+        Groups: posterior (parameters of the network and of the likelihood by name, on the model's
         scale), log_likelihood (pointwise, in units of Y), posterior_predictive, observed_data, and
         with NUTS sample_stats. Rows and outputs of `y` are the dimensions `row` and `output`.
 
@@ -407,13 +476,15 @@ class BayesianNetwork(Model):
         tensors.update({f"stat.{name}": value for name, value in draws.stats.items()})
         if draws.history is not None:
             tensors["history"] = draws.history
+        tensors.update({f"center.{k}": v for k, v in (draws.center or {}).items()})
         tensors["fingerprint"] = self._fingerprint()
         write_safetensors_atomically(
             path,
             tensors,
             kind="BayesianNetwork",
             description={
-                "log_noise_var_prior": list(self.log_noise_var_prior),
+                "likelihood": self.likelihood.description(),
+                "weights": self.weight_prior.description(),
                 "given": self._given,
                 "network": describe_module(self.prior.module),
             },
@@ -423,8 +494,10 @@ class BayesianNetwork(Model):
     def load(
         cls,
         path: str | os.PathLike[str],
-        prior: NetworkPrior,
+        prior: NetworkPrior | WeightPrior,
         *,
+        likelihood: Likelihood | None = None,
+        learn_variances: bool = False,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
     ) -> Self:
@@ -436,6 +509,8 @@ class BayesianNetwork(Model):
         Args:
             path: The file.
             prior: The same as at construction, with the same learnable layers and any variances.
+            likelihood: The same as at construction, if it was of a class of one's own.
+            learn_variances: The same as at construction.
             input_transform: The same as at construction.
             outcome_transform: The same as at construction.
 
@@ -448,14 +523,23 @@ class BayesianNetwork(Model):
             "outcome_transform": describe_transform(outcome_transform),
         }
         check_given(path, passed, description["given"])
-        check_module(path, "network", prior.module, description["network"])
+        weight_prior = _weight_prior(prior, learn_variances)
+        check_given(path, weight_prior.description(), description["weights"])
+        check_module(path, "network", weight_prior.network.module, description["network"])
         state = tensors_under("state", tensors)
+        known = from_description(description["likelihood"])
+        if (known is None) == (likelihood is None):
+            own = description["likelihood"]["class"]
+            raise ValueError(
+                f"{path} was saved with the likelihood {own}; "
+                + ("pass it to load." if known is None else "load knows it and needs none.")
+            )
         model = cls(
             state["train_X"],
             state["train_Y"],
-            prior,
+            weight_prior,
+            likelihood=likelihood or known or "gaussian",
             train_Yvar=state.get("train_Yvar"),
-            log_noise_var_prior=description["log_noise_var_prior"],
             input_transform=input_transform,
             outcome_transform=outcome_transform,
         )
@@ -464,7 +548,8 @@ class BayesianNetwork(Model):
         except RuntimeError as error:
             raise ValueError(f"The prior passed to load does not fit {path}: {error}") from error
         samples, stats = tensors_under("sample", tensors), tensors_under("stat", tensors)
-        model._keep(Draws(samples, stats, tensors.get("history")))
+        center = tensors_under("center", tensors) or None
+        model._keep(Draws(samples, stats, tensors.get("history"), center=center))
         check_fingerprint(path, "network", model._fingerprint(), tensors["fingerprint"])
         return model
 
@@ -474,6 +559,17 @@ class BayesianNetwork(Model):
             last = {name: value[-1] for name, value in self.parameters_of_draws().items()}
             inputs = self.transformed_inputs(self.train_X[:FINGERPRINT_ROWS])
             return self.prior.apply_parameters(last, inputs)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode: input transforms are fitted, and draws are no parameters.
+
+        Args:
+            mode: Ignored.
+        """
+        return super().train(False)
+
+    def _set_transformed_inputs(self) -> None:
+        """Nothing to do for BoTorch: inputs are transformed where they are used."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # The draws and the module's buffers, not buffers of the model, must follow .to() too.
@@ -486,6 +582,8 @@ class BayesianNetwork(Model):
                 {name: fn(value) for name, value in draws.stats.items()},
                 None if draws.history is None else fn(draws.history),
                 draws.num_gradients,
+                None if draws.center is None else {k: fn(v) for k, v in draws.center.items()},
+                draws.log_evidence,
             )
             self._keep(moved)
         return self
@@ -519,3 +617,19 @@ class BayesianNetwork(Model):
         if self.outcome_transform is None:
             return self.train_Y, self.train_Yvar
         return self.outcome_transform(self.train_Y, self.train_Yvar)
+
+
+def _weight_prior(prior: NetworkPrior | WeightPrior, learn_variances: bool) -> WeightPrior:
+    if isinstance(prior, WeightPrior):
+        if learn_variances and not prior.learn_variances:
+            raise ValueError("Give learn_variances=True to the WeightPrior itself.")
+        return prior
+    if not isinstance(prior, NetworkPrior):
+        raise TypeError(
+            f"BayesianNetwork needs a NetworkPrior, got {type(prior).__name__}; "
+            "priors.NetworkPrior(module) makes one of a torch module."
+        )
+    return WeightPrior(prior, learn_variances=learn_variances)
+
+
+register_paths(BayesianNetwork)

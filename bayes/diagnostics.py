@@ -11,8 +11,8 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from botorch.models.model import Model
@@ -21,10 +21,13 @@ from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bayes.reliability import Reliability, reliability
 from priors.figures import BLACK, BLUE, CATEGORIES, GREY, ORANGE, axes_or_new
+from priors.posteriors.categorical import CategoricalPosterior, ClassProbabilityPosterior
 from priors.posteriors.gaussian import as_predictive
+from priors.posteriors.poisson_mixture import PoissonMixturePosterior
 from priors.posteriors.protocol import PredictivePosterior
-from priors.posteriors.scores import score
+from priors.posteriors.scores import class_scores, score
 from priors.representation import count
 
 if TYPE_CHECKING:
@@ -42,7 +45,16 @@ __all__ = [
 Factory = Callable[[Tensor, Tensor], Any]
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 
-_METRICS = ("rmse", "nlpd", "coverage", "seconds")
+# Scores and how tables name them.
+_METRICS = {
+    "rmse": "RMSE",
+    "accuracy": "accuracy",
+    "nlpd": "NLPD",
+    "brier": "Brier",
+    "ece": "ECE",
+    "coverage": "coverage",
+    "seconds": "seconds",
+}
 
 
 @dataclass(frozen=True)
@@ -107,21 +119,41 @@ class Calibration:
         return ax
 
 
-def calibration(posterior: Posterior, Y: Tensor, *, num_levels: int = 19) -> Calibration:
-    """Coverage of the central intervals of a predictive posterior.
+@overload
+def calibration(
+    posterior: CategoricalPosterior | ClassProbabilityPosterior, Y: Tensor, *, num_levels: int = ...
+) -> Reliability: ...
+@overload
+def calibration(posterior: Posterior, Y: Tensor, *, num_levels: int = ...) -> Calibration: ...
+def calibration(
+    posterior: Posterior, Y: Tensor, *, num_levels: int = 19
+) -> Calibration | Reliability:
+    """Coverage of the central intervals of a predictive posterior, or reliability of a classifier.
 
     Args:
-        posterior: `model.posterior(X, observation_noise=True)`, `[..., n, m]`.
-        Y: Held-out targets, `[..., n, m]`.
-        num_levels: Levels, equally spaced inside (0, 1).
+        posterior: `model.posterior(X, observation_noise=True)`, `[..., n, m]`; of a classifier
+            `[..., n, classes]`.
+        Y: Held-out targets, `[..., n, m]`; class numbers `[..., n, 1]`.
+        num_levels: Levels, equally spaced inside (0, 1); of a classifier, bins of confidence.
+
+    Returns:
+        Of counts, the integral transforms are randomised between the probabilities of less than
+        and of at most the target (Czado et al. 2009), with a seed of their own.
 
     Raises:
         ValueError: `Y` has another shape than the posterior.
     """
+    if isinstance(posterior, CategoricalPosterior | ClassProbabilityPosterior):
+        return reliability(posterior, Y, num_bins=num_levels)
     predictive = as_predictive(posterior)
     _check_targets(predictive, Y)
     with torch.no_grad():
-        pit = predictive.cdf(Y).flatten().cpu()
+        pit = predictive.cdf(Y)
+        if isinstance(predictive, PoissonMixturePosterior):
+            generator = torch.Generator().manual_seed(0)
+            share = torch.rand(pit.shape, generator=generator, dtype=pit.dtype, device="cpu")
+            pit = pit - share.to(pit) * predictive.log_prob(Y).exp()
+        pit = pit.flatten().cpu()
     nominal = torch.arange(1, num_levels + 1, dtype=pit.dtype, device=pit.device) / (num_levels + 1)
     # Inside the central interval of probability p is |pit - 1/2| <= p/2.
     inside = (2 * (pit - 0.5).abs()).unsqueeze(-1) <= nominal
@@ -134,12 +166,18 @@ class Comparison:
 
     Attributes:
         scores: By model, then "rmse" (units of Y), "nlpd" (nats per value), "coverage" and
-            "seconds" (fit and prediction), each `[splits]`.
+            "seconds" (fit and prediction), each `[splits]`; of classifiers "accuracy", "nlpd",
+            "brier", "ece" and "seconds".
         level: Nominal probability behind "coverage".
     """
 
     scores: dict[str, dict[str, Tensor]]
     level: float
+
+    @property
+    def _metrics(self) -> list[str]:
+        known = next(iter(self.scores.values()))
+        return [metric for metric in _METRICS if metric in known]
 
     def records(self) -> list[dict[str, Any]]:
         """One row per model: mean and standard error of every score over the splits.
@@ -148,8 +186,8 @@ class Comparison:
         """
         rows = []
         for name, values in self.scores.items():
-            row: dict[str, Any] = {"model": name, "splits": len(values["rmse"])}
-            for metric in _METRICS:
+            row: dict[str, Any] = {"model": name, "splits": len(values["nlpd"])}
+            for metric in self._metrics:
                 row[metric] = float(values[metric].mean())
                 row[f"{metric}_error"] = _standard_error(values[metric])
             rows.append(row)
@@ -161,7 +199,7 @@ class Comparison:
         Args:
             first: A model's name.
             second: Another's.
-            metric: "rmse", "nlpd", "coverage" or "seconds".
+            metric: A name in `scores`.
         """
         paired = self.scores[first][metric] - self.scores[second][metric]
         return float(paired.mean()), _standard_error(paired)
@@ -173,14 +211,15 @@ class Comparison:
         return pandas.DataFrame(self.records()).set_index("model")
 
     def __repr__(self) -> str:
-        splits = len(next(iter(self.scores.values()))["rmse"]) if self.scores else 0
+        splits = len(next(iter(self.scores.values()))["nlpd"]) if self.scores else 0
         sizes = f"{count(len(self.scores), 'model')}, {count(splits, 'split')}"
         return f"Comparison({sizes})\n{self}"
 
     def __str__(self) -> str:
-        heads = ["model", "RMSE", "NLPD", f"{self.level:.0%} coverage", "seconds"]
+        names = {**_METRICS, "coverage": f"{self.level:.0%} coverage"}
+        heads = ["model", *(names[metric] for metric in self._metrics)]
         cells = [
-            [row["model"], *(_with_error(row[m], row[f"{m}_error"]) for m in _METRICS)]
+            [row["model"], *(_with_error(row[m], row[f"{m}_error"]) for m in self._metrics)]
             for row in self.records()
         ]
         widths = [max(len(line[k]) for line in [heads, *cells]) for k in range(len(heads))]
@@ -206,7 +245,7 @@ def compare(
     Args:
         models: By name, a factory `(train_X, train_Y) -> model`, called on the training rows of
             every split, or a fitted model, used as it is. A model needs
-            `posterior(X, observation_noise=True)`.
+            `posterior(X, observation_noise=True)`. All are regressors, or all classifiers.
         splits: `(train_X, train_Y, test_X, test_Y)`, rows `[n, d]` and `[n, m]`.
         level: Probability of the interval whose coverage is counted.
         progress: Whether to show a bar.
@@ -215,7 +254,7 @@ def compare(
         The scores; printing it gives an aligned table.
 
     Raises:
-        ValueError: there are no models or no splits.
+        ValueError: there are no models or no splits, or classifiers and others.
         TypeError: an entry is neither a model nor a factory, or a posterior has no density.
     """
     splits = list(splits)
@@ -224,9 +263,7 @@ def compare(
             f"compare needs at least one model and one split, got {len(models)} models and "
             f"{len(splits)} splits."
         )
-    found: dict[str, dict[str, list[float]]] = {
-        name: {metric: [] for metric in _METRICS} for name in models
-    }
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in models}
     with tqdm(total=len(models) * len(splits), disable=not progress) as bar:
         for train_X, train_Y, test_X, test_Y in splits:
             for name, given in models.items():
@@ -235,14 +272,14 @@ def compare(
                 start = time.perf_counter()
                 model = _made(name, given, train_X, train_Y)
                 with torch.no_grad():
-                    predictive = as_predictive(model.posterior(test_X, observation_noise=True))
-                    scores = score(predictive, test_Y, level=level)
+                    scores = _scores(model.posterior(test_X, observation_noise=True), test_Y, level)
                 _synchronise(test_X)
-                values = found[name]
-                values["seconds"].append(time.perf_counter() - start)
-                for metric in ("rmse", "nlpd", "coverage"):
-                    values[metric].append(getattr(scores, metric))
+                scores["seconds"] = time.perf_counter() - start
+                for metric, value in scores.items():
+                    found[name].setdefault(metric, []).append(value)
                 bar.update()
+    if len({tuple(values) for values in found.values()}) > 1:
+        raise ValueError("compare scores regressors or classifiers, got both; compare each apart.")
     return Comparison(
         {
             name: {m: torch.tensor(v, dtype=torch.float64, device="cpu") for m, v in values.items()}
@@ -398,6 +435,14 @@ def _made(name: str, given: Any, train_X: Tensor, train_Y: Tensor) -> Any:
             f"{type(given).__name__}."
         )
     return model
+
+
+def _scores(posterior: Posterior, Y: Tensor, level: float) -> dict[str, float]:
+    if isinstance(posterior, CategoricalPosterior | ClassProbabilityPosterior):
+        scores = asdict(class_scores(posterior, Y))
+        return {**scores, "ece": reliability(posterior, Y).ece}
+    of_values = asdict(score(as_predictive(posterior), Y, level=level))
+    return {metric: of_values[metric] for metric in ("rmse", "nlpd", "coverage")}
 
 
 def _synchronise(like: Tensor) -> None:

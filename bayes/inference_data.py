@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["import_arviz", "inference_data", "many_chains"]
 
+# Parameters of likelihoods with one number for each output.
+_OF_OUTPUTS = ("noise_var", "scale", "df")
+
 # Statistics of samplers that are not real numbers.
 _KINDS = {"diverging": bool, "tree_depth": int, "n_steps": int}
 
@@ -40,14 +43,13 @@ def inference_data(model: BayesianNetwork, seed: int) -> Any:
     """See `BayesianNetwork.to_arviz`."""
     draws = model.fitted_draws()
     chains = draws.samples["eps"].shape[:2]
-    noise_var = model.noise_var_of_draws()
+    parameters = {name: value.flatten(0, 1) for name, value in draws.samples.items()}
     with torch.no_grad():
         f = model.functions_of_draws(model.train_X)
         targets, known = model.targets()
-        std = (noise_var.unsqueeze(-2) if known is None else known).sqrt().expand_as(f)
-        log_likelihood = torch.distributions.Normal(f, std).log_prob(targets)
+        log_likelihood = model.likelihood.log_prob(targets, f, parameters, known)
         generator = torch.Generator(f.device).manual_seed(seed)
-        y = f + std * torch.randn(f.shape, generator=generator, dtype=f.dtype, device=f.device)
+        y = model.likelihood.sample(f, parameters, known, generator=generator)
         if model.outcome_transform is not None:
             transform = model.outcome_transform.transform
             log_likelihood -= transform.log_abs_det_jacobian(targets, model.train_Y)
@@ -59,7 +61,8 @@ def inference_data(model: BayesianNetwork, seed: int) -> Any:
     groups = {
         "posterior": {
             **{name: by_chain(value) for name, value in model.parameters_of_draws().items()},
-            "noise_var": by_chain(noise_var),
+            **{name: by_chain(value) for name, value in model.variances_of_draws().items()},
+            **{name: by_chain(value) for name, value in model.likelihood_of_draws().items()},
         },
         "log_likelihood": {"y": by_chain(log_likelihood)},
         "posterior_predictive": {"y": by_chain(y)},
@@ -70,7 +73,6 @@ def inference_data(model: BayesianNetwork, seed: int) -> Any:
             name: value.cpu().numpy().astype(_KINDS.get(name, value.cpu().numpy().dtype))
             for name, value in draws.stats.items()
         }
+    dims = {"y": ["row", "output"], **dict.fromkeys(_OF_OUTPUTS, ["output"])}
     with many_chains():
-        return import_arviz().from_dict(
-            **groups, dims={"y": ["row", "output"], "noise_var": ["output"]}
-        )
+        return import_arviz().from_dict(**groups, dims=dims)

@@ -1,14 +1,25 @@
-"""The log density of a Bayesian network's whitened weights and noise, all chains in one call."""
+"""The density of a Bayesian network's whitened weights and likelihood parameters.
+
+A position is one vector: eps, the D whitened weights, then site by site what else is drawn of the
+prior, such as layer variances, and the unconstrained parameters of the likelihood. All methods take
+many positions `[..., d]` at once, one per chain.
+"""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+import pyro
+import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+from torch.distributions import constraints
 
-from bayes.inference import HasLogDensity, LogDensity, Rows
+from bayes.inference import HasParts, LogDensity, Rows
+from bayes.likelihoods import Likelihood, NormalPrior
+from bayes.weight_priors import WeightPrior
 
 if TYPE_CHECKING:
     from bayes.bayesian_network import BayesianNetwork
@@ -16,8 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["NetworkPosterior"]
 
 
-class NetworkPosterior(HasLogDensity):
-    """What samplers draw from: a Pyro model that knows its density.
+class NetworkPosterior(HasParts):
+    """What samplers draw from: a Pyro model that knows its density and its parts.
+
+    Outcomes and network outputs are on the model's (standardised) scale.
 
     Args:
         model: The network and its data, as they are at the time of each call.
@@ -27,52 +40,217 @@ class NetworkPosterior(HasLogDensity):
         self.model = model
 
     def __call__(self) -> None:
-        """Run the Pyro model."""
-        self.model.pyro_model()
+        """Run the Pyro model: sites `eps`, those of the likelihood, and `y`."""
+        model = self.model
+        zeros, weights = model.whitening.zeros(), model.weight_prior
+        eps = pyro.sample("eps", _weights(weights, zeros))
+        parameters = {}
+        for name, size in weights.sites().items():
+            parameters[name] = pyro.sample(name, _PriorSite(weights, name, size, zeros))
+        for name, prior in self.parameter_priors().items():
+            mean, std = prior.tensors(zeros)
+            parameters[name] = pyro.sample(name, dist.Normal(mean, std).to_event(1))
+        targets, known = model.targets()
+        f = self._functions(eps, parameters, model.transformed_inputs(model.train_X))
+        pyro.sample("y", _Outcomes(model.likelihood, f, parameters, known), obs=targets)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether whitened weights are standard normal, and all else is of the likelihood."""
+        prior = self.model.weight_prior
+        return prior.is_gaussian and not prior.sites()
+
+    @property
+    def num_rows(self) -> int:
+        """n, of the training data."""
+        return len(self.model.train_X)
+
+    @property
+    def num_weights(self) -> int:
+        """D, of weights that are not held at their mean."""
+        return len(self.model.whitening.zeros())
+
+    def last_layer(self) -> Tensor:
+        """Which weights belong to the readout, in which functions are linear, `[D]` bools."""
+        return self.model.whitening.belong_to(self.model.prior.readout_parameters())
+
+    def parameter_priors(self) -> dict[str, NormalPrior]:
+        """Of the likelihood's unconstrained parameters by site; none where the noise is known."""
+        if self.model.train_Yvar is not None:
+            return {}
+        return self.model.likelihood.priors(self.model.train_Y.shape[-1])
+
+    def sites(self) -> dict[str, int]:
+        """All sites but eps and how many unconstrained numbers each has, in their order."""
+        own = {name: len(prior) for name, prior in self.parameter_priors().items()}
+        return {**self.model.weight_prior.sites(), **own}
+
+    @property
+    def dimension(self) -> int:
+        """d, of a position."""
+        return self.num_weights + sum(self.sites().values())
+
+    def split(self, position: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The parts of positions.
+
+        Args:
+            position: `[..., d]`.
+
+        Returns:
+            Whitened weights `[..., D]`, and all else by site, `[..., p]`.
+        """
+        sites = self.sites()
+        eps, *parts = position.split([self.num_weights, *sites.values()], dim=-1)
+        return eps, dict(zip(sites, parts, strict=True))
+
+    def functions(self, position: Tensor, X: Tensor | None = None) -> Tensor:
+        """Network outputs f, `[..., n, k]`.
+
+        Args:
+            position: `[..., d]`.
+            X: Inputs on the user's scale, `[n, inputs]`; the training rows if None.
+        """
+        model = self.model
+        inputs = model.transformed_inputs(model.train_X if X is None else X)
+        return self._functions(*self.split(position), inputs)
+
+    def log_prior(self, position: Tensor) -> Tensor:
+        """Log prior density of positions `[..., d]`, `[...]`, in nats."""
+        eps, parameters = self.split(position)
+        weights = self.model.weight_prior
+        total = weights.log_density(eps, {name: parameters[name] for name in weights.sites()})
+        for name, prior in self.parameter_priors().items():
+            total = total + prior.log_prob(parameters[name])
+        return total
+
+    def log_likelihood(self, position: Tensor, index: Tensor | None = None) -> Tensor:
+        """Log likelihood of each value of Y, `[..., n, m]`, in nats.
+
+        Args:
+            position: `[..., d]`.
+            index: Numbers of the training rows, `[n]`; all if None.
+        """
+        return self._log_likelihood(position, self._rows(), index)
+
+    def log_likelihood_of(self, functions: Tensor, position: Tensor) -> Tensor:
+        """The same of given network outputs `[..., n, k]`, with parameters from `position`."""
+        targets, known = self.model.targets()
+        parameters = self.split(position)[1]
+        return self.model.likelihood.log_prob(targets, functions, parameters, known)
 
     def log_density(self) -> LogDensity:
-        """Over `[eps, log_noise_var]`, whose prior is a draw of standard normals for eps."""
-        model = self.model
-        like, num_weights = model.train_X, len(model.whitening.zeros())
-        targets, known = model.targets()
-        inputs = model.transformed_inputs(model.train_X)
-        num_noises = 0 if known is not None else model.num_outputs
-        mean, std = model.log_noise_var_prior
+        """Of positions, log prior plus log likelihood, started at draws from the prior."""
+        rows, num_rows = self._rows(), len(self.model.train_X)
+        like, sizes = self.model.train_X, self.dimension
+        priors, weights = self.parameter_priors(), self.model.weight_prior
 
         def of_rows(position: Tensor, index: Tensor | None) -> Tensor:
-            x = inputs if index is None else inputs[index]
-            y = targets if index is None else targets[index]
-            eps, log_noise = position.split([num_weights, num_noises], dim=-1)
-            f = model.prior.apply_parameters(model.whitening.weights(eps), x)
-            if known is None:
-                log_var = log_noise.unsqueeze(-2)
-            else:
-                log_var = (known if index is None else known[index]).log()
-            square = (y - f).square() * (-log_var).exp()
-            each = -0.5 * (square + log_var + math.log(2 * math.pi))
-            share = 1.0 if index is None else len(inputs) / len(index)
-            total = share * each.sum((-2, -1)) - 0.5 * eps.square().sum(-1)
-            return total - 0.5 * ((log_noise - mean) / std).square().sum(-1)
+            share = 1.0 if index is None else num_rows / len(index)
+            likelihood = self._log_likelihood(position, rows, index).sum((-2, -1))
+            return share * likelihood + self.log_prior(position)
 
         def initial(generator: torch.Generator, number: int) -> Tensor:
             drawn = torch.randn(
-                number,
-                num_weights + num_noises,
-                generator=generator,
-                dtype=like.dtype,
-                device=like.device,
+                number, sizes, generator=generator, dtype=like.dtype, device=like.device
             )
-            return torch.cat([drawn[:, :num_weights], mean + std * drawn[:, num_weights:]], -1)
+            eps, parameters = self.split(drawn)
+            if not (weights.is_gaussian and weights.readout_scale is None):
+                size = torch.Size([number])
+                eps, others = weights.draw_sites(size, like, generator=generator)
+                parameters.update(others)
+            for name, prior in priors.items():
+                mean, std = prior.tensors(like)
+                parameters[name] = mean + std * parameters[name]
+            return torch.cat([eps, *parameters.values()], dim=-1)
 
         def constrain(position: Tensor) -> dict[str, Tensor]:
-            eps, log_noise = position.split([num_weights, num_noises], dim=-1)
-            return {"eps": eps, **({"log_noise_var": log_noise} if num_noises else {})}
+            eps, parameters = self.split(position)
+            return {"eps": eps, **parameters}
 
         return LogDensity(
             lambda position: of_rows(position, None),
-            num_weights + num_noises,
+            self.dimension,
             initial=initial,
             constrain=constrain,
-            rows=Rows(len(inputs), of_rows),
+            rows=Rows(num_rows, of_rows),
             identified=False,
         )
+
+    def _functions(self, eps: Tensor, drawn: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        model = self.model
+        return model.prior.apply_parameters(model.weight_prior.weights(eps, drawn), inputs)
+
+    def _rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Inputs, outcomes and known noise variances on the model's scale."""
+        model = self.model
+        return model.transformed_inputs(model.train_X), *model.targets()
+
+    def _log_likelihood(
+        self,
+        position: Tensor,
+        rows: tuple[Tensor, Tensor, Tensor | None],
+        index: Tensor | None,
+    ) -> Tensor:
+        x, y, known = (value if index is None or value is None else value[index] for value in rows)
+        assert x is not None
+        assert y is not None
+        eps, parameters = self.split(position)
+        return self.model.likelihood.log_prob(
+            y, self._functions(eps, parameters, x), parameters, known
+        )
+
+
+def _weights(prior: WeightPrior, zeros: Tensor) -> TorchDistribution:
+    if prior.is_gaussian:  # of which Pyro knows the divergence
+        return dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
+    return _PriorSite(prior, "eps", len(zeros), zeros)
+
+
+class _PriorSite(TorchDistribution):
+    """A site of the weights' prior for Pyro."""
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real_vector
+    has_rsample = False
+
+    def __init__(self, prior: WeightPrior, site: str, size: int, like: Tensor) -> None:
+        self.prior, self.site, self.like = prior, site, like
+        super().__init__(torch.Size(), torch.Size([size]), validate_args=False)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        eps, others = self.prior.draw_sites(torch.Size(sample_shape), self.like)
+        return {"eps": eps, **others}[self.site]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self.site == "eps":
+            return self.prior.log_density(value, {})
+        return self.prior.log_density_of(self.site, value)
+
+
+class _Outcomes(TorchDistribution):
+    """All outcomes given network outputs, as one event for Pyro."""
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = False
+
+    def __init__(
+        self,
+        likelihood: Likelihood,
+        f: Tensor,
+        parameters: Mapping[str, Tensor],
+        Yvar: Tensor | None,
+    ) -> None:
+        self.likelihood, self.f, self.parameters, self.Yvar = likelihood, f, parameters, Yvar
+        shape = likelihood.noise_free(f, parameters).shape
+        columns = shape[-1] if likelihood.classes is None else 1
+        event = torch.Size([shape[-2], columns])
+        super().__init__(shape[:-2], event, validate_args=False)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        f = self.f.expand(*sample_shape, *self.f.shape)
+        return self.likelihood.sample(f, self.parameters, self.Yvar)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        each = self.likelihood.log_prob(value, self.f, self.parameters, self.Yvar)
+        return each.sum((-2, -1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -22,11 +24,16 @@ class Whitening:
     def __init__(self, prior: NetworkPrior) -> None:
         self.prior = prior
 
+    def sizes(self) -> dict[str, int]:
+        """How many of the D numbers each parameter has, by name, in their order."""
+        stds = self._deviations()
+        named = self.prior.module.named_parameters()
+        return {name: parameter.numel() for name, parameter in named if name in stds}
+
     def zeros(self) -> Tensor:
         """The whitened weights at their prior mean, `[D]`."""
-        shapes = dict(self.prior.module.named_parameters())
-        like = next(iter(shapes.values()))
-        return like.new_zeros(sum(shapes[name].numel() for name in self._deviations()))
+        like = next(self.prior.module.parameters())
+        return like.new_zeros(sum(self.sizes().values()))
 
     def weights(self, eps: Tensor) -> dict[str, Tensor]:
         """The network's parameters `[..., *shape]` from whitened ones `[..., D]`."""
@@ -42,6 +49,18 @@ class Whitening:
                 values[name] = eps.new_full((*eps.shape[:-1], *parameter.shape), means[name])
         return values
 
+    def belong_to(self, names: Collection[str]) -> Tensor:
+        """Which of the D numbers are of the parameters of these names, `[D]` bools."""
+        shapes = dict(self.prior.module.named_parameters())
+        parts = [
+            torch.full((shapes[name].numel(),), name in names, device=shapes[name].device)
+            for name in shapes
+            if name in self._deviations()
+        ]
+        return torch.cat(parts)
+
     def _deviations(self) -> dict[str, torch.Tensor]:
         """Prior deviations of the parameters that are not held at their mean."""
-        return {name: std for name, std in self.prior.parameter_std().items() if std > 0}
+        stds = self.prior.parameter_std()
+        # torch.equal, unlike a comparison, has an answer while a graph is captured
+        return {k: std for k, std in stds.items() if not torch.equal(std, torch.zeros_like(std))}

@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from botorch.posteriors import Posterior
-from torch import Tensor, nn
-from torch.distributions import Categorical
+from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
 from pfn.distribution import BarDistribution
 from pfn.network import Encoding, Network
+from priors.posteriors.categorical import CategoricalPosterior
 from priors.posteriors.protocol import PredictivePosterior, leading
 from priors.posteriors.transformed import TransformedPosterior
-from priors.representation import as_predictions, count
+from priors.representation import count
 
 __all__ = ["BarPosterior", "CategoricalPosterior", "predictive", "probabilities"]
 
@@ -73,60 +72,6 @@ class BarPosterior(PredictivePosterior):
     @property
     def shape(self) -> torch.Size:
         return self.logits.shape[:-1]
-
-
-class CategoricalPosterior(Posterior):
-    """Class probabilities, independent over points.
-
-    Args:
-        logits: `[..., n, classes]`; -inf for impossible classes.
-    """
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits.log_softmax(-1)
-
-    def __repr__(self) -> str:
-        where = as_predictions(self.logits.shape, self.dtype, self.device, "class")
-        return f"{type(self).__name__}({where})"
-
-    @property
-    def mean(self) -> Tensor:
-        """Probabilities, `[..., n, classes]`."""
-        return self.logits.exp()
-
-    @property
-    def variance(self) -> Tensor:
-        """Variances of the class indicators, `[..., n, classes]`."""
-        return self.mean * (1 - self.mean)
-
-    def log_prob(self, Y: Tensor) -> Tensor:
-        """Log probabilities of classes `Y` `[..., n, 1]`, of the same shape."""
-        chosen = nn.functional.one_hot(Y[..., 0].long(), self.logits.shape[-1]).bool()
-        return torch.where(chosen, self.logits, 0).sum(-1, keepdim=True)
-
-    def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
-        """Class indicators `[*sample_shape, ..., n, classes]`; without gradients."""
-        shape = torch.Size([1]) if sample_shape is None else sample_shape
-        drawn = Categorical(logits=self.logits.detach()).sample(shape)
-        return torch.nn.functional.one_hot(drawn, self.logits.shape[-1]).to(self.logits)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the distribution."""
-        return self.logits.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the distribution."""
-        return self.logits.dtype
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """Batch shape, without points and classes."""
-        return self.logits.shape[:-2]
-
-    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
-        return torch.Size(sample_shape) + self.logits.shape
 
 
 def predictive(network: Network, encoding: Encoding, logits: Tensor) -> Any:

@@ -38,12 +38,15 @@ if TYPE_CHECKING:
         ProbabilityOfImprovement,
         UpperConfidenceBound,
     )
+    from priors.posteriors.categorical import CategoricalPosterior, ClassProbabilityPosterior
     from priors.posteriors.draws import EmpiricalPosterior
     from priors.posteriors.gaussian import GaussianPosterior
     from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
     from priors.posteriors.linear_pool import MixturePosterior
+    from priors.posteriors.poisson_mixture import PoissonMixturePosterior
     from priors.posteriors.protocol import PredictivePosterior
     from priors.posteriors.scores import score
+    from priors.posteriors.student_t_mixture import StudentTMixturePosterior
     from priors.posteriors.transformed import TransformedPosterior
     from priors.posteriors.transforms import TailCompression
     from priors.programs.registry import (
@@ -74,7 +77,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Activation",
     "AnnealedSampler",
+    "CategoricalPosterior",
     "CausalTaskPrior",
+    "ClassProbabilityPosterior",
     "ClassificationTaskPrior",
     "EmpiricalNTKKernel",
     "EmpiricalPosterior",
@@ -103,6 +108,7 @@ __all__ = [
     "Nonlinearity",
     "OptimizationSize",
     "OptimizationTaskPrior",
+    "PoissonMixturePosterior",
     "PredictivePosterior",
     "ProbabilityOfImprovement",
     "QuasiMonteCarlo",
@@ -111,6 +117,7 @@ __all__ = [
     "RandomKernelTaskPrior",
     "RandomNoise",
     "ScaleMixturePrior",
+    "StudentTMixturePosterior",
     "Tabular",
     "TailCompression",
     "Task",
@@ -189,12 +196,15 @@ _HOMES = {
         "ProbabilityOfImprovement",
         "UpperConfidenceBound",
     ),
+    "posteriors.categorical": ("CategoricalPosterior", "ClassProbabilityPosterior"),
     "posteriors.draws": ("EmpiricalPosterior",),
     "posteriors.gaussian": ("GaussianPosterior",),
     "posteriors.gaussian_mixture": ("GaussianMixturePosterior",),
     "posteriors.linear_pool": ("MixturePosterior",),
+    "posteriors.poisson_mixture": ("PoissonMixturePosterior",),
     "posteriors.protocol": ("PredictivePosterior",),
     "posteriors.scores": ("score",),
+    "posteriors.student_t_mixture": ("StudentTMixturePosterior",),
     "posteriors.transformed": ("TransformedPosterior",),
     "posteriors.transforms": ("TailCompression",),
     "programs.registry": (

@@ -1,16 +1,23 @@
 """Ways to draw from the posterior of a Pyro model, one per file."""
 
 from bayes.inference.chees import ChEES
+from bayes.inference.deep_ensemble import DeepEnsemble
 from bayes.inference.draws import Draws, InferenceMethod
 from bayes.inference.hmc import HMC
 from bayes.inference.langevin_ensemble import LangevinEnsemble
-from bayes.inference.log_density import HasLogDensity, LogDensity, Rows
+from bayes.inference.laplace import Laplace
+from bayes.inference.log_density import HasLogDensity, HasParts, LogDensity, Rows
+from bayes.inference.low_rank import LowRank
 from bayes.inference.mclmc import MCLMC
 from bayes.inference.mean_field import MeanField
 from bayes.inference.nuts import NUTS
 from bayes.inference.sghmc import SGHMC
 
 __all__ = [
+    "LowRank",
+    "Laplace",
+    "HasParts",
+    "DeepEnsemble",
     "HMC",
     "MCLMC",
     "NUTS",

@@ -25,12 +25,17 @@ class Draws:
         stats: By ArviZ name, one number per draw, `[chains, draws]`; empty for independent draws.
         history: Objective at every step of an optimisation, `[steps]`, or None.
         num_gradients: Gradients per chain, of "warmup" and of "sampling", or None.
+        center: By site, `[*event]`: where functions are linearised, so that a draw stands for
+            f(center) + J (draw - center) rather than for f(draw); None: they are not.
+        log_evidence: Estimate of the log marginal likelihood in nats, or None.
     """
 
     samples: dict[str, Tensor]
     stats: dict[str, Tensor]
     history: Tensor | None = None
     num_gradients: dict[str, int] | None = None
+    center: dict[str, Tensor] | None = None
+    log_evidence: float | None = None
 
     def __repr__(self) -> str:
         some = next(iter((*self.samples.values(), *self.stats.values())), None)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["HasLogDensity", "LogDensity", "Rows", "value_and_gradient"]
+__all__ = ["HasLogDensity", "HasParts", "LogDensity", "Rows", "value_and_gradient"]
 
 
 class Rows:
@@ -116,6 +116,49 @@ class HasLogDensity:
 
     def log_density(self) -> LogDensity:
         """Its density, of which `constrain` gives its sites by name."""
+        raise NotImplementedError
+
+
+class HasParts(HasLogDensity):
+    """A network's density, whose prior, functions and likelihood can be asked for one by one.
+
+    A position is the D whitened weights, then all else that is drawn, unconstrained: variances of
+    the prior, parameters of the likelihood. All methods take many positions `[..., d]` at once.
+    """
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether whitened weights are standard normal, and all else is of the likelihood."""
+        raise NotImplementedError
+
+    @property
+    def num_rows(self) -> int:
+        """n, of the training data."""
+        raise NotImplementedError
+
+    @property
+    def num_weights(self) -> int:
+        """D."""
+        raise NotImplementedError
+
+    def last_layer(self) -> Tensor:
+        """Which weights belong to the readout, in which functions are linear, `[D]` bools."""
+        raise NotImplementedError
+
+    def functions(self, position: Tensor) -> Tensor:
+        """Network outputs at the training rows, `[..., n, k]`."""
+        raise NotImplementedError
+
+    def log_prior(self, position: Tensor) -> Tensor:
+        """Log prior density, `[...]`, in nats."""
+        raise NotImplementedError
+
+    def log_likelihood(self, position: Tensor) -> Tensor:
+        """Log likelihood of each value of Y, `[..., n, m]`, in nats."""
+        raise NotImplementedError
+
+    def log_likelihood_of(self, functions: Tensor, position: Tensor) -> Tensor:
+        """The same of given outputs `[..., n, k]`, with the likelihood parameters of `position`."""
         raise NotImplementedError
 
 

@@ -1,8 +1,7 @@
 """Mean-field variational inference: the closest independent Gaussians.
 
 Every latent number of the model gets its own Gaussian; their means and deviations maximise the
-evidence lower bound with Pyro's SVI, all Monte Carlo particles in one vectorised pass and the
-divergence from the prior in closed form.
+evidence lower bound (`variational`).
 
 Fast, and wrong in two ways, since correlations between weights are lost. A Gaussian posterior of
 precision matrix P gets the deviations P_ii^-1/2, those of each weight when the others are known:
@@ -16,102 +15,50 @@ every start (also from weights that fit), with a noise of the data's own size. T
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
-import pyro
-import pyro.distributions as dist
 import torch
-from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import Tensor
-from torch.distributions import constraints
-from tqdm.auto import tqdm
 
-from bayes.inference.draws import Draws, isolated
+from bayes.inference.variational import Guide, Variational
 
 __all__ = ["MeanField"]
 
 
 @dataclass(frozen=True)
-class MeanField:
+class MeanField(Variational):
     """A mean-field Gaussian guide.
 
     Single weights come out too narrow and predictions from few rows too wide; see the module.
-
-    Attributes:
-        num_steps: Gradient steps.
-        learning_rate: Of Adam at the start; it falls to a hundredth of it.
-        num_particles: Monte Carlo samples per step.
-        num_draws: Draws from the fitted guide that make the posterior.
-        init_std: Initial deviation of the guide, in units of the prior's.
-        seed: Of all random numbers.
-        progress: Whether to show a bar.
     """
 
-    num_steps: int = 2000
-    learning_rate: float = 0.03
-    num_particles: int = 8
-    num_draws: int = 256
-    init_std: float = 0.1
-    seed: int = 0
-    progress: bool = True
+    @property
+    def _name(self) -> str:
+        return "mean field"
 
-    def __post_init__(self) -> None:
-        for name in ("num_steps", "num_particles", "num_draws"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"MeanField needs {name} >= 1, got {getattr(self, name)}.")
-        for name in ("learning_rate", "init_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"MeanField needs {name} > 0, got {getattr(self, name)}.")
-
-    def run(self, model: Callable[[], object], like: Tensor) -> Draws:
-        """Fit the guide and draw from it.
-
-        Args:
-            model: The Pyro model, without arguments; its latent sites are real-valued.
-            like: Gives dtype and device.
-
-        Returns:
-            One "chain" of independent draws, and the bound in nats at every step as history.
-        """
-        with isolated(self.seed, like):
-            guide = _guide(model, self.init_std)
-            decay = 0.01 ** (1 / self.num_steps)
-            optimiser = pyro.optim.ClippedAdam({"lr": self.learning_rate, "lrd": decay})
-            bound = TraceMeanField_ELBO(
-                num_particles=self.num_particles,
-                vectorize_particles=True,
-                max_plate_nesting=0,
-            )
-            svi = SVI(model, guide, optimiser, bound)
-            history = []
-            steps = tqdm(range(self.num_steps), desc="mean field", disable=not self.progress)
-            for step in steps:
-                history.append(-svi.step())
-                if step % 50 == 0:
-                    steps.set_postfix_str(f"bound {history[-1]:.1f} nats", refresh=False)
-            with torch.no_grad(), pyro.plate("draws", self.num_draws, dim=-1):
-                samples = {name: value.unsqueeze(0) for name, value in guide().items()}
-        return Draws(samples, {}, like.new_tensor(history))
+    def _guide(self, start: Tensor, generator: torch.Generator) -> Guide:
+        return _Independent(start, self.init_std)
 
 
-def _guide(model: Callable[[], object], init_std: float) -> Callable[[], dict[str, Tensor]]:
-    """Independent Gaussians for all latent sites, starting at a draw from the prior."""
-    trace = pyro.poutine.trace(model).get_trace()
-    start = {
-        name: site["value"].detach()
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"]
-    }
+class _Independent(Guide):
+    """z = location + exp(log std) e."""
 
-    def guide() -> dict[str, Tensor]:
-        values = {}
-        for name, value in start.items():
-            loc = pyro.param(f"{name}.loc", value)
-            std = pyro.param(
-                f"{name}.std", torch.full_like(value, init_std), constraint=constraints.positive
-            )
-            values[name] = pyro.sample(name, dist.Normal(loc, std).to_event(value.dim()))
-        return values
+    def __init__(self, start: Tensor, std: float) -> None:
+        self.location = start.clone()
+        self.log_std = torch.full_like(start, math.log(std))
+        self.parameters = [self.location, self.log_std]
 
-    return guide
+    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
+        e = self.location.new_empty(number, len(self.location)).normal_(generator=generator)
+        return self.location + self.log_std.exp() * e, [e]
+
+    def score(self, position: Tensor) -> Tensor:
+        return (self.location - position) * (-2 * self.log_std).exp()
+
+    def pull(self, gradient: Tensor, normals: list[Tensor]) -> list[Tensor]:
+        (e,) = normals
+        return [gradient.mean(0), (gradient * e).mean(0) * self.log_std.exp()]
+
+    def entropy(self) -> Tensor:
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()

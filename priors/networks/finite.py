@@ -7,7 +7,7 @@ NTK parametrisation, or maximal updates; `NetworkPrior` draws finite networks. M
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,9 +52,12 @@ class NetworkPrior(Network):
 
     Methods:
         sample: Functions at given inputs.
+        sample_by: The same with weights drawn in another way.
         draw: Random weights by name.
         apply_parameters: The network's outputs with such weights.
+        apply_each: The same where each network has inputs of its own.
         parameter_std: Prior standard deviation of every weight.
+        readout_parameters: Names of those of the last layer.
         learning_rates: Factors of each parameter with which "mup" trains alike at any width.
 
     `variances` holds the layers' variances and prints as a table. All else is inherited from
@@ -107,7 +110,7 @@ class NetworkPrior(Network):
             fan_in = self.program.fan_in[layer]
             assert fan_in is not None
             std[name] = (self.variances.value("weight", layer) / fan_in).sqrt()
-            if self.parameterization == "mup" and layer in self._readouts:
+            if self.parameterization == "mup" and layer in self.readouts:
                 std[name] = std[name] * math.sqrt(self.base_width / fan_in)
         for layer, name in self.program.biases.items():
             variance = self.variances.value("bias", layer)
@@ -116,8 +119,15 @@ class NetworkPrior(Network):
             std[name] = torch.zeros_like(next(iter(std.values())).detach())
         return std
 
+    def readout_parameters(self) -> set[str]:
+        """Names of the parameters of the last layer, in which the functions are linear."""
+        program, layers = self.program, self.readouts
+        every = [*program.weights.items(), *program.biases.items()]
+        return {name for layer, name in every if layer in layers}
+
     @property
-    def _readouts(self) -> set[str]:
+    def readouts(self) -> set[str]:
+        """Names of the layers that give the output."""
         program = self.program
         return {program.nodes[i].layer for i in readouts(program, program.output)}  # type: ignore[union-attr]
 
@@ -149,7 +159,7 @@ class NetworkPrior(Network):
         for layer, name in program.weights.items():
             fan_in = program.fan_in[layer]
             assert fan_in is not None
-            if layer in self._readouts:
+            if layer in self.readouts:
                 rates[name] = base / fan_in
             elif layer in from_input:
                 # rows of an embedding are units, whatever order a matrix product has its own in
@@ -158,7 +168,7 @@ class NetworkPrior(Network):
             else:
                 rates[name] = base / fan_in if optimizer == "adam" else 1.0
         for layer, name in program.biases.items():
-            last = layer in self._readouts
+            last = layer in self.readouts
             rates[name] = 1.0 if optimizer == "adam" or last else shapes[name][0] / base
         return rates
 
@@ -207,6 +217,22 @@ class NetworkPrior(Network):
         out = over_networks(self.module, lambda values: self._call(values, X))(stacked)
         return out.reshape(*size, *out.shape[1:])
 
+    def apply_each(self, parameters: Mapping[str, Tensor], X: Tensor) -> Tensor:
+        """Evaluate networks, each at inputs of its own.
+
+        Args:
+            parameters: By name, each `[S, *its shape]`.
+            X: Inputs `[S, ..., n, d]`.
+
+        Returns:
+            `[S, ..., n, m]`.
+        """
+        self._check_rows(X, "X")
+        return self._each({name: p.to(X) for name, p in parameters.items()}, self._scaled(X))
+
+    def _each(self, values: dict[str, Tensor], X: Tensor) -> Tensor:
+        return over_networks(self.module, self._call)(values, X)
+
     def _call(self, values: dict[str, Tensor], X: Tensor) -> Tensor:
         """One network at scaled inputs `[..., n, d]`, `[..., n, m]`."""
         shape = [s or X.shape[-1] for s in self.program.input_shape]
@@ -228,14 +254,30 @@ class NetworkPrior(Network):
         Every batch element has a network of its own. They are drawn a few at a time, so that
         memory holds at most 2^25 weights or one network.
         """
+        return self.sample_by(
+            lambda number: self.draw(torch.Size([number]), generator=generator), X, sample_shape
+        )
+
+    def sample_by(
+        self,
+        draw: Callable[[int], dict[str, Tensor]],
+        X: Tensor,
+        sample_shape: torch.Size = torch.Size(),  # noqa: B008
+    ) -> Tensor:
+        """As `sample`, with weights of another distribution.
+
+        Args:
+            draw: A number of networks to their parameters by name, `[number, *shape]`.
+            X: Inputs, `[*batch, n, d]`.
+            sample_shape: Of functions for each batch element.
+        """
         self._check_rows(X, "X")
         per_network = sum(p.numel() for p in self.module.parameters())
         X = self._scaled(X)
         rows = X.expand(*sample_shape, *X.shape).reshape(-1, *X.shape[-2:])  # [networks, n, d]
         parts = []
         for some in rows.split(max(1, 2**25 // max(1, per_network))):
-            drawn = self.draw(torch.Size([len(some)]), generator=generator)
-            values = {name: p.to(X) for name, p in drawn.items()}
-            parts.append(over_networks(self.module, self._call)(values, some))
+            values = {name: p.to(X) for name, p in draw(len(some)).items()}
+            parts.append(self._each(values, some))
         out = torch.cat(parts)
         return out.reshape(*sample_shape, *X.shape[:-1], out.shape[-1])

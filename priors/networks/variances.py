@@ -129,6 +129,28 @@ class LayerVariances(gpytorch.Module):
         """Whether a variance is a parameter, not a constant."""
         return f"raw_{self._slots[kind, layer]}" in self._parameters
 
+    def log_priors(self) -> dict[tuple[str, str], tuple[float, float]]:
+        """Mean and deviation of the normal prior of the logarithm of each learnable variance.
+
+        Returns:
+            By kind, "weight" or "bias", and layer.
+
+        Raises:
+            NotImplementedError: a variance has another prior, or none.
+        """
+        found = {}
+        for (kind, layer), slot in self._slots.items():
+            if not self.is_learnt(kind, layer):
+                continue
+            prior = self._modules.get(f"{slot}_prior")
+            if type(prior) is not NormalPrior or prior.loc.numel() != 1:
+                raise NotImplementedError(
+                    f"{kind}_var of layer {layer!r} needs its log-normal prior, found {prior}; "
+                    "register a NormalPrior of its logarithm, or hold the variance."
+                )
+            found[kind, layer] = float(prior.loc), float(prior.scale)
+        return found
+
     def set(self, kind: str, layer: str, value: float | Tensor) -> None:
         """Set a variance in place; its prior stays.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from priors.posteriors.protocol import PredictivePosterior, check_order, probabilities
 from priors.representation import count
 
-__all__ = ["EmpiricalPosterior", "beside", "choose", "log_average", "normalised"]
+__all__ = ["EmpiricalPosterior", "average", "beside", "choose", "log_average", "normalised"]
 
 # Width of the smoothing that keeps gradients where no draw improves, in deviations of the draws.
 _SMOOTHING = 1e-6
@@ -27,7 +27,8 @@ class EmpiricalPosterior(PredictivePosterior):
 
     Args:
         draws: Function values, `[S, ..., n, m]`.
-        log_weights: Log probabilities of the draws, `[S]`; equal if None. They are normalised here.
+        log_weights: Log probabilities of the draws, `[S]`, or `[S, ...]` with weights of their own
+            for each batch element; equal if None. They are normalised here.
 
     Its `log_excess` is that of the draws, with max(., 0) and the step smoothed at a width of 1e-6
     of the draws' deviation (Ament et al. 2023, 2310.20708), so that it has gradients where no draw
@@ -49,11 +50,11 @@ class EmpiricalPosterior(PredictivePosterior):
 
     @property
     def mean(self) -> Tensor:
-        return torch.tensordot(self.log_weights.exp(), self.draws, dims=1)
+        return average(self.draws, self.log_weights)
 
     @property
     def variance(self) -> Tensor:
-        return torch.tensordot(self.log_weights.exp(), (self.draws - self.mean).square(), dims=1)
+        return average((self.draws - self.mean).square(), self.log_weights)
 
     def log_prob(self, Y: Tensor) -> Tensor:
         """Undefined: a distribution on finitely many values has no density.
@@ -72,7 +73,7 @@ class EmpiricalPosterior(PredictivePosterior):
     def cdf(self, Y: Tensor) -> Tensor:
         """Weight of the draws at most `Y` `[..., n, m]`, `[..., n, m]`; a step function."""
         below = (beside(self.draws, Y) <= Y).to(self.draws.dtype)
-        return torch.tensordot(self.log_weights.exp(), below, dims=1)
+        return average(below, self.log_weights)
 
     def quantile(self, value: Tensor) -> Tensor:
         """Smallest draws whose cdf reaches `value` `[*p]`, `[*p, ..., n, m]`.
@@ -82,7 +83,8 @@ class EmpiricalPosterior(PredictivePosterior):
         """
         value = probabilities(value, self.draws)
         ordered, order = self.draws.sort(dim=0)
-        reached = self.log_weights.exp()[order].cumsum(0).movedim(0, -1).contiguous()
+        weights = _beside_values(self.log_weights.exp(), self.draws, 2).expand_as(self.draws)
+        reached = weights.gather(0, order).cumsum(0).movedim(0, -1).contiguous()
         targets = value.flatten().expand(*reached.shape[:-1], value.numel()).contiguous()
         # Half a rounding error of slack, so that the quantile of a cdf value is that draw.
         slack = 4 * torch.finfo(self.draws.dtype).eps
@@ -124,9 +126,10 @@ def normalised(log_weights: Tensor | None, draws: Tensor) -> Tensor:
         )
     if log_weights is None:
         log_weights = draws.new_zeros(len(draws))
-    if log_weights.shape != draws.shape[:1]:
+    if log_weights.shape not in (draws.shape[:1], draws.shape[:-2]):
         raise ValueError(
-            f"log_weights must be [{len(draws)}], one per draw, got {tuple(log_weights.shape)}."
+            f"log_weights must be [{len(draws)}], one per draw, or {list(draws.shape[:-2])} with "
+            f"those of each batch element, got {tuple(log_weights.shape)}."
         )
     return log_weights.to(draws).log_softmax(0)
 
@@ -137,20 +140,42 @@ def beside(draws: Tensor, Y: Tensor) -> Tensor:
     return draws[(slice(None), *(None,) * extra)]
 
 
-def log_average(values: Tensor, log_weights: Tensor) -> Tensor:
-    """log of sum_s w_s exp(values[s]), `[S, ...]` to `[...]`."""
-    return (values + log_weights.reshape(-1, *[1] * (values.dim() - 1))).logsumexp(0)
+def _beside_values(weights: Tensor, values: Tensor, event: int) -> Tensor:
+    """Weights `[S]` or `[S, *batch]` beside values `[S, *s, *batch, *event]`."""
+    batch = weights.shape[1:]
+    extra = values.dim() - 1 - len(batch) - event
+    if not batch:
+        return weights.reshape(-1, *[1] * (values.dim() - 1))
+    return weights.reshape(len(weights), *[1] * extra, *batch, *[1] * event)
+
+
+def average(values: Tensor, log_weights: Tensor) -> Tensor:
+    """Sum of w_s values[s], `[S, ..., n, m]` to `[..., n, m]`."""
+    if log_weights.dim() == 1:
+        return torch.tensordot(log_weights.exp(), values, dims=1)
+    return (_beside_values(log_weights.exp(), values, 2) * values).sum(0)
+
+
+def log_average(values: Tensor, log_weights: Tensor, event: int = 2) -> Tensor:
+    """log of sum_s w_s exp(values[s]), `[S, ..., n, m]` to `[..., n, m]`.
+
+    Args:
+        values: Logarithms.
+        log_weights: `[S]`, or `[S, *batch]` with those of each batch element.
+        event: Dimensions of the values after the batch.
+    """
+    return (values + _beside_values(log_weights, values, event)).logsumexp(0)
 
 
 def choose(draws: Tensor, log_weights: Tensor, normal: Tensor) -> Tensor:
     """One of the draws `[S, *batch, n, m]` per normal `[*sample, *batch]`."""
     batch = draws.shape[1:-2]
-    probability = torch.special.ndtr(normal).contiguous()
-    index = torch.searchsorted(log_weights.exp().cumsum(0), probability)
-    index = index.clamp_max(len(draws) - 1)
-    index = index.expand(*index.shape[: index.dim() - len(batch)], *batch)
-    lead = index.shape[: index.dim() - len(batch)]
-    count = batch.numel()
-    flat = draws.movedim(0, -3).reshape(count, len(draws), *draws.shape[-2:])
-    chosen = flat[torch.arange(count, device=draws.device), index.reshape(-1, count)]
+    lead = normal.shape[: normal.dim() - len(batch)]
+    size, count = len(draws), batch.numel()
+    weights = _beside_values(log_weights.exp(), draws, 2)[..., 0, 0].expand(size, *batch)
+    reached = weights.cumsum(0).reshape(size, count).T.contiguous()
+    probability = torch.special.ndtr(normal).expand(*lead, *batch).reshape(-1, count).T.contiguous()
+    index = torch.searchsorted(reached, probability).clamp_max(size - 1)
+    flat = draws.movedim(0, -3).reshape(count, size, *draws.shape[-2:])
+    chosen = flat[torch.arange(count, device=draws.device), index.T]
     return chosen.reshape(*lead, *batch, *draws.shape[-2:])

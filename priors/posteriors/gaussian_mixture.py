@@ -1,28 +1,22 @@
 """Averages of Gaussians, one for each draw of an engine that samples parameters.
 
-`GaussianMixturePosterior` adds each draw's Gaussian noise and so has a density; it is never
-reduced to its mean and variance.
+`GaussianMixturePosterior` adds each draw's Gaussian noise and so has a density.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import torch
 from torch import Tensor
 
-from priors.posteriors.draws import beside, choose, log_average, normalised
 from priors.posteriors.gaussian import gaussian_log_excess
-from priors.posteriors.inversion import invert_cdf
-from priors.posteriors.protocol import PredictivePosterior, leading, probabilities
-from priors.representation import count
+from priors.posteriors.location_scale_mixture import LocationScaleMixture
 
 __all__ = ["GaussianMixturePosterior"]
 
-_NUMBERS_AT_ONCE = 2**22
 
-
-class GaussianMixturePosterior(PredictivePosterior):
+class GaussianMixturePosterior(LocationScaleMixture):
     """A weighted average of S Gaussians whose points are independent given the component.
 
     Args:
@@ -35,80 +29,30 @@ class GaussianMixturePosterior(PredictivePosterior):
     """
 
     def __init__(self, means: Tensor, variances: Tensor, log_weights: Tensor | None = None) -> None:
-        self.means = means
+        super().__init__(means, variances.sqrt(), log_weights)
         self.variances = variances.expand_as(means)
-        self.log_weights = normalised(log_weights, means)
 
     @property
-    def _kind(self) -> Sequence[str]:
-        return [count(len(self.means), "component")]
+    def means(self) -> Tensor:
+        """Component means, `[S, ..., n, m]`."""
+        return self.locations
 
     @property
-    def mean(self) -> Tensor:
-        return torch.tensordot(self.log_weights.exp(), self.means, dims=1)
+    def _component_variances(self) -> Tensor:
+        return self.variances
 
-    @property
-    def variance(self) -> Tensor:
-        second = self.variances + (self.means - self.mean).square()
-        return torch.tensordot(self.log_weights.exp(), second, dims=1)
+    def _log_density(self, u: Tensor) -> Tensor:
+        return -0.5 * (u.square() + math.log(2 * math.pi))
 
-    def _standardised(self, Y: Tensor) -> Tensor:
-        return (Y - beside(self.means, Y)) / beside(self.variances, Y).sqrt()
+    def _cdf(self, u: Tensor) -> Tensor:
+        return torch.special.ndtr(u)
 
-    def log_prob(self, Y: Tensor) -> Tensor:
-        return log_average(self._component_log_prob(Y), self.log_weights)
+    def _quantile(self, p: Tensor) -> Tensor:
+        return torch.special.ndtri(p)
 
-    def _component_log_prob(self, Y: Tensor) -> Tensor:
-        square = self._standardised(Y).square()
-        return -0.5 * (square + beside((2 * torch.pi * self.variances).log(), Y))
-
-    def joint_log_prob(self, Y: Tensor) -> Tensor:
-        return log_average(self._component_log_prob(Y).sum((-2, -1)), self.log_weights)
-
-    def cdf(self, Y: Tensor) -> Tensor:
-        each = torch.special.ndtr(self._standardised(Y))
-        return torch.tensordot(self.log_weights.exp(), each, dims=1)
-
-    def quantile(self, value: Tensor) -> Tensor:
-        """Marginal quantiles to rounding, differentiable in the components.
-
-        Args:
-            value: Probabilities in (0, 1), any shape `[*p]`.
-
-        Returns:
-            `[*p, ..., n, m]`.
-        """
-        value = probabilities(value, self.means)
-        # The search holds all components at all of them.
-        parts = value.flatten().split(max(1, _NUMBERS_AT_ONCE // self.means.numel()))
-        return torch.cat([self._quantile(part) for part in parts]).reshape(
-            value.shape + self.means.shape[1:]
-        )
-
-    def _quantile(self, value: Tensor) -> Tensor:
-        p = leading(value, self.means[0])
-        each = beside(self.means, p) + beside(self.variances, p).sqrt() * torch.special.ndtri(p)
-        return invert_cdf(self, p, each.amin(0), each.amax(0))
-
-    def log_excess(self, threshold: Tensor | float, order: int, above: bool = True) -> Tensor:
-        threshold = torch.as_tensor(threshold, dtype=self.means.dtype, device=self.means.device)
-        means, variances = (beside(part, threshold) for part in (self.means, self.variances))
-        std = variances.clamp_min(torch.finfo(variances.dtype).tiny ** 0.5).sqrt()
-        u = (means - threshold if above else threshold - means) / std
-        each = gaussian_log_excess(u, std, order)
-        return log_average(each, self.log_weights)
+    def _log_excess(self, u: Tensor, scales: Tensor, order: int) -> Tensor:
+        return gaussian_log_excess(u, scales, order)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
-        both = torch.cat([self.means, self.variances.sqrt()], dim=-1)
-        mean, std = choose(both, self.log_weights, base_samples[..., -1]).chunk(2, dim=-1)
-        noise = base_samples[..., :-1].reshape(*base_samples.shape[:-1], *self.means.shape[-2:])
-        return mean + std * noise
-
-    @property
-    def base_sample_shape(self) -> torch.Size:
-        *batch, n, m = self.means.shape[1:]
-        return torch.Size([*batch, n * m + 1])
-
-    @property
-    def batch_range(self) -> tuple[int, int]:
-        return (0, -1)
+        mean, std = self._chosen([self.means, self.scales], base_samples)
+        return mean + std * self._noise(base_samples)

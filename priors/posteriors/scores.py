@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from priors.posteriors.categorical import CategoricalPosterior, ClassProbabilityPosterior
 from priors.posteriors.protocol import PredictivePosterior
 from priors.representation import as_record
 
-__all__ = ["Scores", "score"]
+__all__ = ["ClassScores", "Scores", "class_scores", "score"]
 
 
 @dataclass(frozen=True)
@@ -60,4 +61,50 @@ def score(posterior: PredictivePosterior, Y: Tensor, *, level: float = 0.9) -> S
             nlpd=float(-posterior.log_prob(Y).mean()),
             coverage=float(inside.to(Y.dtype).mean()),
             level=level,
+        )
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Scores of predicted classes on held-out targets, averaged over points.
+
+    Attributes:
+        accuracy: Share of targets that have the largest probability.
+        nlpd: Negative mean log probability of the target's class, nats.
+        brier: Mean squared distance of probabilities and class indicators, between 0 and 2.
+    """
+
+    accuracy: float
+    nlpd: float
+    brier: float
+
+    def __repr__(self) -> str:
+        return as_record(self)
+
+
+def class_scores(
+    posterior: CategoricalPosterior | ClassProbabilityPosterior, Y: Tensor
+) -> ClassScores:
+    """Score class probabilities on held-out targets.
+
+    Args:
+        posterior: Of a classifier, `[..., n, classes]`.
+        Y: Class numbers, `[..., n, 1]`.
+
+    Raises:
+        ValueError: `Y` has another shape than the posterior's rows.
+    """
+    with torch.no_grad():
+        probabilities = posterior.mean
+        if Y.shape != (*probabilities.shape[:-1], 1):
+            raise ValueError(
+                f"class_scores got Y of shape {tuple(Y.shape)} for class probabilities of shape "
+                f"{tuple(probabilities.shape)}; class numbers are [..., n, 1]."
+            )
+        indicators = torch.zeros_like(probabilities).scatter(-1, Y.long(), 1)
+        right = probabilities.argmax(-1, keepdim=True) == Y
+        return ClassScores(
+            accuracy=float(right.to(probabilities).mean()),
+            nlpd=float(-posterior.log_prob(Y).mean()),
+            brier=float((probabilities - indicators).square().sum(-1).mean()),
         )

@@ -8,8 +8,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from botorch.acquisition import qKnowledgeGradient, qLogExpectedImprovement
-from botorch.acquisition.objective import ScalarizedPosteriorTransform
+from botorch.acquisition import qLogExpectedImprovement
 from pyro.infer.util import is_validation_enabled
 from torch.distributions.transforms import ExpTransform
 
@@ -363,15 +362,14 @@ def test_chains_that_have_not_converged_are_told():
         warn_unless_converged("Model", good, diverging)
 
 
-def test_what_a_posterior_of_weights_cannot_do_is_refused():
+def test_it_is_always_in_evaluation_mode():
+    """Also as a part of others, which BoTorch puts into it."""
     model = small().fit(FAST)
-    X, Y = data(n=2, seed=3)
-    with pytest.raises(NotImplementedError, match=r"construct one from all rows and call fit\(\)"):
-        model.condition_on_observations(X, Y)
-    with pytest.raises(NotImplementedError, match="does not support fantasize"):
-        qKnowledgeGradient(
-            model, num_fantasies=2, posterior_transform=ScalarizedPosteriorTransform(torch.ones(2))
-        )(X.expand(1, 2, 2).repeat(1, 2, 1))
+    before = model.posterior(data(n=4, seed=2)[0]).mean
+    for part in (model.train(), model.eval(), model.subset_output([0, 1]).train().model):
+        assert not part.training
+        assert not part.input_transform.training
+        assert torch.equal(part.posterior(data(n=4, seed=2)[0]).mean, before)
 
 
 def test_some_outputs():
@@ -436,8 +434,6 @@ def test_inputs_are_checked():
         BayesianNetwork(X.expand(2, 15, 2), Y.expand(2, 15, 2), prior)
     with pytest.raises(ValueError, match="NaN"):
         BayesianNetwork(X, Y * torch.nan, prior)
-    with pytest.raises(NotImplementedError, match="categorical"):
-        BayesianNetwork(X, Y, prior, likelihood="categorical")
     with pytest.raises(ValueError, match="std > 0"):
         BayesianNetwork(X, Y, prior, log_noise_var_prior=(0.0, 0.0))
     model = BayesianNetwork(X, Y, prior)

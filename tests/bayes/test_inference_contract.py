@@ -15,7 +15,9 @@ class TestMeanField(InferenceMethodContract):
     effective = 1.0
 
     def make_method(self, seed):
-        return MeanField(num_draws=1000, num_steps=800, progress=False, seed=seed)
+        return MeanField(
+            num_draws=1000, num_steps=300, learning_rate=0.1, progress=False, seed=seed
+        )
 
 
 # Many short chains: an iteration costs hardly more for them.

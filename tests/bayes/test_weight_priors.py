@@ -1,0 +1,298 @@
+"""Laws of weights: densities, draws, limits of wide networks, and posteriors by quadrature."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gpytorch.priors import GammaPrior
+from scipy import stats
+from torch import nn
+from torch.distributions import Gamma, HalfCauchy, InverseGamma, LogNormal, Normal, Uniform
+
+from bayes import BayesianNetwork, ChEES, MeanField, WeightPrior, student_t_weights
+from bayes.inference.graphs import captured
+from bayes.inference.log_density import value_and_gradient
+from bayes.inference.pyro_density import density_of
+from bayes.network_density import NetworkPosterior
+from priors import NetworkPrior, NNGPKernel
+from priors.functions import FunctionPrior, draws_functions
+
+FAST = MeanField(num_steps=15, num_draws=12, progress=False)
+
+
+def normals(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def network(width=5, outputs=1):
+    module = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, outputs))
+    return NetworkPrior(module, weight_var=2.0, bias_var=0.5).double()
+
+
+MIXED = {"0": "laplace", "2": student_t_weights(5.0)}
+PRIORS = {
+    "gaussian": {},
+    "laplace": {"weights": "laplace"},
+    "by layer": {"weights": MIXED},
+    "scale": {"readout_scale": InverseGamma(3.0, 2.0)},
+    "variances": {"learn_variances": True},
+    "all": {"weights": MIXED, "readout_scale": Gamma(2.0, 1.5), "learn_variances": True},
+}
+
+
+def made(name, **settings):
+    return WeightPrior(network(**settings), **PRIORS[name])
+
+
+def fitted(name, dtype=torch.float64):
+    X = normals(9, 2, dtype=dtype)
+    return BayesianNetwork(X, X[:, :1] ** 2, made(name)).fit(FAST)
+
+
+@pytest.mark.parametrize(
+    ("law", "truth"),
+    [
+        ("gaussian", stats.norm()),
+        ("laplace", stats.laplace(scale=0.5**0.5)),
+        ("student_t", stats.t(4, scale=0.5**0.5)),
+        (student_t_weights(1.5), stats.t(1.5)),
+        (Normal(0.0, 0.5), stats.norm(scale=0.5)),
+    ],
+)
+def test_laws_have_their_density_and_draws_and_variance_one(law, truth):
+    prior = WeightPrior(NetworkPrior(nn.Linear(1, 1, bias=False)).double(), weights=law)
+    x = torch.tan(torch.linspace(-1.57, 1.57, 20_001, dtype=torch.float64))  # far into the tails
+    density = prior.log_density(x[:, None], {}).exp()
+    assert np.allclose(density, truth.pdf(x))
+    assert float(torch.trapezoid(density, x)) == pytest.approx(1, abs=2e-3)
+    eps, _ = prior.draw_sites(
+        torch.Size([3000]), torch.zeros(1).double(), generator=torch.Generator().manual_seed(1)
+    )
+    assert stats.kstest(eps[:, 0].numpy(), truth.cdf).pvalue > 1e-3
+    if truth.var() < np.inf and not isinstance(law, Normal):
+        assert truth.var() == pytest.approx(1)
+        weight = prior.draw(torch.Size([20_000]), generator=torch.Generator().manual_seed(2))
+        second = weight["weight"].detach().square()
+        if truth.stats("k") < np.inf:  # else no standard error
+            error = float(second.std()) / 20_000**0.5
+            assert abs(float(second.mean()) - 1) < 4.5 * error
+
+
+@pytest.mark.parametrize("scale", [InverseGamma(3.0, 2.0), Gamma(2.0, 1.5)])
+def test_the_density_of_the_log_scale_has_its_jacobian(scale):
+    prior = WeightPrior(network(), readout_scale=scale)
+    x = torch.linspace(-15, 15, 20_001, dtype=torch.float64)
+    density = prior.log_density_of("log_readout_scale", x[:, None]).exp()
+    assert float(torch.trapezoid(density, x)) == pytest.approx(1, abs=1e-5)
+    _, drawn = prior.draw_sites(torch.Size([2000]), x, generator=torch.Generator().manual_seed(0))
+    reached = torch.cumulative_trapezoid(density, x)
+    at = torch.searchsorted(x, drawn["log_readout_scale"][:, 0].contiguous()) - 1
+    assert stats.kstest(reached[at.clamp(0, len(reached) - 1)].numpy(), "uniform").pvalue > 1e-3
+    assert torch.allclose(
+        prior.variances(drawn)["readout_scale"], drawn["log_readout_scale"][:, 0].exp()
+    )
+
+
+@pytest.mark.parametrize("scale", [InverseGamma(3.0, 2.0), LogNormal(0.0, 1.0), HalfCauchy(1.0)])
+def test_a_scale_out_of_range_has_no_density_and_stops_nobody(scale):
+    prior = WeightPrior(network(), readout_scale=scale)
+    x = torch.tensor([[0.3], [2e3], [math.nan], [-2e3]], dtype=torch.float64)
+    found = prior.log_density_of("log_readout_scale", x)
+    assert found[0] == pytest.approx(float(scale.log_prob(x[0].exp()) + 0.3))
+    assert not (found[1:] > -700).any()
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_the_joint_density_is_that_of_pyro_and_by_hand(name):
+    model = fitted(name)
+    target = NetworkPosterior(model)
+    ours, theirs = target.log_density(), density_of(model.pyro_model, model.train_X)
+    x = 0.5 * normals(3, ours.dimension)
+    graph = captured(lambda position: value_and_gradient(ours.function, position), x + 0.1)
+    assert isinstance(graph, torch.fx.GraphModule)  # as samplers run it
+    assert torch.allclose(graph(x)[1], value_and_gradient(ours.function, x)[1])
+    value, gradient = value_and_gradient(ours.function, x)
+    other, slope = value_and_gradient(theirs.function, x)
+    assert torch.allclose(value, other)
+    assert torch.allclose(gradient, slope)
+    eps, parameters = target.split(x)
+    first, bias, second = eps[:, :10], eps[:, [*range(10, 15), 20]], eps[:, 15:20]
+    laplace = (
+        stats.laplace(scale=0.5**0.5) if name in ("laplace", "by layer", "all") else stats.norm
+    )
+    student = {"laplace": laplace, "by layer": stats.t(5, scale=0.6**0.5)}
+    student["all"] = student["by layer"]
+    truth = laplace.logpdf(first).sum(-1) + stats.norm.logpdf(bias).sum(-1)
+    truth = truth + student.get(name, stats.norm).logpdf(second).sum(-1)
+    if "log_readout_scale" in parameters:
+        log_s = parameters["log_readout_scale"][:, 0].numpy()
+        law = stats.gamma(2, scale=1 / 1.5) if name == "all" else stats.invgamma(3, scale=2)
+        truth = truth + law.logpdf(np.exp(log_s)) + log_s
+    if "whitened_log_var" in parameters:
+        assert parameters["whitened_log_var"].shape == (3, 4)
+        truth = truth + stats.norm.logpdf(parameters["whitened_log_var"]).sum(-1)
+    truth = truth + stats.norm.logpdf(parameters["log_noise_var"][:, 0], -2, 1.5)
+    assert np.allclose(target.log_prior(x), truth)
+
+
+def test_learnt_variances_and_the_scale_multiply_the_weights():
+    model = fitted("all")
+    target = NetworkPosterior(model)
+    x = 0.5 * normals(4, target.dimension)
+    eps, parameters = target.split(x)
+    variances = model.weight_prior.variances(parameters)
+    assert list(variances) == [
+        "weight_var.0", "weight_var.2", "bias_var.0", "bias_var.2", "readout_scale"
+    ]  # fmt: skip
+    z = parameters["whitened_log_var"]
+    start = torch.tensor([2.0, 2.0, 0.5, 0.5]).double().log()
+    assert torch.allclose(torch.stack(list(variances.values())[:4], -1), (start + z).exp())
+    found = model.weight_prior.weights(eps, parameters)
+    truth = {
+        "0.weight": eps[:, :10].reshape(4, 5, 2)
+        * (variances["weight_var.0"] / 2).sqrt()[:, None, None],
+        "0.bias": eps[:, 10:15] * variances["bias_var.0"].sqrt()[:, None],
+        "2.weight": eps[:, None, 15:20]
+        * (variances["weight_var.2"] * variances["readout_scale"] / 5).sqrt()[:, None, None],
+        "2.bias": eps[:, 20:]
+        * (variances["bias_var.2"] * variances["readout_scale"]).sqrt()[:, None],
+    }
+    for name, value in truth.items():
+        assert torch.allclose(found[name], value)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_priors_over_functions(name):
+    prior = made(name, outputs=2)
+    assert isinstance(prior, FunctionPrior)
+    assert draws_functions(prior)
+    X = normals(2, 3, 2)
+    first, second = (
+        prior.sample(X, torch.Size([4]), generator=torch.Generator().manual_seed(0))
+        for _ in range(2)
+    )
+    assert first.shape == (4, 2, 3, 2)
+    assert torch.equal(first, second)
+    assert prior.sample(X.float()).dtype == torch.float32
+    drawn = prior.draw(torch.Size([4]))
+    assert drawn["0.weight"].shape == (4, 5, 2)
+
+
+def test_a_wide_network_with_an_inverse_gamma_scale_approaches_the_t_process():
+    """Values at two inputs and their difference, of networks of 200 units."""
+    concentration, rate = 1.5, 1.0
+    prior = WeightPrior(network(200), readout_scale=InverseGamma(concentration, rate))
+    X = normals(2, 2, seed=3)
+    with torch.no_grad():
+        kernel = NNGPKernel(prior.network.module, weight_var=2.0, bias_var=0.5).double()
+        covariance = kernel(X).to_dense() * rate / concentration
+        f = prior.sample(X, torch.Size([3000]), generator=torch.Generator().manual_seed(0))[..., 0]
+    for direction in ([1.0, 0.0], [0.0, 1.0], [1.0, -1.0]):
+        c = torch.tensor(direction).double()
+        scale = float(c @ covariance @ c) ** 0.5
+        assert stats.kstest((f @ c).numpy(), stats.t(2 * concentration, 0, scale).cdf).pvalue > 1e-3
+        assert stats.kstest((f @ c).numpy(), stats.norm(0, scale).cdf).pvalue < 1e-3  # no Gaussian
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_files_know_the_prior(name, tmp_path):
+    model = fitted(name)
+    model.save(tmp_path / "network")
+    loaded = BayesianNetwork.load(tmp_path / "network", made(name))
+    X = normals(4, 2, seed=5)
+    before, after = (m.posterior(X, observation_noise=True).mean for m in (model, loaded))
+    assert torch.equal(before, after)
+    other = "laplace" if name == "gaussian" else "gaussian"
+    with pytest.raises(ValueError, match="was saved with"):
+        BayesianNetwork.load(tmp_path / "network", made(other))
+    exported = model.to_arviz()
+    for variance, value in model.variances_of_draws().items():
+        assert np.allclose(exported.posterior[variance].values[0], value)
+    narrow = model.float().posterior(X.float()).mean
+    assert torch.allclose(narrow, loaded.posterior(X).mean.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_arguments_are_checked():
+    prior = network()
+    with pytest.raises(TypeError, match="needs a NetworkPrior"):
+        WeightPrior(prior.module)
+    with pytest.raises(ValueError, match=r"layers \['1'\], but the network has \['0', '2'\]"):
+        WeightPrior(prior, weights={"1": "laplace"})
+    with pytest.raises(ValueError, match="'laplace', 'student_t'.* got 'cauchy'"):
+        WeightPrior(prior, weights="cauchy")
+    with pytest.raises(ValueError, match="0 < df"):
+        student_t_weights(0.0)
+    with pytest.raises(ValueError, match="of a single number"):
+        WeightPrior(prior, weights=Normal(torch.zeros(2), 1.0))
+    with pytest.raises(TypeError, match="must be a Distribution"):
+        WeightPrior(prior, readout_scale=2.0)
+    with pytest.raises(ValueError, match="on the positive reals"):
+        WeightPrior(prior, readout_scale=Uniform(-2.0, 1.0))
+    own = network()
+    own.variances.register_prior("weight_var_0_prior", GammaPrior(2.0, 1.0), "raw_weight_var_0")
+    with pytest.raises(NotImplementedError, match="needs its log-normal prior"):
+        WeightPrior(own, learn_variances=True)
+    X = normals(5, 2)
+    with pytest.raises(ValueError, match="to the WeightPrior itself"):
+        BayesianNetwork(X, X[:, :1], WeightPrior(prior), learn_variances=True)
+    model = BayesianNetwork(X, X[:, :1], prior, learn_variances=True)
+    assert "variances learnt" in repr(model)
+    held = NetworkPrior(nn.Linear(2, 1), weight_var=0.0, bias_var=1.0)
+    assert WeightPrior(held, learn_variances=True).sites() == {"whitened_log_var": 1}
+
+
+def linear(prior_settings, n=8):
+    """A linear network without bias and a known noise: two weights and what else is drawn."""
+    X = normals(n, 2, seed=6)
+    Y = X @ torch.tensor([[1.5], [0.0]], dtype=torch.float64) + 0.5 * normals(n, 1, seed=7)
+    prior = WeightPrior(NetworkPrior(nn.Linear(2, 1, bias=False)).double(), **prior_settings)
+    return BayesianNetwork(
+        X,
+        Y,
+        prior,
+        train_Yvar=torch.full_like(Y, 0.25),
+        input_transform=None,
+        outcome_transform=None,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This BayesianNetwork may not have converged")
+@pytest.mark.parametrize("name", ["laplace", "scale", "variances"])
+def test_posteriors_of_linear_networks_against_quadrature(name):
+    """Moments of the weights; given the variance of the weights they are conjugate."""
+    model = linear(PRIORS[name])
+    X, Y = model.train_X, model.train_Y[:, 0]
+    eye = torch.eye(2, dtype=torch.float64)
+    if name == "laplace":
+        axis = torch.linspace(-4, 4, 1201, dtype=torch.float64)
+        grid = torch.cartesian_prod(axis, axis)
+        log_weights = -0.5 * ((Y - grid @ X.T) ** 2).sum(-1) / 0.25
+        log_weights += torch.as_tensor(stats.laplace(scale=0.5).logpdf(grid)).sum(-1)
+        weights = log_weights.softmax(0)
+        mean, second = weights @ grid, weights @ grid**2
+    else:
+        log_s = torch.linspace(-9, 9, 2001, dtype=torch.float64)
+        law = {
+            "scale": stats.invgamma(3, scale=2).logpdf(log_s.exp()) + log_s.numpy(),
+            "variances": stats.norm.logpdf(log_s),
+        }[name]
+        variance = log_s.exp() / 2  # of a weight, fan-in 2
+        precision = X.T @ X / 0.25 + eye / variance[:, None, None]
+        means = torch.linalg.solve(precision, (X.T @ Y / 0.25).expand(2001, 2))
+        covariances = torch.linalg.inv(precision)
+        marginal = X @ X.T * variance[:, None, None] + 0.25 * torch.eye(8, dtype=torch.float64)
+        evidence = torch.distributions.MultivariateNormal(
+            torch.zeros(8, dtype=torch.float64), marginal
+        ).log_prob(Y)
+        weights = (evidence + torch.as_tensor(law)).softmax(0)
+        mean = weights @ means
+        second = weights @ (covariances.diagonal(dim1=-2, dim2=-1) + means**2)
+    method = ChEES(num_chains=32, num_warmup=300, num_samples=150, progress=False)
+    drawn = model.fit(method).parameters_of_draws()["weight"].reshape(32, -1, 2)
+    for power, truth in ((1, mean), (2, second)):
+        by_chain = (drawn**power).mean(1)
+        error = by_chain.std(0) / 32**0.5
+        assert ((by_chain.mean(0) - truth).abs() < 4.5 * error).all()
+        assert (error < 0.1 * math.sqrt(float(second.max()))).all()
