@@ -9,7 +9,13 @@ from bayes.diagnostics import (
     plot_posterior,
     plot_predictions,
 )
-from bayes.functional_prior import MatchQuality, match_functional_prior, match_quality
+from bayes.functional_prior import (
+    MatchQuality,
+    MatchReport,
+    match_functional_prior,
+    match_quality,
+    match_report,
+)
 from bayes.gaussian_process import GaussianProcess
 from bayes.inference import (
     HMC,
@@ -44,6 +50,7 @@ __all__ = [
     "LangevinEnsemble",
     "LogDensity",
     "MatchQuality",
+    "MatchReport",
     "MeanField",
     "Rows",
     "SaasPrior",
@@ -54,6 +61,7 @@ __all__ = [
     "compare",
     "match_functional_prior",
     "match_quality",
+    "match_report",
     "plot_posterior",
     "plot_predictions",
 ]
