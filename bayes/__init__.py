@@ -1,6 +1,7 @@
 """What we believe after data: engines that condition a prior on observations."""
 
 from bayes.bayesian_network import BayesianNetwork
+from bayes.convergence_report import ConvergenceReport, report
 from bayes.diagnostics import (
     Calibration,
     Comparison,
@@ -44,6 +45,7 @@ __all__ = [
     "Calibration",
     "ChEES",
     "Comparison",
+    "ConvergenceReport",
     "EmpiricalPosterior",
     "GaussianMixturePosterior",
     "GaussianProcess",
@@ -64,4 +66,5 @@ __all__ = [
     "match_report",
     "plot_posterior",
     "plot_predictions",
+    "report",
 ]
