@@ -381,11 +381,12 @@ class BayesianNetwork(Model):
         """The draws as an `arviz.InferenceData`, for diagnostics and model comparison.
 
         Groups: posterior (the network's parameters by name, and `noise_var` on the model's
-        scale), log_likelihood (pointwise, in units of Y), posterior_predictive, observed_data, and
-        with NUTS sample_stats. Rows and outputs of `y` are the dimensions `row` and `output`.
+        scale), log_likelihood (pointwise, in units of Y), posterior_predictive, observed_data,
+        prior and prior_predictive (500 draws), and of Markov chains sample_stats. Rows and outputs
+        of `y` are the dimensions `row` and `output`.
 
         Args:
-            seed: Seed of the noise in posterior_predictive.
+            seed: Seed of the noise in the predictive groups, and of the draws of the prior.
 
         Raises:
             RuntimeError: the model is not fitted.
