@@ -40,7 +40,7 @@ def short(method, **settings):
 
 @pytest.fixture(scope="module")
 def fitted():
-    return network().fit(short(HMC))
+    return network().fit(short(HMC, max_steps=8))
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +90,11 @@ def test_the_prior_does_not_depend_on_the_draws(fitted, data):
 
 @pytest.mark.parametrize(
     "method",
-    [short(HMC), short(ChEES), short(MCLMC, adjusted=True)],
+    [short(HMC), short(ChEES, max_steps=8), short(MCLMC, adjusted=True)],
     ids=["HMC", "ChEES", "adjusted MCLMC"],
 )
 def test_statistics_of_samplers(method, fitted):
-    model = fitted if type(method) is HMC else network().fit(method)
+    model = fitted if type(method) is HMC else network(1).fit(method)
     stats = model.to_arviz().sample_stats
     assert stats["diverging"].dtype == bool
     assert stats["n_steps"].dtype == int
@@ -114,7 +114,7 @@ def test_numbers_of_arviz(data):
     lpd = np.logaddexp.reduce(pointwise) - math.log(120)
     assert loo.elpd_loo < lpd.sum()
     assert loo.n_data_points == 10
-    better = arviz.compare({"one": data, "two": network(1).fit(short(HMC)).to_arviz()})
+    better = arviz.compare({"one": data, "two": network(1).fit(short(HMC, max_steps=8)).to_arviz()})
     assert set(better.index) == {"one", "two"}
 
 

@@ -33,7 +33,7 @@ def test_a_critic_does_not_learn_its_functions_by_heart():
     process = GaussianProcessPrior(RBFKernel())
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        f, g = process.sample(X, torch.Size([2, 1500]), generator=generator)[..., 0]
+        f, g = process.sample(X, torch.Size([2, 1500]), generator=generator)[..., 0].float()
     settings = WassersteinMatching(critic_width=50, critic_steps=60)
     pool = slice(0, 1000), slice(1000, 1500)
     bag = slice(0, 32)
@@ -59,7 +59,7 @@ def test_no_critic_depends_on_the_one_before():
 def test_critics_are_lipschitz():
     p, q = normals(2000, 2) + 1, normals(2000, 2, seed=1)
     critic = train_critic(SMALL, p, q, torch.Generator().manual_seed(0))
-    between = ((p + q) / 2).requires_grad_()
+    between = ((p + q) / 2).float().requires_grad_()
     (slope,) = torch.autograd.grad(critic(between).sum(), between)
     assert float(slope.norm(dim=-1).mean()) == pytest.approx(1.0, abs=0.1)
 
