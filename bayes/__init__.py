@@ -1,6 +1,7 @@
 """What we believe after data: engines that condition a prior on observations."""
 
 from bayes.bayesian_network import BayesianNetwork
+from bayes.convergence_report import ConvergenceReport, report
 from bayes.diagnostics import (
     Calibration,
     Comparison,
@@ -9,7 +10,13 @@ from bayes.diagnostics import (
     plot_posterior,
     plot_predictions,
 )
-from bayes.functional_prior import MatchQuality, match_functional_prior, match_quality
+from bayes.functional_prior import (
+    MatchQuality,
+    MatchReport,
+    match_functional_prior,
+    match_quality,
+    match_report,
+)
 from bayes.gaussian_process import GaussianProcess
 from bayes.inference import (
     HMC,
@@ -57,6 +64,7 @@ __all__ = [
     "Categorical",
     "ChEES",
     "Comparison",
+    "ConvergenceReport",
     "EmpiricalPosterior",
     "Gaussian",
     "GaussianMixturePosterior",
@@ -66,6 +74,7 @@ __all__ = [
     "Likelihood",
     "LogDensity",
     "MatchQuality",
+    "MatchReport",
     "MeanField",
     "Ordinal",
     "Poisson",
@@ -82,7 +91,9 @@ __all__ = [
     "compare",
     "match_functional_prior",
     "match_quality",
+    "match_report",
     "plot_posterior",
     "plot_predictions",
+    "report",
     "student_t_weights",
 ]

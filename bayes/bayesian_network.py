@@ -450,11 +450,12 @@ class BayesianNetwork(Model):
         """The draws as an `arviz.InferenceData`, for diagnostics and model comparison.
 
         Groups: posterior (parameters of the network and of the likelihood by name, on the model's
-        scale), log_likelihood (pointwise, in units of Y), posterior_predictive, observed_data, and
-        with NUTS sample_stats. Rows and outputs of `y` are the dimensions `row` and `output`.
+        scale), log_likelihood (pointwise, in units of Y), posterior_predictive, observed_data,
+        prior and prior_predictive (500 draws), and of Markov chains sample_stats. Rows and outputs
+        of `y` are the dimensions `row` and `output`.
 
         Args:
-            seed: Seed of the noise in posterior_predictive.
+            seed: Seed of the noise in the predictive groups, and of the draws of the prior.
 
         Raises:
             RuntimeError: the model is not fitted.
@@ -483,6 +484,7 @@ class BayesianNetwork(Model):
             tensors,
             kind="BayesianNetwork",
             description={
+                "log_evidence": draws.log_evidence,
                 "likelihood": self.likelihood.description(),
                 "weights": self.weight_prior.description(),
                 "given": self._given,
@@ -548,8 +550,15 @@ class BayesianNetwork(Model):
         except RuntimeError as error:
             raise ValueError(f"The prior passed to load does not fit {path}: {error}") from error
         samples, stats = tensors_under("sample", tensors), tensors_under("stat", tensors)
-        center = tensors_under("center", tensors) or None
-        model._keep(Draws(samples, stats, tensors.get("history"), center=center))
+        model._keep(
+            Draws(
+                samples,
+                stats,
+                tensors.get("history"),
+                center=tensors_under("center", tensors) or None,
+                log_evidence=description["log_evidence"],
+            )
+        )
         check_fingerprint(path, "network", model._fingerprint(), tensors["fingerprint"])
         return model
 

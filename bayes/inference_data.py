@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bayes.inference import Draws
+from bayes.network_density import NetworkPosterior
+
 if TYPE_CHECKING:
     from bayes.bayesian_network import BayesianNetwork
 
@@ -17,7 +21,8 @@ __all__ = ["import_arviz", "inference_data", "many_chains"]
 
 # Parameters of likelihoods with one number for each output.
 _OF_OUTPUTS = ("noise_var", "scale", "df")
-
+# Of the groups of the prior.
+_PRIOR_DRAWS = 500
 # Statistics of samplers that are not real numbers.
 _KINDS = {"diverging": bool, "tree_depth": int, "n_steps": int}
 
@@ -40,7 +45,36 @@ def many_chains() -> Iterator[None]:
 
 
 def inference_data(model: BayesianNetwork, seed: int) -> Any:
-    """See `BayesianNetwork.to_arviz`."""
+    """See `BayesianNetwork.to_arviz`. All that is of ArviZ's version is in this function."""
+    groups = _groups(model, seed)
+    prior = _groups(_with_draws_of_the_prior(model, seed), seed)
+    groups["prior"] = prior["posterior"]
+    groups["prior_predictive"] = prior["posterior_predictive"]
+    groups["observed_data"] = {"y": model.train_Y.cpu().numpy()}
+    stats = model.fitted_draws().stats
+    if stats:
+        groups["sample_stats"] = {
+            name: value.cpu().numpy().astype(_KINDS.get(name, value.cpu().numpy().dtype))
+            for name, value in stats.items()
+        }
+    dims = {"y": ["row", "output"], **dict.fromkeys(_OF_OUTPUTS, ["output"])}
+    with many_chains():
+        return import_arviz().from_dict(**groups, dims=dims)
+
+
+def _with_draws_of_the_prior(model: BayesianNetwork, seed: int) -> BayesianNetwork:
+    """The model, with draws of the prior in place of those of the posterior, as one chain."""
+    density = NetworkPosterior(model).log_density()
+    generator = torch.Generator(model.train_X.device).manual_seed(seed)
+    assert density.initial is not None  # draws of the prior, where chains start
+    position = density.initial(generator, _PRIOR_DRAWS)
+    other = copy.copy(model)
+    other._keep(Draws(density.constrain(position.unsqueeze(0)), {}))
+    return other
+
+
+def _groups(model: BayesianNetwork, seed: int) -> dict[str, dict[str, Any]]:
+    """What is known of each draw of a model: parameters, likelihood and outcomes."""
     draws = model.fitted_draws()
     chains = draws.samples["eps"].shape[:2]
     parameters = {name: value.flatten(0, 1) for name, value in draws.samples.items()}
@@ -58,7 +92,7 @@ def inference_data(model: BayesianNetwork, seed: int) -> Any:
     def by_chain(value: Tensor) -> Any:
         return value.unflatten(0, chains).cpu().numpy()
 
-    groups = {
+    return {
         "posterior": {
             **{name: by_chain(value) for name, value in model.parameters_of_draws().items()},
             **{name: by_chain(value) for name, value in model.variances_of_draws().items()},
@@ -66,13 +100,4 @@ def inference_data(model: BayesianNetwork, seed: int) -> Any:
         },
         "log_likelihood": {"y": by_chain(log_likelihood)},
         "posterior_predictive": {"y": by_chain(y)},
-        "observed_data": {"y": model.train_Y.cpu().numpy()},
     }
-    if draws.stats:
-        groups["sample_stats"] = {
-            name: value.cpu().numpy().astype(_KINDS.get(name, value.cpu().numpy().dtype))
-            for name, value in draws.stats.items()
-        }
-    dims = {"y": ["row", "output"], **dict.fromkeys(_OF_OUTPUTS, ["output"])}
-    with many_chains():
-        return import_arviz().from_dict(**groups, dims=dims)

@@ -17,15 +17,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bayes.inference_data import import_arviz, many_chains
+from bayes.inference.chain_statistics import bulk_ess, r_hat, tail_ess
 
-__all__ = ["MAX_R_HAT", "MIN_EFFECTIVE", "MIN_EFFECTIVE_PER_CHAIN", "warn_unless_converged"]
+__all__ = [
+    "GROUP",
+    "MAX_R_HAT",
+    "MIN_EFFECTIVE",
+    "MIN_EFFECTIVE_PER_CHAIN",
+    "grouped",
+    "warn_unless_converged",
+]
 
 MAX_R_HAT = 1.01
 MIN_EFFECTIVE_PER_CHAIN = 100
 MIN_EFFECTIVE = 400
 # Chains that R-hat takes as one, where there are two such groups
-_GROUP = 4
+GROUP = 4
 
 
 def warn_unless_converged(
@@ -53,18 +60,18 @@ def warn_unless_converged(
             f"{diverging} of {chains * draws} draws diverged (raise target_accept_prob)"
         )
     wanted = min(MIN_EFFECTIVE, MIN_EFFECTIVE_PER_CHAIN * chains)
-    r_hat, effective = _worst(quantities)
+    agreement, effective = _worst(quantities)
     if math.isnan(effective):
         troubles.append(f"{draws} draws are too few to tell (raise num_samples)")
-    elif math.isnan(r_hat):
+    elif math.isnan(agreement):
         found = f"{effective:.3g} effective draws (wanted: {wanted}) of {draws}"
         troubles.append(
             "one chain cannot show whether chains agree (R-hat takes num_chains of 2 or more)"
             + (f", and has from {found}" if effective < wanted else "")
         )
-    elif r_hat > MAX_R_HAT or effective < wanted:
+    elif agreement > MAX_R_HAT or effective < wanted:
         troubles.append(
-            f"{what} have R-hat up to {r_hat:.4g} (wanted: at most "
+            f"{what} have R-hat up to {agreement:.4g} (wanted: at most "
             f"{MAX_R_HAT}) and from {effective:.3g} effective draws (wanted: {wanted}) of "
             f"{chains * draws} in {chains} chains (raise num_warmup and num_samples)"
         )
@@ -85,23 +92,16 @@ def _worst(quantities: Tensor) -> tuple[float, float]:
         return 1.0, float(quantities.shape[:2].numel())
     if quantities.shape[1] < 4:
         return math.nan, math.nan
-    arviz = import_arviz()
-    quantities = quantities[..., moving].double().cpu()
-    with many_chains():
-        data = arviz.convert_to_dataset({"f": quantities.numpy()})
-        sizes = [arviz.ess(data), arviz.ess(data, method="tail")]
-        bulk, tail = (torch.as_tensor(one["f"].to_numpy()) for one in sizes)
-        effective = float(torch.minimum(bulk, tail).min())
-        if quantities.shape[0] < 2:
-            return math.nan, effective
-        groups = arviz.convert_to_dataset({"f": _grouped(quantities).numpy()})
-        r_hat = torch.as_tensor(arviz.rhat(groups)["f"].to_numpy())
-    return float(r_hat.max()), effective
+    quantities = quantities[..., moving]
+    effective = torch.minimum(bulk_ess(quantities), tail_ess(quantities)).min().item()
+    if quantities.shape[0] < 2:
+        return math.nan, effective
+    return r_hat(grouped(quantities)).max().item(), effective
 
 
-def _grouped(quantities: Tensor) -> Tensor:
+def grouped(quantities: Tensor) -> Tensor:
     """Groups of chains as chains, one after another; few chains as they are."""
     chains, draws, numbers = quantities.shape
-    if chains < 2 * _GROUP:
+    if chains < 2 * GROUP:
         return quantities
-    return quantities[: chains - chains % _GROUP].reshape(-1, _GROUP * draws, numbers)
+    return quantities[: chains - chains % GROUP].reshape(-1, GROUP * draws, numbers)

@@ -12,6 +12,8 @@ environment of their own, made by `make blackjax`, on the same densities in doub
     python -m benchmarks networks --speed --quick    # one seed of each, minutes
     python -m benchmarks networks --speed --seeds 3 --problems "eight schools"
     python -m benchmarks networks --table            # of what is there
+    python -m benchmarks networks --matching ...     # ways of matching priors, see `matching`
+    python -m benchmarks networks --priors ...       # what a match is worth, see `matched_priors`
 
 A run appends to `--out` and skips what is there.
 """
@@ -35,6 +37,7 @@ from torch import Tensor
 
 from bayes import HMC, MCLMC, NUTS, ChEES
 from bayes.inference_data import import_arviz, many_chains
+from benchmarks.bayes import matched_priors, matching
 from benchmarks.bayes import sampling_problems as problems
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +47,10 @@ _OTHERS = ("numpyro NUTS", "blackjax NUTS", "blackjax ChEES")
 
 
 def main(argv: list[str]) -> int:
-    """Run what is missing and print the table."""
+    """Run what is missing and print the table, or pass on to another part."""
+    for part, run in (("--matching", matching.main), ("--priors", matched_priors.main)):
+        if part in argv:
+            return run([a for a in argv if a != part])
     parser = argparse.ArgumentParser(prog="python -m benchmarks networks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--speed", action="store_true", help="run what is missing")

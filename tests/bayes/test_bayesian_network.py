@@ -271,6 +271,8 @@ def test_to_arviz_groups_and_values():
         "log_likelihood",
         "sample_stats",
         "observed_data",
+        "prior",
+        "prior_predictive",
     }
     assert inference.posterior["0.weight"].shape == (2, 7, 6, 2)
     assert inference.posterior["noise_var"].shape == (2, 7, 2)

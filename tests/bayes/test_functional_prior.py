@@ -2,11 +2,19 @@ import pytest
 import torch
 from gpytorch.kernels import RBFKernel, ScaleKernel
 from gpytorch.means import ConstantMean
+from torch.distributions import InverseGamma
 
-from bayes.functional_prior import match_functional_prior, match_quality
-from priors.functions import GaussianProcessPrior
+from bayes.functional_prior import MomentMatching, match_functional_prior, match_quality
+from bayes.functional_prior.second_moments import (
+    limit_is_exact,
+    sampled_second_moment,
+    target_second_moment,
+)
+from bayes.functional_prior.variables import Variables
+from priors.functions import GaussianProcessPrior, ScaleMixturePrior
 from priors.kernels.network import NNGPKernel
 from priors.networks.finite import NetworkPrior
+from priors.networks.infinite import InfiniteNetwork
 
 
 def shallow(activation, width=20, inputs=3):
@@ -103,20 +111,190 @@ def test_quality_of_a_perfect_and_a_scaled_match():
     assert quality.wasserstein == pytest.approx(0.5, rel=1e-3)
 
 
-def test_what_has_no_closed_form_is_refused():
+def test_what_cannot_be_matched_is_refused():
     prior = NetworkPrior(shallow(torch.nn.ReLU()), weight_var=1.0, bias_var=1.0)
-    deep = torch.nn.Sequential(*shallow(torch.nn.ReLU()), torch.nn.ReLU(), torch.nn.Linear(1, 1))
-    with pytest.raises(NotImplementedError, match="3 layers of weights"):
-        match_functional_prior(NetworkPrior(deep, bias_var=1.0), rbf(), inputs())
-    with pytest.raises(NotImplementedError, match="3 layers of weights"):
-        match_quality(NetworkPrior(deep, bias_var=1.0), rbf(), inputs())
-    with pytest.raises(NotImplementedError, match="wasserstein"):
-        match_functional_prior(prior, rbf(), inputs(), method="wasserstein")
+    with pytest.raises(ValueError, match="method must be one of"):
+        match_functional_prior(prior, rbf(), inputs(), method="moment")
     mean = ConstantMean()
     mean.constant = 1.0
+    with_mean = GaussianProcessPrior(RBFKernel(), mean)
     with pytest.raises(NotImplementedError, match="has a mean"):
-        match_functional_prior(prior, GaussianProcessPrior(RBFKernel(), mean), inputs())
-    with pytest.raises(NotImplementedError, match="GaussianProcessPrior"):
+        match_functional_prior(prior, with_mean, inputs())
+    with pytest.raises(NotImplementedError, match="has a mean"):
+        match_functional_prior(prior, OnlySamples(with_mean), inputs())
+    with pytest.raises(TypeError, match="GaussianProcessPrior"):
         match_functional_prior(prior, RBFKernel(), inputs())
     with pytest.raises(ValueError, match="float matrix"):
         match_functional_prior(prior, rbf(), inputs()[None])
+    fixed = NetworkPrior(shallow(torch.nn.ReLU()), weight_var=0.0, bias_var=0.0)
+    with pytest.raises(ValueError, match="no learnable variance"):
+        match_functional_prior(fixed, rbf(), inputs())
+    endless = ScaleMixturePrior(RBFKernel(), InverseGamma(torch.tensor(1.0), torch.tensor(1.0)))
+    with pytest.raises(ValueError, match="order=1"):
+        match_functional_prior(prior, endless, inputs())
+    wide = NetworkPrior(shallow(torch.nn.ReLU()), bias_var=1.0, parameterization="mup")
+    with pytest.raises(NotImplementedError, match="sliced"):
+        match_functional_prior(wide, rbf(), inputs())
+
+
+class OnlySamples:
+    """A prior of which nothing is known but draws."""
+
+    def __init__(self, prior):
+        self.prior = prior
+
+    def sample(self, X, sample_shape=torch.Size(), *, generator=None):  # noqa: B008
+        return self.prior.sample(X, sample_shape, generator=generator)
+
+
+def deep(*widths, activation=torch.nn.ReLU, inputs=3):
+    layers, last = [], inputs
+    for width in widths:
+        layers += [torch.nn.Linear(last, width), activation()]
+        last = width
+    return torch.nn.Sequential(*layers, torch.nn.Linear(last, 1))
+
+
+def second_moment_of_plain_draws(prior, X, size=30_000):
+    f = prior.sample(X, torch.Size([size]), generator=torch.Generator().manual_seed(9))[..., 0]
+    products = f.unsqueeze(-1) * f.unsqueeze(-2)
+    return products.mean(0), products.std(0) / size**0.5
+
+
+class Twice(torch.nn.Module):
+    """Two kinds of units through the same readout."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(3, 4), torch.nn.Linear(4, 1)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        return self.last(h) + self.last(torch.relu(h))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        deep(4, 3),
+        torch.nn.Sequential(
+            torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.ReLU(), torch.nn.Linear(4, 1)
+        ),
+        Twice(),
+    ],
+    ids=["two hidden layers", "normalised", "readout used twice"],
+)
+def test_second_moments_of_finite_networks_against_plain_monte_carlo(module):
+    prior = NetworkPrior(module, weight_var=1.5, bias_var=0.3).double()
+    X = inputs(5)
+    with torch.no_grad():
+        found, error = sampled_second_moment(prior, X, num_networks=8000, seed=1)
+        truth, spread = second_moment_of_plain_draws(prior, X)
+    assert ((found - truth).abs() < 5 * (error**2 + spread**2).sqrt()).all()
+    assert not limit_is_exact(prior)
+
+
+def test_integrating_the_readout_out_is_worth_many_networks():
+    prior = NetworkPrior(deep(30, 30), weight_var=1.5, bias_var=0.3).double()
+    X = inputs(5)
+    with torch.no_grad():
+        _, error = sampled_second_moment(prior, X, num_networks=2000, seed=1)
+        _, spread = second_moment_of_plain_draws(prior, X, 2000)
+    assert (error.diagonal() < 0.5 * spread.diagonal()).all()
+
+
+def test_sampled_second_moments_are_smooth_in_the_variances():
+    prior = NetworkPrior(deep(4, 3, activation=torch.nn.Tanh), weight_var=1.5, bias_var=0.3)
+    prior = prior.double()
+    X, raw = inputs(4), prior.variances.raw_weight_var_2
+
+    def total():
+        return sampled_second_moment(prior, X, num_networks=50, seed=1)[0].sum()
+
+    (slope,) = torch.autograd.grad(total(), raw)
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            raw.add_(sign * 1e-4)
+            values.append(total())
+            raw.sub_(sign * 1e-4)
+    assert float(slope) == pytest.approx(float(values[0] - values[1]) / 2e-4, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("module", "exact"),
+    [
+        (shallow(torch.nn.Tanh()), True),
+        (torch.nn.Linear(3, 1), True),
+        (deep(4, 4), False),
+        (torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 1)),
+         False),
+    ],
+)  # fmt: skip
+def test_where_the_limit_is_exact(module, exact):
+    assert limit_is_exact(NetworkPrior(module, bias_var=1.0)) == exact
+
+
+def test_corrections_end_where_the_sampled_objective_is_least():
+    """As direct minimisation over the same networks, which costs a backward pass at every step."""
+    start = NetworkPrior(deep(2, 2, activation=Erf), weight_var=2.0, bias_var=0.5)
+    X = inputs(5)
+    truth, _ = target_second_moment(rbf(2.0), X, num_functions=2, seed=0)
+
+    def error(prior):
+        moment, _ = sampled_second_moment(prior, X, num_networks=50, seed=0)
+        return (moment - truth).square().sum() / truth.square().sum()
+
+    found = {}
+    for corrections in (0, 8):
+        method = MomentMatching(num_restarts=1, num_networks=50, num_corrections=corrections)
+        matched = match_functional_prior(start, rbf(2.0), X, method=method).double()
+        found[corrections] = error(matched).item()
+    direct = matched  # on from there
+    best = Variables(direct).minimise(lambda: error(direct), max_iter=20)
+    assert found[8] < found[0]
+    assert found[8] - best < 0.2 * (found[0] - best)
+
+
+def test_targets_of_all_kinds_have_their_second_moments():
+    X, kernel = inputs(6), rbf().kernel
+    truth = kernel(X).to_dense().double().detach()
+    mixture = ScaleMixturePrior(kernel, InverseGamma(torch.tensor(3.0), torch.tensor(5.0)))
+    shallow_one = NetworkPrior(shallow(torch.nn.GELU()), bias_var=1.0)
+    cases = (
+        (rbf(), truth, 0.0),
+        (mixture, 2.5 * truth, 0.0),
+        (OnlySamples(rbf()), truth, 0.1),
+        (shallow_one, InfiniteNetwork(shallow_one).nngp(X).detach(), 0.0),
+    )
+    for target, expected, most in cases:
+        found, error = target_second_moment(target, X, num_functions=4000, seed=0)
+        assert ((found - expected).abs() <= 5 * error + 1e-6).all()
+        assert float(error.max()) <= most
+
+
+def test_variances_not_ratios_to_the_start_are_bounded():
+    """A start at 25 may go to 30, one at 0.05 to 1e-4; readouts follow the target's variance."""
+    for start in (25.0, 0.05):
+        prior = NetworkPrior(shallow(torch.nn.Tanh()), weight_var=start, bias_var=start)
+        variables = Variables(prior, target_variance=100.0)
+        for bound, hidden, last in ((variables.low, 1e-4, 1e-2), (variables.high, 30.0, 3000.0)):
+            variables.set(bound)
+            assert prior.variances.weight_var["0"].item() == pytest.approx(hidden, rel=1e-4)
+            assert prior.variances.bias_var["2"].item() == pytest.approx(last, rel=1e-4)
+
+
+class Erf(torch.nn.Module):
+    def forward(self, x):
+        return torch.erf(x)
+
+
+def test_length_scales_are_matched_too():
+    kernel = ScaleKernel(RBFKernel(ard_num_dims=2))
+    kernel.base_kernel.lengthscale = torch.tensor([2.0, 30.0])
+    target = GaussianProcessPrior(kernel)
+    prior = NetworkPrior(shallow(Erf(), inputs=2), weight_var=2.0, bias_var=1.0, ard_num_dims=2)
+    once = MomentMatching(num_restarts=1)
+    matched = match_functional_prior(prior, target, inputs(10, 2), method=once)
+    relevant, irrelevant = matched.variances.input_scale.lengthscale.flatten().tolist()
+    assert irrelevant > 5 * relevant

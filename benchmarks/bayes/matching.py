@@ -1,0 +1,148 @@
+"""Which way of matching a weight prior to a Gaussian process is fast, and how close does it come?
+
+The published setting of Tran et al. 2022 for tables: a network of 100 tanh units, variances of its
+two layers, D = 8, an RBF target with length scale sqrt(2 D), measurement sets of 100 points, 70%
+of them training rows and the rest in the box that these span. Processor seconds of a match in one
+thread; covariance error and sliced distance on 100 held-out rows, beside the sampling floor.
+
+"published" is the dual Wasserstein distance with its settings, one bag of 128 functions for each
+critic; "wasserstein" the same with a pool of functions, as here. A limit's tables are made before
+the clock starts, as they are once in a process.
+
+    python -m benchmarks networks --matching            # 3 seeds: an hour on one core
+    python -m benchmarks networks --matching --quick    # one seed, a tenth of the dual's steps
+    python -m benchmarks networks --matching --table    # of what is there
+
+A run appends to `--out` and skips what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpytorch.kernels import RBFKernel
+from torch import Tensor, nn
+
+from bayes import match_functional_prior, match_quality, match_report
+from bayes.functional_prior import (
+    MatchingMethod,
+    MomentMatching,
+    SlicedMatching,
+    TrainingBox,
+    WassersteinMatching,
+)
+from benchmarks.bayes import records
+from priors import GaussianProcessPrior, NetworkPrior
+
+RESULT = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "matching.jsonl"
+_FEATURES, _ROWS, _WIDTH = 8, 100, 100
+
+
+def main(argv: list[str]) -> int:
+    """Match what is missing and print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks networks --matching", description=__doc__
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--table", action="store_true", help="print what is there")
+    parser.add_argument("--quick", action="store_true", help="one seed, few steps of the dual")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", choices=["start", *methods(False)])
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    if not options.table:
+        _run(options)
+    print(table(records.read(options.out)))
+    return 0
+
+
+def methods(quick: bool) -> dict[str, MatchingMethod]:
+    """By name, those that are quick first."""
+    steps = 20 if quick else 200
+    return {
+        "moments": MomentMatching(),
+        "sliced": SlicedMatching(),
+        "published": WassersteinMatching(num_iterations=steps, critic_pool=128),
+        "wasserstein": WassersteinMatching(num_iterations=steps),
+    }
+
+
+def problem(seed: int) -> tuple[NetworkPrior, GaussianProcessPrior, TrainingBox, Tensor]:
+    """Network, target, measurement sets and held-out rows."""
+    module = nn.Sequential(nn.Linear(_FEATURES, _WIDTH), nn.Tanh(), nn.Linear(_WIDTH, 1))
+    kernel = RBFKernel()
+    kernel.lengthscale = math.sqrt(2 * _FEATURES)
+    generator = torch.Generator().manual_seed(seed)
+    train, held_out = torch.randn(2, _ROWS, _FEATURES, generator=generator, dtype=torch.float64)
+    prior = NetworkPrior(module, weight_var=1.0, bias_var=1.0)
+    return prior, GaussianProcessPrior(kernel), TrainingBox(train, num_points=_ROWS), held_out
+
+
+def _run(options: argparse.Namespace) -> None:
+    done = {(r["method"], r["seed"], r["quick"]) for r in records.read(options.out)}
+    available = methods(options.quick)
+    warm = False
+    for seed in range(1 if options.quick else options.seeds):
+        for name in ("start", *available):
+            wanted = options.methods is None or name in options.methods
+            if not wanted or (name, seed, options.quick) in done:
+                continue
+            prior, target, box, held_out = problem(seed)
+            if not warm:
+                match_functional_prior(prior, target, box, progress=False)
+                warm = True
+            before = time.process_time()
+            if name != "start":
+                prior = match_functional_prior(
+                    prior, target, box, method=available[name], num_sets=2, seed=seed
+                )
+            seconds = time.process_time() - before
+            report = match_report(prior, target, held_out)
+            record: dict[str, Any] = {
+                "method": name,
+                "seed": seed,
+                "quick": options.quick,
+                "seconds": seconds,
+                "covariance_error": match_quality(prior, target, held_out).covariance_error,
+                "distance": report.distance,
+                "floor": float(report.floor.mean()),
+                "variances": {
+                    kind: {k: v.item() for k, v in getattr(prior.variances, kind).items()}
+                    for kind in ("weight_var", "bias_var")
+                },
+                "torch": version("torch"),
+                "machine": platform.machine(),
+            }
+            records.append(options.out, record)
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Medians over seeds, and how much faster moments are."""
+    lines = [f"{'method':12} seeds  seconds  covariance error  sliced distance  floor"]
+    seconds: dict[tuple[str, bool], float] = {}
+    for name, quick in dict.fromkeys((r["method"], r["quick"]) for r in found):
+        some = [r for r in found if (r["method"], r["quick"]) == (name, quick)]
+
+        def median(key: str, some: list[dict[str, Any]] = some) -> float:
+            return statistics.median(r[key] for r in some)
+
+        seconds[name, quick] = median("seconds")
+        lines.append(
+            f"{name:12} {len(some):5d} {median('seconds'):8.1f} {median('covariance_error'):17.3f} "
+            f"{median('distance'):16.3f} {median('floor'):6.3f}{'  (quick)' if quick else ''}"
+        )
+    moments = seconds.get(("moments", False))
+    for name in ("published", "wasserstein", "sliced"):
+        other = seconds.get((name, False))
+        if moments and other:
+            lines.append(f"moments are {other / moments:.0f} times as fast as {name}")
+    return "\n".join(lines)

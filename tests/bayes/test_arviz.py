@@ -1,0 +1,136 @@
+"""The export to ArviZ: its groups, and that ArviZ's functions and plots take them."""
+
+import math
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+
+from bayes import HMC, MCLMC, BayesianNetwork, ChEES, MeanField
+from bayes.inference_data import import_arviz
+from priors.networks.finite import NetworkPrior
+
+mpl.use("Agg")
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This .* may not have converged",
+    "ignore:Estimated shape parameter of Pareto",
+    "ignore:More chains",
+    "ignore::DeprecationWarning",  # ArviZ's own calls of pandas and Matplotlib
+    "ignore::FutureWarning",
+)
+
+
+def network(width=2):
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(10, 2, generator=generator, dtype=torch.float64)
+    Y = X[:, :1] + 5 + 0.3 * torch.randn(10, 1, generator=generator, dtype=torch.float64)
+    module = torch.nn.Sequential(
+        torch.nn.Linear(2, width), torch.nn.Tanh(), torch.nn.Linear(width, 1)
+    )
+    return BayesianNetwork(X, Y, NetworkPrior(module, weight_var=2.0, bias_var=0.5))
+
+
+def short(method, **settings):
+    return method(
+        num_samples=30, num_warmup=40, num_chains=4, progress=False, compile=False, **settings
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return network().fit(short(HMC, max_steps=8))
+
+
+@pytest.fixture(scope="module")
+def data(fitted):
+    return fitted.to_arviz()
+
+
+def test_groups(data):
+    assert set(data.groups()) == {
+        "posterior",
+        "log_likelihood",
+        "posterior_predictive",
+        "prior",
+        "prior_predictive",
+        "observed_data",
+        "sample_stats",
+    }
+    assert data.prior["0.weight"].shape == (1, 500, 2, 2)
+    assert data.prior_predictive["y"].shape == (1, 500, 10, 1)
+    assert set(data.prior.data_vars) == set(data.posterior.data_vars)
+    assert data.prior_predictive["y"].dims == data.posterior_predictive["y"].dims
+
+
+def test_the_prior_is_the_prior(fitted, data):
+    """Deviations of weights, quantiles of the noise, and outcomes in units of Y about their mean.
+
+    4 standard errors of a standard deviation of N numbers are 4 / sqrt(2 N).
+    """
+    for name, std in fitted.prior.parameter_std().items():
+        drawn = data.prior[name].to_numpy()
+        assert abs(drawn.std() / float(std) - 1) < 4 / math.sqrt(2 * drawn.size)
+        assert abs(drawn.mean()) < 4 * float(std) / math.sqrt(drawn.size)
+    log_noise = np.log(data.prior["noise_var"].to_numpy())
+    mean, std = fitted.log_noise_var_prior
+    assert abs(log_noise.mean() - mean) < 4 * std / math.sqrt(500)
+    y = data.prior_predictive["y"].to_numpy()
+    assert abs(np.median(y) - float(fitted.train_Y.mean())) < float(fitted.train_Y.std())
+    assert fitted.draws.samples["eps"].shape[:2] == (4, 30)  # as before
+
+
+def test_the_prior_does_not_depend_on_the_draws(fitted, data):
+    again = fitted.to_arviz(seed=0)
+    assert np.array_equal(again.prior["noise_var"], data.prior["noise_var"])
+    other = fitted.to_arviz(seed=1)
+    assert not np.array_equal(other.prior["noise_var"], data.prior["noise_var"])
+
+
+@pytest.mark.parametrize(
+    "method",
+    [short(HMC), short(ChEES, max_steps=8), short(MCLMC, adjusted=True)],
+    ids=["HMC", "ChEES", "adjusted MCLMC"],
+)
+def test_statistics_of_samplers(method, fitted):
+    model = fitted if type(method) is HMC else network(1).fit(method)
+    stats = model.to_arviz().sample_stats
+    assert stats["diverging"].dtype == bool
+    assert stats["n_steps"].dtype == int
+    assert float(stats["acceptance_rate"].min()) >= 0
+    assert float(stats["acceptance_rate"].max()) <= 1
+    assert {"lp", "step_size"} < set(stats.data_vars)
+    assert ("energy" in stats) == (type(method) is not MCLMC)  # microcanonical: one energy only
+
+
+def test_numbers_of_arviz(data):
+    arviz = import_arviz()
+    summary = arviz.summary(data, var_names=["noise_var"])
+    assert {"r_hat", "ess_bulk", "ess_tail"} < set(summary.columns)
+    assert arviz.bfmi(data).shape == (4,)
+    loo = arviz.loo(data)
+    pointwise = data.log_likelihood["y"].to_numpy().reshape(120, 10)
+    lpd = np.logaddexp.reduce(pointwise) - math.log(120)
+    assert loo.elpd_loo < lpd.sum()
+    assert loo.n_data_points == 10
+    better = arviz.compare({"one": data, "two": network(1).fit(short(HMC, max_steps=8)).to_arviz()})
+    assert set(better.index) == {"one", "two"}
+
+
+@pytest.mark.parametrize("name", ["plot_trace", "plot_forest", "plot_energy", "plot_ppc"])
+def test_plots_of_arviz(data, name):
+    import matplotlib.pyplot as plt
+
+    settings = {} if name in ("plot_energy", "plot_ppc") else {"var_names": ["noise_var"]}
+    try:
+        assert getattr(import_arviz(), name)(data, **settings) is not None
+        if name == "plot_ppc":
+            assert import_arviz().plot_ppc(data, group="prior") is not None
+    finally:
+        plt.close("all")
+
+
+def test_independent_draws_have_no_statistics():
+    model = network().fit(MeanField(num_steps=3, num_draws=4, progress=False))
+    assert "sample_stats" not in model.to_arviz().groups()
