@@ -142,9 +142,9 @@ class LangevinKernel(Kernel):
 
     def warm_up(self, state: State, done: float, generator: torch.Generator) -> State:
         second, third = self.phases
-        if self.together and done >= second and "scaled" not in state:
-            # The step size anew, for scales that stay: what shorter steps told, its sixth power,
-            # would take a thousand to be forgotten.
+        if done >= second and "scaled" not in state:
+            # The step size anew, for scales and an aim that stay: what shorter steps told, its
+            # sixth power, would take a thousand to be forgotten.
             none = torch.zeros_like(state["step"])
             state = {**state, "predicted": none, "weight": none, "scaled": 1.0}
         if done >= third and "settled" not in state:
