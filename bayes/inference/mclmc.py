@@ -6,9 +6,11 @@ the integrator, which the variance of the energy error per step and dimension me
 size is adapted to a given one. Adjusted (Robnik, Cohn-Gordon & Seljak 2025, 2503.01707):
 trajectories of mean length L from fresh velocities are accepted or not, exact in the limit.
 
-Warm-up, as published: step size and scales of the coordinates first, with L = sqrt(d) in scaled
-coordinates; then L from the autocorrelation of what was drawn, 0.4 (unadjusted) or 0.3 (adjusted)
-times the way that is walked per independent draw.
+Warm-up, as published, in three phases: step size and scales of the coordinates, with L = sqrt(d) in
+scaled coordinates; the step size alone; then, at a step size that stays, L from the autocorrelation
+of what was drawn, 0.4 times the way that is walked per independent draw. With adjustment the second
+phase gives L, 0.3 times that way, and the third the step size for it. The factors, and the
+acceptance rate of 0.9, are those of the authors' experiments.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ from bayes.inference.isokinetic import (
 
 __all__ = ["MCLMC", "LangevinKernel"]
 
-# Shares of the warm-up at which scales are fixed, and from which draws tell L.
-_SCALED, _RECORDED = 0.5, 0.75
+# Shares of the warm-up at which its second and third phase begin.
+_SECOND, _THIRD = 0.5, 0.75
 # Ways walked per independent draw that make L.
 _UNADJUSTED, _ADJUSTED = 0.4, 0.3
 _DIVERGENT = 1000.0
@@ -80,7 +82,7 @@ class MCLMC(ChainMethod):
             )
         if self.adjusted:
             return _AdjustedKernel(evaluation, self.target_accept_prob, self.max_steps)
-        return LangevinKernel(evaluation, self.num_steps, self.energy_var, self.energy_var)
+        return LangevinKernel(evaluation, self.num_steps, self.energy_var)
 
 
 class LangevinKernel(Kernel):
@@ -89,27 +91,35 @@ class LangevinKernel(Kernel):
     Args:
         evaluation: Of the density.
         num_steps: From one draw to the next.
-        first_energy_var: Aimed at when the warm-up begins.
-        energy_var: Aimed at when it ends.
+        energy_var: Aimed at.
+        first_energy_var: Aimed at when the warm-up begins; from there the aim falls geometrically
+            through the first phase, so that the later ones are spent at `energy_var`.
+        phases: Shares of the warm-up at which its second and third phase begin.
+        first_step: Step size at the beginning; sqrt(d) / 4 without it.
+        memory: Steps over which the step size is averaged.
         together: Whether chains share a step size, a length and scales, as they should if they
             are in one mode; else each has its own, and coordinates are not scaled.
     """
 
-    # Steps over which the step size is averaged, and how far a step tells of others' (2303.18221).
-    _MEMORY, _TRUST = 150.0, 1.5
+    # How far the error of one step tells of other steps' (2303.18221).
+    _TRUST = 1.5
 
     def __init__(
         self,
         evaluation: Evaluation,
         num_steps: int,
-        first_energy_var: float,
         energy_var: float,
         *,
+        first_energy_var: float | None = None,
+        phases: tuple[float, float] = (_SECOND, _THIRD),
+        first_step: float | None = None,
+        memory: float = 150.0,
         together: bool = True,
     ) -> None:
         super().__init__(evaluation)
         self.num_steps, self.together = num_steps, together
-        self.first_energy_var, self.energy_var = first_energy_var, energy_var
+        self.energy_var, self.first_energy_var = energy_var, first_energy_var or energy_var
+        self.phases, self.first_step, self.memory = phases, first_step, memory
         self._step: Callable[..., Any] | None = None
 
     def start(self, position: Tensor, generator: torch.Generator) -> State:
@@ -122,7 +132,7 @@ class LangevinKernel(Kernel):
             "lp": lp,
             "gradient": gradient,
             "num_gradients": 1.0,
-            "step": each * root / 4,
+            "step": each * (self.first_step or root / 4),
             "largest": each * torch.inf,
             "length": each * root,
             "predicted": each * 0,
@@ -131,23 +141,41 @@ class LangevinKernel(Kernel):
         }
 
     def warm_up(self, state: State, done: float, generator: torch.Generator) -> State:
-        aim = self.first_energy_var + done * (self.energy_var - self.first_energy_var)
+        second, third = self.phases
+        if done >= second and "scaled" not in state:
+            # The step size anew, for scales and an aim that stay: what shorter steps told, its
+            # sixth power, would take a thousand to be forgotten.
+            none = torch.zeros_like(state["step"])
+            state = {**state, "predicted": none, "weight": none, "scaled": 1.0}
+        if done >= third and "settled" not in state:
+            state = {**self._at_spread(state), "settled": 1.0}
+        fallen = min(done / second, 1.0)
+        aim = self.first_energy_var ** (1 - fallen) * self.energy_var**fallen
         for _ in range(self.num_steps):
             state, error = self._move(state, generator)
-            state = {**state, **self._adapted(state, error, aim)}
-        if done < _SCALED and self.together:
-            return {**state, **RunningScale.update(state, state["position"])}
-        if done >= _RECORDED:
-            position = state["position"].unsqueeze(1)
-            recorded = state.get("recorded", position[:, :0])
-            return {**state, "recorded": torch.cat([recorded, position], 1)}
+            if done < third:
+                state = {**state, **self._adapted(state, error, aim)}
+        if done < second:
+            scaled = RunningScale.update(state, state["position"]) if self.together else {}
+            return {**state, **scaled}
+        return _recorded(state)
+
+    def _at_spread(self, state: State) -> State:
+        """With L from the positions of the second phase, which are forgotten.
+
+        Of scaled coordinates it is the sqrt(d) that it was; of others, the root of the sum of
+        their variances (2502.06335).
+        """
+        state, positions = _taken(state)
+        if not self.together and positions is not None and positions.shape[1] >= 8:
+            spread = positions.var(1).sum(-1, keepdim=True).sqrt()
+            state["length"] = torch.where(spread > 0, spread, state["length"])
         return state
 
     def settle(self, state: State) -> State:
-        state = dict(state)
-        recorded = state.pop("recorded", None)
-        if recorded is not None and recorded.shape[1] >= 8:
-            groups = [recorded] if self.together else recorded.split(1)
+        state, positions = _taken(state)
+        if positions is not None and positions.shape[1] >= 8:
+            groups = [positions] if self.together else positions.split(1)
             times = torch.tensor([autocorrelation_time(group) for group in groups])
             times = times.to(state["length"]).unsqueeze(-1)
             state["length"] = _UNADJUSTED * state["step"] * self.num_steps * times
@@ -185,7 +213,7 @@ class LangevinKernel(Kernel):
             square = ((square * finite).mean() / share).expand_as(square)
             largest = largest.amin().expand_as(largest)
         weight = (-0.5 * (square.log() / (6 * self._TRUST)).square()).exp()
-        forgetting = (self._MEMORY - 1) / (self._MEMORY + 1)
+        forgetting = (self.memory - 1) / (self.memory + 1)
         predicted = forgetting * state["predicted"] + weight * square / step**6
         total = forgetting * state["weight"] + weight
         step = torch.minimum((predicted / total) ** (-1 / 6), largest)
@@ -280,23 +308,26 @@ class _AdjustedKernel(Kernel):
         state, stats = self.sample(state, generator)
         acceptance = float(torch.as_tensor(stats["acceptance_rate"]).mean())
         state = {**state, **self.step_size.update(state, acceptance)}
-        if done < _SCALED:
+        if done < _SECOND:
             return {**state, **RunningScale.update(state, state["position"])}
-        if not state.get("frozen"):
-            return {**state, **DualAveraging.start(math.exp(state["log_step"])), "frozen": 1.0}
-        if done >= _RECORDED:
-            position = state["position"].unsqueeze(1)
-            recorded = state.get("recorded", position[:, :0])
-            state = {**state, "recorded": torch.cat([recorded, position], 1)}
+        if "scaled" not in state:  # the step size anew, for scales that stay
+            state = {**state, **DualAveraging.start(math.exp(state["log_step"])), "scaled": 1.0}
+        if done < _THIRD:
+            return _recorded(state)
+        if "settled" not in state:  # and for a length that stays
+            state = {**self._at_length(state), "settled": 1.0}
+            return {**state, **DualAveraging.start(math.exp(state["log_step"]))}
+        return state
+
+    def _at_length(self, state: State) -> State:
+        """With L from the positions of the second phase, which are forgotten."""
+        state, positions = _taken(state)
+        if positions is not None and positions.shape[1] >= 8:
+            state["log_length"] += math.log(_ADJUSTED * autocorrelation_time(positions))
         return state
 
     def settle(self, state: State) -> State:
-        state = {**state, "log_step": state["log_step_averaged"]}
-        recorded = state.pop("recorded", None)
-        if recorded is not None and recorded.shape[1] >= 8:
-            time = autocorrelation_time(recorded)
-            state["log_length"] += math.log(_ADJUSTED * time)
-        return state
+        return {**state, "log_step": state["log_step_averaged"]}
 
     def sample(
         self, state: State, generator: torch.Generator
@@ -348,3 +379,16 @@ class _AdjustedKernel(Kernel):
         self, x: Tensor, u: Tensor, gradient: Tensor, step: Tensor, scale: Tensor
     ) -> tuple[Tensor, ...]:
         return isokinetic_step(self.evaluation, x, u, gradient, step, scale)
+
+
+def _recorded(state: State) -> State:
+    """With the position among those that tell how fast chains forget."""
+    position = state["position"].unsqueeze(1)
+    before = state.get("recorded", position[:, :0])
+    return {**state, "recorded": torch.cat([before, position], 1)}
+
+
+def _taken(state: State) -> tuple[State, Tensor | None]:
+    """Without the positions that were recorded, and they, `[chains, iterations, d]`."""
+    state = dict(state)
+    return state, state.pop("recorded", None)

@@ -6,10 +6,12 @@ coordinate's gradient, M = v^-1/2, step e and friction a per step,
 
     p <- (1 - a) p + e^2 M grad + noise,    x <- x + p.
 
-The noise has variance e^2 M (1 - (1 - a)^2), exactly what friction takes, less what the gradient's
-own noise brings, e^4 M^2 times its variance, which the warm-up measures. Without minibatches the
-error of the densities is O(e^2) and the friction adds none (theirs, 2 a e^2 M, leaves the
-temperature a / 2 too high).
+The noise has variance 2 a e^2 M, less what the gradient's own noise brings, e^4 M^2 times its
+variance, which the warm-up measures. Without minibatches the variances of a Gaussian are then too
+large by the factor 1 / (1 - h / (4 - 2 a)), h = e^2 M times the curvature: the error of the density
+is O(e^2), whatever the friction. (Noise that replaces exactly what friction takes from the
+momentum, e^2 M (1 - (1 - a)^2), would leave positions with a share 1 - a / 2 of their variance,
+since momentum and position are half a step apart.)
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class SGHMC(ChainMethod):
 
     Attributes:
         batch_size: Rows of each gradient; all without it. Needs a density with `rows`.
-        step_size: e, in units in which a coordinate whose gradient is 1 on average moves by e.
+        step_size: e, by which a coordinate whose gradient is of size 1 moves in a step.
         friction: a, the share of the momentum that is lost in a step.
         num_steps: From one draw to the next; each costs a gradient.
     """
@@ -131,8 +133,7 @@ class _StochasticKernel(Kernel):
                 state = self._measured(state, gradient, generator)
         step = method.step_size**2 / state["square"].sqrt()
         own = step.square() * state["noise"]
-        lost = 1 - (1 - method.friction) ** 2
-        variance = (step * lost - own).clamp_min(0)
+        variance = (2 * method.friction * step - own).clamp_min(0)
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         momentum = (1 - method.friction) * state["momentum"] + step * gradient
         momentum = momentum + variance.sqrt() * noise

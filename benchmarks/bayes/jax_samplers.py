@@ -41,17 +41,21 @@ def problem_of(told):
             )
 
         return log_prob, 10, lambda x: x.at[1].set(jnp.exp(x[1]))
+    if told["problem"] == "SAAS":
+        return saas(told)
     X, Y = jnp.array(told["X"]), jnp.array(told["Y"])
     stds, shapes = told["stds"], told["shapes"]
     sizes = [int(np.prod(shape)) for shape in shapes]
     ends = np.cumsum(sizes)
 
     def network(x, X):
-        w1, b1, w2, b2 = (
+        parts = [
             std * x[end - size : end].reshape(shape)
             for std, size, end, shape in zip(stds, sizes, ends, shapes, strict=True)
-        )
-        return jnp.tanh(X @ w1.T + b1) @ w2.T + b2
+        ]
+        for weight, bias in zip(parts[:-2:2], parts[1:-2:2], strict=True):
+            X = jnp.tanh(X @ weight.T + bias)
+        return X @ parts[-2].T + parts[-1]
 
     def log_prob(x):
         f = network(x, X)
@@ -65,6 +69,28 @@ def problem_of(told):
         return jnp.concatenate([network(x, X[:10])[:, 0], x[-1:]])
 
     return log_prob, int(ends[-1]) + 1, asked
+
+
+def saas(told):
+    """Of logarithms: output scale, tau, length scales and noise above its bound."""
+    X, Y = jnp.array(told["X"]), jnp.array(told["Y"])
+    n, d = X.shape
+    square = (X[:, None] - X) ** 2
+
+    def log_prob(u):
+        scale, tau, length = jnp.exp(u[0]), jnp.exp(u[1]), jnp.exp(u[2 : 2 + d])
+        noise = told["lower"] + jnp.exp(u[-1])
+        r = jnp.sqrt(5 * (square / length**2).sum(-1) + 1e-20)
+        K = scale * (1 + r + r**2 / 3) * jnp.exp(-r) + noise * jnp.eye(n)
+        root = jnp.linalg.cholesky(K)
+        white = jax.scipy.linalg.solve_triangular(root, Y, lower=True)
+        likelihood = -0.5 * (white**2).sum() - jnp.log(jnp.diagonal(root)).sum()
+        prior = jnp.log(scale) - 0.15 * scale - jnp.log1p((tau / told["shrinkage"]) ** 2)
+        prior += (jnp.log(tau) - jnp.log1p((length**2 * tau) ** 2) + jnp.log(length)).sum()
+        prior += stats.norm.logpdf(jnp.log(noise), *told["noise"]) - jnp.log(noise)
+        return likelihood + prior + u.sum()
+
+    return log_prob, d + 3, lambda u: u
 
 
 def numpyro_nuts(log_prob, start, key, draws):
@@ -123,6 +149,48 @@ def blackjax_chees(log_prob, start, key, draws):
     return positions.swapaxes(0, 1), float(steps.sum()), float(steps.sum()) + before
 
 
+def blackjax_adjusted_mclmc(log_prob, start, key, draws):
+    """Each chain tunes itself, over as many transitions as are kept; a step has two gradients."""
+    algorithm = blackjax.mcmc.adjusted_mclmc_dynamic
+    rescale = blackjax.mcmc.adjusted_mclmc.rescale
+    kernel = algorithm.build_kernel(
+        integration_steps_fn=lambda key, mean: jnp.maximum(
+            jnp.round(jax.random.uniform(key) * rescale(mean) + 0.5), 1
+        ).astype(jnp.int32)
+    )
+
+    def chain(key, x):
+        first, second, third = jax.random.split(key, 3)
+        state = algorithm.init(x, log_prob, first)
+        state, told, before = blackjax.adjusted_mclmc_find_L_and_step_size(
+            mclmc_kernel=kernel,
+            logdensity_fn=log_prob,
+            num_steps=draws,
+            state=state,
+            rng_key=second,
+            target=0.9,
+            frac_tune1=0.35,
+            frac_tune2=0.3,
+        )
+
+        def one(state, key):
+            state, info = kernel(
+                key,
+                state,
+                log_prob,
+                told.step_size,
+                inverse_mass_matrix=told.inverse_mass_matrix,
+                integration_steps_params=(told.L / told.step_size,),
+            )
+            return state, (state.position, info.num_integration_steps)
+
+        _, (positions, steps) = jax.lax.scan(one, state, jax.random.split(third, draws))
+        return positions, steps.sum(), before
+
+    positions, steps, before = jax.jit(jax.vmap(chain))(jax.random.split(key, len(start)), start)
+    return positions, 2 * float(steps.sum()), 2 * float(steps.sum() + before.sum())
+
+
 def main() -> None:
     """One run."""
     told = json.load(sys.stdin)
@@ -134,6 +202,7 @@ def main() -> None:
         "numpyro NUTS": numpyro_nuts,
         "blackjax NUTS": blackjax_nuts,
         "blackjax ChEES": blackjax_chees,
+        "blackjax adjusted MCLMC": blackjax_adjusted_mclmc,
     }[told["method"]]
     numpyro.set_host_device_count(1)
     before = time.process_time()

@@ -1,12 +1,14 @@
 """How many effective samples does a gradient buy, and how many a second?
 
 The smallest bulk or tail effective sample size over function values at ten rows (or parameters of
-eight schools) and the log density, divided by the gradients of all chains after the warm-up, by
-those with it, and by the processor seconds of the whole run, its start and compilation included.
+eight schools, or logarithms of hyperparameters) and the log density, divided by the gradients of
+all chains after the warm-up, by those with it, and by the processor seconds of the whole run, its
+start and compilation included.
 Per gradient is a figure of the method, which load does not touch; per second one of the machine.
 
-Competitors: Pyro's NUTS in the same run; NumPyro's NUTS and BlackJAX's ChEES and NUTS in an
-environment of their own, made by `make blackjax`, on the same densities in double precision.
+Competitors: Pyro's NUTS in the same run; NumPyro's NUTS and BlackJAX's NUTS, ChEES and adjusted
+MCLMC in an environment of their own, made by `make blackjax`, on the same densities in double
+precision.
 
     python -m benchmarks networks --speed            # 10 seeds: hours
     python -m benchmarks networks --speed --quick    # one seed of each, minutes
@@ -43,7 +45,7 @@ from benchmarks.bayes import sampling_problems as problems
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "samplers.jsonl"
 JAX = ROOT / ".venv-blackjax" / "bin" / "python"
-_OTHERS = ("numpyro NUTS", "blackjax NUTS", "blackjax ChEES")
+_OTHERS = ("numpyro NUTS", "blackjax NUTS", "blackjax ChEES", "blackjax adjusted MCLMC")
 
 
 def main(argv: list[str]) -> int:
@@ -127,6 +129,8 @@ def _measure(problem: str, method: Any) -> dict[str, float]:
     model: Any = None
     if problem == "eight schools":
         target, like = problems.eight_schools()
+    elif problem == "SAAS":
+        target, like, model = problems.saas()
     else:
         target, like, model = problems.network(problem)
     before = time.process_time()
@@ -163,7 +167,14 @@ def _measure_jax(
         return None
     told: dict[str, Any] = {"problem": problem, "method": method, "seed": seed}
     told |= {"chains": chains, "draws": draws}
-    if problem != "eight schools":
+    if problem == "SAAS":
+        target, _, model = problems.saas()
+        noise = model.likelihood.noise_covar
+        told["X"], told["Y"] = target.inputs.tolist(), target.targets[0].tolist()
+        told["noise"] = [float(noise.noise_prior.loc), float(noise.noise_prior.scale)]
+        told["lower"] = float(noise.raw_noise_constraint.lower_bound)
+        told["shrinkage"] = model.covar_module.base_kernel.lengthscale_prior.shrinkage
+    elif problem != "eight schools":
         _, X, model = problems.network(problem)
         targets, _ = model.targets()
         told["X"] = model.transformed_inputs(X).tolist()
@@ -190,7 +201,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def table(records: list[dict[str, Any]]) -> str:
     """Medians over seeds."""
-    lines = [f"{'problem':15} {'method':16} seeds  per gradient  with warm-up  per second  seconds"]
+    lines = [f"{'problem':15} {'method':23} seeds  per gradient  with warm-up  per second  seconds"]
     keys = list(dict.fromkeys((r["problem"], r["method"]) for r in records))
     for problem, method in sorted(keys):
         some = [r for r in records if (r["problem"], r["method"]) == (problem, method)]
@@ -199,7 +210,7 @@ def table(records: list[dict[str, Any]]) -> str:
             return statistics.median(r["effective"] / r[key] for r in some)
 
         lines.append(
-            f"{problem:15} {method:16} {len(some):5d} {median('gradients'):13.4f} "
+            f"{problem:15} {method:23} {len(some):5d} {median('gradients'):13.4f} "
             f"{median('all'):13.4f} {median('seconds'):11.1f} "
             f"{statistics.median(r['seconds'] for r in some):8.1f}"
         )

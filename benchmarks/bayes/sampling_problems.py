@@ -10,16 +10,19 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from gpytorch.kernels import MaternKernel, ScaleKernel
+from gpytorch.priors import GammaPrior
 from torch import Tensor, nn
 
-from bayes import BayesianNetwork
+from bayes import BayesianNetwork, GaussianProcess, SaasPrior
+from bayes.hyperparameters import HyperparameterPosterior
 from bayes.network_density import NetworkPosterior
 from priors import NetworkPrior
 
-__all__ = ["PROBLEMS", "eight_schools", "network", "quantities"]
+__all__ = ["PROBLEMS", "eight_schools", "network", "quantities", "saas"]
 
-PROBLEMS = ("eight schools", "network 1x10", "network 1x50")
-_WIDTHS = {"network 1x10": 10, "network 1x50": 50}
+_WIDTHS = {"network 1x10": [10], "network 1x50": [50], "network 2x16": [16, 16]}
+PROBLEMS = ("eight schools", *_WIDTHS, "SAAS")
 _Y = [28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]
 _S = [15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]
 
@@ -44,15 +47,33 @@ def network(name: str) -> tuple[Any, Tensor, Any]:
     X = torch.randn(60, 4, generator=generator, dtype=torch.float64)
     Y = torch.sin(2 * X[:, :1]) + X[:, 1:2] * X[:, 2:3]
     Y = Y + 0.2 * torch.randn(60, 1, generator=generator, dtype=torch.float64)
-    width = _WIDTHS[name]
-    module = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 1))
+    layers: list[nn.Module] = []
+    before = 4
+    for width in _WIDTHS[name]:
+        layers += [nn.Linear(before, width), nn.Tanh()]
+        before = width
+    module = nn.Sequential(*layers, nn.Linear(before, 1))
     prior = NetworkPrior(module, weight_var=2.0, bias_var=0.5)
     model = BayesianNetwork(X, Y, prior)
     return NetworkPosterior(model), X, model
 
 
+def saas() -> tuple[Any, Tensor, Any]:
+    """Hyperparameters of a process of 40 rows at 8 inputs, two of which matter."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(40, 8, generator=generator, dtype=torch.float64)
+    Y = torch.sin(6 * X[:, :1]) + 2 * X[:, 3:4].square()
+    Y = Y + 0.1 * torch.randn(40, 1, generator=generator, dtype=torch.float64)
+    kernel = ScaleKernel(
+        MaternKernel(ard_num_dims=8, lengthscale_prior=SaasPrior()),
+        outputscale_prior=GammaPrior(2.0, 0.15),
+    ).double()
+    model = GaussianProcess(X, Y, kernel)
+    return HyperparameterPosterior(model), X, model
+
+
 def quantities(name: str, samples: dict[str, Tensor], lp: Tensor, model: Any) -> Tensor:
-    """What is asked for: log density and hyperparameters, and functions at ten rows.
+    """What is asked for: log density and (log) hyperparameters, and functions at ten rows.
 
     Args:
         name: Of the problem.
@@ -66,6 +87,8 @@ def quantities(name: str, samples: dict[str, Tensor], lp: Tensor, model: Any) ->
     if name == "eight schools":
         parts = [samples["mu"], samples["tau"], *samples["theta"].unbind(-1), lp]
         return torch.stack(parts, -1)
+    if name == "SAAS":
+        return torch.cat([samples["position"], lp.unsqueeze(-1)], -1)
     with torch.no_grad():
         weights = model.whitening.weights(samples["eps"])
         f = model.prior.apply_parameters(weights, model.transformed_inputs(model.train_X[:10]))

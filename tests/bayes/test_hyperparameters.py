@@ -17,6 +17,7 @@ from torch import nn
 from bayes import NUTS, ChEES, GaussianProcess, SaasPrior
 from bayes.hyperparameters import HyperparameterPosterior
 from bayes.inference.log_density import value_and_gradient
+from bayes.testing import moments_in_errors
 from priors import NNGPKernel
 from priors.posteriors.batch_mixture import BatchMixturePosterior
 from priors.testing import PosteriorContract
@@ -235,6 +236,59 @@ def test_the_saas_prior_integrates_to_one_and_is_what_it_draws():
     p = torch.trapezoid  # distribution function by quadrature, at the median of the draws
     below = grid < draws.log().median()
     assert p(density.squeeze()[below], grid[below]).item() == pytest.approx(0.5, abs=0.04)
+
+
+def saas_truth(X, Y, noise, shrinkage):
+    """Means and variances of log tau and log length scales, by quadrature over logarithms.
+
+    With rho_i ~ HalfCauchy(tau) and length scale rho_i^-1/2, the likelihood depends on two numbers
+    and the prior on three.
+    """
+    log_rho = torch.linspace(-24, 16, 161, dtype=torch.float64)
+    log_tau = torch.linspace(-20, 12, 161, dtype=torch.float64)
+    square = (X[:, None] - X).square()  # [n, n, 2]
+    rho = torch.cartesian_prod(log_rho, log_rho).exp()
+    r = (5 * (square @ rho.mT)).sqrt().permute(2, 0, 1)
+    K = (1 + r + r.square() / 3) * (-r).exp() + noise * torch.eye(len(X), dtype=torch.float64)
+    zero = torch.zeros(len(X), dtype=torch.float64)
+    likelihood = torch.distributions.MultivariateNormal(zero, K).log_prob(Y[:, 0])
+    tau = log_tau.exp()
+    prior = -tau.log() - torch.log1p((log_rho.exp()[:, None] / tau).square()) + log_rho[:, None]
+    top = -torch.log1p((tau / shrinkage).square()) + log_tau
+    log = likelihood.reshape(161, 161, 1) + prior[:, None] + prior[None] + top
+    weight = (log - log.max()).exp()
+    weight = weight / weight.sum()
+    marginals = [weight.sum((0, 1)), weight.sum((1, 2)), weight.sum((0, 2))]
+    values = [log_tau, -0.5 * log_rho, -0.5 * log_rho]
+    means = [(w * v).sum() for w, v in zip(marginals, values, strict=True)]
+    spreads = [
+        (w * (v - m).square()).sum() for w, v, m in zip(marginals, values, means, strict=True)
+    ]
+    return torch.stack(means), torch.stack(spreads).sqrt()
+
+
+@pytest.mark.slow
+def test_the_saas_posterior_is_that_of_quadrature():
+    """Of six rows at two inputs, one of which matters."""
+    X = torch.tensor([[0.0, 0.3], [0.2, 0.9], [0.4, 0.1], [0.6, 0.7], [0.8, 0.5], [1.0, 0.2]])
+    X = X.double()
+    Y = torch.sin(6 * X[:, :1])
+    model = GaussianProcess(
+        X,
+        Y,
+        MaternKernel(ard_num_dims=2, lengthscale_prior=SaasPrior(0.5)).double(),
+        train_Yvar=torch.full_like(Y, 0.01),
+        input_transform=None,
+        outcome_transform=None,
+    )
+    method = ChEES(num_chains=64, num_warmup=80, num_samples=30, progress=False)
+    draws = drawn(model, method, 64 * 30).hyperparameter_draws()
+    mean, std = saas_truth(X, Y, 0.01, 0.5)
+    tau = draws["kernel.lengthscale_prior.tau"].reshape(64, 30, 1)
+    length = draws["kernel.lengthscale"].reshape(64, 30, 2)
+    first, second = moments_in_errors(torch.cat([tau, length], -1).log(), mean, std)
+    assert float(first.abs().max()) < 4
+    assert float(second.abs().max()) < 4
 
 
 @pytest.mark.slow

@@ -45,18 +45,18 @@ class TestMCLMC(InferenceMethodContract, SamplerContract):
     discretisation = 0.02
 
     def make_method(self, seed):
-        return MCLMC(energy_var=1e-4, num_steps=6, **MANY, seed=seed)
+        return MCLMC(energy_var=1e-4, num_steps=3, **MANY, seed=seed)
 
 
 @pytest.mark.slow
 class TestLangevinEnsemble(InferenceMethodContract, SamplerContract):
-    discretisation = 0.05
+    discretisation = 0.02
     decades = 0.0  # its coordinates are not scaled
 
     def make_method(self, seed):
         return LangevinEnsemble(
-            energy_var=1e-5,
-            num_steps=10,
+            energy_var=1e-4,
+            num_steps=3,
             num_training_steps=60,
             learning_rate=0.1,
             **MANY,
@@ -69,4 +69,4 @@ class TestSGHMC(InferenceMethodContract, SamplerContract):
     discretisation = 0.03
 
     def make_method(self, seed):
-        return SGHMC(step_size=0.1, friction=0.1, num_steps=20, **MANY, seed=seed)
+        return SGHMC(step_size=0.1, friction=0.1, num_steps=10, **MANY, seed=seed)

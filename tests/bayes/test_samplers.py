@@ -1,5 +1,6 @@
 """Samplers against closed forms and dense quadrature, and what must break them."""
 
+import dataclasses
 import math
 import warnings
 
@@ -79,25 +80,44 @@ def test_eight_schools():
     assert draws["theta"].shape == (128, 40, 8)
 
 
+ILL_CONDITIONED = {"num_samples": 300, "num_warmup": 300, "num_chains": 64, "progress": False}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [HMC, ChEES])
-def test_an_ill_conditioned_gaussian(method):
+@pytest.mark.parametrize(
+    ("method", "bias"),
+    [
+        (HMC(**ILL_CONDITIONED), 0.0),
+        (ChEES(**ILL_CONDITIONED), 0.0),
+        (MCLMC(adjusted=True, **ILL_CONDITIONED), 0.0),
+        (MCLMC(energy_var=1e-5, num_steps=20, **ILL_CONDITIONED), 0.01),
+        (LangevinEnsemble(energy_var=1e-5, num_steps=20, **ILL_CONDITIONED), 0.01),
+        (SGHMC(num_steps=100, **ILL_CONDITIONED), 0.01),
+    ],
+    ids=["HMC", "ChEES", "adjusted", "MCLMC", "ensemble", "SGHMC"],
+)
+def test_an_ill_conditioned_gaussian(method, bias):
     """Ten dimensions, variances over three decades along directions that are no coordinates."""
-    generator = torch.Generator().manual_seed(0)
-    axes = torch.linalg.qr(torch.randn(10, 10, generator=generator, dtype=torch.float64))[0]
-    root = axes * torch.logspace(0, 1.5, 10, dtype=torch.float64)
-    inverse = torch.linalg.inv(root)
-    density = LogDensity(lambda x: -0.5 * (x @ inverse.mT).square().sum(-1), 10)
-    settings = {"num_samples": 300, "num_warmup": 300, "num_chains": 64, "progress": False}
-    z = run(method(**settings), density).samples["x"] @ inverse.mT
-    first, second = moments_in_errors(z, 0.0, 1.0)
+    z = ill_conditioned(method)
+    first, second = moments_in_errors(z, 0.0, 1.0, bias=bias)
     assert float(first.abs().max()) < 4
     assert float(second.abs().max()) < 4
     thinned = z[:, ::60].flatten(0, 1)
     for column in thinned.T:
         p = torch.special.ndtr(column).sort().values
         steps = torch.arange(1, len(p) + 1, dtype=p.dtype) / len(p)
-        assert float((steps - p).abs().max()) < 2.3 / len(p) ** 0.5  # p of KS about 1e-4
+        # p of KS 1e-3 over ten columns
+        assert float((steps - p).abs().max()) < 2.3 / len(p) ** 0.5 + bias
+
+
+def ill_conditioned(method):
+    """Draws in coordinates that are independent and standard normal."""
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(10, 10, generator=generator, dtype=torch.float64))[0]
+    root = axes * torch.logspace(0, 1.5, 10, dtype=torch.float64)
+    inverse = torch.linalg.inv(root)
+    density = LogDensity(lambda x: -0.5 * (x @ inverse.mT).square().sum(-1), 10)
+    return run(method, density).samples["x"] @ inverse.mT
 
 
 def test_a_funnel():
@@ -174,8 +194,19 @@ def test_the_density_of_a_network_is_that_of_its_pyro_model():
     assert torch.allclose(torch.stack(parts).mean(0), value)
 
 
-def test_a_network_without_information_keeps_its_prior():
-    """Noise of 1e8 tells nothing: 501 standard normal weights, and half of x . grad U is d / 2."""
+@pytest.mark.parametrize(
+    ("method", "bias"),
+    [
+        (ChEES(**QUICK | {"num_chains": 32}), 0.0),
+        pytest.param(HMC(**QUICK), 0.0, marks=pytest.mark.slow),
+        pytest.param(MCLMC(adjusted=True, **QUICK), 0.0, marks=pytest.mark.slow),
+        pytest.param(MCLMC(energy_var=1e-4, **QUICK), 0.01, marks=pytest.mark.slow),
+        pytest.param(SGHMC(**QUICK), 0.01, marks=pytest.mark.slow),
+    ],
+    ids=["ChEES", "HMC", "adjusted", "MCLMC", "SGHMC"],
+)
+def test_a_network_without_information_keeps_its_prior(method, bias):
+    """Noise of 1e8 tells nothing: 502 standard normal weights, and half of x . grad U is d / 2."""
     X = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
     prior = NetworkPrior(nn.Sequential(nn.Linear(1, 167), nn.Tanh(), nn.Linear(167, 1)))
     model = BayesianNetwork(
@@ -186,48 +217,47 @@ def test_a_network_without_information_keeps_its_prior():
         input_transform=None,
         outcome_transform=None,
     )
-    draws = fitted(model, ChEES(**QUICK | {"num_chains": 32}))
+    draws = fitted(model, method)
     eps = draws.samples["eps"]
-    assert eps.shape[-1] >= 500
-    virial, _ = moments_in_errors(eps.square().mean(-1, keepdim=True), 1.0, 1.0)
+    dimension = eps.shape[-1]
+    assert dimension >= 500
+    virial, _ = moments_in_errors(eps.square().mean(-1, keepdim=True), 1.0, 1.0, bias=bias)
     assert abs(float(virial)) < 4
     p = torch.special.ndtr(eps[:, -1].flatten()).sort().values
     steps = torch.arange(1, len(p) + 1, dtype=p.dtype) / len(p)
-    assert float((steps - p).abs().max()) < 1.95 / len(p) ** 0.5  # p of KS 1e-3
-    kinetic = draws.stats["energy"] + draws.stats["lp"]  # chi-squared of d, halved
-    assert float(kinetic.mean()) / (eps.shape[-1] / 2) == pytest.approx(1, abs=0.05)
+    distance = float((steps - p).abs().max())
+    assert distance < 1.95 / len(p) ** 0.5 + bias  # p of KS 1e-3
+    if "energy" in draws.stats:  # the kinetic one is chi-squared of d, halved
+        kinetic = (draws.stats["energy"] + draws.stats["lp"]).unsqueeze(-1)
+        first, second = moments_in_errors(kinetic, dimension / 2, (dimension / 2) ** 0.5)
+        assert abs(float(first)) < 4
+        assert abs(float(second)) < 4
 
 
-@pytest.mark.slow
-def test_the_bias_of_stochastic_gradients_goes_to_zero_with_the_step():
-    """The variance of a Gaussian, at steps that double, grows with slope 0.8 at least."""
-    density = LogDensity(lambda x: -0.5 * 4 * x.square().sum(-1), 40)
-    steps = [0.2, 0.4, 0.8]
-    biases = []
-    for step in steps:
-        method = SGHMC(
-            step_size=step, num_samples=400, num_warmup=100, num_chains=64, progress=False
-        )
-        x = run(method, density).samples["x"]
-        biases.append(abs(float(x.square().mean()) * 4 - 1))
-    slope = math.log(biases[-1] / biases[0]) / math.log(steps[-1] / steps[0])
-    assert slope > 0.8
-    default = run(SGHMC(num_samples=200, num_warmup=200, num_chains=64, progress=False), density)
-    assert float(default.samples["x"].std()) * 2 == pytest.approx(1, abs=0.1)
-
-
-def gaussian_fails():
-    """Whether the conjugate test notices what a kernel does."""
-    density = LogDensity(lambda x: -0.5 * x.square().sum(-1), 3)
-    draws = run(HMC(target_accept_prob=0.6, **QUICK), density).samples["x"]
-    _, second = moments_in_errors(draws, 0.0, 1.0)
+def moments_fail(method):
+    """Whether the variance of exp(-x^4), Gamma(3/4) / Gamma(1/4), is missed."""
+    density = LogDensity(lambda x: -x.pow(4).sum(-1), 3)
+    draws = run(method, density).samples["x"]
+    _, second = moments_in_errors(draws, 0.0, (math.gamma(0.75) / math.gamma(0.25)) ** 0.5)
     return float(second.abs().max()) > 4
 
 
-def test_a_missing_accept_step_is_noticed(monkeypatch):
-    assert not gaussian_fails()
-    monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: torch.zeros(args[0]).double())
-    assert gaussian_fails()
+@pytest.mark.parametrize(
+    "method",
+    [HMC(target_accept_prob=0.6, **QUICK), MCLMC(adjusted=True, target_accept_prob=0.3, **QUICK)],
+    ids=["HMC", "MCLMC"],
+)
+def test_a_missing_accept_step_is_noticed(method, monkeypatch):
+    right = torch.rand
+
+    def mutated(*sizes, **options):
+        if len(sizes) == 1:  # one for each chain, below every probability; not where they start
+            return torch.zeros(*sizes, dtype=torch.float64)
+        return right(*sizes, **options)
+
+    assert not moments_fail(method)
+    monkeypatch.setattr(torch, "rand", mutated)
+    assert moments_fail(method)
 
 
 def test_a_wrong_jacobian_is_noticed(monkeypatch):
@@ -422,12 +452,32 @@ def test_a_missing_compiler_is_told(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not graphs.has_compiler(torch.device("cpu")), reason="no C++ compiler")
-@pytest.mark.parametrize("method", [ChEES, MCLMC])
-def test_compiled_runs_are_right(method):
+@pytest.mark.parametrize(
+    "method",
+    [
+        HMC(),
+        ChEES(),
+        MCLMC(num_steps=2),
+        MCLMC(adjusted=True),
+        LangevinEnsemble(num_steps=2, num_training_steps=5),
+    ],
+    ids=["HMC", "ChEES", "MCLMC", "adjusted", "ensemble"],
+)
+def test_compiled_runs_are_uncompiled_ones(method):
+    """To rounding, which grows along a chain: the first draws are the same, the last alike."""
     model, y, _ = eight_schools()
     mu, _ = eight_schools_truth()
-    settings = {"num_samples": 200, "num_warmup": 200, "num_chains": 64, "progress": False}
-    draws = run(method(compile=True, **settings), model, y)
+    settings = {"num_samples": 4, "num_warmup": 4, "num_chains": 16, "progress": False}
+    both = [
+        run(dataclasses.replace(method, compile=compile, **settings), model, y).samples
+        for compile in (False, True)
+    ]
+    for name, eager in both[0].items():
+        assert torch.allclose(eager, both[1][name], rtol=1e-6, atol=1e-8), name
+    if isinstance(method, LangevinEnsemble):  # whose default is not for exact moments
+        return
+    settings = {"num_samples": 100, "num_warmup": 150, "num_chains": 64, "progress": False}
+    draws = run(dataclasses.replace(method, compile=True, **settings), model, y)
     off, _ = moments_in_errors(draws.samples["mu"].unsqueeze(-1), mu, 3.3, bias=0.02)
     assert abs(float(off)) < 4
 
