@@ -36,7 +36,7 @@ from pfn.training.checkpoint import load_state
 from pfn.training.config import TrainingConfig
 from pfn.training.fabric import make_fabric
 from pfn.training.outcome import measure_outcome
-from pfn.training.sizes import choose_sizes, chosen_by_time
+from pfn.training.sizes import RATES, choose_sizes, chosen_by_time
 from pfn.training.state import TrainingState
 from priors.files import read_safetensors
 from priors.tasks.task import TaskPrior
@@ -74,7 +74,8 @@ def train(
         task_prior: The prior that draws the tasks.
         config: Sizes and schedule. With a time limit, the default sizes of the network and the
             default number of steps, sizes are those that the time can train on the device, as
-            measured, and the batch follows unless it is given.
+            measured; batch and learning rates follow unless they are given, and so do the
+            slots where all tasks have equally many features.
         device: Device to train on; if None, the GPU when there is one.
         checkpoint: File for the state of the training, written every `checkpoint_every` seconds
             and at the end.
@@ -183,7 +184,7 @@ def _as_begun(config: TrainingConfig, checkpoint: Path) -> TrainingConfig:
     """With the sizes that were chosen when the training began."""
     _, description = read_safetensors(checkpoint, kind="PFN training")
     begun = TrainingConfig.from_json(description["config"])
-    chosen = ("architecture", "batch", "held_out_batch", "steps")
+    chosen = ("architecture", "batch", "held_out_batch", "steps", *RATES)
     return replace(config, **{name: getattr(begun, name) for name in chosen})
 
 

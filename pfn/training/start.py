@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pfn.architecture import ArchitectureConfig
 from pfn.coverage import Coverage
@@ -39,6 +39,8 @@ def initial_network(task_prior: TaskPrior, config: TrainingConfig, initial: PFN 
         values = initial.state_dict()
         return _with(initial, initial.architecture, config, initial.bars, values, covered)
     made = _fitting_network(tasks, config, covered)
+    if config.inputs == "raw" and not config.architecture.cell_layers:
+        _spread_inputs(made, tasks)
     return made if initial is None else _started_from(initial, made, config)
 
 
@@ -142,6 +144,32 @@ def _fitting_network(tasks: list[Task], config: TrainingConfig, covered: Coverag
     bars = config.architecture.bars or _enough_bars(torch.cat(targets), narrowest)
     borders, tail_scale = place_nodes(torch.cat(targets), bars)
     return network(borders, tail_scale)
+
+
+def _spread_inputs(pfn: PFN, tasks: list[Task]) -> None:
+    """Let hidden units start with variance 1 over the inputs of the tasks, whatever their units.
+
+    Where inputs hardly move them, as those from 0 to 1 among slots without a feature, a network
+    takes most of a short training to tell rows apart.
+    """
+    embed = pfn.network.embed_x
+    assert isinstance(embed, nn.Sequential)
+    first = embed[0]
+    assert isinstance(first, nn.Linear)
+    columns: list[list[Tensor]] = [[] for _ in range(pfn.architecture.max_features)]
+    for task in tasks:
+        there = task.X if task.points is None else task.X[task.points]
+        for column, values in zip(columns, there.flatten(0, -2).unbind(-1), strict=False):
+            column.append(values[values.isfinite()])
+    number = max(task.X.shape[-1] for task in tasks)
+    with torch.no_grad():
+        for slot, parts in enumerate(columns):
+            values = torch.cat(parts) if parts else torch.empty(0)
+            if len(values) < 2 or values.std() == 0:
+                continue
+            weights = torch.randn(len(first.weight)) / (number**0.5 * values.std())
+            first.weight[:, slot] = weights
+            first.bias -= weights * values.mean()
 
 
 def _started_from(initial: PFN, made: PFN, config: TrainingConfig) -> PFN:

@@ -59,13 +59,13 @@ class QuasiMonteCarlo:
         """Points of one net."""
         return self.num_samples // min(_NETS, self.num_samples // 2)
 
-    def normals(self, dimension: int, like: Tensor, *, multiple: int = 1) -> Tensor:
+    def normals(self, dimension: int, like: Tensor, *, multiple: float = 1) -> Tensor:
         """Standard normal points, float64, on the device of `like`.
 
         Args:
             dimension: Number of variables.
             like: A tensor on the device wanted.
-            multiple: How many times as many points as usual, a power of two.
+            multiple: How many times as many points as usual, a power of two; each net keeps one.
 
         Returns:
             `[multiple * num_samples, dimension]`, fewer in a variant; net after net.
@@ -78,9 +78,19 @@ class QuasiMonteCarlo:
                 f"An expectation over {dimension} variables exceeds the {SobolEngine.MAXDIM} "
                 "dimensions of Sobol sequences; shorten the sequence."
             )
-        size = multiple * self.net_size
+        size = max(1, int(multiple * self.net_size))
         nets = [_net(size, dimension, self.seed * _NETS + k) for k in self.nets]
         return torch.cat(nets).to(like.device)
+
+    def signs(self, sets: int, dimension: int, like: Tensor) -> Tensor:
+        """Random signs by which one set of points becomes several, `[sets, dimension]`.
+
+        Each is as evenly spread as the points, and of the products of two or more different
+        variables each makes its own error.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randint(0, 2, (sets, dimension), generator=generator)
+        return (2.0 * drawn - 1).double().to(like.device)
 
     def variants(self, groups: int) -> tuple[list[QuasiMonteCarlo], QuasiMonteCarlo]:
         """The rules that tell this one's error.

@@ -83,7 +83,16 @@ def _make_heads(pairs: Pairs, a: int, b: int) -> Heads:
     keys = _of_sides(pairs, first.key, second.key)
     mean_field = _of_side(pairs, first.query, first.key, 0) if first.mean_field else None
     symmetric = a == b and pairs.same and not pairs.paired
-    return Heads(first, second, queries, keys, mean_field, pairs.settings, symmetric)
+    return Heads(
+        first,
+        second,
+        queries,
+        keys,
+        mean_field,
+        pairs.settings,
+        paired=pairs.paired,
+        symmetric=symmetric,
+    )
 
 
 def _of_sides(pairs: Pairs, a: int, b: int) -> tuple[Tensor, Tensor, Tensor | None]:

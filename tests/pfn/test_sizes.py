@@ -15,6 +15,7 @@ from pfn import ArchitectureConfig, TrainingConfig
 from pfn.training import run, sizes
 from pfn.training.fabric import make_fabric
 from pfn.training.outcome import Outcome, measure_outcome
+from pfn.training.start import initial_network
 from pfn.training.tasks import fixed_tasks
 from priors import FunctionTaskPrior, GaussianProcessPrior
 
@@ -51,6 +52,60 @@ def test_more_time_and_faster_devices_train_larger_networks(monkeypatch):
     assert longer.architecture.layers == 4
     assert longer.held_out_batch == 32
     assert chosen(monkeypatch, 10.0, replace(LIMITED, batch=4)).batch == 4
+
+
+def test_few_steps_are_longer_ones(monkeypatch):
+    default = TrainingConfig()
+    for rate, factor in ((10.0, 2), (200.0, 2), (2_000.0, 1)):
+        config = chosen(monkeypatch, rate, LIMITED)
+        assert config.learning_rate == factor * default.learning_rate
+        assert config.matrix_learning_rate == factor * default.matrix_learning_rate
+    given = chosen(monkeypatch, 200.0, replace(LIMITED, matrix_learning_rate=3e-3))
+    assert given.matrix_learning_rate == 3e-3
+
+
+class Wide:
+    """Tasks of 12 features, or of one more in every other batch."""
+
+    def __init__(self, more):
+        self.more, self.drawn = more, 0
+
+    def sample(self, batch, *, generator=None, device=None, dtype=None):
+        task = prior().sample(batch, generator=generator, device=device, dtype=dtype)
+        self.drawn += 1
+        return replace(task, X=task.X.repeat(1, 1, 12 + self.more * (self.drawn % 2)))
+
+
+def test_slots_are_as_many_as_the_features():
+    default = ArchitectureConfig()
+    assert sizes._with_slots(default, prior(), LIMITED).max_features == 1
+    assert sizes._with_slots(default, Wide(0), LIMITED).max_features == 12
+    assert sizes._with_slots(default, Wide(1), LIMITED).max_features == 10  # which is refused
+
+
+def test_slots_that_are_given_stay(monkeypatch):
+    given = replace(LIMITED, architecture=ArchitectureConfig(max_features=4))
+    assert chosen(monkeypatch, 200.0, given).architecture.max_features == 4
+    assert chosen(monkeypatch, 200.0, LIMITED).architecture.max_features == 1
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (2000.0, 2020.0), (-1e-3, 1e-3)])
+def test_hidden_units_start_with_unit_variance_in_any_unit(low, high):
+    inputs = Uniform(torch.full((3,), low), torch.full((3,), high))
+    own = FunctionTaskPrior(
+        GaussianProcessPrior(RBFKernel()), inputs=inputs, num_points=16, noise_var=NOISE_VAR
+    )
+    config = replace(LIMITED, architecture=replace(SMALL, max_features=5, hidden=400))
+    made = initial_network(own, config, None)
+    x = inputs.sample((4000,))
+    first = made.network.embed_x[0]
+    slots = torch.zeros(4000, 16)
+    slots[:, :3], slots[:, -1] = x, 3 / 5
+    with torch.no_grad():
+        hidden = first(slots)
+    # 400 units of 3 random weights: the mean of their variances within 4 standard errors
+    assert hidden.var(0).mean().item() == pytest.approx(1, abs=4 * (2 / 3 / 400) ** 0.5 + 0.06)
+    assert hidden.mean(0).abs().max() < 1.5
 
 
 @pytest.mark.parametrize(

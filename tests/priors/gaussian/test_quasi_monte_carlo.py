@@ -19,6 +19,20 @@ def test_points_are_several_nets_of_standard_normals():
     assert not torch.equal(points, QuasiMonteCarlo(4096, seed=1).normals(5, torch.empty(0)))
 
 
+def test_signs_make_several_sets_of_points():
+    rule = QuasiMonteCarlo(4096)
+    signs = rule.signs(200, 3, torch.empty(0))
+    assert signs.shape == (200, 3)
+    assert (signs.abs() == 1).all()
+    assert torch.equal(signs, QuasiMonteCarlo(64).signs(200, 3, torch.empty(0)))
+    assert not torch.equal(signs, QuasiMonteCarlo(64, seed=1).signs(200, 3, torch.empty(0)))
+    # of no bias, and independent: four standard errors
+    assert signs.mean(0).abs().max() < 4 / 200**0.5
+    assert (signs[:, 0] * signs[:, 1]).mean().abs() < 4 / 200**0.5
+    # a net keeps one point where there are fewer than eight to share
+    assert len(QuasiMonteCarlo(64).normals(2, torch.empty(0), multiple=1 / 16)) == 8
+
+
 def test_variants_leave_out_each_net_once():
     rule = QuasiMonteCarlo(256, seed=3)
     left_out, lower = rule.variants(4)
