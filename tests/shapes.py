@@ -1,0 +1,63 @@
+"""Annotations of jaxtyping, which are strings at run time, checked at every call by beartype."""
+
+import importlib.machinery
+import inspect
+import re
+import sys
+
+import jaxtyping
+from beartype import beartype
+
+PACKAGES = {"priors", "bayes", "pfn", "nas"}
+DTYPES = {name: getattr(jaxtyping, name) for name in ("Bool", "Float", "Int", "Shaped")}
+
+
+def check_on_import():
+    """From now on modules of ours are imported with the functions that say shapes checked.
+
+    Errors are `jaxtyping.TypeCheckError`. Other annotations are left to the type checker.
+    """
+    sys.meta_path.insert(0, _Finder)
+
+
+class _Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] not in PACKAGES or name == "priors.shapes":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    def exec_module(self, module):
+        super().exec_module(module)
+        # before any other module takes a function from it
+        for value in list(vars(module).values()):
+            if inspect.isclass(value) and value.__module__ == module.__name__:
+                _check_all(value, module)
+        _check_all(module, module)
+
+
+def _check_all(owner, module):
+    for name, value in list(vars(owner).items()):
+        if inspect.isfunction(value) and value.__module__ == module.__name__:
+            hints = _shapes(value, module)
+            if hints:
+                value.__annotations__ = hints
+                setattr(owner, name, jaxtyping.jaxtyped(value, typechecker=beartype))
+
+
+def _shapes(function, module):
+    """The annotations that say shapes, evaluated."""
+    from priors import shapes
+
+    names = vars(shapes) | DTYPES
+    wanted = {*shapes.__all__, *DTYPES}
+    return {
+        name: eval(hint, vars(module) | names)
+        for name, hint in function.__annotations__.items()
+        if isinstance(hint, str) and wanted & set(re.findall(r"\w+", hint))
+    }
