@@ -101,7 +101,7 @@ def _guide(model: Callable[[], object], init_std: float) -> Callable[[], dict[st
     start = {
         name: site["value"].detach()
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"]
+        if site["type"] == "sample" and not site["is_observed"] and site["value"] is not None
     }
 
     def guide() -> dict[str, Tensor]:
