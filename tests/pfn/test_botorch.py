@@ -982,7 +982,7 @@ def trained():
         architecture=ArchitectureConfig(
             max_features=1, embedding=32, layers=3, heads=2, hidden=64, thinking_rows=2, bars=40
         ),
-        steps=500,
+        steps=600,
         batch=48,
         learning_rate=4e-3,
         matrix_learning_rate=2e-2,
