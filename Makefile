@@ -29,9 +29,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py
 
-# Two to four processes of one thread each: most tests are many small calls.
+# Two to four processes of one thread each: most tests are many small calls. They and the processes
+# that they start compile modules once, also where the environment says to keep nothing.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow or not slow'

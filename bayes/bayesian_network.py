@@ -112,6 +112,10 @@ class BayesianNetwork(Model):
     All else is inherited from BoTorch's `Model`.
     """
 
+    train_X: Tensor
+    train_Y: Tensor
+    train_Yvar: Tensor | None
+
     def __init__(
         self,
         train_X: Tensor,

@@ -234,7 +234,7 @@ class ExactProcess(ProcessRows, ABC):
                 evidence = evidence - transform.log_abs_det_jacobian(z, transform(z)).sum()
         return evidence
 
-    def posterior(
+    def posterior(  # type: ignore[override]  # BoTorch's own classes differ among themselves
         self,
         X: Tensor,
         output_indices: Sequence[int] | None = None,

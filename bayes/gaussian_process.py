@@ -151,7 +151,7 @@ class GaussianProcess(ExactProcess):
             for slot in target.slots
         }
 
-    def posterior(
+    def posterior(  # type: ignore[override]  # BoTorch's own classes differ among themselves
         self,
         X: Tensor,
         output_indices: Sequence[int] | None = None,

@@ -17,6 +17,9 @@ __all__ = ["ElementwiseOutcome"]
 class ElementwiseOutcome(OutcomeTransform):
     """Our outcome transform where BoTorch's own methods (conditioning, loading) look for one."""
 
+    loc: Tensor
+    scale: Tensor
+
     def __init__(self, transform: Transform) -> None:
         super().__init__()
         self.affine = False

@@ -104,4 +104,5 @@ class OutputSubset(Model):
             *args: As for the model.
             **kwargs: As for the model.
         """
-        return OutputSubset(self.model.fantasize(X, *args, **kwargs), self.outputs)
+        model: Any = self.model  # in BoTorch not every model fantasizes
+        return OutputSubset(model.fantasize(X, *args, **kwargs), self.outputs)

@@ -51,6 +51,8 @@ class ProcessRows(SingleTaskGP):
     train_Yvar: Tensor | None
     likelihood: Any
     prediction_strategy: Any
+    _clear_cache: Callable[[], None]
+    _get_train_prior_distribution: Callable[..., Any]
     _made: Snapshot | None = None
     _noise_made: Tensor | None = None
     _attached = False
@@ -150,7 +152,9 @@ class ProcessRows(SingleTaskGP):
         known = None if observation_noise is None else observation_noise.expand(Y.shape)
         return self.condition_on_observations(X, Y, known)
 
-    def subset_output(self, idcs: Sequence[int]) -> OutputSubset:
+    def subset_output(  # type: ignore[override]  # any model, not one of the same class
+        self, idcs: Sequence[int]
+    ) -> OutputSubset:
         """The model of some outputs only.
 
         Args:
@@ -161,7 +165,7 @@ class ProcessRows(SingleTaskGP):
         """
         return OutputSubset(self, idcs)
 
-    def load_state_dict(
+    def load_state_dict(  # type: ignore[override]  # BoTorch's third argument is not PyTorch's
         self,
         state_dict: Mapping[str, Any],
         strict: bool = True,

@@ -417,7 +417,7 @@ def _log_expected_improvement(
 ) -> AcquisitionFunction:
     """Closed form without pending points, where the posterior has one; otherwise sampled."""
     with torch.no_grad():
-        posterior = model.posterior(X)
+        posterior: Any = model.posterior(X)  # whose mean BoTorch's base class does not declare
         best_f = posterior.mean.max()
     if X_pending is not None:
         return qLogExpectedImprovement(model, best_f, _sampler(seed), X_pending=X_pending)

@@ -37,11 +37,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Shaped
 
 __all__ = ["CODE_SIZE", "ArchitectureConfig", "Context", "Rows", "Targets", "Transformer"]
 
@@ -110,23 +113,25 @@ class Rows:
     """Inputs as the network sees them.
 
     Attributes:
-        values: `[B, n, d]`, 0 where missing.
-        missing: `[B, n, d]`, 1 where missing; None where nothing is.
-        categorical: `[B, d]`, 1 where a feature is a category; None where none is.
-        codes: Column codes `[B, d, 16]`; None with slots.
-        noise: Log of the noise variance in squared units of the network, `[B, n]`, NaN where it
-            is not known; None where it is known nowhere.
+        values: 0 where missing.
+        missing: 1 where missing; None where nothing is.
+        categorical: 1 where a feature is a category; None where none is.
+        codes: Column codes; None with slots.
+        noise: Log of the noise variance in squared units of the network, NaN where it is not
+            known; None where it is known nowhere.
     """
 
-    values: Tensor
-    missing: Tensor | None = None
-    categorical: Tensor | None = None
-    codes: Tensor | None = None
-    noise: Tensor | None = None
+    values: Float[Tensor, "B n d"]
+    missing: Shaped[Tensor, "B n d"] | None = None
+    categorical: Shaped[Tensor, "B d"] | None = None
+    codes: Float[Tensor, "B d 16"] | None = None
+    noise: Float[Tensor, "B n"] | None = None
 
     @property
-    def channels(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Value, whether it is missing, whether it is a category: numbers `[B, n, d]` each."""
+    def channels(
+        self,
+    ) -> tuple[Float[Tensor, "B n d"], Float[Tensor, "B n d"], Float[Tensor, "B n d"]]:
+        """Value, whether it is missing, whether it is a category, as numbers."""
         x = self.values
         missing = torch.zeros_like(x) if self.missing is None else self.missing.to(x)
         kind = torch.zeros_like(x[:, :1]) if self.categorical is None else self.categorical[:, None]
@@ -135,32 +140,32 @@ class Rows:
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of context rows: numbers `[B, n]` in the network's units, or classes `[B, n]`."""
+    """Targets of context rows: numbers in the network's units, or classes."""
 
-    values: Tensor
-    units: Tensor
-    """Location and log scale `[B, 2]` of the numbers; log number of classes and 0 for classes."""
+    values: Shaped[Tensor, "B n"]
+    units: Float[Tensor, "B 2"]
+    """Location and log scale of the numbers; log number of classes and 0 for classes."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """An encoded context: per layer the keys and values `[B, H, T + n, E / H]`.
+    """An encoded context: per layer the keys and values of n rows and T thinking rows.
 
     Attributes:
         keys: One per layer; only of rows that are not in `shared`, which come first.
         values: Likewise.
-        count: Number of context rows, `[B, 1, 1, 1]`.
-        mask: `[B, 1, 1, T + n]`, True for rows that may be attended to; None if all.
-        columns: What queries need of each layer over cells, `[B, d, I, E_c]`.
+        count: Number of context rows.
+        mask: True for rows that may be attended to, those of `shared` among them; None if all.
+        columns: What queries need of each layer over cells.
         shared: Rows of fewer tasks, which those here are copies of. Thousands of samples or
             fantasies of a data set need not hold it each.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    count: Tensor
-    mask: Tensor | None
-    columns: tuple[Tensor, ...]
+    keys: tuple[Float[Tensor, "B H rows key"], ...]
+    values: tuple[Float[Tensor, "B H rows value"], ...]
+    count: Float[Tensor, "B 1 1 1"]
+    mask: Bool[Tensor, "B 1 1 all"] | None
+    columns: tuple[Float[Tensor, "B d I E"], ...]
     shared: tuple[Shared, ...] = ()
 
     @property
@@ -174,8 +179,8 @@ class Context:
             return F.scaled_dot_product_attention
         return partial(_attend_shared, self.shared, layer)
 
-    def select(self, index: Tensor) -> Context:
-        """The tasks `index` `[B']`, with repetitions."""
+    def select(self, index: Int[Tensor, " chosen"]) -> Context:
+        """The tasks `index`, with repetitions."""
         keys, values = self.keys, self.values
         shared = tuple(part.select(index) for part in self.shared)
         if len(index) > len(self.count) and keys[0].shape[-2]:
@@ -207,22 +212,22 @@ class Shared:
     """Keys and values of tasks that many others share.
 
     Attributes:
-        keys: Per layer, `[B0, H, n, e]`.
+        keys: Per layer.
         values: Per layer.
-        index: Which of them serves each of B tasks, `[B]`.
+        index: Which of them serves each of B tasks.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    index: Tensor
+    keys: tuple[Float[Tensor, "B0 H n key"], ...]
+    values: tuple[Float[Tensor, "B0 H n value"], ...]
+    index: Int[Tensor, " B"]
 
     @property
     def length(self) -> int:
         """n."""
         return self.keys[0].shape[-2]
 
-    def select(self, index: Tensor) -> Shared:
-        """For the tasks `index` `[B']` of the B."""
+    def select(self, index: Int[Tensor, " chosen"]) -> Shared:
+        """For the tasks `index` of the B."""
         return Shared(self.keys, self.values, self.index[index])
 
     @cached_property
@@ -239,8 +244,10 @@ class Shared:
         """Whether tasks that share something are beside each other."""
         return bool((self.index.diff() >= 0).all())
 
-    def times(self, left: Tensor, right: Tensor) -> Tensor:
-        """`left` `[B, H, m, k]` times the matrices `[B0, H, k, l]` of the index."""
+    def times(
+        self, left: Float[Tensor, "B H m k"], right: Float[Tensor, "B0 H k l"]
+    ) -> Float[Tensor, "B H m l"]:
+        """`left` times the matrices `right` of the index."""
         if self._order is None:
             return left @ right[self.index]
         order, back = self._order
@@ -254,12 +261,12 @@ class Shared:
 def _attend_shared(
     shared: tuple[Shared, ...],
     layer: int,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-) -> Tensor:
-    """Attention `[B, H, m, *]` of queries to what is shared, and then to keys of their own."""
+    query: Float[Tensor, "B H m key"],
+    key: Float[Tensor, "B H n key"],
+    value: Float[Tensor, "B H n value"],
+    mask: Bool[Tensor, "#B 1 #m all"] | None,
+) -> Float[Tensor, "B H m value"]:
+    """Attention of queries to what is shared, and then to keys of their own."""
     query = query / query.shape[-1] ** 0.5
     scores = [part.times(query, part.keys[layer].mT) for part in shared]
     together = torch.cat([*scores, query @ key.mT], dim=-1)
@@ -307,13 +314,15 @@ class Transformer(nn.Module):
             num_logits = config.bars if num_logits is None else num_logits
             self.head_y, self.head_f = nn.Linear(width, num_logits), nn.Linear(width, num_logits)
 
-    def encode(self, rows: Rows, targets: Targets, mask: Tensor | None = None) -> Context:
+    def encode(
+        self, rows: Rows, targets: Targets, mask: Bool[Tensor, "B n"] | None = None
+    ) -> Context:
         """Encode context rows.
 
         Args:
             rows: n of them; n may be 0.
             targets: Targets of the same rows.
-            mask: `[B, n]`, False for padding.
+            mask: False for padding.
         """
         B, n, _ = rows.values.shape
         embedded, columns = self._inputs(rows, targets, mask)
@@ -369,18 +378,22 @@ class Transformer(nn.Module):
             context, keys=tuple(keys), values=tuple(values), count=context.count + k, mask=mask
         )
 
-    def decode(self, context: Context, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        """Logits of y and of f at m query rows, each `[B, m, *]`; no f with classes."""
+    def decode(
+        self, context: Context, rows: Rows
+    ) -> tuple[Float[Tensor, "B m y"], Float[Tensor, "B m f"] | None]:
+        """Logits of y and of f at m query rows; no f with classes."""
         tokens = self._read(context, rows)
         return self.head_y(tokens), None if self.config.classes else self.head_f(tokens)
 
-    def decode_one(self, context: Context, rows: Rows, *, noisy: bool) -> Tensor:
+    def decode_one(
+        self, context: Context, rows: Rows, *, noisy: bool
+    ) -> Float[Tensor, "B m nodes"]:
         """Those of y, or of f, alone."""
         tokens = self._read(context, rows)
         return self.head_y(tokens) if noisy or self.config.classes else self.head_f(tokens)
 
-    def _read(self, context: Context, rows: Rows) -> Tensor:
-        """What queries have read from the context, `[B, m, *]`."""
+    def _read(self, context: Context, rows: Rows) -> Float[Tensor, "B m width"]:
+        """What queries have read from the context."""
         embedded, _ = self._inputs(rows, None, None, context.columns)
         tokens = self._join(embedded, rows, self.query_token)
         for i, block in enumerate(self.blocks):
@@ -388,8 +401,8 @@ class Transformer(nn.Module):
             tokens = block(tokens, _Memory(*own, context.attention(i)))
         return self.norm(tokens)
 
-    def codes(self, d: int, like: Tensor, *, seed: int = 0) -> Tensor:
-        """The codes of d columns for a seed, `[1, d, 16]`; the same on every device."""
+    def codes(self, d: int, like: Tensor, *, seed: int = 0) -> Float[Tensor, "1 {d} 16"]:
+        """The codes of d columns for a seed; the same on every device."""
         generator = torch.Generator().manual_seed(seed)
         shape, where = (1, d, CODE_SIZE), "cpu"
         codes = torch.randn(shape, generator=generator, dtype=torch.float64, device=where)
@@ -399,10 +412,10 @@ class Transformer(nn.Module):
         self,
         rows: Rows,
         targets: Targets | None,
-        mask: Tensor | None,
-        columns: tuple[Tensor, ...] | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Embedding of the inputs `[B, n, E]`, and what later rows need of the columns.
+        mask: Bool[Tensor, "B n"] | None,
+        columns: tuple[Float[Tensor, "B d I Ec"], ...] | None = None,
+    ) -> tuple[Float[Tensor, "B n E"], tuple[Float[Tensor, "B d I Ec"], ...]]:
+        """Embedding of the inputs, and what later rows need of the columns.
 
         With cells that of context rows knows the targets.
         """
@@ -415,7 +428,9 @@ class Transformer(nn.Module):
         parts = [F.pad(part, (0, D - d)) for part in rows.channels]
         return self.embed_x(torch.cat([*parts, share], dim=-1)), ()
 
-    def _join(self, embedded: Tensor, rows: Rows, target: Tensor) -> Tensor:
+    def _join(
+        self, embedded: Float[Tensor, "B n E"], rows: Rows, target: Float[Tensor, "... E"]
+    ) -> Float[Tensor, "B n width"]:
         """Tokens of rows from the embeddings of their inputs, noise and targets."""
         level = embedded.new_full(embedded.shape[:2], torch.nan)
         level = level if rows.noise is None else rows.noise
@@ -438,14 +453,16 @@ class _RMSNorm(nn.RMSNorm):
 class _Memory(NamedTuple):
     """What the rows of a layer attend to."""
 
-    key: Tensor  # [B, H, k, E / H]
-    value: Tensor  # [B, H, k, *]
-    size: Tensor  # context rows among them, [B, 1, 1 or m, 1]
-    mask: Tensor | None
+    key: Float[Tensor, "B H n key"]
+    value: Float[Tensor, "B H n value"]
+    size: Float[Tensor, "B 1 #m 1"]  # context rows among them
+    mask: Bool[Tensor, "#B 1 #m all"] | None
     attend: Attention = F.scaled_dot_product_attention
 
-    def read(self, query: Tensor, log_scale: Tensor) -> Tensor:
-        """`[B, H, m, *]` for queries `[B, H, m, E / H]`; sharper the more rows there are."""
+    def read(
+        self, query: Float[Tensor, "B H m key"], log_scale: Float[Tensor, "H 1 1"]
+    ) -> Float[Tensor, "B H m value"]:
+        """What queries find; sharper the more rows there are."""
         query = query * (1 + log_scale * torch.log1p(self.size))
         return self.attend(query, self.key, self.value, self.mask)
 
@@ -464,11 +481,15 @@ class _Block(nn.Module):
         self.log_scale = _log_scale(config)
         _zero(self.attended, self.out)
 
-    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(
+        self, tokens: Float[Tensor, "B n width"]
+    ) -> tuple[Float[Tensor, "B H n key"], Float[Tensor, "B H n value"]]:
         key, value = self.key_value(self.norm_attention(tokens)).chunk(2, dim=-1)
         return _split(key, self.heads), _split(value, self.heads)
 
-    def forward(self, tokens: Tensor, memory: _Memory) -> Tensor:
+    def forward(
+        self, tokens: Float[Tensor, "B n width"], memory: _Memory
+    ) -> Float[Tensor, "B n width"]:
         query = _split(self.query(self.norm_attention(tokens)), self.heads)
         attended = memory.read(query, self.log_scale)
         tokens = tokens + self.attended(attended.transpose(1, 2).flatten(2))
@@ -476,7 +497,7 @@ class _Block(nn.Module):
 
 
 class _DecoupledBlock(nn.Module):
-    """The same on two streams of E, of inputs alone and of targets: `[B, n, 2 E]`.
+    """The same on two streams of E, of inputs alone and of targets.
 
     Attention weights come from the first stream, whose values come from it alone; those of the
     second come from both.
@@ -498,14 +519,18 @@ class _DecoupledBlock(nn.Module):
         self.log_scale = _log_scale(config)
         _zero(self.attended, self.attended_both, self.out, self.out_both)
 
-    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(
+        self, tokens: Float[Tensor, "B n width"]
+    ) -> tuple[Float[Tensor, "B H n key"], Float[Tensor, "B H n value"]]:
         inputs = self.norm_attention(tokens[..., : self.width])
         key, value = self.key_value(inputs).chunk(2, dim=-1)
         both = self.value_both(self.norm_both(tokens))
         parts = [_split(part, self.heads) for part in (value, both)]
         return _split(key, self.heads), torch.cat(parts, dim=-1)
 
-    def forward(self, tokens: Tensor, memory: _Memory) -> Tensor:
+    def forward(
+        self, tokens: Float[Tensor, "B n width"], memory: _Memory
+    ) -> Float[Tensor, "B n width"]:
         inputs, targets = tokens.chunk(2, dim=-1)
         query = _split(self.query(self.norm_attention(inputs)), self.heads)
         attended = memory.read(query, self.log_scale)
@@ -535,10 +560,10 @@ class _Cells(nn.Module):
         self,
         rows: Rows,
         targets: Targets | None,
-        mask: Tensor | None,
-        columns: tuple[Tensor, ...] | None,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Summaries of the rows `[B, n, S E_c]`; `columns` None for the set of context rows."""
+        mask: Bool[Tensor, "B n"] | None,
+        columns: tuple[Float[Tensor, "B d I Ec"], ...] | None,
+    ) -> tuple[Float[Tensor, "B n summaries"], tuple[Float[Tensor, "B d I Ec"], ...]]:
+        """Summaries of the rows; `columns` None for the set of context rows."""
         x = rows.values
         B, n, d = x.shape
         cells = self.embed(torch.stack(rows.channels, dim=-1))
@@ -580,8 +605,10 @@ class _CellLayer(nn.Module):
         self.hidden, self.out = nn.Linear(E, 2 * E), nn.Linear(2 * E, E)
         _zero(self.pointed, self.featured, self.out)
 
-    def columns(self, cells: Tensor, mask: Tensor | None) -> Tensor:
-        """What inducing vectors gather from the context's cells, `[B, d, I, E]`."""
+    def columns(
+        self, cells: Float[Tensor, "B n cells E"], mask: Bool[Tensor, "B n"] | None
+    ) -> Float[Tensor, "B d I E"]:
+        """What inducing vectors gather from the context's cells."""
         cells = cells[:, :, self.skip :]
         B, n, d, E = cells.shape
         points = self.norm_points(cells).transpose(1, 2).reshape(B * d, n, E)
@@ -594,7 +621,9 @@ class _CellLayer(nn.Module):
         found = self._attend(self.gather_query(own), key, value, attend)
         return (self.inducing + self.gathered(found)).unflatten(0, (B, d))
 
-    def forward(self, cells: Tensor, columns: Tensor) -> Tensor:
+    def forward(
+        self, cells: Float[Tensor, "B n cells E"], columns: Float[Tensor, "B d I E"]
+    ) -> Float[Tensor, "B n cells E"]:
         summaries, cells = cells[:, :, : self.skip], cells[:, :, self.skip :]
         B, n, d, E = cells.shape
         points = self.point_query(self.norm_points(cells)).transpose(1, 2).reshape(B * d, n, E)
@@ -608,8 +637,12 @@ class _CellLayer(nn.Module):
         return tokens.unflatten(0, (B, n))
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
+        self,
+        query: Float[Tensor, "b q E"],
+        key: Float[Tensor, "b k E"],
+        value: Float[Tensor, "b k E"],
+        mask: Bool[Tensor, "b 1 1 k"] | None = None,
+    ) -> Float[Tensor, "b q E"]:
         query, key, value = (_split(part, self.heads) for part in (query, key, value))
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return found.transpose(1, 2).flatten(2)
@@ -629,8 +662,7 @@ def _log_scale(config: ArchitectureConfig) -> nn.Parameter:
     return nn.Parameter(zeros, requires_grad=config.log_scaling)
 
 
-def _split(tokens: Tensor, heads: int) -> Tensor:
-    """[B, n, E] -> [B, H, n, E / H]."""
+def _split(tokens: Float[Tensor, "B n E"], heads: int) -> Float[Tensor, "B {heads} n key"]:
     return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 

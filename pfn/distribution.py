@@ -28,12 +28,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from priors.representation import count
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 
 __all__ = ["BarDistribution", "binning_error", "choose_num_nodes", "place_nodes"]
 
@@ -87,7 +92,9 @@ class BarDistribution(nn.Module):
             f"{self.tail_scale:.4g} and index {self.tail_index:.4g}"
         )
 
-    def log_prob(self, logits: Tensor, y: Tensor) -> Tensor:
+    def log_prob(
+        self, logits: Float[Tensor, "*#batch nodes"], y: Float[Tensor, "*#batch"]
+    ) -> Float[Tensor, "*batch"]:
         """Log density at `y`, nats per unit of y."""
         logits, b = self._prepare(logits)
         a, s = self.tail_index, self.tail_scale
@@ -107,7 +114,9 @@ class BarDistribution(nn.Module):
         outside = F.relu(b[0] - y) + F.relu(y - b[-1])
         return restore(inside - (a + 1) * torch.log1p(outside / s))
 
-    def cdf(self, logits: Tensor, y: Tensor) -> Tensor:
+    def cdf(
+        self, logits: Float[Tensor, "*#batch nodes"], y: Float[Tensor, "*#batch"]
+    ) -> Float[Tensor, "*batch"]:
         """Probability of a value at most `y`."""
         logits, b = self._prepare(logits)
         a, s = self.tail_index, self.tail_scale
@@ -124,7 +133,9 @@ class BarDistribution(nn.Module):
         upper = -mass[..., -1:] * torch.expm1(-a * torch.log1p(F.relu(y - b[-1]) / s))
         return restore(torch.where(y < b[0], lower, inside + upper))
 
-    def quantile(self, logits: Tensor, p: Tensor) -> Tensor:
+    def quantile(
+        self, logits: Float[Tensor, "*#batch nodes"], p: Float[Tensor, "*#batch"]
+    ) -> Float[Tensor, "*batch"]:
         """The value with probability `p` in (0, 1) below it; differentiable in both.
 
         Solved from the nearer end, so that both tails are resolved; p = 0 and 1 give large
@@ -138,12 +149,12 @@ class BarDistribution(nn.Module):
         above = self._lower_quantile(*mirrored, (1 - p).clamp(max=0.5))
         return restore(torch.where(p <= 0.5, below, -above))
 
-    def mean(self, logits: Tensor) -> Tensor:
+    def mean(self, logits: Float[Tensor, "*batch nodes"]) -> Float[Tensor, "*batch"]:
         """Mean."""
         logits, b = self._prepare(logits)
         return logits.softmax(-1) @ self._moments(b)[0]
 
-    def variance(self, logits: Tensor) -> Tensor:
+    def variance(self, logits: Float[Tensor, "*batch nodes"]) -> Float[Tensor, "*batch"]:
         """Variance."""
         logits, b = self._prepare(logits)
         mass, (centres, within) = logits.softmax(-1), self._moments(b)
@@ -152,8 +163,12 @@ class BarDistribution(nn.Module):
         return mass @ within + (mass * distance.square()).sum(-1)
 
     def log_excess(
-        self, logits: Tensor, threshold: Tensor, order: int, above: bool = True
-    ) -> Tensor:
+        self,
+        logits: Float[Tensor, "*#batch nodes"],
+        threshold: Float[Tensor, "*#batch"],
+        order: int,
+        above: bool = True,
+    ) -> Float[Tensor, "*batch"]:
         """Log of E[(y - threshold)^order; y > threshold], or of its mirror image below.
 
         For order 0 the log probability of a value beyond the threshold, for order 1 the log
@@ -208,7 +223,9 @@ class BarDistribution(nn.Module):
         eps = torch.finfo(p.dtype).eps
         return self.quantile(logits, p.clamp(eps / 4, 1 - eps / 2))
 
-    def _prepare(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _prepare(
+        self, logits: Float[Tensor, "*batch nodes"]
+    ) -> tuple[Float[Tensor, "*batch nodes"], Float[Tensor, " nodes"]]:
         """Logits in at least single precision, and the nodes like them."""
         if logits.shape[-1] != self.num_logits:
             raise ValueError(
@@ -218,20 +235,24 @@ class BarDistribution(nn.Module):
             logits = logits.float()
         return logits, self.borders.to(logits)
 
-    def _areas(self, b: Tensor) -> Tensor:
-        """Areas under the hat functions, `[K + 1]`."""
+    def _areas(self, b: Float[Tensor, " nodes"]) -> Float[Tensor, " nodes"]:
+        """Areas under the hat functions."""
         tail = self.tail_scale / self.tail_index
         legs = F.pad(b.diff() / 2, (1, 1), value=tail)
         return legs[:-1] + legs[1:]
 
-    def _masses(self, logits: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Densities at the nodes `[..., K + 1]`, and masses of tail, intervals and tail."""
+    def _masses(
+        self, logits: Float[Tensor, "*batch nodes"], b: Float[Tensor, " nodes"]
+    ) -> tuple[Float[Tensor, "*batch nodes"], Float[Tensor, "*batch nodes+1"]]:
+        """Densities at the nodes, and masses of tail, intervals and tail."""
         height, tail = logits.softmax(-1) / self._areas(b), self.tail_scale / self.tail_index
         inner = (height[..., :-1] + height[..., 1:]) * (b.diff() / 2)
         return height, torch.cat([height[..., :1] * tail, inner, height[..., -1:] * tail], dim=-1)
 
-    def _moments(self, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and variances of the components, each `[K + 1]`."""
+    def _moments(
+        self, b: Float[Tensor, " nodes"]
+    ) -> tuple[Float[Tensor, " nodes"], Float[Tensor, " nodes"]]:
+        """Means and variances of the components."""
         a, s = self.tail_index, self.tail_scale
         w, area = b.diff(), self._areas(b)
         # Integrals of distance and of its square to the node over one leg.
@@ -240,8 +261,14 @@ class BarDistribution(nn.Module):
         offset = (first[1:] - first[:-1]) / area
         return b + offset, (second[1:] + second[:-1]) / area - offset**2
 
-    def _lower_quantile(self, height: Tensor, mass: Tensor, b: Tensor, p: Tensor) -> Tensor:
-        """The quantiles `[*b, L]` of p <= 1/2, from masses added up from below."""
+    def _lower_quantile(
+        self,
+        height: Float[Tensor, "*batch nodes"],
+        mass: Float[Tensor, "*batch nodes+1"],
+        b: Float[Tensor, " nodes"],
+        p: Float[Tensor, "*batch L"],
+    ) -> Float[Tensor, "*batch L"]:
+        """The quantiles of p <= 1/2, from masses added up from below."""
         a, s = self.tail_index, self.tail_scale
         tiny = torch.finfo(b.dtype).tiny
         total = mass.cumsum(-1)
@@ -269,15 +296,17 @@ class BarDistribution(nn.Module):
         return torch.where(in_lower, lower, torch.where(in_upper, upper, inside))
 
 
-def _by_row(logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """Logits `[*b, K + 1]` and the values that belong to each of them, `[*b, L]`.
+def _by_row(
+    logits: Float[Tensor, "*#batch nodes"], values: Float[Tensor, "*#batch"]
+) -> tuple[Float[Tensor, "*kept nodes"], Float[Tensor, "*kept L"], Callable[[Tensor], Tensor]]:
+    """Logits and the values that belong to each of them.
 
     Dimensions of the values that the logits lack (samples, probabilities) are L: searchsorted and
     gather then take many values for one row, where logits expanded to `[L, *b, K + 1]` would be
     held in memory, in the backward pass too.
 
     Returns:
-        Both, and what gives a result `[*b, L]` the shape of the broadcast.
+        Both, and what gives a result `[*kept, L]` the shape of the broadcast.
     """
     batch = torch.broadcast_shapes(values.shape, logits.shape[:-1])
     own = (1,) * (len(batch) - logits.dim() + 1) + logits.shape[:-1]
@@ -293,8 +322,10 @@ def _by_row(logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Callable[[T
     return logits.reshape(*kept, logits.shape[-1]), rows, restore
 
 
-def _gather(values: Tensor, index: Tensor) -> Tensor:
-    """Entries of `values` `[*b, K]`, several for each place: `index` `[*b, L, k]`."""
+def _gather(
+    values: Float[Tensor, "*batch K"], index: Int[Tensor, "*batch L k"]
+) -> Float[Tensor, "*batch L k"]:
+    """Entries of `values`, several for each place."""
     return values.gather(-1, index.flatten(-2)).unflatten(-1, index.shape[-2:])
 
 
@@ -305,7 +336,7 @@ def place_nodes(
     tail_mass: float = 5e-4,
     equal_mass: float = 0.5,
     tail_index: float = 5.0,
-) -> tuple[Tensor, float]:
+) -> tuple[Float[Tensor, " num"], float]:
     """Nodes and the scale of the tails for targets drawn from the prior.
 
     A share `equal_mass` of the nodes follows the targets' distribution, the others lie evenly
@@ -381,8 +412,12 @@ def _tail_scale(excess: Tensor, a: float, smallest: float) -> float:
 
 
 def binning_error(
-    bars: BarDistribution, means: Tensor, sds: Tensor, *, iterations: int = 30
-) -> Tensor:
+    bars: BarDistribution,
+    means: Float[Tensor, "*#posteriors"],
+    sds: Float[Tensor, "*#posteriors"],
+    *,
+    iterations: int = 30,
+) -> Float[Tensor, "*posteriors"]:
     """How well the nodes can represent normal posteriors, in nats.
 
     KL(N(mean, sd^2) || q) for the best weights that the EM algorithm finds from the masses of the
@@ -391,12 +426,12 @@ def binning_error(
 
     Args:
         bars: Nodes and tails.
-        means: Means of the posteriors in the nodes' units, `[...]`.
-        sds: Their standard deviations, `[...]`, positive.
+        means: Means of the posteriors in the nodes' units.
+        sds: Their standard deviations, positive.
         iterations: Steps of the EM algorithm.
 
     Returns:
-        `[...]`, float64; takes some milliseconds for each posterior.
+        In float64; takes some milliseconds for each posterior.
 
     Raises:
         ValueError: standard deviations that are not positive.
@@ -411,8 +446,12 @@ def binning_error(
 
 
 def _binning_error(
-    bars: BarDistribution, b: Tensor, mean: Tensor, sd: Tensor, iterations: int
-) -> Tensor:
+    bars: BarDistribution,
+    b: Float[Tensor, " nodes"],
+    mean: Float[Tensor, ""],
+    sd: Float[Tensor, ""],
+    iterations: int,
+) -> Float[Tensor, ""]:
     # Gauss-Legendre on every piece between nodes and steps of sd / 2, where all is smooth.
     reach = 8.0
     steps = torch.linspace(-reach, reach, int(4 * reach) + 1, dtype=b.dtype, device=b.device)

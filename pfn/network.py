@@ -202,7 +202,7 @@ class Network(nn.Module):
         else:
             location, scale, told = self.units(y, mask)
             z = (y - location) / scale
-        empty = Context((), (), scale, None, ())
+        empty = Context((), (), X.new_zeros(B, 1, 1, 1), None, ())
         order = None if self.architecture.cell_layers else self._order(d, column_seed, X.device)
         constant, silent = self._constant(X, mask)
         columns = (column_location, column_scale, constant, silent, kind, codes)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pfn.model import PFNModel
 from priors.posteriors.draws import EmpiricalPosterior
+from priors.posteriors.protocol import PredictivePosterior
 
 __all__ = ["ReweightedPosterior", "reweight"]
 
@@ -77,6 +78,7 @@ def reweight(
         )
     with torch.no_grad():
         posterior = model.posterior(X, observation_noise=True)
+        assert isinstance(posterior, PredictivePosterior)
         shape = (num_samples, *posterior.base_sample_shape)
         where = X.device if generator is None else generator.device
         base = torch.randn(shape, generator=generator, dtype=X.dtype, device=where).to(X)

@@ -1,9 +1,13 @@
-"""Shared by all tests: one thread, and no test may change global state."""
+"""Shared by all tests: one thread, shapes are checked, and no test may change global state."""
 
 import logging
 
 import pytest
 import torch
+
+from tests.shapes import check_on_import
+
+check_on_import()
 
 # Tensors here are small: threads cost more than they give, and CI has two cores.
 torch.set_num_threads(1)

@@ -1,6 +1,7 @@
 """Importing the packages: each module alone, without work and without side effects."""
 
 import importlib
+import json
 import subprocess
 import sys
 import textwrap
@@ -10,18 +11,11 @@ import pytest
 import pfn
 import priors
 
-IMPORT_EACH_ALONE = """
-    import os, pathlib, sys
-    import torch, gpytorch, botorch, pyro, optuna, matplotlib, arviz  # paid for once, then forked
-    import logging, warnings
-    warnings.simplefilter("error")
+ALL_LIBRARIES = """
+    import logging, sys, warnings
+    import torch, gpytorch, botorch, pyro, optuna, matplotlib, arviz
 
-    names = []
-    for package in ("priors", "bayes", "pfn", "nas"):  # by files: pkgutil would import folders
-        for file in sorted(pathlib.Path(package).rglob("*.py")):
-            name = ".".join(file.with_suffix("").parts).removesuffix(".__init__")
-            names += [name] * (file.stem != "__main__")
-    assert len(names) > 20, names
+    warnings.simplefilter("error")
 
     def state():
         return (
@@ -30,31 +24,27 @@ IMPORT_EACH_ALONE = """
             len(pyro.get_param_store()), matplotlib.get_backend(auto_select=False),
             torch.get_num_threads(),
         )
-
-    failed = []
-    for name in names:
-        child = os.fork()
-        if child == 0:
-            try:
-                before = state()
-                __import__(name)
-                assert name.startswith("pfn.estimators") or "sklearn" not in sys.modules, "an extra"
-                assert state() == before, (before, state())
-            except BaseException as error:
-                print(f"{name}: {type(error).__name__}: {error}", flush=True)
-                os._exit(1)
-            os._exit(0)
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-            failed.append(name)
-    sys.exit(bool(failed))
+"""
+IMPORT_ALONE = """
+    before = state()
+    __import__("{name}")
+    assert "{name}".startswith("pfn.estimators") or "sklearn" not in sys.modules, "an extra"
+    assert state() == before, (before, state())
 """
 
 
 def test_every_module_imports_alone_and_changes_nothing(pytestconfig):
-    _run(textwrap.dedent(IMPORT_EACH_ALONE), pytestconfig)
+    names = []
+    for package in ("priors", "bayes", "pfn", "nas"):  # by files: pkgutil would import folders
+        for file in sorted((pytestconfig.rootpath / package).rglob("*.py")):
+            parts = file.relative_to(pytestconfig.rootpath).with_suffix("").parts
+            names += [".".join(parts).removesuffix(".__init__")] * (file.stem != "__main__")
+    assert len(names) > 20, names
+    codes = {name: textwrap.dedent(IMPORT_ALONE).replace("{name}", name) for name in names}
+    _run_each(ALL_LIBRARIES, codes, pytestconfig)
 
 
-WITHOUT_BOTORCH = """
+GPYTORCH_ALONE = """
     import sys
     import gpytorch
 
@@ -70,6 +60,8 @@ WITHOUT_BOTORCH = """
 
     before = settings()
     pyro = {name for name in sys.modules if name.partition(".")[0] == "pyro"}  # GPyTorch's own
+"""
+WITHOUT_BOTORCH = """
     {statement}
     loaded = {name for name in sys.modules if name.partition(".")[0] in ("botorch", "pyro")} - pyro
     assert not loaded, sorted(loaded)
@@ -92,19 +84,16 @@ LIGHT = [
 ]
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
+def test_kernels_priors_over_functions_and_networks_leave_gpytorch_as_it_is(pytestconfig):
+    """In a process without BoTorch, which changes GPyTorch's settings when it is imported."""
+    statements = [
         "import priors, pfn",
         f"from priors import {', '.join(LIGHT)}",
         "import pfn.network; from pfn import ArchitectureConfig, BarDistribution, Certificate",
-    ],
-)
-def test_kernels_priors_over_functions_and_networks_leave_gpytorch_as_it_is(
-    statement, pytestconfig
-):
-    """In a process without BoTorch, which changes GPyTorch's settings when it is imported."""
-    _run(textwrap.dedent(WITHOUT_BOTORCH).replace("{statement}", statement), pytestconfig)
+    ]
+    code = textwrap.dedent(WITHOUT_BOTORCH)
+    codes = {statement: code.replace("{statement}", statement) for statement in statements}
+    _run_each(GPYTORCH_ALONE, codes, pytestconfig)
 
 
 def test_priors_alone_loads_neither_torch_nor_gpytorch(pytestconfig):
@@ -122,15 +111,15 @@ HEAVY = ["arviz", "lightning_fabric", "matplotlib", "pandas", "scipy.optimize", 
 EXTRA = {"PFNClassifier", "PFNRegressor"}  # need scikit-learn
 
 
-@pytest.mark.parametrize("package", ["bayes", "pfn", "nas"])
-def test_what_is_slow_to_load_is_loaded_where_it_is_used(package, pytestconfig):
-    code = (
-        f"import sys, {package}\n"
+def test_what_is_slow_to_load_is_loaded_where_it_is_used(pytestconfig):
+    codes = {
+        package: f"import sys, {package}\n"
         f"[getattr({package}, name) for name in set({package}.__all__) - {EXTRA}]\n"
         f"found = set({HEAVY}) & set(sys.modules)\n"
         "assert not found, found"
-    )
-    _run(code, pytestconfig)
+        for package in ("bayes", "pfn", "nas")
+    }
+    _run_each("import torch, gpytorch, botorch, pyro", codes, pytestconfig)
 
 
 NUMBERS = """
@@ -173,10 +162,9 @@ FIRST = {
 
 
 def test_numbers_do_not_depend_on_the_order_of_imports_nor_on_global_settings(pytestconfig):
-    found = {
-        name: _run(textwrap.dedent(NUMBERS).replace("{first}", first), pytestconfig)
-        for name, first in FIRST.items()
-    }
+    code = textwrap.dedent(NUMBERS)
+    codes = {name: code.replace("{first}", first) for name, first in FIRST.items()}
+    found = _run_each("import torch", codes, pytestconfig)
     assert len(set(found.values())) == 1, found
 
 
@@ -196,7 +184,49 @@ def test_every_public_name_is_lazy(package):
         package.nothing  # noqa: B018
 
 
-def _run(code, pytestconfig):
+FORKS = """
+import json, os, sys, tempfile, traceback
+
+preload, codes = json.load(sys.stdin)
+shared = {}
+exec(preload, shared)
+results = {}
+with tempfile.TemporaryDirectory() as folder:
+    sys.dont_write_bytecode, sys.pycache_prefix = False, folder  # each module is compiled once
+    for name, code in codes.items():
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.dup2(write, 1)
+            failed = False
+            try:
+                exec(code, shared)
+            except BaseException:
+                failed = True
+                traceback.print_exc(file=sys.stdout)
+            sys.stdout.flush()
+            os._exit(failed)
+        os.close(write)
+        with open(read) as pipe:
+            printed = pipe.read()
+        results[name] = os.waitpid(child, 0)[1], printed
+print(json.dumps(results))
+"""
+
+
+def _run_each(preload, codes, pytestconfig):
+    """What each code prints in a process of its own, forked from one that has run `preload`.
+
+    So the libraries are paid for once.
+    """
+    given = json.dumps([textwrap.dedent(preload), codes])
+    results = json.loads(_run(FORKS, pytestconfig, input=given))
+    failed = {name: printed for name, (status, printed) in results.items() if status}
+    assert not failed, "\n".join(f"{name}: {printed}" for name, printed in failed.items())
+    return {name: printed for name, (_, printed) in results.items()}
+
+
+def _run(code, pytestconfig, **options):
     """What Python code prints in a fresh process in the folder of the packages."""
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -205,6 +235,7 @@ def _run(code, pytestconfig):
         text=True,
         timeout=300,
         check=False,
+        **options,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout

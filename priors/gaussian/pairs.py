@@ -6,11 +6,15 @@ Shapes: q1, q2 and c broadcast together; the results have the broadcast shape.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from priors.gaussian.elementwise import Elementwise
+
+if TYPE_CHECKING:
+    from priors.shapes import Part, Whole
 
 __all__ = [
     "are_extreme",
@@ -23,7 +27,7 @@ __all__ = [
 ]
 
 
-def gram_determinant(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+def gram_determinant(q1: Part, q2: Part, c: Part) -> Whole:
     """q1 q2 - c^2 >= 0, factored to lose less where u and v are nearly parallel.
 
     The gradient is that of q1 q2 - c^2: at q = 0 the factors' own would be infinite.
@@ -47,7 +51,7 @@ class _GramDeterminant(Elementwise):
         return [[q2, q1, -2 * c]]
 
 
-def delta_and_angle(q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def delta_and_angle(q1: Part, q2: Part, c: Part) -> tuple[Whole, Whole]:
     """sqrt(D) and asin(rho), in new tensors; for use without a gradient."""
     p1, p2, rho, s, t = normalised(q1, q2, c)  # D may be beyond the range of the dtype
     root = p1.clamp_min(0).sqrt() * p2.clamp_min(0).sqrt()

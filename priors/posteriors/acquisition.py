@@ -11,14 +11,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Any
+from typing import Any, cast
 
 import torch
 from botorch.acquisition import AcquisitionFunction
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.exceptions import UnsupportedError
 from botorch.models.model import Model
-from botorch.posteriors import GPyTorchPosterior, Posterior
+from botorch.posteriors import GPyTorchPosterior, Posterior, TorchPosterior
 from botorch.sampling.base import MCSampler
 from botorch.sampling.get_sampler import get_sampler
 from botorch.sampling.normal import SobolQMCNormalSampler
@@ -70,7 +70,7 @@ class _MarginalAcquisition(AcquisitionFunction, ABC):
             )
         super().set_X_pending(None)
 
-    @t_batch_mode_transform(expected_q=1)
+    @t_batch_mode_transform(expected_q=1)  # type: ignore[arg-type]  # says "of any acquisition"
     def forward(self, X: Tensor) -> Tensor:
         """Value at each candidate, `[b, 1, d]` to `[b]`."""
         return self._value(as_predictive(self.model.posterior(X)), X)[..., 0, 0]
@@ -81,6 +81,8 @@ class _MarginalAcquisition(AcquisitionFunction, ABC):
 
 
 class _Improvement(_MarginalAcquisition, ABC):
+    best_f: Tensor
+
     def __init__(self, model: Model, best_f: float | Tensor, maximize: bool = True) -> None:
         super().__init__(model)
         if not isinstance(best_f, Tensor):
@@ -212,7 +214,7 @@ class GaussianApproximation(Model):
     @property
     def train_inputs(self) -> Any:
         """Those of the model, for m outputs `[m, n, d]` as BoTorch's Gaussian processes do."""
-        inputs = self.model.train_inputs
+        inputs: Any = self.model.train_inputs
         if self.num_outputs > 1 and isinstance(inputs[0], Tensor) and inputs[0].dim() == 2:
             return tuple(X.expand(self.num_outputs, -1, -1) for X in inputs)
         return inputs
@@ -235,8 +237,11 @@ class GaussianApproximation(Model):
         Raises:
             ValueError: the variance is not finite, so that no Gaussian matches.
         """
-        posterior = self.model.posterior(
-            X, output_indices=output_indices, observation_noise=observation_noise
+        # whose mean and variance BoTorch's base class does not declare
+        posterior: Any = self.model.posterior(
+            X,
+            output_indices=None if output_indices is None else list(output_indices),
+            observation_noise=observation_noise,
         )
         mean, variance = posterior.mean, posterior.variance
         if not bool(variance.isfinite().all()):
@@ -256,7 +261,7 @@ class GaussianApproximation(Model):
 
     def forward(self, X: Tensor) -> MultivariateNormal:
         """The Gaussian at `X`, as a GPyTorch model returns it in evaluation mode."""
-        gaussian = self.posterior(X).distribution
+        gaussian = cast(GPyTorchPosterior, self.posterior(X)).distribution
         if isinstance(gaussian, MultitaskMultivariateNormal):
             covariance = gaussian.covariance_matrix
             return MultitaskMultivariateNormal(gaussian.mean, covariance, interleaved=False)
@@ -271,13 +276,14 @@ class GaussianApproximation(Model):
 
     def fantasize(self, X: Tensor, sampler: MCSampler, **kwargs: Any) -> GaussianApproximation:
         """The approximation of the model's own fantasies; arguments go to that."""
-        return GaussianApproximation(self.model.fantasize(X, sampler, **kwargs), self.num_samples)
+        model: Any = self.model  # in BoTorch not every model fantasizes
+        return GaussianApproximation(model.fantasize(X, sampler, **kwargs), self.num_samples)
 
     def subset_output(self, idcs: list[int]) -> GaussianApproximation:
         """The approximation of the model of some outputs."""
         return GaussianApproximation(self.model.subset_output(idcs), self.num_samples)
 
-    def _covariance(self, posterior: Posterior, variance: Tensor) -> Tensor:
+    def _covariance(self, posterior: TorchPosterior, variance: Tensor) -> Tensor:
         """Correlations of joint samples with the exact variances, `[..., m n, m n]`."""
         assert self.num_samples is not None
         # Of a seed of its own: the global generator is left alone.

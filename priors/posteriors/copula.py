@@ -36,7 +36,9 @@ class CopulaSampler(MCSampler):
         super().__init__(sample_shape=sample_shape, seed=seed)
         self.num_joint = num_joint
 
-    def forward(self, posterior: PredictivePosterior) -> Tensor:
+    def forward(  # type: ignore[override]  # its own posteriors only, as BoTorch's other samplers
+        self, posterior: PredictivePosterior
+    ) -> Tensor:
         """Samples `[*sample_shape, ..., n, m]`, without a gradient.
 
         Args:

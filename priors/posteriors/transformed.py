@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from botorch.acquisition.objective import (
@@ -235,8 +236,8 @@ def apply_posterior_transform(
         return _transformed_gaussian(transform, posterior, X)
     if isinstance(posterior, GPyTorchPosterior) or not needs_gaussian:
         return transform(posterior=posterior, X=X)
-    if isinstance(transform, ScalarizedPosteriorTransform) and len(transform.weights) == 1:
-        scale = transform.weights.to(device=posterior.device, dtype=posterior.dtype)
+    if isinstance(transform, ScalarizedPosteriorTransform) and len(_weights(transform)) == 1:
+        scale = _weights(transform).to(device=posterior.device, dtype=posterior.dtype)
         assert isinstance(posterior, PredictivePosterior)
         return TransformedPosterior(posterior, AffineTransform(transform.offset, scale))
     raise NotImplementedError(
@@ -246,12 +247,16 @@ def apply_posterior_transform(
     )
 
 
+def _weights(transform: ScalarizedPosteriorTransform) -> Tensor:
+    return cast(Tensor, transform.weights)  # a buffer
+
+
 def _transformed_gaussian(
     transform: PosteriorTransform, posterior: GaussianPosterior, X: Tensor
 ) -> GaussianPosterior:
     """A weighted sum of outputs, or an average of points, with the unit of the posterior."""
     if isinstance(transform, ScalarizedPosteriorTransform):
-        return posterior.scalarised(transform.weights, transform.offset)
+        return posterior.scalarised(_weights(transform), transform.offset)
     base = transform(posterior=GaussianPosterior(posterior.base), X=X)
     return GaussianPosterior(base.distribution, posterior.transform)
 

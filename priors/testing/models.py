@@ -80,13 +80,17 @@ class ModelContract(ABC):
 
     def test_monte_carlo_acquisition(self) -> None:
         """BoTorch's samples the model jointly, with gradients and with pending points."""
+
+        def first(Y: Tensor, X: Tensor | None = None) -> Tensor:
+            return Y[..., 0]
+
         model, X = self.make_model(torch.float64), self.make_X(torch.float64)
         X = X.requires_grad_()
         acquisition = qLogExpectedImprovement(
             model,
             best_f=float(model.posterior(X).mean.detach().median()),
             sampler=get_sampler(model.posterior(X), torch.Size([8]), seed=0),
-            objective=GenericMCObjective(lambda Y, X=None: Y[..., 0]),
+            objective=GenericMCObjective(first),
             X_pending=X[0, :1].detach() + 0.1,
         )
         value = acquisition(X)

@@ -24,7 +24,15 @@ class TestMeanField(InferenceMethodContract):
 MANY = {"num_samples": 20, "num_warmup": 100, "num_chains": 128, "progress": False}
 
 
-class TestHMC(InferenceMethodContract, SamplerContract):
+class TestHMC(InferenceMethodContract):
+    def make_method(self, seed):
+        return HMC(**MANY, seed=seed)
+
+
+@pytest.mark.slow
+class TestChainsOfHMC(SamplerContract):
+    """ChEES, of the same kernel, is there for it among the fast tests."""
+
     def make_method(self, seed):
         return HMC(**MANY, seed=seed)
 

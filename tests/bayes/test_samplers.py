@@ -160,7 +160,9 @@ def linear_network(noise=0.25):
     [
         (ChEES(**QUICK), 0.0),
         (MCLMC(adjusted=True, **QUICK), 0.0),
-        (SGHMC(step_size=0.1, friction=0.1, num_steps=10, **QUICK), 0.03),
+        pytest.param(
+            SGHMC(step_size=0.1, friction=0.1, num_steps=10, **QUICK), 0.03, marks=pytest.mark.slow
+        ),
         (SGHMC(step_size=0.05, friction=0.1, batch_size=15, num_steps=10, **QUICK), 0.1),
     ],
     ids=["ChEES", "MCLMC", "SGHMC", "minibatches"],

@@ -1,5 +1,6 @@
 """The Bayesian sampler: contract, quality on a known function, resuming, pending points."""
 
+import functools
 import math
 
 import numpy as np
@@ -69,11 +70,17 @@ def test_better_than_random_on_a_known_function():
     assert ours.mean() < random.mean() - 2 * error
 
 
+@functools.cache
+def seven_trials():
+    """With few candidates."""
+    return run(7)
+
+
 @pytest.mark.usefixtures("few_candidates")
 @pytest.mark.parametrize("stop", [3, 6])
 def test_resuming_gives_the_same_trials(tmp_path, stop):
     """A new sampler on the stored study proposes what would have come, to the last bit."""
-    whole = run(7)
+    whole = seven_trials()
     url = f"sqlite:///{tmp_path / 'study.db'}"
     run(stop, optuna.create_study(sampler=sampler(), study_name="other", storage=url))
     resumed = optuna.load_study(study_name="other", storage=url, sampler=sampler())

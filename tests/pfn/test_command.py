@@ -1,6 +1,7 @@
 """The command line: train, certify, predict, show; and the recipes behind it."""
 
 import dataclasses
+import functools
 import json
 import sys
 
@@ -40,6 +41,9 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    few = functools.partial(pfn.certify, num_tasks=32)
+    for module in ("pfn.__main__", "pfn.checkpoints.recipes"):
+        monkeypatch.setattr(f"{module}.certify", few)
     yield tmp_path
     sys.modules.pop("ownprior", None)
 
@@ -130,7 +134,8 @@ def test_a_prior_of_few_rows_gets_a_certificate_of_few(folder, capsys):
 
 
 def test_rows_without_a_target_are_predicted(folder, capsys):
-    run("train", "ownprior:prior", "--config", "tiny.json", "--out", "net.safetensors")
+    words = ["--config", "tiny.json", "--out", "net.safetensors", "--no-certificate"]
+    run("train", "ownprior:prior", *words)
     capsys.readouterr()
     (folder / "data.csv").write_text("a,b,y\n0.1,0.2,1\n0.5,0.1,\n0.7,0.9,3\n0.3,0.3,\n")
     words = ["--network", "net.safetensors", "--members", 1]
@@ -266,8 +271,7 @@ def test_errors_are_one_line(folder, capsys):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes(name):
-    """Every recipe's tasks fit its network, and its certificate can be measured."""
+def test_tasks_of_a_recipe_fit_its_network(name):
     recipe = RECIPES[name]()
     assert recipe.prior.description
     sizes = recipe.config.architecture
@@ -276,6 +280,14 @@ def test_recipes(name):
         assert task.X.shape[-1] <= sizes.max_features
         assert (task.num_classes is not None) == (sizes.classes > 0)
         assert task.y.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "regression" else n for n in RECIPES],
+)
+def test_the_certificate_of_a_recipe_can_be_measured(name):
+    recipe = RECIPES[name]()
     config = dataclasses.replace(recipe.config, steps=1, batch=2, border_tasks=16, held_out_tasks=2)
     made = pfn.train(recipe.prior, config=config, device="cpu", progress=False)
     measured = recipe.certificate(made, num_tasks=2, progress=False)

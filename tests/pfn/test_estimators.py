@@ -72,17 +72,21 @@ class SimpleTasks:
         )
 
 
-def trained(classes, steps=400):
+def trained(classes, steps=200):
     config = TrainingConfig(
         architecture=dataclasses.replace(SIZES, classes=classes),
         inputs="standardised",
         targets="standardised",
         steps=steps,
+        batch=16,
+        learning_rate=4e-3,
+        matrix_learning_rate=2e-2,
+        warmup=20,
         appended=0.0,
         known_noise=0.0,
         border_tasks=200,
         held_out_tasks=32,
-        average_decay=0.98,
+        average_decay=0.97,
     )
     network = train(SimpleTasks(classes), config=config, device="cpu", progress=False)
     network.metadata["max_context"] = 1_000

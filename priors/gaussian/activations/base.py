@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from priors.gaussian.activations.powers import Terms, rectified_dual, slopes
 from priors.gaussian.interpolation import Tables, expectations, mean, tables_of
 from priors.gaussian.pairs import are_extreme, inverse_sqrt
 from priors.gaussian.quadrature import derivative_of, jumps
+
+if TYPE_CHECKING:
+    from priors.shapes import Part, Whole
 
 __all__ = ["Activation", "Numerical", "Smooth"]
 
@@ -81,7 +84,7 @@ class Activation(ABC):
         """The activation x -> phi(x + offset)."""
         return _Shifted(self, offset) if offset else self
 
-    def dual(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def dual(self, other: Activation, q1: Part, q2: Part, c: Part) -> Whole:
         """E[phi(u) psi(v)] with psi = `other`."""
         if self._akin(other):
             return _in_range(self.closed_dual, other, q1, q2, c)
@@ -89,7 +92,7 @@ class Activation(ABC):
             return _in_range(rectified_dual, self.terms, other.terms, q1, q2, c)
         return expectations(self, other, ((0, 0),), q1, q2, c)[0]
 
-    def dual_derivative(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def dual_derivative(self, other: Activation, q1: Part, q2: Part, c: Part) -> Whole:
         """E[phi'(u) psi'(v)] with psi = `other`."""
         if self._akin(other):
             return _in_range(self.closed_dual_derivative, other, q1, q2, c)
@@ -97,34 +100,34 @@ class Activation(ABC):
             return _in_range(rectified_dual, slopes(self.terms), slopes(other.terms), q1, q2, c)
         return expectations(self, other, ((1, 1),), q1, q2, c)[0]
 
-    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def duals(self, other: Activation, q1: Part, q2: Part, c: Part) -> tuple[Whole, Whole]:
         """`dual` and `dual_derivative`, sharing the work where that saves some."""
         if self._akin(other):
             return _in_range(self.closed_duals, other, q1, q2, c)
         return self.dual(other, q1, q2, c), self.dual_derivative(other, q1, q2, c)
 
-    def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def closed_dual(self, other: Self, q1: Part, q2: Part, c: Part) -> Whole:
         """`dual` of two activations of one family, in closed form."""
         return self.closed_duals(other, q1, q2, c)[0]
 
-    def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def closed_dual_derivative(self, other: Self, q1: Part, q2: Part, c: Part) -> Whole:
         """`dual_derivative` of two activations of one family, in closed form."""
         return self.closed_duals(other, q1, q2, c)[1]
 
-    def closed_duals(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def closed_duals(self, other: Self, q1: Part, q2: Part, c: Part) -> tuple[Whole, Whole]:
         """`duals` of two activations of one family, in closed form."""
         value = self.closed_dual(other, q1, q2, c)
         return value, self.closed_dual_derivative(other, q1, q2, c)
 
-    def mean(self, q: Tensor) -> Tensor:
+    def mean(self, q: Whole) -> Whole:
         """E[phi(u)] for u of variance `q`."""
         return mean(self, (0,), q)
 
-    def mean_derivative(self, q: Tensor) -> Tensor:
+    def mean_derivative(self, q: Whole) -> Whole:
         """E[phi'(u)] for u of variance `q`, without the deltas of phi' at jumps."""
         return mean(self, (1,), q)
 
-    def stein(self, q: Tensor) -> Tensor:
+    def stein(self, q: Whole) -> Whole:
         """E[u phi(u)] / q: `mean_derivative` and the deltas of phi' at jumps.
 
         Stein's lemma: E[phi(u) w] = stein(q) E[u w] for jointly Gaussian u and w.
@@ -137,11 +140,11 @@ class Activation(ABC):
                 value = value + jump / math.sqrt(2 * math.pi) * density
         return value
 
-    def second_moment(self, q: Tensor) -> Tensor:
+    def second_moment(self, q: Whole) -> Whole:
         """E[phi(u)^2] for u of variance `q`."""
         return mean(self, (0, 0), q)
 
-    def second_moment_derivative(self, q: Tensor) -> Tensor:
+    def second_moment_derivative(self, q: Whole) -> Whole:
         """E[phi'(u)^2] for u of variance `q`."""
         return mean(self, (1, 1), q)
 
@@ -161,7 +164,7 @@ def _in_range(closed: Callable[..., Any], *arguments: Any) -> Any:
 class _Function(Activation):
     """A function without closed forms."""
 
-    def duals(self, other: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def duals(self, other: Activation, q1: Part, q2: Part, c: Part) -> tuple[Whole, Whole]:
         value, slope = expectations(self, other, ((0, 0), (1, 1)), q1, q2, c)
         return value, slope
 

@@ -44,7 +44,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -59,6 +59,11 @@ from priors.gaussian.pairs import (
     normalised,
     positive_sqrt,
 )
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    from priors.shapes import Part, Whole
 
 __all__ = ["ELU", "elu_duals", "elu_means", "elu_squares"]
 
@@ -127,28 +132,28 @@ class ELU(Activation):
     def _beta(self) -> float:
         return self.alpha * self.rate
 
-    def closed_duals(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def closed_duals(self, other: Self, q1: Part, q2: Part, c: Part) -> tuple[Whole, Whole]:
         a, b = self.rate, other.rate
         value, slope = elu_duals(a**2 * q1, b**2 * q2, a * b * c, self._beta, other._beta)
         scale = self.scale * other.scale
         return scale / (a * b) * value, scale * slope
 
-    def mean(self, q: Tensor) -> Tensor:
+    def mean(self, q: Whole) -> Whole:
         return self.scale / self.rate * elu_means(self.rate**2 * q, self._beta)[0]
 
-    def mean_derivative(self, q: Tensor) -> Tensor:
+    def mean_derivative(self, q: Whole) -> Whole:
         return self.scale * elu_means(self.rate**2 * q, self._beta)[1]
 
-    def second_moment(self, q: Tensor) -> Tensor:
+    def second_moment(self, q: Whole) -> Whole:
         return (self.scale / self.rate) ** 2 * elu_squares(self.rate**2 * q, self._beta)[0]
 
-    def second_moment_derivative(self, q: Tensor) -> Tensor:
+    def second_moment_derivative(self, q: Whole) -> Whole:
         return self.scale**2 * elu_squares(self.rate**2 * q, self._beta)[1]
 
 
 def elu_duals(
-    q1: Tensor, q2: Tensor, c: Tensor, beta1: float = 1.0, beta2: float = 1.0
-) -> tuple[Tensor, Tensor]:
+    q1: Part, q2: Part, c: Part, beta1: float = 1.0, beta2: float = 1.0
+) -> tuple[Whole, Whole]:
     """E[psi1(u) psi2(v)] and E[psi1'(u) psi2'(v)], psi_i(x) = max(x, 0) + beta_i n(x).
 
     Args:
@@ -164,14 +169,14 @@ def elu_duals(
     return value.to(dtype), derivative.to(dtype)
 
 
-def elu_means(q: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+def elu_means(q: Whole, beta: float = 1.0) -> tuple[Whole, Whole]:
     """E[psi(u)] and E[psi'(u)] for u of variance `q`."""
     x = q.double()
     tail, loss = _Tails.apply(x)
     return (_DENSITY * positive_sqrt(x) - beta * loss).to(q.dtype), (0.5 + beta * tail).to(q.dtype)
 
 
-def elu_squares(q: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+def elu_squares(q: Whole, beta: float = 1.0) -> tuple[Whole, Whole]:
     """E[psi(u)^2] and E[psi'(u)^2] for u of variance `q`."""
     x = q.double()
     square = x / 2 + beta**2 * _Square.apply(x)
@@ -182,7 +187,7 @@ def elu_squares(q: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
 # One variable ------------------------------------------------------------------------------------
 
 
-def _mills(a: Tensor) -> tuple[Tensor, Tensor]:
+def _mills(a: Float[Tensor, "*a"]) -> tuple[Float[Tensor, "*a"], Float[Tensor, "*a"]]:
     """R(a) and G(a) in new tensors, to a few roundings of 1 and of G; for use without a gradient.
 
     With k = P / Q as above, M = M(0) / (1 + a k) and G = M(0) a k / (1 + a k).
@@ -234,7 +239,7 @@ class _Square(Elementwise):
 # Two variables -----------------------------------------------------------------------------------
 
 
-def _integrals(q1: Tensor, q2: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+def _integrals(q1: Part, q2: Part, w: Part) -> tuple[Whole, ...]:
     """E[n(u) n(v)], E[e(u) 1(v < 0)], E[1(u < 0) e(v)] and E[e(u) e(v)] in new tensors.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 from priors.gaussian.activations.base import Activation
 from priors.gaussian.activations.powers import Terms
 from priors.gaussian.pairs import are_extreme
+
+if TYPE_CHECKING:
+    from priors.shapes import Part, Whole
 
 __all__ = ["Hermite", "Polynomial"]
 
@@ -47,30 +50,31 @@ class _PolynomialBase(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return Polynomial(_differentiated(self.monomials))(x)
 
-    def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def closed_dual(self, other: Self, q1: Part, q2: Part, c: Part) -> Whole:
         return self._of_derivatives(other, q1, q2, c, 0)
 
-    def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def closed_dual_derivative(self, other: Self, q1: Part, q2: Part, c: Part) -> Whole:
         return self._of_derivatives(other, q1, q2, c, 1)
 
-    def _of_derivatives(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor, order: int) -> Tensor:
+    def _of_derivatives(self, other: Self, q1: Part, q2: Part, c: Part, order: int) -> Whole:
         """E[p^(order)(u) r^(order)(v)]."""
         dtype = c.dtype
         if are_extreme(q1, q2) is None:  # they may be: then infinity times 0 would be NaN
             q1, q2, c = q1.double(), q2.double(), c.double()
         means = self.derivative_means(q1)[order:], other.derivative_means(q2)[order:]
-        return _price_series(*means, c).to(dtype)
+        shape = torch.broadcast_shapes(q1.shape, q2.shape, c.shape)  # there may be no means
+        return _price_series(*means, c.expand(shape)).to(dtype)
 
-    def mean(self, q: Tensor) -> Tensor:
+    def mean(self, q: Whole) -> Whole:
         return self.derivative_means(q)[0]
 
-    def mean_derivative(self, q: Tensor) -> Tensor:
+    def mean_derivative(self, q: Whole) -> Whole:
         return [*self.derivative_means(q), torch.zeros_like(q)][1]
 
-    def second_moment(self, q: Tensor) -> Tensor:
+    def second_moment(self, q: Whole) -> Whole:
         return self.dual(self, q, q, q)
 
-    def second_moment_derivative(self, q: Tensor) -> Tensor:
+    def second_moment_derivative(self, q: Whole) -> Whole:
         return self.dual_derivative(self, q, q, q)
 
 

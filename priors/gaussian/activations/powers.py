@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from priors.gaussian.pairs import (
     normalised,
     positive_sqrt,
 )
+
+if TYPE_CHECKING:
+    from priors.shapes import Part, Whole
 
 __all__ = ["Terms", "rectified_dual", "rectified_mean", "slopes", "squares"]
 
@@ -37,7 +40,7 @@ def squares(terms: Terms) -> Terms:
     return tuple((a * b, n + m, s) for a, n, s in terms for b, m, r in terms if s == r)
 
 
-def rectified_mean(terms: Terms, q: Tensor) -> Tensor:
+def rectified_mean(terms: Terms, q: Whole) -> Whole:
     """sum of a E[max(u, 0)^n] = a q^(n/2) E[max(z, 0)^n]."""
     value = torch.zeros_like(q)
     for n in sorted({n for _, n, _ in terms}):
@@ -51,7 +54,7 @@ def _half_moment(n: int) -> float:
     return 2 ** (n / 2 - 1) * math.gamma((n + 1) / 2) / math.sqrt(math.pi)
 
 
-def rectified_dual(terms1: Terms, terms2: Terms, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+def rectified_dual(terms1: Terms, terms2: Terms, q1: Part, q2: Part, c: Part) -> Whole:
     """E[phi(u) psi(v)] of two such sums."""
     value = torch.zeros_like(q1 + q2 + c)
     for a, m, r in terms1:
@@ -119,7 +122,7 @@ class _RectifiedDual(Elementwise):
         return [[d_q1, d_q2, d_c]]
 
 
-def _rectified_slope(q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int) -> Tensor:
+def _rectified_slope(q1: Part, q2: Part, c: Part, m: int, n: int) -> Whole:
     """dI_mn / dc."""
     if m and n:
         return m * n * _RectifiedDual.apply(q1, q2, c, m - 1, n - 1)
@@ -130,9 +133,7 @@ def _rectified_slope(q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int) -> Tenso
     return n * _at_kink(q1, q2, c, n - 1) if n else m * _at_kink(q2, q1, c, m - 1)
 
 
-def _rectified_variance_slope(
-    q1: Tensor, q2: Tensor, c: Tensor, m: int, n: int, d_c: Tensor
-) -> Tensor:
+def _rectified_variance_slope(q1: Part, q2: Part, c: Part, m: int, n: int, d_c: Part) -> Whole:
     """dI_mn / dq1, `d_c` = dI_mn / dc."""
     if m >= 2:
         return m * (m - 1) / 2 * _RectifiedDual.apply(q1, q2, c, m - 2, n)
@@ -143,7 +144,7 @@ def _rectified_variance_slope(
     return -c * inverse * inverse / 2 * d_c
 
 
-def _at_kink(q1: Tensor, q2: Tensor, c: Tensor, n: int) -> Tensor:
+def _at_kink(q1: Part, q2: Part, c: Part, n: int) -> Whole:
     """E[delta(u) max(v, 0)^n]."""
     inverse = inverse_sqrt(q1, torch.finfo(q1.dtype).tiny)
     p1, p2, rho, s, t = normalised(q1, q2, c)

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from priors.gaussian.pairs import (
     noise_floor,
     normalised,
 )
+
+if TYPE_CHECKING:
+    from priors.shapes import Part, Whole
 
 __all__ = ["ABReLU", "RectifiedPower", "Sign"]
 
@@ -37,16 +40,16 @@ class _Rectified(Activation):
     def kinks(self) -> tuple[float, ...]:
         return (0.0,)
 
-    def mean(self, q: Tensor) -> Tensor:
+    def mean(self, q: Whole) -> Whole:
         return rectified_mean(self.terms, q)
 
-    def mean_derivative(self, q: Tensor) -> Tensor:
+    def mean_derivative(self, q: Whole) -> Whole:
         return rectified_mean(slopes(self.terms), q)
 
-    def second_moment(self, q: Tensor) -> Tensor:
+    def second_moment(self, q: Whole) -> Whole:
         return rectified_mean(squares(self.terms), q)
 
-    def second_moment_derivative(self, q: Tensor) -> Tensor:
+    def second_moment_derivative(self, q: Whole) -> Whole:
         return rectified_mean(squares(slopes(self.terms)), q)
 
 
@@ -84,7 +87,7 @@ class ABReLU(_Rectified):
     def _even(self) -> float:
         return (self.positive - self.negative) / 2
 
-    def closed_duals(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def closed_duals(self, other: Self, q1: Part, q2: Part, c: Part) -> tuple[Whole, Whole]:
         return _ABDuals.apply(q1, q2, c, self._odd * other._odd, self._even * other._even)
 
 

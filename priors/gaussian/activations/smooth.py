@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from torch import Tensor
 from priors.gaussian.activations.base import Activation
 from priors.gaussian.elementwise import Elementwise
 from priors.gaussian.pairs import gram_determinant, normalised
+
+if TYPE_CHECKING:
+    from priors.shapes import Part, Whole
 
 __all__ = ["Erf", "Exp", "GELU", "Gabor", "Gaussian", "Probit", "Sine"]
 
@@ -36,22 +39,22 @@ class Erf(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return (2 / math.sqrt(math.pi)) * torch.exp(-(x**2))
 
-    def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def closed_dual(self, other: Self, q1: Part, q2: Part, c: Part) -> Whole:
         return (2 / math.pi) * _Angle.apply(2 * q1, 2 * q2, 2 * c)
 
-    def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def closed_dual_derivative(self, other: Self, q1: Part, q2: Part, c: Part) -> Whole:
         return (4 / math.pi) / _Root.apply(2 * q1, 2 * q2, 2 * c)
 
-    def mean(self, q: Tensor) -> Tensor:
+    def mean(self, q: Whole) -> Whole:
         return torch.zeros_like(q)
 
-    def mean_derivative(self, q: Tensor) -> Tensor:
+    def mean_derivative(self, q: Whole) -> Whole:
         return (2 / math.sqrt(math.pi)) / (1 + 2 * q).sqrt()
 
-    def second_moment(self, q: Tensor) -> Tensor:
+    def second_moment(self, q: Whole) -> Whole:
         return (2 / math.pi) * _AngleOfEquals.apply(2 * q)
 
-    def second_moment_derivative(self, q: Tensor) -> Tensor:
+    def second_moment_derivative(self, q: Whole) -> Whole:
         return (4 / math.pi) / (1 + 4 * q).sqrt()
 
 
@@ -65,22 +68,22 @@ class Probit(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
 
-    def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def closed_dual(self, other: Self, q1: Part, q2: Part, c: Part) -> Whole:
         return 0.25 + _Angle.apply(q1, q2, c) / (2 * math.pi)
 
-    def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def closed_dual_derivative(self, other: Self, q1: Part, q2: Part, c: Part) -> Whole:
         return (1 / (2 * math.pi)) / _Root.apply(q1, q2, c)
 
-    def mean(self, q: Tensor) -> Tensor:
+    def mean(self, q: Whole) -> Whole:
         return torch.full_like(q, 0.5)
 
-    def mean_derivative(self, q: Tensor) -> Tensor:
+    def mean_derivative(self, q: Whole) -> Whole:
         return (1 / math.sqrt(2 * math.pi)) / (1 + q).sqrt()
 
-    def second_moment(self, q: Tensor) -> Tensor:
+    def second_moment(self, q: Whole) -> Whole:
         return 0.25 + _AngleOfEquals.apply(q) / (2 * math.pi)
 
-    def second_moment_derivative(self, q: Tensor) -> Tensor:
+    def second_moment_derivative(self, q: Whole) -> Whole:
         return (1 / (2 * math.pi)) / (1 + 2 * q).sqrt()
 
 
@@ -94,20 +97,20 @@ class GELU(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.special.ndtr(x) + x * torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
 
-    def closed_duals(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def closed_duals(self, other: Self, q1: Part, q2: Part, c: Part) -> tuple[Whole, Whole]:
         return _GELUDuals.apply(q1, q2, c)
 
-    def mean(self, q: Tensor) -> Tensor:
+    def mean(self, q: Whole) -> Whole:
         return q / (1 + q).sqrt() / math.sqrt(2 * math.pi)
 
-    def mean_derivative(self, q: Tensor) -> Tensor:
+    def mean_derivative(self, q: Whole) -> Whole:
         return torch.full_like(q, 0.5)
 
-    def second_moment(self, q: Tensor) -> Tensor:
+    def second_moment(self, q: Whole) -> Whole:
         root = (1 + 2 * q).sqrt()
         return _gelu_dual(q, q, q, root, _AngleOfEquals.apply(q))
 
-    def second_moment_derivative(self, q: Tensor) -> Tensor:
+    def second_moment_derivative(self, q: Whole) -> Whole:
         root = (1 + 2 * q).sqrt()
         return _gelu_dual_derivative(q, q, q, root, _AngleOfEquals.apply(q))
 
@@ -131,7 +134,7 @@ class Sine(Activation):
     def shifted(self, offset: float) -> Activation:
         return Sine(self.phase + self.frequency * offset, self.frequency)
 
-    def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def closed_dual(self, other: Self, q1: Part, q2: Part, c: Part) -> Whole:
         b1, b2 = self.frequency, other.frequency
         c = b1 * b2 * c
         # sinh(c) e^-s and cosh(c) e^-s, s = (q1 + q2) / 2, without overflow or cancellation
@@ -145,7 +148,7 @@ class Sine(Activation):
         even = math.sin(self.phase) * math.sin(other.phase)
         return odd * torch.where(c < 0, -sinh, sinh) + even * cosh
 
-    def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def closed_dual_derivative(self, other: Self, q1: Part, q2: Part, c: Part) -> Whole:
         scale = self.frequency * other.frequency
         return scale * self._slope.dual(other._slope, q1, q2, c)
 
@@ -153,17 +156,17 @@ class Sine(Activation):
     def _slope(self) -> Sine:
         return Sine(self.phase + math.pi / 2, self.frequency)
 
-    def mean(self, q: Tensor) -> Tensor:
+    def mean(self, q: Whole) -> Whole:
         return math.sin(self.phase) * torch.exp(-(self.frequency**2) * q / 2)
 
-    def mean_derivative(self, q: Tensor) -> Tensor:
+    def mean_derivative(self, q: Whole) -> Whole:
         return self.frequency * self._slope.mean(q)
 
-    def second_moment(self, q: Tensor) -> Tensor:
+    def second_moment(self, q: Whole) -> Whole:
         decay = torch.expm1(-2 * self.frequency**2 * q)
         return math.sin(self.phase) ** 2 - math.cos(2 * self.phase) / 2 * decay
 
-    def second_moment_derivative(self, q: Tensor) -> Tensor:
+    def second_moment_derivative(self, q: Whole) -> Whole:
         return self.frequency**2 * self._slope.second_moment(q)
 
 
@@ -179,23 +182,23 @@ class Exp(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return self.rate * torch.exp(self.rate * x)
 
-    def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def closed_dual(self, other: Self, q1: Part, q2: Part, c: Part) -> Whole:
         a, b = self.rate, other.rate
         return torch.exp((a**2 * q1 + b**2 * q2) / 2 + a * b * c)
 
-    def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def closed_dual_derivative(self, other: Self, q1: Part, q2: Part, c: Part) -> Whole:
         return self.rate * other.rate * self.dual(other, q1, q2, c)
 
-    def mean(self, q: Tensor) -> Tensor:
+    def mean(self, q: Whole) -> Whole:
         return torch.exp(self.rate**2 * q / 2)
 
-    def mean_derivative(self, q: Tensor) -> Tensor:
+    def mean_derivative(self, q: Whole) -> Whole:
         return self.rate * self.mean(q)
 
-    def second_moment(self, q: Tensor) -> Tensor:
+    def second_moment(self, q: Whole) -> Whole:
         return torch.exp(2 * self.rate**2 * q)
 
-    def second_moment_derivative(self, q: Tensor) -> Tensor:
+    def second_moment_derivative(self, q: Whole) -> Whole:
         return self.rate**2 * self.second_moment(q)
 
 
@@ -209,23 +212,23 @@ class Gaussian(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return -2 * x * torch.exp(-(x**2))
 
-    def closed_dual(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def closed_dual(self, other: Self, q1: Part, q2: Part, c: Part) -> Whole:
         return 1 / _Root.apply(2 * q1, 2 * q2, 2 * c)
 
-    def closed_dual_derivative(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
+    def closed_dual_derivative(self, other: Self, q1: Part, q2: Part, c: Part) -> Whole:
         root = _Root.apply(2 * q1, 2 * q2, 2 * c)
         return 4 * c / root / root / root
 
-    def mean(self, q: Tensor) -> Tensor:
+    def mean(self, q: Whole) -> Whole:
         return 1 / (1 + 2 * q).sqrt()
 
-    def mean_derivative(self, q: Tensor) -> Tensor:
+    def mean_derivative(self, q: Whole) -> Whole:
         return torch.zeros_like(q)
 
-    def second_moment(self, q: Tensor) -> Tensor:
+    def second_moment(self, q: Whole) -> Whole:
         return 1 / (1 + 4 * q).sqrt()
 
-    def second_moment_derivative(self, q: Tensor) -> Tensor:
+    def second_moment_derivative(self, q: Whole) -> Whole:
         return 4 * q / (1 + 4 * q) / (1 + 4 * q).sqrt()
 
 
@@ -239,20 +242,20 @@ class Gabor(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.exp(-(x**2)) * (torch.cos(x) - 2 * x * torch.sin(x))
 
-    def closed_duals(self, other: Self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def closed_duals(self, other: Self, q1: Part, q2: Part, c: Part) -> tuple[Whole, Whole]:
         return _gabor_duals(q1, q2, c, _Root.apply(2 * q1, 2 * q2, 2 * c))
 
-    def mean(self, q: Tensor) -> Tensor:
+    def mean(self, q: Whole) -> Whole:
         return torch.zeros_like(q)
 
-    def mean_derivative(self, q: Tensor) -> Tensor:
+    def mean_derivative(self, q: Whole) -> Whole:
         tilted = 1 + 2 * q
         return torch.exp(-q / tilted / 2) / tilted.sqrt() / tilted
 
-    def second_moment(self, q: Tensor) -> Tensor:
+    def second_moment(self, q: Whole) -> Whole:
         return _gabor_duals(q, q, q, (1 + 4 * q).sqrt())[0]
 
-    def second_moment_derivative(self, q: Tensor) -> Tensor:
+    def second_moment_derivative(self, q: Whole) -> Whole:
         return _gabor_duals(q, q, q, (1 + 4 * q).sqrt())[1]
 
 
@@ -360,19 +363,19 @@ class _GELUDuals(Elementwise):
         return list(zip(*columns, strict=True))
 
 
-def _gelu_dual(q1: Tensor, q2: Tensor, c: Tensor, root: Tensor, angle: Tensor) -> Tensor:
+def _gelu_dual(q1: Part, q2: Part, c: Part, root: Part, angle: Part) -> Whole:
     t1, t2 = 1 + q1, 1 + q2
     bend = (c / t1) * (c / t2) / root + (q1 / t1) * (q2 / t2) * root
     return c / 4 + (c * angle + bend) / (2 * math.pi)
 
 
-def _gelu_dual_derivative(q1: Tensor, q2: Tensor, c: Tensor, root: Tensor, angle: Tensor) -> Tensor:
+def _gelu_dual_derivative(q1: Part, q2: Part, c: Part, root: Part, angle: Part) -> Whole:
     lean = c / root
     bend = lean / root / root + lean / (1 + q1) + lean / (1 + q2)
     return 0.25 + (angle + bend) / (2 * math.pi)
 
 
-def _gabor_duals(q1: Tensor, q2: Tensor, c: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+def _gabor_duals(q1: Part, q2: Part, c: Part, root: Part) -> tuple[Whole, Whole]:
     """Both duals of Gabor, `root` = sqrt((1 + 2 q1)(1 + 2 q2) - 4 c^2).
 
     The second is the first's slope in c.

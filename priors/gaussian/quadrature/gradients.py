@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,12 +14,15 @@ from priors.gaussian.quadrature.functions import Elementwise, Function, Kinks
 from priors.gaussian.quadrature.kinks import sides
 from priors.gaussian.quadrature.mehler import expectation_without_gradient, mean_without_gradient
 
+if TYPE_CHECKING:
+    from priors.shapes import Part, Whole
+
 __all__ = ["gaussian_expectation", "gaussian_mean"]
 
 
 def gaussian_mean(
-    f: Function, q: Tensor, *, parameters: Sequence[Tensor] = (), kinks: Kinks = ()
-) -> Tensor:
+    f: Function, q: Whole, *, parameters: Sequence[Tensor] = (), kinks: Kinks = ()
+) -> Whole:
     """E[f(u)] for u of variance `q`.
 
     Args:
@@ -39,15 +42,15 @@ def gaussian_mean(
 def gaussian_expectation(
     f: Function,
     g: Function,
-    q1: Tensor,
-    q2: Tensor,
-    c: Tensor,
+    q1: Part,
+    q2: Part,
+    c: Part,
     *,
     f_parameters: Sequence[Tensor] = (),
     g_parameters: Sequence[Tensor] = (),
     f_kinks: Kinks = (),
     g_kinks: Kinks = (),
-) -> Tensor:
+) -> Whole:
     """E[f(u) g(v)].
 
     Accurate to about 1e-10 of the root of E[f^2] E[g^2] for smooth functions and 1e-7 for kinked

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ from priors.gaussian.quadrature.rules import (
     resolution_of,
     standard_density,
 )
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 __all__ = ["Marginal", "on_a_grid"]
 
@@ -41,13 +45,13 @@ class Marginal:
 
     Attributes:
         function: Elementwise and smooth.
-        variances: `[n]`, float64.
-        inverse: One over the scales, `[n]`; the roots of E[f^2], so that results are at most 1.
+        variances: In float64.
+        inverse: One over the scales; the roots of E[f^2], so that results are at most 1.
     """
 
     function: Function
-    variances: Tensor
-    inverse: Tensor
+    variances: Float[Tensor, " n"]
+    inverse: Float[Tensor, " n"]
 
     def at(self, z: Tensor) -> Tensor:
         """The function of `z`, `[..., n, k]` or of a shape that broadcasts to it, standardised."""
@@ -58,7 +62,7 @@ class Marginal:
         return values * self.inverse[:, None]
 
 
-def on_a_grid(f: Marginal, g: Marginal, rho: Tensor) -> Tensor:
+def on_a_grid(f: Marginal, g: Marginal, rho: Float[Tensor, " k"]) -> Float[Tensor, "k n m"]:
     """E[f(u) g(v)] over both scales, without gradient.
 
     Args:
@@ -86,8 +90,8 @@ def on_a_grid(f: Marginal, g: Marginal, rho: Tensor) -> Tensor:
     return value
 
 
-def _coefficients(one: Marginal) -> tuple[Tensor, Tensor]:
-    """Hermite coefficients, `[n, terms]`, as many as matter or may be computed; E of the square."""
+def _coefficients(one: Marginal) -> tuple[Float[Tensor, "n terms"], Float[Tensor, " n"]]:
+    """Hermite coefficients, as many as matter or may be computed; E of the square."""
     ends = edges(REACH, 0.5, resolution_of(one.variances)).to(one.variances.device)
     z, weights = panels(ends)
     mass = weights * standard_density(z)
@@ -108,7 +112,7 @@ def _coefficients(one: Marginal) -> tuple[Tensor, Tensor]:
     return torch.cat(found, -1), square
 
 
-def _near_one(f: Marginal, g: Marginal, rho: Tensor) -> Tensor:
+def _near_one(f: Marginal, g: Marginal, rho: Float[Tensor, " k"]) -> Float[Tensor, "k n m"]:
     """The same for correlations near -1 and 1: u is rho v and a rest, standardised."""
     largest = torch.maximum(f.variances.max(), g.variances.max())
     z, weights = panels(edges(_REACH, 1.5, resolution_of(largest)).to(rho.device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +21,11 @@ from priors.gaussian.quadrature.rules import (
     resolution_of,
     standard_density,
 )
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    from priors.shapes import Part, Whole
 
 __all__ = ["expectation_without_gradient", "mean_without_gradient", "rest_of"]
 
@@ -37,7 +43,9 @@ def _rule(resolution: int) -> tuple[Tensor, Tensor, Tensor]:
     return ends, z, _hermite(z, weights, _LADDER[-1])
 
 
-def _hermite(z: Tensor, weights: Tensor, order: int) -> Tensor:
+def _hermite(
+    z: Float[Tensor, "*z"], weights: Float[Tensor, "*z"], order: int
+) -> Float[Tensor, "order ..."]:
     """Rows h_k(z) density(z) weight, `[order, *z.shape]`."""
     rows = [weights * standard_density(z)]
     rows.append(z * rows[0])
@@ -85,7 +93,7 @@ class _Projection:
         mask = whole.double().repeat_interleave(PER_PANEL, -1)
         return z.flatten(-2), weights.flatten(-2), mask
 
-    def coefficients(self, order: int) -> Tensor:
+    def coefficients(self, order: int) -> Float[Tensor, "*q order"]:
         """a_0, ..., a_(order - 1), `[*q.shape, order]`."""
         total = self._values @ self._rows[:order].T
         if self._extra is not None:
@@ -106,7 +114,7 @@ def _evaluate(f: Elementwise, x: Tensor, parameters: Sequence[Tensor]) -> Tensor
     return f(x, *parameters).expand(x.shape)
 
 
-def mean_without_gradient(f: Elementwise, q: Tensor, *parameters: Tensor) -> Tensor:
+def mean_without_gradient(f: Elementwise, q: Whole, *parameters: Tensor) -> Whole:
     """E[f(u)] in float64, without gradient."""
     return _Projection(f, q, parameters).coefficients(1)[..., 0]
 
@@ -117,12 +125,12 @@ _TILE = 2**15  # pairs, of which a tile fits the cache
 def expectation_without_gradient(
     f: Elementwise,
     g: Elementwise,
-    q1: Tensor,
-    q2: Tensor,
-    c: Tensor,
+    q1: Part,
+    q2: Part,
+    c: Part,
     f_parameters: Sequence[Tensor],
     g_parameters: Sequence[Tensor],
-) -> Tensor:
+) -> Whole:
     """E[f(u) g(v)] in float64, without gradient."""
     q1, q2, c = (t.double() for t in (q1, q2, c))
     shape = torch.broadcast_shapes(q1.shape, q2.shape, c.shape)
@@ -201,7 +209,9 @@ def _symmetric(q1: Tensor, q2: Tensor, c: Tensor) -> bool:
     return torch.equal(c, c.mT) and torch.equal(q1, q2.mT)
 
 
-def rest_of(coefficients: Tensor, square: Tensor) -> Tensor:
+def rest_of(
+    coefficients: Float[Tensor, "*points k"], square: Float[Tensor, "*points"]
+) -> Float[Tensor, "*points"]:
     """The norm of the coefficients not computed, from Parseval's identity.
 
     Where that is rounding noise, from the ratio of the last two quarters of those computed: a
@@ -216,7 +226,9 @@ def rest_of(coefficients: Tensor, square: Tensor) -> Tensor:
     return torch.where(rest > 1e-12 * square, rest, 5 * last * ratio / (1 - ratio)).sqrt()
 
 
-def _power_series(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
+def _power_series(
+    a: Float[Tensor, "*#pairs k"], b: Float[Tensor, "*#pairs k"], rho: Whole
+) -> Whole:
     """sum_k a_k b_k rho^k for a, b whose shapes without k broadcast to that of rho.
 
     Horner's rule, over tiles of rows that fit the cache.

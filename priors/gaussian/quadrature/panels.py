@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from priors.gaussian.quadrature.rules import (
     standard_density,
 )
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 __all__ = ["direct"]
 
 _EVALUATIONS = 2**19  # held at once by the two-dimensional rule
@@ -29,16 +33,16 @@ _EVALUATIONS = 2**19  # held at once by the two-dimensional rule
 def direct(
     f: Elementwise,
     g: Elementwise,
-    r1: Tensor,
-    r2: Tensor,
-    rho: Tensor,
-    s: Tensor,
-    kinks1: Tensor,
-    kinks2: Tensor,
-    f_parameters: Sequence[Tensor],
-    g_parameters: Sequence[Tensor],
-) -> Tensor:
-    """E[f(u) g(v)] for a list of pairs `[p]`, by panels in two dimensions; kinks `[p, num]`."""
+    r1: Float[Tensor, " p"],
+    r2: Float[Tensor, " p"],
+    rho: Float[Tensor, " p"],
+    s: Float[Tensor, " p"],
+    kinks1: Float[Tensor, "p k1"],
+    kinks2: Float[Tensor, "p k2"],
+    f_parameters: Sequence[Float[Tensor, " p"]],
+    g_parameters: Sequence[Float[Tensor, " p"]],
+) -> Float[Tensor, " p"]:
+    """E[f(u) g(v)] for a list of pairs, by panels in two dimensions."""
     fixed = edges(DIRECT_REACH, 1.5, resolution_of(torch.maximum(r1, r2) ** 2)).to(rho.device)
     order = 12 if f.kinks or g.kinks else PER_PANEL
     nodes, weights = (x.to(rho.device) for x in legendre(order))
@@ -63,17 +67,22 @@ def direct(
 
 
 def _conditional(
-    g: Elementwise, r: Tensor, s: Tensor, centre: Tensor, t: Tensor, parameters: Sequence[Tensor]
-) -> Tensor:
+    g: Elementwise,
+    r: Float[Tensor, "p 1"],
+    s: Float[Tensor, "p 1"],
+    centre: Float[Tensor, "p m"],
+    t: Float[Tensor, "p k"],
+    parameters: Sequence[Float[Tensor, "p 1"]],
+) -> Float[Tensor, "p m"]:
     """E[g(r (centre + s w))] over standard normal w.
 
     Args:
         g: The function.
-        r: `[p, 1]`, as `s`.
-        s: Standard deviation.
-        centre: `[p, m]`.
-        t: Sorted kinks of g in units of r, `[p, num_kinks]`.
-        parameters: Of g, each `[p, 1]`.
+        r: Standard deviations of v.
+        s: Those of v given u, over `r`.
+        centre: Means of v given u, over `r`, at m nodes.
+        t: Sorted kinks of g in units of `r`.
+        parameters: Of g.
     """
     spread = float((r * s).max())
     steps, weights = (x.to(r.device) for x in narrow_rule(spread))

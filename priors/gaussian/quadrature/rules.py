@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 __all__ = [
     "DIRECT_REACH",
@@ -49,7 +53,7 @@ def edges(reach: float, widest: float, resolution: int) -> Tensor:
     return torch.cat([-half.flip(0), half[1:]])
 
 
-def panels(ends: Tensor) -> tuple[Tensor, Tensor]:
+def panels(ends: Float[Tensor, " k"]) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
     """Nodes and weights of Gauss's rule on all panels between `ends`, `[k]`."""
     nodes, weights = (t.to(ends.device) for t in legendre(PER_PANEL))
     width = ends.diff()[:, None]

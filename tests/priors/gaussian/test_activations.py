@@ -208,6 +208,22 @@ def test_gradients_are_finite_at_the_singular_places(name, dtype):
                 assert grad is None or grad.isfinite().all()
 
 
+CONSTANTS = {"polynomial of degree 0": Polynomial((1.5,)), "hermite of degree 0": Hermite(0)}
+
+
+@pytest.mark.parametrize(
+    "phi", [*FUNCTIONS.values(), *CONSTANTS.values()], ids=[*FUNCTIONS, *CONSTANTS]
+)
+def test_variances_and_covariances_broadcast(phi):
+    """Rows, columns and a number for all pairs give what the pairs one by one give."""
+    parts = double([[0.6], [1.1], [1.7]]), double([[0.5, 0.9, 1.3, 2.0]]), double(0.4)
+    pairs = [part.expand(3, 4).contiguous() for part in parts]
+    for dual in (phi.dual, phi.dual_derivative):
+        torch.testing.assert_close(dual(phi, *parts), dual(phi, *pairs), rtol=1e-9, atol=1e-12)
+    for value, expected in zip(phi.duals(phi, *parts), phi.duals(phi, *pairs), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_single_precision(name):
     generator = torch.Generator().manual_seed(0)

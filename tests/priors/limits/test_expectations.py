@@ -181,7 +181,7 @@ def test_positive_semidefinite_over_all_blocks(name):
     made, d = network(name)
     x = inputs(10, d)
     x = torch.cat([x, x[:2], x[:2] + 1e-9, 2 * x[:2], -x[:2]])
-    cut = [slice(0, 5), slice(5, 9), slice(9, 18)]
+    cut = [slice(0, 7), slice(7, 18)]
     for kernel in (made.nngp, made.ntk):
         with torch.no_grad():
             whole = kernel(x)

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import pytest
@@ -37,7 +38,9 @@ def process(kind):
     return kind(*data(), kernel, likelihood=likelihood)
 
 
+@functools.cache
 def network():
+    """Fitted once: no test changes it."""
     module = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
     prior = NetworkPrior(module, weight_var={"0": 4.0, "2": 1.0}, bias_var=1.0)
     model = BayesianNetwork(*data(), prior)

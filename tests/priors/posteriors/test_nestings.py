@@ -172,7 +172,19 @@ def make(nesting: tuple[str, ...]) -> Case:
     return case
 
 
-@pytest.mark.parametrize("nesting", NESTINGS, ids=" in ".join)
+IN_TWO = ("gaussian", "bars")  # the leaves that are seen at depth two among the fast tests
+
+
+@pytest.mark.parametrize(
+    "nesting",
+    [
+        nesting
+        if len(nesting) < 3 or nesting[0] in IN_TWO
+        else pytest.param(nesting, marks=pytest.mark.slow)
+        for nesting in NESTINGS
+    ],
+    ids=" in ".join,
+)
 def test_answers_of_a_nesting(nesting):
     case = make(nesting)
     posterior, generator = case.posterior, torch.Generator().manual_seed(8)
