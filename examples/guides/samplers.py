@@ -90,6 +90,43 @@ print(lengthscales.median(0).values)
 print(qLogExpectedImprovement(model, Y.max())(X[:4].unsqueeze(-2)))
 
 # %% [markdown]
+# ## Seconds instead of minutes
+#
+# Approximations are `method`s too. They are checked against a sampler most easily by their predictions:
+
+# %%
+from torch import nn
+
+from bayes import BayesianNetwork, DeepEnsemble, Laplace, LowRank, MeanField
+from priors import NetworkPrior
+
+X = torch.linspace(-2, 2, 40, dtype=torch.float64)[:, None]
+Y = torch.sin(2 * X) + 0.1 * torch.randn_like(X)
+network = NetworkPrior(nn.Sequential(nn.Linear(1, 10), nn.Tanh(), nn.Linear(10, 1)))
+methods = [
+    ChEES(num_chains=32, num_warmup=400, target_accept_prob=0.95, progress=False),
+    Laplace(num_training_steps=500, progress=False),
+    DeepEnsemble(num_training_steps=1000, progress=False),
+    LowRank(num_steps=1000, progress=False),
+    MeanField(num_steps=1000, progress=False),
+]
+ahead = torch.tensor([[0.0], [2.0], [3.0], [4.0]], dtype=torch.float64)
+for method in methods:
+    model = BayesianNetwork(X, Y, network).fit(method)
+    spread = model.posterior(ahead).variance.sqrt().squeeze(-1)
+    print(f"{type(method).__name__:12}", [f"{s:.3f}" for s in spread.tolist()])
+
+# %% [markdown]
+# | | what it is | keep in mind |
+# | --- | --- | --- |
+# | `Laplace` | a Gaussian about the highest mode found; predictions of the network linearised there | one mode; `weights="last_layer"` or `structure="diagonal"` where weights are many |
+# | `DeepEnsemble` | modes reached from independent starts | spread comes from the starts alone |
+# | `LowRank` | the closest Gaussian whose covariance is a diagonal and `rank` columns | slow where the mode is far from the prior |
+# | `MeanField` | the closest independent Gaussians | underfits wide networks on few rows; `likelihood_weight="data"` underfits less |
+#
+# After `fit(Laplace())`, `model.draws.log_evidence` estimates the log marginal likelihood, by which priors
+# and architectures can be compared without held-out rows.
+#
 # ## Long runs
 #
 # `checkpoint="run.safetensors"` writes state and draws every minute and at the end. The same call goes on
