@@ -22,6 +22,7 @@ from bayes.inference import (
     MeanField,
     Rows,
 )
+from bayes.inference.draws import isolated
 from bayes.saas import SaasPrior
 from bayes.scale_mixture import StudentTProcess
 from bayes.student_t import StudentTPosterior
@@ -52,6 +53,7 @@ __all__ = [
     "__version__",
     "calibration",
     "compare",
+    "isolated",
     "match_functional_prior",
     "match_quality",
     "plot_posterior",

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         UpperConfidenceBound,
     )
     from priors.posteriors.draws import EmpiricalPosterior
-    from priors.posteriors.gaussian import GaussianPosterior
+    from priors.posteriors.gaussian import GaussianPosterior, as_predictive
     from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
     from priors.posteriors.linear_pool import MixturePosterior
     from priors.posteriors.protocol import PredictivePosterior
@@ -122,6 +122,7 @@ __all__ = [
     "UnsupportedOperationError",
     "UpperConfidenceBound",
     "__version__",
+    "as_predictive",
     "batch_kernel",
     "batch_kernel_error",
     "classify_activation",
@@ -190,7 +191,7 @@ _HOMES = {
         "UpperConfidenceBound",
     ),
     "posteriors.draws": ("EmpiricalPosterior",),
-    "posteriors.gaussian": ("GaussianPosterior",),
+    "posteriors.gaussian": ("GaussianPosterior", "as_predictive"),
     "posteriors.gaussian_mixture": ("GaussianMixturePosterior",),
     "posteriors.linear_pool": ("MixturePosterior",),
     "posteriors.protocol": ("PredictivePosterior",),
