@@ -32,6 +32,7 @@ from bayes.inference import (
     MeanField,
     Rows,
 )
+from bayes.inference.draws import isolated
 from bayes.likelihoods import (
     Categorical,
     Gaussian,
@@ -89,6 +90,7 @@ __all__ = [
     "__version__",
     "calibration",
     "compare",
+    "isolated",
     "match_functional_prior",
     "match_quality",
     "match_report",

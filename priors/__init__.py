@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     )
     from priors.posteriors.categorical import CategoricalPosterior, ClassProbabilityPosterior
     from priors.posteriors.draws import EmpiricalPosterior
-    from priors.posteriors.gaussian import GaussianPosterior
+    from priors.posteriors.gaussian import GaussianPosterior, as_predictive
     from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
     from priors.posteriors.linear_pool import MixturePosterior
     from priors.posteriors.poisson_mixture import PoissonMixturePosterior
@@ -129,6 +129,7 @@ __all__ = [
     "UnsupportedOperationError",
     "UpperConfidenceBound",
     "__version__",
+    "as_predictive",
     "batch_kernel",
     "batch_kernel_error",
     "classify_activation",
@@ -198,7 +199,7 @@ _HOMES = {
     ),
     "posteriors.categorical": ("CategoricalPosterior", "ClassProbabilityPosterior"),
     "posteriors.draws": ("EmpiricalPosterior",),
-    "posteriors.gaussian": ("GaussianPosterior",),
+    "posteriors.gaussian": ("GaussianPosterior", "as_predictive"),
     "posteriors.gaussian_mixture": ("GaussianMixturePosterior",),
     "posteriors.linear_pool": ("MixturePosterior",),
     "posteriors.poisson_mixture": ("PoissonMixturePosterior",),

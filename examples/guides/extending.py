@@ -189,9 +189,8 @@ import pyro
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoLaplaceApproximation
 
-from bayes import BayesianNetwork
+from bayes import BayesianNetwork, isolated
 from bayes.inference import Draws
-from bayes.inference.draws import isolated
 from priors import NetworkPrior
 
 
@@ -228,7 +227,7 @@ print(model.posterior(X).mean.squeeze(-1))
 from botorch.acquisition import AcquisitionFunction
 from botorch.utils import t_batch_mode_transform
 
-from priors.posteriors.gaussian import as_predictive  # also for BoTorch's Gaussian posteriors
+from priors import as_predictive  # also for BoTorch's Gaussian posteriors
 
 
 class ClearImprovement(AcquisitionFunction):

@@ -71,6 +71,8 @@ print(len(study.trials), "trials, best", round(study.best_value, 3), best.params
 print(nas.architecture_of(best))
 
 # %% [markdown]
+# `nas.plot_architecture(nas.architecture_of(best))` draws it: a figure that notebooks show and `savefig` writes.
+#
 # ## Several workers
 #
 # From the command line, with two worker processes:
