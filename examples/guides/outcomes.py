@@ -126,7 +126,9 @@ print("one drawn rate is largest at", grid[path(grid).argmax()].item())
 # %%
 further = model.condition_on_observations(grid[100:101], grid.new_tensor([[9.0]]))
 print("effective draws", further.effective_draws.item())
-print(model.posterior(grid[100:101]).mean.item(), "->", further.posterior(grid[100:101]).mean.item())
+print(
+    model.posterior(grid[100:101]).mean.item(), "->", further.posterior(grid[100:101]).mean.item()
+)
 
 # %% [markdown]
 # A likelihood of your own is a subclass of `bayes.Likelihood`: a density, its noise-free mean, a posterior

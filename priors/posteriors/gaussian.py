@@ -20,8 +20,8 @@ from linear_operator.operators import (
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
-from priors.posteriors.compat import is_stored_by_output, log_ndtr_integral
 from priors.posteriors.categorical import CategoricalPosterior
+from priors.posteriors.compat import is_stored_by_output, log_ndtr_integral
 from priors.posteriors.protocol import PredictivePosterior, check_order, leading
 
 __all__ = [
