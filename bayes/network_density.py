@@ -8,6 +8,7 @@ many positions `[..., d]` at once, one per chain.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -33,7 +34,8 @@ class NetworkPosterior(HasParts):
     Outcomes and network outputs are on the model's (standardised) scale.
 
     Args:
-        model: The network and its data, as they are at the time of each call.
+        model: The network and its data, as they are at the time of each call; the number of its
+            weights is that of the first one.
     """
 
     def __init__(self, model: BayesianNetwork) -> None:
@@ -65,7 +67,7 @@ class NetworkPosterior(HasParts):
         """n, of the training data."""
         return len(self.model.train_X)
 
-    @property
+    @cached_property
     def num_weights(self) -> int:
         """D, of weights that are not held at their mean."""
         return len(self.model.whitening.zeros())
@@ -82,6 +84,10 @@ class NetworkPosterior(HasParts):
 
     def sites(self) -> dict[str, int]:
         """All sites but eps and how many unconstrained numbers each has, in their order."""
+        return self._sites
+
+    @cached_property
+    def _sites(self) -> dict[str, int]:
         own = {name: len(prior) for name, prior in self.parameter_priors().items()}
         return {**self.model.weight_prior.sites(), **own}
 

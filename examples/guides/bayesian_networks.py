@@ -46,6 +46,8 @@ print("negative log density of the training rows", -posterior.log_prob(Y).mean()
 #
 # `ChEES` and the other [samplers](samplers.md) move many chains at once and are much faster.
 #
+# The outcomes here are real numbers with Gaussian noise; [Classes, counts, outliers](outcomes.md) has the others.
+#
 # ## Have the chains converged?
 #
 # `fit` warns if they have not. Weights of a network have many equivalent modes, so it compares what the

@@ -76,4 +76,5 @@ print(model.log_marginal_likelihood().item())
 # ## What it cannot do
 #
 # A scale mixture learns *one* scale for all rows. It does not discount a single bad `y`: an outlier widens the
-# intervals everywhere. Against outliers, clean the data or use a likelihood with heavy tails.
+# intervals everywhere. Against outliers, clean the data or use a
+# [likelihood with heavy tails](outcomes.md#outliers).

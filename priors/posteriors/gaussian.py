@@ -20,6 +20,7 @@ from linear_operator.operators import (
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
+from priors.posteriors.categorical import CategoricalPosterior
 from priors.posteriors.compat import is_stored_by_output, log_ndtr_integral
 from priors.posteriors.protocol import PredictivePosterior, check_order, leading
 
@@ -256,6 +257,11 @@ def as_predictive(posterior: Posterior) -> PredictivePosterior:
         return posterior
     if isinstance(posterior, GPyTorchPosterior):
         return GaussianPosterior(posterior.distribution)
+    if isinstance(posterior, CategoricalPosterior):
+        raise TypeError(
+            "A CategoricalPosterior is of classes, which have no intervals; take its mean, the "
+            "class probabilities, its log_prob, or bayes.calibration for their reliability."
+        )
     raise TypeError(
         f"A {type(posterior).__name__} has no exact marginal density. BoTorch's outcome "
         "transforms other than Standardize lose it: give the outcome transform to a model of "

@@ -63,7 +63,7 @@ def test_functions_are_those_of_the_module(name):
         assert (values["norm.weight"] == 1).all()  # gains are fixed
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ["residual with RMSNorm", "convolution"])
 def test_samplers_get_the_density_as_a_graph(name):
     density = NetworkPosterior(made(name, learn_variances=True)).log_density()
     x = 0.5 * torch.randn(2, density.dimension, dtype=torch.float64)

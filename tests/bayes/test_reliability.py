@@ -7,6 +7,7 @@ from bayes import BayesianNetwork, MeanField, calibration, compare
 from bayes.reliability import reliability
 from priors import CategoricalPosterior, ClassProbabilityPosterior, PoissonMixturePosterior
 from priors.networks.finite import NetworkPrior
+from priors.posteriors.gaussian import as_predictive
 from priors.posteriors.scores import class_scores
 
 matplotlib.use("Agg")
@@ -69,6 +70,8 @@ def test_shapes_are_checked():
         calibration(posterior, Y[:5])
     with pytest.raises(ValueError, match=r"class numbers are \[\.\.\., n, 1\]"):
         class_scores(posterior, Y[:, 0])
+    with pytest.raises(TypeError, match="of classes, which have no intervals"):
+        as_predictive(posterior)
     with pytest.raises(ValueError, match="num_bins >= 1"):
         reliability(posterior, Y, num_bins=0)
 
