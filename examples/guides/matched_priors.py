@@ -31,7 +31,7 @@ kernel = RBFKernel()
 kernel.lengthscale = math.sqrt(2 * 2)
 target = GaussianProcessPrior(kernel)
 
-network = nn.Sequential(nn.Linear(2, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 1))
+network = nn.Sequential(nn.Linear(2, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 1))
 start = NetworkPrior(network, weight_var=1.0, bias_var=1.0)
 matched = match_functional_prior(start, target, TrainingBox(X, num_points=40))
 print(matched.variances)
@@ -68,7 +68,8 @@ print(report)
 report.plot().savefig("match.png")
 
 # %% [markdown]
-# A family with a handful of variances cannot become every process. Where the report says that the match fails
+# A family with a handful of variances cannot become every process: with ReLU in place of tanh, whose functions
+# grow with their inputs, the best match to this target is hardly better than constants. Where the report says that the match fails
 # far from the mean, inputs out there will be given another prior than the one you meant.
 #
 # ## Heavy tails

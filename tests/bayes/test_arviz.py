@@ -32,15 +32,13 @@ def network(width=2):
     return BayesianNetwork(X, Y, NetworkPrior(module, weight_var=2.0, bias_var=0.5))
 
 
-def short(method, **settings):
-    return method(
-        num_samples=30, num_warmup=40, num_chains=4, progress=False, compile=False, **settings
-    )
+def short(method, num_samples=30, num_warmup=20, **settings):
+    return method(num_samples, num_warmup, num_chains=4, progress=False, compile=False, **settings)
 
 
 @pytest.fixture(scope="module")
 def fitted():
-    return network().fit(short(HMC, max_steps=8))
+    return network().fit(short(HMC, max_steps=4))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +88,7 @@ def test_the_prior_does_not_depend_on_the_draws(fitted, data):
 
 @pytest.mark.parametrize(
     "method",
-    [short(HMC), short(ChEES, max_steps=8), short(MCLMC, adjusted=True)],
+    [short(HMC), short(ChEES, 8, 6, max_steps=4), short(MCLMC, 4, 3, adjusted=True)],
     ids=["HMC", "ChEES", "adjusted MCLMC"],
 )
 def test_statistics_of_samplers(method, fitted):
@@ -114,7 +112,7 @@ def test_numbers_of_arviz(data):
     lpd = np.logaddexp.reduce(pointwise) - math.log(120)
     assert loo.elpd_loo < lpd.sum()
     assert loo.n_data_points == 10
-    better = arviz.compare({"one": data, "two": network(1).fit(short(HMC, max_steps=8)).to_arviz()})
+    better = arviz.compare({"one": data, "two": network(1).fit(short(HMC, max_steps=4)).to_arviz()})
     assert set(better.index) == {"one", "two"}
 
 
