@@ -27,6 +27,7 @@ class MatchingMethod(Protocol):
         measurements: Measurements,
         *,
         num_sets: int,
+        num_restarts: int,
         seed: int,
         progress: bool,
     ) -> None:
@@ -37,6 +38,7 @@ class MatchingMethod(Protocol):
             target: What its functions are to resemble.
             measurements: Where functions are compared.
             num_sets: Measurement sets over which an objective is averaged, where they are drawn.
+            num_restarts: Starts of the optimiser, where it is one that can be started again.
             seed: Of all random numbers.
             progress: Whether to show a bar where it takes longer than seconds.
         """
@@ -56,6 +58,7 @@ def match_functional_prior(
     *,
     method: str | MatchingMethod = "moments",
     num_sets: int = 1,
+    num_restarts: int = 2,
     seed: int = 0,
     progress: bool = True,
 ) -> NetworkPrior:
@@ -76,6 +79,8 @@ def match_functional_prior(
             `SlicedMatching(...)`, `WassersteinMatching(...)` with settings of your own.
         num_sets: Measurement sets drawn from a sampler; their objectives are averaged.
             "wasserstein" draws one for each iteration.
+        num_restarts: Starts of the optimiser; all but the first are perturbed. "wasserstein" has
+            one.
         seed: Of all random numbers; the global ones are left alone.
         progress: Whether to show a bar where it takes longer than seconds.
 
@@ -93,11 +98,21 @@ def match_functional_prior(
     chosen = _METHODS[method] if isinstance(method, str) else method
     checked_target(target)
     measurements = Measurements(X_or_sampler)
-    if num_sets < 1:
-        raise ValueError(f"num_sets must be at least 1, got {num_sets}.")
+    if num_sets < 1 or num_restarts < 1:
+        raise ValueError(
+            f"num_sets and num_restarts must be at least 1, got {num_sets} and {num_restarts}."
+        )
     matched, result = copy.deepcopy(network_prior), copy.deepcopy(network_prior)
     matched.module.eval()  # dropout is off, as in a BayesianNetwork
-    chosen.run(matched, target, measurements, num_sets=num_sets, seed=seed, progress=progress)
+    chosen.run(
+        matched,
+        target,
+        measurements,
+        num_sets=num_sets,
+        num_restarts=num_restarts,
+        seed=seed,
+        progress=progress,
+    )
     result.variances.load_state_dict(matched.variances.state_dict())
     return result
 

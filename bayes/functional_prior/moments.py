@@ -53,13 +53,11 @@ class MomentMatching:
     """Second moments, in closed form as far as there is one.
 
     Attributes:
-        num_restarts: Starts of the optimiser; all but the first are perturbed.
         num_networks: Networks drawn for what the limit leaves out; none with one hidden layer.
         num_corrections: Expansions of that at most.
         num_functions: Functions drawn of a target whose second moment has no closed form.
     """
 
-    num_restarts: int = 2
     num_networks: int = 256
     num_corrections: int = 8
     num_functions: int = 4096
@@ -71,6 +69,7 @@ class MomentMatching:
         measurements: Measurements,
         *,
         num_sets: int,
+        num_restarts: int,
         seed: int,
         progress: bool,
     ) -> None:
@@ -100,9 +99,7 @@ class MomentMatching:
             def of_the_limit() -> Tensor:
                 return _error([limit.nngp(X) for X in sets], truths)
 
-            variables.restarts(
-                lambda: variables.minimise(of_the_limit), self.num_restarts, generator
-            )
+            variables.restarts(lambda: variables.minimise(of_the_limit), num_restarts, generator)
             bar.update()
             if limit_is_exact(prior):
                 return

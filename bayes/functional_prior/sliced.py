@@ -56,10 +56,11 @@ class SlicedMatching:
         measurements: Measurements,
         *,
         num_sets: int,
+        num_restarts: int,
         seed: int,
         progress: bool,
     ) -> None:
-        """See `MatchingMethod`."""
+        """See `MatchingMethod`; restarts share networks and directions."""
         cpu = torch.Generator().manual_seed(seed)
         sets = measurements.several(num_sets, cpu)
         generator = torch.Generator(sets[0].device).manual_seed(seed)
@@ -90,8 +91,12 @@ class SlicedMatching:
             return torch.stack(values).mean() / size ** (self.order / 2)
 
         with bar:
-            variables.minimise(
-                objective, max_iter=self.max_iter, tolerance=1e-7, after=lambda: _tick(bar)
+            variables.restarts(
+                lambda: variables.minimise(
+                    objective, max_iter=self.max_iter, tolerance=1e-7, after=lambda: _tick(bar)
+                ),
+                num_restarts,
+                cpu,
             )
 
 

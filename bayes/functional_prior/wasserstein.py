@@ -70,10 +70,11 @@ class WassersteinMatching:
         measurements: Measurements,
         *,
         num_sets: int,
+        num_restarts: int,
         seed: int,
         progress: bool,
     ) -> None:
-        """See `MatchingMethod`; a measurement set is drawn for each iteration."""
+        """See `MatchingMethod`; each iteration has its measurement set, and there is one start."""
         cpu = torch.Generator().manual_seed(seed)
         X = measurements.draw(cpu)
         generator = torch.Generator(X.device).manual_seed(seed)

@@ -9,7 +9,7 @@ thread; covariance error and sliced distance on 100 held-out rows, beside the sa
 critic; "wasserstein" the same with a pool of functions, as here. A limit's tables are made before
 the clock starts, as they are once in a process.
 
-    python -m benchmarks networks --matching            # 3 seeds: an hour on one core
+    python -m benchmarks networks --matching            # 3 seeds: an hour or two on one core
     python -m benchmarks networks --matching --quick    # one seed, a tenth of the dual's steps
     python -m benchmarks networks --matching --table    # of what is there
 

@@ -115,3 +115,6 @@ matched = match_functional_prior(start, target, measurement_set)
 held_out = measurement_set(torch.Generator().manual_seed(1))
 for name, candidate in (("before", start), ("matched", matched)):
     print(name, "covariance error", match_quality(candidate, target, held_out).covariance_error)
+
+# %% [markdown]
+# Deeper networks, other targets, a report of the match, and one of the chains: [Matched priors](matched-priors.md).

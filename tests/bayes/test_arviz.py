@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bayes import HMC, MCLMC, BayesianNetwork, ChEES, MeanField
+from bayes.inference import Draws
 from bayes.inference_data import import_arviz
 from priors.networks.finite import NetworkPrior
 
@@ -32,15 +33,34 @@ def network(width=2):
     return BayesianNetwork(X, Y, NetworkPrior(module, weight_var=2.0, bias_var=0.5))
 
 
-def short(method, **settings):
-    return method(
-        num_samples=30, num_warmup=40, num_chains=4, progress=False, compile=False, **settings
-    )
+def short(method, num_samples, num_warmup, **settings):
+    return method(num_samples, num_warmup, num_chains=4, progress=False, compile=False, **settings)
+
+
+def with_draws(width):
+    """The network with draws and statistics such as a sampler gives, made up."""
+    model, generator = network(width), torch.Generator().manual_seed(1)
+    dimension = len(model.whitening.zeros())
+
+    def normal(*shape):
+        return torch.randn(4, 30, *shape, generator=generator, dtype=torch.float64)
+
+    stats = {
+        "lp": normal(),
+        "energy": normal(),
+        "diverging": normal() > 2,
+        "acceptance_rate": normal().sigmoid(),
+        "n_steps": normal().abs().round(),
+        "step_size": normal().exp(),
+    }
+    samples = {"eps": normal(dimension), "log_noise_var": normal(1) - 2}
+    model._keep(Draws(samples, {name: value.double() for name, value in stats.items()}))
+    return model
 
 
 @pytest.fixture(scope="module")
 def fitted():
-    return network().fit(short(HMC, max_steps=8))
+    return with_draws(2)
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +110,15 @@ def test_the_prior_does_not_depend_on_the_draws(fitted, data):
 
 @pytest.mark.parametrize(
     "method",
-    [short(HMC), short(ChEES, max_steps=8), short(MCLMC, adjusted=True)],
+    [
+        short(HMC, 8, 6, max_steps=4),
+        short(ChEES, 8, 6, max_steps=4),
+        short(MCLMC, 4, 3, adjusted=True),
+    ],
     ids=["HMC", "ChEES", "adjusted MCLMC"],
 )
-def test_statistics_of_samplers(method, fitted):
-    model = fitted if type(method) is HMC else network(1).fit(method)
-    stats = model.to_arviz().sample_stats
+def test_statistics_of_samplers(method):
+    stats = network(1).fit(method).to_arviz().sample_stats
     assert stats["diverging"].dtype == bool
     assert stats["n_steps"].dtype == int
     assert float(stats["acceptance_rate"].min()) >= 0
@@ -114,7 +137,7 @@ def test_numbers_of_arviz(data):
     lpd = np.logaddexp.reduce(pointwise) - math.log(120)
     assert loo.elpd_loo < lpd.sum()
     assert loo.n_data_points == 10
-    better = arviz.compare({"one": data, "two": network(1).fit(short(HMC, max_steps=8)).to_arviz()})
+    better = arviz.compare({"one": data, "two": with_draws(1).to_arviz()})
     assert set(better.index) == {"one", "two"}
 
 

@@ -235,6 +235,7 @@ def test_where_the_limit_is_exact(module, exact):
     assert limit_is_exact(NetworkPrior(module, bias_var=1.0)) == exact
 
 
+@pytest.mark.slow
 def test_corrections_end_where_the_sampled_objective_is_least():
     """As direct minimisation over the same networks, which costs a backward pass at every step."""
     start = NetworkPrior(deep(2, 2, activation=Erf), weight_var=2.0, bias_var=0.5)
@@ -247,8 +248,8 @@ def test_corrections_end_where_the_sampled_objective_is_least():
 
     found = {}
     for corrections in (0, 8):
-        method = MomentMatching(num_restarts=1, num_networks=50, num_corrections=corrections)
-        matched = match_functional_prior(start, rbf(2.0), X, method=method).double()
+        method = MomentMatching(num_networks=50, num_corrections=corrections)
+        matched = match_functional_prior(start, rbf(2.0), X, method=method, num_restarts=1).double()
         found[corrections] = error(matched).item()
     direct = matched  # on from there
     best = Variables(direct).minimise(lambda: error(direct), max_iter=20)
@@ -294,7 +295,6 @@ def test_length_scales_are_matched_too():
     kernel.base_kernel.lengthscale = torch.tensor([2.0, 30.0])
     target = GaussianProcessPrior(kernel)
     prior = NetworkPrior(shallow(Erf(), inputs=2), weight_var=2.0, bias_var=1.0, ard_num_dims=2)
-    once = MomentMatching(num_restarts=1)
-    matched = match_functional_prior(prior, target, inputs(10, 2), method=once)
+    matched = match_functional_prior(prior, target, inputs(10, 2), num_restarts=1)
     relevant, irrelevant = matched.variances.input_scale.lengthscale.flatten().tolist()
     assert irrelevant > 5 * relevant
