@@ -79,7 +79,6 @@ def choose_sizes(task_prior: TaskPrior, config: TrainingConfig, fabric: Fabric) 
 
     A batch and learning rates that are not the default ones stay.
     """
-    assert config.time_limit is not None
     if config.architecture.max_features == ArchitectureConfig().max_features:
         config = replace(config, architecture=_with_slots(config.architecture, task_prior, config))
     small = replace(
@@ -100,6 +99,7 @@ def choose_sizes(task_prior: TaskPrior, config: TrainingConfig, fabric: Fabric) 
     if fabric.device.type == "cuda":
         torch.cuda.synchronize(fabric.device)
     seconds = fabric.broadcast((time.perf_counter() - start) / (_MEASURED * small.batch))
+    assert config.time_limit is not None
     tasks = config.time_limit / seconds
     size = [size for size in _LADDER if size.tasks <= tasks][-1]
     batch = config.batch

@@ -169,7 +169,7 @@ def _spread_inputs(pfn: PFN, tasks: list[Task]) -> None:
                 continue
             weights = torch.randn(len(first.weight)) / (number**0.5 * values.std())
             first.weight[:, slot] = weights
-            first.bias -= weights * values.mean()
+            first.bias.sub_(weights * values.mean())
 
 
 def _started_from(initial: PFN, made: PFN, config: TrainingConfig) -> PFN:

@@ -130,6 +130,8 @@ def test_a_resumed_training_keeps_its_sizes(monkeypatch, tmp_path):
         prior(), config=config, device="cpu", checkpoint=path, resume=True, progress=False
     )
     assert again.architecture == first.architecture
+    rates = [made.trainings[0]["config"]["learning_rate"] for made in (first, again)]
+    assert rates == [2 * TrainingConfig().learning_rate] * 2
 
 
 def test_the_outcome_is_the_distance_from_the_exact_posterior(capsys):
