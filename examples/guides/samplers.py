@@ -104,7 +104,7 @@ X = torch.linspace(-2, 2, 40, dtype=torch.float64)[:, None]
 Y = torch.sin(2 * X) + 0.1 * torch.randn_like(X)
 network = NetworkPrior(nn.Sequential(nn.Linear(1, 10), nn.Tanh(), nn.Linear(10, 1)))
 methods = [
-    ChEES(num_chains=32, num_warmup=400, target_accept_prob=0.95, progress=False),
+    ChEES(num_chains=32, num_warmup=400, num_samples=200, progress=False),
     Laplace(num_training_steps=500, progress=False),
     DeepEnsemble(num_training_steps=1000, progress=False),
     LowRank(num_steps=1000, progress=False),
@@ -112,7 +112,7 @@ methods = [
 ]
 ahead = torch.tensor([[0.0], [2.0], [3.0], [4.0]], dtype=torch.float64)
 for method in methods:
-    model = BayesianNetwork(X, Y, network).fit(method)
+    model = BayesianNetwork(X, Y, network, train_Yvar=torch.full_like(Y, 0.01)).fit(method)
     spread = model.posterior(ahead).variance.sqrt().squeeze(-1)
     print(f"{type(method).__name__:12}", [f"{s:.3f}" for s in spread.tolist()])
 
