@@ -260,9 +260,9 @@ def report(model: BayesianNetwork | GaussianProcess | Draws) -> ConvergenceRepor
         RuntimeError: the model is not fitted, or its hyperparameters were not drawn.
         ValueError: the draws are independent ones of an approximation, which cannot be judged so.
     """
-    if isinstance(model, BayesianNetwork):
-        draws, owner = model.fitted_draws(), "a BayesianNetwork"
-        names, values = _of_network(model, draws)
+    if isinstance(model, Draws):
+        draws, owner = model, "draws"
+        names, values = _of_sites(draws.samples)
     elif isinstance(model, GaussianProcess):
         if model.draws is None:
             raise RuntimeError(
@@ -277,9 +277,9 @@ def report(model: BayesianNetwork | GaussianProcess | Draws) -> ConvergenceRepor
             for slot in target.slots
             for name in _numbered(slot.name.replace("raw_", ""), slot.shape)
         ]
-    elif isinstance(model, Draws):
-        draws, owner = model, "draws"
-        names, values = _of_sites(draws.samples)
+    elif isinstance(model, BayesianNetwork):
+        draws, owner = model.fitted_draws(), "a BayesianNetwork"
+        names, values = _of_network(model, draws)
     else:
         raise TypeError(
             "report takes a BayesianNetwork, a GaussianProcess or Draws, got "

@@ -120,7 +120,7 @@ class Calibration:
 
 
 @overload
-def calibration(
+def calibration(  # type: ignore[overload-overlap]  # what a classifier gives is a Posterior, too
     posterior: CategoricalPosterior | ClassProbabilityPosterior, Y: Tensor, *, num_levels: int = ...
 ) -> Reliability: ...
 @overload

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NetworkPosterior"]
 
+_Shape = torch.Size | list[int] | tuple[int, ...]
+
 
 class NetworkPosterior(HasParts):
     """What samplers draw from: a Pyro model that knows its density and its parts.
@@ -223,7 +225,7 @@ class _PriorSite(TorchDistribution):
         self.prior, self.site, self.like = prior, site, like
         super().__init__(torch.Size(), torch.Size([size]), validate_args=False)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: _Shape = torch.Size()) -> Tensor:  # noqa: B008
         eps, others = self.prior.draw_sites(torch.Size(sample_shape), self.like)
         return {"eps": eps, **others}[self.site]
 
@@ -253,7 +255,7 @@ class _Outcomes(TorchDistribution):
         event = torch.Size([shape[-2], columns])
         super().__init__(shape[:-2], event, validate_args=False)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: _Shape = torch.Size()) -> Tensor:  # noqa: B008
         f = self.f.expand(*sample_shape, *self.f.shape)
         return self.likelihood.sample(f, self.parameters, self.Yvar)
 

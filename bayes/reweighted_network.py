@@ -43,6 +43,8 @@ class ReweightedNetwork(Model):
         log_weights: Log weights of the draws, `[S, *batch]`, up to a constant.
     """
 
+    log_weights: Tensor
+
     def __init__(self, model: BayesianNetwork, log_weights: Tensor) -> None:
         super().__init__()
         self.model = model
