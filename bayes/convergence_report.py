@@ -260,26 +260,27 @@ def report(model: BayesianNetwork | GaussianProcess | Draws) -> ConvergenceRepor
         RuntimeError: the model is not fitted, or its hyperparameters were not drawn.
         ValueError: the draws are independent ones of an approximation, which cannot be judged so.
     """
-    if isinstance(model, Draws):
-        draws, owner = model, "draws"
+    given: Any = model  # a module may be of several of these kinds, for all that mypy knows
+    if isinstance(given, Draws):
+        draws, owner = given, "draws"
         names, values = _of_sites(draws.samples)
-    elif isinstance(model, GaussianProcess):
-        if model.draws is None:
+    elif isinstance(given, GaussianProcess):
+        if given.draws is None:
             raise RuntimeError(
                 "This GaussianProcess holds no chains of hyperparameters: call "
                 "fit(method=ChEES()), and report before save, which keeps no chains."
             )
-        draws, owner = model.draws, "the hyperparameters of a GaussianProcess"
-        target = Hyperparameters(model)
+        draws, owner = given.draws, "the hyperparameters of a GaussianProcess"
+        target = Hyperparameters(given)
         values = target.constrained(draws.samples["position"])
         names = [
             name
             for slot in target.slots
             for name in _numbered(slot.name.replace("raw_", ""), slot.shape)
         ]
-    elif isinstance(model, BayesianNetwork):
-        draws, owner = model.fitted_draws(), "a BayesianNetwork"
-        names, values = _of_network(model, draws)
+    elif isinstance(given, BayesianNetwork):
+        draws, owner = given.fitted_draws(), "a BayesianNetwork"
+        names, values = _of_network(given, draws)
     else:
         raise TypeError(
             "report takes a BayesianNetwork, a GaussianProcess or Draws, got "
