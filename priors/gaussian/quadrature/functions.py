@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Elementwise", "Function", "Kinks", "derivative_of"]
+__all__ = ["Elementwise", "Function", "Kinks", "Place", "derivative_of", "with_kinks"]
 
 Function = Callable[..., Tensor]
 Kinks = Sequence[float | Tensor]
@@ -20,11 +21,18 @@ def derivative_of(function: Function) -> Function:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A kink where parameter number `index` says, NaN for none."""
+
+    index: int
+
+
+@dataclass(frozen=True)
 class Elementwise:
     """A function of x and `num_parameters` parameters with its kinks."""
 
     function: Function
-    kinks: tuple[float | Tensor, ...] = ()
+    kinks: tuple[float | Place, ...] = ()
     num_parameters: int = 0
 
     def __call__(self, x: Tensor, *parameters: Tensor) -> Tensor:
@@ -34,20 +42,45 @@ class Elementwise:
         """Whether both are certainly the same function; without parameters, which may differ."""
         if self.num_parameters or other.num_parameters:
             return False
-        if any(isinstance(t, Tensor) for t in self.kinks + other.kinks):
-            return False
         return self.kinks == other.kinks and bool(self.function == other.function)
 
     def partial(self, index: int) -> Elementwise:
         """The partial derivative in x (index 0) or in a parameter."""
         return Elementwise(_Partial(self.function, index), self.kinks, self.num_parameters)
 
-    def kinks_like(self, q: Tensor) -> Tensor:
-        """Positions in float64, `[*q.shape, num_kinks]`."""
-        positions = [torch.as_tensor(t, dtype=torch.float64, device=q.device) for t in self.kinks]
-        if not positions:
+    def kinks_like(self, q: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """Positions in float64, `[*q.shape, num_kinks]`, for the parameters, which q broadcasts."""
+        if not self.kinks:
             return q.new_zeros((*q.shape, 0), dtype=torch.float64)
-        return torch.stack([t.detach().expand(q.shape) for t in positions], -1)
+        places = [parameters[k.index].detach() if isinstance(k, Place) else k for k in self.kinks]
+        positions = [torch.as_tensor(t, dtype=torch.float64, device=q.device) for t in places]
+        return torch.stack([t.expand(q.shape) for t in positions], -1)
+
+
+def with_kinks(
+    function: Function, kinks: Kinks, parameters: Sequence[Tensor]
+) -> tuple[Elementwise, tuple[Tensor, ...]]:
+    """The function, and its parameters with those kinks among them that are tensors.
+
+    `torch.func` sees tensors only where they are inputs. No gradient goes through them.
+    """
+    moving = [k.detach() for k in kinks if isinstance(k, Tensor)]
+    number = itertools.count(len(parameters))
+    places = tuple(Place(next(number)) if isinstance(k, Tensor) else k for k in kinks)
+    every = (*parameters, *moving)
+    plain = _Without(function, len(moving)) if moving else function
+    return Elementwise(plain, places, len(every)), every
+
+
+@dataclass(frozen=True)
+class _Without:
+    """A function that does not look at its last parameters."""
+
+    function: Function
+    number: int
+
+    def __call__(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        return self.function(x, *parameters[: -self.number])
 
 
 @dataclass(frozen=True)

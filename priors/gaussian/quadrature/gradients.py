@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from priors.gaussian.elementwise import Elementwise as Differentiable
-from priors.gaussian.quadrature.functions import Elementwise, Function, Kinks
+from priors.gaussian.quadrature.functions import Elementwise, Function, Kinks, Place, with_kinks
 from priors.gaussian.quadrature.kinks import sides
 from priors.gaussian.quadrature.mehler import expectation_without_gradient, mean_without_gradient
 
@@ -36,7 +36,8 @@ def gaussian_mean(
     Returns:
         The shape of `q`.
     """
-    return _Mean.apply(q, *parameters, Elementwise(f, tuple(kinks), len(parameters)))
+    function, every = with_kinks(f, kinks, parameters)
+    return _Mean.apply(q, *every, function)
 
 
 def gaussian_expectation(
@@ -75,9 +76,9 @@ def gaussian_expectation(
     Returns:
         The shape to which q1, q2 and c broadcast, in the dtype of `c`.
     """
-    first = Elementwise(f, tuple(f_kinks), len(f_parameters))
-    second = Elementwise(g, tuple(g_kinks), len(g_parameters))
-    return _Expectation.apply(q1, q2, c, *f_parameters, *g_parameters, first, second)
+    first, one = with_kinks(f, f_kinks, f_parameters)
+    second, two = with_kinks(g, g_kinks, g_parameters)
+    return _Expectation.apply(q1, q2, c, *one, *two, first, second)
 
 
 class _Mean(Differentiable):
@@ -190,7 +191,7 @@ def _kinks(
     """(position, jump of f, jump of f') of each kink, each of the shape of `q`."""
     if not f.kinks:
         return []
-    positions = f.kinks_like(q)
+    positions = f.kinks_like(q, parameters)
     arguments = [p.double()[..., None] for p in parameters]
     sizes = []
     safe = positions.nan_to_num(0.0)
@@ -214,9 +215,8 @@ def _given(
     def moved(x: Tensor, mean: Tensor, *parameters: Tensor) -> Tensor:
         return g(x + mean, *parameters)
 
-    kinks = tuple(torch.as_tensor(k, dtype=mean.dtype, device=mean.device) - mean for k in g.kinks)
-    function = Elementwise(moved, kinks, 1 + len(parameters))
-    return _Mean.apply(variance, mean, *parameters, function)
+    kinks = [(parameters[k.index] if isinstance(k, Place) else k) - mean for k in g.kinks]
+    return gaussian_mean(moved, variance, parameters=(mean, *parameters), kinks=kinks)
 
 
 def _density(t: Tensor, q: Tensor) -> Tensor:

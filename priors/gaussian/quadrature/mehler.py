@@ -63,11 +63,12 @@ class _Projection:
     def __init__(self, f: Elementwise, q: Tensor, parameters: Sequence[Tensor]) -> None:
         self._ends, z, self._rows = (t.to(q.device) for t in _rule(resolution_of(q)))
         root = q.double().clamp_min(0).sqrt()[..., None]
+        kinks = f.kinks_like(q, parameters)
         parameters = [p.double()[..., None] for p in parameters]
         self._values = _evaluate(f, root * z, parameters)
         self._extra: tuple[Tensor, Tensor, Tensor] | None = None
         if f.kinks:
-            z, weights, whole = self._split(f.kinks_like(q), root)
+            z, weights, whole = self._split(kinks, root)
             self._values = self._values * whole
             self._extra = z, weights, _evaluate(f, root * z, parameters)
 
@@ -191,7 +192,8 @@ def expectation_without_gradient(
     # 1 - |rho| from the factors of D: without cancellation, if c is exact
     gap = ((root - c.abs()) / safe).clamp_min(0)
     s = (gap * (2 - gap)).clamp_min(0).sqrt()
-    kinks1, kinks2 = rows(f.kinks_like(q1), pairs), rows(g.kinks_like(q2), pairs)
+    kinks1 = rows(f.kinks_like(q1, f_parameters), pairs)
+    kinks2 = rows(g.kinks_like(q2, g_parameters), pairs)
     value[pairs] = direct(
         f, g, at(r1, pairs), at(r2, pairs), rho[pairs], at(s, pairs), kinks1, kinks2,
         [at(p.double(), pairs) for p in f_parameters],
