@@ -23,21 +23,25 @@ def trained(
     *,
     name: str,
     progress: bool,
+    noisy: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Ascend from every position by Adam, whose rate falls to a hundredth along a cosine.
 
     Args:
-        objective: Positions `[c, d]` to values `[c]` and gradients `[c, d]`; may be random.
+        objective: Positions `[c, d]` to values `[c]` and gradients `[c, d]`.
         position: Where to begin, `[c, d]`.
         num_steps: Of each.
         learning_rate: At the beginning.
         name: Of the bar.
         progress: Whether to show one.
+        noisy: Whether the objective is random, as that of minibatches.
 
     Returns:
-        The last positions, and the mean objective at every step, `[num_steps]`.
+        The positions of the largest values, the last ones of a noisy objective, and the mean
+        objective at every step, `[num_steps]`.
     """
     position = position.detach().clone()
+    best, reached = position.clone(), torch.full_like(position[:, 0], -torch.inf)
     optimiser = torch.optim.Adam([position], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimiser, num_steps, eta_min=learning_rate / 100
@@ -47,12 +51,15 @@ def trained(
     for step in steps:
         value, gradient = objective(position)
         history[step] = value.mean()
+        better = value > reached
+        best = torch.where(better.unsqueeze(-1), position, best)
+        reached = torch.where(better, value, reached)
         position.grad = -torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         optimiser.step()
         schedule.step()
         if progress and step % 50 == 0:
             steps.set_postfix_str(f"log density {float(value.mean()):.1f} nats", refresh=False)
-    return position, history
+    return position if noisy else best, history
 
 
 def polished(function: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:

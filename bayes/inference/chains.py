@@ -30,6 +30,7 @@ from bayes.inference.evaluation import Evaluation
 from bayes.inference.graphs import has_compiler
 from bayes.inference.log_density import LogDensity
 from bayes.inference.pyro_density import density_of
+from bayes.inference.settings import check_settings
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 
 __all__ = ["ChainMethod", "Kernel"]
@@ -100,9 +101,7 @@ class ChainMethod(ABC):
     checkpoint: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "num_warmup", "num_chains"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{self._name} needs {name} >= 1, got {getattr(self, name)}.")
+        check_settings(self, at_least_one=("num_samples", "num_warmup", "num_chains"))
 
     @abstractmethod
     def _kernel(self, evaluation: Evaluation) -> Kernel:

@@ -18,6 +18,7 @@ from bayes.inference.draws import Draws, isolated
 from bayes.inference.evaluation import Evaluation
 from bayes.inference.log_density import LogDensity, value_and_gradient
 from bayes.inference.pyro_density import density_of
+from bayes.inference.settings import check_settings
 
 __all__ = ["DeepEnsemble"]
 
@@ -43,13 +44,12 @@ class DeepEnsemble:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("num_members", "num_training_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"DeepEnsemble needs {name} >= 1, got {getattr(self, name)}.")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"DeepEnsemble needs batch_size >= 1, got {self.batch_size}.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"DeepEnsemble needs learning_rate > 0, got {self.learning_rate}.")
+        batches = () if self.batch_size is None else ("batch_size",)
+        check_settings(
+            self,
+            at_least_one=("num_members", "num_training_steps", *batches),
+            positive=("learning_rate",),
+        )
 
     def run(self, model: Callable[[], object] | LogDensity, like: Tensor) -> Draws:
         """Train the members.
@@ -77,6 +77,7 @@ class DeepEnsemble:
                 self.learning_rate,
                 name="deep ensemble",
                 progress=self.progress,
+                noisy=self.batch_size is not None,
             )
             if not bool(position.isfinite().all()):
                 raise RuntimeError(

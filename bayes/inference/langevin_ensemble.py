@@ -17,10 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bayes.inference.ascent import trained
 from bayes.inference.chains import ChainMethod, Kernel
 from bayes.inference.evaluation import Evaluation
 from bayes.inference.log_density import LogDensity
 from bayes.inference.mclmc import LangevinKernel
+from bayes.inference.settings import check_settings
 
 __all__ = ["LangevinEnsemble"]
 
@@ -57,12 +59,11 @@ class LangevinEnsemble(ChainMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_training_steps", "num_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{self._name} needs {name} >= 1, got {getattr(self, name)}.")
-        for name in ("learning_rate", "energy_var"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{self._name} needs {name} > 0, got {getattr(self, name)}.")
+        check_settings(
+            self,
+            at_least_one=("num_training_steps", "num_steps"),
+            positive=("learning_rate", "energy_var"),
+        )
 
     def _kernel(self, evaluation: Evaluation) -> Kernel:
         return LangevinKernel(
@@ -77,19 +78,12 @@ class LangevinEnsemble(ChainMethod):
         )
 
     def _initial(self, density: LogDensity, generator: torch.Generator, like: Tensor) -> Tensor:
-        position = super()._initial(density, generator, like).clone()
-        evaluation = Evaluation(density, compile=False)
-        best, reached = position.clone(), torch.full_like(position[:, 0], -torch.inf)
-        optimiser = torch.optim.Adam([position], lr=self.learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimiser, self.num_training_steps, eta_min=self.learning_rate / 100
+        position, _ = trained(
+            Evaluation(density, compile=False),
+            super()._initial(density, generator, like),
+            self.num_training_steps,
+            self.learning_rate,
+            name="training",
+            progress=self.progress,
         )
-        for _ in range(self.num_training_steps):
-            lp, gradient = evaluation(position)
-            better = lp > reached
-            best = torch.where(better.unsqueeze(-1), position, best)
-            reached = torch.where(better, lp, reached)
-            position.grad = -torch.nan_to_num(gradient)
-            optimiser.step()
-            schedule.step()
-        return best
+        return position

@@ -33,6 +33,7 @@ from bayes.inference.draws import Draws, isolated
 from bayes.inference.evaluation import Evaluation
 from bayes.inference.log_density import HasParts, LogDensity
 from bayes.inference.pyro_density import density_of
+from bayes.inference.settings import check_settings
 
 __all__ = ["Laplace"]
 
@@ -76,11 +77,11 @@ class Laplace:
             raise ValueError(
                 f'Laplace needs structure "full" or "diagonal", got {self.structure!r}.'
             )
-        for name in ("num_draws", "num_starts", "num_training_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Laplace needs {name} >= 1, got {getattr(self, name)}.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"Laplace needs learning_rate > 0, got {self.learning_rate}.")
+        check_settings(
+            self,
+            at_least_one=("num_draws", "num_starts", "num_training_steps"),
+            positive=("learning_rate",),
+        )
 
     def run(self, model: Callable[[], object] | LogDensity, like: Tensor) -> Draws:
         """Find the mode and draw from the Gaussian about it.

@@ -33,6 +33,7 @@ from bayes.inference.isokinetic import (
     refreshed,
     unit_velocity,
 )
+from bayes.inference.settings import check_settings
 
 __all__ = ["MCLMC", "LangevinKernel"]
 
@@ -64,11 +65,7 @@ class MCLMC(ChainMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_steps", "max_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"MCLMC needs {name} >= 1, got {getattr(self, name)}.")
-        if not self.energy_var > 0:
-            raise ValueError(f"MCLMC needs energy_var > 0, got {self.energy_var}.")
+        check_settings(self, at_least_one=("num_steps", "max_steps"), positive=("energy_var",))
         if not 0 < self.target_accept_prob < 1:
             raise ValueError(
                 f"MCLMC needs 0 < target_accept_prob < 1, got {self.target_accept_prob}."

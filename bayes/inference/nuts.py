@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bayes.compat import RecordingNUTS, mean_acceptance, potential_energy
 from bayes.inference.draws import Draws, isolated
+from bayes.inference.settings import check_settings
 
 __all__ = ["NUTS"]
 
@@ -39,9 +40,9 @@ class NUTS:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "num_warmup", "num_chains", "max_tree_depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"NUTS needs {name} >= 1, got {getattr(self, name)}.")
+        check_settings(
+            self, at_least_one=("num_samples", "num_warmup", "num_chains", "max_tree_depth")
+        )
         if not 0 < self.target_accept_prob < 1:
             raise ValueError(
                 f"NUTS needs 0 < target_accept_prob < 1, got {self.target_accept_prob}."

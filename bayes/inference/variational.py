@@ -29,6 +29,7 @@ from bayes.inference.draws import Draws, isolated
 from bayes.inference.evaluation import Evaluation
 from bayes.inference.log_density import HasParts, LogDensity
 from bayes.inference.pyro_density import density_of
+from bayes.inference.settings import check_settings
 
 __all__ = ["Guide", "Variational"]
 
@@ -86,17 +87,15 @@ class Variational(ABC):
     progress: bool = True
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        for field in ("num_steps", "num_particles", "num_draws"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{name} needs {field} >= 1, got {getattr(self, field)}.")
-        for field in ("learning_rate", "init_std"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{name} needs {field} > 0, got {getattr(self, field)}.")
+        check_settings(
+            self,
+            at_least_one=("num_steps", "num_particles", "num_draws"),
+            positive=("learning_rate", "init_std"),
+        )
         weight = self.likelihood_weight
         if weight != "data" and (isinstance(weight, str) or not weight > 0):
             raise ValueError(
-                f'{name} needs likelihood_weight > 0 or "data", got {self.likelihood_weight!r}.'
+                f'{type(self).__name__} needs likelihood_weight > 0 or "data", got {weight!r}.'
             )
 
     @abstractmethod
