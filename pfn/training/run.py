@@ -35,7 +35,7 @@ from pfn.references import Reference
 from pfn.training.checkpoint import load_state
 from pfn.training.config import TrainingConfig
 from pfn.training.fabric import make_fabric
-from pfn.training.outcome import measure_outcome
+from pfn.training.outcome import Outcome, measure_outcome
 from pfn.training.sizes import RATES, choose_sizes, chosen_by_time
 from pfn.training.state import TrainingState
 from priors.files import read_safetensors
@@ -68,7 +68,7 @@ def train(
     After a training with a time limit, where there is a `reference` or the prior has an `oracle`,
     the distance to it is measured on 64 tasks, told beside the progress bar, and recorded as
     "outcome" in the network's `trainings`. It is that to the exact posterior, or at least as large
-    (see `oracle_is`).
+    (see `oracle_is`). Other priors are told the "gain" over mean and deviation of the context.
 
     Args:
         task_prior: The prior that draws the tasks.
@@ -172,7 +172,8 @@ def train(
             made, held_out_prior or task_prior, config, state.device, reference
         )
     if outcome is not None:
-        made.metadata["training"]["outcome"] = asdict(outcome)
+        kind = "outcome" if isinstance(outcome, Outcome) else "gain"
+        made.metadata["training"][kind] = asdict(outcome)
         if progress:
             bar.write(outcome.sentence(state.elapsed), file=sys.stderr)
         if snapshot is not None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from gpytorch.kernels import RBFKernel
 from torch.distributions import Uniform
@@ -14,7 +15,7 @@ import pfn
 from pfn import ArchitectureConfig, TrainingConfig
 from pfn.training import run, sizes
 from pfn.training.fabric import make_fabric
-from pfn.training.outcome import Outcome, measure_outcome
+from pfn.training.outcome import Gain, Outcome, measure_outcome
 from pfn.training.start import initial_network
 from pfn.training.tasks import fixed_tasks
 from priors import FunctionTaskPrior, GaussianProcessPrior
@@ -205,17 +206,40 @@ def test_an_oracle_that_knows_more_bounds_the_distance():
     assert outcome.gap - distances.mean() < 0.3 + 3 * error  # and the noise tells not so much
 
 
-def test_nothing_is_said_of_priors_without_an_oracle():
-    class Steps:
-        """Functions of one step."""
+@pytest.mark.filterwarnings("ignore:This network was trained")
+def test_without_an_oracle_the_gain_over_mean_and_deviation_is_told():
+    class Cubes:
+        """Functions whose posterior nobody knows."""
 
         def sample(self, batch, *, generator=None, device=None, dtype=None):
             task = prior().sample(batch, generator=generator, device=device, dtype=dtype)
-            return replace(task, y=task.y.sign(), f=None)
+            return replace(task, y=task.y**3, f=None)
 
-    config = replace(LIMITED, architecture=SMALL, steps=1)
-    made = pfn.train(Steps(), config=config, device="cpu", progress=False)
+    config = replace(LIMITED, architecture=SMALL, steps=1, held_out_batch=4)
+    made = pfn.train(Cubes(), config=config, device="cpu", progress=False)
     assert "outcome" not in made.trainings[0]
+    told = made.trainings[0]["gain"]
+    generator = torch.Generator().manual_seed(config.seed + 2**34)
+    gains = []
+    for task in fixed_tasks(Cubes(), config, generator, 64):
+        n, y = task.num_context, task.y[..., 0].double().numpy()
+        if n < 3 or n == y.shape[1]:
+            continue
+        seen = y[:, :n]
+        spread = seen.std(1, ddof=1, keepdims=True) * math.sqrt(1 + 1 / n)
+        plain = scipy.stats.t.logpdf(y[:, n:], n - 1, seen.mean(1, keepdims=True), spread)
+        posterior = made.condition(task.X[:, :n], task.y[:, :n]).posterior(
+            task.X[:, n:], observation_noise=True
+        )
+        gains.append(posterior.log_prob(task.y[:, n:]).mean().item() - plain.mean())
+    assert told["gain"] == pytest.approx(np.mean(gains), abs=1e-3)
+    assert told["gain_error"] == pytest.approx(np.std(gains, ddof=1) / len(gains) ** 0.5, abs=1e-3)
+
+
+def test_sentences_of_gains():
+    assert "0.5 ± 0.1 nats per query better" in Gain(0.5, 0.1, 20.0).sentence(60.0)
+    assert "may not use its inputs" not in Gain(0.5, 0.1, 20.0).sentence(60.0)
+    assert "may not use its inputs" in Gain(0.1, 0.1, 20.0).sentence(60.0)
 
 
 def test_sentences():
