@@ -53,9 +53,6 @@ from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.version import __version__
 
 __all__ = [
-    "LowRank",
-    "Laplace",
-    "DeepEnsemble",
     "HMC",
     "MCLMC",
     "NUTS",
@@ -66,14 +63,17 @@ __all__ = [
     "ChEES",
     "Comparison",
     "ConvergenceReport",
+    "DeepEnsemble",
     "EmpiricalPosterior",
     "Gaussian",
     "GaussianMixturePosterior",
     "GaussianProcess",
     "Heteroscedastic",
     "LangevinEnsemble",
+    "Laplace",
     "Likelihood",
     "LogDensity",
+    "LowRank",
     "MatchQuality",
     "MatchReport",
     "MeanField",

@@ -1,16 +1,18 @@
 """A neural network with a prior on its weights, conditioned by sampling them.
 
-    eps ~ N(0, 1) per weight, weight = prior std * eps
+    eps ~ N(0, 1) per weight, or another law of a `WeightPrior`, weight = prior std * eps
     f = network(x; weights), y ~ likelihood(f), for example f + noise
 
 Weights are sampled whitened (as eps): the posterior's geometry does not depend on the layers'
 scales, and the prior of every coordinate is the same. The layer variances stay those of the given
-`NetworkPrior`; `bayes.match_functional_prior` chooses them to suit a prior over functions.
+`NetworkPrior` unless they are drawn too (`learn_variances`); `bayes.match_functional_prior` chooses
+them to suit a prior over functions.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -137,8 +139,9 @@ class BayesianNetwork(Model):
         if log_noise_var_prior is not None:
             if likelihood != "gaussian":
                 raise ValueError(
-                    'log_noise_var_prior is of likelihood="gaussian"; give another likelihood its '
-                    f"settings itself, got {likelihood!r}."
+                    'log_noise_var_prior needs likelihood="gaussian"; otherwise pass the settings '
+                    "to the likelihood, such as Gaussian(log_noise_var_prior=...). Got "
+                    f"{likelihood!r}."
                 )
             mean, std = log_noise_var_prior
             likelihood = Gaussian((float(mean), float(std)))
@@ -146,6 +149,11 @@ class BayesianNetwork(Model):
         if not likelihood.real_valued and isinstance(train_Y, Tensor):
             train_Y = train_Y.to(train_X)  # class numbers and counts are often integers
         check_training_data("BayesianNetwork", train_X, train_Y, train_Yvar)
+        if train_Yvar is not None and not bool((train_Yvar > 0).all()):
+            raise ValueError(
+                "BayesianNetwork needs train_Yvar > 0: without noise no network has a likelihood. "
+                "Use a small variance, or an exact process."
+            )
         if train_X.dim() != 2:
             raise ValueError(
                 "BayesianNetwork takes one data set [n, d], got train_X of shape "
@@ -212,8 +220,9 @@ class BayesianNetwork(Model):
     def pyro_model(self) -> None:
         """The joint density as a Pyro model.
 
-        Sites are `eps`, all whitened weights in one vector, the likelihood's unconstrained
-        parameters, such as `log_noise_var`, and `y`, on the model's scale.
+        Sites are `eps`, all whitened weights in one vector, what else the weights' prior draws
+        (`whitened_log_var`, `log_readout_scale`), the likelihood's unconstrained parameters, such
+        as `log_noise_var`, and `y`, on the model's scale.
         """
         NetworkPosterior(self)()
 
@@ -232,7 +241,14 @@ class BayesianNetwork(Model):
             have few effective draws there.
         """
         method = MeanField() if method is None else method
-        self._keep(method.run(NetworkPosterior(self), self.train_X))
+        draws = method.run(NetworkPosterior(self), self.train_X)
+        if draws.log_evidence is not None and self.outcome_transform is not None:
+            # of Y in its own units, whatever the scale of the model
+            targets, _ = self.targets()
+            jacobian = self.outcome_transform.transform.log_abs_det_jacobian(targets, self.train_Y)
+            evidence = draws.log_evidence - float(jacobian.sum())
+            draws = dataclasses.replace(draws, log_evidence=evidence)
+        self._keep(draws)
         if self.draws is not None and self.draws.stats:
             warn_unless_converged("BayesianNetwork", self._predicted(), self.draws.stats)
         return self
@@ -259,6 +275,9 @@ class BayesianNetwork(Model):
     def parameters_of_draws(self) -> dict[str, Tensor]:
         """The network's parameters by name, `[chains * draws, *shape]`.
 
+        Those of a linearised `Laplace` stand for functions of the linearised network, see
+        `functions_of_draws`, which the network itself does not give.
+
         Raises:
             RuntimeError: the model is not fitted.
         """
@@ -279,7 +298,9 @@ class BayesianNetwork(Model):
         return self.weight_prior.variances(drawn)
 
     def functions_of_draws(self, X: Tensor) -> Tensor:
-        """Outputs of the drawn networks on the model's scale, `[chains * draws, ..., q, m]`.
+        """Outputs of the drawn networks on the model's scale, `[chains * draws, ..., q, k]`.
+
+        The k outputs are those that the likelihood needs: with a head for the noise twice m.
 
         Args:
             X: `[..., q, d]`.
@@ -586,6 +607,7 @@ class BayesianNetwork(Model):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # The draws and the module's buffers, not buffers of the model, must follow .to() too.
+        held = self._drawn_under is None or self._drawn_under.holds(self._parts())
         super()._apply(fn, recurse)
         self.prior.module._apply(fn)
         draws = self.draws
@@ -598,7 +620,10 @@ class BayesianNetwork(Model):
                 None if draws.center is None else {k: fn(v) for k, v in draws.center.items()},
                 draws.log_evidence,
             )
-            self._keep(moved)
+            if held:
+                self._keep(moved)
+            else:  # out of date before, and after
+                self.draws = moved
         return self
 
     def fitted_draws(self) -> Draws:

@@ -121,12 +121,17 @@ class Calibration:
 
 @overload
 def calibration(  # type: ignore[overload-overlap]  # what a classifier gives is a Posterior, too
-    posterior: CategoricalPosterior | ClassProbabilityPosterior, Y: Tensor, *, num_levels: int = ...
+    posterior: CategoricalPosterior | ClassProbabilityPosterior,
+    Y: Tensor,
+    *,
+    num_levels: int | None = ...,
 ) -> Reliability: ...
 @overload
-def calibration(posterior: Posterior, Y: Tensor, *, num_levels: int = ...) -> Calibration: ...
 def calibration(
-    posterior: Posterior, Y: Tensor, *, num_levels: int = 19
+    posterior: Posterior, Y: Tensor, *, num_levels: int | None = ...
+) -> Calibration: ...
+def calibration(
+    posterior: Posterior, Y: Tensor, *, num_levels: int | None = None
 ) -> Calibration | Reliability:
     """Coverage of the central intervals of a predictive posterior, or reliability of a classifier.
 
@@ -134,7 +139,8 @@ def calibration(
         posterior: `model.posterior(X, observation_noise=True)`, `[..., n, m]`; of a classifier
             `[..., n, classes]`.
         Y: Held-out targets, `[..., n, m]`; class numbers `[..., n, 1]`.
-        num_levels: Levels, equally spaced inside (0, 1); of a classifier, bins of confidence.
+        num_levels: Levels, equally spaced inside (0, 1), 19 if None; of a classifier, bins of
+            confidence, as many as `compare` has if None.
 
     Returns:
         Of counts, the integral transforms are randomised between the probabilities of less than
@@ -144,7 +150,8 @@ def calibration(
         ValueError: `Y` has another shape than the posterior.
     """
     if isinstance(posterior, CategoricalPosterior | ClassProbabilityPosterior):
-        return reliability(posterior, Y, num_bins=num_levels)
+        return reliability(posterior, Y, **({} if num_levels is None else {"num_bins": num_levels}))
+    num_levels = 19 if num_levels is None else num_levels
     predictive = as_predictive(posterior)
     _check_targets(predictive, Y)
     with torch.no_grad():
@@ -361,7 +368,9 @@ def plot_posterior(
             paths = ax.plot(x, samples.T.cpu().numpy(), color=ORANGE, linewidth=0.8, alpha=0.8)
             paths[0].set_label("sampled functions f")
     if data is not None and data[0].shape[-1] == 1:
-        rows = data[0][:, 0].cpu(), data[1][:, output].cpu()
+        classes = model.num_outputs > data[1].shape[-1]  # whose probabilities are drawn
+        values = (data[1][:, 0] == output).to(data[0]) if classes else data[1][:, output]
+        rows = data[0][:, 0].cpu(), values.cpu()
         ax.plot(*rows, ".", color=BLACK, markersize=5, label="data")
     ax.set(xlabel="input x", ylabel="outcome y" if observation_noise else "function f(x)")
     ax.legend()

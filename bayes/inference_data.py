@@ -57,7 +57,8 @@ def inference_data(model: BayesianNetwork, seed: int) -> Any:
             name: value.cpu().numpy().astype(_KINDS.get(name, value.cpu().numpy().dtype))
             for name, value in stats.items()
         }
-    dims = {"y": ["row", "output"], **dict.fromkeys(_OF_OUTPUTS, ["output"])}
+    of_outputs = [name for name in model.likelihood_of_draws() if name in _OF_OUTPUTS]
+    dims = {"y": ["row", "output"], **dict.fromkeys(of_outputs, ["output"])}
     with many_chains():
         return import_arviz().from_dict(**groups, dims=dims)
 
@@ -92,12 +93,13 @@ def _groups(model: BayesianNetwork, seed: int) -> dict[str, dict[str, Any]]:
     def by_chain(value: Tensor) -> Any:
         return value.unflatten(0, chains).cpu().numpy()
 
+    others = {**model.variances_of_draws(), **model.likelihood_of_draws()}
+    weights = {  # a module may have a parameter of the same name
+        f"network.{name}" if name in others else name: value
+        for name, value in model.parameters_of_draws().items()
+    }
     return {
-        "posterior": {
-            **{name: by_chain(value) for name, value in model.parameters_of_draws().items()},
-            **{name: by_chain(value) for name, value in model.variances_of_draws().items()},
-            **{name: by_chain(value) for name, value in model.likelihood_of_draws().items()},
-        },
+        "posterior": {name: by_chain(value) for name, value in {**weights, **others}.items()},
         "log_likelihood": {"y": by_chain(log_likelihood)},
         "posterior_predictive": {"y": by_chain(y)},
     }

@@ -42,8 +42,8 @@ class Reliability:
     def __repr__(self) -> str:
         targets = count(int(self.counts.sum()), "target")
         return (
-            f"Reliability({targets}, ECE {self.ece:.3g}, of a calibrated classifier "
-            f"{self.expected_ece:.3g})"
+            f"Reliability({targets}, ECE {self.ece:.3g}; {self.expected_ece:.3g} expected if "
+            "calibrated)"
         )
 
     @property

@@ -293,8 +293,14 @@ def _single(law: Distribution, of: str) -> Distribution:
     if law.batch_shape or law.event_shape:
         raise ValueError(f"A law of {of} numbers must be of a single number, got {law}.")
     support: Any = law.support
-    if of == "positive" and bool(support.check(torch.tensor(-1.0))):
-        raise ValueError(f"readout_scale must be on the positive reals, got {law}.")
+    inside = [bool(support.check(torch.tensor(x))) for x in (-1e3, 1e-3, 1e3)]
+    if support.is_discrete or inside != [of == "real", True, True]:
+        wanted = (
+            "readout_scale must have all positive reals as its support, such as InverseGamma"
+            if of == "positive"
+            else "a law of weights must have all reals as its support, such as Laplace"
+        )
+        raise ValueError(f"{wanted}; got {law}.")
     return _unchecked(law)
 
 

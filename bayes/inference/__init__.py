@@ -14,20 +14,20 @@ from bayes.inference.nuts import NUTS
 from bayes.inference.sghmc import SGHMC
 
 __all__ = [
-    "LowRank",
-    "Laplace",
-    "HasParts",
-    "DeepEnsemble",
     "HMC",
     "MCLMC",
     "NUTS",
     "SGHMC",
     "ChEES",
+    "DeepEnsemble",
     "Draws",
     "HasLogDensity",
+    "HasParts",
     "InferenceMethod",
     "LangevinEnsemble",
+    "Laplace",
     "LogDensity",
+    "LowRank",
     "MeanField",
     "Rows",
 ]

@@ -116,7 +116,7 @@ class ChainMethod(ABC):
 
         Returns:
             Draws with ArviZ's statistics: lp (log density, of the unconstrained position), energy,
-            diverging, acceptance_rate, n_steps (gradients) and step_size, as far as the method has
+            diverging, acceptance_rate, n_steps and step_size, as far as the method has
             them. `num_gradients` counts those of warm-up and sampling, per chain.
 
         Raises:

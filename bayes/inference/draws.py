@@ -27,7 +27,8 @@ class Draws:
         num_gradients: Gradients per chain, of "warmup" and of "sampling", or None.
         center: By site, `[*event]`: where functions are linearised, so that a draw stands for
             f(center) + J (draw - center) rather than for f(draw); None: they are not.
-        log_evidence: Estimate of the log marginal likelihood in nats, or None.
+        log_evidence: Estimate of the log marginal likelihood in nats, or None; of a fitted
+            `BayesianNetwork` in units of its Y.
     """
 
     samples: dict[str, Tensor]

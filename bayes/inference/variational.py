@@ -69,10 +69,11 @@ class Variational(ABC):
         learning_rate: Of Adam at the start; it falls to a hundredth of it.
         num_particles: Monte Carlo samples per step.
         num_draws: Draws from the fitted guide that make the posterior.
-        init_std: Initial deviation of the guide, in units of the prior's.
+        init_std: Initial deviation of the guide, of every unconstrained number.
         likelihood_weight: kappa, by which the log likelihood counts more than it should; "data"
-            is d / n, the data-emphasised bound. Only for models that tell prior and likelihood
-            apart, such as `BayesianNetwork`; what is fitted is then no bound of the evidence.
+            is d / n, the data-emphasised bound, or 1 where rows outnumber weights. Only for models
+            that tell prior and likelihood apart, such as `BayesianNetwork`; what is fitted is then
+            no bound of the evidence.
         seed: Of all random numbers.
         progress: Whether to show a bar.
     """
@@ -144,7 +145,8 @@ class Variational(ABC):
                 "likelihood from its prior, as a BayesianNetwork does; omit it for others."
             )
         weight = self.likelihood_weight
-        kappa = density.dimension / model.num_rows if isinstance(weight, str) else weight
+        share = max(1.0, density.dimension / model.num_rows)
+        kappa = share if isinstance(weight, str) else weight
 
         def function(position: Tensor) -> Tensor:
             likelihood = model.log_likelihood(position).sum((-2, -1))

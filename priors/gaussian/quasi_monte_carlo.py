@@ -89,7 +89,7 @@ class QuasiMonteCarlo:
         variables each makes its own error.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.randint(0, 2, (sets, dimension), generator=generator)
+        drawn = torch.randint(0, 2, (sets, dimension), generator=generator, device="cpu")
         return (2.0 * drawn - 1).double().to(like.device)
 
     def variants(self, groups: int) -> tuple[list[QuasiMonteCarlo], QuasiMonteCarlo]:

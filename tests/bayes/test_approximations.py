@@ -195,6 +195,7 @@ def test_precision_of_a_network(likelihood):
     if likelihood == "gaussian":
         residual = (model.targets()[0] - f).square().sum() / 2 * (-center[-1]).exp()
         log_det = log_det + (residual + 1.5**-2).log()
+        total = total - 15 * Y.std().log()  # in units of Y
     evidence = total + len(center) / 2 * math.log(2 * math.pi) - log_det / 2
     assert model.draws.log_evidence == pytest.approx(evidence.item(), abs=1e-4)
 
@@ -346,3 +347,24 @@ def test_laplace_refuses_other_weights():
     model = BayesianNetwork(X, Y, WeightPrior(network(), weights="laplace"))
     with pytest.raises(NotImplementedError, match="Gaussian weights"):
         model.fit(Laplace(**QUIET))
+
+
+def test_the_evidence_is_of_outcomes_in_their_own_units():
+    X, Y = data(10)
+    found = []
+    for unit in (1.0, 1024.0):  # a power of two, so that all else is the same to the last bit
+        model = BayesianNetwork(X, unit * Y, network())
+        model.fit(Laplace(num_draws=4, num_starts=1, num_training_steps=50, **QUIET))
+        found.append(model.draws.log_evidence)
+    assert found[0] - found[1] == pytest.approx(10 * math.log(1024.0), abs=1e-6)
+
+
+def test_data_outnumbering_weights_count_as_they_are():
+    model, *_ = linear(n=12, d=3)
+    X, _ = data(12)
+    settings = {"num_steps": 20, "num_draws": 4, **QUIET}
+    drawn = [
+        model.fit(LowRank(likelihood_weight=weight, **settings)).draws.samples["eps"]
+        for weight in (1.0, "data")
+    ]
+    assert torch.equal(*drawn)

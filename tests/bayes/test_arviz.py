@@ -94,7 +94,7 @@ def test_the_prior_is_the_prior(fitted, data):
         assert abs(drawn.std() / float(std) - 1) < 4 / math.sqrt(2 * drawn.size)
         assert abs(drawn.mean()) < 4 * float(std) / math.sqrt(drawn.size)
     log_noise = np.log(data.prior["noise_var"].to_numpy())
-    mean, std = fitted.log_noise_var_prior
+    mean, std = fitted.likelihood.log_noise_var_prior
     assert abs(log_noise.mean() - mean) < 4 * std / math.sqrt(500)
     y = data.prior_predictive["y"].to_numpy()
     assert abs(np.median(y) - float(fitted.train_Y.mean())) < float(fitted.train_Y.std())

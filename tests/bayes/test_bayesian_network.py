@@ -450,3 +450,39 @@ def test_inputs_are_checked():
         MeanField(num_steps=0)
     with pytest.raises(ValueError, match="target_accept_prob"):
         NUTS(target_accept_prob=1.0)
+
+
+def test_moving_a_model_does_not_bring_old_draws_up_to_date():
+    model = small().fit(FAST)
+    model.to("cpu").fitted_draws()
+    with torch.no_grad():
+        for parameter in model.prior.variances.parameters():
+            parameter.add_(1.0)
+    model.to("cpu")
+    with pytest.raises(RuntimeError, match="out of date"):
+        model.fitted_draws()
+
+
+def test_noise_of_variance_0_is_refused():
+    X, Y = data()
+    prior = NetworkPrior(module(), weight_var=2.0, bias_var=0.5)
+    with pytest.raises(ValueError, match="train_Yvar > 0"):
+        BayesianNetwork(X, Y, prior, train_Yvar=torch.zeros_like(Y))
+
+
+def test_parameters_of_a_module_keep_their_place_beside_those_of_the_likelihood():
+    class Scaled(torch.nn.Module):
+        """With a parameter that is named as one of the likelihood."""
+
+        def __init__(self):
+            super().__init__()
+            self.noise_var = torch.nn.Linear(2, 6)
+            self.last = torch.nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.last(torch.tanh(self.noise_var(x)))
+
+    model = BayesianNetwork(*data(), NetworkPrior(Scaled())).fit(FAST)
+    posterior = model.to_arviz().posterior
+    assert posterior["noise_var.weight"].shape[2:] == (6, 2)
+    assert posterior["noise_var"].dims[2:] == ("output",)

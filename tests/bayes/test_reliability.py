@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from bayes import BayesianNetwork, MeanField, calibration, compare
+from bayes import BayesianNetwork, MeanField, calibration, compare, plot_posterior
 from bayes.reliability import reliability
 from priors import CategoricalPosterior, ClassProbabilityPosterior, PoissonMixturePosterior
 from priors.networks.finite import NetworkPrior
@@ -127,3 +127,19 @@ def test_classifiers_are_compared_by_their_own_scores():
 
     with pytest.raises(ValueError, match="regressors or classifiers, got both"):
         compare({"guess": Guess(), "line": regression}, splits, progress=False)
+
+
+def test_every_call_has_the_same_bins():
+    posterior, Y = drawn(200)
+    assert calibration(posterior, Y).ece == pytest.approx(reliability(posterior, Y).ece)
+    assert len(calibration(posterior, Y, num_levels=7).counts) == 7
+
+
+def test_probabilities_of_a_class_are_drawn_beside_its_rows():
+    X = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
+    Y = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])[:, None]
+    model = BayesianNetwork(X, Y, NetworkPrior(nn.Linear(1, 3)), likelihood="categorical")
+    model.fit(MeanField(5, num_draws=6, progress=False))
+    ax = plot_posterior(model, observation_noise=False, output=2)
+    (points,) = (line for line in ax.lines if line.get_label() == "data")
+    assert points.get_ydata().tolist() == [0] * 6 + [1] * 3

@@ -227,7 +227,7 @@ def test_arguments_are_checked():
         WeightPrior(prior, weights=Normal(torch.zeros(2), 1.0))
     with pytest.raises(TypeError, match="must be a Distribution"):
         WeightPrior(prior, readout_scale=2.0)
-    with pytest.raises(ValueError, match="on the positive reals"):
+    with pytest.raises(ValueError, match="all positive reals"):
         WeightPrior(prior, readout_scale=Uniform(-2.0, 1.0))
     own = network()
     own.variances.register_prior("weight_var_0_prior", GammaPrior(2.0, 1.0), "raw_weight_var_0")
@@ -296,3 +296,16 @@ def test_posteriors_of_linear_networks_against_quadrature(name):
         error = by_chain.std(0) / 32**0.5
         assert ((by_chain.mean(0) - truth).abs() < 4.5 * error).all()
         assert (error < 0.1 * math.sqrt(float(second.max()))).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"readout_scale": torch.distributions.Uniform(0.5, 2.0)}, "all positive reals"),
+        ({"weights": torch.distributions.Exponential(1.0)}, "all reals"),
+        ({"weights": torch.distributions.Bernoulli(0.5)}, "all reals"),
+    ],
+)
+def test_laws_that_samplers_would_leave_are_refused(settings, match):
+    with pytest.raises(ValueError, match=match):
+        WeightPrior(network(), **settings)

@@ -971,7 +971,7 @@ def rbf():
 
 @pytest.fixture(scope="module")
 def trained():
-    """Some seconds of training; a mean error of about 0.07 prior standard deviations."""
+    """Twenty seconds of training; a mean error of about 0.07 prior standard deviations."""
     prior = FunctionTaskPrior(
         GaussianProcessPrior(rbf()),
         inputs=torch.distributions.Uniform(torch.zeros(1), torch.ones(1)),
@@ -982,7 +982,7 @@ def trained():
         architecture=ArchitectureConfig(
             max_features=1, embedding=32, layers=3, heads=2, hidden=64, thinking_rows=2, bars=40
         ),
-        steps=600,
+        steps=800,
         batch=48,
         learning_rate=4e-3,
         matrix_learning_rate=2e-2,
