@@ -240,8 +240,8 @@ class _Run:
         self.state["num_gradients_warmup"] = self.state["num_gradients"]
         if not bool(self.state["position"].isfinite().all()):
             raise RuntimeError(
-                f"{self.method._name} left the finite numbers in its warm-up; start it with "
-                "smaller steps, or check the density for infinities."
+                f"{self.method._name} diverged in its warm-up: its parameters are no longer "
+                "finite; start it with smaller steps, or check the density for infinities."
             )
 
     def _told(self) -> str:

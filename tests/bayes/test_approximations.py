@@ -263,6 +263,13 @@ def test_laplace_says_where_it_needs_float64():
     assert _Implicit(rows).log_det == pytest.approx(float(exact), rel=1e-6)
 
 
+def test_a_guide_that_diverges_is_told():
+    quartic = LogDensity(lambda x: -x.pow(4).sum(-1), 2)
+    method = MeanField(learning_rate=1e80, num_steps=50, progress=False)
+    with pytest.raises(RuntimeError, match="MeanField diverged: its parameters are no longer fin"):
+        method.run(quartic, torch.zeros(1, dtype=double))
+
+
 def test_members_reach_modes_of_their_own():
     # two modes of equal height
     def double_well(x):
