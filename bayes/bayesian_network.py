@@ -234,7 +234,12 @@ class BayesianNetwork(Model):
         method = MeanField() if method is None else method
         self._keep(method.run(NetworkPosterior(self), self.train_X))
         if self.draws is not None and self.draws.stats:
-            warn_unless_converged("BayesianNetwork", self._predicted(), self.draws.stats)
+            warn_unless_converged(
+                "BayesianNetwork",
+                self._predicted(),
+                self.draws.stats,
+                smaller_steps=self.draws.smaller_steps,
+            )
         return self
 
     def _keep(self, draws: Draws) -> None:
@@ -597,6 +602,7 @@ class BayesianNetwork(Model):
                 draws.num_gradients,
                 None if draws.center is None else {k: fn(v) for k, v in draws.center.items()},
                 draws.log_evidence,
+                draws.smaller_steps,
             )
             self._keep(moved)
         return self

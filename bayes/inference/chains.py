@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from bayes.inference.adaptation import State
 from bayes.inference.convergence import warn_unless_converged
-from bayes.inference.draws import Draws
+from bayes.inference.draws import SMALLER_STEPS, Draws
 from bayes.inference.evaluation import Evaluation
 from bayes.inference.graphs import has_compiler
 from bayes.inference.log_density import LogDensity
@@ -134,7 +134,11 @@ class ChainMethod(ABC):
         if density.identified:
             quantities = [value.reshape(*value.shape[:2], -1) for value in draws.samples.values()]
             warn_unless_converged(
-                f"run of {self._name}", torch.cat(quantities, -1), draws.stats, what="draws"
+                f"run of {self._name}",
+                torch.cat(quantities, -1),
+                draws.stats,
+                what="draws",
+                smaller_steps=draws.smaller_steps,
             )
         return draws
 
@@ -145,6 +149,11 @@ class ChainMethod(ABC):
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+    @property
+    def _smaller_steps(self) -> str:
+        """What to do where draws diverge, as `Draws.smaller_steps`."""
+        return SMALLER_STEPS
 
     def _compiles(self, device: torch.device) -> bool:
         wanted = self.compile
@@ -223,7 +232,12 @@ class _Run:
         with torch.no_grad():
             samples = self.density.constrain(position)
         stats = {name: torch.stack(values[:count], 1) for name, values in self.stats.items()}
-        return Draws(samples, stats, num_gradients=self._gradients())
+        return Draws(
+            samples,
+            stats,
+            num_gradients=self._gradients(),
+            smaller_steps=self.method._smaller_steps,
+        )
 
     def _gradients(self) -> dict[str, int]:
         total, warmup = self.state["num_gradients"], self.state["num_gradients_warmup"]

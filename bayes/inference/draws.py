@@ -13,7 +13,10 @@ from torch import Tensor
 from priors.random_state import seeded
 from priors.representation import count
 
-__all__ = ["Draws", "InferenceMethod", "isolated"]
+__all__ = ["SMALLER_STEPS", "Draws", "InferenceMethod", "isolated"]
+
+# Where the setting that makes them is not known.
+SMALLER_STEPS = "take smaller steps"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Draws:
         center: By site, `[*event]`: where functions are linearised, so that a draw stands for
             f(center) + J (draw - center) rather than for f(draw); None: they are not.
         log_evidence: Estimate of the log marginal likelihood in nats, or None.
+        smaller_steps: How the method takes smaller steps, as advice where draws diverge.
     """
 
     samples: dict[str, Tensor]
@@ -36,6 +40,7 @@ class Draws:
     num_gradients: dict[str, int] | None = None
     center: dict[str, Tensor] | None = None
     log_evidence: float | None = None
+    smaller_steps: str = SMALLER_STEPS
 
     def __repr__(self) -> str:
         some = next(iter((*self.samples.values(), *self.stats.values())), None)

@@ -65,6 +65,10 @@ class LangevinEnsemble(ChainMethod):
             positive=("learning_rate", "energy_var"),
         )
 
+    @property
+    def _smaller_steps(self) -> str:
+        return f"lower energy_var below {self.energy_var:g}"
+
     def _kernel(self, evaluation: Evaluation) -> Kernel:
         return LangevinKernel(
             evaluation,

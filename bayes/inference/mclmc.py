@@ -71,6 +71,12 @@ class MCLMC(ChainMethod):
                 f"MCLMC needs 0 < target_accept_prob < 1, got {self.target_accept_prob}."
             )
 
+    @property
+    def _smaller_steps(self) -> str:
+        if self.adjusted:
+            return f"raise target_accept_prob above {self.target_accept_prob:g}"
+        return f"lower energy_var below {self.energy_var:g}"
+
     def _kernel(self, evaluation: Evaluation) -> Kernel:
         if evaluation.density.dimension < 2:
             raise ValueError(

@@ -67,6 +67,10 @@ class SGHMC(ChainMethod):
                 f"{self.friction}."
             )
 
+    @property
+    def _smaller_steps(self) -> str:
+        return f"lower step_size below {self.step_size:g}"
+
     def _kernel(self, evaluation: Evaluation) -> Kernel:
         rows = evaluation.density.rows
         if self.batch_size is not None and rows is None:
