@@ -71,6 +71,7 @@ class LangevinEnsemble(ChainMethod):
 
     def _kernel(self, evaluation: Evaluation) -> Kernel:
         return LangevinKernel(
+            self._name,
             evaluation,
             self.num_steps,
             self.energy_var,
