@@ -52,7 +52,7 @@ class Kernel(ABC):
 
     @abstractmethod
     def start(self, position: Tensor, generator: torch.Generator) -> State:
-        """The state at the first positions `[chains, d]`; "position" and "lp" are among it."""
+        """The state at the first positions `[chains, d]`; "position" is among it."""
 
     @abstractmethod
     def warm_up(self, state: State, done: float, generator: torch.Generator) -> State:
@@ -269,7 +269,9 @@ class _Run:
         path = self.method.checkpoint
         if path is None:
             return
-        tensors = {"generator": self.generator.get_state()}
+        # lp tells the model and the data when the run is taken up again.
+        lp, _ = self.evaluation(self.state["position"])
+        tensors = {"generator": self.generator.get_state(), "lp": lp}
         numbers = {}
         for name, value in self.state.items():
             if isinstance(value, Tensor):
@@ -310,7 +312,8 @@ class _Run:
                 f"this model has {self.density.dimension} in {self.like.dtype}."
             )
         lp, _ = self.evaluation(position)
-        if "lp" in self.state and not torch.allclose(lp, self.state["lp"], rtol=1e-4, atol=1e-3):
+        before = tensors["lp"].to(lp)
+        if not torch.allclose(lp, before, rtol=1e-4, atol=1e-3, equal_nan=True):
             raise ValueError(
                 f"The checkpoint {path} is of another model or other data: the log density of its "
                 "last positions is not what it was. Remove the file to begin anew."

@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from bayes import HMC, MCLMC, SGHMC, BayesianNetwork, ChEES, LangevinEnsemble, LogDensity, Rows
+from bayes import (
+    HMC,
+    MCLMC,
+    NUTS,
+    SGHMC,
+    BayesianNetwork,
+    ChEES,
+    LangevinEnsemble,
+    LogDensity,
+    Rows,
+)
 from bayes.inference import graphs
 from bayes.inference.adaptation import van_der_corput
 from bayes.inference.hamiltonian import HamiltonianKernel
@@ -503,16 +513,6 @@ def test_an_interrupted_run_goes_on(method, tmp_path):
     Contract().test_an_interrupted_run_goes_on_bit_for_bit(tmp_path)
 
 
-def test_lengths_are_spread_evenly():
-    values = [van_der_corput(k) for k in range(1, 8)]
-    assert sorted(values) == [k / 8 for k in range(1, 8)]
-
-
-def test_leapfrog_steps_are_reversible():
-    """Back with the momentum turned round, to where it came from."""
-    from bayes.inference.evaluation import Evaluation
-
-    density = LogDensity(lambda x: -x.pow(4).sum(-1), 3)
 def normal_about(mean, num_rows=10):
     """N(mean, 1) in two dimensions, of rows that tell the same."""
 
@@ -578,6 +578,16 @@ def test_methods_say_what_makes_their_steps_smaller(method, advice):
     assert all(hasattr(method, word) for word in advice.split() if "_" in word)
 
 
+def test_lengths_are_spread_evenly():
+    values = [van_der_corput(k) for k in range(1, 8)]
+    assert sorted(values) == [k / 8 for k in range(1, 8)]
+
+
+def test_leapfrog_steps_are_reversible():
+    """Back with the momentum turned round, to where it came from."""
+    from bayes.inference.evaluation import Evaluation
+
+    density = LogDensity(lambda x: -x.pow(4).sum(-1), 3)
     evaluation = Evaluation(density, compile=False)
     kernel = HamiltonianKernel(evaluation, 0.8, 1.0, 10)
     assert kernel.max_steps == 10
