@@ -250,7 +250,12 @@ class BayesianNetwork(Model):
             draws = dataclasses.replace(draws, log_evidence=evidence)
         self._keep(draws)
         if self.draws is not None and self.draws.stats:
-            warn_unless_converged("BayesianNetwork", self._predicted(), self.draws.stats)
+            warn_unless_converged(
+                "BayesianNetwork",
+                self._predicted(),
+                self.draws.stats,
+                smaller_steps=self.draws.smaller_steps,
+            )
         return self
 
     def _keep(self, draws: Draws) -> None:
@@ -619,6 +624,7 @@ class BayesianNetwork(Model):
                 draws.num_gradients,
                 None if draws.center is None else {k: fn(v) for k, v in draws.center.items()},
                 draws.log_evidence,
+                draws.smaller_steps,
             )
             if held:
                 self._keep(moved)

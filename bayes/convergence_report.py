@@ -30,6 +30,7 @@ from bayes.inference.convergence import (
     MIN_EFFECTIVE_PER_CHAIN,
     grouped,
 )
+from bayes.inference.draws import SMALLER_STEPS
 from priors.figures import BLACK, BLUE, CATEGORIES, GREY, ORANGE
 from priors.representation import count
 
@@ -60,6 +61,7 @@ class ConvergenceReport:
         e_bfmi: Of each chain, `[chains]`; None where the method has no energy.
         energy: `[chains, draws]`, or None.
         diverging: Draws that diverged; None where the method does not tell.
+        smaller_steps: What to do where draws diverge, as of `Draws`.
     """
 
     owner: str
@@ -72,6 +74,7 @@ class ConvergenceReport:
     e_bfmi: Tensor | None
     energy: Tensor | None
     diverging: int | None
+    smaller_steps: str = SMALLER_STEPS
 
     @property
     def wanted_ess(self) -> int:
@@ -90,9 +93,9 @@ class ConvergenceReport:
         if self.diverging:
             found.append(
                 f"{self.diverging} of {chains * draws} draws diverged: steps are too large where "
-                "the posterior is narrow, and draws there are missing. Raise "
-                "target_accept_prob to 0.9 or 0.95; if that does not help, use weaker likelihoods "
-                "or tighter priors of scales."
+                "the posterior is narrow, and draws there are missing. "
+                f"{self.smaller_steps[:1].upper()}{self.smaller_steps[1:]}; if that does not help, "
+                "use a likelihood with more noise, or tighter priors on scales."
             )
         if chains < 2:
             found.append(
@@ -291,12 +294,11 @@ def report(model: BayesianNetwork | GaussianProcess | Draws) -> ConvergenceRepor
             "These draws are independent ones of an approximation, so that there are no chains to "
             "judge: compare with a sampler such as ChEES(), or look at calibration(...)."
         )
-    return _of(owner, names, values.detach(), draws.stats)
+    return _of(owner, names, values.detach(), draws)
 
 
-def _of(
-    owner: str, names: list[str], values: Tensor, stats: dict[str, Tensor]
-) -> ConvergenceReport:
+def _of(owner: str, names: list[str], values: Tensor, draws: Draws) -> ConvergenceReport:
+    stats = draws.stats
     if "lp" in stats:
         values = torch.cat([values, stats["lp"].to(values).unsqueeze(-1)], -1)
         names = [*names, "log density"]
@@ -319,6 +321,7 @@ def _of(
         None if energy is None or energy.shape[1] < 2 else e_bfmi(energy),
         energy,
         int(stats["diverging"].sum()) if "diverging" in stats else None,
+        draws.smaller_steps,
     )
 
 

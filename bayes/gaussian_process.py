@@ -123,6 +123,7 @@ class GaussianProcess(ExactProcess):
                 target.hyperparameters.constrained(position),
                 draws.stats,
                 what="hyperparameters",
+                smaller_steps=draws.smaller_steps,
             )
         every = position.flatten(0, 1)
         kept = torch.linspace(0, len(every) - 1, min(num_draws, len(every))).round().long()

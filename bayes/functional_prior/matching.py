@@ -7,14 +7,15 @@ from typing import Protocol
 
 from torch import Tensor
 
+from bayes.functional_prior.arguments import checked_network, checked_target
 from bayes.functional_prior.measurements import Measurements, Sampler
 from bayes.functional_prior.moments import MomentMatching
 from bayes.functional_prior.sliced import SlicedMatching
 from bayes.functional_prior.wasserstein import WassersteinMatching
-from priors.functions import FunctionPrior, draws_functions
+from priors.functions import FunctionPrior
 from priors.networks.finite import NetworkPrior
 
-__all__ = ["MatchingMethod", "checked_target", "match_functional_prior"]
+__all__ = ["MatchingMethod", "match_functional_prior"]
 
 
 class MatchingMethod(Protocol):
@@ -88,7 +89,7 @@ def match_functional_prior(
         A new prior. `match_report(new, target, X)` on held-out inputs says how good it is.
 
     Raises:
-        TypeError: the target does not sample functions.
+        TypeError: the prior is no `NetworkPrior`, or the target does not sample functions.
         NotImplementedError: the target has a mean.
         ValueError: nothing is learnable, an unknown method, the inputs are not a matrix, or the
             target has no second moments and they are to be matched.
@@ -96,6 +97,7 @@ def match_functional_prior(
     if isinstance(method, str) and method not in _METHODS:
         raise ValueError(f"method must be one of {list(_METHODS)}, got {method!r}.")
     chosen = _METHODS[method] if isinstance(method, str) else method
+    checked_network(network_prior)
     checked_target(target)
     measurements = Measurements(X_or_sampler)
     if num_sets < 1 or num_restarts < 1:
@@ -115,12 +117,3 @@ def match_functional_prior(
     )
     result.variances.load_state_dict(matched.variances.state_dict())
     return result
-
-
-def checked_target(target: object) -> None:
-    """Raise a TypeError for what is no prior over functions."""
-    if not draws_functions(target):
-        raise TypeError(
-            f"The target must be a prior over functions, got {type(target).__name__}; "
-            "GaussianProcessPrior(kernel) makes one of a kernel."
-        )

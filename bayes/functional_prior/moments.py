@@ -32,6 +32,7 @@ from bayes.functional_prior.second_moments import (
     target_second_moment,
 )
 from bayes.functional_prior.variables import Variables
+from bayes.inference.settings import check_settings
 from priors.functions import FunctionPrior
 from priors.networks.finite import NetworkPrior
 from priors.networks.infinite import InfiniteNetwork
@@ -61,6 +62,13 @@ class MomentMatching:
     num_networks: int = 256
     num_corrections: int = 8
     num_functions: int = 4096
+
+    def __post_init__(self) -> None:
+        check_settings(self, at_least_one=("num_networks", "num_functions"))
+        if self.num_corrections < 0:
+            raise ValueError(
+                f"MomentMatching needs num_corrections >= 0, got {self.num_corrections}."
+            )
 
     def run(
         self,

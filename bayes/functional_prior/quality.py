@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bayes.functional_prior.arguments import checked_network
 from bayes.functional_prior.measurements import checked_inputs
 from bayes.functional_prior.second_moments import network_second_moment, target_second_moment
 from priors.functions import FunctionPrior
@@ -56,9 +57,11 @@ def match_quality(
         seed: Of them.
 
     Raises:
+        TypeError: the prior is no `NetworkPrior`.
         NotImplementedError: the target has a mean.
         ValueError: the target's second moments are infinite, or X is not a matrix.
     """
+    checked_network(network_prior)
     X = checked_inputs(X).double()
     with torch.no_grad():
         found, error = network_second_moment(

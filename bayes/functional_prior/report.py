@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bayes.functional_prior.matching import checked_target
+from bayes.functional_prior.arguments import checked_network, checked_target
 from bayes.functional_prior.measurements import Measurements, Sampler
 from bayes.functional_prior.second_moments import functions_of
 from bayes.functional_prior.sliced import directions_like, sliced_wasserstein
@@ -76,7 +76,7 @@ class MatchReport:
     def __str__(self) -> str:
         floor = float(self.floor.mean())
         verdict = (
-            "the network's functions cannot be told from the target's by so many draws"
+            "the network's functions cannot be told apart from the target's with this many draws"
             if self.is_within_floor
             else f"{self.distance / floor:.1f} times what two sets of target draws differ by"
         )
@@ -155,9 +155,10 @@ def match_report(
         seed: Of measurement sets and functions; another than that of the match.
 
     Raises:
-        TypeError: the target does not sample functions.
+        TypeError: the prior is no `NetworkPrior`, or the target does not sample functions.
         ValueError: the inputs are not a matrix.
     """
+    checked_network(network_prior)
     checked_target(target)
     cpu = torch.Generator().manual_seed(seed)
     sets = Measurements(X_or_sampler).several(num_sets, cpu)

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from bayes.functional_prior.measurements import Measurements
 from bayes.functional_prior.second_moments import functions_of
 from bayes.functional_prior.variables import Variables
+from bayes.inference.settings import check_settings
 from priors.functions import FunctionPrior
 from priors.networks.finite import NetworkPrior
 
@@ -48,6 +49,9 @@ class SlicedMatching:
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
             raise ValueError(f"SlicedMatching needs order 1 or 2, got {self.order}.")
+        check_settings(
+            self, at_least_one=("num_functions", "num_directions", "target_share", "max_iter")
+        )
 
     def run(
         self,

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from bayes.functional_prior.measurements import Measurements
 from bayes.functional_prior.second_moments import functions_of
 from bayes.functional_prior.variables import Variables
+from bayes.inference.settings import check_settings
 from priors.functions import FunctionPrior
 from priors.networks.finite import NetworkPrior
 from priors.random_state import seeded
@@ -62,6 +63,19 @@ class WassersteinMatching:
     critic_pool: int = 2048
     penalty: float = 10.0
     tolerance: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            at_least_one=(
+                "num_iterations",
+                "num_functions",
+                "critic_steps",
+                "critic_width",
+                "critic_pool",
+            ),
+            positive=("learning_rate", "critic_learning_rate"),
+        )
 
     def run(
         self,

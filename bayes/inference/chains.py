@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from bayes.inference.adaptation import State
 from bayes.inference.convergence import warn_unless_converged
-from bayes.inference.draws import Draws
+from bayes.inference.draws import SMALLER_STEPS, Draws
 from bayes.inference.evaluation import Evaluation
 from bayes.inference.graphs import has_compiler
 from bayes.inference.log_density import LogDensity
@@ -52,7 +52,7 @@ class Kernel(ABC):
 
     @abstractmethod
     def start(self, position: Tensor, generator: torch.Generator) -> State:
-        """The state at the first positions `[chains, d]`; "position" and "lp" are among it."""
+        """The state at the first positions `[chains, d]`; "position" is among it."""
 
     @abstractmethod
     def warm_up(self, state: State, done: float, generator: torch.Generator) -> State:
@@ -134,7 +134,11 @@ class ChainMethod(ABC):
         if density.identified:
             quantities = [value.reshape(*value.shape[:2], -1) for value in draws.samples.values()]
             warn_unless_converged(
-                f"run of {self._name}", torch.cat(quantities, -1), draws.stats, what="draws"
+                f"run of {self._name}",
+                torch.cat(quantities, -1),
+                draws.stats,
+                what="draws",
+                smaller_steps=draws.smaller_steps,
             )
         return draws
 
@@ -145,6 +149,11 @@ class ChainMethod(ABC):
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+    @property
+    def _smaller_steps(self) -> str:
+        """What to do where draws diverge, as `Draws.smaller_steps`."""
+        return SMALLER_STEPS
 
     def _compiles(self, device: torch.device) -> bool:
         wanted = self.compile
@@ -223,7 +232,12 @@ class _Run:
         with torch.no_grad():
             samples = self.density.constrain(position)
         stats = {name: torch.stack(values[:count], 1) for name, values in self.stats.items()}
-        return Draws(samples, stats, num_gradients=self._gradients())
+        return Draws(
+            samples,
+            stats,
+            num_gradients=self._gradients(),
+            smaller_steps=self.method._smaller_steps,
+        )
 
     def _gradients(self) -> dict[str, int]:
         total, warmup = self.state["num_gradients"], self.state["num_gradients_warmup"]
@@ -240,8 +254,8 @@ class _Run:
         self.state["num_gradients_warmup"] = self.state["num_gradients"]
         if not bool(self.state["position"].isfinite().all()):
             raise RuntimeError(
-                f"{self.method._name} left the finite numbers in its warm-up; start it with "
-                "smaller steps, or check the density for infinities."
+                f"{self.method._name} diverged in its warm-up: its parameters are no longer "
+                "finite; start it with smaller steps, or check the density for infinities."
             )
 
     def _told(self) -> str:
@@ -255,7 +269,9 @@ class _Run:
         path = self.method.checkpoint
         if path is None:
             return
-        tensors = {"generator": self.generator.get_state()}
+        # lp tells the model and the data when the run is taken up again.
+        lp, _ = self.evaluation(self.state["position"])
+        tensors = {"generator": self.generator.get_state(), "lp": lp}
         numbers = {}
         for name, value in self.state.items():
             if isinstance(value, Tensor):
@@ -296,7 +312,8 @@ class _Run:
                 f"this model has {self.density.dimension} in {self.like.dtype}."
             )
         lp, _ = self.evaluation(position)
-        if "lp" in self.state and not torch.allclose(lp, self.state["lp"], rtol=1e-4, atol=1e-3):
+        before = tensors["lp"].to(lp)
+        if not torch.allclose(lp, before, rtol=1e-4, atol=1e-3, equal_nan=True):
             raise ValueError(
                 f"The checkpoint {path} is of another model or other data: the log density of its "
                 "last positions is not what it was. Remove the file to begin anew."

@@ -65,6 +65,10 @@ class ChEES(ChainMethod):
                 f"{self.num_chains}; HMC runs a single one."
             )
 
+    @property
+    def _smaller_steps(self) -> str:
+        return f"raise target_accept_prob above {self.target_accept_prob:g}"
+
     def _kernel(self, evaluation: Evaluation) -> HamiltonianKernel:
         return _ChEESKernel(evaluation, self.target_accept_prob, 1.0, self.max_steps)
 

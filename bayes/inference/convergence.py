@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bayes.inference.chain_statistics import bulk_ess, r_hat, tail_ess
+from bayes.inference.draws import SMALLER_STEPS
 
 __all__ = [
     "GROUP",
@@ -41,27 +42,30 @@ def warn_unless_converged(
     stats: Mapping[str, Tensor],
     *,
     what: str = "predictions at the training rows",
+    smaller_steps: str = SMALLER_STEPS,
     stacklevel: int = 2,
 ) -> None:
-    """Warn of divergences, of chains that disagree and of few effective draws.
+    """Warn of divergences and infinities, chains that disagree and few effective draws.
 
     Args:
         owner: Name of the model, for the message.
         quantities: What is predicted, `[chains, draws, k]`.
         stats: Of the sampler by ArviZ's names, `[chains, draws]`; "diverging" is read if there.
         what: What the quantities are, for the message.
+        smaller_steps: What to do where draws diverge, as of `Draws`.
         stacklevel: As for `warnings.warn`, of the caller.
     """
     chains, draws = quantities.shape[:2]
     troubles = []
     diverging = int(stats["diverging"].sum()) if "diverging" in stats else 0
     if diverging:
-        troubles.append(
-            f"{diverging} of {chains * draws} draws diverged (raise target_accept_prob)"
-        )
+        troubles.append(f"{diverging} of {chains * draws} draws diverged ({smaller_steps})")
     wanted = min(MIN_EFFECTIVE, MIN_EFFECTIVE_PER_CHAIN * chains)
-    agreement, effective = _worst(quantities)
-    if math.isnan(effective):
+    finite = bool(quantities.isfinite().all())
+    agreement, effective = _worst(quantities) if finite else (math.nan, math.nan)
+    if not finite:
+        troubles.append("some draws are not finite (check the model for infinities)")
+    elif math.isnan(effective):
         troubles.append(f"{draws} draws are too few to tell (raise num_samples)")
     elif math.isnan(agreement):
         found = f"{effective:.3g} effective draws (wanted: {wanted}) of {draws}"

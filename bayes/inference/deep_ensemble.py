@@ -63,7 +63,7 @@ class DeepEnsemble:
             every step as history.
 
         Raises:
-            RuntimeError: a member left the finite numbers.
+            RuntimeError: a member diverged.
             ValueError: a `batch_size` for a density that does not know its rows.
         """
         with isolated(self.seed, like):
@@ -81,8 +81,8 @@ class DeepEnsemble:
             )
             if not bool(position.isfinite().all()):
                 raise RuntimeError(
-                    "A member of the DeepEnsemble left the finite numbers; use a smaller "
-                    "learning_rate."
+                    "A member of the DeepEnsemble diverged: its parameters are no longer finite; "
+                    "use a smaller learning_rate."
                 )
             with torch.no_grad():
                 samples = density.constrain(position.unsqueeze(0))

@@ -13,7 +13,10 @@ from torch import Tensor
 from priors.random_state import seeded
 from priors.representation import count
 
-__all__ = ["Draws", "InferenceMethod", "isolated"]
+__all__ = ["SMALLER_STEPS", "Draws", "InferenceMethod", "isolated"]
+
+# Where the setting that makes them is not known.
+SMALLER_STEPS = "take smaller steps"
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Draws:
             f(center) + J (draw - center) rather than for f(draw); None: they are not.
         log_evidence: Estimate of the log marginal likelihood in nats, or None; of a fitted
             `BayesianNetwork` in units of its Y.
+        smaller_steps: How the method takes smaller steps, as advice where draws diverge.
     """
 
     samples: dict[str, Tensor]
@@ -37,6 +41,7 @@ class Draws:
     num_gradients: dict[str, int] | None = None
     center: dict[str, Tensor] | None = None
     log_evidence: float | None = None
+    smaller_steps: str = SMALLER_STEPS
 
     def __repr__(self) -> str:
         some = next(iter((*self.samples.values(), *self.stats.values())), None)

@@ -36,6 +36,10 @@ class HMC(ChainMethod):
                 f"HMC needs 0 < trajectory_length < inf, got {self.trajectory_length}."
             )
 
+    @property
+    def _smaller_steps(self) -> str:
+        return f"raise target_accept_prob above {self.target_accept_prob:g}"
+
     def _kernel(self, evaluation: Evaluation) -> HamiltonianKernel:
         return HamiltonianKernel(
             evaluation, self.target_accept_prob, self.trajectory_length, self.max_steps

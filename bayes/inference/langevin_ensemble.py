@@ -65,8 +65,13 @@ class LangevinEnsemble(ChainMethod):
             positive=("learning_rate", "energy_var"),
         )
 
+    @property
+    def _smaller_steps(self) -> str:
+        return f"lower energy_var below {self.energy_var:g}"
+
     def _kernel(self, evaluation: Evaluation) -> Kernel:
         return LangevinKernel(
+            self._name,
             evaluation,
             self.num_steps,
             self.energy_var,

@@ -96,7 +96,7 @@ class Laplace:
 
         Raises:
             RuntimeError: the density has no maximum, or is not curved downwards where it was
-                found.
+                found, or the precision cannot be factorised in this dtype.
             NotImplementedError: `weights="last_layer"` of anything but a network, or a network
                 whose weights are not Gaussian or have variances that are drawn.
         """
@@ -158,8 +158,8 @@ class Laplace:
         best = found[int(value.argmax())].unsqueeze(0)
         if not bool(value.max().isfinite()):
             raise RuntimeError(
-                "Laplace found no mode: the training left the finite numbers. Use a smaller "
-                "learning_rate, or check that the density has a maximum."
+                "Laplace found no mode: the training diverged, and its parameters are no longer "
+                "finite. Use a smaller learning_rate, or check that the density has a maximum."
             )
         return polished(density.function, best)[0], history
 
@@ -207,7 +207,13 @@ class _Implicit(_Gaussian):
         self.rows = rows
         inner = rows @ rows.mT
         inner.diagonal().add_(1)
-        self.factor = torch.linalg.cholesky(inner)
+        self.factor, failed = torch.linalg.cholesky_ex(inner)
+        if bool(failed):
+            dtype = str(inner.dtype).removeprefix("torch.")
+            raise RuntimeError(
+                f"Laplace: the precision of the weights has no Cholesky factor in {dtype}; give "
+                "training data in float64, or a likelihood with more noise."
+            )
         self.log_det = float(2 * self.factor.diagonal().log().sum())
 
     def draw(self, number: int, generator: torch.Generator) -> Tensor:

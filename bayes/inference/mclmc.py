@@ -71,21 +71,40 @@ class MCLMC(ChainMethod):
                 f"MCLMC needs 0 < target_accept_prob < 1, got {self.target_accept_prob}."
             )
 
+    @property
+    def _smaller_steps(self) -> str:
+        if self.adjusted:
+            return f"raise target_accept_prob above {self.target_accept_prob:g}"
+        return f"lower energy_var below {self.energy_var:g}"
+
     def _kernel(self, evaluation: Evaluation) -> Kernel:
+        if self.adjusted:
+            return _AdjustedKernel(self._name, evaluation, self.target_accept_prob, self.max_steps)
+        return LangevinKernel(self._name, evaluation, self.num_steps, self.energy_var)
+
+
+class _TurningKernel(Kernel):
+    """Of a velocity of length 1, which a single dimension leaves no way to turn.
+
+    Args:
+        owner: Name of the method, for the message.
+        evaluation: Of the density.
+    """
+
+    def __init__(self, owner: str, evaluation: Evaluation) -> None:
         if evaluation.density.dimension < 2:
             raise ValueError(
-                "MCLMC turns a velocity and needs at least two dimensions; take HMC or ChEES for "
-                "a single number."
+                f"{owner} turns a velocity and needs at least two dimensions; take HMC or ChEES "
+                "for a single number."
             )
-        if self.adjusted:
-            return _AdjustedKernel(evaluation, self.target_accept_prob, self.max_steps)
-        return LangevinKernel(evaluation, self.num_steps, self.energy_var)
+        super().__init__(evaluation)
 
 
-class LangevinKernel(Kernel):
+class LangevinKernel(_TurningKernel):
     """The unadjusted one.
 
     Args:
+        owner: Name of the method, for messages.
         evaluation: Of the density.
         num_steps: From one draw to the next.
         energy_var: Aimed at.
@@ -103,6 +122,7 @@ class LangevinKernel(Kernel):
 
     def __init__(
         self,
+        owner: str,
         evaluation: Evaluation,
         num_steps: int,
         energy_var: float,
@@ -113,7 +133,7 @@ class LangevinKernel(Kernel):
         memory: float = 150.0,
         together: bool = True,
     ) -> None:
-        super().__init__(evaluation)
+        super().__init__(owner, evaluation)
         self.num_steps, self.together = num_steps, together
         self.energy_var, self.first_energy_var = energy_var, first_energy_var or energy_var
         self.phases, self.first_step, self.memory = phases, first_step, memory
@@ -278,11 +298,13 @@ class LangevinKernel(Kernel):
         )
 
 
-class _AdjustedKernel(Kernel):
+class _AdjustedKernel(_TurningKernel):
     """Trajectories from fresh velocities, accepted or not."""
 
-    def __init__(self, evaluation: Evaluation, target_accept_prob: float, max_steps: int) -> None:
-        super().__init__(evaluation)
+    def __init__(
+        self, owner: str, evaluation: Evaluation, target_accept_prob: float, max_steps: int
+    ) -> None:
+        super().__init__(owner, evaluation)
         self.step_size = DualAveraging(target_accept_prob)
         self.max_steps = max_steps
         self._step: Callable[..., Any] | None = None

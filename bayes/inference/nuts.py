@@ -71,6 +71,7 @@ class NUTS:
                 name: torch.stack([chain.stats[name] for chain in chains])
                 for name in chains[0].stats
             },
+            smaller_steps=f"raise target_accept_prob above {self.target_accept_prob:g}",
         )
 
     def _chain(self, model: Callable[[], object], like: Tensor, number: int) -> Draws:

@@ -37,7 +37,8 @@ __all__ = ["SGHMC"]
 class SGHMC(ChainMethod):
     """Stochastic gradient Hamiltonian Monte Carlo, for data too large for full gradients.
 
-    Biased by its steps, which nothing rejects: halve `step_size` to see whether it matters.
+    Biased by its steps, which nothing rejects: halve `step_size` to see whether it matters. With
+    `batch_size` draws come without their log density, which takes all rows.
 
     Attributes:
         batch_size: Rows of each gradient; all without it. Needs a density with `rows`.
@@ -67,6 +68,10 @@ class SGHMC(ChainMethod):
                 f"{self.friction}."
             )
 
+    @property
+    def _smaller_steps(self) -> str:
+        return f"lower step_size below {self.step_size:g}"
+
     def _kernel(self, evaluation: Evaluation) -> Kernel:
         rows = evaluation.density.rows
         if self.batch_size is not None and rows is None:
@@ -81,11 +86,11 @@ class SGHMC(ChainMethod):
 class _StochasticKernel(Kernel):
     def __init__(self, method: SGHMC, evaluation: Evaluation) -> None:
         super().__init__(evaluation)
-        self.method = method
+        self.method, self.batches = method, method.batch_size is not None
         self._graph: Callable[..., Any] | None = None
 
     def start(self, position: Tensor, generator: torch.Generator) -> State:
-        return {
+        state: State = {
             "position": position,
             "momentum": torch.zeros_like(position),
             "num_gradients": 0.0,
@@ -95,6 +100,7 @@ class _StochasticKernel(Kernel):
             "noise": torch.zeros_like(position[0]),
             "memory": torch.ones_like(position[0]),
         }
+        return state if self.batches else self._evaluated(state)
 
     def warm_up(self, state: State, done: float, generator: torch.Generator) -> State:
         for _ in range(self.method.num_steps):
@@ -106,30 +112,36 @@ class _StochasticKernel(Kernel):
     ) -> tuple[State, dict[str, Tensor | float]]:
         for _ in range(self.method.num_steps):
             state = self._move(state, generator, adapt=False)
-        lp = self._last
+        lp = {} if self.batches else {"lp": state["lp"]}
         return state, {
-            "lp": lp,
+            **lp,
             "diverging": ~state["position"].isfinite().all(-1),
             "n_steps": self.method.num_steps,
             "step_size": self.method.step_size,
         }
 
-    def _gradient(self, position: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _evaluated(self, state: State) -> State:
+        """With the log density at its position, of all rows, and the gradient there."""
+        lp, gradient = self.evaluation(state["position"])
+        one_more = {"num_gradients": state["num_gradients"] + 1}
+        return {**state, **one_more, "lp": lp, "gradient": gradient}
+
+    def _of_a_batch(self, position: Tensor, generator: torch.Generator) -> Tensor:
         rows, size = self.evaluation.density.rows, self.method.batch_size
-        if size is None or rows is None:
-            return self.evaluation(position)
+        assert rows is not None
+        assert size is not None
         index = torch.randint(rows.num_rows, (size,), generator=generator, device=position.device)
         if self._graph is None:
             self._graph = captured(partial(value_and_gradient, rows.function), position, index)
-        value, gradient = self._graph(position, index)
-        return value, gradient
+        gradient: Tensor = self._graph(position, index)[1]
+        return gradient
 
     def _move(self, state: State, generator: torch.Generator, *, adapt: bool) -> State:
         x, method = state["position"], self.method
-        self._last, gradient = self._gradient(x, generator)
+        gradient = self._of_a_batch(x, generator) if self.batches else state["gradient"]
         if adapt:
             state = {**state, **self._adapted(state, gradient)}
-            if method.batch_size is not None:
+            if self.batches:
                 state = self._measured(state, gradient, generator)
         step = method.step_size**2 / state["square"].sqrt()
         own = step.square() * state["noise"]
@@ -137,12 +149,10 @@ class _StochasticKernel(Kernel):
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         momentum = (1 - method.friction) * state["momentum"] + step * gradient
         momentum = momentum + variance.sqrt() * noise
-        return {
-            **state,
-            "position": x + momentum,
-            "momentum": momentum,
-            "num_gradients": state["num_gradients"] + 1,
-        }
+        state = {**state, "position": x + momentum, "momentum": momentum}
+        if self.batches:
+            return {**state, "num_gradients": state["num_gradients"] + 1}
+        return self._evaluated(state)
 
     @staticmethod
     def _adapted(state: State, gradient: Tensor) -> State:
@@ -156,7 +166,7 @@ class _StochasticKernel(Kernel):
 
     def _measured(self, state: State, gradient: Tensor, generator: torch.Generator) -> State:
         """Variance of the gradient over minibatches, from another one at the same positions."""
-        _, other = self._gradient(state["position"], generator)
+        other = self._of_a_batch(state["position"], generator)
         variance = 0.5 * (other - gradient).square().mean(0)
         noise = state["noise"] + 0.02 * (variance - state["noise"])
         return {**state, "noise": noise, "num_gradients": state["num_gradients"] + 1}

@@ -174,6 +174,7 @@ class Variational(ABC):
                 steps.set_postfix_str(f"bound {float(history[step]):.1f} nats", refresh=False)
         if not bool(history[-1].isfinite()):
             raise RuntimeError(
-                f"{type(self).__name__} left the finite numbers; use a smaller learning_rate."
+                f"{type(self).__name__} diverged: its parameters are no longer finite; use a "
+                "smaller learning_rate."
             )
         return history

@@ -17,6 +17,7 @@ from bayes import (
     MeanField,
     WeightPrior,
 )
+from bayes.inference.laplace import _Implicit
 from bayes.network_density import NetworkPosterior
 from bayes.testing import InferenceMethodContract
 from priors import NetworkPrior
@@ -250,6 +251,24 @@ def test_laplace_refuses_what_has_no_maximum():
     normal = LogDensity(lambda x: -(x**2).sum(-1), 2)
     with pytest.raises(NotImplementedError, match="last_layer"):
         Laplace(weights="last_layer", **QUIET).run(normal, torch.zeros(1, dtype=double))
+
+
+def test_laplace_says_where_it_needs_float64():
+    """Rows that tell nearly the same, of little noise: I + A A' has a condition of 1e10."""
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(2, 3, 60, generator=generator, dtype=double)
+    rows = 1e4 * few[0, :, :30].mT @ few[1]
+    with pytest.raises(RuntimeError, match="no Cholesky factor in float32; .* float64"):
+        _Implicit(rows.float())
+    exact = torch.linalg.svdvals(rows).square().log1p().sum()
+    assert _Implicit(rows).log_det == pytest.approx(float(exact), rel=1e-6)
+
+
+def test_a_guide_that_diverges_is_told():
+    quartic = LogDensity(lambda x: -x.pow(4).sum(-1), 2)
+    method = MeanField(learning_rate=1e80, num_steps=50, progress=False)
+    with pytest.raises(RuntimeError, match="MeanField diverged: its parameters are no longer fin"):
+        method.run(quartic, torch.zeros(1, dtype=double))
 
 
 def test_members_reach_modes_of_their_own():

@@ -360,8 +360,13 @@ def test_chains_that_have_not_converged_are_told():
     with pytest.warns(UserWarning, match="effective draws"):
         warn_unless_converged("Model", slow, {})
     diverging = {"diverging": torch.eye(4, 500)}
-    with pytest.warns(UserWarning, match=r"4 of 2000 draws diverged \(raise target_accept_prob"):
+    with pytest.warns(UserWarning, match=r"4 of 2000 draws diverged \(take smaller steps\)"):
         warn_unless_converged("Model", good, diverging)
+    with pytest.warns(UserWarning, match=r"diverged \(lower step_size below 0.05\)"):
+        warn_unless_converged("Model", good, diverging, smaller_steps="lower step_size below 0.05")
+    good[2, 7, 1] = torch.nan
+    with pytest.warns(UserWarning, match=r"converged: some draws are not finite \(check the"):
+        warn_unless_converged("Model", good, {})
 
 
 def test_it_is_always_in_evaluation_mode():

@@ -54,6 +54,13 @@ def test_each_trouble_is_told_with_what_to_do(page, words):
     assert any(words in trouble for trouble in page.troubles)
 
 
+def test_divergences_are_told_with_what_the_method_can_do():
+    stats = {"diverging": torch.ones(4, 400)}
+    page = report(Draws({"theta": chains()}, stats, smaller_steps="lower energy_var below 0.1"))
+    assert "Lower energy_var below 0.1; if that does not help, use a likelihood with" in str(page)
+    assert "Take smaller steps; if" in str(found(chains(), **stats))
+
+
 def test_many_short_chains_have_a_nested_r_hat():
     values = chains(64, 40)
     page = found(values)

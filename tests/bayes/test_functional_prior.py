@@ -4,7 +4,15 @@ from gpytorch.kernels import RBFKernel, ScaleKernel
 from gpytorch.means import ConstantMean
 from torch.distributions import InverseGamma
 
-from bayes.functional_prior import MomentMatching, match_functional_prior, match_quality
+from bayes import WeightPrior
+from bayes.functional_prior import (
+    MomentMatching,
+    SlicedMatching,
+    WassersteinMatching,
+    match_functional_prior,
+    match_quality,
+    match_report,
+)
 from bayes.functional_prior.second_moments import (
     limit_is_exact,
     sampled_second_moment,
@@ -135,6 +143,29 @@ def test_what_cannot_be_matched_is_refused():
     wide = NetworkPrior(shallow(torch.nn.ReLU()), bias_var=1.0, parameterization="mup")
     with pytest.raises(NotImplementedError, match="sliced"):
         match_functional_prior(wide, rbf(), inputs())
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        (MomentMatching, ("num_networks", "num_functions")),
+        (SlicedMatching, ("num_functions", "num_directions", "target_share", "max_iter")),
+        (WassersteinMatching, ("num_iterations", "critic_steps", "critic_pool", "learning_rate")),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(method, settings):
+    for name in settings:
+        with pytest.raises(ValueError, match=f"{method.__name__} needs {name} >"):
+            method(**{name: 0})
+    with pytest.raises(ValueError, match="num_corrections >= 0"):
+        MomentMatching(num_corrections=-1)
+
+
+@pytest.mark.parametrize("function", [match_functional_prior, match_quality, match_report])
+def test_only_networks_of_gaussian_weights_are_matched(function):
+    prior = WeightPrior(NetworkPrior(shallow(torch.nn.Tanh())), weights="laplace")
+    with pytest.raises(TypeError, match="NetworkPrior, got WeightPrior; .* weight_prior.network"):
+        function(prior, rbf(), inputs())
 
 
 class OnlySamples:

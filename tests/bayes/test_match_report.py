@@ -29,7 +29,7 @@ def test_a_perfect_match_is_within_the_floor():
     prior, target = linear(1.0)
     report = match_report(prior, target, inputs(), num_functions=1000)
     assert report.is_within_floor
-    assert "cannot be told" in repr(report)
+    assert "cannot be told apart from the target's with this many draws" in repr(report)
     assert report.tail_ratio == pytest.approx(1.0, abs=0.1)
     assert (report.by_input < 2 * report.floor_by_input.max(0).values).all()
 

@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from bayes import HMC, MCLMC, SGHMC, BayesianNetwork, ChEES, LangevinEnsemble, LogDensity, Rows
+from bayes import (
+    HMC,
+    MCLMC,
+    NUTS,
+    SGHMC,
+    BayesianNetwork,
+    ChEES,
+    LangevinEnsemble,
+    LogDensity,
+    Rows,
+)
 from bayes.inference import graphs
 from bayes.inference.adaptation import van_der_corput
 from bayes.inference.hamiltonian import HamiltonianKernel
@@ -423,8 +433,9 @@ def test_settings_that_cannot_be_are_refused():
         ChEES(num_chains=1)
     with pytest.raises(ValueError, match="target_accept_prob"):
         MCLMC(target_accept_prob=1.0)
-    with pytest.raises(ValueError, match="two dimensions"):
-        run(MCLMC(progress=False), LogDensity(lambda x: -x.square().sum(-1), 1))
+    for method in (MCLMC(), MCLMC(adjusted=True), LangevinEnsemble()):
+        with pytest.raises(ValueError, match=f"{type(method).__name__} turns a .* two dimensions"):
+            run(method, LogDensity(lambda x: -x.square().sum(-1), 1))
     with pytest.raises(ValueError, match="friction"):
         SGHMC(friction=0.0)
     with pytest.raises(ValueError, match="learning_rate"):
@@ -500,6 +511,71 @@ def test_an_interrupted_run_goes_on(method, tmp_path):
             return method
 
     Contract().test_an_interrupted_run_goes_on_bit_for_bit(tmp_path)
+
+
+def normal_about(mean, num_rows=10):
+    """N(mean, 1) in two dimensions, of rows that tell the same."""
+
+    def log_prob(x, index=None):
+        return -0.5 * (x - mean).square().sum(-1)
+
+    return LogDensity(log_prob, 2, rows=Rows(num_rows, log_prob))
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_a_checkpoint_of_stochastic_gradients_is_of_one_model(batch_size, tmp_path):
+    """Also where it holds a minibatch's state; its own model goes on bit for bit."""
+    path = tmp_path / "run.safetensors"
+    once = SGHMC(num_samples=10, num_warmup=5, batch_size=batch_size, progress=False)
+    half = dataclasses.replace(once, num_samples=5, checkpoint=path)
+    whole = run(once, normal_about(0.0))
+    run(half, normal_about(0.0))
+    with pytest.raises(ValueError, match="of another model or other data"):
+        run(half, normal_about(50.0))
+    rest = run(dataclasses.replace(half, num_samples=10), normal_about(0.0))
+    assert torch.equal(whole.samples["x"], rest.samples["x"])
+    assert whole.num_gradients == rest.num_gradients
+    run(dataclasses.replace(half, num_samples=15), normal_about(0.0))  # taken up twice
+    with pytest.raises(ValueError, match="of another model or other data"):
+        run(half, normal_about(50.0))
+
+
+def test_the_log_density_of_stochastic_gradients_is_that_of_the_draw():
+    method = SGHMC(num_samples=10, num_warmup=5, num_steps=4, progress=False)
+    draws = run(method, normal_about(1.0))
+    assert torch.allclose(draws.stats["lp"], -0.5 * (draws.samples["x"] - 1).square().sum(-1))
+    assert draws.num_gradients == {"warmup": 1 + 5 * 4, "sampling": 10 * 4}
+    minibatches = run(dataclasses.replace(method, batch_size=3), normal_about(1.0))
+    assert "lp" not in minibatches.stats  # which a minibatch does not know
+
+
+def test_a_warm_up_that_diverges_is_told():
+    upwards = LogDensity(lambda x: x.square().exp().sum(-1), 2)
+    with pytest.raises(RuntimeError, match="SGHMC diverged in its warm-up: .* no longer finite"):
+        run(SGHMC(step_size=1.0, num_warmup=50, progress=False), upwards)
+
+
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [
+        (HMC(), "raise target_accept_prob above 0.8"),
+        (ChEES(target_accept_prob=0.9), "raise target_accept_prob above 0.9"),
+        (MCLMC(adjusted=True), "raise target_accept_prob above 0.9"),
+        (MCLMC(), "lower energy_var below 0.0005"),
+        (LangevinEnsemble(num_training_steps=5), "lower energy_var below 0.1"),
+        (SGHMC(num_steps=2), "lower step_size below 0.05"),
+        (NUTS(), "raise target_accept_prob above 0.8"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else type(value).__name__,
+)
+def test_methods_say_what_makes_their_steps_smaller(method, advice):
+    def model():
+        pyro.sample("x", dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1))
+
+    few = {"num_samples": 4, "num_warmup": 4, "num_chains": 2, "progress": False}
+    draws = run(dataclasses.replace(method, **few), model)
+    assert draws.smaller_steps == advice
+    assert all(hasattr(method, word) for word in advice.split() if "_" in word)
 
 
 def test_lengths_are_spread_evenly():
