@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import pyro
@@ -28,6 +28,7 @@ class Draws:
         center: By site, `[*event]`: where functions are linearised, so that a draw stands for
             f(center) + J (draw - center) rather than for f(draw); None: they are not.
         log_evidence: Estimate of the log marginal likelihood in nats, or None.
+        identity: The same object in copies of other dtype or device, and in no other draws.
     """
 
     samples: dict[str, Tensor]
@@ -36,6 +37,7 @@ class Draws:
     num_gradients: dict[str, int] | None = None
     center: dict[str, Tensor] | None = None
     log_evidence: float | None = None
+    identity: object = field(default_factory=object, repr=False, compare=False)
 
     def __repr__(self) -> str:
         some = next(iter((*self.samples.values(), *self.stats.values())), None)
