@@ -412,12 +412,13 @@ class BayesianNetwork(Model):
 
         Raises:
             RuntimeError: the model is not fitted.
-            ValueError: shapes do not fit, or values are not finite.
+            ValueError: shapes do not fit, or values are not finite, are none that the likelihood
+                gives or are impossible under every draw.
 
         Warns:
             Where few draws are left, or their weights are unreliable.
         """
-        return self._with_equal_weights().condition_on_observations(X, Y, noise)
+        return self._with_equal_weights().with_rows(X, Y, noise).checked()
 
     def fantasize(
         self,
@@ -437,7 +438,7 @@ class BayesianNetwork(Model):
         Raises:
             NotImplementedError: a classifier.
         """
-        return self._with_equal_weights().fantasize(X, sampler, observation_noise)
+        return self._with_equal_weights().with_fantasies(X, sampler, observation_noise).checked()
 
     def sample_path(
         self,
@@ -617,14 +618,13 @@ class BayesianNetwork(Model):
         self.prior.module._apply(fn)
         draws = self.draws
         if draws is not None:
-            moved = Draws(
-                {name: fn(value) for name, value in draws.samples.items()},
-                {name: fn(value) for name, value in draws.stats.items()},
-                None if draws.history is None else fn(draws.history),
-                draws.num_gradients,
-                None if draws.center is None else {k: fn(v) for k, v in draws.center.items()},
-                draws.log_evidence,
-                draws.smaller_steps,
+            center = draws.center
+            moved = dataclasses.replace(
+                draws,
+                samples={name: fn(value) for name, value in draws.samples.items()},
+                stats={name: fn(value) for name, value in draws.stats.items()},
+                history=None if draws.history is None else fn(draws.history),
+                center=None if center is None else {k: fn(v) for k, v in center.items()},
             )
             if held:
                 self._keep(moved)

@@ -12,7 +12,7 @@ from botorch.sampling.pathwise.posterior_samplers import DrawMatheronPaths
 from torch import Tensor, nn
 
 from bayes.likelihoods.base import beside_rows
-from bayes.network_predictions import likelihood_draws
+from bayes.network_predictions import check_draws, likelihood_draws
 from priors.networks.finite import NetworkPrior
 
 if TYPE_CHECKING:
@@ -117,12 +117,13 @@ class DrawnNetworks(DeterministicModel):
 
     Args:
         model: The fitted model.
-        index: Which of its draws, `[*sample_shape]`.
+        index: Which of its draws, `[*sample_shape]`; of those that it holds now.
     """
 
     def __init__(self, model: BayesianNetwork, index: Tensor) -> None:
         super().__init__()
         self.model = model
+        self._made_for = model.fitted_draws().identity
         self.index: Tensor
         self.register_buffer("index", index, persistent=False)
 
@@ -148,13 +149,18 @@ class DrawnNetworks(DeterministicModel):
 
         Returns:
             `[*batch, n, m]`, the batch broadcast.
+
+        Raises:
+            RuntimeError: the model has been fitted again.
         """
-        model, shape = self.model, self.index.shape
-        batch = torch.broadcast_shapes(X.shape[:-2], shape)
+        model = self.model
+        check_draws(type(self).__name__, model, self._made_for)
+        batch = torch.broadcast_shapes(X.shape[:-2], self.index.shape)
         X = model.transformed_inputs(X).expand(*batch, *X.shape[-2:])
-        lead = batch[: len(batch) - len(shape)]
-        grouped = X.reshape(lead.numel(), shape.numel(), *X.shape[-2:]).transpose(0, 1)
-        chosen, prior = self.index.flatten(), model.weight_prior
+        beyond = len(batch) - self.index.dim()
+        index, lead = self.index.expand(batch[beyond:]), batch[:beyond]
+        grouped = X.reshape(lead.numel(), index.numel(), *X.shape[-2:]).transpose(0, 1)
+        chosen, prior = index.flatten(), model.weight_prior
         draws = model.fitted_draws()
         samples = {k: v.flatten(0, 1)[chosen] for k, v in draws.samples.items()}
         if draws.center is None:

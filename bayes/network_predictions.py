@@ -16,11 +16,54 @@ from bayes.likelihoods.base import beside_rows
 from bayes.network_density import NetworkPosterior
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
+from priors.posteriors.transforms import check_range
 
 if TYPE_CHECKING:
     from bayes.bayesian_network import BayesianNetwork
 
-__all__ = ["likelihood_draws", "log_likelihood_of_rows", "predicted"]
+__all__ = [
+    "check_draws",
+    "check_takes_variances",
+    "likelihood_draws",
+    "log_likelihood_of_rows",
+    "predicted",
+]
+
+
+def check_draws(owner: str, model: BayesianNetwork, identity: object) -> None:
+    """Refuse what was made for other draws than those that a model holds now.
+
+    Args:
+        owner: Name of what was made, for the message.
+        model: The model.
+        identity: That of the draws it was made for.
+
+    Raises:
+        RuntimeError: the model has been fitted again, or is not fitted.
+    """
+    if model.fitted_draws().identity is not identity:
+        raise RuntimeError(
+            f"This {owner} was made before the last fit() of its model, for draws that the model "
+            "no longer holds; make it again."
+        )
+
+
+def check_takes_variances(model: BayesianNetwork, name: str, advice: str) -> None:
+    """Refuse noise variances where the likelihood takes none.
+
+    Args:
+        model: The model.
+        name: Of the argument, for the message.
+        advice: What to do, for the message.
+
+    Raises:
+        ValueError: the likelihood takes none.
+    """
+    if not model.likelihood.takes_variances:
+        raise ValueError(
+            f"{name} as variances is for a Gaussian likelihood, this one is "
+            f"{type(model.likelihood).__name__}; {advice}."
+        )
 
 
 def likelihood_draws(model: BayesianNetwork) -> dict[str, Tensor]:
@@ -44,18 +87,27 @@ def predicted(
         model: The fitted model of S draws.
         X: Queries, `[..., q, d]`.
         output_indices: Outputs to return; all if None.
-        observation_noise: Whether of y, or the noise variances.
+        observation_noise: Whether of y, or the noise variances `[..., q, m]`, whose batch
+            broadcasts with that of X.
         posterior_transform: Applied last.
         log_weights: Log weights of the draws, `[S, *batch]`, whose batch broadcasts with that of X;
             equal ones if None.
     """
     check_query("BayesianNetwork", X, model.train_X)
     outputs = chosen_outputs("BayesianNetwork", output_indices, model.num_outputs)
-    f, parameters = model.functions_of_draws(X), likelihood_draws(model)
+    noise, batch = None, X.shape[:-2]
+    if isinstance(observation_noise, Tensor):
+        check_takes_variances(model, "observation_noise", "use observation_noise=True")
+        check_variances("BayesianNetwork", observation_noise, model.num_outputs)
+        batch = _batch_with_noise(X, observation_noise)
+        every = observation_noise.expand(*observation_noise.shape[:-1], model.num_outputs)
+        noise = _on_the_models_scale(model, every)
+    elif observation_noise is not False:
+        noise = _known_noise(model)
+    if log_weights is not None:
+        batch = torch.broadcast_shapes(log_weights.shape[1:], batch)
+    f, parameters = _with_batch(model.functions_of_draws(X), batch), likelihood_draws(model)
     if log_weights is not None and log_weights.dim() > 1:
-        batch = torch.broadcast_shapes(log_weights.shape[1:], X.shape[:-2])
-        extra = len(batch) - len(X.shape[:-2])
-        f = f[(slice(None), *(None,) * extra)].expand(len(f), *batch, *f.shape[-2:])
         extra = len(batch) - log_weights.dim() + 1
         log_weights = log_weights[(slice(None), *(None,) * extra)].expand(len(f), *batch)
     likelihood = model.likelihood
@@ -63,7 +115,6 @@ def predicted(
     if observation_noise is False:
         posterior = likelihood.of_functions(f, parameters, outputs, log_weights)
     else:
-        noise = _noise(model, observation_noise)
         posterior = likelihood.of_outcomes(f, parameters, outputs, log_weights, noise)
     if model.outcome_transform is not None:
         transform = model.outcome_transform.of_outputs(outputs)
@@ -72,21 +123,37 @@ def predicted(
     return apply_posterior_transform(posterior_transform, posterior, X)
 
 
-def _noise(model: BayesianNetwork, observation_noise: bool | Tensor) -> Tensor | None:
-    """Known noise variances at queries, on the model's scale; None for the drawn ones."""
-    if not isinstance(observation_noise, Tensor):
-        _, known = model.targets()
-        return None if known is None else known.mean(0)
-    if not model.likelihood.takes_variances:
-        raise ValueError(
-            "observation_noise as variances is for a Gaussian likelihood, this one is "
-            f"{type(model.likelihood).__name__}; use observation_noise=True."
-        )
-    check_variances("BayesianNetwork", observation_noise, model.num_outputs)
-    variances = observation_noise.expand(*observation_noise.shape[:-1], model.num_outputs)
+def _known_noise(model: BayesianNetwork) -> Tensor | None:
+    """Noise variances where none are given, `[m]`, on the model's scale; None for drawn ones."""
+    _, known = model.targets()
+    return None if known is None else known.mean(0)
+
+
+def _on_the_models_scale(model: BayesianNetwork, variances: Tensor) -> Tensor:
     if model.outcome_transform is None:
         return variances
     return model.outcome_transform.inverse_variances(variances)
+
+
+def _batch_with_noise(X: Tensor, noise: Tensor) -> torch.Size:
+    """The batch of queries `[..., q, d]` and of noise variances `[..., q, m]`, broadcast."""
+    try:
+        batch = torch.broadcast_shapes(X.shape[:-2], noise.shape[:-2])
+    except RuntimeError:
+        batch = None
+    if batch is None or noise.shape[-2] not in (1, X.shape[-2]):
+        raise ValueError(
+            f"BayesianNetwork got observation_noise of shape {tuple(noise.shape)} for X of shape "
+            f"{tuple(X.shape)}; expected the rows of X, [..., {X.shape[-2]}, m], and a batch that "
+            "broadcasts with that of X."
+        )
+    return batch
+
+
+def _with_batch(f: Tensor, batch: torch.Size) -> Tensor:
+    """Functions `[S, ..., q, k]` of draws, expanded to `[S, *batch, q, k]`."""
+    f = f[(slice(None), *(None,) * (len(batch) - f.dim() + 3))]
+    return f.expand(len(f), *batch, *f.shape[-2:])
 
 
 def log_likelihood_of_rows(
@@ -97,16 +164,28 @@ def log_likelihood_of_rows(
     Args:
         model: The fitted model.
         X: Inputs, `[..., n, d]`.
-        Y: Outcomes, `[..., n, m]`; batches of X and Y broadcast.
-        noise: Noise variances in squared units of Y, `[..., n, m]`; those of the model if None.
+        Y: Outcomes, `[..., n, m]`.
+        noise: Noise variances > 0 in squared units of Y, `[..., n, m]`; those of the model if None.
+            Batches of all three broadcast.
     """
+    likelihood = model.likelihood
+    if noise is not None:
+        check_takes_variances(model, "noise", "omit it")
+    if not likelihood.real_valued and isinstance(Y, Tensor):
+        Y = Y.to(model.train_Y)  # class numbers and counts are often integers
     check_observations("BayesianNetwork", X, Y, noise, model.train_X, model.train_Y)
-    batch = torch.broadcast_shapes(X.shape[:-2], Y.shape[:-2])
-    f = model.functions_of_draws(X)
-    f = f[(slice(None), *(None,) * (len(batch) - X.dim() + 2))]
-    f = f.expand(len(f), *batch, *f.shape[-2:])
+    likelihood.check_outcomes(Y, "Y")
+    known = _known_noise(model) if noise is None else _on_the_models_scale(model, noise)
+    if known is not None and not bool((known > 0).all()):
+        raise ValueError(
+            "BayesianNetwork is conditioned on rows with noise, since no drawn network is exact at "
+            f"them; got variances of 0 in {'train_Yvar' if noise is None else 'noise'}. Give "
+            "noise > 0."
+        )
+    batches = [rows.shape[:-2] for rows in (X, Y, noise) if rows is not None]
+    f = _with_batch(model.functions_of_draws(X), torch.broadcast_shapes(*batches))
     own = {name: beside_rows(value, f) for name, value in likelihood_draws(model).items()}
     if model.outcome_transform is not None:
+        check_range(model.outcome_transform.transform, Y)
         Y, _ = model.outcome_transform(Y)
-    known = _noise(model, True if noise is None else noise)
-    return model.likelihood.log_prob(Y, f, own, known).sum((-2, -1))
+    return likelihood.log_prob(Y, f, own, known).sum((-2, -1))

@@ -22,7 +22,12 @@ from botorch.sampling.base import MCSampler
 from torch import Tensor
 
 from bayes.drawn_networks import DrawnNetworks, drawn_networks, register_paths
-from bayes.network_predictions import log_likelihood_of_rows, predicted
+from bayes.network_predictions import (
+    check_draws,
+    check_takes_variances,
+    log_likelihood_of_rows,
+    predicted,
+)
 from bayes.outputs import OutputSubset
 from priors.representation import count
 
@@ -33,6 +38,8 @@ __all__ = ["ReweightedNetwork"]
 
 # Effective draws below which a user is told.
 _FEW = 10
+# Draws that leave at most five in the tail, a fifth of them, to which the Pareto law is fitted.
+_FEW_FOR_A_SHAPE = 25
 
 
 class ReweightedNetwork(Model):
@@ -40,14 +47,25 @@ class ReweightedNetwork(Model):
 
     Args:
         model: The fitted model of S draws.
-        log_weights: Log weights of the draws, `[S, *batch]`, up to a constant.
+        log_weights: Log weights of the draws that it holds now, `[S, *batch]`, up to a constant.
+
+    Raises:
+        ValueError: a set of weights is 0 throughout, or NaN.
+
+    Predictions raise a RuntimeError once the model has been fitted again.
     """
 
     log_weights: Tensor
 
     def __init__(self, model: BayesianNetwork, log_weights: Tensor) -> None:
         super().__init__()
+        if not bool(log_weights.detach().amax(0).isfinite().all()):
+            raise ValueError(
+                "No draw gives the further rows a likelihood above 0, so that none has a weight; "
+                "check Y and noise, or fit a BayesianNetwork to all rows."
+            )
         self.model = model
+        self._made_for = model.fitted_draws().identity
         self.register_buffer("log_weights", log_weights.log_softmax(0), persistent=False)
 
     def __repr__(self) -> str:
@@ -74,6 +92,11 @@ class ReweightedNetwork(Model):
         """Kish's effective sample size 1 / sum w^2 of the weights, `[*batch]`."""
         return 1 / self.log_weights.detach().exp().square().sum(0)
 
+    def _current(self) -> BayesianNetwork:
+        """The model, whose draws are still those that the weights are of."""
+        check_draws(type(self).__name__, self.model, self._made_for)
+        return self.model
+
     def posterior(
         self,
         X: Tensor,
@@ -90,7 +113,7 @@ class ReweightedNetwork(Model):
             posterior_transform: Applied last.
         """
         return predicted(
-            self.model,
+            self._current(),
             X,
             output_indices,
             observation_noise,
@@ -109,11 +132,15 @@ class ReweightedNetwork(Model):
             noise: Noise variances in squared units of Y, `[..., n, m]`; those of the model if None.
             **kwargs: Ignored.
         """
-        more = log_likelihood_of_rows(self.model, X, Y, noise)
+        return self.with_rows(X, Y, noise).checked()
+
+    def with_rows(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> ReweightedNetwork:
+        """`condition_on_observations` without its warning."""
+        more = log_likelihood_of_rows(self._current(), X, Y, noise)
         extra = more.dim() - self.log_weights.dim()
         own = self.log_weights[(slice(None), *(None,) * max(extra, 0))]
         more = more[(slice(None), *(None,) * max(-extra, 0))]
-        return ReweightedNetwork(self.model, own + more).checked()
+        return ReweightedNetwork(self.model, own + more)
 
     def fantasize(
         self,
@@ -133,13 +160,21 @@ class ReweightedNetwork(Model):
         Raises:
             NotImplementedError: a classifier.
         """
+        return self.with_fantasies(X, sampler, observation_noise).checked()
+
+    def with_fantasies(
+        self, X: Tensor, sampler: MCSampler, observation_noise: Tensor | None
+    ) -> ReweightedNetwork:
+        """`fantasize` without its warning."""
         if self.model.likelihood.classes is not None:
             raise NotImplementedError(
                 "Fantasies are of values; give class numbers to condition_on_observations."
             )
+        if observation_noise is not None:
+            check_takes_variances(self.model, "observation_noise", "omit it")
         noise = True if observation_noise is None else observation_noise
         Y = sampler(self.posterior(X, observation_noise=noise))
-        return self.condition_on_observations(X, Y, observation_noise)
+        return self.with_rows(X, Y, observation_noise)
 
     def subset_output(self, idcs: Sequence[int]) -> OutputSubset:
         """The model of some outputs only.
@@ -166,15 +201,18 @@ class ReweightedNetwork(Model):
         """
         if self.batch_shape:
             raise NotImplementedError("Sample paths are of one conditioned model, not of a batch.")
-        return drawn_networks(self.model, self.log_weights, sample_shape, generator)
+        return drawn_networks(self._current(), self.log_weights, sample_shape, generator)
 
     def checked(self) -> ReweightedNetwork:
-        """Itself, with a warning where the weights leave too few draws."""
+        """Itself, with a warning to the caller's caller where the weights leave too few draws."""
         size = float(self.effective_draws.median())
-        shape = self.pareto_shape if not self.batch_shape else 0.0
         number = len(self.log_weights)
-        # Vehtari et al. 2024, section 3.2.4
-        largest = min(1 - 1 / math.log10(number), 0.7) if number > 10 else 0.0
+        shape = largest = 0.0
+        if number > _FEW_FOR_A_SHAPE and not self.batch_shape:
+            found = self.pareto_shape
+            # infinite where under five draws have more weight than others: that says nothing
+            shape = found if math.isfinite(found) else 0.0
+            largest = min(1 - 1 / math.log10(number), 0.7)  # Vehtari et al. 2024, section 3.2.4
         if size < min(_FEW, number / 2) or shape > largest:
             warnings.warn(
                 f"Further rows leave {size:.3g} effective of {number} draws"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import pyro
@@ -33,6 +33,7 @@ class Draws:
         log_evidence: Estimate of the log marginal likelihood in nats, or None; of a fitted
             `BayesianNetwork` in units of its Y.
         smaller_steps: How the method takes smaller steps, as advice where draws diverge.
+        identity: The same object in copies of other dtype or device, and in no other draws.
     """
 
     samples: dict[str, Tensor]
@@ -42,6 +43,7 @@ class Draws:
     center: dict[str, Tensor] | None = None
     log_evidence: float | None = None
     smaller_steps: str = SMALLER_STEPS
+    identity: object = field(default_factory=object, repr=False, compare=False)
 
     def __repr__(self) -> str:
         some = next(iter((*self.samples.values(), *self.stats.values())), None)

@@ -113,6 +113,17 @@ class Likelihood(ABC):
             ValueError: outcomes that it cannot give, or another number of outputs than it needs.
         """
 
+    def check_outcomes(self, Y: Tensor, name: str = "Y") -> None:  # noqa: B027
+        """Refuse outcomes that it cannot give, as far as it is fitted; all are fine by default.
+
+        Args:
+            Y: Outcomes in the user's units, `[..., n, m]`.
+            name: Of the argument, for the message.
+
+        Raises:
+            ValueError: an outcome that it cannot give.
+        """
+
     @abstractmethod
     def priors(self, num_columns: int) -> dict[str, NormalPrior]:
         """Priors of its unconstrained parameters by name, for m columns of outcomes."""
@@ -263,17 +274,19 @@ def check_functions(likelihood: Likelihood, found: int, needed: int, why: str) -
         )
 
 
-def check_one_column(likelihood: Likelihood, Y: Tensor) -> None:
+def check_one_column(likelihood: Likelihood, Y: Tensor, name: str) -> None:
     """Refuse several columns of classes."""
     if Y.shape[-1] != 1:
         raise ValueError(
-            f"{type(likelihood).__name__} needs train_Y as one column of class numbers [n, 1], got "
+            f"{type(likelihood).__name__} needs {name} as one column of class numbers [n, 1], got "
             f"shape {tuple(Y.shape)}; class indicators become class numbers by "
-            "train_Y.argmax(-1, keepdim=True)."
+            f"{name}.argmax(-1, keepdim=True)."
         )
 
 
-def check_whole_numbers(likelihood: Likelihood, Y: Tensor, what: str, limit: int | None) -> None:
+def check_whole_numbers(
+    likelihood: Likelihood, Y: Tensor, name: str, what: str, limit: int | None
+) -> None:
     """Refuse outcomes that are not whole numbers from 0 to below a limit."""
     bad = (Y != Y.round()) | (Y < 0)
     if limit is not None:
@@ -281,6 +294,6 @@ def check_whole_numbers(likelihood: Likelihood, Y: Tensor, what: str, limit: int
     if bool(bad.any()):
         last = "..." if limit is None else f"{limit - 1}"
         raise ValueError(
-            f"{type(likelihood).__name__} needs train_Y of {what} 0, 1, ..., {last} as whole "
+            f"{type(likelihood).__name__} needs {name} of {what} 0, 1, ..., {last} as whole "
             f"numbers, got {Y[bad][0].item():g} in {int(bad.sum())} of {Y.numel()} values."
         )

@@ -36,15 +36,20 @@ class Categorical(Likelihood):
     num_classes: int | None = None
 
     def fitted_to(self, Y: Tensor, num_functions: int) -> Self:
-        check_one_column(self, Y)
+        check_one_column(self, Y, "train_Y")
         classes = num_functions if self.num_classes is None else self.num_classes
         if classes < 2:
             raise ValueError(
                 f"Categorical needs an output for each of 2 or more classes, got {classes}."
             )
         check_functions(self, num_functions, classes, "one for each class")
-        check_whole_numbers(self, Y, "class numbers", classes)
-        return replace(self, num_classes=classes)
+        fitted = replace(self, num_classes=classes)
+        fitted.check_outcomes(Y, "train_Y")
+        return fitted
+
+    def check_outcomes(self, Y: Tensor, name: str = "Y") -> None:
+        check_one_column(self, Y, name)
+        check_whole_numbers(self, Y, name, "class numbers", self.num_classes)
 
     def priors(self, num_columns: int) -> dict[str, NormalPrior]:
         return {}

@@ -49,12 +49,15 @@ class Ordinal(Likelihood):
             raise ValueError(f"Ordinal needs cut_std > 0, got {self.cut_std}.")
 
     def fitted_to(self, Y: Tensor, num_functions: int) -> Self:
-        check_one_column(self, Y)
+        self.check_outcomes(Y, "train_Y")
         check_functions(self, num_functions, 1, "one for the column of train_Y")
-        check_whole_numbers(self, Y, "class numbers", self.num_classes)
         if self.num_classes is not None:
             return self
         return replace(self, num_classes=max(2, int(Y.max()) + 1))
+
+    def check_outcomes(self, Y: Tensor, name: str = "Y") -> None:
+        check_one_column(self, Y, name)
+        check_whole_numbers(self, Y, name, "class numbers", self.num_classes)
 
     def priors(self, num_columns: int) -> dict[str, NormalPrior]:
         assert self.num_classes is not None

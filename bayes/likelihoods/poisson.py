@@ -31,7 +31,7 @@ class Poisson(Likelihood):
 
     def fitted_to(self, Y: Tensor, num_functions: int) -> Self:
         check_functions(self, num_functions, Y.shape[-1], "one for each column of train_Y")
-        check_whole_numbers(self, Y, "counts", None)
+        self.check_outcomes(Y, "train_Y")
         if self.log_base_rate is None:
             # where nothing was counted, as if half an event had been
             mean = Y.mean(-2).clamp_min(0.5 / len(Y))
@@ -42,6 +42,9 @@ class Poisson(Likelihood):
                 f"{self.log_base_rate}."
             )
         return replace(self, log_base_rate=tuple(self.log_base_rate))
+
+    def check_outcomes(self, Y: Tensor, name: str = "Y") -> None:
+        check_whole_numbers(self, Y, name, "counts", None)
 
     def priors(self, num_columns: int) -> dict[str, NormalPrior]:
         return {}

@@ -132,4 +132,4 @@ print(
 
 # %% [markdown]
 # A likelihood of your own is a subclass of `bayes.Likelihood`: a density, its noise-free mean, a posterior
-# and a sampler of outcomes.
+# and a sampler of outcomes; `check_outcomes` refuses those that it cannot give.

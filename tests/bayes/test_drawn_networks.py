@@ -1,5 +1,7 @@
 """Draws are functions: further rows by weights, sample paths, blocks to a memory budget."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -203,6 +205,125 @@ def test_rows_that_say_too_much_are_told():
         network(fit=False).condition_on_observations(normals(1, 2), normals(1, 1))
 
 
+def test_weights_and_paths_are_of_the_draws_they_were_made_for():
+    model = network()
+    X, Y = normals(1, 2, seed=3), normals(1, 1, seed=4)
+    with _quietly():
+        conditioned, path = model.condition_on_observations(X, Y), model.sample_path()
+        subset, copied = conditioned.subset_output([0]), copy.deepcopy(conditioned)
+    before, at = conditioned.posterior(X).mean, path(X)
+    model.float().double()  # moved, the draws are what they were
+    assert torch.allclose(conditioned.posterior(X).mean, before, atol=1e-5)
+    assert torch.allclose(path(X), at, atol=1e-5)
+    model.fit(MeanField(num_steps=10, num_draws=12, progress=False, seed=5))
+    for use in (
+        lambda: conditioned.posterior(X),
+        lambda: subset.posterior(X),
+        lambda: conditioned.condition_on_observations(X, Y),
+        lambda: conditioned.fantasize(X, SobolQMCNormalSampler(torch.Size([2]))),
+        conditioned.sample_path,
+        lambda: path(X),
+    ):
+        with pytest.raises(RuntimeError, match=r"made before the last fit\(\).* make it again"):
+            use()
+    assert torch.equal(copied.posterior(X).mean, before)  # has a model of its own
+    model.load_state_dict(model.state_dict())
+    with pytest.raises(RuntimeError, match=r"call fit\(\)"):
+        path(X)
+
+
+def test_further_outcomes_are_those_of_the_likelihood():
+    X = normals(1, 2, seed=3)
+    classes, counts = network(2, "categorical"), network(1, "poisson")
+    for model, y, message in (
+        (classes, 0.7, r"Categorical needs Y of class numbers 0, 1, ..., 1 .* got 0\.7"),
+        (classes, 2.0, "Categorical needs Y of class numbers .* got 2 in 1 of 1"),
+        (counts, 2.5, r"Poisson needs Y of counts .* got 2\.5"),
+        (counts, -1.0, "Poisson needs Y of counts .* got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.condition_on_observations(X, torch.full((1, 1), y, dtype=torch.float64))
+    with _quietly():
+        for model in (classes, counts):
+            found = model.condition_on_observations(X, torch.ones(1, 1, dtype=torch.long))
+            truth = model.condition_on_observations(X, torch.ones(1, 1, dtype=torch.float64))
+            assert torch.equal(found.log_weights, truth.log_weights)
+    train_X = normals(15, 2)
+    prior = NetworkPrior(nn.Linear(2, 1))
+    positive = BayesianNetwork(
+        train_X, train_X[:, :1].exp(), prior, outcome_transform=ExpTransform()
+    ).fit(FAST)
+    with pytest.raises(ValueError, match="outside the range of outcome_transform"):
+        positive.condition_on_observations(X, -torch.ones(1, 1, dtype=torch.float64))
+
+
+def test_further_rows_need_noise():
+    model, X, Y = network(), normals(1, 2, seed=3), normals(1, 1, seed=4)
+    with pytest.raises(ValueError, match=r"variances of 0 in noise\. Give noise > 0"):
+        model.condition_on_observations(X, Y, noise=torch.zeros_like(Y))
+    with pytest.raises(ValueError, match="No draw gives the further rows a likelihood above 0"):
+        model.condition_on_observations(X, Y + 1e200)
+    robust = network(1, "student_t")
+    with pytest.raises(ValueError, match="^noise as variances .* is StudentT; omit it"):
+        robust.condition_on_observations(X, Y, noise=torch.ones_like(Y))
+    sampler = SobolQMCNormalSampler(torch.Size([2]), seed=0)
+    with pytest.raises(ValueError, match="^observation_noise as variances .* omit it"):
+        robust.fantasize(X, sampler, observation_noise=torch.ones_like(Y))
+    with pytest.raises(ValueError, match="^observation_noise as .* use observation_noise=True"):
+        robust.posterior(X, observation_noise=torch.ones_like(Y))
+
+
+@pytest.mark.parametrize("batch", [3, 12])
+def test_noise_may_have_a_batch(batch):
+    model = network()  # of 12 draws, which a batch of 12 must not be taken for
+    X = normals(8, 2, seed=3)
+    noise = normals(batch, 8, 1, seed=4).exp()
+    y, f = model.posterior(X, observation_noise=noise), model.posterior(X)
+    assert torch.allclose(y.mean, f.mean.expand(batch, 8, 1))
+    assert torch.allclose(y.variance, f.variance + noise)
+    with _quietly():
+        Y = model.train_Y[:1]
+        several = model.condition_on_observations(X[:1], Y, noise=noise[:, :1])
+        assert several.batch_shape == (batch,)
+        for k in range(batch):
+            one = model.condition_on_observations(X[:1], Y, noise=noise[k, :1])
+            assert torch.allclose(several.log_weights[:, k], one.log_weights)
+            y = one.posterior(X, observation_noise=noise)
+            assert torch.allclose(y.variance, one.posterior(X).variance + noise)
+        both = several.posterior(X, observation_noise=noise)
+        assert torch.allclose(both.variance, several.posterior(X).variance + noise)
+    for shape in ((2, 1), (4, 8, 1)):
+        with pytest.raises(ValueError, match="observation_noise of shape .* the rows of X"):
+            model.posterior(X.expand(3, 8, 2), observation_noise=torch.ones(shape))
+
+
+@pytest.mark.parametrize("size", [10, 20, 30])
+def test_few_draws_with_even_weights_give_no_warning(size):
+    """Warnings are errors: below 26 draws, and with weights that tie, no Pareto shape is judged."""
+    model, _ = linear(size)
+    X = normals(1, 2, seed=3)
+    noise = torch.full((1, 1), 1e3 if size < 26 else 1e200, dtype=torch.float64)
+    found = model.condition_on_observations(X, torch.ones_like(noise), noise=noise)
+    assert float(found.effective_draws) == pytest.approx(size, rel=1e-2)
+
+
+def test_warnings_point_at_the_call():
+    model, _ = linear(1000)
+    X, far = normals(1, 2, seed=3), torch.full((1, 1), 30.0, dtype=torch.float64)
+    mild = model.condition_on_observations(X, far / 30)
+    draw = SobolQMCNormalSampler(torch.Size([1]), seed=0)
+    small = torch.full((1, 1), 1e-9, dtype=torch.float64)
+    for use in (
+        lambda: model.condition_on_observations(X, far),
+        lambda: mild.condition_on_observations(X, far),
+        lambda: model.fantasize(X, draw, small),
+        lambda: mild.fantasize(X, draw, small),
+    ):
+        with pytest.warns(UserWarning, match="Further rows leave") as told:
+            use()
+        assert told[0].filename == __file__
+
+
 @pytest.mark.parametrize("likelihood", ["gaussian", "poisson", "categorical"])
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_paths_are_drawn_networks_in_units_of_y(outputs, likelihood):
@@ -226,6 +347,22 @@ def test_paths_are_drawn_networks_in_units_of_y(outputs, likelihood):
     assert torch.allclose(one.posterior(X).mean, one(X))
     again = model.sample_path(torch.Size([5]), generator=torch.Generator().manual_seed(0))
     assert torch.equal(again.index, path.index)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "batch"), [((1,), (5,)), ((3, 1), (4,)), ((3, 1), (2, 1, 4)), ((1, 2), (3, 1))]
+)
+def test_dimensions_of_size_one_broadcast(drawn, batch):
+    model = network()
+    path = model.sample_path(torch.Size(drawn), generator=torch.Generator().manual_seed(0))
+    X = normals(*batch, 1, 2, seed=5)
+    found = path(X)
+    every = torch.broadcast_shapes(drawn, batch)
+    assert found.shape == (*every, 1, 1)
+    index, rows = path.index.expand(every), X.expand(*every, 1, 2)
+    for where in np.ndindex(*every):
+        truth = model.posterior(rows[where]).atoms[0][index[where]]
+        assert torch.allclose(found[where], truth)
 
 
 def test_paths_of_botorch():

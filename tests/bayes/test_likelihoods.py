@@ -336,6 +336,24 @@ def test_outcomes_are_checked():
         model.noise_var_of_draws()
 
 
+def test_a_fitted_likelihood_refuses_outcomes_that_it_cannot_give():
+    for name in ("categorical", "ordinal"):
+        likelihood, seen, *_ = case(name)
+        likelihood.check_outcomes(seen.expand(2, *seen.shape))
+        for y in (0.7, 3, -1):
+            with pytest.raises(ValueError, match=f"needs Y of class numbers 0, .*, 2 .*got {y}"):
+                likelihood.check_outcomes(torch.full((2, 1, 1), float(y)))
+        with pytest.raises(ValueError, match="needs Y as one column"):
+            likelihood.check_outcomes(torch.zeros(1, 2))
+    counts, *_ = case("poisson")
+    counts.check_outcomes(torch.full((1, 2), 100.0))
+    for y in (2.5, -1):
+        with pytest.raises(ValueError, match=f"needs Y of counts .*got {y}"):
+            counts.check_outcomes(torch.full((1, 2), float(y)))
+    for name in ("gaussian", "heteroscedastic", "student_t"):
+        named(name).check_outcomes(normals(4, 2))
+
+
 def test_pyro_draws_outcomes_where_they_are_not_observed():
     model = fitted("ordinal")
     with pyro.poutine.uncondition(), torch.random.fork_rng():
