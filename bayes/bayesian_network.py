@@ -149,11 +149,6 @@ class BayesianNetwork(Model):
         if not likelihood.real_valued and isinstance(train_Y, Tensor):
             train_Y = train_Y.to(train_X)  # class numbers and counts are often integers
         check_training_data("BayesianNetwork", train_X, train_Y, train_Yvar)
-        if train_Yvar is not None and not bool((train_Yvar > 0).all()):
-            raise ValueError(
-                "BayesianNetwork needs train_Yvar > 0: without noise no network has a likelihood. "
-                "Use a small variance, or an exact process."
-            )
         if train_X.dim() != 2:
             raise ValueError(
                 "BayesianNetwork takes one data set [n, d], got train_X of shape "
@@ -164,6 +159,11 @@ class BayesianNetwork(Model):
             raise ValueError(
                 "train_Yvar are variances of Gaussian noise, which "
                 f"{type(likelihood).__name__} does not take; omit one of them."
+            )
+        if train_Yvar is not None and not bool((train_Yvar > 0).all()):
+            raise ValueError(
+                "BayesianNetwork needs train_Yvar > 0: without noise no network has a likelihood. "
+                "Use a small variance, or an exact process."
             )
         self._given = {
             "input_transform": describe_transform(input_transform),

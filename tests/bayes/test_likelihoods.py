@@ -324,7 +324,7 @@ def test_outcomes_are_checked():
         make(1, Y, "student_t", train_Yvar=Y)
     with pytest.raises(ValueError, match="not transformed; omit outcome_transform"):
         make(1, Y, "poisson", outcome_transform=ExpTransform())
-    with pytest.raises(ValueError, match="give another likelihood its settings itself"):
+    with pytest.raises(ValueError, match="pass the settings to the likelihood"):
         make(1, Y, "student_t", log_noise_var_prior=(-2.0, 1.0))
     model = make(3, Y.long(), "categorical").fit(FAST)
     assert model.train_Y.dtype == torch.float64
