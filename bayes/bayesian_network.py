@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
 from typing import Any, Self
@@ -46,7 +45,7 @@ from bayes.inference.convergence import warn_unless_converged
 from bayes.inference_data import inference_data
 from bayes.likelihoods import Gaussian, Likelihood, from_description, named
 from bayes.network_density import NetworkPosterior
-from bayes.network_predictions import likelihood_draws, predicted
+from bayes.network_predictions import judged, likelihood_draws, predicted
 from bayes.outcome import ElementwiseOutcome
 from bayes.outputs import OutputSubset
 from bayes.reweighted_network import ReweightedNetwork
@@ -59,9 +58,6 @@ from priors.posteriors.transforms import DEFAULT, make_input_transform, make_out
 from priors.representation import as_data
 
 __all__ = ["BayesianNetwork"]
-
-# Of the chains of a sampler, in its warning.
-_ROWS_TO_COMPARE = 50
 
 
 class BayesianNetwork(Model):
@@ -250,9 +246,10 @@ class BayesianNetwork(Model):
             draws = dataclasses.replace(draws, log_evidence=evidence)
         self._keep(draws)
         if self.draws is not None and self.draws.stats:
+            _, f, others = judged(self)
             warn_unless_converged(
                 "BayesianNetwork",
-                self._predicted(),
+                torch.cat([f.flatten(2), *others.values()], dim=-1),
                 self.draws.stats,
                 smaller_steps=self.draws.smaller_steps,
             )
@@ -267,15 +264,6 @@ class BayesianNetwork(Model):
         names = ("prior", "input_transform", "outcome_transform")
         found = {name: getattr(self, name) for name in names}
         return {name: part for name, part in found.items() if part is not None}
-
-    def _predicted(self) -> Tensor:
-        """Functions at some training rows and the noise, `[chains, draws, k]`."""
-        draws = self.fitted_draws()
-        some = self.train_X[:: math.ceil(len(self.train_X) / _ROWS_TO_COMPARE)]
-        f = self.functions_of_draws(some).flatten(1)
-        others = [draws.samples[name].flatten(0, 1) for name in NetworkPosterior(self).sites()]
-        predicted = torch.cat([f, *others], dim=-1)
-        return predicted.unflatten(0, draws.samples["eps"].shape[:2])
 
     def parameters_of_draws(self) -> dict[str, Tensor]:
         """The network's parameters by name, `[chains * draws, *shape]`.

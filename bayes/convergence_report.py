@@ -31,6 +31,7 @@ from bayes.inference.convergence import (
     grouped,
 )
 from bayes.inference.draws import SMALLER_STEPS
+from bayes.network_predictions import judged
 from priors.figures import BLACK, BLUE, CATEGORIES, GREY, ORANGE
 from priors.representation import count
 
@@ -41,7 +42,6 @@ __all__ = ["ConvergenceReport", "report"]
 
 MIN_E_BFMI = 0.3
 _ROWS = 6  # of the table, the worst
-_FUNCTION_ROWS = 50
 _CHAINS_TO_DRAW = 8
 
 
@@ -283,7 +283,7 @@ def report(model: BayesianNetwork | GaussianProcess | Draws) -> ConvergenceRepor
         ]
     elif isinstance(given, BayesianNetwork):
         draws, owner = given.fitted_draws(), "a BayesianNetwork"
-        names, values = _of_network(given, draws)
+        names, values = _of_network(given)
     else:
         raise TypeError(
             "report takes a BayesianNetwork, a GaussianProcess or Draws, got "
@@ -325,17 +325,13 @@ def _of(owner: str, names: list[str], values: Tensor, draws: Draws) -> Convergen
     )
 
 
-def _of_network(model: BayesianNetwork, draws: Draws) -> tuple[list[str], Tensor]:
+def _of_network(model: BayesianNetwork) -> tuple[list[str], Tensor]:
     """Functions at some training rows, and all sites but the whitened weights."""
-    rows = range(0, len(model.train_X), math.ceil(len(model.train_X) / _FUNCTION_ROWS))
-    with torch.no_grad():
-        f = model.functions_of_draws(model.train_X[:: rows.step])
+    rows, f, others = judged(model)
     several = [f", output {j}" for j in range(f.shape[-1])] if f.shape[-1] > 1 else [""]
     names = [f"f at training row {row}{output}" for row in rows for output in several]
-    others = {site: v for site, v in draws.samples.items() if site != "eps"}
     further, values = _of_sites(others) if others else ([], None)
-    chains = draws.samples["eps"].shape[:2]
-    functions = f.flatten(1).unflatten(0, chains)
+    functions = f.flatten(2)
     return [*names, *further], functions if values is None else torch.cat([functions, values], -1)
 
 

@@ -111,15 +111,19 @@ class NetworkPosterior(HasParts):
         eps, *parts = position.split([self.num_weights, *sites.values()], dim=-1)
         return eps, dict(zip(sites, parts, strict=True))
 
-    def functions(self, position: Tensor, X: Tensor | None = None) -> Tensor:
+    def functions(
+        self, position: Tensor, X: Tensor | None = None, *, index: Tensor | None = None
+    ) -> Tensor:
         """Network outputs f, `[..., n, k]`.
 
         Args:
             position: `[..., d]`.
             X: Inputs on the user's scale, `[n, inputs]`; the training rows if None.
+            index: Numbers of some of these rows, `[n]`; all if None.
         """
         model = self.model
         inputs = model.transformed_inputs(model.train_X if X is None else X)
+        inputs = inputs if index is None else inputs[index]
         return self._functions(*self.split(position), inputs)
 
     def log_prior(self, position: Tensor) -> Tensor:
@@ -145,6 +149,12 @@ class NetworkPosterior(HasParts):
         targets, known = self.model.targets()
         parameters = self.split(position)[1]
         return self.model.likelihood.log_prob(targets, functions, parameters, known)
+
+    def likelihood_hessian(self, functions: Tensor, position: Tensor) -> Tensor:
+        """Second derivatives of each row's log likelihood in its outputs, `[..., n, k, k]`."""
+        targets, known = self.model.targets()
+        parameters = self.split(position)[1]
+        return self.model.likelihood.hessian(targets, functions, parameters, known)
 
     def log_density(self) -> LogDensity:
         """Of positions, log prior plus log likelihood, started at draws from the prior."""

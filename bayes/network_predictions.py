@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_draws",
     "check_takes_variances",
+    "judged",
     "likelihood_draws",
     "log_likelihood_of_rows",
     "predicted",
@@ -64,6 +66,26 @@ def check_takes_variances(model: BayesianNetwork, name: str, advice: str) -> Non
             f"{name} as variances is for a Gaussian likelihood, this one is "
             f"{type(model.likelihood).__name__}; {advice}."
         )
+
+
+# Training rows at which chains are compared, at most.
+_ROWS_TO_COMPARE = 50
+
+
+def judged(model: BayesianNetwork) -> tuple[range, Tensor, dict[str, Tensor]]:
+    """What chains should agree in, as weights need not: functions, and all that is drawn besides.
+
+    Returns:
+        Numbers of some training rows; functions there, `[chains, draws, rows, k]`; all sites but
+        the whitened weights, `[chains, draws, *event]`.
+    """
+    samples = model.fitted_draws().samples
+    number = len(model.train_X)
+    rows = range(0, number, math.ceil(number / _ROWS_TO_COMPARE))
+    with torch.no_grad():
+        f = model.functions_of_draws(model.train_X[:: rows.step])
+    others = {site: value for site, value in samples.items() if site != "eps"}
+    return rows, f.unflatten(0, samples["eps"].shape[:2]), others
 
 
 def likelihood_draws(model: BayesianNetwork) -> dict[str, Tensor]:

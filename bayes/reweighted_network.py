@@ -22,6 +22,7 @@ from botorch.sampling.base import MCSampler
 from torch import Tensor
 
 from bayes.drawn_networks import DrawnNetworks, drawn_networks, register_paths
+from bayes.inference_data import import_arviz
 from bayes.network_predictions import (
     check_draws,
     check_takes_variances,
@@ -234,11 +235,9 @@ class ReweightedNetwork(Model):
             raise ValueError(
                 f"The Pareto shape is of one set of weights, got a batch {list(self.batch_shape)}."
             )
-        import arviz  # slow to load
-
         weights = self.log_weights.detach().double().cpu().numpy()
         with np.errstate(over="ignore"):  # of candidates of a fit, which then have no weight
-            return float(arviz.psislw(weights, normalize=True)[1])
+            return float(import_arviz().psislw(weights, normalize=True)[1])
 
 
 register_paths(ReweightedNetwork)

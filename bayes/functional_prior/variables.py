@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from priors.limits.tangents import readouts
 from priors.networks.finite import NetworkPrior
 
 __all__ = ["Variables"]
@@ -140,10 +139,8 @@ class Variables:
 
 
 def _readout_slots(prior: NetworkPrior) -> set[str]:
-    program = prior.program
-    layers = {program.nodes[i].layer for i in readouts(program, program.output)}  # type: ignore[union-attr]
     return {
         f"raw_{kind}_var_{layer.replace('.', '_')}"
-        for layer in layers
+        for layer in prior.readouts
         for kind in ("weight", "bias")
     }

@@ -250,11 +250,11 @@ def _of_network(
     if method.weights == "last_layer":
         free = free[model.last_layer()]
 
-    def functions(some: Tensor) -> Tensor:
-        every = weights.index_copy(0, free, some)
-        return model.functions(torch.cat([every, parameters]))
+    def of_row(some: Tensor, row: Tensor) -> Tensor:
+        every = torch.cat([weights.index_copy(0, free, some), parameters])
+        return model.functions(every, index=row.unsqueeze(0))[0]
 
-    rows = _rooted(model, mode, functions, weights[free], method.structure)
+    rows = _rooted(model, mode, of_row, weights[free], method.structure)
     gaussian: _Gaussian
     if method.structure == "diagonal":
         gaussian = _Diagonal(1 + rows)
@@ -281,19 +281,20 @@ def _of_network(
 def _rooted(
     model: HasParts,
     mode: Tensor,
-    functions: Callable[[Tensor], Tensor],
+    of_row: Callable[[Tensor, Tensor], Tensor],
     weights: Tensor,
     structure: str,
 ) -> Tensor:
     """A `[n k, D]` with A^T A = J^T L J, or, if diagonal, the diagonal of that, `[D]`."""
-    f = functions(weights).detach()
+    f = model.functions(mode).detach()
     root = _curvature_root(model, f, mode)
     n, k = f.shape
     block = max(1, _BLOCK // (k * len(weights)))
     parts = []
-    for first in range(0, n, block):
-        rows = slice(first, first + block)
-        jacobian = torch.func.jacrev(lambda some, rows=rows: functions(some)[rows])(weights)
+    # row by row, whose derivatives pass through no other rows
+    jacobians = torch.func.vmap(torch.func.jacrev(of_row), (None, 0))
+    for rows in torch.arange(n, device=f.device).split(block):
+        jacobian = jacobians(weights, rows)
         part = (root[rows].mT @ jacobian.detach()).flatten(0, 1)
         parts.append(part if structure == "full" else part.square().sum(0, keepdim=True))
     return torch.cat(parts) if structure == "full" else torch.cat(parts).sum(0)
@@ -302,16 +303,6 @@ def _rooted(
 def _curvature_root(model: HasParts, f: Tensor, mode: Tensor) -> Tensor:
     """R `[n, k, k]` with R R^T = minus the second derivative of each row's log likelihood in f."""
 
-    def total(functions: Tensor) -> Tensor:
-        return model.log_likelihood_of(functions, mode).sum()
-
-    # rows are independent: derivatives of the total along one output of all rows at once
-    columns = []
-    for output in range(f.shape[-1]):
-        along = torch.zeros_like(f)
-        along[:, output] = 1
-        change = torch.func.jvp(torch.func.grad(total), (f,), (along,))[1]
-        columns.append(-change.detach())
-    curvature = torch.stack(columns, -1)
+    curvature = -model.likelihood_hessian(f, mode).detach()
     values, vectors = torch.linalg.eigh((curvature + curvature.mT) / 2)
     return vectors * values.clamp_min(0).sqrt().unsqueeze(-2)

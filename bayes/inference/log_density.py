@@ -145,8 +145,8 @@ class HasParts(HasLogDensity):
         """Which weights belong to the readout, in which functions are linear, `[D]` bools."""
         raise NotImplementedError
 
-    def functions(self, position: Tensor) -> Tensor:
-        """Network outputs at the training rows, `[..., n, k]`."""
+    def functions(self, position: Tensor, *, index: Tensor | None = None) -> Tensor:
+        """Network outputs at the training rows, or at those of the numbers `[n]`, `[..., n, k]`."""
         raise NotImplementedError
 
     def log_prior(self, position: Tensor) -> Tensor:
@@ -159,6 +159,10 @@ class HasParts(HasLogDensity):
 
     def log_likelihood_of(self, functions: Tensor, position: Tensor) -> Tensor:
         """The same of given outputs `[..., n, k]`, with the likelihood parameters of `position`."""
+        raise NotImplementedError
+
+    def likelihood_hessian(self, functions: Tensor, position: Tensor) -> Tensor:
+        """Second derivatives of each row's log likelihood in its outputs, `[..., n, k, k]`."""
         raise NotImplementedError
 
 
