@@ -1,14 +1,15 @@
 """What we believe after data: engines that condition a prior on observations."""
 
-from bayes.bayesian_network import BayesianNetwork
-from bayes.convergence_report import ConvergenceReport, report
 from bayes.diagnostics import (
     Calibration,
     Comparison,
+    ConvergenceReport,
+    Reliability,
     calibration,
     compare,
     plot_posterior,
     plot_predictions,
+    report,
 )
 from bayes.functional_prior import (
     MatchQuality,
@@ -17,7 +18,6 @@ from bayes.functional_prior import (
     match_quality,
     match_report,
 )
-from bayes.gaussian_process import GaussianProcess
 from bayes.inference import (
     HMC,
     MCLMC,
@@ -42,12 +42,13 @@ from bayes.likelihoods import (
     Poisson,
     StudentT,
 )
-from bayes.reliability import Reliability
-from bayes.reweighted_network import ReweightedNetwork
-from bayes.saas import SaasPrior
-from bayes.scale_mixture import StudentTProcess
-from bayes.student_t import StudentTPosterior
-from bayes.weight_priors import WeightPrior, student_t_weights
+from bayes.networks.bayesian_network import BayesianNetwork
+from bayes.networks.reweighted import ReweightedNetwork
+from bayes.networks.weight_priors import WeightPrior, student_t_weights
+from bayes.processes.gaussian_process import GaussianProcess
+from bayes.processes.saas import SaasPrior
+from bayes.processes.student_t import StudentTPosterior
+from bayes.processes.student_t_process import StudentTProcess
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.version import __version__

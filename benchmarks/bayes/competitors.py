@@ -30,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from bayes import GaussianProcess, StudentTProcess
-from bayes.exact_process import ExactProcess
+from bayes.processes.exact_process import ExactProcess
 from benchmarks.bayes.problems import Problem
 from benchmarks.pfn.scores import Prediction
 from priors import NNGPKernel, Nonlinearity, NTKKernel

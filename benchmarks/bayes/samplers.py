@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from bayes import HMC, MCLMC, NUTS, ChEES
-from bayes.inference_data import import_arviz, many_chains
+from bayes.networks.inference_data import import_arviz, many_chains
 from benchmarks.bayes import matched_priors, matching
 from benchmarks.bayes import sampling_problems as problems
 

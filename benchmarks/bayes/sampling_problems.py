@@ -15,8 +15,8 @@ from gpytorch.priors import GammaPrior
 from torch import Tensor, nn
 
 from bayes import BayesianNetwork, GaussianProcess, SaasPrior
-from bayes.hyperparameters import HyperparameterPosterior
-from bayes.network_density import NetworkPosterior
+from bayes.networks.density import NetworkPosterior
+from bayes.processes.hyperparameters import HyperparameterPosterior
 from priors import NetworkPrior
 
 __all__ = ["PROBLEMS", "eight_schools", "network", "quantities", "saas"]

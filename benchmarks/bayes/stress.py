@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bayes import GaussianProcess, StudentTProcess
-from bayes.exact_process import ExactProcess
-from bayes.fitting import runaway_values
+from bayes.processes.exact_process import ExactProcess
+from bayes.processes.fitting import runaway_values
 from benchmarks.bayes import records
 from benchmarks.bayes.limits import NotEnded, Stopwatch, processor_limit
 from priors import NNGPKernel, Nonlinearity, NTKKernel

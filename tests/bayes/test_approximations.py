@@ -18,7 +18,7 @@ from bayes import (
     WeightPrior,
 )
 from bayes.inference.laplace import _Implicit
-from bayes.network_density import NetworkPosterior
+from bayes.networks.density import NetworkPosterior
 from bayes.testing import InferenceMethodContract
 from priors import NetworkPrior
 

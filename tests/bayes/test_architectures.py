@@ -7,7 +7,7 @@ from torch import nn
 from bayes import BayesianNetwork, MeanField
 from bayes.inference.graphs import captured
 from bayes.inference.log_density import value_and_gradient
-from bayes.network_density import NetworkPosterior
+from bayes.networks.density import NetworkPosterior
 from priors import NetworkPrior, UnsupportedOperationError
 
 

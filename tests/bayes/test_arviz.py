@@ -9,7 +9,7 @@ import torch
 
 from bayes import HMC, MCLMC, BayesianNetwork, ChEES, MeanField
 from bayes.inference import Draws
-from bayes.inference_data import import_arviz
+from bayes.networks.inference_data import import_arviz
 from priors.networks.finite import NetworkPrior
 
 mpl.use("Agg")

@@ -12,9 +12,9 @@ from botorch.acquisition import qLogExpectedImprovement
 from pyro.infer.util import is_validation_enabled
 from torch.distributions.transforms import ExpTransform
 
-from bayes.bayesian_network import BayesianNetwork
 from bayes.inference import NUTS, MeanField
 from bayes.inference.convergence import warn_unless_converged
+from bayes.networks.bayesian_network import BayesianNetwork
 from priors.networks.finite import NetworkPrior
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.transformed import TransformedPosterior

@@ -11,7 +11,7 @@ from gpytorch.kernels import RBFKernel
 from torch import nn
 
 from bayes import BayesianNetwork, GaussianProcess, MeanField, StudentTProcess
-from bayes.exact_process import ExactProcess
+from bayes.processes.exact_process import ExactProcess
 from priors import NetworkPrior, NNGPKernel
 
 MODELS = [GaussianProcess, StudentTProcess, BayesianNetwork]

@@ -20,7 +20,7 @@ from bayes.compat import (
     potential_energy,
     rows_of_plate,
 )
-from bayes.marginal_likelihood import exact_solves
+from bayes.processes.marginal_likelihood import exact_solves
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import RBFKernel
 
 from bayes.diagnostics import calibration, compare, plot_posterior, plot_predictions
-from bayes.gaussian_process import GaussianProcess
-from bayes.scale_mixture import StudentTProcess
+from bayes.processes.gaussian_process import GaussianProcess
+from bayes.processes.student_t_process import StudentTProcess
 from priors.posteriors.gaussian import GaussianPosterior, as_predictive
 from priors.posteriors.scores import score
 

@@ -10,9 +10,9 @@ from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.likelihoods import GaussianLikelihood
 from torch.distributions.transforms import ExpTransform
 
-from bayes.gaussian_process import GaussianProcess
-from bayes.scale_mixture import StudentTProcess
-from bayes.student_t import StudentTPosterior
+from bayes.processes.gaussian_process import GaussianProcess
+from bayes.processes.student_t import StudentTPosterior
+from bayes.processes.student_t_process import StudentTProcess
 from priors.kernels.network import NNGPKernel
 from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.transformed import TransformedPosterior

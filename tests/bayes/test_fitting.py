@@ -16,8 +16,8 @@ from gpytorch.priors import LogNormalPrior
 from torch import nn
 
 from bayes import GaussianProcess, StudentTProcess
-from bayes.fitting import ParameterVector, Watch, maximise, runaway_values
-from bayes.marginal_likelihood import relative_jitter
+from bayes.processes.fitting import ParameterVector, Watch, maximise, runaway_values
+from bayes.processes.marginal_likelihood import relative_jitter
 from benchmarks.bayes.stress import WELL, random_problem, verdict
 from priors import NNGPKernel
 
@@ -185,7 +185,7 @@ def test_a_vector_of_parameters():
 class TestWatch:
     def clock(self, monkeypatch, seconds):
         times = itertools.count(0.0, seconds)
-        monkeypatch.setattr("bayes.fitting.watch.time.monotonic", lambda: next(times))
+        monkeypatch.setattr("bayes.processes.fitting.watch.time.monotonic", lambda: next(times))
 
     def test_a_short_fit_shows_nothing(self, monkeypatch, capsys):
         self.clock(monkeypatch, 0.001)
@@ -209,7 +209,7 @@ class TestWatch:
     def test_a_first_evaluation_that_makes_tables_is_no_estimate(self, monkeypatch, capsys):
         # the clock is asked at the start, and before and after each evaluation
         times = itertools.chain([0.0, 0.0], itertools.count(100.0, 0.001))
-        monkeypatch.setattr("bayes.fitting.watch.time.monotonic", lambda: next(times))
+        monkeypatch.setattr("bayes.processes.fitting.watch.time.monotonic", lambda: next(times))
         bowl = Bowl()
         maximise(bowl, bowl.forward, watch(progress=None))  # warnings are errors
         assert capsys.readouterr().err == ""

@@ -15,8 +15,8 @@ from gpytorch.priors import GammaPrior, LogNormalPrior
 from torch import nn
 
 from bayes import NUTS, ChEES, GaussianProcess, SaasPrior
-from bayes.hyperparameters import HyperparameterPosterior
 from bayes.inference.log_density import value_and_gradient
+from bayes.processes.hyperparameters import HyperparameterPosterior
 from bayes.testing import moments_in_errors
 from priors import NNGPKernel
 from priors.posteriors.batch_mixture import BatchMixturePosterior

@@ -17,8 +17,8 @@ from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.priors import GammaPrior, LogNormalPrior
 
 from bayes import HMC, MCLMC, ChEES, GaussianProcess, LogDensity, hyperparameters
-from bayes.hyperparameters import HyperparameterPosterior
 from bayes.inference.evaluation import Evaluation
+from bayes.processes.hyperparameters import HyperparameterPosterior
 from bayes.testing import moments_in_errors
 
 X = torch.linspace(0, 1, 5, dtype=torch.float64).unsqueeze(-1)

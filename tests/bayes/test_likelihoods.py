@@ -22,7 +22,7 @@ from bayes.likelihoods import (
     StudentT,
     named,
 )
-from bayes.network_density import NetworkPosterior
+from bayes.networks.density import NetworkPosterior
 from priors import CategoricalPosterior, ClassProbabilityPosterior
 from priors.networks.finite import NetworkPrior
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions.transforms import ExpTransform
 
 from bayes import GaussianProcess, StudentTProcess, prediction
-from bayes.deferred_covariance import DeferredCovariance
+from bayes.processes.deferred_covariance import DeferredCovariance
 from priors import NNGPKernel
 from priors.posteriors.acquisition import LogExpectedImprovement
 from priors.posteriors.transforms import TailCompression

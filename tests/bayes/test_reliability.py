@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from bayes import BayesianNetwork, MeanField, calibration, compare, plot_posterior
-from bayes.reliability import reliability
+from bayes.diagnostics import reliability
 from priors import CategoricalPosterior, ClassProbabilityPosterior, PoissonMixturePosterior
 from priors.networks.finite import NetworkPrior
 from priors.posteriors.gaussian import as_predictive

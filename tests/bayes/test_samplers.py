@@ -27,7 +27,7 @@ from bayes.inference.hamiltonian import HamiltonianKernel
 from bayes.inference.isokinetic import autocorrelation_time, isokinetic_step, unit_velocity
 from bayes.inference.log_density import value_and_gradient
 from bayes.inference.pyro_density import density_of
-from bayes.network_density import NetworkPosterior
+from bayes.networks.density import NetworkPosterior
 from bayes.testing import SamplerContract, moments_in_errors
 from priors import NetworkPrior
 

@@ -5,7 +5,7 @@ import torch
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from scipy import stats
 
-from bayes.student_t import StudentTPosterior
+from bayes.processes.student_t import StudentTPosterior
 from priors.posteriors.student_t import log_expected_excess, t_cdf, t_log_density, t_quantile
 from priors.testing import PosteriorContract
 

@@ -14,7 +14,7 @@ from bayes import BayesianNetwork, ChEES, MeanField, WeightPrior, student_t_weig
 from bayes.inference.graphs import captured
 from bayes.inference.log_density import value_and_gradient
 from bayes.inference.pyro_density import density_of
-from bayes.network_density import NetworkPosterior
+from bayes.networks.density import NetworkPosterior
 from priors import NetworkPrior, NNGPKernel
 from priors.functions import FunctionPrior, draws_functions
 

@@ -10,10 +10,10 @@ from botorch.optim import optimize_acqf
 from gpytorch.kernels import RBFKernel
 from gpytorch.likelihoods import GaussianLikelihood
 
-from bayes.bayesian_network import BayesianNetwork
-from bayes.gaussian_process import GaussianProcess
 from bayes.inference import MeanField
-from bayes.scale_mixture import StudentTProcess
+from bayes.networks.bayesian_network import BayesianNetwork
+from bayes.processes.gaussian_process import GaussianProcess
+from bayes.processes.student_t_process import StudentTProcess
 from priors.networks.finite import NetworkPrior
 from priors.posteriors.acquisition import (
     ExpectedImprovement,

@@ -17,7 +17,7 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform, SigmoidTransform, Transform
 
-from bayes.student_t import StudentTPosterior
+from bayes.processes.student_t import StudentTPosterior
 from pfn import BarDistribution, BarPosterior
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian import GaussianPosterior

@@ -13,7 +13,7 @@ from torch.distributions.transforms import (
     Transform,
 )
 
-from bayes.student_t import StudentTPosterior
+from bayes.processes.student_t import StudentTPosterior
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior

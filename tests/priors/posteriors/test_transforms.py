@@ -11,7 +11,7 @@ from torch.distributions.transforms import (
     StickBreakingTransform,
 )
 
-from bayes.student_t import StudentTPosterior
+from bayes.processes.student_t import StudentTPosterior
 from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.transformed import TransformedPosterior
 from priors.posteriors.transforms import (

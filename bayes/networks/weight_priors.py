@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Laplace, StudentT
 
-from bayes.whitening import Whitening
+from bayes.networks.whitening import Whitening
 from priors.functions import draw
 from priors.networks.finite import NetworkPrior
 from priors.randomness import RandomSource

@@ -24,9 +24,9 @@ from gpytorch.likelihoods import Likelihood
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
-from bayes.exact_process import ExactProcess
-from bayes.marginal_likelihood import JointMarginalLogLikelihood
-from bayes.student_t import StudentTPosterior
+from bayes.processes.exact_process import ExactProcess
+from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood
+from bayes.processes.student_t import StudentTPosterior
 from priors.posteriors.compat import is_stored_by_output
 from priors.posteriors.gaussian import scaled
 from priors.posteriors.transforms import DEFAULT

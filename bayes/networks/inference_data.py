@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from bayes.inference import Draws
-from bayes.network_density import NetworkPosterior
+from bayes.networks.density import NetworkPosterior
 
 if TYPE_CHECKING:
-    from bayes.bayesian_network import BayesianNetwork
+    from bayes.networks.bayesian_network import BayesianNetwork
 
 __all__ = ["import_arviz", "inference_data", "many_chains"]
 

@@ -12,12 +12,12 @@ from botorch.sampling.pathwise.posterior_samplers import DrawMatheronPaths
 from torch import Tensor, nn
 
 from bayes.likelihoods.base import beside_rows
-from bayes.network_predictions import check_draws, likelihood_draws
+from bayes.networks.predictions import check_draws, likelihood_draws
 from priors.networks.finite import NetworkPrior
 
 if TYPE_CHECKING:
-    from bayes.bayesian_network import BayesianNetwork
-    from bayes.weight_priors import WeightPrior
+    from bayes.networks.bayesian_network import BayesianNetwork
+    from bayes.networks.weight_priors import WeightPrior
 
 __all__ = ["DrawnNetworks", "drawn_networks", "evaluate_in_blocks", "linearised", "register_paths"]
 

@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
 from bayes.checks import check_query
-from bayes.exact_process import ExactProcess
-from bayes.hyperparameters import HyperparameterPosterior, Hyperparameters
 from bayes.inference import Draws, InferenceMethod
 from bayes.inference.convergence import warn_unless_converged
-from bayes.marginal_likelihood import JointMarginalLogLikelihood
+from bayes.processes.exact_process import ExactProcess
+from bayes.processes.hyperparameters import HyperparameterPosterior, Hyperparameters
+from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood
 from priors.posteriors.batch_mixture import BatchMixturePosterior
 from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.protocol import PredictivePosterior

@@ -21,9 +21,9 @@ from botorch.posteriors import Posterior
 from botorch.sampling.base import MCSampler
 from torch import Tensor
 
-from bayes.drawn_networks import DrawnNetworks, drawn_networks, register_paths
-from bayes.inference_data import import_arviz
-from bayes.network_predictions import (
+from bayes.networks.drawn_networks import DrawnNetworks, drawn_networks, register_paths
+from bayes.networks.inference_data import import_arviz
+from bayes.networks.predictions import (
     check_draws,
     check_takes_variances,
     log_likelihood_of_rows,
@@ -33,7 +33,7 @@ from bayes.outputs import OutputSubset
 from priors.representation import count
 
 if TYPE_CHECKING:
-    from bayes.bayesian_network import BayesianNetwork
+    from bayes.networks.bayesian_network import BayesianNetwork
 
 __all__ = ["ReweightedNetwork"]
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from bayes.checks import check_query, check_variances, chosen_outputs
 from bayes.conditioning import check_observations
 from bayes.likelihoods.base import beside_rows
-from bayes.network_density import NetworkPosterior
+from bayes.networks.density import NetworkPosterior
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
 from priors.posteriors.transforms import check_range
 
 if TYPE_CHECKING:
-    from bayes.bayesian_network import BayesianNetwork
+    from bayes.networks.bayesian_network import BayesianNetwork
 
 __all__ = [
     "check_draws",

@@ -20,10 +20,10 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
 
 from bayes.inference import HasLogDensity, LogDensity
-from bayes.marginal_likelihood import exact_solves
+from bayes.processes.marginal_likelihood import exact_solves
 
 if TYPE_CHECKING:
-    from bayes.exact_process import ExactProcess
+    from bayes.processes.exact_process import ExactProcess
 
 __all__ = ["HyperparameterPosterior"]
 

@@ -18,9 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bayes.bayesian_network import BayesianNetwork
-from bayes.gaussian_process import GaussianProcess
-from bayes.hyperparameters import Hyperparameters
 from bayes.inference import Draws
 from bayes.inference.chain_statistics import bulk_ess, e_bfmi, nested_r_hat, r_hat, tail_ess
 from bayes.inference.convergence import (
@@ -31,7 +28,10 @@ from bayes.inference.convergence import (
     grouped,
 )
 from bayes.inference.draws import SMALLER_STEPS
-from bayes.network_predictions import judged
+from bayes.networks.bayesian_network import BayesianNetwork
+from bayes.networks.predictions import judged
+from bayes.processes.gaussian_process import GaussianProcess
+from bayes.processes.hyperparameters import Hyperparameters
 from priors.figures import BLACK, BLUE, CATEGORIES, GREY, ORANGE
 from priors.representation import count
 

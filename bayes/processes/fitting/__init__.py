@@ -4,9 +4,9 @@
 long it takes, and `runaway_values` says what went wrong where nothing could be found.
 """
 
-from bayes.fitting.diagnosis import runaway_values
-from bayes.fitting.maximise import maximise
-from bayes.fitting.parameters import ParameterVector
-from bayes.fitting.watch import Stopped, Watch
+from bayes.processes.fitting.diagnosis import runaway_values
+from bayes.processes.fitting.maximise import maximise
+from bayes.processes.fitting.parameters import ParameterVector
+from bayes.processes.fitting.watch import Stopped, Watch
 
 __all__ = ["ParameterVector", "Stopped", "Watch", "maximise", "runaway_values"]

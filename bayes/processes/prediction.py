@@ -17,9 +17,9 @@ from linear_operator import to_dense, to_linear_operator
 from linear_operator.operators import DiagLinearOperator, LinearOperator
 from torch import Tensor
 
-from bayes.deferred_covariance import DeferredCovariance
-from bayes.marginal_likelihood import exact_solves
-from bayes.rows import ProcessRows
+from bayes.processes.deferred_covariance import DeferredCovariance
+from bayes.processes.marginal_likelihood import exact_solves
+from bayes.processes.rows import ProcessRows
 
 __all__ = ["conditional"]
 

@@ -34,23 +34,23 @@ from bayes.description import (
     describe_module,
     describe_transform,
 )
-from bayes.drawn_networks import (
+from bayes.inference import Draws, InferenceMethod, MeanField
+from bayes.inference.convergence import warn_unless_converged
+from bayes.likelihoods import Gaussian, Likelihood, from_description, named
+from bayes.networks.density import NetworkPosterior
+from bayes.networks.drawn_networks import (
     DrawnNetworks,
     evaluate_in_blocks,
     linearised,
     register_paths,
 )
-from bayes.inference import Draws, InferenceMethod, MeanField
-from bayes.inference.convergence import warn_unless_converged
-from bayes.inference_data import inference_data
-from bayes.likelihoods import Gaussian, Likelihood, from_description, named
-from bayes.network_density import NetworkPosterior
-from bayes.network_predictions import judged, likelihood_draws, predicted
+from bayes.networks.inference_data import inference_data
+from bayes.networks.predictions import judged, likelihood_draws, predicted
+from bayes.networks.reweighted import ReweightedNetwork
+from bayes.networks.weight_priors import WeightPrior
+from bayes.networks.whitening import Whitening
 from bayes.outcome import ElementwiseOutcome
 from bayes.outputs import OutputSubset
-from bayes.reweighted_network import ReweightedNetwork
-from bayes.weight_priors import WeightPrior
-from bayes.whitening import Whitening
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.networks.finite import NetworkPrior
 from priors.posteriors.protocol import PredictivePosterior

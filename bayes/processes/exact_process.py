@@ -48,11 +48,11 @@ from bayes.description import (
     describe_transform,
     describe_values,
 )
-from bayes.fitting import Watch, maximise
-from bayes.marginal_likelihood import JointMarginalLogLikelihood, exact_solves
 from bayes.outcome import ElementwiseOutcome
-from bayes.prediction import conditional
-from bayes.rows import ProcessRows
+from bayes.processes.fitting import Watch, maximise
+from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood, exact_solves
+from bayes.processes.prediction import conditional
+from bayes.processes.rows import ProcessRows
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.kernels.network import NNGPKernel, NTKKernel
 from priors.posteriors.protocol import PredictivePosterior

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from bayes.caching import ExactPredictionStrategy, Snapshot
 from bayes.checks import check_variances
 from bayes.conditioning import PartlyKnownNoise, check_observations, joined, unrepeated
-from bayes.marginal_likelihood import relative_jitter
 from bayes.outcome import ElementwiseOutcome
 from bayes.outputs import OutputSubset
+from bayes.processes.marginal_likelihood import relative_jitter
 from priors.posteriors.transforms import check_range
 
 __all__ = ["ProcessRows"]

@@ -20,10 +20,10 @@ from torch.distributions import constraints
 
 from bayes.inference import HasParts, LogDensity, Rows
 from bayes.likelihoods import Likelihood, NormalPrior
-from bayes.weight_priors import WeightPrior
+from bayes.networks.weight_priors import WeightPrior
 
 if TYPE_CHECKING:
-    from bayes.bayesian_network import BayesianNetwork
+    from bayes.networks.bayesian_network import BayesianNetwork
 
 __all__ = ["NetworkPosterior"]
 

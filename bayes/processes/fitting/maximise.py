@@ -15,9 +15,9 @@ from linear_operator.utils.errors import NanError, NotPSDError
 from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 
-from bayes.fitting.diagnosis import runaway_values
-from bayes.fitting.parameters import ParameterVector
-from bayes.fitting.watch import Stopped, Watch
+from bayes.processes.fitting.diagnosis import runaway_values
+from bayes.processes.fitting.parameters import ParameterVector
+from bayes.processes.fitting.watch import Stopped, Watch
 
 __all__ = ["maximise"]
 

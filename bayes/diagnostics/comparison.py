@@ -1,0 +1,212 @@
+"""Comparison of several models on the same splits.
+
+All numbers come from the true predictive (`log_prob`, `cdf`, `quantile`) of y, so that a Gaussian
+process, a t process, a sampled network and a PFN are compared by what they claim. Plain BoTorch
+models take part: their Gaussian posterior is given the same answers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from botorch.models.model import Model
+from botorch.posteriors import Posterior
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bayes.diagnostics.reliability import reliability
+from priors.posteriors.categorical import CategoricalPosterior, ClassProbabilityPosterior
+from priors.posteriors.gaussian import as_predictive
+from priors.posteriors.scores import class_scores, score
+from priors.representation import count
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["Comparison", "compare"]
+
+Factory = Callable[[Tensor, Tensor], Any]
+Split = tuple[Tensor, Tensor, Tensor, Tensor]
+
+# Scores and how tables name them.
+_METRICS = {
+    "rmse": "RMSE",
+    "accuracy": "accuracy",
+    "nlpd": "NLPD",
+    "brier": "Brier",
+    "ece": "ECE",
+    "coverage": "coverage",
+    "seconds": "seconds",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of several models on the same splits.
+
+    Attributes:
+        scores: By model, then "rmse" (units of Y), "nlpd" (nats per value), "coverage" and
+            "seconds" (fit and prediction), each `[splits]`; of classifiers "accuracy", "nlpd",
+            "brier", "ece" and "seconds".
+        level: Nominal probability behind "coverage".
+    """
+
+    scores: dict[str, dict[str, Tensor]]
+    level: float
+
+    @property
+    def _metrics(self) -> list[str]:
+        known = next(iter(self.scores.values()))
+        return [metric for metric in _METRICS if metric in known]
+
+    def records(self) -> list[dict[str, Any]]:
+        """One row per model: mean and standard error of every score over the splits.
+
+        The standard error is NaN with a single split.
+        """
+        rows = []
+        for name, values in self.scores.items():
+            row: dict[str, Any] = {"model": name, "splits": len(values["nlpd"])}
+            for metric in self._metrics:
+                row[metric] = float(values[metric].mean())
+                row[f"{metric}_error"] = _standard_error(values[metric])
+            rows.append(row)
+        return rows
+
+    def difference(self, first: str, second: str, metric: str = "nlpd") -> tuple[float, float]:
+        """Mean of first minus second, paired by split, and its standard error.
+
+        Args:
+            first: A model's name.
+            second: Another's.
+            metric: A name in `scores`.
+        """
+        paired = self.scores[first][metric] - self.scores[second][metric]
+        return float(paired.mean()), _standard_error(paired)
+
+    def to_pandas(self) -> Any:
+        """The records as a `pandas.DataFrame`."""
+        import pandas  # type: ignore[import-untyped]
+
+        return pandas.DataFrame(self.records()).set_index("model")
+
+    def __repr__(self) -> str:
+        splits = len(next(iter(self.scores.values()))["nlpd"]) if self.scores else 0
+        sizes = f"{count(len(self.scores), 'model')}, {count(splits, 'split')}"
+        return f"Comparison({sizes})\n{self}"
+
+    def __str__(self) -> str:
+        names = {**_METRICS, "coverage": f"{self.level:.0%} coverage"}
+        heads = ["model", *(names[metric] for metric in self._metrics)]
+        cells = [
+            [row["model"], *(_with_error(row[m], row[f"{m}_error"]) for m in self._metrics)]
+            for row in self.records()
+        ]
+        widths = [max(len(line[k]) for line in [heads, *cells]) for k in range(len(heads))]
+
+        def line(values: Sequence[str]) -> str:
+            first = values[0].ljust(widths[0])
+            rest = [value.rjust(width) for value, width in zip(values, widths, strict=True)]
+            return "  ".join([first, *rest[1:]]).rstrip()
+
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        return "\n".join([line(heads), rule, *(line(row) for row in cells)])
+
+
+def compare(
+    models: Mapping[str, Factory | Model],
+    splits: Iterable[Split],
+    *,
+    level: float = 0.9,
+    progress: bool = True,
+) -> Comparison:
+    """Score models on the same splits.
+
+    Args:
+        models: By name, a factory `(train_X, train_Y) -> model`, called on the training rows of
+            every split, or a fitted model, used as it is. A model needs
+            `posterior(X, observation_noise=True)`. All are regressors, or all classifiers.
+        splits: `(train_X, train_Y, test_X, test_Y)`, rows `[n, d]` and `[n, m]`.
+        level: Probability of the interval whose coverage is counted.
+        progress: Whether to show a bar.
+
+    Returns:
+        The scores; printing it gives an aligned table.
+
+    Raises:
+        ValueError: there are no models or no splits, or classifiers and others.
+        TypeError: an entry is neither a model nor a factory, or a posterior has no density.
+    """
+    splits = list(splits)
+    if not models or not splits:
+        raise ValueError(
+            f"compare needs at least one model and one split, got {len(models)} models and "
+            f"{len(splits)} splits."
+        )
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in models}
+    with tqdm(total=len(models) * len(splits), disable=not progress) as bar:
+        for train_X, train_Y, test_X, test_Y in splits:
+            for name, given in models.items():
+                bar.set_description_str(name)
+                _synchronise(test_X)
+                start = time.perf_counter()
+                model = _made(name, given, train_X, train_Y)
+                with torch.no_grad():
+                    scores = _scores(model.posterior(test_X, observation_noise=True), test_Y, level)
+                _synchronise(test_X)
+                scores["seconds"] = time.perf_counter() - start
+                for metric, value in scores.items():
+                    found[name].setdefault(metric, []).append(value)
+                bar.update()
+    if len({tuple(values) for values in found.values()}) > 1:
+        raise ValueError("compare scores regressors or classifiers, got both; compare each apart.")
+    return Comparison(
+        {
+            name: {m: torch.tensor(v, dtype=torch.float64, device="cpu") for m, v in values.items()}
+            for name, values in found.items()
+        },
+        level,
+    )
+
+
+def _made(name: str, given: Any, train_X: Tensor, train_Y: Tensor) -> Any:
+    # BoTorch models are callable modules: a model is told by its posterior.
+    model = given if hasattr(given, "posterior") and not isinstance(given, type) else None
+    if model is None and callable(given):
+        model = given(train_X, train_Y)
+    if not hasattr(model, "posterior"):
+        raise TypeError(
+            f"compare needs {name!r} to be a fitted model with posterior(X, "
+            "observation_noise=True), or a factory (train_X, train_Y) -> model; got "
+            f"{type(given).__name__}."
+        )
+    return model
+
+
+def _scores(posterior: Posterior, Y: Tensor, level: float) -> dict[str, float]:
+    if isinstance(posterior, CategoricalPosterior | ClassProbabilityPosterior):
+        scores = asdict(class_scores(posterior, Y))
+        return {**scores, "ece": reliability(posterior, Y).ece}
+    of_values = asdict(score(as_predictive(posterior), Y, level=level))
+    return {metric: of_values[metric] for metric in ("rmse", "nlpd", "coverage")}
+
+
+def _synchronise(like: Tensor) -> None:
+    if like.device.type == "cuda":
+        torch.cuda.synchronize(like.device)
+
+
+def _standard_error(values: Tensor) -> float:
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def _with_error(value: float, error: float) -> str:
+    if math.isnan(error):
+        return f"{value:.4g}"
+    digits = 3 if error == 0 else max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{min(digits, 6)}f} ± {error:.{min(digits, 6)}f}"

@@ -1,0 +1,1 @@
+"""Bayesian neural networks: an `nn.Module` with a weight prior, given data."""

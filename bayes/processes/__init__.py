@@ -1,0 +1,1 @@
+"""Exact processes: a kernel conditioned on all rows by a factorisation."""
