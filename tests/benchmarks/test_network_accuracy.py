@@ -7,7 +7,7 @@ import torch
 from benchmarks.bayes import network_accuracy, records, samplers
 
 
-@pytest.fixture()
+@pytest.fixture
 def data(tmp_path):
     """A folder with a set of 10 rows, the last of which is split 0's test."""
     mask = np.packbits(np.eye(10, dtype=bool)[::-1], axis=-1)
