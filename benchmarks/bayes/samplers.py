@@ -16,6 +16,7 @@ precision.
     python -m benchmarks networks --table            # of what is there
     python -m benchmarks networks --matching ...     # ways of matching priors, see `matching`
     python -m benchmarks networks --priors ...       # what a match is worth, see `matched_priors`
+    python -m benchmarks networks --accuracy ...     # on small tables, see `network_accuracy`
 
 A run appends to `--out` and skips what is there.
 """
@@ -39,18 +40,23 @@ from torch import Tensor
 
 from bayes import HMC, MCLMC, NUTS, ChEES
 from bayes.networks.inference_data import import_arviz, many_chains
-from benchmarks.bayes import matched_priors, matching
+from benchmarks.bayes import matched_priors, matching, network_accuracy
 from benchmarks.bayes import sampling_problems as problems
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "samplers.jsonl"
 JAX = ROOT / ".venv-blackjax" / "bin" / "python"
+_PARTS = {
+    "--accuracy": network_accuracy.main,
+    "--matching": matching.main,
+    "--priors": matched_priors.main,
+}
 _OTHERS = ("numpyro NUTS", "blackjax NUTS", "blackjax ChEES", "blackjax adjusted MCLMC")
 
 
 def main(argv: list[str]) -> int:
     """Run what is missing and print the table, or pass on to another part."""
-    for part, run in (("--matching", matching.main), ("--priors", matched_priors.main)):
+    for part, run in _PARTS.items():
         if part in argv:
             return run([a for a in argv if a != part])
     parser = argparse.ArgumentParser(prog="python -m benchmarks networks", description=__doc__)
