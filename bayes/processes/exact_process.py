@@ -50,7 +50,12 @@ from bayes.description import (
 )
 from bayes.outcome import ElementwiseOutcome
 from bayes.processes.fitting import Watch, maximise
-from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood, exact_solves
+from bayes.processes.left_out import left_out_moments
+from bayes.processes.marginal_likelihood import (
+    JointMarginalLogLikelihood,
+    exact_solves,
+    relative_jitter,
+)
 from bayes.processes.prediction import conditional
 from bayes.processes.rows import ProcessRows
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
@@ -138,6 +143,21 @@ class ExactProcess(ProcessRows, ABC):
             gaussian: On the model's scale.
             transform: From there to the units of Y, if it is affine.
         """
+
+    def _left_out_posterior(
+        self, mean: Tensor, variance: Tensor, transform: AffineTransform | None
+    ) -> PredictivePosterior:
+        """Posterior of each row's outcomes given the others, from those of the kernel's Gaussian.
+
+        Args:
+            mean: On the model's scale, `[..., n]`, of several outputs `[..., m, n]`.
+            variance: Of the same shape, noise included.
+            transform: From there to the units of Y, if it is affine.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no closed form of its rows given the others; "
+            "use K-fold cross-validation."
+        )
 
     def fit(
         self,
@@ -269,6 +289,36 @@ class ExactProcess(ProcessRows, ABC):
         if outcome is not None and not outcome.affine:
             posterior = TransformedPosterior(posterior, outcome.of_outputs(outputs))
         return apply_posterior_transform(posterior_transform, posterior, X)
+
+    def leave_one_out(self) -> PredictivePosterior:
+        """What each training row's y was expected to be, given all the other rows.
+
+        Hyperparameters stay as they are, and so do the transforms, whose standardisation has seen
+        every row: what `set_train_data` without row i and `posterior(observation_noise=True)` give
+        at row i, at the cost of one evaluation of the marginal likelihood. Leave-one-out scores are
+        `model.leave_one_out().log_prob(model.train_Y)`.
+
+        Returns:
+            A posterior `[..., n, m]` of y in units of Y. Only its marginals mean anything: each
+            row is given other rows.
+
+        Raises:
+            NotImplementedError: the process has no closed form of it.
+
+        Source: Rasmussen & Williams 2006, eq. 5.10-5.12.
+        """
+        self.eval()
+        outcome = getattr(self, "outcome_transform", None)
+        rows = self.train_inputs
+        with exact_solves(), gpt_posterior_settings():
+            prior = self.likelihood(self.forward(*rows), *rows)
+            with relative_jitter(prior.lazy_covariance_matrix.diagonal(dim1=-2, dim2=-1)):
+                mean, variance = left_out_moments(prior, self.train_targets)
+        affine = outcome.transform if outcome is not None and outcome.affine else None
+        posterior = self._left_out_posterior(mean, variance, affine)
+        if outcome is not None and not outcome.affine:
+            posterior = TransformedPosterior(posterior, outcome.transform)
+        return posterior
 
     def _conditional(
         self, X: Tensor, outputs: Sequence[int], observation_noise: bool | Tensor

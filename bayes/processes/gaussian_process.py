@@ -27,6 +27,7 @@ from bayes.inference import Draws, InferenceMethod
 from bayes.inference.convergence import warn_unless_converged
 from bayes.processes.exact_process import ExactProcess
 from bayes.processes.hyperparameters import HyperparameterPosterior, Hyperparameters
+from bayes.processes.left_out import independent_rows
 from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood
 from priors.posteriors.batch_mixture import BatchMixturePosterior
 from priors.posteriors.gaussian import GaussianPosterior
@@ -69,6 +70,7 @@ class GaussianProcess(ExactProcess):
         hyperparameter_draws: What was drawn, by name.
         posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
         log_marginal_likelihood: The evidence, to decide among kernels.
+        leave_one_out: Each row's y given all the others.
         condition_on_observations: A model of further rows, with the hyperparameters as they are.
         fantasize: Such models of rows drawn from the posterior.
         subset_output: A model of some outputs.
@@ -184,6 +186,17 @@ class GaussianProcess(ExactProcess):
         assert isinstance(each, PredictivePosterior)
         return apply_posterior_transform(posterior_transform, BatchMixturePosterior(each), X)
 
+    def leave_one_out(self) -> PredictivePosterior:
+        """Each training row's y given all the other rows; see `ExactProcess.leave_one_out`.
+
+        Returns:
+            A posterior `[..., n, m]`; of drawn hyperparameters the average over the draws, which
+            have seen every row.
+        """
+        if self._drawn is None:
+            return super().leave_one_out()
+        return BatchMixturePosterior(self._member_processes().leave_one_out())
+
     def _use(self, drawn: Tensor | None) -> None:
         """Average over these unconstrained hyperparameters `[draws, D]` from now on."""
         self.draws = self._drawn = None
@@ -279,3 +292,8 @@ class GaussianProcess(ExactProcess):
         self, gaussian: MultivariateNormal, transform: AffineTransform | None
     ) -> GaussianPosterior:
         return GaussianPosterior(gaussian, transform)
+
+    def _left_out_posterior(
+        self, mean: Tensor, variance: Tensor, transform: AffineTransform | None
+    ) -> GaussianPosterior:
+        return GaussianPosterior(independent_rows(mean, variance, self.num_outputs), transform)
