@@ -16,8 +16,8 @@ import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch import Tensor
 
-from nas.architecture import Architecture, Node
-from nas.operations import ACTIVATIONS
+from nas.architectures.architecture import Architecture, Node
+from nas.architectures.operations import ACTIVATIONS
 from nas.spaces.space import FlatSpace
 
 __all__ = ["MLPSpace"]
@@ -31,7 +31,7 @@ class MLPSpace(FlatSpace):
         out_features: Length of an output.
         depth: Least and largest number of hidden layers.
         widths: Choices for the width of each hidden layer.
-        activations: Choices, names in `nas.operations.ACTIVATIONS`.
+        activations: Choices, names in `nas.architectures.operations.ACTIVATIONS`.
         residual: Choices, or one fixed value.
         layer_norm: Choices, or one fixed value.
 
@@ -121,7 +121,7 @@ class MLPSpace(FlatSpace):
 
         Args:
             widths: Widths of the hidden layers, first to last.
-            activation: Name in `nas.operations.ACTIVATIONS`.
+            activation: Name in `nas.architectures.operations.ACTIVATIONS`.
             residual: Whether hidden layers after the first add their input.
             layer_norm: Whether a layer norm comes before each activation.
         """

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas.operations import OPERATIONS, Shape, build_operation
-from nas.outline import outlines
+from nas.architectures.operations import OPERATIONS, Shape, build_operation
+from nas.architectures.outline import outlines
 
 __all__ = ["Architecture", "GraphNetwork", "Node"]
 
@@ -33,7 +33,7 @@ class Node:
     """One operation in a graph.
 
     Attributes:
-        operation: `input`, `repeat` or a label of `nas.operations.OPERATIONS`.
+        operation: `input`, `repeat` or a label of `nas.architectures.operations.OPERATIONS`.
         inputs: Indices of the earlier nodes it reads, in order.
         arguments: Name and value pairs, sorted by name.
         body: The graph that a `repeat` node repeats.
@@ -197,7 +197,7 @@ class Architecture:
         }
 
     def __str__(self) -> str:
-        """Runs of operations, then the cells that are repeated; see `nas.outline`."""
+        """Runs of operations, then the cells that are repeated; see `nas.architectures.outline`."""
         network, *cells = outlines(self)
         lines = network.lines()
         for cell in cells:
