@@ -27,7 +27,6 @@ def build_gated(shapes):
 def vocabulary(monkeypatch):
     """Registrations end with the test."""
     monkeypatch.setattr(operations, "OPERATIONS", dict(operations.OPERATIONS))
-    monkeypatch.setattr("nas.architectures.architecture.OPERATIONS", operations.OPERATIONS)
 
 
 class TestOfAUser(OperationContract):
