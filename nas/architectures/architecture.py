@@ -94,7 +94,7 @@ class Architecture:
         ):
             raise ValueError(
                 f"Node {index} has the unknown operation {node.operation!r}; known are "
-                f"{', '.join(sorted(operations.OPERATIONS))} and repeat; add one by nas.register_operation."
+                f"{', '.join(sorted(known))} and repeat; add one by nas.register_operation."
             )
         if index and not node.inputs:
             raise ValueError(f"Node {index} ({node.operation}) reads no node.")

@@ -58,10 +58,13 @@ def _total(graph: Architecture, shape: Shape, measure: Measure) -> tuple[int, Sh
             total += measure(operation, node.operation, reads, node.arguments)
             shapes.append(_output(operation, node.operation, reads, node.arguments))
             continue
-        output = reads[0]
-        for _ in range(int(dict(node.arguments)["count"])):
-            cost, output = _total(node.body, output, measure)
-            total += cost
+        output, remaining = reads[0], int(dict(node.arguments)["count"])
+        while remaining:
+            entered = output
+            cost, output = _total(node.body, entered, measure)
+            alike = remaining if output == entered else 1  # copies that cost the same
+            total += alike * cost
+            remaining -= alike
         shapes.append(output)
     return total, shapes[-1]
 

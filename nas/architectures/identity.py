@@ -11,9 +11,8 @@ The order of inputs counts, except for operations that are symmetric, such as a 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from nas.architectures import operations
 
@@ -42,9 +41,8 @@ def is_isomorphic(nodes: Sequence[Node], others: Sequence[Node]) -> bool:
     )
 
 
-def _digest(parts: Iterable[object]) -> str:
-    text = json.dumps(list(parts), separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def _digest(parts: list[Any]) -> str:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def _is_symmetric(node: Node) -> bool:
