@@ -88,10 +88,8 @@ class Architecture:
     def _check(self, index: int, node: Node) -> None:
         if (node.operation == "input") != (index == 0):
             raise ValueError("An architecture has one input, its first node.")
-        if (
-            node.operation not in ("input", "repeat")
-            and node.operation not in operations.OPERATIONS
-        ):
+        known = operations.OPERATIONS
+        if node.operation not in ("input", "repeat") and node.operation not in known:
             raise ValueError(
                 f"Node {index} has the unknown operation {node.operation!r}; known are "
                 f"{', '.join(sorted(known))} and repeat; add one by nas.register_operation."
@@ -117,11 +115,11 @@ class Architecture:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Architecture):
             return NotImplemented
-        if self is other:
+        if self is other or self.nodes == other.nodes:
             return True
         if len(self.nodes) != len(other.nodes) or self.fingerprint != other.fingerprint:
             return False
-        return self.nodes == other.nodes or is_isomorphic(self.nodes, other.nodes)
+        return is_isomorphic(self.nodes, other.nodes)
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
