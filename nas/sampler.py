@@ -32,11 +32,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch import Generator, Tensor
 
-from nas.hyperparameters import HyperparameterCube
-from nas.outcomes import half_rank
-from nas.proposal import Candidate, Encoder, maximise
+from nas.encoding.hyperparameters import HyperparameterCube
+from nas.encoding.outcomes import half_rank
+from nas.proposals.maximisation import Candidate, Encoder, maximise
 from nas.spaces import FlatSpace, Space
-from nas.surrogate import Surrogate, gaussian_process
+from nas.surrogates.vectors import Surrogate, gaussian_process
 from nas.trials import (
     DERIVATION,
     PROPOSED,
@@ -78,7 +78,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             it suggests are drawn uniformly, with a warning. None takes those that the
             latest finished trials have in common, so the first trials draw them uniformly.
         surrogate: `"gp"`, or a callable from encoded data to a fitted BoTorch model
-            (`nas.surrogate.Surrogate`).
+            (`nas.surrogates.vectors.Surrogate`).
         acquisition: `"logei"` (improvement over the best posterior mean at an observed point),
             `"lognei"` (over the best value at observed points, whose uncertainty is integrated
             out), or a callable (`Acquisition`).

@@ -16,7 +16,7 @@ import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch import Tensor
 
-from nas.architecture import Architecture, Node
+from nas.architectures.architecture import Architecture, Node
 from nas.spaces.space import FlatSpace
 
 __all__ = ["CELL_OPERATIONS", "CellSpace"]

@@ -14,7 +14,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch import Generator, Tensor
 
-from nas.architecture import Architecture
+from nas.architectures.architecture import Architecture
 from priors.randomness import RandomSource
 
 __all__ = ["FlatSpace", "Space"]

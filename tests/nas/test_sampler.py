@@ -14,10 +14,10 @@ from optuna.trial import TrialState
 from torch import Generator
 
 from nas import Architecture, BayesianSampler, Node, architecture_of, enqueue, suggest
-from nas.hyperparameters import HyperparameterCube
-from nas.proposal import Candidate, Encoder, maximise
+from nas.encoding.hyperparameters import HyperparameterCube
+from nas.proposals.maximisation import Candidate, Encoder, maximise
 from nas.spaces import CellSpace, MLPSpace, Space
-from nas.surrogate import gaussian_process
+from nas.surrogates.vectors import gaussian_process
 from nas.testing import SamplerContract, SyntheticObjective
 from priors.posteriors.gaussian import GaussianPosterior
 

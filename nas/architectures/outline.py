@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nas.architecture import Architecture, Node
+    from nas.architectures.architecture import Architecture, Node
 
 __all__ = ["Outline", "Run", "outlines"]
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.drawing import plot_architecture
-from nas.plots import (
+from nas.architectures.drawing import plot_architecture
+from nas.studies.plots import (
     objective_names,
     plot_hyperparameters,
     plot_pareto_front,
@@ -277,5 +277,5 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(
-        resources.files("nas").joinpath("report.html").read_text("utf-8")
+        resources.files("nas.studies").joinpath("report.html").read_text("utf-8")
     )

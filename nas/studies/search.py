@@ -18,12 +18,12 @@ import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.storages import BaseStorage
 
-from nas.evaluation import Objective, Watch, evaluate, quiet
-from nas.hyperparameters import HyperparameterCube
+from nas.encoding.hyperparameters import HyperparameterCube
 from nas.sampler import BayesianSampler
 from nas.spaces import Space
-from nas.storage import open_storage, storage_errors
-from nas.workers import make_job, run_jobs
+from nas.studies.evaluation import Objective, Watch, evaluate, quiet
+from nas.studies.storage import open_storage, storage_errors
+from nas.studies.workers import make_job, run_jobs
 
 __all__ = ["search"]
 

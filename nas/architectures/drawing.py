@@ -1,7 +1,8 @@
 """An architecture as a picture: its operations from left to right, its cells under it.
 
-Boxes are the runs of `nas.outline`. The longest path lies on one line; what runs beside it, boxes
-and connections that skip boxes alike, has lanes below and above, chosen so that nothing overlaps.
+Boxes are the runs of `nas.architectures.outline`. The longest path lies on one line; what runs
+beside it, boxes and connections that skip boxes alike, has lanes below and above, chosen so that
+nothing overlaps.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nas.outline import Outline, Run, outlines
+from nas.architectures.outline import Outline, Run, outlines
 from priors.figures import BLACK, BLUE, GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from nas.architecture import Architecture
+    from nas.architectures.architecture import Architecture
 
 __all__ = ["plot_architecture"]
 

@@ -5,23 +5,27 @@ reads and its arguments. The first node is the input, the last one the output. A
 `repeat` holds a whole graph as its body and stands for `count` copies of it in a row, each with
 weights of its own; that is how a cell stays one small graph in a deep network.
 
-Two architectures are equal if and only if their canonical JSON is, and they hash alike.
+Two architectures are equal if and only if their graphs are isomorphic: the same operations with the
+same arguments, joined in the same way, in whatever order the nodes are listed. Equal ones hash
+alike.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from nas.operations import OPERATIONS, Shape, build_operation
-from nas.outline import outlines
+from nas.architectures import operations
+from nas.architectures.costs import count_flops, count_parameters, output_shape
+from nas.architectures.identity import fingerprint, is_isomorphic
+from nas.architectures.operations import Shape, build_operation
+from nas.architectures.outline import outlines
 
 __all__ = ["Architecture", "GraphNetwork", "Node"]
 
@@ -33,7 +37,7 @@ class Node:
     """One operation in a graph.
 
     Attributes:
-        operation: `input`, `repeat` or a label of `nas.operations.OPERATIONS`.
+        operation: `input`, `repeat` or a label of `nas.architectures.operations.OPERATIONS`.
         inputs: Indices of the earlier nodes it reads, in order.
         arguments: Name and value pairs, sorted by name.
         body: The graph that a `repeat` node repeats.
@@ -58,9 +62,12 @@ class Node:
         return cls(operation, inputs, tuple(sorted(arguments.items())), body)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture:
     """A graph of labelled operations.
+
+    Equal and hashed up to isomorphism; the order of inputs counts unless the operation is
+    symmetric, as a sum is.
 
     Args:
         nodes: In topological order. The first is `Node.of("input", shape...)`, made by
@@ -81,10 +88,11 @@ class Architecture:
     def _check(self, index: int, node: Node) -> None:
         if (node.operation == "input") != (index == 0):
             raise ValueError("An architecture has one input, its first node.")
-        if node.operation not in ("input", "repeat") and node.operation not in OPERATIONS:
+        known = operations.OPERATIONS
+        if node.operation not in ("input", "repeat") and node.operation not in known:
             raise ValueError(
                 f"Node {index} has the unknown operation {node.operation!r}; known are "
-                f"{', '.join(sorted(OPERATIONS))} and repeat; add one by nas.register_operation."
+                f"{', '.join(sorted(known))} and repeat; add one by nas.register_operation."
             )
         if index and not node.inputs:
             raise ValueError(f"Node {index} ({node.operation}) reads no node.")
@@ -104,6 +112,23 @@ class Architecture:
         """The input node for inputs of this shape, without the batch dimension."""
         return Node.of("input", shape="x".join(str(int(size)) for size in shape))
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Architecture):
+            return NotImplemented
+        if self is other or self.nodes == other.nodes:
+            return True
+        if len(self.nodes) != len(other.nodes) or self.fingerprint != other.fingerprint:
+            return False
+        return is_isomorphic(self.nodes, other.nodes)
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits that equal architectures share, in every process."""
+        return fingerprint(self.nodes)
+
     @property
     def input_shape(self) -> Shape:
         """Shape of one input; a body has none of its own and raises."""
@@ -113,7 +138,7 @@ class Architecture:
         return tuple(int(size) for size in str(shape).split("x"))
 
     def to_json(self) -> str:
-        """Canonical JSON, the same text for equal architectures."""
+        """JSON of the nodes in their order."""
         return json.dumps(self._to_data(), separators=(",", ":"))
 
     def _to_data(self) -> list[list[Any]]:
@@ -170,9 +195,7 @@ class Architecture:
     @cached_property
     def num_parameters(self) -> int:
         """Trainable parameters of the built network."""
-        with torch.device("meta"):
-            network = self.build()
-        return sum(parameter.numel() for parameter in network.parameters())
+        return count_parameters(self)
 
     @cached_property
     def flops(self) -> int:
@@ -180,13 +203,28 @@ class Architecture:
 
         A multiplication and an addition count as two.
         """
-        with torch.device("meta"):
-            network = self.build().eval()
-            x = torch.empty(1, *self.input_shape)
-        counter = FlopCounterMode(display=False)
-        with counter, torch.no_grad():
-            network(x)
-        return int(counter.get_total_flops())
+        return count_flops(self)
+
+    @property
+    def output_shape(self) -> Shape:
+        """Shape of one output, without the batch dimension.
+
+        Raises:
+            ValueError: an operation does not fit the shape that reaches it.
+        """
+        return output_shape(self, self.input_shape)
+
+    def operation_counts(self) -> dict[str, int]:
+        """How often each operation is in the network; those of a body count at every copy."""
+        counts: Counter[str] = Counter()
+        for node in self.nodes[1:]:
+            if node.body is None:
+                counts[node.operation] += 1
+                continue
+            copies = int(dict(node.arguments)["count"])
+            for name, number in node.body.operation_counts().items():
+                counts[name] += copies * number
+        return dict(sorted(counts.items()))
 
     def descriptors(self) -> dict[str, int]:
         """Numbers that describe it: `num_parameters`, `depth`, `flops`."""
@@ -197,7 +235,7 @@ class Architecture:
         }
 
     def __str__(self) -> str:
-        """Runs of operations, then the cells that are repeated; see `nas.outline`."""
+        """Runs of operations, then the cells that are repeated; see `nas.architectures.outline`."""
         network, *cells = outlines(self)
         lines = network.lines()
         for cell in cells:
@@ -257,4 +295,4 @@ def _weight_layers(node: Node) -> int:
         return 0
     if node.body is not None:
         return int(dict(node.arguments)["count"]) * node.body.depth
-    return OPERATIONS[node.operation].weight_layers
+    return operations.OPERATIONS[node.operation].weight_layers

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from nas.architecture import Architecture
-from nas.hyperparameters import HyperparameterCube
+from nas.architectures.architecture import Architecture
+from nas.encoding.hyperparameters import HyperparameterCube
 from nas.spaces import Space
 from priors.randomness import RandomSource
 

@@ -27,8 +27,8 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.evaluation import Objective, SearchError, evaluate, quiet
-from nas.storage import storage_errors
+from nas.studies.evaluation import Objective, SearchError, evaluate, quiet
+from nas.studies.storage import storage_errors
 from nas.trials import ERROR, MAX_RETRIES, numbered, requeue
 
 __all__ = ["Job", "make_job", "run_jobs"]

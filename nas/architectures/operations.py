@@ -36,10 +36,12 @@ class Operation:
     Attributes:
         build: `(input shapes, **arguments) -> (module, output shape)`.
         weight_layers: Matrices or filters on the longest path through it; depth counts these.
+        symmetric: Whether the order of its inputs means nothing.
     """
 
     build: Callable[..., Built]
     weight_layers: int = 0
+    symmetric: bool = False
 
 
 class Sum(nn.Module):
@@ -166,7 +168,7 @@ OPERATIONS: dict[str, Operation] = {
     "linear": Operation(_linear, weight_layers=1),
     "projection": Operation(_projection, weight_layers=1),
     "layer_norm": Operation(_layer_norm),
-    "sum": Operation(_sum),
+    "sum": Operation(_sum, symmetric=True),
     "none": Operation(_same(Zero)),
     "skip_connect": Operation(_same(nn.Identity)),
     "nor_conv_1x1": Operation(_nor_conv(1), weight_layers=1),
@@ -180,7 +182,12 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def register_operation(
-    name: str, build: Callable[..., Built], *, weight_layers: int = 0, replace: bool = False
+    name: str,
+    build: Callable[..., Built],
+    *,
+    weight_layers: int = 0,
+    symmetric: bool = False,
+    replace: bool = False,
 ) -> None:
     """Add a label to the vocabulary of architectures.
 
@@ -199,6 +206,8 @@ def register_operation(
         build: `(input shapes, **arguments) -> (module, output shape)`, shapes without the batch;
             arguments are JSON values. It raises `ValueError` where they do not fit.
         weight_layers: Matrices or filters on the longest path through it; depth counts these.
+        symmetric: Whether the order of its inputs means nothing, as for a sum; architectures that
+            differ only in it are then equal.
         replace: Whether to replace an operation that is registered under this label.
 
     Raises:
@@ -213,7 +222,7 @@ def register_operation(
         )
     if not callable(build):
         raise TypeError(f"build must be callable, got {type(build).__name__}.")
-    OPERATIONS[name] = Operation(build, weight_layers)
+    OPERATIONS[name] = Operation(build, weight_layers, symmetric)
 
 
 _RESERVED = ("input", "repeat")

@@ -1,0 +1,1 @@
+"""Architectures as data: graphs of labelled operations, their identity, cost, text and picture."""

@@ -1,0 +1,1 @@
+"""Models of the objective over architectures and hyperparameters."""
