@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         register_layer,
     )
     from priors.programs.tracer import Nonlinearity
+    from priors.scales import BetaPrime, BurrXII, HalfCauchyVariance
     from priors.tasks.annealing import AnnealedSampler
     from priors.tasks.base import LatentTaskPrior
     from priors.tasks.causal import CausalTaskPrior
@@ -77,6 +78,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Activation",
     "AnnealedSampler",
+    "BetaPrime",
+    "BurrXII",
     "CategoricalPosterior",
     "CausalTaskPrior",
     "ClassProbabilityPosterior",
@@ -90,6 +93,7 @@ __all__ = [
     "GaussianMixturePosterior",
     "GaussianPosterior",
     "GaussianProcessPrior",
+    "HalfCauchyVariance",
     "InfiniteDepthClassifier",
     "InfiniteNetwork",
     "LatentTaskPrior",
@@ -214,6 +218,7 @@ _HOMES = {
         "register_layer",
     ),
     "programs.tracer": ("Nonlinearity",),
+    "scales": ("BetaPrime", "BurrXII", "HalfCauchyVariance"),
     "tasks.annealing": ("AnnealedSampler",),
     "tasks.base": ("LatentTaskPrior",),
     "tasks.causal": ("CausalTaskPrior",),

@@ -101,8 +101,8 @@ class ScaleMixturePrior:
 
     Args:
         kernel: Covariance of g.
-        scale: Distribution of sigma^2 on the positive reals; an inverse gamma gives a Student-t
-            process.
+        scale: Distribution of sigma^2 on the positive reals, torch's or one of `priors.scales`; an
+            inverse gamma gives a Student-t process.
     """
 
     def __init__(self, kernel: Kernel, scale: Distribution) -> None:
