@@ -49,6 +49,7 @@ from bayes.processes.gaussian_process import GaussianProcess
 from bayes.processes.saas import SaasPrior
 from bayes.processes.student_t import StudentTPosterior
 from bayes.processes.student_t_process import StudentTProcess
+from bayes.stacking import StackedModel, stack
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.version import __version__
@@ -84,6 +85,7 @@ __all__ = [
     "ReweightedNetwork",
     "Rows",
     "SaasPrior",
+    "StackedModel",
     "StudentT",
     "StudentTPosterior",
     "StudentTProcess",
@@ -98,5 +100,6 @@ __all__ = [
     "plot_posterior",
     "plot_predictions",
     "report",
+    "stack",
     "student_t_weights",
 ]

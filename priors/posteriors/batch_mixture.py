@@ -59,6 +59,9 @@ class BatchMixturePosterior(PredictivePosterior):
     def cdf(self, Y: Tensor) -> Tensor:
         return self.components.cdf(Y.unsqueeze(-3)).mean(-3)
 
+    def _knots(self) -> Tensor:
+        return self.components._knots().movedim(-3, 0).flatten(0, 1).sort(0).values
+
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         each = self.components.joint_log_prob(
             Y.unsqueeze(-3).expand(*Y.shape[:-2], self.components.shape[-3], *Y.shape[-2:])
