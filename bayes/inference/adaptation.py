@@ -130,16 +130,10 @@ class Rescue:
             to = torch.multinomial(
                 moving.to(state["position"]), len(moving), replacement=True, generator=generator
             )
-            state = {
-                **state,
-                "position": torch.where(
-                    stuck.unsqueeze(-1), state["position"][to], state["position"]
-                ),
-                "lp": torch.where(stuck, state["lp"][to], state["lp"]),
-                "gradient": torch.where(
-                    stuck.unsqueeze(-1), state["gradient"][to], state["gradient"]
-                ),
-            }
+            for name in ("position", "lp", "gradient"):
+                value = state[name]
+                there = stuck.unsqueeze(-1) if value.dim() == 2 else stuck
+                state = {**state, name: torch.where(there, value[to], value)}
             refusals = torch.where(stuck, 0, refusals)
         return {**state, "refusals": refusals}
 
