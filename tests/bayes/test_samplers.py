@@ -22,7 +22,7 @@ from bayes import (
     Rows,
 )
 from bayes.inference import graphs
-from bayes.inference.adaptation import van_der_corput
+from bayes.inference.adaptation import Rescue, van_der_corput
 from bayes.inference.hamiltonian import HamiltonianKernel
 from bayes.inference.isokinetic import autocorrelation_time, isokinetic_step, unit_velocity
 from bayes.inference.log_density import value_and_gradient
@@ -366,6 +366,38 @@ def test_no_start_is_an_error():
     density = LogDensity(lambda x: x.sum(-1) * torch.nan, 2)
     with pytest.raises(ValueError, match="No start"):
         run(HMC(progress=False), density)
+
+
+_STEEP = {"num_samples": 20, "num_warmup": 80, "progress": False, "compile": False}
+
+
+@pytest.mark.parametrize(
+    ("method", "rescued"),
+    [
+        (HMC(**_STEEP), True),
+        (HMC(**_STEEP), False),
+        (ChEES(num_chains=16, **_STEEP), True),
+        (MCLMC(adjusted=True, **_STEEP), True),
+    ],
+    ids=["HMC", "without", "ChEES", "MCLMC"],
+)
+def test_a_chain_that_starts_too_steep_is_put_where_others_are(method, rescued, monkeypatch):
+    # noise 1e-4 at residuals of 5: no step that suits the others is accepted there
+    def function(x):
+        log_noise = x[:, 0]
+        white = x[:, 1:] * (-0.5 * log_noise).exp().unsqueeze(-1)
+        return -0.5 * (log_noise.square() + white.square().sum(-1) + 2 * log_noise)
+
+    def initial(generator, number):
+        start = torch.randn(number, 3, generator=generator, dtype=torch.float64)
+        start[0] = torch.tensor([-18.0, 5.0, 5.0])
+        return start
+
+    if not rescued:
+        monkeypatch.setattr(Rescue, "_EARLY", 0.0)
+    draws = run(method, LogDensity(function, 3, initial=initial))
+    moved = draws.samples["x"][0].diff(dim=0).abs().sum(-1) > 0
+    assert (float(moved.double().mean()) > 0.3) == rescued
 
 
 def test_isokinetic_steps_keep_the_energy_to_second_order():
