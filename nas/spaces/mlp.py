@@ -107,7 +107,7 @@ class MLPSpace(FlatSpace):
         Raises:
             ValueError: a parameter is missing or outside its choices.
         """
-        chosen = self._checked(values)
+        chosen = self.checked_parameters(values)
         return self.network(
             [chosen[f"width_{layer}"] for layer in range(1, chosen["depth"] + 1)],
             chosen["activation"],
@@ -184,7 +184,7 @@ class MLPSpace(FlatSpace):
             residual = self.residual[0]  # means nothing here
         middle = self.widths[len(self.widths) // 2]
         padded = widths + [middle] * (self.depth[1] - len(widths))
-        return self._checked(
+        return self.checked_parameters(
             {
                 "depth": len(widths),
                 **{f"width_{layer}": width for layer, width in enumerate(padded, start=1)},

@@ -91,8 +91,15 @@ class FlatSpace(Space):
         except ValueError:
             return False
 
-    def _checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of this space's parameters, each inside its distribution."""
+    def checked_parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of this space's parameters, for `from_parameters` to begin with.
+
+        Args:
+            values: Values by name; those of other names are left out.
+
+        Raises:
+            ValueError: a parameter is missing or outside its distribution.
+        """
         checked = {}
         for name, distribution in self.parameters().items():
             if name not in values:

@@ -224,6 +224,7 @@ def test_linearised_draws_are_saved(tmp_path):
     model.save(tmp_path / "m")
     again = BayesianNetwork.load(tmp_path / "m", network())
     assert again.draws.log_evidence == model.draws.log_evidence
+    assert again.draws.num_gradients is None
     torch.testing.assert_close(again.posterior(X).mean, model.posterior(X).mean)
     assert again.to(torch.float32).draws.center["eps"].dtype == torch.float32
 

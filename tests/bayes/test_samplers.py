@@ -76,6 +76,7 @@ def eight_schools_truth():
     return (weight.sum(1) * mu).sum(), (weight.sum(0) * tau).sum()
 
 
+@pytest.mark.slow
 def test_eight_schools():
     """Quadrature, and the published means of posteriordb's reference draws."""
     model, y, _ = eight_schools()
@@ -531,8 +532,11 @@ def test_compiled_runs_are_uncompiled_ones(method):
     "method",
     [
         MCLMC(num_steps=2, progress=False),
-        MCLMC(adjusted=True, progress=False),
-        LangevinEnsemble(num_steps=2, num_training_steps=5, progress=False),
+        pytest.param(MCLMC(adjusted=True, progress=False), marks=pytest.mark.slow),
+        pytest.param(
+            LangevinEnsemble(num_steps=2, num_training_steps=5, progress=False),
+            marks=pytest.mark.slow,
+        ),
         SGHMC(num_steps=2, progress=False),
     ],
     ids=["MCLMC", "adjusted", "ensemble", "SGHMC"],

@@ -137,9 +137,12 @@ def test_automatic_gradients_of_both_orders():
         torch.tensor(x, dtype=double, requires_grad=True)
         for x in ([[0.7], [1.3]], [[1.1, 0.5]], [[0.3, 0.1], [-0.6, 0.2]])
     )
+    one = q1, q2[:, :1].detach(), c[:, :1].detach()  # every number costs two calls for each other
     for order in (phi.dual, phi.dual_derivative):
         torch.autograd.gradcheck(lambda *x, order=order: order(phi, *x), (q1, q2, c))
-        torch.autograd.gradgradcheck(lambda *x, order=order: order(phi, *x), (q1, q2, c))
+        torch.autograd.gradgradcheck(
+            lambda *x, order=order: order(phi, *x), [x.requires_grad_() for x in one]
+        )
 
 
 def test_gradient_of_a_symmetric_matrix():
