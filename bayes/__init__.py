@@ -49,6 +49,8 @@ from bayes.processes.gaussian_process import GaussianProcess
 from bayes.processes.saas import SaasPrior
 from bayes.processes.student_t import StudentTPosterior
 from bayes.processes.student_t_process import StudentTProcess
+from bayes.variational.classifiers import GaussianProcessClassifier, ScaleMixtureClassifier
+from bayes.variational.variational_gaussian_process import VariationalGaussianProcess
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.version import __version__
@@ -69,6 +71,7 @@ __all__ = [
     "Gaussian",
     "GaussianMixturePosterior",
     "GaussianProcess",
+    "GaussianProcessClassifier",
     "Heteroscedastic",
     "LangevinEnsemble",
     "Laplace",
@@ -84,9 +87,11 @@ __all__ = [
     "ReweightedNetwork",
     "Rows",
     "SaasPrior",
+    "ScaleMixtureClassifier",
     "StudentT",
     "StudentTPosterior",
     "StudentTProcess",
+    "VariationalGaussianProcess",
     "WeightPrior",
     "__version__",
     "calibration",
