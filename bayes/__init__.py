@@ -50,6 +50,8 @@ from bayes.processes.saas import SaasPrior
 from bayes.processes.student_t import StudentTPosterior
 from bayes.processes.student_t_process import StudentTProcess
 from bayes.stacking import StackedModel, stack
+from bayes.variational.classifiers import GaussianProcessClassifier, ScaleMixtureClassifier
+from bayes.variational.variational_gaussian_process import VariationalGaussianProcess
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.version import __version__
@@ -70,6 +72,7 @@ __all__ = [
     "Gaussian",
     "GaussianMixturePosterior",
     "GaussianProcess",
+    "GaussianProcessClassifier",
     "Heteroscedastic",
     "LangevinEnsemble",
     "Laplace",
@@ -86,9 +89,11 @@ __all__ = [
     "Rows",
     "SaasPrior",
     "StackedModel",
+    "ScaleMixtureClassifier",
     "StudentT",
     "StudentTPosterior",
     "StudentTProcess",
+    "VariationalGaussianProcess",
     "WeightPrior",
     "__version__",
     "calibration",
