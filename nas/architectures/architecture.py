@@ -72,12 +72,15 @@ class Architecture:
     Args:
         nodes: In topological order. The first is `Node.of("input", shape...)`, made by
             `Architecture.input`; the last is the output.
+        derivation: The options that a grammar took to derive it, see `nas.spaces.Grammar`; not part
+            of its identity.
 
     Raises:
         ValueError: an unknown operation, or a node that reads itself or a later one.
     """
 
     nodes: tuple[Node, ...]
+    derivation: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.nodes or self.nodes[0].operation != "input":
@@ -138,8 +141,11 @@ class Architecture:
         return tuple(int(size) for size in str(shape).split("x"))
 
     def to_json(self) -> str:
-        """JSON of the nodes in their order."""
-        return json.dumps(self._to_data(), separators=(",", ":"))
+        """JSON of the nodes in their order, and of the derivation where there is one."""
+        data: Any = self._to_data()
+        if self.derivation is not None:
+            data = {"nodes": data, "derivation": list(self.derivation)}
+        return json.dumps(data, separators=(",", ":"))
 
     def _to_data(self) -> list[list[Any]]:
         rows = []
@@ -156,8 +162,12 @@ class Architecture:
             ValueError: not the JSON of an architecture.
         """
         try:
-            return cls._from_data(json.loads(text))
-        except (AttributeError, TypeError, ValueError) as error:
+            data = json.loads(text)
+            if not isinstance(data, dict):
+                return cls._from_data(data)
+            derivation = tuple(int(option) for option in data["derivation"])
+            return cls(cls._from_data(data["nodes"]).nodes, derivation)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"Not the JSON of an architecture ({error}): {str(text)[:80]!r}"
             ) from error

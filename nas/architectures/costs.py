@@ -18,9 +18,9 @@ from nas.architectures import operations
 from nas.architectures.operations import Operation, Shape, build_operation
 
 if TYPE_CHECKING:
-    from nas.architectures.architecture import Architecture, Value
+    from nas.architectures.architecture import Architecture, Node, Value
 
-__all__ = ["count_flops", "count_parameters", "output_shape"]
+__all__ = ["count_flops", "count_parameters", "output_of", "output_shape"]
 
 Arguments = tuple[tuple[str, "Value"], ...]
 Shapes = tuple[Shape, ...]
@@ -47,6 +47,31 @@ def output_shape(architecture: Architecture, shape: Shape) -> Shape:
         ValueError: an operation does not fit the shape that reaches it.
     """
     return _total(architecture, shape, _parameters)[1]
+
+
+def output_of(node: Node, shapes: Shapes) -> Shape | None:
+    """Shape of the output of one node for inputs of these shapes; None where they do not fit."""
+    try:
+        if node.body is not None:
+            shape = shapes[0]
+            for _ in range(int(dict(node.arguments)["count"])):
+                shape = output_shape(node.body, shape)
+            return shape
+        return _output_or_none(
+            operations.OPERATIONS[node.operation], node.operation, shapes, node.arguments
+        )
+    except ValueError:
+        return None
+
+
+@lru_cache(maxsize=1 << 16)
+def _output_or_none(
+    operation: Operation, name: str, shapes: Shapes, arguments: Arguments
+) -> Shape | None:
+    try:
+        return _output(operation, name, shapes, arguments)
+    except ValueError:
+        return None
 
 
 def _total(graph: Architecture, shape: Shape, measure: Measure) -> tuple[int, Shape]:

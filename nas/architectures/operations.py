@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "OPERATIONS", "Operation", "Shape", "register_operation"]
+from nas.architectures.shapes import Built, Shape, image, one
+from nas.architectures.tensor_operations import TENSOR_OPERATIONS
 
-Shape = tuple[int, ...]
-Built = tuple[nn.Module, Shape]
+__all__ = ["ACTIVATIONS", "OPERATIONS", "Operation", "Shape", "register_operation"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -92,31 +92,18 @@ class Reduction(nn.Module):
         return self.shortcut(x) + self.block(x)
 
 
-def _one(shapes: tuple[Shape, ...]) -> Shape:
-    if len(shapes) != 1:
-        raise ValueError(f"expected one input, got {len(shapes)}.")
-    return shapes[0]
-
-
-def _image(shapes: tuple[Shape, ...]) -> Shape:
-    shape = _one(shapes)
-    if len(shape) != 3:
-        raise ValueError(f"expected an input (channels, height, width), got shape {shape}.")
-    return shape
-
-
 def _linear(shapes: tuple[Shape, ...], out_features: int) -> Built:
-    *front, last = _one(shapes)
+    *front, last = one(shapes)
     return nn.Linear(last, out_features), (*front, out_features)
 
 
 def _projection(shapes: tuple[Shape, ...], out_features: int) -> Built:
-    *front, last = _one(shapes)
+    *front, last = one(shapes)
     return nn.Linear(last, out_features, bias=False), (*front, out_features)
 
 
 def _layer_norm(shapes: tuple[Shape, ...]) -> Built:
-    shape = _one(shapes)
+    shape = one(shapes)
     return nn.LayerNorm(shape[-1]), shape
 
 
@@ -127,33 +114,33 @@ def _sum(shapes: tuple[Shape, ...]) -> Built:
 
 
 def _same(module: Callable[[], nn.Module]) -> Callable[[tuple[Shape, ...]], Built]:
-    return lambda shapes: (module(), _one(shapes))
+    return lambda shapes: (module(), one(shapes))
 
 
 def _nor_conv(kernel: int) -> Callable[[tuple[Shape, ...]], Built]:
     def build(shapes: tuple[Shape, ...]) -> Built:
-        shape = _image(shapes)
+        shape = image(shapes)
         return ReLUConvBN(shape[0], shape[0], kernel), shape
 
     return build
 
 
 def _stem(shapes: tuple[Shape, ...], channels: int) -> Built:
-    in_channels, height, width = _image(shapes)
+    in_channels, height, width = image(shapes)
     convolution = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
     module = nn.Sequential(convolution, nn.BatchNorm2d(channels))
     return module, (channels, height, width)
 
 
 def _reduction(shapes: tuple[Shape, ...], channels: int) -> Built:
-    in_channels, height, width = _image(shapes)
+    in_channels, height, width = image(shapes)
     if height % 2 or width % 2:
         raise ValueError(f"a reduction halves height and width, got {height} x {width}.")
     return Reduction(in_channels, channels), (channels, height // 2, width // 2)
 
 
 def _pool(shapes: tuple[Shape, ...]) -> Built:
-    channels = _image(shapes)[0]
+    channels = image(shapes)[0]
     module = nn.Sequential(
         nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
@@ -178,6 +165,7 @@ OPERATIONS: dict[str, Operation] = {
     "reduction": Operation(_reduction, weight_layers=2),
     "pool": Operation(_pool),
     **{name: Operation(_same(activation)) for name, activation in ACTIVATIONS.items()},
+    **{name: Operation(*entry) for name, entry in TENSOR_OPERATIONS.items()},
 }
 
 

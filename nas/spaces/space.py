@@ -19,6 +19,8 @@ from priors.randomness import RandomSource
 
 __all__ = ["FlatSpace", "Space"]
 
+NUM_ATTEMPTS = 20
+
 
 class Space(ABC):
     """A set of architectures."""
@@ -30,6 +32,17 @@ class Space(ABC):
     @abstractmethod
     def neighbours(self, architecture: Architecture) -> list[Architecture]:
         """The members one edit away, without the architecture itself and without repeats."""
+
+    def mutate(self, architecture: Architecture, generator: Generator) -> Architecture:
+        """A member near another one: one of its neighbours, or itself where it has none."""
+        near = self.neighbours(architecture)
+        return near[int(RandomSource(generator).integers(len(near)))] if near else architecture
+
+    def crossover(
+        self, architecture: Architecture, other: Architecture, generator: Generator
+    ) -> Architecture:
+        """A member with traits of two; a mutation of the first, where a space knows no better."""
+        return self.mutate(architecture, generator)
 
     @abstractmethod
     def encode(self, architecture: Architecture) -> Tensor:
@@ -82,6 +95,34 @@ class FlatSpace(Space):
             for choice in choices_of(name, distribution):
                 found[self.from_parameters({**values, name: choice})] = None
         return list(found)[1:]
+
+    def mutate(self, architecture: Architecture, generator: Generator) -> Architecture:
+        """A member that differs in one parameter, which is drawn anew until it does."""
+        values, draws = self.to_parameters(architecture), RandomSource(generator)
+        parameters = {
+            name: choices
+            for name, distribution in self.parameters().items()
+            if len(choices := choices_of(name, distribution)) > 1
+        }
+        for _ in range(NUM_ATTEMPTS if parameters else 0):
+            name = list(parameters)[int(draws.integers(len(parameters)))]
+            others = [choice for choice in parameters[name] if choice != values[name]]
+            changed = self.from_parameters(
+                {**values, name: others[int(draws.integers(len(others)))]}
+            )
+            if changed != architecture:  # not the width of a layer that is not there
+                return changed
+        return architecture
+
+    def crossover(
+        self, architecture: Architecture, other: Architecture, generator: Generator
+    ) -> Architecture:
+        """Every parameter from either of two members."""
+        one, two = self.to_parameters(architecture), self.to_parameters(other)
+        taken = RandomSource(generator).integers(2, len(one)).tolist()
+        return self.from_parameters(
+            {name: (one, two)[which][name] for name, which in zip(one, taken, strict=True)}
+        )
 
     def __contains__(self, architecture: object) -> bool:
         if not isinstance(architecture, Architecture):
