@@ -136,8 +136,9 @@ class Certificate:
         self._plot_losses(axes[0])
         self._plot_shares(axes[1])
         sizes = sorted(self.by_context)
+        smallest = min((size for size in sizes if size > 0), default=1)
         for ax in axes:
-            ax.set_xscale("symlog", linthresh=1)  # there may be none
+            ax.set_xscale("symlog", linthresh=smallest)  # there may be none
             ax.set_xticks(sizes, map(str, sizes), minor=False)
             ax.set_xticks([], minor=True)
             ax.set_xlabel("context rows")

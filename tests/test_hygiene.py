@@ -26,7 +26,7 @@ ALL_LIBRARIES = """
         )
 """
 IMPORT_ALONE = """
-    import importlib, os, traceback
+    import gc, importlib, os, tempfile, traceback
 
     before = state()
 
@@ -49,7 +49,12 @@ IMPORT_ALONE = """
             else:
                 os.wait()
 
-    visit("")
+    gc.collect()
+    gc.freeze()  # or the memory that processes share is copied
+    with tempfile.TemporaryDirectory() as folder:
+        if sys.dont_write_bytecode:  # each module is compiled once all the same
+            sys.dont_write_bytecode, sys.pycache_prefix = False, folder
+        visit("")
 """
 
 
@@ -207,14 +212,17 @@ def test_every_public_name_is_lazy(package):
 
 
 FORKS = """
-import json, os, sys, tempfile, traceback
+import gc, json, os, sys, tempfile, traceback
 
 preload, codes = json.load(sys.stdin)
 shared = {}
 exec(preload, shared)
 results = {}
+gc.collect()
+gc.freeze()  # or the memory that processes share is copied
 with tempfile.TemporaryDirectory() as folder:
-    sys.dont_write_bytecode, sys.pycache_prefix = False, folder  # each module is compiled once
+    if sys.dont_write_bytecode:  # each module is compiled once all the same
+        sys.dont_write_bytecode, sys.pycache_prefix = False, folder
     for name, code in codes.items():
         read, write = os.pipe()
         child = os.fork()

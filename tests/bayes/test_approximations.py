@@ -26,6 +26,8 @@ from priors import NetworkPrior
 double = torch.float64
 QUIET = {"progress": False}
 
+pytestmark = pytest.mark.usefixtures("without_graphs")  # densities are small, fits short
+
 
 class TestLowRank(InferenceMethodContract):
     effective = 1.0

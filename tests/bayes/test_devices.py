@@ -39,6 +39,8 @@ from priors.random_state import seeded
 SHORT = MeanField(num_steps=20, num_draws=16, progress=False)
 CPU = torch.device("cpu")
 
+pytestmark = pytest.mark.usefixtures("without_graphs")  # fits are of a few steps
+
 
 def data(device, dtype=torch.float64, outputs=1, n=8, d=2):
     generator = torch.Generator().manual_seed(0)
