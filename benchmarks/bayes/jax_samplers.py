@@ -73,13 +73,13 @@ def problem_of(told):
 
 
 def saas(told):
-    """Of logarithms: output scale, tau, length scales and noise above its bound."""
+    """Of logarithms: output scale, length scales, tau and noise above its bound."""
     X, Y = jnp.array(told["X"]), jnp.array(told["Y"])
     n, d = X.shape
     square = (X[:, None] - X) ** 2
 
     def log_prob(u):
-        scale, tau, length = jnp.exp(u[0]), jnp.exp(u[1]), jnp.exp(u[2 : 2 + d])
+        scale, length, tau = jnp.exp(u[0]), jnp.exp(u[1 : 1 + d]), jnp.exp(u[1 + d])
         noise = told["lower"] + jnp.exp(u[-1])
         r = jnp.sqrt(5 * (square / length**2).sum(-1) + 1e-20)
         K = scale * (1 + r + r**2 / 3) * jnp.exp(-r) + noise * jnp.eye(n)
