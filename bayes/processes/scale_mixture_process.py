@@ -192,7 +192,10 @@ class ScaleMixtureProcess(ExactProcess):
             density = (density - 0.5 * variance.log()).sum(-2)
             heights = log_posterior(nodes.t) + nodes.log_weights
             log_weights = (heights.unsqueeze(-1) - density).unsqueeze(-1)  # [*batch, S, n, 1]
-            affine = outcome.transform if outcome is not None and outcome.affine else None
+            every = list(range(self.num_outputs))
+            affine: Any = None
+            if outcome is not None and outcome.affine:
+                affine = outcome.of_outputs(every)
             unit = own_unit(variance)
             covariance = DiagLinearOperator((variance / unit.square()).to(self.train_X))
             each = self.gaussians(mean / unit, covariance, unit, affine)
@@ -266,7 +269,9 @@ class ScaleMixtureProcess(ExactProcess):
             nodes,
             queries.joint(kept, nodes, transform),
             moments=moments,
-            growing=queries.growing(kept) if moments <= 2 else nodes.t.new_zeros((), dtype=bool),
+            growing=queries.growing(kept)
+            if moments <= 2
+            else torch.zeros_like(nodes.t[0], dtype=torch.bool),
         )
 
     def _rows(self) -> ScaledRows:
@@ -345,7 +350,7 @@ class ScaleMixtureProcess(ExactProcess):
         return {"scale": self.scale_prior.describe(), "scale_noise": self.scale_noise}
 
     @classmethod
-    def load(  # type: ignore[override]  # with the scale beside the kernel
+    def load(
         cls,
         path: str | os.PathLike[str],
         kernel: Kernel | None = None,

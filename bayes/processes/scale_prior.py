@@ -234,10 +234,11 @@ def _described(recipe: Any) -> Any:
     if isinstance(recipe, Distribution):
         return None
     kind, parts = recipe
-    if getattr(_home(kind.__name__), kind.__name__, None) is not kind:
+    name: str = kind.__name__
+    if getattr(_home(name), name, None) is not kind:
         return None
     told = {name: _described(part) for name, part in parts.items()}
-    return None if None in told.values() else [kind.__name__, told]
+    return None if None in told.values() else [name, told]
 
 
 def _home(name: str) -> Any:
