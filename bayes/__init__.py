@@ -47,6 +47,8 @@ from bayes.networks.reweighted import ReweightedNetwork
 from bayes.networks.weight_priors import WeightPrior, student_t_weights
 from bayes.processes.gaussian_process import GaussianProcess
 from bayes.processes.saas import SaasPrior
+from bayes.processes.scale_mixture import ScaleMixturePosterior
+from bayes.processes.scale_mixture_process import ScaleMixtureProcess
 from bayes.processes.student_t import StudentTPosterior
 from bayes.processes.student_t_process import StudentTProcess
 from bayes.stacking import StackedModel, stack
@@ -90,6 +92,8 @@ __all__ = [
     "SaasPrior",
     "StackedModel",
     "ScaleMixtureClassifier",
+    "ScaleMixturePosterior",
+    "ScaleMixtureProcess",
     "StudentT",
     "StudentTPosterior",
     "StudentTProcess",

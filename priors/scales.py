@@ -43,7 +43,7 @@ class _Scaled(Distribution):
             setattr(self, name, value)
         super().__init__(values[0].shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: _Shape, _instance: Any = None) -> Self:
         """The same distribution of a larger batch.
 
         Args:

@@ -243,16 +243,21 @@ class ExactProcess(ProcessRows, ABC):
             A scalar in nats, of all rows and outputs in the units of train_Y.
         """
         self.eval()
-        mll = self._marginal_log_likelihood()
         targets = self.train_targets
         with torch.no_grad(), exact_solves():
-            evidence = mll.evidence(self.forward(*self.train_inputs), targets, *self.train_inputs)
+            evidence = self._log_evidence()
             outcome = getattr(self, "outcome_transform", None)
             if outcome is not None:
                 z = targets.unsqueeze(-1) if self.num_outputs == 1 else targets.mT
                 transform = outcome.transform
                 evidence = evidence - transform.log_abs_det_jacobian(z, transform(z)).sum()
         return evidence
+
+    def _log_evidence(self) -> Tensor:
+        """Log density of the outcomes on the model's scale, a scalar."""
+        mll = self._marginal_log_likelihood()
+        rows = self.train_inputs
+        return mll.evidence(self.forward(*rows), self.train_targets, *rows)
 
     def posterior(  # type: ignore[override]  # BoTorch's own classes differ among themselves
         self,
@@ -283,9 +288,8 @@ class ExactProcess(ProcessRows, ABC):
         outcome = getattr(self, "outcome_transform", None)
         self.eval()
         with exact_solves(), gpt_posterior_settings():
-            gaussian = self._conditional(X, outputs, observation_noise)
             affine = outcome.of_outputs(outputs) if outcome is not None and outcome.affine else None
-            posterior = self._process_posterior(gaussian, affine)
+            posterior = self._predict(X, outputs, observation_noise, affine)
         if outcome is not None and not outcome.affine:
             posterior = TransformedPosterior(posterior, outcome.of_outputs(outputs))
         return apply_posterior_transform(posterior_transform, posterior, X)
@@ -319,6 +323,16 @@ class ExactProcess(ProcessRows, ABC):
         if outcome is not None and not outcome.affine:
             posterior = TransformedPosterior(posterior, outcome.transform)
         return posterior
+
+    def _predict(
+        self,
+        X: Tensor,
+        outputs: Sequence[int],
+        observation_noise: bool | Tensor,
+        transform: AffineTransform | None,
+    ) -> PredictivePosterior:
+        """Posterior of some outputs; `transform` is from the model's scale to the units of Y."""
+        return self._process_posterior(self._conditional(X, outputs, observation_noise), transform)
 
     def _conditional(
         self, X: Tensor, outputs: Sequence[int], observation_noise: bool | Tensor
@@ -406,6 +420,19 @@ class ExactProcess(ProcessRows, ABC):
             ValueError: the file is damaged or of another kind, or what was passed does not fit it.
             TypeError: no kernel was passed.
         """
+        return cls._load(path, kernel, {}, likelihood, input_transform, outcome_transform)
+
+    @classmethod
+    def _load(
+        cls,
+        path: str | os.PathLike[str],
+        kernel: Kernel | None,
+        further: Mapping[str, Any],
+        likelihood: Likelihood | None,
+        input_transform: Any,
+        outcome_transform: Any,
+    ) -> Self:
+        """`load`, with further arguments of the constructor in place of those in the file."""
         tensors, description = read_safetensors(path, kind=cls.__name__)
         if not isinstance(kernel, Kernel):
             classes = dict(description["kernel"]["classes"])
@@ -431,7 +458,7 @@ class ExactProcess(ProcessRows, ABC):
             likelihood=likelihood,
             input_transform=input_transform,
             outcome_transform=outcome_transform,
-            **description["construction"],
+            **{**description["construction"], **further},
         )
         model._hold(tensors["train_X"], tensors["train_Y"], known)
         model.load_state_dict(tensors_under("state", tensors))

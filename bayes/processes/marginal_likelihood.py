@@ -86,7 +86,9 @@ class JointMarginalLogLikelihood(ExactMarginalLogLikelihood):
             **kwargs: Passed to the likelihood.
         """
         prior = self.likelihood(function_dist, *params, **kwargs)
-        with relative_jitter(prior.lazy_covariance_matrix.diagonal(dim1=-2, dim2=-1)):
+        # of the kernel's values: asked before they are there, the diagonal is a second evaluation
+        covariance = prior.lazy_covariance_matrix.evaluate_kernel()
+        with relative_jitter(covariance.diagonal(dim1=-2, dim2=-1)):
             return self.log_marginal(prior, target)
 
     def log_marginal(self, prior: MultivariateNormal, target: Tensor) -> Tensor:

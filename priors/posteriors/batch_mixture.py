@@ -1,12 +1,12 @@
 """The average of a batch of posteriors that an engine made in one go.
 
 As `MixturePosterior`, where the components are the last batch dimension of one posterior: one
-Gaussian process for each draw of its hyperparameters.
+Gaussian process for each draw of its hyperparameters, or for each scale that it may have.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ __all__ = ["BatchMixturePosterior"]
 
 
 class BatchMixturePosterior(PredictivePosterior):
-    """The equally weighted mixture of the S components of a posterior `[..., S, n, m]`.
+    """The mixture of the S components of a posterior `[..., S, n, m]`.
 
     Joint densities and samples choose one component for all points and outputs. Base samples are
     `[..., k + 1]` for components of k base samples, which all have the first k; the last one
@@ -26,47 +26,64 @@ class BatchMixturePosterior(PredictivePosterior):
 
     Args:
         components: The batch.
+        log_weights: Log probabilities of the components, broadcasting with `[..., S]`, or
+            `[..., S, n, 1]` with those of each point, which then has no joint density; equal if
+            None. They are normalised here.
 
     Raises:
         ValueError: it has no batch dimension.
     """
 
-    def __init__(self, components: PredictivePosterior) -> None:
+    def __init__(self, components: PredictivePosterior, log_weights: Tensor | None = None) -> None:
         if len(components.shape) < 3:
             raise ValueError(
                 "the components of a batch mixture are the last batch dimension, got a posterior "
                 f"of shape {tuple(components.shape)}."
             )
         self.components = components
-
-    @property
-    def _log_size(self) -> float:
-        return math.log(self.components.shape[-3])
+        if log_weights is None:
+            log_weights = torch.zeros(
+                components.shape[-3], dtype=components.dtype, device=components.device
+            )
+        if log_weights.shape[-1:] == components.shape[-3:-2]:
+            log_weights = log_weights[..., None, None]
+        if log_weights.dim() < 3 or log_weights.shape[-3] != components.shape[-3]:
+            raise ValueError(
+                f"log_weights must be [..., {components.shape[-3]}], one for each component, got "
+                f"{tuple(log_weights.shape)}."
+            )
+        self.log_weights = log_weights.log_softmax(-3)
+        """`[..., S, n or 1, 1]`."""
 
     @property
     def mean(self) -> Tensor:
-        return self.components.mean.mean(-3)
+        return self._average(self.components.mean)
 
     @property
     def variance(self) -> Tensor:
         means = self.components.mean
-        spread = (means - means.mean(-3, keepdim=True)).square()
-        return (self.components.variance + spread).mean(-3)
+        spread = (means - self._average(means).unsqueeze(-3)).square()
+        return self._average(self.components.variance + spread)
 
     def log_prob(self, Y: Tensor) -> Tensor:
-        return self.components.log_prob(Y.unsqueeze(-3)).logsumexp(-3) - self._log_size
+        return self._log_average(lambda each: each.log_prob(_beside(Y)))
 
     def cdf(self, Y: Tensor) -> Tensor:
-        return self.components.cdf(Y.unsqueeze(-3)).mean(-3)
+        return self._average(self.components.cdf(_beside(Y)))
 
     def _knots(self) -> Tensor:
         return self.components._knots().movedim(-3, 0).flatten(0, 1).sort(0).values
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
+        if self.log_weights.shape[-2] > 1:
+            raise ValueError(
+                "Every point of this mixture has weights of its own, and so there is no joint "
+                "density; use log_prob."
+            )
         each = self.components.joint_log_prob(
             Y.unsqueeze(-3).expand(*Y.shape[:-2], self.components.shape[-3], *Y.shape[-2:])
         )
-        return each.logsumexp(-1) - self._log_size
+        return (each + self.log_weights[..., 0, 0]).logsumexp(-1)
 
     def quantile(self, value: Tensor) -> Tensor:
         """Marginal quantiles to rounding, differentiable in the components.
@@ -84,10 +101,16 @@ class BatchMixturePosterior(PredictivePosterior):
         return invert_cdf(self, p, each.amin(-3), each.amax(-3))
 
     def log_excess(self, threshold: Tensor | float, order: int, above: bool = True) -> Tensor:
-        if isinstance(threshold, Tensor) and threshold.dim() >= 2:
-            threshold = threshold.unsqueeze(-3)
-        each = self.components.log_excess(threshold, order, above)
-        return each.logsumexp(-3) - self._log_size
+        beside = _beside(threshold) if isinstance(threshold, Tensor) else threshold
+        return self._log_average(lambda each: each.log_excess(beside, order, above))
+
+    def _average(self, values: Tensor) -> Tensor:
+        """Over components, `[..., S, n, m]` to `[..., n, m]`."""
+        return (self.log_weights.exp() * values).sum(-3)
+
+    def _log_average(self, ask: Callable[[PredictivePosterior], Tensor]) -> Tensor:
+        """Log of the average of what components have as a logarithm."""
+        return (ask(self.components) + self.log_weights).logsumexp(-3)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         size, event = self.components.shape[-3], self._event
@@ -95,8 +118,9 @@ class BatchMixturePosterior(PredictivePosterior):
         own = own.unsqueeze(-1 - len(event))
         own = own.expand(*own.shape[: -1 - len(event)], size, *event)
         drawn = self.components.rsample_from_base_samples(sample_shape, own)
-        p = torch.special.ndtr(base_samples[..., -1])
-        index = (p * size).long().clamp(0, size - 1)[..., None, None, None]
+        p = torch.special.ndtr(base_samples[..., -1])[..., None, None, None]
+        reached = self.log_weights.exp().cumsum(-3)
+        index = (p > reached).sum(-3, keepdim=True).clamp_max(size - 1)
         shape = (*drawn.shape[:-3], 1, *drawn.shape[-2:])
         return drawn.gather(-3, index.expand(shape)).squeeze(-3)
 
@@ -130,3 +154,8 @@ class BatchMixturePosterior(PredictivePosterior):
     def batch_shape(self) -> torch.Size:
         """That of the mixture, `[...]`."""
         return self.shape[:-2]
+
+
+def _beside(Y: Tensor) -> Tensor:
+    """Values `[..., n, m]` that broadcast with those of components `[..., S, n, m]`."""
+    return Y.unsqueeze(-3) if Y.dim() >= 2 else Y
