@@ -33,6 +33,8 @@ from bayes.inference import (
     Rows,
 )
 from bayes.inference.draws import isolated
+from bayes.large_n.choosing import gaussian_process_for
+from bayes.large_n.weight_space_process import WeightSpaceProcess
 from bayes.likelihoods import (
     Categorical,
     Gaussian,
@@ -99,9 +101,11 @@ __all__ = [
     "StudentTProcess",
     "VariationalGaussianProcess",
     "WeightPrior",
+    "WeightSpaceProcess",
     "__version__",
     "calibration",
     "compare",
+    "gaussian_process_for",
     "isolated",
     "match_functional_prior",
     "match_quality",

@@ -97,7 +97,7 @@ class GaussianProcess(ExactProcess):
             num_draws: Draws that are kept, evenly spaced among those of the method; predictions
                 average over all of them, each in the cost of one process.
             **options: Of the maximisation, see `ExactProcess.fit`: `num_restarts`, `max_iter`,
-                `timeout`, `progress`, `optimizer_kwargs`, `seed`.
+                `timeout`, `progress`, `optimizer_kwargs`, `seed`, `max_rows`.
 
         Returns:
             The model itself.

@@ -116,7 +116,7 @@ class GaussianProcessClassifier(Model):
             Z, noise = _dirichlet_regression(train_Y, classes, alpha)
             # one unit for all classes, so that they have the same prior
             location = Z.mean(0, keepdim=True)
-            unit = (Z - location).square().mean().sqrt().clamp_min(1e-3).expand_as(location)
+            unit = (Z - location).square().mean().sqrt().clamp_min(1e-3).expand_as(location).clone()
             self.process = GaussianProcess(
                 train_X,
                 Z,
@@ -261,6 +261,9 @@ class GaussianProcessClassifier(Model):
             input_transform=input_transform,
             **description["construction"],
         )
+        if isinstance(model.process, VariationalGaussianProcess):
+            model.process._take(path, tensors)
+            return model
         model.process.load_state_dict(tensors_under("state", tensors))
         check_fingerprint(path, "kernel", model.process._fingerprint(), tensors["fingerprint"])
         return model

@@ -93,6 +93,10 @@ class Law(gpytorch.Module, ABC):
         """Log prior density of its parameters that GPyTorch does not know of, in nats."""
         return 0.0
 
+    def divergence(self) -> Tensor | float:
+        """KL of what it has a distribution of besides the functions, such as a scale, in nats."""
+        return 0.0
+
     def inverse_scale(self) -> Tensor | float:
         """E[1 / s] of a random scale s of the functions' variance; 1 without one."""
         return 1.0

@@ -63,24 +63,24 @@ class ScaledClassesLaw(CategoricalLaw):
     def inverse_scale(self) -> Tensor:
         return (self.log_concentration.double() - self.log_rate.double()).exp()
 
-    def _scales(self) -> tuple[Tensor, Tensor]:
+    def _scales(self, size: int = _SCALES) -> tuple[Tensor, Tensor]:
         """Nodes of s `[J]` and their log weights `[J]`, float64."""
         inverse, log_weights = gamma_nodes(
-            self.log_concentration.double().exp(), self.log_rate.double().exp(), _SCALES
+            self.log_concentration.double().exp(), self.log_rate.double().exp(), size
         )
         return 1 / inverse, log_weights
 
-    def log_prior(self) -> Tensor:
-        """Minus KL(q(s) || p(s)), in nats."""
+    def divergence(self) -> Tensor:
+        """KL(q(s) || p(s)), in nats."""
         q = self.scale_posterior
         if isinstance(self.scale, InverseGamma):
             prior = InverseGamma(
                 self.scale.concentration.to(self.log_rate).double(),
                 self.scale.rate.to(self.log_rate).double(),
             )
-            return -kl_divergence(q, prior)
-        scales, log_weights = self._scales()
-        return (log_weights.exp() * (self.scale.log_prob(scales) - q.log_prob(scales))).sum()
+            return kl_divergence(q, prior)
+        scales, log_weights = self._scales(64)
+        return (log_weights.exp() * (q.log_prob(scales) - self.scale.log_prob(scales))).sum()
 
     def expected_log_prob(self, Y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         x, log_weights = normal_nodes(self.num_functions, _FUNCTIONS, mean)

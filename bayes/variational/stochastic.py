@@ -67,7 +67,8 @@ class StochasticAscent:
         weight = n / len(index)
         expected = law.expected_log_prob(self.Y[index], mean, variance).sum() * weight
         g, h = torch.autograd.grad(expected, (mean, variance), retain_graph=True)
-        objective = expected - at.divergence(inverse_scale) + model._log_priors()
+        objective = expected - at.divergence(inverse_scale) - law.divergence()
+        objective = objective + model._log_priors()
         value = float(objective.detach()) / n
         self._optimiser.zero_grad()
         if objective.requires_grad:

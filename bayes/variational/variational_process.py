@@ -83,7 +83,7 @@ _BATCH, _STEPS = 1024, 2000
 _CANDIDATES = 20_000
 # Natural gradient steps within a fit and afterwards, and nats per row at which they end.
 _INNER_STEPS, _INNER_TOLERANCE = 20, 1e-8
-_FINAL_STEPS, _FINAL_TOLERANCE = 200, 1e-10
+_FINAL_STEPS, _FINAL_TOLERANCE = 200, 1e-13
 # Queries whose covariance is computed with their marginals.
 _JOINT_QUERIES, _JOINT_NUMBERS = 512, 2**24
 
@@ -327,7 +327,7 @@ class VariationalProcess(Model, gpytorch.Module):
             at = self._improve(bound, _INNER_STEPS, _INNER_TOLERANCE)
         Y = self.targets().double()
         total = self.law.expected_log_prob(Y, *at.marginals(rows)).sum()
-        total = total - at.divergence(self.law.inverse_scale())
+        total = total - at.divergence(self.law.inverse_scale()) - self.law.divergence()
         return (total + self._log_priors()) / len(Y)
 
     def _log_priors(self) -> Tensor | float:
@@ -401,6 +401,7 @@ class VariationalProcess(Model, gpytorch.Module):
             at = WhitenedGaussian(self.q_linear, self.q_precision).factorised(bound.inverse_scale)
             assert at is not None
             value = self.train_X.new_tensor(bound(at)[0], dtype=torch.float64)
+            value = value - self.law.divergence()
             if self.outcome_transform is not None:
                 z, transform = self.targets(), self.outcome_transform.transform
                 value = value - transform.log_abs_det_jacobian(z, transform(z)).double().sum()

@@ -237,13 +237,13 @@ def predictive_truth(density, mean, std, y):
     return integrate.trapezoid(weights * density(y, f), f)
 
 
+@torch.no_grad()
 def test_predictions_of_heavy_tails_are_exact():
     X, Y = data()
     model = VariationalGaussianProcess(
         X, Y, kernel(), likelihood=bayes.StudentT(df=3.0), outcome_transform=None
     )
-    with torch.no_grad():
-        model.law.log_scale.fill_(math.log(0.02))  # far narrower than the functions
+    model.law.log_scale.fill_(math.log(0.02))  # far narrower than the functions
     Xs = X[:2] + 40.0
     latent = model.latent(Xs)
     posterior = model.posterior(Xs, observation_noise=True)
