@@ -1,4 +1,9 @@
-"""What we believe after data: engines that condition a prior on observations."""
+"""What we believe after data: engines that condition a prior on observations.
+
+`Regressor` and `Classifier` need scikit-learn, an extra, and are loaded when they are asked for.
+"""
+
+from typing import TYPE_CHECKING
 
 from bayes.diagnostics import (
     Calibration,
@@ -50,9 +55,13 @@ from bayes.processes.saas import SaasPrior
 from bayes.processes.student_t import StudentTPosterior
 from bayes.processes.student_t_process import StudentTProcess
 from bayes.stacking import StackedModel, stack
+from priors.lazy import lazy_names
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.version import __version__
+
+if TYPE_CHECKING:
+    from bayes.estimators import Classifier, Regressor
 
 __all__ = [
     "HMC",
@@ -63,6 +72,7 @@ __all__ = [
     "Calibration",
     "Categorical",
     "ChEES",
+    "Classifier",
     "Comparison",
     "ConvergenceReport",
     "DeepEnsemble",
@@ -81,6 +91,7 @@ __all__ = [
     "MeanField",
     "Ordinal",
     "Poisson",
+    "Regressor",
     "Reliability",
     "ReweightedNetwork",
     "Rows",
@@ -103,3 +114,6 @@ __all__ = [
     "stack",
     "student_t_weights",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take every name for known
+    __getattr__, __dir__ = lazy_names(__name__, {"estimators": ("Classifier", "Regressor")})

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "layers": "benchmarks.priors.layers",
     "networks": "benchmarks.bayes.samplers",
     "pfn": "benchmarks.pfn.run",
+    "posteriors": "benchmarks.bayes.posteriors",
     "search": "benchmarks.nas.digits",
     "structure": "benchmarks.structure",
 }
