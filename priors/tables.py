@@ -2,7 +2,8 @@
 
 Numbers stay, decimals and fractions too; text, booleans and pandas categories are numbered 0, 1,
 ... in their order, by the training data alone. A missing value is NaN, and so is a category that
-the training data lack. pandas is recognised by its interface and never imported.
+the training data lack. pandas is recognised by its interface and never imported; scikit-learn, an
+extra, only where a table is read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
-from sklearn.utils import check_array
 
 __all__ = [
     "Column",
@@ -219,6 +219,8 @@ def read_columns(X: Any) -> list[Column]:
             text nor numbers.
         ValueError: no table of two dimensions with rows and columns, or infinite values.
     """
+    from sklearn.utils import check_array
+
     if hasattr(X, "iloc") and hasattr(X, "columns"):  # pandas, which we need not import
         check_array(np.zeros(X.shape))  # raises if it is empty
         return [_series(name, X.iloc[:, i]) for i, name in enumerate(X.columns)]

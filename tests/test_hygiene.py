@@ -28,7 +28,8 @@ ALL_LIBRARIES = """
 IMPORT_ALONE = """
     before = state()
     __import__("{name}")
-    assert "{name}".startswith("pfn.estimators") or "sklearn" not in sys.modules, "an extra"
+    extra = "{name}".startswith(("pfn.estimators", "bayes.estimators"))
+    assert extra or "sklearn" not in sys.modules, "an extra"
     assert state() == before, (before, state())
 """
 
@@ -108,7 +109,7 @@ def test_priors_alone_loads_neither_torch_nor_gpytorch(pytestconfig):
 HEAVY = ["arviz", "lightning_fabric", "matplotlib", "pandas", "scipy.optimize", "sqlalchemy"]
 
 
-EXTRA = {"PFNClassifier", "PFNRegressor"}  # need scikit-learn
+EXTRA = {"Classifier", "PFNClassifier", "PFNRegressor", "Regressor"}  # need scikit-learn
 
 
 def test_what_is_slow_to_load_is_loaded_where_it_is_used(pytestconfig):
