@@ -52,7 +52,7 @@ def processes(fit_rows: int = _ROWS_OF_FIT) -> list[Engine]:
     return [
         process_engine("NNGP GELU", _nngp(nn.GELU), fit_rows=fit_rows),
         process_engine("NNGP ReLU", _nngp(nn.ReLU), fit_rows=fit_rows),
-        process_engine("NTK GELU", _ntk, fit_rows=fit_rows, is_default=False),
+        process_engine("NTK GELU", _ntk, fit_rows=fit_rows),
         process_engine("Matern", _matern, fit_rows=fit_rows),
         process_engine("RBF", _rbf, fit_rows=fit_rows, is_default=False),
         process_engine("Student t", _unscaled_matern, StudentTProcess, fit_rows=fit_rows),

@@ -224,7 +224,7 @@ def _crps_on_a_grid(kernel: Any, weights: np.ndarray, y: np.ndarray, at: np.ndar
     low, high = min(y.min(), at.min()) - reach, max(y.max(), at.max()) + reach
     grid = np.linspace(low, high, 4_000)
     step = grid[1] - grid[0]
-    below = np.stack([kernel.cdf(z) for z in grid]) @ weights.T  # [grid, m]
+    below = kernel.cdf(grid[:, None]) @ weights.T  # [grid, m]
     found = np.zeros(len(at))
     for i, target in enumerate(at):
         F = below[:, i]
