@@ -1,4 +1,9 @@
-"""What we believe after data: engines that condition a prior on observations."""
+"""What we believe after data: engines that condition a prior on observations.
+
+`Regressor` and `Classifier` need scikit-learn, an extra, and are loaded when they are asked for.
+"""
+
+from typing import TYPE_CHECKING
 
 from bayes.diagnostics import (
     Calibration,
@@ -56,9 +61,13 @@ from bayes.processes.student_t_process import StudentTProcess
 from bayes.stacking import StackedModel, stack
 from bayes.variational.classifiers import GaussianProcessClassifier, ScaleMixtureClassifier
 from bayes.variational.variational_gaussian_process import VariationalGaussianProcess
+from priors.lazy import lazy_names
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.version import __version__
+
+if TYPE_CHECKING:
+    from bayes.estimators import Classifier, Regressor
 
 __all__ = [
     "HMC",
@@ -69,6 +78,7 @@ __all__ = [
     "Calibration",
     "Categorical",
     "ChEES",
+    "Classifier",
     "Comparison",
     "ConvergenceReport",
     "DeepEnsemble",
@@ -88,6 +98,7 @@ __all__ = [
     "MeanField",
     "Ordinal",
     "Poisson",
+    "Regressor",
     "Reliability",
     "ReweightedNetwork",
     "Rows",
@@ -116,3 +127,6 @@ __all__ = [
     "stack",
     "student_t_weights",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take every name for known
+    __getattr__, __dir__ = lazy_names(__name__, {"estimators": ("Classifier", "Regressor")})

@@ -270,7 +270,7 @@ def stack(
     failures: dict[str, str] = {}
     bar = tqdm(named.items(), disable=progress is False, delay=0 if progress else 10, leave=False)
     for name, given in bar:
-        bar.set_description_str(name)
+        bar.set_description_str(name, refresh=False)
         start = time.perf_counter()
         try:
             model = given if isinstance(given, Model) else given(X, Y)

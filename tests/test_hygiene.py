@@ -32,7 +32,8 @@ IMPORT_ALONE = """
 
     def check(name):
         importlib.import_module(name)
-        assert name.startswith("pfn.estimators") or "sklearn" not in sys.modules, "an extra"
+        extra = name.startswith(("pfn.estimators", "bayes.estimators"))
+        assert extra or "sklearn" not in sys.modules, "an extra"
         assert state() == before, (before, state())
 
     def visit(inside):
@@ -135,7 +136,7 @@ def test_priors_alone_loads_neither_torch_nor_gpytorch(pytestconfig):
 HEAVY = ["arviz", "lightning_fabric", "matplotlib", "pandas", "scipy.optimize", "sqlalchemy"]
 
 
-EXTRA = {"PFNClassifier", "PFNRegressor"}  # need scikit-learn
+EXTRA = {"Classifier", "PFNClassifier", "PFNRegressor", "Regressor"}  # need scikit-learn
 
 
 def test_what_is_slow_to_load_is_loaded_where_it_is_used(pytestconfig):

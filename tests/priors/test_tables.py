@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pfn.estimators.tables import Columns, is_missing, read_columns
+from priors.tables import Columns, Features, is_missing, read_columns
 
 
 def encode(X, chosen="auto"):
@@ -82,3 +82,39 @@ def test_a_column_of_unknown_categories_warns():
     whole = Columns.fit(read_columns(pd.DataFrame({"a": [0, 1, 2]})), ["a"])
     with pytest.warns(UserWarning, match="such as '1'; they are treated as missing"):
         whole.encode(read_columns(pd.DataFrame({"a": ["1"]})))
+
+
+def test_features_are_finite_numbers():
+    frame = pd.DataFrame(
+        {
+            "size": [1.0, np.nan, 3.0, 4.0],
+            "colour": ["red", "blue", None, "green"],
+            "sex": ["f", "m", "f", None],
+            "whole": [1, 2, 3, 4],
+        }
+    )
+    table = read_columns(frame)
+    columns = Columns.fit(table, "auto")
+    values = columns.encode(table)
+    features = Features.fit(values, columns)
+    # size; blue, green, red; sex; whole; size missing, sex missing
+    expected = [
+        [1, 0, 0, 1, 0, 1, 0, 0],
+        [8 / 3, 1, 0, 0, 1, 2, 1, 0],
+        [3, 0, 0, 0, 0, 3, 0, 0],
+        [4, 0, 1, 0, 0, 4, 0, 1],
+    ]
+    np.testing.assert_allclose(features.transform(values), expected)
+    # gaps that the training data lack are imputed only
+    query = columns.encode(
+        read_columns(pd.DataFrame([[2.0, "blue", "m", np.nan]], columns=frame.columns))
+    )
+    np.testing.assert_allclose(features.transform(query), [[2, 1, 0, 0, 1, 2.5, 0, 0]])
+
+
+def test_many_categories_stay_numbers():
+    table = read_columns(np.array([[f"c{i:02d}"] for i in range(11)], dtype=object))
+    columns = Columns.fit(table, "auto")
+    values = columns.encode(table)
+    found = Features.fit(values, columns).transform(values)
+    np.testing.assert_array_equal(found[:, 0], np.arange(11))

@@ -2,7 +2,8 @@
 
 Numbers stay, decimals and fractions too; text, booleans and pandas categories are numbered 0, 1,
 ... in their order, by the training data alone. A missing value is NaN, and so is a category that
-the training data lack. pandas is recognised by its interface and never imported.
+the training data lack. pandas is recognised by its interface and never imported; scikit-learn, an
+extra, only where a table is read.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
-from sklearn.utils import check_array
 
 __all__ = [
     "Column",
     "Columns",
+    "Features",
     "imputation",
     "imputed",
     "is_missing",
@@ -73,6 +74,54 @@ class Columns:
             if known is not None:
                 column.warn_of_unknown(known)
         return np.stack(encoded, axis=1)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Finite features of encoded columns, for engines that know neither categories nor gaps.
+
+    A category of three to ten values has a column of 0 and 1 for each of them, all 0 where it is
+    missing; of more, its numbers stay. Other missing values are imputed by the mean, or the most
+    frequent category, and where the training data lack some, a further column says which.
+
+    Attributes:
+        imputation: Per column, `[d]`.
+        sizes: Per column the number of its categories where each has a column of its own, else 0.
+        indicators: Columns that say what is missing, `[d]`.
+    """
+
+    imputation: np.ndarray
+    sizes: np.ndarray
+    indicators: np.ndarray
+
+    @classmethod
+    def fit(cls, values: np.ndarray, columns: Columns) -> Features:
+        """Learn from training data.
+
+        Args:
+            values: `[n, d]`, NaN where missing, as `Columns.encode` gives them.
+            columns: Which made them.
+        """
+        counts = np.array([0 if known is None else len(known) for known in columns.categories])
+        apart = (counts > 2) & (counts <= _FEW)
+        gaps = np.isnan(values)
+        # no column that says the same of all rows
+        indicators = gaps.any(0) & ~gaps.all(0) & ~apart
+        return cls(imputation(values, columns.categorical), counts * apart, indicators)
+
+    def transform(self, values: np.ndarray) -> np.ndarray:
+        """The features, `[n, D]`.
+
+        Args:
+            values: `[n, d]`, NaN where missing.
+        """
+        filled = imputed(values, self.imputation)
+        found = [
+            values[:, [i]] == np.arange(size) if size else filled[:, [i]]
+            for i, size in enumerate(self.sizes)
+        ]
+        found.append(np.isnan(values[:, self.indicators]))
+        return np.concatenate([part.astype(np.float64) for part in found], axis=1)
 
 
 @dataclass(frozen=True)
@@ -170,6 +219,8 @@ def read_columns(X: Any) -> list[Column]:
             text nor numbers.
         ValueError: no table of two dimensions with rows and columns, or infinite values.
     """
+    from sklearn.utils import check_array
+
     if hasattr(X, "iloc") and hasattr(X, "columns"):  # pandas, which we need not import
         check_array(np.zeros(X.shape))  # raises if it is empty
         return [_series(name, X.iloc[:, i]) for i, name in enumerate(X.columns)]
