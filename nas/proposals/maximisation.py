@@ -1,88 +1,31 @@
 """Maximising an acquisition function over graphs and hyperparameters together.
 
-Gradients do not reach the graph, so the search is by generations: a pool of random candidates and
-of mutations of the best observed ones is scored in one batch; then a few of its best climb,
-alternating a step over the graph's neighbours with a step over perturbed hyperparameters whose
-size shrinks. Only values of the acquisition function are used, in batches.
+Gradients do not reach the graph, so the search is by generations: a pool of random candidates, of
+mutations of the best observed ones and of crossings between them is scored in one batch; then a few
+of its best climb, alternating a step to graphs nearby with a step over perturbed hyperparameters
+whose size shrinks. A small space is in the pool as a whole. Only values of the acquisition function
+are used, in batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from nas.architectures.architecture import Architecture
-from nas.encoding.hyperparameters import HyperparameterCube
-from nas.spaces import Space
+from nas.encoding.candidates import Candidate, Encoder
 from priors.randomness import RandomSource
 
-__all__ = ["Candidate", "Encoder", "maximise"]
+__all__ = ["maximise"]
 
 SCALES = (0.2, 0.1, 0.05, 0.02)  # of the hyperparameter steps while climbing, unit coordinates
 NUM_RANDOM = 256
 NUM_MUTATIONS = 256
+NUM_CROSSOVERS = 64
+NUM_MEMBERS = 1024  # up to which all architectures of a space are in the pool
 NUM_CLIMBERS = 6
 NUM_STEPS = 24  # perturbed hyperparameters and graph neighbours of each climber in each round
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A graph and its hyperparameters.
-
-    Attributes:
-        architecture: The graph.
-        hyperparameters: Sorted name and value pairs.
-    """
-
-    architecture: Architecture
-    hyperparameters: tuple[tuple[str, Any], ...] = ()
-
-    @classmethod
-    def of(cls, architecture: Architecture, hyperparameters: dict[str, Any]) -> Candidate:
-        """A candidate from a plain dictionary."""
-        return cls(architecture, tuple(sorted(hyperparameters.items())))
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The hyperparameters by name."""
-        return dict(self.hyperparameters)
-
-
-class Encoder:
-    """Candidates as points of one unit cube: architecture first, then hyperparameters.
-
-    It remembers the codes and neighbours of the graphs it has met: make one for each proposal.
-
-    Args:
-        space: Encodes the architectures.
-        cube: Encodes the hyperparameters.
-    """
-
-    def __init__(self, space: Space, cube: HyperparameterCube) -> None:
-        self.space = space
-        self.cube = cube
-        self._codes: dict[Architecture, Tensor] = {}
-        self._neighbours: dict[Architecture, list[Architecture]] = {}
-
-    def __call__(self, candidates: Sequence[Candidate]) -> Tensor:
-        """`[n, d]` in float64."""
-        rows = []
-        for candidate in candidates:
-            graph = candidate.architecture
-            if graph not in self._codes:
-                self._codes[graph] = self.space.encode(graph)
-            rows.append(torch.cat([self._codes[graph], self.cube.encode(candidate.values)]))
-        return torch.stack(rows)
-
-    def neighbours(self, architecture: Architecture) -> list[Architecture]:
-        """The neighbours of an architecture in the space."""
-        if architecture not in self._neighbours:
-            self._neighbours[architecture] = self.space.neighbours(architecture)
-        return self._neighbours[architecture]
 
 
 def maximise(
@@ -114,10 +57,18 @@ def maximise(
         pairs = zip(values.tolist(), fresh, strict=True)
         return sorted(pairs, key=lambda pair: -pair[0])
 
-    pool = [_random(encoder, generator) for _ in range(NUM_RANDOM)]
+    every = encoder.space.members(NUM_MEMBERS)
+    if every is None:
+        pool = [_random(encoder, generator) for _ in range(NUM_RANDOM)]
+    else:
+        pool = [Candidate.of(graph, encoder.cube.random(generator)) for graph in every]
     pool += [
         _mutation(encoder, elites[index % len(elites)], generator)
         for index in range(NUM_MUTATIONS if elites else 0)
+    ]
+    pool += [
+        _crossing(encoder, elites, generator)
+        for _ in range(NUM_CROSSOVERS if len(elites) > 1 else 0)
     ]
     climbers = rank(pool)[:NUM_CLIMBERS]
     if not climbers:
@@ -145,22 +96,24 @@ def _mutation(encoder: Encoder, parent: Candidate, generator: Generator) -> Cand
     """One or two edits of the graph, none in a quarter of the cases, and moved values."""
     graph = parent.architecture
     draws = RandomSource(generator)
-    edits = (0, 1, 1, 2)[int(draws.integers(4))]
-    for _ in range(edits):
-        neighbours = encoder.neighbours(graph)
-        if neighbours:
-            graph = neighbours[int(draws.integers(len(neighbours)))]
+    for _ in range((0, 1, 1, 2)[int(draws.integers(4))]):
+        graph = encoder.space.mutate(graph, generator)
     scale = SCALES[int(draws.integers(len(SCALES)))]
     return Candidate.of(graph, encoder.cube.perturb(parent.values, scale, generator))
+
+
+def _crossing(encoder: Encoder, parents: Sequence[Candidate], generator: Generator) -> Candidate:
+    """A graph of two parents, with the values of one of them."""
+    one, two = RandomSource(generator).permutations(len(parents)).tolist()[:2]
+    graph = encoder.space.crossover(parents[one].architecture, parents[two].architecture, generator)
+    return Candidate(graph, parents[one].hyperparameters)
 
 
 def _graph_steps(
     encoder: Encoder, candidate: Candidate, scale: float, generator: Generator
 ) -> list[Candidate]:
-    neighbours = encoder.neighbours(candidate.architecture)
-    order = torch.randperm(len(neighbours), generator=generator, device=generator.device)
-    chosen = order[:NUM_STEPS].tolist()
-    return [Candidate(neighbours[index], candidate.hyperparameters) for index in chosen]
+    near = encoder.space.steps(candidate.architecture, NUM_STEPS, generator)
+    return [Candidate(graph, candidate.hyperparameters) for graph in near]
 
 
 def _hyperparameter_steps(

@@ -90,6 +90,7 @@ class Grammar(Space):
         self.rules = Rules(self.start, self.input_shape, parts, limits)
         self.operations = tuple(sorted({n for ps in parts.values() for p in ps for n in _names(p)}))
         self._remembered: OrderedDict[tuple[int, ...], Derivation] = OrderedDict()
+        self._members: dict[int, list[Architecture] | None] = {}
         ahead = Lookahead(self.rules)
         if not ahead.allowed(ahead.begin(), 0):
             raise ValueError(
@@ -102,7 +103,7 @@ class Grammar(Space):
         return f"{type(self).__name__}({self.input_shape} -> {self.output_shape}, options {counts})"
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_remembered": OrderedDict()}
+        return {**self.__dict__, "_remembered": OrderedDict(), "_members": {}}
 
     def random(self, generator: Generator) -> Architecture:
         """A derivation drawn by the weights."""
@@ -112,6 +113,20 @@ class Grammar(Space):
         )
         assert found is not None, "an allowed option led nowhere"
         return self._made(found)
+
+    def members(self, limit: int) -> list[Architecture] | None:
+        """All members, each once; None where there are more than `limit` derivations."""
+        if limit not in self._members:
+            every = self.derivations(limit)
+            self._members[limit] = None if every is None else list(dict.fromkeys(every))
+        return self._members[limit]
+
+    def steps(
+        self, architecture: Architecture, number: int, generator: Generator
+    ) -> list[Architecture]:
+        """At most so many different mutations."""
+        found = (self.mutate(architecture, generator) for _ in range(number))
+        return [graph for graph in dict.fromkeys(found) if graph != architecture]
 
     def mutate(self, architecture: Architecture, generator: Generator) -> Architecture:
         """The same network with one subtree drawn anew, every choice of it equally likely.

@@ -7,10 +7,13 @@ that Optuna's own samplers can search it too; it needs only the map to and from 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
+import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch import Generator, Tensor
 
@@ -32,6 +35,18 @@ class Space(ABC):
     @abstractmethod
     def neighbours(self, architecture: Architecture) -> list[Architecture]:
         """The members one edit away, without the architecture itself and without repeats."""
+
+    def members(self, limit: int) -> list[Architecture] | None:
+        """All members, each once; None where there may be more than `limit`."""
+        return None
+
+    def steps(
+        self, architecture: Architecture, number: int, generator: Generator
+    ) -> list[Architecture]:
+        """At most so many different members near another one, drawn from its neighbours."""
+        near = self.neighbours(architecture)
+        order = torch.randperm(len(near), generator=generator, device=generator.device)
+        return [near[index] for index in order[:number].tolist()]
 
     def mutate(self, architecture: Architecture, generator: Generator) -> Architecture:
         """A member near another one: one of its neighbours, or itself where it has none."""
@@ -78,6 +93,14 @@ class FlatSpace(Space):
         Raises:
             ValueError: the architecture is not in the space.
         """
+
+    def members(self, limit: int) -> list[Architecture] | None:
+        """All members, each once; None where the parameters have more than `limit` choices."""
+        choices = [choices_of(name, d) for name, d in self.parameters().items()]
+        if math.prod(len(each) for each in choices) > limit:
+            return None
+        every = (dict(zip(self.parameters(), chosen, strict=True)) for chosen in product(*choices))
+        return list(dict.fromkeys(map(self.from_parameters, every)))
 
     def random(self, generator: Generator) -> Architecture:
         """Draw every parameter uniformly, as Optuna's `RandomSampler` does."""

@@ -1,4 +1,4 @@
-"""The Gaussian process over architecture and hyperparameters together.
+"""The Gaussian process over encoded architecture and hyperparameters together.
 
 A Matern-5/2 kernel over the encoded architecture and hyperparameters with a length scale for each
 coordinate, so that what does not matter is switched off and what interacts (a deep network wants
@@ -10,21 +10,14 @@ hyperparameters for the same few data, and was no better in pilot studies of 30 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import gpytorch
 from botorch.exceptions import ModelFittingError
 from botorch.models import SingleTaskGP
-from botorch.models.model import Model
 from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
-__all__ = ["Surrogate", "gaussian_process"]
-
-Surrogate = Callable[[Tensor, Tensor, int], Model]
-"""`(train_X [n, d], train_Y [n, 1], num_architecture) -> Model`, fitted; the first
-`num_architecture` of the d unit coordinates encode the architecture; larger Y is better."""
+__all__ = ["gaussian_process"]
 
 
 def gaussian_process(train_X: Tensor, train_Y: Tensor, num_architecture: int) -> SingleTaskGP:
