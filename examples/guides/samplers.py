@@ -119,7 +119,7 @@ for method in methods:
 # %% [markdown]
 # | | what it is | keep in mind |
 # | --- | --- | --- |
-# | `Laplace` | a Gaussian about the highest mode found; predictions of the network linearised there | one mode; `weights="last_layer"` or `structure="diagonal"` where weights are many |
+# | `Laplace` | a Gaussian about the highest mode found; predictions of the network linearised there | one mode; `weights="last_layer"`, `structure="kronecker"` (`pip install wideprior[curvature]`) or `"diagonal"` where weights are many |
 # | `DeepEnsemble` | modes reached from independent starts | spread comes from the starts alone |
 # | `LowRank` | the closest Gaussian whose covariance is a diagonal and `rank` columns | slow where the mode is far from the prior |
 # | `MeanField` | the closest independent Gaussians | underfits wide networks on few rows; `likelihood_weight="data"` underfits less |
