@@ -28,6 +28,7 @@ from bayes.inference.convergence import warn_unless_converged
 from bayes.processes.exact_process import ExactProcess
 from bayes.processes.hyperparameters import HyperparameterPosterior, Hyperparameters
 from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood
+from bayes.processes.rows import takes_missing
 from priors.posteriors.batch_mixture import BatchMixturePosterior
 from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.protocol import PredictivePosterior
@@ -56,7 +57,7 @@ class GaussianProcess(ExactProcess):
             BoTorch's prior.
         likelihood: A GPyTorch Gaussian likelihood to use instead, copied.
         input_transform: `DEFAULT` standardises by the training rows, None applies none; or a
-            BoTorch `InputTransform`.
+            BoTorch `InputTransform`. `priors.MissingInputs(train_X)` takes NaN among the inputs.
         outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
             elementwise `torch.distributions` transform from the model's scale to Y's.
 
@@ -172,7 +173,8 @@ class GaussianProcess(ExactProcess):
         """
         if self._drawn is None:
             return super().posterior(X, output_indices, observation_noise, posterior_transform)
-        check_query(type(self).__name__, X, self.train_X)
+        missing = takes_missing(self._input_transform)
+        check_query(type(self).__name__, X, self.train_X, missing=missing)
         members = self._member_processes()
         size = len(self._drawn)
         if isinstance(observation_noise, Tensor):
