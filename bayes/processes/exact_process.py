@@ -54,6 +54,7 @@ from bayes.processes.fitting import Watch, maximise
 from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood, exact_solves
 from bayes.processes.prediction import conditional
 from bayes.processes.rows import ProcessRows, takes_missing
+from bayes.processes.sample_path import SamplePath
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.kernels.network import NNGPKernel, NTKKernel
 from priors.posteriors.protocol import PredictivePosterior
@@ -278,6 +279,32 @@ class ExactProcess(ProcessRows, ABC):
         if outcome is not None and not outcome.affine:
             posterior = TransformedPosterior(posterior, outcome.of_outputs(outputs))
         return apply_posterior_transform(posterior_transform, posterior, X)
+
+    def sample_path(
+        self,
+        sample_shape: torch.Size = torch.Size(),  # noqa: B008
+        *,
+        generator: torch.Generator | None = None,
+    ) -> SamplePath:
+        """Functions drawn from the posterior of f, for Thompson sampling and pictures.
+
+        Args:
+            sample_shape: How many independent ones.
+            generator: Source of randomness; torch's global one if None.
+
+        Returns:
+            Takes points `[q, d]`, again and again, and returns values `[*sample_shape, q, m]`.
+
+        Raises:
+            NotImplementedError: a batch of models, or an outcome transform that is not affine.
+        """
+        outcome = self._outcome
+        if self.train_Y.dim() != 2 or not (outcome is None or outcome.affine):
+            raise NotImplementedError(
+                f"{type(self).__name__}.sample_path needs one set of rows [n, d] and an affine "
+                "outcome transform; posterior(X).rsample() draws at given points in any case."
+            )
+        return SamplePath(self, sample_shape, generator)
 
     def _predict(
         self,

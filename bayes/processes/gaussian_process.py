@@ -70,6 +70,7 @@ class GaussianProcess(ExactProcess):
         hyperparameter_draws: What was drawn, by name.
         posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
         log_marginal_likelihood: The evidence, to decide among kernels.
+        sample_path: Functions drawn from the posterior, for any kernel.
         condition_on_observations: A model of further rows, with the hyperparameters as they are.
         fantasize: Such models of rows drawn from the posterior.
         subset_output: A model of some outputs.
