@@ -1,4 +1,9 @@
-"""What we believe after data: engines that condition a prior on observations."""
+"""What we believe after data: engines that condition a prior on observations.
+
+`Regressor` and `Classifier` need scikit-learn, an extra, and are loaded when they are asked for.
+"""
+
+from typing import TYPE_CHECKING
 
 from bayes.diagnostics import (
     Calibration,
@@ -33,6 +38,8 @@ from bayes.inference import (
     Rows,
 )
 from bayes.inference.draws import isolated
+from bayes.large_n.choosing import gaussian_process_for
+from bayes.large_n.weight_space_process import WeightSpaceProcess
 from bayes.likelihoods import (
     Categorical,
     Gaussian,
@@ -51,9 +58,16 @@ from bayes.processes.scale_mixture import ScaleMixturePosterior
 from bayes.processes.scale_mixture_process import ScaleMixtureProcess
 from bayes.processes.student_t import StudentTPosterior
 from bayes.processes.student_t_process import StudentTProcess
+from bayes.stacking import StackedModel, stack
+from bayes.variational.classifiers import GaussianProcessClassifier, ScaleMixtureClassifier
+from bayes.variational.variational_gaussian_process import VariationalGaussianProcess
+from priors.lazy import lazy_names
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
 from priors.version import __version__
+
+if TYPE_CHECKING:
+    from bayes.estimators import Classifier, Regressor
 
 __all__ = [
     "HMC",
@@ -64,6 +78,7 @@ __all__ = [
     "Calibration",
     "Categorical",
     "ChEES",
+    "Classifier",
     "Comparison",
     "ConvergenceReport",
     "DeepEnsemble",
@@ -71,6 +86,7 @@ __all__ = [
     "Gaussian",
     "GaussianMixturePosterior",
     "GaussianProcess",
+    "GaussianProcessClassifier",
     "Heteroscedastic",
     "LangevinEnsemble",
     "Laplace",
@@ -82,19 +98,25 @@ __all__ = [
     "MeanField",
     "Ordinal",
     "Poisson",
+    "Regressor",
     "Reliability",
     "ReweightedNetwork",
     "Rows",
     "SaasPrior",
+    "StackedModel",
+    "ScaleMixtureClassifier",
     "ScaleMixturePosterior",
     "ScaleMixtureProcess",
     "StudentT",
     "StudentTPosterior",
     "StudentTProcess",
+    "VariationalGaussianProcess",
     "WeightPrior",
+    "WeightSpaceProcess",
     "__version__",
     "calibration",
     "compare",
+    "gaussian_process_for",
     "isolated",
     "match_functional_prior",
     "match_quality",
@@ -102,5 +124,9 @@ __all__ = [
     "plot_posterior",
     "plot_predictions",
     "report",
+    "stack",
     "student_t_weights",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take every name for known
+    __getattr__, __dir__ = lazy_names(__name__, {"estimators": ("Classifier", "Regressor")})

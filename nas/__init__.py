@@ -5,14 +5,14 @@ acquisition functions, and Optuna for everything around a study.
 """
 
 from nas import spaces
-from nas.architecture import Architecture, Node
-from nas.drawing import plot_architecture
-from nas.evaluation import SearchError
-from nas.operations import register_operation
-from nas.report import Section, write_report
+from nas.architectures.architecture import Architecture, Node
+from nas.architectures.drawing import plot_architecture
+from nas.architectures.operations import register_operation
 from nas.sampler import BayesianSampler
-from nas.search import search
-from nas.storage import StorageError
+from nas.studies.evaluation import SearchError
+from nas.studies.report import Section, write_report
+from nas.studies.search import search
+from nas.studies.storage import StorageError
 from nas.trials import architecture_of, enqueue, suggest
 from priors.version import __version__
 

@@ -26,11 +26,11 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
-from nas.evaluation import SearchError
-from nas.report import write_report
-from nas.search import search
 from nas.spaces import CellSpace, MLPSpace, Space
-from nas.storage import StorageError, open_storage, shown, storage_errors
+from nas.studies.evaluation import SearchError
+from nas.studies.report import write_report
+from nas.studies.search import search
+from nas.studies.storage import StorageError, open_storage, shown, storage_errors
 from nas.trials import ERROR, architecture_of, superseded
 from priors.objects import load_object
 

@@ -13,30 +13,24 @@ import hashlib
 import math
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gpytorch
 import optuna
 import torch
-from botorch.acquisition import (
-    AcquisitionFunction,
-    qLogExpectedImprovement,
-    qLogNoisyExpectedImprovement,
-)
-from botorch.acquisition import LogExpectedImprovement as GaussianLogExpectedImprovement
-from botorch.models.model import Model
-from botorch.sampling.normal import SobolQMCNormalSampler
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from torch import Generator, Tensor
+from torch import Generator
 
-from nas.hyperparameters import HyperparameterCube
-from nas.outcomes import half_rank
-from nas.proposal import Candidate, Encoder, maximise
+from nas.encoding.candidates import Candidate
+from nas.encoding.hyperparameters import HyperparameterCube
+from nas.encoding.outcomes import half_rank
+from nas.proposals.acquisitions import ACQUISITIONS, Acquisition
+from nas.proposals.maximisation import maximise
 from nas.spaces import FlatSpace, Space
-from nas.surrogate import Surrogate, gaussian_process
+from nas.surrogates import Surrogate, VectorModel, surrogate_of
 from nas.trials import (
     DERIVATION,
     PROPOSED,
@@ -46,22 +40,15 @@ from nas.trials import (
     superseded,
     warn_of_ignored,
 )
-from priors.posteriors.acquisition import LogExpectedImprovement
-from priors.posteriors.protocol import PredictivePosterior
 from priors.random_state import seeded
 
-__all__ = ["Acquisition", "BayesianSampler"]
+__all__ = ["BayesianSampler"]
 
 # Warning filters, GPyTorch's settings and torch's random state belong to the process, and Optuna
 # may run trials in threads.
 _ONE_AT_A_TIME = threading.Lock()
 
-Acquisition = Callable[[Model, Tensor, Tensor | None, int], AcquisitionFunction]
-"""`(model, observed X [n, d], pending X [p, d] or None, seed)` to an acquisition function of a
-maximisation."""
-
 NUM_ELITES = 5
-NUM_SAMPLES = 128
 NUM_RECENT = 8  # finished trials that tell which hyperparameters the objective suggests
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -77,11 +64,16 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         hyperparameters: Optuna distributions by name, as the objective suggests them; others that
             it suggests are drawn uniformly, with a warning. None takes those that the
             latest finished trials have in common, so the first trials draw them uniformly.
-        surrogate: `"gp"`, or a callable from encoded data to a fitted BoTorch model
-            (`nas.surrogate.Surrogate`).
+        surrogate: `"gp"`, a Gaussian process of graphs: motifs and descriptors, times a kernel of
+            hyperparameters; `"network"`, that of an infinitely wide network on encoded candidates;
+            `"vectors"`, one of Matern-5/2 on them; `"pfn"`, the network `pfn.load("bo")`;
+            `"ensemble"`, small networks on paths of operations. Or a `nas.surrogates.Surrogate`, or
+            a callable from encoded data to a fitted BoTorch model (`nas.surrogates.VectorModel`).
         acquisition: `"logei"` (improvement over the best posterior mean at an observed point),
             `"lognei"` (over the best value at observed points, whose uncertainty is integrated
-            out), or a callable (`Acquisition`).
+            out), `"ucb"` (mean and deviation), `"thompson"` (a draw of the function), `"mes"`
+            (what is learnt about the maximum), or a callable
+            (`nas.proposals.acquisitions.Acquisition`).
         num_initial: Finished trials of this space with these hyperparameters before the
             surrogate is used; until then hyperparameters and the parameters of a flat space come
             from a scrambled Sobol sequence. A study whose space or hyperparameters were changed
@@ -102,17 +94,15 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         space: Space,
         *,
         hyperparameters: Mapping[str, BaseDistribution] | None = None,
-        surrogate: str | Surrogate = "gp",
+        surrogate: str | Surrogate | VectorModel = "gp",
         acquisition: str | Acquisition = "logei",
         num_initial: int = 8,
         seed: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if isinstance(surrogate, str) and surrogate != "gp":
-            raise ValueError(f"surrogate must be 'gp' or a callable, got {surrogate!r}.")
-        if isinstance(acquisition, str) and acquisition not in _ACQUISITIONS:
+        if isinstance(acquisition, str) and acquisition not in ACQUISITIONS:
             raise ValueError(
-                f"acquisition must be one of {sorted(_ACQUISITIONS)} or a callable, got "
+                f"acquisition must be one of {sorted(ACQUISITIONS)} or a callable, got "
                 f"{acquisition!r}."
             )
         if num_initial < 1:
@@ -127,9 +117,9 @@ class BayesianSampler(optuna.samplers.BaseSampler):
                 )
         self.space = space
         self.hyperparameters = None if hyperparameters is None else dict(hyperparameters)
-        self.surrogate: Surrogate = gaussian_process if isinstance(surrogate, str) else surrogate
+        self.surrogate = surrogate_of(surrogate)
         self.acquisition: Acquisition = (
-            _ACQUISITIONS[acquisition] if isinstance(acquisition, str) else acquisition
+            ACQUISITIONS[acquisition] if isinstance(acquisition, str) else acquisition
         )
         self.num_initial = num_initial
         self.seed = seed
@@ -137,18 +127,14 @@ class BayesianSampler(optuna.samplers.BaseSampler):
 
     def __repr__(self) -> str:
         known = "found in trials" if self.hyperparameters is None else sorted(self.hyperparameters)
-        given: dict[Any, str] = {
-            gaussian_process: "gp",
-            **{f: name for name, f in _ACQUISITIONS.items()},
-        }
-        names = [
-            given.get(function, getattr(function, "__name__", repr(function)))
-            for function in (self.surrogate, self.acquisition)
-        ]
+        names = {function: name for name, function in ACQUISITIONS.items()}
+        acquisition = names.get(self.acquisition) or getattr(
+            self.acquisition, "__name__", repr(self.acquisition)
+        )
         return (
-            f"{type(self).__name__}({self.space!r}, hyperparameters={known}, surrogate={names[0]}, "
-            f"acquisition={names[1]}, num_initial={self.num_initial}, seed={self.seed}, "
-            f"device={self.device})"
+            f"{type(self).__name__}({self.space!r}, hyperparameters={known}, "
+            f"surrogate={self.surrogate!r}, acquisition={acquisition}, "
+            f"num_initial={self.num_initial}, seed={self.seed}, device={self.device})"
         )
 
     def infer_relative_search_space(
@@ -253,7 +239,13 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         self, history: _History, cube: HyperparameterCube, seed: int, generator: Generator
     ) -> Candidate:
         """The candidate of the largest acquisition value."""
-        encoder = Encoder(self.space, cube)
+        encoder = self.surrogate.encoder(self.space, cube, history.observed)
+        X = encoder(history.observed).to(self.device)
+        pending = encoder(history.pending).to(self.device) if history.pending else None
+        Y = half_rank(X.new_tensor(history.values))
+        notice = self.surrogate.notice(X)
+        if notice is not None:
+            warnings.warn(notice, stacklevel=2)
         with (
             _ONE_AT_A_TIME,
             warnings.catch_warnings(),
@@ -262,10 +254,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         ):
             # Numerical advice from the fit: the proposal stays valid, only less sharp.
             warnings.simplefilter("ignore")
-            X = encoder(history.observed).to(self.device)
-            Y = half_rank(X.new_tensor(history.values))
-            model = self.surrogate(X, Y[:, None], X.shape[-1] - cube.dimension)
-            pending = encoder(history.pending).to(self.device) if history.pending else None
+            model = self.surrogate.fit(X, Y[:, None], encoder)
             with self.device:  # BoTorch makes some tensors on the default device
                 acquisition = self.acquisition(model, X, pending, seed)
             order = Y.argsort(descending=True, stable=True)[:NUM_ELITES].tolist()
@@ -410,37 +399,3 @@ def _value(trial: FrozenTrial, sign: float, middle: float) -> float:
     if trial.state == TrialState.PRUNED and trial.intermediate_values:
         return min(sign * trial.intermediate_values[max(trial.intermediate_values)], middle)
     return -math.inf
-
-
-def _log_expected_improvement(
-    model: Model, X: Tensor, X_pending: Tensor | None, seed: int
-) -> AcquisitionFunction:
-    """Closed form without pending points, where the posterior has one; otherwise sampled."""
-    with torch.no_grad():
-        posterior: Any = model.posterior(X)  # whose mean BoTorch's base class does not declare
-        best_f = posterior.mean.max()
-    if X_pending is not None:
-        return qLogExpectedImprovement(model, best_f, _sampler(seed), X_pending=X_pending)
-    if not isinstance(posterior, PredictivePosterior):
-        return GaussianLogExpectedImprovement(model, best_f)
-    try:
-        posterior.log_excess(best_f, 1)
-    except NotImplementedError:
-        return qLogExpectedImprovement(model, best_f, _sampler(seed))
-    return LogExpectedImprovement(model, best_f)
-
-
-def _log_noisy_expected_improvement(
-    model: Model, X: Tensor, X_pending: Tensor | None, seed: int
-) -> AcquisitionFunction:
-    return qLogNoisyExpectedImprovement(model, X, _sampler(seed), X_pending=X_pending)
-
-
-def _sampler(seed: int) -> SobolQMCNormalSampler:
-    return SobolQMCNormalSampler(torch.Size([NUM_SAMPLES]), seed=seed)
-
-
-_ACQUISITIONS: dict[str, Acquisition] = {
-    "logei": _log_expected_improvement,
-    "lognei": _log_noisy_expected_improvement,
-}

@@ -19,8 +19,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 from torch import Generator, Tensor
 
-from nas.architecture import Architecture, Node
-from nas.operations import Shape, build_operation
+from nas.architectures.architecture import Architecture, Node
+from nas.architectures.operations import Shape, build_operation
 from nas.spaces import FlatSpace, MLPSpace, Space
 from nas.trials import architecture_of, suggest
 

@@ -24,7 +24,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial
 from torch import Generator
 
-from nas.architecture import Architecture
+from nas.architectures.architecture import Architecture
 from nas.spaces import FlatSpace, Space
 
 __all__ = [

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pfn.architecture import ArchitectureConfig
     from pfn.certificate import Certificate
     from pfn.certification import certify
+    from pfn.curves import predict_curve
     from pfn.distribution import BarDistribution
     from pfn.estimators import PFNClassifier, PFNRegressor
     from pfn.model import PFNModel
@@ -42,6 +43,7 @@ __all__ = [
     "__version__",
     "certify",
     "load",
+    "predict_curve",
     "probe",
     "reweight",
     "train",
@@ -51,6 +53,7 @@ _HOMES = {
     "architecture": ("ArchitectureConfig",),
     "certificate": ("Certificate",),
     "certification": ("certify",),
+    "curves": ("predict_curve",),
     "distribution": ("BarDistribution",),
     "estimators": ("PFNClassifier", "PFNRegressor"),
     "model": ("PFNModel",),

@@ -50,6 +50,8 @@ __all__ = ["CODE_SIZE", "ArchitectureConfig", "Context", "Rows", "Targets", "Tra
 
 CODE_SIZE = 16  # numbers that tell a column apart
 
+_MAY_BE_ZERO = ("thinking_rows", "bars", "classes", "cell_layers", "experts")
+
 # Query, key, value and mask to what is attended to.
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -74,6 +76,8 @@ class ArchitectureConfig:
         summaries: Summary tokens of a row of cells.
         decoupled_values: Whether attention weights see inputs only.
         log_scaling: Whether attention logits have the learned log n scale.
+        experts: Gaussian processes whose predictions the network is told and mixes, see
+            `pfn.experts`; 0 for none.
     """
 
     max_features: int = 10
@@ -90,12 +94,13 @@ class ArchitectureConfig:
     summaries: int = 4
     decoupled_values: bool = False
     log_scaling: bool = True
+    experts: int = 0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, bool):
                 continue
-            least = 0 if name in ("thinking_rows", "bars", "classes", "cell_layers") else 1
+            least = 0 if name in _MAY_BE_ZERO else 1
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
         if self.thinking_rows == 0:
@@ -106,6 +111,8 @@ class ArchitectureConfig:
             raise ValueError(f"cell_embedding must be a multiple of 16, got {self.cell_embedding}.")
         if self.classes == 1:
             raise ValueError("classes must be 0, for regression, or at least 2.")
+        if self.experts and self.classes:
+            raise ValueError("experts are for regression; a network of classes has none.")
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,7 @@ class Rows:
         codes: Column codes; None with slots.
         noise: Log of the noise variance in squared units of the network, NaN where it is not
             known; None where it is known nowhere.
+        advice: What experts say of the rows, see `pfn.experts`; None without experts.
     """
 
     values: Float[Tensor, "B n d"]
@@ -126,6 +134,7 @@ class Rows:
     categorical: Shaped[Tensor, "B d"] | None = None
     codes: Float[Tensor, "B d 16"] | None = None
     noise: Float[Tensor, "B n"] | None = None
+    advice: Float[Tensor, "B n told"] | None = None
 
     @property
     def channels(
@@ -313,6 +322,13 @@ class Transformer(nn.Module):
         else:
             num_logits = config.bars if num_logits is None else num_logits
             self.head_y, self.head_f = nn.Linear(width, num_logits), nn.Linear(width, num_logits)
+        if config.experts:
+            k = config.experts
+            self.embed_advice = nn.Sequential(
+                nn.Linear(4 * k, config.hidden), nn.GELU(), nn.Linear(config.hidden, E)
+            )
+            self.mix_y, self.mix_f = nn.Linear(width, 3 * k + 2), nn.Linear(width, 3 * k + 2)
+            _zero(self.mix_y, self.mix_f)
 
     def encode(
         self, rows: Rows, targets: Targets, mask: Bool[Tensor, "B n"] | None = None
@@ -381,16 +397,22 @@ class Transformer(nn.Module):
     def decode(
         self, context: Context, rows: Rows
     ) -> tuple[Float[Tensor, "B m y"], Float[Tensor, "B m f"] | None]:
-        """Logits of y and of f at m query rows; no f with classes."""
+        """Logits of y and of f at m query rows, then how to mix experts; no f with classes."""
         tokens = self._read(context, rows)
-        return self.head_y(tokens), None if self.config.classes else self.head_f(tokens)
+        f = None if self.config.classes else self._head(tokens, noisy=False)
+        return self._head(tokens, noisy=True), f
 
     def decode_one(
         self, context: Context, rows: Rows, *, noisy: bool
     ) -> Float[Tensor, "B m nodes"]:
         """Those of y, or of f, alone."""
-        tokens = self._read(context, rows)
-        return self.head_y(tokens) if noisy or self.config.classes else self.head_f(tokens)
+        return self._head(self._read(context, rows), noisy=noisy or self.config.classes > 0)
+
+    def _head(self, tokens: Float[Tensor, "B m width"], *, noisy: bool) -> Float[Tensor, "B m out"]:
+        logits = self.head_y(tokens) if noisy else self.head_f(tokens)
+        if not self.config.experts:
+            return logits
+        return torch.cat([logits, self.mix_y(tokens) if noisy else self.mix_f(tokens)], dim=-1)
 
     def _read(self, context: Context, rows: Rows) -> Float[Tensor, "B m width"]:
         """What queries have read from the context."""
@@ -438,6 +460,8 @@ class Transformer(nn.Module):
         level = level.nan_to_num(0.0).clamp(-12.0, 4.0) / 4
         noise = torch.stack([known.to(level), level * known], dim=-1)
         embedded = embedded + self.embed_noise(noise)
+        if rows.advice is not None:
+            embedded = embedded + self.embed_advice(rows.advice)
         if not self.config.decoupled_values:
             return embedded + target
         return torch.cat([embedded, target.expand_as(embedded)], dim=-1)

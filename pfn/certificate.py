@@ -9,9 +9,14 @@ import math
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from priors.figures import BLUE, CATEGORIES, GREY, ORANGE
 from priors.representation import as_record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["Certificate", "CertificateRow"]
 
@@ -110,6 +115,67 @@ class Certificate:
         span = math.log(sizes[above] / sizes[below]) or 1.0
         share = math.log(rows / sizes[below]) / span
         return tuple((1 - share) * a[i] + share * b[i] for i in (0, -1))  # type: ignore[return-value]
+
+    def plot(self) -> Figure:
+        """Gaps and coverage by number of context rows.
+
+        Error bars are two standard errors. Where no gap was measured, the negative log density is
+        drawn in its place; in classification, the accuracy in that of coverage.
+
+        Returns:
+            A figure with two axes.
+
+        Raises:
+            ValueError: nothing was measured by number of context rows.
+        """
+        if not self.by_context:
+            raise ValueError("This certificate has no measurements by number of context rows.")
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+        self._plot_losses(axes[0])
+        self._plot_shares(axes[1])
+        sizes = sorted(self.by_context)
+        smallest = min((size for size in sizes if size > 0), default=1)
+        for ax in axes:
+            ax.set_xscale("symlog", linthresh=smallest)  # there may be none
+            ax.set_xticks(sizes, map(str, sizes), minor=False)
+            ax.set_xticks([], minor=True)
+            ax.set_xlabel("context rows")
+        return figure
+
+    def _plot_losses(self, ax: Axes) -> None:
+        sizes = sorted(self.by_context)
+        rows = [self.by_context[size] for size in sizes]
+        if not self.gaps:
+            ax.plot(sizes, [row.nll for row in rows], "o-", color=BLUE)
+            ax.set(title="loss", ylabel="negative log density, nats per query")
+            return
+        name = "at most" if self.reference == "upper bound" else "gap"
+        ax.axhline(0, color=GREY, linewidth=0.8)
+        for values, errors, color, label in (
+            ([r.gap for r in rows], [r.gap_error for r in rows], BLUE, name),
+            ([r.lower for r in rows], [r.lower_error for r in rows], ORANGE, "at least"),
+        ):
+            if any(map(math.isfinite, values)):
+                bars = [2 * error for error in errors]
+                ax.errorbar(sizes, values, bars, fmt="o-", color=color, capsize=2, label=label)
+        ax.set(title="distance to exact inference", ylabel="nats per query")
+        ax.legend()
+
+    def _plot_shares(self, ax: Axes) -> None:
+        sizes = sorted(self.by_context)
+        rows = [self.by_context[size] for size in sizes]
+        if any(math.isfinite(row.accuracy) for row in rows):
+            ax.plot(sizes, [row.accuracy for row in rows], "o-", color=BLUE)
+            ax.set(title="accuracy", ylabel="share of queries", ylim=(0, 1))
+            return
+        for level, color in zip((50, 80, 90, 95), CATEGORIES, strict=False):
+            share = [getattr(row, f"coverage{level}") for row in rows]
+            ax.axhline(level / 100, color=color, linewidth=0.8, linestyle=":")
+            ax.plot(sizes, share, "o-", color=color, label=f"{level}% intervals")
+        ax.set(title="coverage", ylabel="share of targets inside", ylim=(0, 1))
+        ax.legend(loc="lower right")
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; NaN becomes null."""

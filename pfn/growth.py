@@ -10,6 +10,10 @@ network, except for what they would write into the rest:
 * new attention heads and hidden units are read by nobody at first;
 * new blocks are behind the others, and a fresh block writes nothing.
 
+Experts (`pfn.experts`) where there were none are the exception: the old answer and theirs begin
+with half of the weight each, which is better than either, and the stream is told nothing of them at
+first.
+
 All of them have gradients, because only one side of each is 0.
 """
 
@@ -39,6 +43,10 @@ _AXES = {
     "embed_units.bias": "e",
     "embed_noise.weight": "e=",
     "embed_noise.bias": "e",
+    "embed_advice.0.weight": "H=",
+    "embed_advice.0.bias": "H",
+    "embed_advice.2.weight": "eh",
+    "embed_advice.2.bias": "e",
     "query_token": "e",
     "thinking": "=e",
     "query.weight": "AE",
@@ -52,6 +60,10 @@ _AXES = {
     "head_y.bias": "=",
     "head_f.weight": "=E",
     "head_f.bias": "=",
+    "mix_y.weight": "=E",
+    "mix_y.bias": "=",
+    "mix_f.weight": "=E",
+    "mix_f.bias": "=",
 }
 _MAY_GROW = ("max_features", "embedding", "layers", "heads", "hidden")
 
@@ -64,20 +76,21 @@ def grown(
     Args:
         values: State of the old `Transformer`, on the CPU.
         old: Its architecture; the number of bars is taken from the values.
-        new: Larger in `max_features`, `embedding`, `layers`, `heads` or `hidden`. A head keeps its
-            size, embedding / heads.
+        new: Larger in `max_features`, `embedding`, `layers`, `heads` or `hidden`, or with experts.
+            A head keeps its size, embedding / heads.
 
     Raises:
         ValueError: the architectures differ in something else, or something is smaller.
     """
     _check(old, new)
     fresh = Transformer(new, len(values["head_y.weight"])).state_dict()
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, value in fresh.items():
         base = re.sub(r"^blocks\.\d+\.", "", name)
         start = values.get(name)
-        if start is None:  # of a new block
-            found[name] = value
+        if start is None:  # of a new block, or of experts
+            unheard = name.startswith("embed_advice.2")
+            found[name] = torch.zeros_like(value) if unheard else value
         elif "norm" in base:
             ratio = (old.embedding / new.embedding) ** 0.5
             found[name] = torch.cat([ratio * start, value[len(start) :].to(start)])
@@ -120,12 +133,12 @@ def _kept(axis: str, size: int, old: ArchitectureConfig, new: ArchitectureConfig
 def _check(old: ArchitectureConfig, new: ArchitectureConfig) -> None:
     for name, before in vars(old).items():
         after = getattr(new, name)
-        if name == "bars" or after == before:
+        if name == "bars" or after == before or (name == "experts" and before == 0):
             continue
         if name not in _MAY_GROW or after < before:
             raise ValueError(
                 f"A network with {name}={before} cannot be continued with {name}={after}; only "
-                f"{', '.join(_MAY_GROW)} may grow, and the number of bars may change."
+                f"{', '.join(_MAY_GROW)} may grow, experts be added, and the number of bars change."
             )
     if old.embedding * new.heads != new.embedding * old.heads:
         raise ValueError(

@@ -16,6 +16,7 @@ from pfn.architecture import ArchitectureConfig, Context, Rows, Targets, Transfo
 from pfn.certificate import Certificate
 from pfn.coverage import Coverage
 from pfn.distribution import BarDistribution
+from pfn.experts import Advice, Experts, mixed
 from priors.posteriors.standardisation import location_scale
 
 __all__ = ["Encoding", "Network"]
@@ -46,6 +47,7 @@ class Encoding:
         codes: Column codes, `[B, d, 16]` or None.
         num_classes: `[B]`, in classification.
         order: Which columns fill the slots, `[D]` at most; None for all of them as given.
+        experts: Of a network that has some.
     """
 
     context: Context
@@ -60,6 +62,7 @@ class Encoding:
     codes: Tensor | None
     num_classes: Tensor | None = None
     order: Tensor | None = None
+    experts: Experts | None = None
 
     def select(self, index: Tensor) -> Encoding:
         """The data sets `index` `[B']`, with repetitions."""
@@ -80,6 +83,7 @@ class Encoding:
             rows(self.codes),
             rows(self.num_classes),
             self.order,
+            None if self.experts is None else self.experts.select(index),
         )
 
 
@@ -207,8 +211,13 @@ class Network(nn.Module):
         constant, silent = self._constant(X, mask)
         columns = (column_location, column_scale, constant, silent, kind, codes)
         encoding = Encoding(empty, location, scale, told, *columns, num_classes, order)
-        context = self.network.encode(self._rows(encoding, X, noise_var), Targets(z, told), mask)
-        return replace(encoding, context=context)
+        rows = self._rows(encoding, X, noise_var)
+        if self.architecture.experts:
+            with torch.no_grad():
+                experts = Experts.of(rows.values, z, self.architecture.experts, mask)
+            encoding = replace(encoding, experts=experts)
+            rows = replace(rows, advice=experts.own.features(z))
+        return replace(encoding, context=self.network.encode(rows, Targets(z, told), mask))
 
     def append(
         self, encoding: Encoding, X: Tensor, y: Tensor, *, noise_var: Tensor | None = None
@@ -219,8 +228,9 @@ class Network(nn.Module):
         invariance holds among the rows encoded together, and is learnt for appended ones.
         """
         z = y.long() if self.architecture.classes else (y - encoding.location) / encoding.scale
-        rows, targets = self._rows(encoding, X, noise_var), Targets(z, encoding.told)
-        return replace(encoding, context=self.network.append(encoding.context, rows, targets))
+        rows, _ = self._advised(encoding, self._rows(encoding, X, noise_var), z)
+        context = self.network.append(encoding.context, rows, Targets(z, encoding.told))
+        return replace(encoding, context=context)
 
     def decode(
         self, encoding: Encoding, X: Tensor, *, noise_var: Tensor | None = None
@@ -232,18 +242,34 @@ class Network(nn.Module):
             X: Queries.
             noise_var: Known variances of the noise in y at the queries, `[B, m]`.
         """
-        rows = self._rows(encoding, X, noise_var)
+        rows, advice = self._advised(encoding, self._rows(encoding, X, noise_var))
         logits_y, logits_f = self.network.decode(encoding.context, rows)
-        return self._possible(encoding, logits_y), logits_f
+        if logits_f is not None:
+            logits_f = self._mixed(logits_f, advice, noisy=False)
+        return self._possible(encoding, self._mixed(logits_y, advice, noisy=True)), logits_f
 
     def decode_one(
         self, encoding: Encoding, X: Tensor, *, noisy: bool, noise_var: Tensor | None = None
     ) -> Tensor:
         """The logits of y, or of f where the network has them, alone; see `decode`."""
-        rows = self._rows(encoding, X, noise_var)
-        return self._possible(
-            encoding, self.network.decode_one(encoding.context, rows, noisy=noisy)
-        )
+        rows, advice = self._advised(encoding, self._rows(encoding, X, noise_var))
+        logits = self.network.decode_one(encoding.context, rows, noisy=noisy)
+        return self._possible(encoding, self._mixed(logits, advice, noisy=noisy))
+
+    def _advised(
+        self, encoding: Encoding, rows: Rows, z: Tensor | None = None
+    ) -> tuple[Rows, Advice | None]:
+        """Rows behind the encoded ones, with what experts of the encoded ones say of them."""
+        if encoding.experts is None:
+            return rows, None
+        advice = encoding.experts.predict(rows.values)
+        return replace(rows, advice=advice.features(z)), advice
+
+    def _mixed(self, outputs: Tensor, advice: Advice | None, *, noisy: bool) -> Tensor:
+        """Logits, those of the experts mixed in."""
+        if advice is None or self.bars is None:
+            return outputs
+        return mixed(self.bars, outputs, advice, noisy=noisy)
 
     def _possible(self, encoding: Encoding, logits: Tensor) -> Tensor:
         """Logits of classes, -inf for impossible ones."""

@@ -15,6 +15,7 @@ from botorch.models.model import Model
 from torch import Tensor
 
 from pfn.architecture import ArchitectureConfig
+from pfn.finetuning import finetuned
 from pfn.model import PFNModel
 from pfn.network import Network
 from priors.files import read_safetensors, write_safetensors_atomically
@@ -36,6 +37,7 @@ class PFN(Network):
 
     Methods:
         condition: A `PFNModel` of a data set, which answers `posterior(X)`.
+        finetune: A network that fits one data set better.
         save: Write to a file; `pfn.load` reads it.
 
     `certificate` says how far the network was measured to be from the exact posterior, and
@@ -119,6 +121,47 @@ class PFN(Network):
                 if fallback is not None:
                     return fallback(X, y)
         return model
+
+    def finetune(
+        self,
+        X: Tensor,
+        y: Tensor,
+        *,
+        categorical: Tensor | None = None,
+        steps: int = 200,
+        seconds: float = 60.0,
+        learning_rate: float = 1e-4,
+        seed: int = 0,
+    ) -> PFN:
+        """A copy that predicts data like these better; condition it on them as usual.
+
+        A fifth of the rows judges: the result is the state that predicted these best from the
+        others, the first one if none was better. `metadata["finetuned"]` has the losses before and
+        after, nats per row in units of y, and the certificate says that it is of the time before.
+
+        Args:
+            X: Inputs `[n, d]` of at least 20 rows, as for `condition`; in their dtype and on their
+                device the steps are taken.
+            y: Targets `[n]` or `[n, 1]`.
+            categorical: As for `condition`.
+            steps: Most steps.
+            seconds: After which it stops earlier.
+            learning_rate: Of AdamW.
+            seed: Of the splits.
+
+        Raises:
+            ValueError: the data are more than one set, too few, or not what the network takes.
+        """
+        return finetuned(
+            self,
+            X,
+            y,
+            categorical=categorical,
+            steps=steps,
+            seconds=seconds,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
 
     @property
     def trainings(self) -> list[dict[str, Any]]:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from priors.posteriors.poisson_mixture import PoissonMixturePosterior
     from priors.posteriors.protocol import PredictivePosterior
     from priors.posteriors.scores import score
+    from priors.posteriors.stacking import stacking_weights
     from priors.posteriors.student_t_mixture import StudentTMixturePosterior
     from priors.posteriors.transformed import TransformedPosterior
     from priors.posteriors.transforms import TailCompression
@@ -153,6 +154,7 @@ __all__ = [
     "register_function",
     "register_layer",
     "score",
+    "stacking_weights",
 ]
 
 _HOMES = {
@@ -212,6 +214,7 @@ _HOMES = {
     "posteriors.poisson_mixture": ("PoissonMixturePosterior",),
     "posteriors.protocol": ("PredictivePosterior",),
     "posteriors.scores": ("score",),
+    "posteriors.stacking": ("stacking_weights",),
     "posteriors.student_t_mixture": ("StudentTMixturePosterior",),
     "posteriors.transformed": ("TransformedPosterior",),
     "posteriors.transforms": ("TailCompression",),

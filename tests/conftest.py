@@ -1,5 +1,7 @@
 """Shared by all tests: one thread, shapes are checked, and no test may change global state."""
 
+import collections
+import gc
 import logging
 
 import pytest
@@ -11,6 +13,46 @@ check_on_import()
 
 # Tensors here are small: threads cost more than they give, and CI has two cores.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What was imported stays: looking through it for garbage takes a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out those that are slow
+def pytest_collection_modifyitems(items):
+    """Of the combinations of parameters of a test marked `covering`, those left out are slow."""
+    families = collections.defaultdict(list)
+    for item in items:
+        apart = any(item.get_closest_marker(name) for name in ("slow", "gpu"))
+        if item.get_closest_marker("covering") and hasattr(item, "callspec") and not apart:
+            families[item.nodeid.partition("[")[0]].append(item)
+    for family in families.values():
+        kept = covering([item.callspec.indices for item in family])
+        for number, item in enumerate(family):
+            if number not in kept:
+                item.add_marker(pytest.mark.slow)
+
+
+def covering(combinations):
+    """Numbers of combinations in which every value of every parameter occurs, few and mixed.
+
+    Args:
+        combinations: A dictionary each, from the names of parameters to their values.
+    """
+    values = [frozenset(combination.items()) for combination in combinations]
+    used = collections.Counter()
+    kept = set()
+    while missing := set().union(*values) - set(used):
+        best = min(
+            range(len(values)),
+            key=lambda k: (-len(values[k] & missing), sum(used[value] for value in values[k])),
+        )
+        kept.add(best)
+        used.update(values[best])
+    return kept
 
 
 @pytest.fixture(autouse=True)

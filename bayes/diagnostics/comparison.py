@@ -19,14 +19,16 @@ from botorch.posteriors import Posterior
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bayes.diagnostics.memory import peak_memory
 from bayes.diagnostics.reliability import reliability
+from priors.figures import BLUE, GREY
 from priors.posteriors.categorical import CategoricalPosterior, ClassProbabilityPosterior
 from priors.posteriors.gaussian import as_predictive
 from priors.posteriors.scores import class_scores, score
 from priors.representation import count
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.figure import Figure
 
 __all__ = ["Comparison", "compare"]
 
@@ -38,11 +40,17 @@ _METRICS = {
     "rmse": "RMSE",
     "accuracy": "accuracy",
     "nlpd": "NLPD",
+    "crps": "CRPS",
+    "interval_score": "interval score",
     "brier": "Brier",
     "ece": "ECE",
+    "coverage_50": "50% coverage",
     "coverage": "coverage",
+    "coverage_95": "95% coverage",
     "seconds": "seconds",
+    "memory": "peak MiB",
 }
+_LEVELS = (0.5, 0.95)  # beside the one that is asked for
 
 
 @dataclass(frozen=True)
@@ -50,10 +58,12 @@ class Comparison:
     """Scores of several models on the same splits.
 
     Attributes:
-        scores: By model, then "rmse" (units of Y), "nlpd" (nats per value), "coverage" and
-            "seconds" (fit and prediction), each `[splits]`; of classifiers "accuracy", "nlpd",
-            "brier", "ece" and "seconds".
-        level: Nominal probability behind "coverage".
+        scores: By model, then "rmse" (units of Y), "nlpd" (nats per value), "crps" and
+            "interval_score" (units of Y), "coverage_50", "coverage", "coverage_95", "seconds" (fit
+            and prediction) and "memory" (peak, MiB beyond what was in use before; of CUDA tensors,
+            or of the process, NaN where the system does not tell), each `[splits]`; of classifiers
+            "accuracy", "nlpd", "brier", "ece", "seconds" and "memory".
+        level: Nominal probability behind "coverage" and "interval_score".
     """
 
     scores: dict[str, dict[str, Tensor]]
@@ -95,14 +105,52 @@ class Comparison:
 
         return pandas.DataFrame(self.records()).set_index("model")
 
+    def plot(self, metrics: Sequence[str] | None = None) -> Figure:
+        """Draw scores, a panel each: means over the splits with their standard errors.
+
+        Args:
+            metrics: Names in `scores`; if None, all but costs.
+
+        Returns:
+            The figure. Panels of coverage have a line at the nominal probability.
+        """
+        import matplotlib.pyplot as plt
+
+        shown = list(metrics or [m for m in self._metrics if m not in ("seconds", "memory")])
+        rows = self.records()
+        size = (2.2 * len(shown) + 1.5, 0.4 * len(rows) + 1.2)
+        figure, axes = plt.subplots(
+            1, len(shown), figsize=size, sharey=True, squeeze=False, layout="constrained"
+        )
+        names = self._names
+        nominal = {"coverage_50": 0.5, "coverage": self.level, "coverage_95": 0.95}
+        for ax, metric in zip(axes[0], shown, strict=True):
+            at = [row[metric] for row in rows]
+            errors = [0.0 if math.isnan(e := row[f"{metric}_error"]) else e for row in rows]
+            ax.errorbar(at, range(len(rows)), xerr=errors, fmt="o", color=BLUE)
+            if metric in nominal:
+                ax.axvline(nominal[metric], color=GREY, linewidth=0.8)
+            ax.set(xlabel=names[metric])
+        axes[0, 0].set_yticks(range(len(rows)), [row["model"] for row in rows])
+        axes[0, 0].invert_yaxis()
+        return figure
+
+    @property
+    def _names(self) -> dict[str, str]:
+        level = f"{self.level:.3g}" if self.level * 100 % 1 else f"{self.level:.0%}"
+        return {
+            **_METRICS,
+            "coverage": f"{level} coverage",
+            "interval_score": f"{level} interval score",
+        }
+
     def __repr__(self) -> str:
         splits = len(next(iter(self.scores.values()))["nlpd"]) if self.scores else 0
         sizes = f"{count(len(self.scores), 'model')}, {count(splits, 'split')}"
         return f"Comparison({sizes})\n{self}"
 
     def __str__(self) -> str:
-        names = {**_METRICS, "coverage": f"{self.level:.0%} coverage"}
-        heads = ["model", *(names[metric] for metric in self._metrics)]
+        heads = ["model", *(self._names[metric] for metric in self._metrics)]
         cells = [
             [row["model"], *(_with_error(row[m], row[f"{m}_error"]) for m in self._metrics)]
             for row in self.records()
@@ -155,11 +203,14 @@ def compare(
                 bar.set_description_str(name)
                 _synchronise(test_X)
                 start = time.perf_counter()
-                model = _made(name, given, train_X, train_Y)
-                with torch.no_grad():
-                    scores = _scores(model.posterior(test_X, observation_noise=True), test_Y, level)
+                with peak_memory(test_X.device) as peak:
+                    model = _made(name, given, train_X, train_Y)
+                    with torch.no_grad():
+                        posterior = model.posterior(test_X, observation_noise=True)
+                        scores = _scores(posterior, test_Y, level)
                 _synchronise(test_X)
                 scores["seconds"] = time.perf_counter() - start
+                scores["memory"] = peak.mib
                 for metric, value in scores.items():
                     found[name].setdefault(metric, []).append(value)
                 bar.update()
@@ -192,8 +243,15 @@ def _scores(posterior: Posterior, Y: Tensor, level: float) -> dict[str, float]:
     if isinstance(posterior, CategoricalPosterior | ClassProbabilityPosterior):
         scores = asdict(class_scores(posterior, Y))
         return {**scores, "ece": reliability(posterior, Y).ece}
-    of_values = asdict(score(as_predictive(posterior), Y, level=level))
-    return {metric: of_values[metric] for metric in ("rmse", "nlpd", "coverage")}
+    predictive = as_predictive(posterior)
+    scores = asdict(score(predictive, Y, level=level))
+    scores.pop("level")
+    below = predictive.cdf(Y)
+    for other in _LEVELS:
+        # inside the central interval of probability p is |cdf - 1/2| <= p / 2
+        inside = (below - 0.5).abs() <= other / 2
+        scores[f"coverage_{100 * other:.0f}"] = float(inside.to(Y.dtype).mean())
+    return scores
 
 
 def _synchronise(like: Tensor) -> None:

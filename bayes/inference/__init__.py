@@ -4,6 +4,7 @@ from bayes.inference.chees import ChEES
 from bayes.inference.deep_ensemble import DeepEnsemble
 from bayes.inference.draws import Draws, InferenceMethod
 from bayes.inference.hmc import HMC
+from bayes.inference.kronecker import KroneckerFactors
 from bayes.inference.langevin_ensemble import LangevinEnsemble
 from bayes.inference.laplace import Laplace
 from bayes.inference.log_density import HasLogDensity, HasParts, LogDensity, Rows
@@ -24,6 +25,7 @@ __all__ = [
     "HasLogDensity",
     "HasParts",
     "InferenceMethod",
+    "KroneckerFactors",
     "LangevinEnsemble",
     "Laplace",
     "LogDensity",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["DualAveraging", "RunningScale", "State", "van_der_corput"]
+__all__ = ["DualAveraging", "Rescue", "RunningScale", "State", "van_der_corput"]
 
 State = dict[str, Any]
 
@@ -97,6 +97,45 @@ class RunningScale:
             "scale_count": count,
             "scale": torch.where(scale.isfinite() & (scale > 0), scale, 1.0),
         }
+
+
+class Rescue:
+    """Chains that never move are put where others are, early in the warm-up.
+
+    Of many starts one may be far out where the density is steep: there no step that suits the
+    others is ever accepted, and the mean acceptance hardly tells. A network whose noise starts at
+    a hundredth of its residuals is such a place.
+    """
+
+    # Iterations in a row, the acceptance that counts as none, and the share of the warm-up after
+    # which a chain that sticks is left for diagnostics to show.
+    _PATIENCE, _NONE, _EARLY = 10, 1e-3, 0.5
+
+    @staticmethod
+    def start(position: Tensor) -> State:
+        """The state before the first iteration."""
+        return {"refusals": position.new_zeros(len(position))}
+
+    @classmethod
+    def update(
+        cls, state: State, acceptance: Tensor, done: float, generator: torch.Generator
+    ) -> State:
+        """The state after an iteration of these acceptance probabilities `[chains]`.
+
+        Chains move only while most of the others do: else it is the step size that is wrong.
+        """
+        refusals = torch.where(acceptance < cls._NONE, state["refusals"] + 1, 0)
+        stuck, moving = refusals >= cls._PATIENCE, refusals == 0
+        if done < cls._EARLY and bool(stuck.any()) and 2 * int(moving.sum()) > len(moving):
+            to = torch.multinomial(
+                moving.to(state["position"]), len(moving), replacement=True, generator=generator
+            )
+            for name in ("position", "lp", "gradient"):
+                value = state[name]
+                there = stuck.unsqueeze(-1) if value.dim() == 2 else stuck
+                state = {**state, name: torch.where(there, value[to], value)}
+            refusals = torch.where(stuck, 0, refusals)
+        return {**state, "refusals": refusals}
 
 
 def van_der_corput(number: int) -> float:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayes.inference.adaptation import DualAveraging, RunningScale, State, van_der_corput
+from bayes.inference.adaptation import DualAveraging, Rescue, RunningScale, State, van_der_corput
 from bayes.inference.chains import Kernel
 from bayes.inference.evaluation import Evaluation
 
@@ -77,6 +77,7 @@ class HamiltonianKernel(Kernel):
             "num_gradients": 1.0,
             "log_length": math.log(self.length),
             **RunningScale.start(position),
+            **Rescue.start(position),
         }
         return {**state, **DualAveraging.start(self._first_step(state, generator))}
 
@@ -96,6 +97,7 @@ class HamiltonianKernel(Kernel):
         state, trajectory = self._iterate(state, generator)
         acceptance = float(trajectory.acceptance.mean())
         state = {**state, **self.step_size.update(state, acceptance)}
+        state = Rescue.update(state, trajectory.acceptance, done, generator)
         if done < _FROZEN:
             return self.adapt(state, trajectory, done)
         if not state.get("frozen"):  # the step size anew, for scales that stay

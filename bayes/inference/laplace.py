@@ -31,6 +31,7 @@ from torch import Tensor
 from bayes.inference.ascent import polished, trained
 from bayes.inference.draws import Draws, isolated
 from bayes.inference.evaluation import Evaluation
+from bayes.inference.kronecker import KroneckerFactors
 from bayes.inference.log_density import HasParts, LogDensity
 from bayes.inference.pyro_density import density_of
 from bayes.inference.settings import check_settings
@@ -49,8 +50,10 @@ class Laplace:
 
     Attributes:
         weights: "all", or "last_layer": the others stay at the mode.
-        structure: "full", or "diagonal", for more weights and rows than a matrix has room for:
-            too wide where many weights share a task.
+        structure: "full"; or "kronecker" or "diagonal", for more weights and rows than a matrix
+            has room for. The first has a Kronecker product for each layer and none between them,
+            and needs curvlinops-for-pytorch; the second is too wide where many weights share a
+            task.
         num_draws: Draws that make the posterior; in pairs about the mode.
         num_starts: Modes that are sought; the highest is taken.
         num_training_steps: Gradient steps towards each, before a last search.
@@ -73,9 +76,10 @@ class Laplace:
     def __post_init__(self) -> None:
         if self.weights not in ("all", "last_layer"):
             raise ValueError(f'Laplace needs weights "all" or "last_layer", got {self.weights!r}.')
-        if self.structure not in ("full", "diagonal"):
+        if self.structure not in ("full", "kronecker", "diagonal"):
             raise ValueError(
-                f'Laplace needs structure "full" or "diagonal", got {self.structure!r}.'
+                f'Laplace needs structure "full", "kronecker" or "diagonal", got '
+                f"{self.structure!r}."
             )
         check_settings(
             self,
@@ -97,13 +101,20 @@ class Laplace:
         Raises:
             RuntimeError: the density has no maximum, or is not curved downwards where it was
                 found, or the precision cannot be factorised in this dtype.
-            NotImplementedError: `weights="last_layer"` of anything but a network, or a network
-                whose weights are not Gaussian or have variances that are drawn.
+            NotImplementedError: `weights="last_layer"` or `structure="kronecker"` of anything but
+                a network; a network whose weights are not Gaussian or have variances that are
+                drawn, or has layers without Kronecker factors.
+            ImportError: `structure="kronecker"` without curvlinops-for-pytorch.
         """
         if self.weights != "all" and not isinstance(model, HasParts):
             raise NotImplementedError(
                 'Laplace(weights="last_layer") needs a network with a last layer, as '
                 'BayesianNetwork has; use weights="all" for other models.'
+            )
+        if self.structure == "kronecker" and not isinstance(model, HasParts):
+            raise NotImplementedError(
+                'Laplace(structure="kronecker") needs a network with layers, as BayesianNetwork '
+                'has; use structure="full" for other models.'
             )
         if isinstance(model, HasParts) and not model.is_plain:
             raise NotImplementedError(
@@ -242,7 +253,7 @@ def _curvature(density: LogDensity, mode: Tensor, structure: str) -> _Gaussian:
 
 def _of_network(
     model: HasParts, mode: Tensor, method: Laplace
-) -> list[tuple[slice | Tensor, _Gaussian]]:
+) -> list[tuple[slice | Tensor, _Gaussian | KroneckerFactors]]:
     """Gaussians of the free weights and of the likelihood's parameters, with their places."""
     number = model.num_weights
     weights, parameters = mode[:number], mode[number:]
@@ -250,21 +261,14 @@ def _of_network(
     if method.weights == "last_layer":
         free = free[model.last_layer()]
 
-    def of_row(some: Tensor, row: Tensor) -> Tensor:
-        every = torch.cat([weights.index_copy(0, free, some), parameters])
-        return model.functions(every, index=row.unsqueeze(0))[0]
-
-    rows = _rooted(model, mode, of_row, weights[free], method.structure)
-    gaussian: _Gaussian
-    if method.structure == "diagonal":
-        gaussian = _Diagonal(1 + rows)
-    elif len(rows) < rows.shape[-1]:
-        gaussian = _Implicit(rows)
+    found: list[tuple[slice | Tensor, _Gaussian | KroneckerFactors]] = []
+    if method.structure == "kronecker":
+        root = _curvature_root(model, model.functions(mode).detach(), mode)
+        for layer in model.kronecker_factors(mode, root):
+            if bool(torch.isin(layer.places, free).all()):
+                found.append((layer.places.flatten(), layer))
     else:
-        precision = rows.mT @ rows
-        precision.diagonal().add_(1)
-        gaussian = _Dense(precision)
-    found: list[tuple[slice | Tensor, _Gaussian]] = [(free, gaussian)]
+        found.append((free, _of_weights(model, mode, free, method.structure)))
     if len(parameters):
         with torch.no_grad():
             f = model.functions(mode)
@@ -276,6 +280,24 @@ def _of_network(
         curvature = torch.func.hessian(negative)(parameters).detach()
         found.append((slice(number, None), _Dense((curvature + curvature.mT) / 2)))
     return found
+
+
+def _of_weights(model: HasParts, mode: Tensor, free: Tensor, structure: str) -> _Gaussian:
+    """Of the weights of these numbers."""
+    weights, parameters = mode[: model.num_weights], mode[model.num_weights :]
+
+    def of_row(some: Tensor, row: Tensor) -> Tensor:
+        every = torch.cat([weights.index_copy(0, free, some), parameters])
+        return model.functions(every, index=row.unsqueeze(0))[0]
+
+    rows = _rooted(model, mode, of_row, weights[free], structure)
+    if structure == "diagonal":
+        return _Diagonal(1 + rows)
+    if len(rows) < rows.shape[-1]:
+        return _Implicit(rows)
+    precision = rows.mT @ rows
+    precision.diagonal().add_(1)
+    return _Dense(precision)
 
 
 def _rooted(

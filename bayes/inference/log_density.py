@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayes.inference.kronecker import KroneckerFactors
+
 __all__ = ["HasLogDensity", "HasParts", "LogDensity", "Rows", "value_and_gradient"]
 
 
@@ -163,6 +165,13 @@ class HasParts(HasLogDensity):
 
     def likelihood_hessian(self, functions: Tensor, position: Tensor) -> Tensor:
         """Second derivatives of each row's log likelihood in its outputs, `[..., n, k, k]`."""
+        raise NotImplementedError
+
+    def kronecker_factors(self, position: Tensor, roots: Tensor) -> list[KroneckerFactors]:
+        """Of the curvature of each layer at a position `[d]`, given R `[n, k, k]` of each row.
+
+        R R' is minus the second derivative of the row's log likelihood in its outputs.
+        """
         raise NotImplementedError
 
 

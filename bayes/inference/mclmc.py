@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayes.inference.adaptation import DualAveraging, RunningScale, State, van_der_corput
+from bayes.inference.adaptation import DualAveraging, Rescue, RunningScale, State, van_der_corput
 from bayes.inference.chains import ChainMethod, Kernel
 from bayes.inference.evaluation import Evaluation
 from bayes.inference.graphs import captured, compiled
@@ -320,13 +320,15 @@ class _AdjustedKernel(_TurningKernel):
             "num_gradients": 1.0,
             "log_length": math.log(root),
             **RunningScale.start(position),
+            **Rescue.start(position),
             **DualAveraging.start(root / 10),
         }
 
     def warm_up(self, state: State, done: float, generator: torch.Generator) -> State:
         state, stats = self.sample(state, generator)
-        acceptance = float(torch.as_tensor(stats["acceptance_rate"]).mean())
-        state = {**state, **self.step_size.update(state, acceptance)}
+        acceptance = torch.as_tensor(stats["acceptance_rate"])
+        state = {**state, **self.step_size.update(state, float(acceptance.mean()))}
+        state = Rescue.update(state, acceptance, done, generator)
         if done < _SECOND:
             return {**state, **RunningScale.update(state, state["position"])}
         if "scaled" not in state:  # the step size anew, for scales that stay

@@ -504,6 +504,9 @@ class BayesianNetwork(Model):
             kind="BayesianNetwork",
             description={
                 "log_evidence": draws.log_evidence,
+                "num_gradients": draws.num_gradients,
+                "smaller_steps": draws.smaller_steps,
+                "max_bytes": self.max_bytes,
                 "likelihood": self.likelihood.description(),
                 "weights": self.weight_prior.description(),
                 "given": self._given,
@@ -563,6 +566,7 @@ class BayesianNetwork(Model):
             train_Yvar=state.get("train_Yvar"),
             input_transform=input_transform,
             outcome_transform=outcome_transform,
+            max_bytes=description["max_bytes"],
         )
         try:
             model.load_state_dict(state)
@@ -574,8 +578,10 @@ class BayesianNetwork(Model):
                 samples,
                 stats,
                 tensors.get("history"),
+                num_gradients=description["num_gradients"],
                 center=tensors_under("center", tensors) or None,
                 log_evidence=description["log_evidence"],
+                smaller_steps=description["smaller_steps"],
             )
         )
         check_fingerprint(path, "network", model._fingerprint(), tensors["fingerprint"])

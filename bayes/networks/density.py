@@ -18,8 +18,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from bayes.inference import HasParts, LogDensity, Rows
+from bayes.inference import HasParts, KroneckerFactors, LogDensity, Rows
 from bayes.likelihoods import Likelihood, NormalPrior
+from bayes.networks.kronecker import kronecker_factors
 from bayes.networks.weight_priors import WeightPrior
 
 if TYPE_CHECKING:
@@ -155,6 +156,13 @@ class NetworkPosterior(HasParts):
         targets, known = self.model.targets()
         parameters = self.split(position)[1]
         return self.model.likelihood.hessian(targets, functions, parameters, known)
+
+    def kronecker_factors(self, position: Tensor, roots: Tensor) -> list[KroneckerFactors]:
+        """Of the curvature of each layer at a position `[d]`, given R `[n, k, k]` of each row."""
+        model = self.model
+        weights = model.whitening.weights(self.split(position)[0])
+        rows = model.transformed_inputs(model.train_X)
+        return kronecker_factors(model.prior, weights, rows, roots)
 
     def log_density(self) -> LogDensity:
         """Of positions, log prior plus log likelihood, started at draws from the prior."""

@@ -51,7 +51,12 @@ from bayes.description import (
 )
 from bayes.outcome import ElementwiseOutcome
 from bayes.processes.fitting import Watch, maximise
-from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood, exact_solves
+from bayes.processes.left_out import left_out_moments
+from bayes.processes.marginal_likelihood import (
+    JointMarginalLogLikelihood,
+    exact_solves,
+    relative_jitter,
+)
 from bayes.processes.prediction import conditional
 from bayes.processes.rows import ProcessRows, takes_missing
 from bayes.processes.sample_path import SamplePath
@@ -142,6 +147,21 @@ class ExactProcess(ProcessRows, ABC):
             transform: From there to the units of Y, if it is affine.
         """
 
+    def _left_out_posterior(
+        self, mean: Tensor, variance: Tensor, transform: AffineTransform | None
+    ) -> PredictivePosterior:
+        """Posterior of each row's outcomes given the others, from those of the kernel's Gaussian.
+
+        Args:
+            mean: On the model's scale, `[..., n]`, of several outputs `[..., m, n]`.
+            variance: Of the same shape, noise included.
+            transform: From there to the units of Y, if it is affine.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no closed form of its rows given the others; "
+            "use K-fold cross-validation."
+        )
+
     def fit(
         self,
         *,
@@ -151,6 +171,7 @@ class ExactProcess(ProcessRows, ABC):
         progress: bool | None = None,
         optimizer_kwargs: Mapping[str, Any] | None = None,
         seed: int = 0,
+        max_rows: int | None = None,
     ) -> Self:
         """Maximise marginal likelihood times priors over kernel and noise, from the present values.
 
@@ -164,7 +185,11 @@ class ExactProcess(ProcessRows, ABC):
             progress: Show a bar; None shows it if more than ten seconds are expected.
             optimizer_kwargs: Passed to `scipy.optimize.minimize`, such as
                 `{"options": {"gtol": 1e-6}}`; L-BFGS-B without a method.
-            seed: Seed of the restarts; the global generator is left as it was.
+            seed: Seed of the restarts and of the choice of rows; the global generator is left as it
+                was.
+            max_rows: Rows from which hyperparameters are learnt, drawn at random if there are more;
+                all rows if None. Predictions are of all rows in any case: one factorisation,
+                O(n^3), instead of one for each evaluation.
 
         Returns:
             The model itself.
@@ -178,6 +203,19 @@ class ExactProcess(ProcessRows, ABC):
             raise ValueError(
                 f"fit needs num_restarts >= 0 and max_iter >= 1, got {num_restarts} and {max_iter}."
             )
+        if max_rows is not None:
+            if max_rows < 1:
+                raise ValueError(f"fit needs max_rows >= 1, got {max_rows}.")
+            if self.train_X.shape[-2] > max_rows:
+                return self._fit_on_some(
+                    max_rows,
+                    num_restarts=num_restarts,
+                    max_iter=max_iter,
+                    timeout=timeout,
+                    progress=progress,
+                    optimizer_kwargs=optimizer_kwargs,
+                    seed=seed,
+                )
         mll = self._marginal_log_likelihood()
         if any(parameter.requires_grad for parameter in self.parameters()):
             watch = Watch(
@@ -200,6 +238,24 @@ class ExactProcess(ProcessRows, ABC):
                     )
             finally:
                 self.eval()
+        return self
+
+    def _fit_on_some(self, max_rows: int, *, seed: int, **options: Any) -> Self:
+        """Take the hyperparameters that some random rows have, in the units of all rows."""
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(self.train_X.shape[-2], generator=generator, device="cpu")
+        index = order[:max_rows].sort().values.to(self.train_X.device)
+        known, some = self._known_noise(), self._copied()
+        some._condition_on(
+            self.train_X[..., index, :],
+            self.train_Y[..., index, :],
+            None if known is None else known[..., index, :],
+        )
+        some.fit(seed=seed, **options)
+        learnt = dict(some.named_parameters())
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.copy_(learnt[name])
         return self
 
     def _objective(self, mll: JointMarginalLogLikelihood) -> Tensor:
@@ -279,6 +335,36 @@ class ExactProcess(ProcessRows, ABC):
         if outcome is not None and not outcome.affine:
             posterior = TransformedPosterior(posterior, outcome.of_outputs(outputs))
         return apply_posterior_transform(posterior_transform, posterior, X)
+
+    def leave_one_out(self) -> PredictivePosterior:
+        """What each training row's y was expected to be, given all the other rows.
+
+        Hyperparameters stay as they are, and so do the transforms, whose standardisation has seen
+        every row: what `set_train_data` without row i and `posterior(observation_noise=True)` give
+        at row i, at the cost of one evaluation of the marginal likelihood. Leave-one-out scores are
+        `model.leave_one_out().log_prob(model.train_Y)`.
+
+        Returns:
+            A posterior `[..., n, m]` of y in units of Y. Only its marginals mean anything: each
+            row is given other rows.
+
+        Raises:
+            NotImplementedError: the process has no closed form of it.
+
+        Source: Rasmussen & Williams 2006, eq. 5.10-5.12.
+        """
+        self.eval()
+        outcome = getattr(self, "outcome_transform", None)
+        rows = self.train_inputs
+        with exact_solves(), gpt_posterior_settings():
+            prior = self.likelihood(self.forward(*rows), *rows)
+            with relative_jitter(prior.lazy_covariance_matrix.diagonal(dim1=-2, dim2=-1)):
+                mean, variance = left_out_moments(prior, self.train_targets)
+        affine = outcome.transform if outcome is not None and outcome.affine else None
+        posterior = self._left_out_posterior(mean, variance, affine)
+        if outcome is not None and not outcome.affine:
+            posterior = TransformedPosterior(posterior, outcome.transform)
+        return posterior
 
     def sample_path(
         self,

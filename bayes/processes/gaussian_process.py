@@ -27,6 +27,7 @@ from bayes.inference import Draws, InferenceMethod
 from bayes.inference.convergence import warn_unless_converged
 from bayes.processes.exact_process import ExactProcess
 from bayes.processes.hyperparameters import HyperparameterPosterior, Hyperparameters
+from bayes.processes.left_out import independent_rows
 from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood
 from bayes.processes.rows import takes_missing
 from priors.posteriors.batch_mixture import BatchMixturePosterior
@@ -70,6 +71,7 @@ class GaussianProcess(ExactProcess):
         hyperparameter_draws: What was drawn, by name.
         posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
         log_marginal_likelihood: The evidence, to decide among kernels.
+        leave_one_out: Each row's y given all the others.
         sample_path: Functions drawn from the posterior, for any kernel.
         condition_on_observations: A model of further rows, with the hyperparameters as they are.
         fantasize: Such models of rows drawn from the posterior.
@@ -97,7 +99,7 @@ class GaussianProcess(ExactProcess):
             num_draws: Draws that are kept, evenly spaced among those of the method; predictions
                 average over all of them, each in the cost of one process.
             **options: Of the maximisation, see `ExactProcess.fit`: `num_restarts`, `max_iter`,
-                `timeout`, `progress`, `optimizer_kwargs`, `seed`.
+                `timeout`, `progress`, `optimizer_kwargs`, `seed`, `max_rows`.
 
         Returns:
             The model itself.
@@ -186,6 +188,17 @@ class GaussianProcess(ExactProcess):
         )
         assert isinstance(each, PredictivePosterior)
         return apply_posterior_transform(posterior_transform, BatchMixturePosterior(each), X)
+
+    def leave_one_out(self) -> PredictivePosterior:
+        """Each training row's y given all the other rows; see `ExactProcess.leave_one_out`.
+
+        Returns:
+            A posterior `[..., n, m]`; of drawn hyperparameters the average over the draws, which
+            have seen every row.
+        """
+        if self._drawn is None:
+            return super().leave_one_out()
+        return BatchMixturePosterior(self._member_processes().leave_one_out())
 
     def _use(self, drawn: Tensor | None) -> None:
         """Average over these unconstrained hyperparameters `[draws, D]` from now on."""
@@ -282,3 +295,8 @@ class GaussianProcess(ExactProcess):
         self, gaussian: MultivariateNormal, transform: AffineTransform | None
     ) -> GaussianPosterior:
         return GaussianPosterior(gaussian, transform)
+
+    def _left_out_posterior(
+        self, mean: Tensor, variance: Tensor, transform: AffineTransform | None
+    ) -> GaussianPosterior:
+        return GaussianPosterior(independent_rows(mean, variance, self.num_outputs), transform)

@@ -18,6 +18,7 @@ from scipy.special import gammainccinv, gammaincinv, ndtr
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
+from priors.posteriors.crps import crps_of_standard_t
 from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.protocol import PredictivePosterior, check_order, leading
 from priors.posteriors.student_t import (
@@ -101,6 +102,11 @@ class StudentTPosterior(PredictivePosterior):
 
     def cdf(self, Y: Tensor) -> Tensor:
         return t_cdf(self._gaussian.standardised(Y), self.df)
+
+    def crps(self, Y: Tensor) -> Tensor:
+        if self.df <= 1:
+            return super().crps(Y)
+        return self.scale * crps_of_standard_t(self._gaussian.standardised(Y), self.df)
 
     def quantile(self, value: Tensor) -> Tensor:
         return self.location + self.scale * t_quantile(leading(value, self.location), self.df)

@@ -9,7 +9,9 @@ Ghahramani 2014, 1402.4306; the parametrisation is that of Lee et al. 2022, 2107
     posterior   t with df 2a + n, location K* (K + noise I)^-1 y,
                 scale (2b + y'(K + noise I)^-1 y) / (2a + n) times the Gaussian posterior covariance
 
-With m outputs that share sigma^2, n becomes n m and the quadratic forms are summed.
+With m outputs that share sigma^2, n becomes n m and the quadratic forms are summed. A row given the
+others is the posterior of n - 1 rows, whose quadratic form is that of all rows less
+(y_i - mean_i)^2 / variance_i, the moments those of `left_out`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
 from bayes.processes.exact_process import ExactProcess
+from bayes.processes.left_out import independent_rows
 from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood
 from bayes.processes.student_t import StudentTPosterior
 from priors.posteriors.compat import is_stored_by_output
@@ -60,6 +63,7 @@ class StudentTProcess(ExactProcess):
         fit: Learn kernel and noise ratio; returns the model.
         posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
         log_marginal_likelihood: The evidence, to decide among kernels.
+        leave_one_out: Each row's y given all the others.
         sample_path: Functions drawn from the posterior, for any kernel.
         condition_on_observations: A model of further rows, with the hyperparameters as they are.
         fantasize: Such models of rows drawn from the posterior.
@@ -117,6 +121,20 @@ class StudentTProcess(ExactProcess):
         covariance = scaled(gaussian.lazy_covariance_matrix, factor)
         storage = {"interleaved": False} if is_stored_by_output(gaussian) else {}
         distribution = type(gaussian)(gaussian.mean, covariance, **storage)
+        return StudentTPosterior(distribution, df, transform)
+
+    def _left_out_posterior(
+        self, mean: Tensor, variance: Tensor, transform: AffineTransform | None
+    ) -> StudentTPosterior:
+        # y' C^-1 y of all rows is that of the others plus the square of the row left out
+        targets = self.train_targets
+        squares = (targets - mean).square() / variance
+        quadratic = (targets * (targets - mean) / variance).sum(-1, keepdim=True) - squares
+        if self.num_outputs > 1:  # they share sigma^2
+            quadratic = quadratic.sum(-2, keepdim=True)
+        df = 2 * self.concentration + (targets.shape[-1] - 1) * self.num_outputs
+        variance = variance * (2 * self.rate + quadratic.clamp_min(0)) / df
+        distribution = independent_rows(mean, variance, self.num_outputs)
         return StudentTPosterior(distribution, df, transform)
 
 

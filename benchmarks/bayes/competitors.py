@@ -35,6 +35,7 @@ from benchmarks.bayes.problems import Problem
 from benchmarks.pfn.scores import Prediction
 from priors import NNGPKernel, Nonlinearity, NTKKernel
 from priors.gaussian.activations import Erf
+from priors.posteriors.crps import crps_of_standard_normal
 from priors.posteriors.gaussian import as_predictive
 
 __all__ = ["ACTIVATIONS", "BOTORCH", "COMPETITORS", "NETWORKS", "SKLEARN", "Competitor"]
@@ -156,7 +157,9 @@ class SklearnProcess(Competitor):
         mean, deviation = self.model.predict(problem.test_X.numpy(), return_std=True)
         normal = scipy.stats.norm(mean, deviation)  # of y: the kernel has the noise
         y = problem.test_Y[:, 0].numpy()
-        return Prediction(mean, normal.logpdf(y), normal.cdf(y))
+        u = torch.as_tensor((y - mean) / deviation)
+        crps = deviation * crps_of_standard_normal(u).numpy()
+        return Prediction(mean, normal.logpdf(y), normal.cdf(y), crps)
 
     def evidence(self) -> float:
         rows = self._rows.train_Y[:, 0].numpy()
@@ -168,7 +171,7 @@ def _prediction(model: Model, problem: Problem) -> Prediction:
     with torch.no_grad():
         posterior, Y = model.posterior(problem.test_X, observation_noise=True), problem.test_Y
         predictive = as_predictive(posterior)
-        values = (predictive.mean, predictive.log_prob(Y), predictive.cdf(Y))
+        values = (predictive.mean, predictive.log_prob(Y), predictive.cdf(Y), predictive.crps(Y))
     return Prediction(*(v[:, 0].numpy() for v in values))
 
 

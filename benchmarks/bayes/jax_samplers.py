@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import partial
 
 import blackjax
 import jax
@@ -72,13 +73,13 @@ def problem_of(told):
 
 
 def saas(told):
-    """Of logarithms: output scale, tau, length scales and noise above its bound."""
+    """Of logarithms: output scale, length scales, tau and noise above its bound."""
     X, Y = jnp.array(told["X"]), jnp.array(told["Y"])
     n, d = X.shape
     square = (X[:, None] - X) ** 2
 
     def log_prob(u):
-        scale, tau, length = jnp.exp(u[0]), jnp.exp(u[1]), jnp.exp(u[2 : 2 + d])
+        scale, length, tau = jnp.exp(u[0]), jnp.exp(u[1 : 1 + d]), jnp.exp(u[1 + d])
         noise = told["lower"] + jnp.exp(u[-1])
         r = jnp.sqrt(5 * (square / length**2).sum(-1) + 1e-20)
         K = scale * (1 + r + r**2 / 3) * jnp.exp(-r) + noise * jnp.eye(n)
@@ -132,9 +133,9 @@ def blackjax_nuts(log_prob, start, key, draws):
 
 
 def blackjax_chees(log_prob, start, key, draws):
-    """All chains together."""
+    """All chains together, with deviations of the coordinates learnt, as it does when asked."""
     first, second = jax.random.split(key)
-    warm = blackjax.chees_adaptation(log_prob, len(start))
+    warm = blackjax.chees_adaptation(log_prob, len(start), mass_matrix_estimation="diagonal")
     (states, parameters), info = warm.run(first, start, 0.1, optax.adam(0.025), draws)
     kernel = blackjax.dynamic_hmc(log_prob, **parameters)
 
@@ -149,14 +150,14 @@ def blackjax_chees(log_prob, start, key, draws):
     return positions.swapaxes(0, 1), float(steps.sum()), float(steps.sum()) + before
 
 
-def blackjax_adjusted_mclmc(log_prob, start, key, draws):
-    """Each chain tunes itself, over as many transitions as are kept; a step has two gradients."""
+def blackjax_adjusted_mclmc(log_prob, start, key, draws, num_steps):
+    """Each chain tunes itself, over as many transitions as are kept; a step has two gradients.
+
+    It finds the step size for a mean number of steps, which is the user's to choose.
+    """
     algorithm = blackjax.mcmc.adjusted_mclmc_dynamic
-    rescale = blackjax.mcmc.adjusted_mclmc.rescale
     kernel = algorithm.build_kernel(
-        integration_steps_fn=lambda key, mean: jnp.maximum(
-            jnp.round(jax.random.uniform(key) * rescale(mean) + 0.5), 1
-        ).astype(jnp.int32)
+        integration_steps_fn=algorithm.make_random_trajectory_length_fn(True)
     )
 
     def chain(key, x):
@@ -171,6 +172,7 @@ def blackjax_adjusted_mclmc(log_prob, start, key, draws):
             target=0.9,
             frac_tune1=0.35,
             frac_tune2=0.3,
+            target_num_integration_steps=num_steps,
         )
 
         def one(state, key):
@@ -202,7 +204,10 @@ def main() -> None:
         "numpyro NUTS": numpyro_nuts,
         "blackjax NUTS": blackjax_nuts,
         "blackjax ChEES": blackjax_chees,
-        "blackjax adjusted MCLMC": blackjax_adjusted_mclmc,
+        **{
+            f"blackjax adjusted MCLMC {n}": partial(blackjax_adjusted_mclmc, num_steps=float(n))
+            for n in (2, 4, 8)
+        },
     }[told["method"]]
     numpyro.set_host_device_count(1)
     before = time.process_time()

@@ -1,6 +1,7 @@
 """How good are the posteriors of this package, and what do they cost? One part a flag.
 
 `python -m benchmarks posteriors --speed ...`: beside plain GPyTorch, see `posterior_speed`.
+`python -m benchmarks posteriors --real ...`: real tables and the stack, see `real_posteriors`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-PARTS = {"--speed": "benchmarks.bayes.posterior_speed"}
+PARTS = {
+    "--real": "benchmarks.bayes.real_posteriors",
+    "--speed": "benchmarks.bayes.posterior_speed",
+}
 
 
 def main(argv: list[str]) -> int:

@@ -7,6 +7,7 @@ real        real data sets against scikit-learn's models
 throughput  training tasks per second and latency, against the transformer of `pfns`
 acquisitions  seconds of BoTorch's acquisition functions, beside SingleTaskGP
 surrogate   Bayesian optimisation of test functions against SingleTaskGP
+recipes     what holds small networks back at low noise, one change of the recipe at a time
 
 Without a name all of them run, one after the other; options go to each.
 """
@@ -15,7 +16,16 @@ from __future__ import annotations
 
 import importlib
 
-NAMES = ("mimicry", "linear", "speed", "real", "throughput", "acquisitions", "surrogate")
+NAMES = (
+    "mimicry",
+    "linear",
+    "speed",
+    "real",
+    "throughput",
+    "acquisitions",
+    "surrogate",
+    "recipes",
+)
 
 
 def main(argv: list[str]) -> int:

@@ -24,19 +24,22 @@ class Prediction:
         mean: Of y, `[m]`.
         log_density: Of y at the targets, `[m]`, nats, in units of y.
         probability_below: Of a value at most the target, `[m]`.
+        crps: Continuous ranked probability scores of the targets, `[m]`, units of y.
     """
 
     mean: np.ndarray
     log_density: np.ndarray
     probability_below: np.ndarray
+    crps: np.ndarray
 
 
 def density_scores(predicted: Prediction, y: np.ndarray) -> dict[str, float]:
-    """NLL (nats per row), RMSE (units of y) and coverage of central 90 % intervals."""
+    """NLL (nats per row), RMSE and CRPS (units of y), and coverage of central 90 % intervals."""
     inside = np.abs(predicted.probability_below - 0.5) <= 0.45
     return {
         "nll": float(-predicted.log_density.mean()),
         "rmse": float(np.sqrt(np.square(predicted.mean - y).mean())),
+        "crps": float(predicted.crps.mean()),
         "coverage": float(inside.mean()),
     }
 

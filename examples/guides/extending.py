@@ -131,7 +131,7 @@ class Bottleneck(nas.spaces.FlatSpace):
         }
 
     def from_parameters(self, values):
-        chosen = self._checked(values)
+        chosen = self.checked_parameters(values)
         return Architecture(
             (
                 Architecture.input((64,)),

@@ -16,7 +16,7 @@ import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch import Tensor
 
-from nas.architecture import Architecture, Node
+from nas.architectures.architecture import Architecture, Node
 from nas.spaces.space import FlatSpace
 
 __all__ = ["CELL_OPERATIONS", "CellSpace"]
@@ -76,7 +76,7 @@ class CellSpace(FlatSpace):
         Raises:
             ValueError: an edge is missing or has another operation.
         """
-        chosen = self._checked(values)
+        chosen = self.checked_parameters(values)
         body = _cell([chosen[name] for name in _NAMES])
         count = self.num_cells
         image = (self.in_channels, self.image_size, self.image_size)

@@ -1,9 +1,10 @@
-"""Multilayer perceptrons: depth, a width for each layer, activation, residual, layer norm.
+"""Multilayer perceptrons: depth, widths, activation, residual, layer norm, hourglass blocks.
 
 Hidden layer l computes h_l = phi(norm(W_l h_{l-1} + b_l)), plus h_{l-1} from the second layer on
 when residual, through a bias-free projection where the widths differ. The first hidden layer
 maps the inputs to the stream and has no shortcut, so "residual" says nothing about a network of
-one hidden layer and is dropped there.
+one hidden layer and is dropped there. In an hourglass W_l = V_l U_l has a waist of a quarter of the
+layer's width, with the activation behind U_l too.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch import Tensor
 
-from nas.architecture import Architecture, Node
-from nas.operations import ACTIVATIONS
+from nas.architectures.architecture import Architecture, Node
+from nas.architectures.operations import ACTIVATIONS
 from nas.spaces.space import FlatSpace
 
 __all__ = ["MLPSpace"]
@@ -31,9 +32,11 @@ class MLPSpace(FlatSpace):
         out_features: Length of an output.
         depth: Least and largest number of hidden layers.
         widths: Choices for the width of each hidden layer.
-        activations: Choices, names in `nas.operations.ACTIVATIONS`.
+        activations: Choices, names in `nas.architectures.operations.ACTIVATIONS`.
         residual: Choices, or one fixed value.
         layer_norm: Choices, or one fixed value.
+        hourglass: Choices, or one fixed value: whether each hidden layer has a narrow waist. A
+            parameter of the space only where it can be True.
 
     Raises:
         ValueError: an empty or impossible set of choices.
@@ -49,6 +52,7 @@ class MLPSpace(FlatSpace):
         activations: Sequence[str] = ("relu", "gelu", "tanh"),
         residual: bool | Sequence[bool] = (False, True),
         layer_norm: bool | Sequence[bool] = False,
+        hourglass: bool | Sequence[bool] = False,
     ) -> None:
         for name, size in (("in_features", in_features), ("out_features", out_features)):
             if size < 1:
@@ -73,12 +77,14 @@ class MLPSpace(FlatSpace):
         self.activations = tuple(dict.fromkeys(activations))
         self.residual = _choices("residual", residual)
         self.layer_norm = _choices("layer_norm", layer_norm)
+        self.hourglass = _choices("hourglass", hourglass)
         choices: dict[str, tuple[Any, ...]] = {
             "depth": tuple(range(self.depth[0], self.depth[1] + 1)),
             **{f"width_{layer}": self.widths for layer in range(1, self.depth[1] + 1)},
             "activation": self.activations,
             "residual": self.residual,
             "layer_norm": self.layer_norm,
+            **({"hourglass": self.hourglass} if True in self.hourglass else {}),
         }
         self._distributions: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(values) for name, values in choices.items()
@@ -88,11 +94,11 @@ class MLPSpace(FlatSpace):
         return (
             f"MLPSpace({self.in_features}, {self.out_features}, depth={self.depth}, "
             f"widths={self.widths}, activations={self.activations}, residual={self.residual}, "
-            f"layer_norm={self.layer_norm})"
+            f"layer_norm={self.layer_norm}, hourglass={self.hourglass})"
         )
 
     def parameters(self) -> dict[str, BaseDistribution]:
-        """`depth`, `width_1` to the largest depth, `activation`, `residual`, `layer_norm`."""
+        """`depth`, `width_1` to the largest depth, and the styles of all layers."""
         return dict(self._distributions)
 
     def from_parameters(self, values: Mapping[str, Any]) -> Architecture:
@@ -101,12 +107,13 @@ class MLPSpace(FlatSpace):
         Raises:
             ValueError: a parameter is missing or outside its choices.
         """
-        chosen = self._checked(values)
+        chosen = self.checked_parameters(values)
         return self.network(
             [chosen[f"width_{layer}"] for layer in range(1, chosen["depth"] + 1)],
             chosen["activation"],
             residual=chosen["residual"],
             layer_norm=chosen["layer_norm"],
+            hourglass=chosen.get("hourglass", False),
         )
 
     def network(
@@ -116,19 +123,24 @@ class MLPSpace(FlatSpace):
         *,
         residual: bool = False,
         layer_norm: bool = False,
+        hourglass: bool = False,
     ) -> Architecture:
         """The multilayer perceptron with these hidden widths.
 
         Args:
             widths: Widths of the hidden layers, first to last.
-            activation: Name in `nas.operations.ACTIVATIONS`.
+            activation: Name in `nas.architectures.operations.ACTIVATIONS`.
             residual: Whether hidden layers after the first add their input.
             layer_norm: Whether a layer norm comes before each activation.
+            hourglass: Whether each layer goes through a waist.
         """
         nodes = [Architecture.input((self.in_features,))]
         for layer, width in enumerate(widths):
             stream = len(nodes) - 1
-            nodes.append(Node.of("linear", stream, out_features=int(width)))
+            if hourglass:
+                nodes.append(Node.of("linear", stream, out_features=_waist(width)))
+                nodes.append(Node.of(activation, len(nodes) - 1))
+            nodes.append(Node.of("linear", len(nodes) - 1, out_features=int(width)))
             if layer_norm:
                 nodes.append(Node.of("layer_norm", len(nodes) - 1))
             nodes.append(Node.of(activation, len(nodes) - 1))
@@ -149,14 +161,21 @@ class MLPSpace(FlatSpace):
         """
         operations = [node.operation for node in architecture.nodes]
         linear = [dict(n.arguments) for n in architecture.nodes if n.operation == "linear"]
-        widths = [int(arguments.get("out_features", 0)) for arguments in linear[:-1]]
+        every = [int(arguments.get("out_features", 0)) for arguments in linear[:-1]]
         activation = next((name for name in operations if name in ACTIVATIONS), "")
         residual, layer_norm = "sum" in operations, "layer_norm" in operations
-        if (
-            not self.depth[0] <= len(widths) <= self.depth[1]
-            or self.network(widths, activation, residual=residual, layer_norm=layer_norm)
-            != architecture
-        ):
+        # A plain network of every second width narrow is an hourglass of half the depth: both
+        # readings are the same network, and the plain one goes first.
+        for hourglass in sorted(self.hourglass):
+            widths = every[1::2] if hourglass else every
+            styles = {"residual": residual, "layer_norm": layer_norm, "hourglass": hourglass}
+            if (
+                self.depth[0] <= len(widths) <= self.depth[1]
+                and set(widths) <= set(self.widths)
+                and self.network(widths, activation, **styles) == architecture
+            ):
+                break
+        else:
             raise ValueError(
                 "The architecture is not a multilayer perceptron of this space "
                 f"({self.in_features} inputs, {self.out_features} outputs):\n{architecture}"
@@ -165,13 +184,14 @@ class MLPSpace(FlatSpace):
             residual = self.residual[0]  # means nothing here
         middle = self.widths[len(self.widths) // 2]
         padded = widths + [middle] * (self.depth[1] - len(widths))
-        return self._checked(
+        return self.checked_parameters(
             {
                 "depth": len(widths),
                 **{f"width_{layer}": width for layer, width in enumerate(padded, start=1)},
                 "activation": activation,
                 "residual": residual,
                 "layer_norm": layer_norm,
+                "hourglass": hourglass,
             }
         )
 
@@ -192,6 +212,8 @@ class MLPSpace(FlatSpace):
             row.append(_unit(width, *bounds) if present else 0.5)
         row.append(float(values["residual"]) if depth > 1 else 0.5)
         row.append(float(values["layer_norm"]))
+        if True in self.hourglass:
+            row.append(float(values["hourglass"]))
         row += [float(values["activation"] == name) for name in self.activations]
         return torch.tensor(row, dtype=torch.float64, device="cpu")
 
@@ -201,6 +223,10 @@ def _choices(name: str, value: bool | Sequence[bool]) -> tuple[bool, ...]:
     if not choices or not all(isinstance(choice, bool) for choice in choices):
         raise ValueError(f"{name} must be True, False or a sequence of them, got {value!r}.")
     return choices
+
+
+def _waist(width: int) -> int:
+    return max(1, int(width) // 4)
 
 
 def _unit(value: float, low: float, high: float) -> float:

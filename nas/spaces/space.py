@@ -7,17 +7,22 @@ that Optuna's own samplers can search it too; it needs only the map to and from 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
+import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch import Generator, Tensor
 
-from nas.architecture import Architecture
+from nas.architectures.architecture import Architecture
 from priors.randomness import RandomSource
 
 __all__ = ["FlatSpace", "Space"]
+
+NUM_ATTEMPTS = 20
 
 
 class Space(ABC):
@@ -30,6 +35,29 @@ class Space(ABC):
     @abstractmethod
     def neighbours(self, architecture: Architecture) -> list[Architecture]:
         """The members one edit away, without the architecture itself and without repeats."""
+
+    def members(self, limit: int) -> list[Architecture] | None:
+        """All members, each once; None where there may be more than `limit`."""
+        return None
+
+    def steps(
+        self, architecture: Architecture, number: int, generator: Generator
+    ) -> list[Architecture]:
+        """At most so many different members near another one, drawn from its neighbours."""
+        near = self.neighbours(architecture)
+        order = torch.randperm(len(near), generator=generator, device=generator.device)
+        return [near[index] for index in order[:number].tolist()]
+
+    def mutate(self, architecture: Architecture, generator: Generator) -> Architecture:
+        """A member near another one: one of its neighbours, or itself where it has none."""
+        near = self.neighbours(architecture)
+        return near[int(RandomSource(generator).integers(len(near)))] if near else architecture
+
+    def crossover(
+        self, architecture: Architecture, other: Architecture, generator: Generator
+    ) -> Architecture:
+        """A member with traits of two; a mutation of the first, where a space knows no better."""
+        return self.mutate(architecture, generator)
 
     @abstractmethod
     def encode(self, architecture: Architecture) -> Tensor:
@@ -66,6 +94,14 @@ class FlatSpace(Space):
             ValueError: the architecture is not in the space.
         """
 
+    def members(self, limit: int) -> list[Architecture] | None:
+        """All members, each once; None where the parameters have more than `limit` choices."""
+        choices = [choices_of(name, d) for name, d in self.parameters().items()]
+        if math.prod(len(each) for each in choices) > limit:
+            return None
+        every = (dict(zip(self.parameters(), chosen, strict=True)) for chosen in product(*choices))
+        return list(dict.fromkeys(map(self.from_parameters, every)))
+
     def random(self, generator: Generator) -> Architecture:
         """Draw every parameter uniformly, as Optuna's `RandomSampler` does."""
         draws, values = RandomSource(generator), {}
@@ -83,6 +119,34 @@ class FlatSpace(Space):
                 found[self.from_parameters({**values, name: choice})] = None
         return list(found)[1:]
 
+    def mutate(self, architecture: Architecture, generator: Generator) -> Architecture:
+        """A member that differs in one parameter, which is drawn anew until it does."""
+        values, draws = self.to_parameters(architecture), RandomSource(generator)
+        parameters = {
+            name: choices
+            for name, distribution in self.parameters().items()
+            if len(choices := choices_of(name, distribution)) > 1
+        }
+        for _ in range(NUM_ATTEMPTS if parameters else 0):
+            name = list(parameters)[int(draws.integers(len(parameters)))]
+            others = [choice for choice in parameters[name] if choice != values[name]]
+            changed = self.from_parameters(
+                {**values, name: others[int(draws.integers(len(others)))]}
+            )
+            if changed != architecture:  # not the width of a layer that is not there
+                return changed
+        return architecture
+
+    def crossover(
+        self, architecture: Architecture, other: Architecture, generator: Generator
+    ) -> Architecture:
+        """Every parameter from either of two members."""
+        one, two = self.to_parameters(architecture), self.to_parameters(other)
+        taken = RandomSource(generator).integers(2, len(one)).tolist()
+        return self.from_parameters(
+            {name: (one, two)[which][name] for name, which in zip(one, taken, strict=True)}
+        )
+
     def __contains__(self, architecture: object) -> bool:
         if not isinstance(architecture, Architecture):
             return False
@@ -91,8 +155,15 @@ class FlatSpace(Space):
         except ValueError:
             return False
 
-    def _checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of this space's parameters, each inside its distribution."""
+    def checked_parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of this space's parameters, for `from_parameters` to begin with.
+
+        Args:
+            values: Values by name; those of other names are left out.
+
+        Raises:
+            ValueError: a parameter is missing or outside its distribution.
+        """
         checked = {}
         for name, distribution in self.parameters().items():
             if name not in values:

@@ -112,7 +112,13 @@ def _regression(gpu: bool = False) -> Recipe:
         config=TrainingConfig(
             # Width costs a GPU nothing at this size, and narrow posteriors need bars.
             architecture=_slots(
-                max_features=20, bars=1600, embedding=192, heads=8, hidden=384, layers=8
+                max_features=20,
+                bars=1600,
+                embedding=192,
+                heads=8,
+                hidden=384,
+                layers=8,
+                experts=3,
             ),
             inputs="standardised",
             targets="standardised",

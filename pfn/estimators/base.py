@@ -21,10 +21,10 @@ from torch import Tensor
 from pfn.estimators.ensemble import EnsemblePlan, Member
 from pfn.estimators.power_transforms import standardisation
 from pfn.estimators.relevance import relevance
-from pfn.estimators.tables import Columns, imputation, imputed, read_columns, refuse_missing
 from pfn.familiarity import unlike_the_prior
 from pfn.network import Encoding
 from pfn.prior_fitted_network import PFN, load
+from priors.tables import Columns, imputation, imputed, read_columns, refuse_missing
 
 __all__ = ["PFNEstimator"]
 

@@ -15,12 +15,12 @@ from torch.distributions.transforms import AffineTransform
 
 from pfn.estimators.base import PFNEstimator
 from pfn.estimators.relevance import ranks
-from pfn.estimators.tables import refuse_missing
 from pfn.posteriors import BarPosterior
 from pfn.prior_fitted_network import PFN
 from priors.posteriors.linear_pool import MixturePosterior
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior
+from priors.tables import refuse_missing
 
 __all__ = ["PFNRegressor"]
 

@@ -13,6 +13,7 @@ import torch
 from botorch.utils.safe_math import log_fatmoid, log_fatplus
 from torch import Tensor
 
+from priors.posteriors.crps import crps_of_draws
 from priors.posteriors.protocol import PredictivePosterior, check_order, probabilities
 from priors.representation import count
 
@@ -74,6 +75,12 @@ class EmpiricalPosterior(PredictivePosterior):
         """Weight of the draws at most `Y` `[..., n, m]`, `[..., n, m]`; a step function."""
         below = (beside(self.draws, Y) <= Y).to(self.draws.dtype)
         return average(below, self.log_weights)
+
+    def crps(self, Y: Tensor) -> Tensor:
+        log_weights = self.log_weights
+        missing = self.draws.dim() - log_weights.dim()
+        log_weights = log_weights.reshape(*log_weights.shape, *[1] * missing)
+        return crps_of_draws(self.draws, log_weights.expand_as(self.draws), Y)
 
     def quantile(self, value: Tensor) -> Tensor:
         """Smallest draws whose cdf reaches `value` `[*p]`, `[*p, ..., n, m]`.

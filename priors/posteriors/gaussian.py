@@ -22,6 +22,7 @@ from torch.distributions.transforms import AffineTransform
 
 from priors.posteriors.categorical import CategoricalPosterior
 from priors.posteriors.compat import is_stored_by_output, log_ndtr_integral
+from priors.posteriors.crps import crps_of_standard_normal
 from priors.posteriors.protocol import PredictivePosterior, check_order, leading
 
 __all__ = [
@@ -76,6 +77,9 @@ class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
 
     def cdf(self, Y: Tensor) -> Tensor:
         return torch.special.ndtr(self.standardised(Y))
+
+    def crps(self, Y: Tensor) -> Tensor:
+        return self.stddev * crps_of_standard_normal(self.standardised(Y))
 
     def quantile(self, value: Tensor) -> Tensor:
         return self.mean + self.stddev * torch.special.ndtri(leading(value, self.mean))

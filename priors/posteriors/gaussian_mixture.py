@@ -10,10 +10,14 @@ import math
 import torch
 from torch import Tensor
 
+from priors.posteriors.crps import crps_of_gaussians
+from priors.posteriors.draws import beside
 from priors.posteriors.gaussian import gaussian_log_excess
 from priors.posteriors.location_scale_mixture import LocationScaleMixture
 
 __all__ = ["GaussianMixturePosterior"]
+
+_MOST = 64  # components whose pairs are summed
 
 
 class GaussianMixturePosterior(LocationScaleMixture):
@@ -43,6 +47,12 @@ class GaussianMixturePosterior(LocationScaleMixture):
 
     def _log_density(self, u: Tensor) -> Tensor:
         return -0.5 * (u.square() + math.log(2 * math.pi))
+
+    def crps(self, Y: Tensor) -> Tensor:
+        if len(self.means) > _MOST:
+            return super().crps(Y)
+        means, variances = (beside(part, Y) for part in (self.means, self.variances))
+        return crps_of_gaussians(means, variances, self.log_weights, Y)
 
     def _cdf(self, u: Tensor) -> Tensor:
         return torch.special.ndtr(u)

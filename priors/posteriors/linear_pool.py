@@ -7,6 +7,7 @@ averaged, never parameters, means or quantiles, so that disagreement widens it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -106,6 +107,19 @@ class MixturePosterior(PredictivePosterior):
         with torch.no_grad():
             each = torch.stack([component.quantile(value) for component in self.components])
         return invert_cdf(self, p, each.amin(0), each.amax(0))
+
+    def crps(self, Y: Tensor) -> Tensor:
+        if len(self.components) == 1:
+            return self.components[0].crps(Y)
+        if (atoms := self.atoms) is not None:
+            return EmpiricalPosterior(*atoms).crps(Y)
+        return super().crps(Y)
+
+    def _knots(self) -> Tensor:
+        # where the components bend, without the search for quantiles
+        weights = self.log_weights.tolist()
+        kept = [c for c, weight in zip(self.components, weights, strict=True) if weight > -math.inf]
+        return torch.cat([component._knots() for component in kept]).sort(0).values
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         return self._log_average([component.joint_log_prob(Y) for component in self.components])

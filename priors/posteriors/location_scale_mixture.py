@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from priors.posteriors.crps import knot_probabilities
 from priors.posteriors.draws import average, beside, choose, log_average, normalised
 from priors.posteriors.inversion import invert_cdf
 from priors.posteriors.protocol import PredictivePosterior, leading, probabilities
@@ -20,6 +21,7 @@ from priors.representation import count
 __all__ = ["LocationScaleMixture"]
 
 _NUMBERS_AT_ONCE = 2**22
+_FEW = 16
 
 
 class LocationScaleMixture(PredictivePosterior):
@@ -114,6 +116,14 @@ class LocationScaleMixture(PredictivePosterior):
         p = leading(value, self.locations[0])
         each = beside(self.locations, p) + beside(self.scales, p) * self._quantile(p[None])
         return invert_cdf(self, p, each.amin(0), each.amax(0))
+
+    def _knots(self) -> Tensor:
+        if len(self.locations) > _FEW:
+            return super()._knots()
+        # where the components bend, which those of the mixture may pass over
+        p = leading(knot_probabilities(self.dtype, self.device), self.locations[0])
+        each = beside(self.locations, p) + beside(self.scales, p) * self._quantile(p[None])
+        return each.flatten(0, 1).sort(0).values
 
     def log_excess(self, threshold: Tensor | float, order: int, above: bool = True) -> Tensor:
         like = self.locations

@@ -70,6 +70,17 @@ class PoissonMixturePosterior(PredictivePosterior):
         below = _cdf(Y, beside(self._rates, Y))
         return average(below, self.log_weights)
 
+    def crps(self, Y: Tensor) -> Tensor:
+        p = 1 - 1e2 * torch.finfo(self.dtype).eps
+        last = float(torch.maximum(self.quantile(self.log_rates.new_tensor(p)).max(), Y.max()))
+        found = torch.zeros(
+            torch.broadcast_shapes(Y.shape, self.shape), dtype=self.dtype, device=self.device
+        )
+        for number in range(int(last) + 1):
+            at = torch.full_like(found, number)
+            found = found + (self.cdf(at) - (Y <= number).to(found)).square()
+        return found
+
     def quantile(self, value: Tensor) -> Tensor:
         """Smallest counts whose cdf reaches `value` `[*p]`, `[*p, ..., n, m]`.
 

@@ -23,12 +23,17 @@ class Scores:
         nlpd: Negative mean marginal log predictive density, nats.
         coverage: Share of targets inside the central interval.
         level: Nominal probability of that interval.
+        crps: Mean continuous ranked probability score, units of Y.
+        interval_score: Mean length of that interval and 2 / (1 - level) times by how much targets
+            miss it, units of Y (Gneiting & Raftery 2007, eq. 43).
     """
 
     rmse: float
     nlpd: float
     coverage: float
     level: float
+    crps: float
+    interval_score: float
 
     def __repr__(self) -> str:
         return as_record(self)
@@ -56,11 +61,14 @@ def score(posterior: PredictivePosterior, Y: Tensor, *, level: float = 0.9) -> S
         tail = (1 - level) / 2
         lower, upper = posterior.quantile(Y.new_tensor([tail, 1 - tail]))
         inside = (lower <= Y) & (upper >= Y)
+        missed = (lower - Y).clamp_min(0) + (Y - upper).clamp_min(0)
         return Scores(
             rmse=float((posterior.mean - Y).square().mean().sqrt()),
             nlpd=float(-posterior.log_prob(Y).mean()),
             coverage=float(inside.to(Y.dtype).mean()),
             level=level,
+            crps=float(posterior.crps(Y).mean()),
+            interval_score=float((upper - lower + missed / tail).mean()),
         )
 
 

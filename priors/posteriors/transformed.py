@@ -160,6 +160,16 @@ class TransformedPosterior(PredictivePosterior):
         value = value if self._increasing("quantile") else 1 - value
         return self.transform(self.base.quantile(value))
 
+    def crps(self, Y: Tensor) -> Tensor:
+        if (draws := self._draws) is not None:
+            return draws.crps(Y)
+        if self._affine is None:
+            return super().crps(Y)
+        return self.base.crps(self.transform.inv(Y)) * self._own(self._affine.scale).abs()
+
+    def _knots(self) -> Tensor:
+        return self.transform(self.base._knots()).sort(0).values
+
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         Y, below, above = self._within(Y)
         z = self.transform.inv(Y)

@@ -17,7 +17,7 @@ __all__ = ["RandomNoise"]
 class RandomNoise:
     """Noise of random level and, in some tasks, of random shape.
 
-    Half of the tasks have a log-uniform variance on [low, 1], the others a uniform one on
+    Some of the tasks have a log-uniform variance on [low, 1], the others a uniform one on
     [0.2, high]. Where noise is heteroscedastic, the logarithm of the variance is a random sinusoid
     of the inputs around that level; where it has outliers, a random share of the rows, up to a
     tenth, has noise with three degrees of freedom and five times the deviation.
@@ -25,6 +25,7 @@ class RandomNoise:
     Attributes:
         low: Smallest variance.
         high: Largest variance.
+        moderate: Share of the tasks whose variance is uniform on [0.2, high].
         heteroscedastic: Probability that the noise of a task depends on the inputs.
         outliers: Probability that a task has outliers. Its noise variance is then infinite: the
             noise is not Gaussian.
@@ -32,6 +33,7 @@ class RandomNoise:
 
     low: float = 1e-4
     high: float = 2.0
+    moderate: float = 0.5
     heteroscedastic: float = 0.0
     outliers: float = 0.0
 
@@ -41,7 +43,7 @@ class RandomNoise:
                 "low, the smallest noise variance, must lie in (0, 1], and high, the largest, "
                 f"must be at least 0.2; got {self.low} and {self.high}."
             )
-        check_probabilities(self, "heteroscedastic", "outliers")
+        check_probabilities(self, "moderate", "heteroscedastic", "outliers")
 
     def draw(self, draws: RandomSource, X: Tensor) -> tuple[Tensor, Tensor]:
         """Noise at the inputs `X` `[B, N, d]`.
@@ -66,7 +68,7 @@ class RandomNoise:
         """Noise variances at the inputs but for outliers, `[B]`, or `[B, N]` if they may differ."""
         B, _, d = X.shape
         noise_var = torch.where(
-            draws.bernoulli(0.5, B),
+            draws.bernoulli(1 - self.moderate, B),
             draws.log_uniform(self.low, 1.0, B),
             0.2 + (self.high - 0.2) * draws.uniform(B),
         )

@@ -1,6 +1,7 @@
 """Fast approximations: exact where they should be, and honest about what they are."""
 
 import math
+import sys
 
 import pyro
 import pyro.distributions as dist
@@ -24,6 +25,8 @@ from priors import NetworkPrior
 
 double = torch.float64
 QUIET = {"progress": False}
+
+pytestmark = pytest.mark.usefixtures("without_graphs")  # densities are small, fits short
 
 
 class TestLowRank(InferenceMethodContract):
@@ -224,6 +227,7 @@ def test_linearised_draws_are_saved(tmp_path):
     model.save(tmp_path / "m")
     again = BayesianNetwork.load(tmp_path / "m", network())
     assert again.draws.log_evidence == model.draws.log_evidence
+    assert again.draws.num_gradients is None
     torch.testing.assert_close(again.posterior(X).mean, model.posterior(X).mean)
     assert again.to(torch.float32).draws.center["eps"].dtype == torch.float32
 
@@ -251,6 +255,14 @@ def test_laplace_refuses_what_has_no_maximum():
     normal = LogDensity(lambda x: -(x**2).sum(-1), 2)
     with pytest.raises(NotImplementedError, match="last_layer"):
         Laplace(weights="last_layer", **QUIET).run(normal, torch.zeros(1, dtype=double))
+
+
+def test_kronecker_factors_need_their_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "curvlinops", None)
+    X, Y = data()
+    model = BayesianNetwork(X, Y, network())
+    with pytest.raises(ImportError, match=r"pip install wideprior\[curvature\]"):
+        model.fit(Laplace(structure="kronecker", num_starts=1, num_training_steps=5, **QUIET))
 
 
 def test_laplace_says_where_it_needs_float64():

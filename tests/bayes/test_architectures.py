@@ -63,7 +63,9 @@ def test_functions_are_those_of_the_module(name):
         assert (values["norm.weight"] == 1).all()  # gains are fixed
 
 
-@pytest.mark.parametrize("name", ["residual with RMSNorm", "convolution"])
+@pytest.mark.parametrize(
+    "name", ["residual with RMSNorm", pytest.param("convolution", marks=pytest.mark.slow)]
+)
 def test_samplers_get_the_density_as_a_graph(name):
     density = NetworkPosterior(made(name, learn_variances=True)).log_density()
     x = 0.5 * torch.randn(2, density.dimension, dtype=torch.float64)

@@ -1,6 +1,7 @@
 """Bayesian networks against the conjugate posterior of linear regression, and their contract."""
 
 import copy
+import dataclasses
 import math
 import random
 
@@ -12,7 +13,7 @@ from botorch.acquisition import qLogExpectedImprovement
 from pyro.infer.util import is_validation_enabled
 from torch.distributions.transforms import ExpTransform
 
-from bayes.inference import NUTS, MeanField
+from bayes.inference import NUTS, Draws, MeanField
 from bayes.inference.convergence import warn_unless_converged
 from bayes.networks.bayesian_network import BayesianNetwork
 from priors.networks.finite import NetworkPrior
@@ -21,6 +22,7 @@ from priors.posteriors.transformed import TransformedPosterior
 from priors.testing import ModelContract
 
 FAST = MeanField(num_steps=40, num_draws=20, progress=False)
+pytestmark = pytest.mark.usefixtures("without_graphs")
 
 
 def module(inputs=2, width=6, outputs=2, activation=None):
@@ -302,6 +304,31 @@ def test_to_arviz_groups_and_values():
     assert predictive.shape == (2, 7, 15, 2)
     assert abs(predictive[..., 0].mean() - 5) < 3
     assert "sample_stats" not in small().fit(FAST).to_arviz().groups()
+
+
+def test_a_file_keeps_all_of_the_draws_and_the_memory(tmp_path):
+    model = small().fit(FAST)
+    samples = model.draws.samples
+    every = Draws(
+        samples,
+        {"lp": torch.rand(1, 20)},
+        history=torch.rand(5),
+        num_gradients={"warmup": 7, "sampling": 9},
+        center={name: value[0, 0] for name, value in samples.items()},
+        log_evidence=-3.5,
+        smaller_steps="lower step_size",
+    )
+    model._keep(every)
+    model.max_bytes = 12_345
+    model.save(tmp_path / "m")
+    loaded = BayesianNetwork.load(tmp_path / "m", small().prior)
+    assert loaded.max_bytes == 12_345
+    for part in dataclasses.fields(Draws):
+        kept, found = getattr(every, part.name), getattr(loaded.draws, part.name)
+        if part.name == "smaller_steps":
+            assert found == kept
+        elif part.name != "identity":
+            torch.testing.assert_close(found, kept, rtol=0, atol=0, msg=part.name)
 
 
 @pytest.mark.filterwarnings("ignore:This BayesianNetwork may not have converged")

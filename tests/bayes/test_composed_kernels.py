@@ -76,6 +76,7 @@ FITTED = [(GaussianProcess, name, 1) for name in sorted(KERNELS)]
 FITTED += [(StudentTProcess, "a category beside a network", 1)]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     ("process", "name", "m"),
     [

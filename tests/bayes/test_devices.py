@@ -22,6 +22,7 @@ from bayes import (
     match_quality,
     plot_posterior,
     plot_predictions,
+    stack,
 )
 from priors import (
     ExpectedImprovement,
@@ -38,6 +39,8 @@ from priors.random_state import seeded
 
 SHORT = MeanField(num_steps=20, num_draws=16, progress=False)
 CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.usefixtures("without_graphs")  # fits are of a few steps
 
 
 def data(device, dtype=torch.float64, outputs=1, n=8, d=2):
@@ -245,3 +248,23 @@ def test_scores_and_plots(device):
 
     found = compare({"a": factory, "b": factory}, [(X[:5], Y[:5], X[5:], Y[5:])])
     assert found.scores["a"]["nlpd"].isfinite().all()
+
+
+def test_leave_one_out_and_stacks(agrees):
+    """Scores of rows left out, their weights, and the pool's score."""
+
+    def compute(device, dtype):
+        generator = torch.Generator().manual_seed(0)
+        X = torch.randn(20, 2, generator=generator, dtype=torch.float64).to(device, dtype)
+        Y = torch.sin(X.sum(-1, keepdim=True))
+        engines = {
+            "smooth": lambda X, Y: GaussianProcess(X, Y, RBFKernel().to(X)).requires_grad_(False),
+            "rough": lambda X, Y: StudentTProcess(X, Y, MaternKernel(0.5).to(X)),
+        }
+        made = stack(engines, X, Y, progress=False).requires_grad_(False)
+        yield made.log_scores
+        posterior = made.posterior(X[:5], observation_noise=True)
+        yield posterior.log_prob(Y[:5])
+        yield posterior.crps(Y[:5])
+
+    agrees(compute)

@@ -9,6 +9,7 @@ from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import RBFKernel
 
 from bayes.diagnostics import calibration, compare, plot_posterior, plot_predictions
+from bayes.diagnostics.memory import peak_memory
 from bayes.processes.gaussian_process import GaussianProcess
 from bayes.processes.student_t_process import StudentTProcess
 from priors.posteriors.gaussian import GaussianPosterior, as_predictive
@@ -84,10 +85,46 @@ def test_compare_scores_everything_on_the_same_splits():
     assert (mean, error) == pytest.approx((paired.mean().item(), (paired.std() / 3**0.5).item()))
     assert (table.scores["GP"]["seconds"] > 0).all()
     lines = str(table).splitlines()
-    assert lines[0].split() == ["model", "RMSE", "NLPD", "90%", "coverage", "seconds"]
+    assert lines[0].split() == [
+        "model", "RMSE", "NLPD", "CRPS", "90%", "interval", "score", "50%", "coverage", "90%",
+        "coverage", "95%", "coverage", "seconds", "peak", "MiB",
+    ]  # fmt: skip
     assert [line.split("  ")[0] for line in lines[2:]] == list(records)
     assert len({len(line) for line in lines}) == 1  # aligned on the right
     assert list(table.to_pandas().index) == list(records)
+
+
+def test_compare_scores_intervals_and_the_whole_distribution():
+    X, Y, test_X, test_Y = splits()[0]
+    model = GaussianProcess(X, Y, RBFKernel())
+    table = compare({"GP": model}, [(X, Y, test_X, test_Y)], level=0.8, progress=False)
+    found = {name: values.item() for name, values in table.scores["GP"].items()}
+    posterior = model.posterior(test_X, observation_noise=True)
+    lower, upper = posterior.quantile(torch.tensor([0.1, 0.9], dtype=torch.float64))
+    missed = torch.where(test_Y < lower, lower - test_Y, (test_Y - upper).clamp_min(0))
+    expected = (upper - lower + 2 / 0.2 * missed).mean().item()
+    assert found["interval_score"] == pytest.approx(expected)
+    assert found["crps"] == pytest.approx(posterior.crps(test_Y).mean().item())
+    for level, name in ((0.5, "coverage_50"), (0.8, "coverage"), (0.95, "coverage_95")):
+        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+        lower, upper = posterior.quantile(tails)
+        inside = ((lower <= test_Y) & (test_Y <= upper)).double().mean().item()
+        assert found[name] == pytest.approx(inside)
+
+
+def test_memory_is_that_of_the_work():
+    with peak_memory(torch.device("cpu")) as peak:
+        torch.ones(2**24, dtype=torch.float64)  # 128 MiB
+    assert math.isnan(peak.mib) or 100 < peak.mib < 1_000
+
+
+def test_compare_draws_its_scores():
+    table = compare({"GP": lambda X, Y: GaussianProcess(X, Y, RBFKernel())}, splits(2))
+    figure = table.plot()
+    labels = [ax.get_xlabel() for ax in figure.axes]
+    assert labels[:4] == ["RMSE", "NLPD", "CRPS", "90% interval score"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["GP"]
+    assert len(table.plot(["nlpd", "coverage"]).axes) == 2
 
 
 def test_compare_with_one_split_has_no_standard_error():

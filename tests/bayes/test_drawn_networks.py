@@ -17,6 +17,7 @@ from bayes.inference.draws import Draws
 from priors import NetworkPrior
 
 FAST = MeanField(num_steps=10, num_draws=12, progress=False)
+pytestmark = pytest.mark.usefixtures("without_graphs")  # fits are of a few steps
 
 
 def normals(*shape, seed=0):

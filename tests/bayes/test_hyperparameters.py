@@ -115,6 +115,7 @@ def test_predictions_average_over_all_draws():
     assert torch.allclose(posterior.log_prob(y), density)
 
 
+@pytest.mark.usefixtures("without_graphs")
 def test_fit_keeps_draws_evenly():
     X, Y = data(n=6)
     model = drawn(GaussianProcess(X, Y, matern()))
@@ -197,6 +198,7 @@ class TestBatchMixture(PosteriorContract):
         return model.posterior(Q.reshape(2, 3, 2), observation_noise=True)
 
 
+@pytest.mark.usefixtures("without_graphs")
 def test_networks_are_drawn_too():
     """Variances of layers under their own priors of logarithms, length scales beside them."""
     X, Y = data(n=8)

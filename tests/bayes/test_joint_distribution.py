@@ -16,8 +16,9 @@ from gpytorch.kernels import MaternKernel, ScaleKernel
 from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.priors import GammaPrior, LogNormalPrior
 
-from bayes import HMC, MCLMC, ChEES, GaussianProcess, LogDensity, hyperparameters
+from bayes import HMC, MCLMC, ChEES, GaussianProcess, LogDensity
 from bayes.inference.evaluation import Evaluation
+from bayes.processes import hyperparameters
 from bayes.processes.hyperparameters import HyperparameterPosterior
 from bayes.testing import moments_in_errors
 

@@ -44,6 +44,7 @@ def test_step_sizes_have_the_energy_error_aimed_at(kind, energy_var):
     assert 0.5 < found / energy_var < 2
 
 
+@pytest.mark.slow
 def test_members_stay_in_the_modes_to_which_they_were_trained():
     """Of 1,024 modes 0.4 apart; a first step of sqrt(d) / 4 would be 0.8 and pass over."""
 

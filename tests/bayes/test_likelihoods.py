@@ -6,9 +6,10 @@ import pytest
 import torch
 from scipy import stats
 from torch import nn
+from torch.distributions import Gamma, InverseGamma
 from torch.distributions.transforms import ExpTransform
 
-from bayes import BayesianNetwork, MeanField
+from bayes import BayesianNetwork, MeanField, WeightPrior, student_t_weights
 from bayes.inference import ChEES
 from bayes.inference.graphs import captured
 from bayes.inference.log_density import value_and_gradient
@@ -27,6 +28,7 @@ from priors import CategoricalPosterior, ClassProbabilityPosterior
 from priors.networks.finite import NetworkPrior
 
 FAST = MeanField(num_steps=15, num_draws=12, progress=False)
+pytestmark = pytest.mark.usefixtures("without_graphs")  # fits are of a few steps
 NAMES = ["gaussian", "heteroscedastic", "student_t", "categorical", "ordinal", "poisson"]
 
 
@@ -79,11 +81,12 @@ def by_scipy(name, Y, f, parameters):
     return np.log(sum((y == c) * shares[..., c : c + 1] for c in range(3)))
 
 
-def fitted(name, dtype=torch.float64, likelihood=None):
+def fitted(name, dtype=torch.float64, likelihood=None, weights="normal"):
     """A network of that likelihood with a dozen draws."""
     Y, k = outcomes(name, n=9, dtype=dtype)
     module = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, k))
     prior = NetworkPrior(module, weight_var=2.0, bias_var=0.5)
+    prior = WeightPrior(prior, **WEIGHTS[weights])
     X = normals(9, 2, seed=4, dtype=dtype)
     return BayesianNetwork(X, Y, prior, likelihood=likelihood or name).fit(FAST)
 
@@ -117,9 +120,50 @@ def test_hessian_of_known_variances():
     assert torch.allclose(found, torch.diag_embed(-1 / known).expand(3, 5, 2, 2))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_joint_density_is_that_of_pyro_and_of_scipy(name):
-    model = fitted(name)
+MIXED = {"0": "laplace", "2": student_t_weights(5.0)}
+WEIGHTS = {
+    "normal": {},
+    "laplace": {"weights": "laplace"},
+    "by layer": {"weights": MIXED},
+    "scale": {"readout_scale": InverseGamma(3.0, 2.0)},
+    "variances": {"learn_variances": True},
+    "all": {"weights": MIXED, "readout_scale": Gamma(2.0, 1.5), "learn_variances": True},
+}
+
+
+def log_prior_of_weights(name, eps, parameters):
+    """Of whitened weights `[chains, size]` of layers of 2 and 3 inputs, from the definitions."""
+    laplace = stats.laplace(scale=0.5**0.5)
+    first = laplace if name in ("laplace", "by layer", "all") else stats.norm
+    second = {"laplace": laplace, "by layer": stats.t(5, scale=0.6**0.5)}
+    second["all"] = second["by layer"]
+    outputs = (eps.shape[-1] - 9) // 4
+    weights, bias, more, last = eps.split([6, 3, 3 * outputs, outputs], dim=-1)
+    total = first.logpdf(weights).sum(-1) + second.get(name, stats.norm).logpdf(more).sum(-1)
+    total += stats.norm.logpdf(bias).sum(-1) + stats.norm.logpdf(last).sum(-1)
+    if "log_readout_scale" in parameters:
+        log_s = parameters["log_readout_scale"][:, 0].numpy()
+        law = stats.gamma(2, scale=1 / 1.5) if name == "all" else stats.invgamma(3, scale=2)
+        total += law.logpdf(np.exp(log_s)) + log_s
+    if "whitened_log_var" in parameters:
+        assert parameters["whitened_log_var"].shape[-1] == 4
+        total += stats.norm.logpdf(parameters["whitened_log_var"]).sum(-1)
+    return total
+
+
+# the others put the same parts together
+FEW = [("student_t", "normal"), ("categorical", "normal"), ("gaussian", "all")]
+JOINTS = [(name, "normal") for name in NAMES] + [
+    ("gaussian", name) for name in WEIGHTS if WEIGHTS[name]
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [case if case in FEW else pytest.param(*case, marks=pytest.mark.slow) for case in JOINTS],
+)
+def test_the_joint_density_is_that_of_pyro_and_of_scipy(name, weights):
+    model = fitted(name, weights=weights)
     target = NetworkPosterior(model)
     ours, theirs = target.log_density(), density_of(model.pyro_model, model.train_X)
     x = 0.5 * normals(4, ours.dimension)
@@ -131,12 +175,13 @@ def test_the_joint_density_is_that_of_pyro_and_of_scipy(name):
     assert torch.allclose(value, other)
     assert torch.allclose(gradient, slope)
     eps, parameters = target.split(x)
-    f = target.functions(x)
-    truth = stats.norm.logpdf(eps).sum(-1)
+    truth = log_prior_of_weights(weights, eps, parameters)
     for site, prior in target.parameter_priors().items():
-        mean, std = prior.tensors(x)
-        truth = truth + stats.norm.logpdf(parameters[site], mean, std).sum(-1)
+        if site in model.likelihood.priors(model.train_Y.shape[-1]):
+            mean, std = prior.tensors(x)
+            truth = truth + stats.norm.logpdf(parameters[site], mean, std).sum(-1)
     assert np.allclose(target.log_prior(x), truth)
+    f = target.functions(x)
     truth = truth + by_scipy(name, model.targets()[0], f, parameters).sum((-2, -1))
     assert np.allclose(value, truth)
     parts = [ours.rows.function(x, torch.arange(k, k + 3)) for k in range(0, 9, 3)]
@@ -199,6 +244,7 @@ def test_predictions_are_averages_over_draws(name):
         )
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NAMES)
 def test_files_know_the_likelihood(name, dtype, tmp_path):

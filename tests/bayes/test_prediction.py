@@ -12,7 +12,8 @@ from linear_operator.operators import DenseLinearOperator
 from torch import nn
 from torch.distributions.transforms import ExpTransform
 
-from bayes import GaussianProcess, StudentTProcess, prediction
+from bayes import GaussianProcess, StudentTProcess
+from bayes.processes import prediction
 from bayes.processes.deferred_covariance import DeferredCovariance
 from priors import NNGPKernel
 from priors.posteriors.acquisition import LogExpectedImprovement

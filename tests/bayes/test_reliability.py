@@ -115,7 +115,9 @@ def test_classifiers_are_compared_by_their_own_scores():
 
     splits = [(X[:40], Y[:40], X[40:], Y[40:])]
     table = compare({"knowing": Knowing(), "guess": Guess()}, splits, progress=False)
-    assert set(table.scores["knowing"]) == {"accuracy", "nlpd", "brier", "ece", "seconds"}
+    assert set(table.scores["knowing"]) == {
+        "accuracy", "nlpd", "brier", "ece", "seconds", "memory",
+    }  # fmt: skip
     assert table.scores["guess"]["brier"].item() == pytest.approx(0.5)
     assert table.difference("knowing", "guess")[0] < 0
     assert table.difference("knowing", "guess", "accuracy")[0] > 0

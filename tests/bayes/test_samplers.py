@@ -22,7 +22,7 @@ from bayes import (
     Rows,
 )
 from bayes.inference import graphs
-from bayes.inference.adaptation import van_der_corput
+from bayes.inference.adaptation import Rescue, van_der_corput
 from bayes.inference.hamiltonian import HamiltonianKernel
 from bayes.inference.isokinetic import autocorrelation_time, isokinetic_step, unit_velocity
 from bayes.inference.log_density import value_and_gradient
@@ -76,6 +76,7 @@ def eight_schools_truth():
     return (weight.sum(1) * mu).sum(), (weight.sum(0) * tau).sum()
 
 
+@pytest.mark.slow
 def test_eight_schools():
     """Quadrature, and the published means of posteriordb's reference draws."""
     model, y, _ = eight_schools()
@@ -368,6 +369,38 @@ def test_no_start_is_an_error():
         run(HMC(progress=False), density)
 
 
+_STEEP = {"num_samples": 20, "num_warmup": 80, "progress": False, "compile": False}
+
+
+@pytest.mark.parametrize(
+    ("method", "rescued"),
+    [
+        (HMC(**_STEEP), True),
+        (HMC(**_STEEP), False),
+        (ChEES(num_chains=16, **_STEEP), True),
+        (MCLMC(adjusted=True, **_STEEP), True),
+    ],
+    ids=["HMC", "without", "ChEES", "MCLMC"],
+)
+def test_a_chain_that_starts_too_steep_is_put_where_others_are(method, rescued, monkeypatch):
+    # noise 1e-4 at residuals of 5: no step that suits the others is accepted there
+    def function(x):
+        log_noise = x[:, 0]
+        white = x[:, 1:] * (-0.5 * log_noise).exp().unsqueeze(-1)
+        return -0.5 * (log_noise.square() + white.square().sum(-1) + 2 * log_noise)
+
+    def initial(generator, number):
+        start = torch.randn(number, 3, generator=generator, dtype=torch.float64)
+        start[0] = torch.tensor([-18.0, 5.0, 5.0])
+        return start
+
+    if not rescued:
+        monkeypatch.setattr(Rescue, "_EARLY", 0.0)
+    draws = run(method, LogDensity(function, 3, initial=initial))
+    moved = draws.samples["x"][0].diff(dim=0).abs().sum(-1) > 0
+    assert (float(moved.double().mean()) > 0.3) == rescued
+
+
 def test_isokinetic_steps_keep_the_energy_to_second_order():
     """And the speed exactly; the error of a step is of third order, so a path's of second."""
     generator = torch.Generator().manual_seed(0)
@@ -499,8 +532,11 @@ def test_compiled_runs_are_uncompiled_ones(method):
     "method",
     [
         MCLMC(num_steps=2, progress=False),
-        MCLMC(adjusted=True, progress=False),
-        LangevinEnsemble(num_steps=2, num_training_steps=5, progress=False),
+        pytest.param(MCLMC(adjusted=True, progress=False), marks=pytest.mark.slow),
+        pytest.param(
+            LangevinEnsemble(num_steps=2, num_training_steps=5, progress=False),
+            marks=pytest.mark.slow,
+        ),
         SGHMC(num_steps=2, progress=False),
     ],
     ids=["MCLMC", "adjusted", "ensemble", "SGHMC"],

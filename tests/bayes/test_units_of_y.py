@@ -278,20 +278,21 @@ def test_what_botorch_reads_off_the_distribution(dtype, unit):
     close(root @ root.mT, there.covariance_matrix.double(), dtype)
 
 
+@pytest.mark.usefixtures("without_graphs")
 @units
 def test_bayesian_network(dtype, unit):
     X, Y, Xs = data()
 
-    def posterior(scale, noise):
+    def fitted(scale):
         torch.manual_seed(0)
         module = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
         prior = NetworkPrior(module, weight_var=1.0, bias_var=1.0)
         made = BayesianNetwork(X.to(dtype), (Y * scale).to(dtype), prior)
-        made.fit(MeanField(num_steps=20, num_draws=50, seed=0))
-        return made.posterior(Xs.to(dtype), observation_noise=noise)
+        return made.fit(MeanField(num_steps=20, num_draws=50, seed=0, progress=False))
 
+    models = fitted(unit), fitted(1.0)
     for noise in (False, True):
-        here, there = posterior(unit, noise), posterior(1.0, noise)
+        here, there = (m.posterior(Xs.to(dtype), observation_noise=noise) for m in models)
         close(here.mean, there.mean.double(), torch.float32, unit)
         close(here.variance.double().sqrt(), there.variance.double().sqrt(), torch.float32, unit)
         best = float(there.mean.max())

@@ -11,14 +11,12 @@ from torch import nn
 from torch.distributions import Gamma, HalfCauchy, InverseGamma, LogNormal, Normal, Uniform
 
 from bayes import BayesianNetwork, ChEES, MeanField, WeightPrior, student_t_weights
-from bayes.inference.graphs import captured
-from bayes.inference.log_density import value_and_gradient
-from bayes.inference.pyro_density import density_of
 from bayes.networks.density import NetworkPosterior
 from priors import NetworkPrior, NNGPKernel
 from priors.functions import FunctionPrior, draws_functions
 
 FAST = MeanField(num_steps=15, num_draws=12, progress=False)
+pytestmark = pytest.mark.usefixtures("without_graphs")  # fits are of a few steps
 
 
 def normals(*shape, seed=0, dtype=torch.float64):
@@ -103,39 +101,6 @@ def test_a_scale_out_of_range_has_no_density_and_stops_nobody(scale):
     assert not (found[1:] > -700).any()
 
 
-@pytest.mark.parametrize("name", PRIORS)
-def test_the_joint_density_is_that_of_pyro_and_by_hand(name):
-    model = fitted(name)
-    target = NetworkPosterior(model)
-    ours, theirs = target.log_density(), density_of(model.pyro_model, model.train_X)
-    x = 0.5 * normals(3, ours.dimension)
-    graph = captured(lambda position: value_and_gradient(ours.function, position), x + 0.1)
-    assert isinstance(graph, torch.fx.GraphModule)  # as samplers run it
-    assert torch.allclose(graph(x)[1], value_and_gradient(ours.function, x)[1])
-    value, gradient = value_and_gradient(ours.function, x)
-    other, slope = value_and_gradient(theirs.function, x)
-    assert torch.allclose(value, other)
-    assert torch.allclose(gradient, slope)
-    eps, parameters = target.split(x)
-    first, bias, second = eps[:, :10], eps[:, [*range(10, 15), 20]], eps[:, 15:20]
-    laplace = (
-        stats.laplace(scale=0.5**0.5) if name in ("laplace", "by layer", "all") else stats.norm
-    )
-    student = {"laplace": laplace, "by layer": stats.t(5, scale=0.6**0.5)}
-    student["all"] = student["by layer"]
-    truth = laplace.logpdf(first).sum(-1) + stats.norm.logpdf(bias).sum(-1)
-    truth = truth + student.get(name, stats.norm).logpdf(second).sum(-1)
-    if "log_readout_scale" in parameters:
-        log_s = parameters["log_readout_scale"][:, 0].numpy()
-        law = stats.gamma(2, scale=1 / 1.5) if name == "all" else stats.invgamma(3, scale=2)
-        truth = truth + law.logpdf(np.exp(log_s)) + log_s
-    if "whitened_log_var" in parameters:
-        assert parameters["whitened_log_var"].shape == (3, 4)
-        truth = truth + stats.norm.logpdf(parameters["whitened_log_var"]).sum(-1)
-    truth = truth + stats.norm.logpdf(parameters["log_noise_var"][:, 0], -2, 1.5)
-    assert np.allclose(target.log_prior(x), truth)
-
-
 def test_learnt_variances_and_the_scale_multiply_the_weights():
     model = fitted("all")
     target = NetworkPosterior(model)
@@ -195,7 +160,10 @@ def test_a_wide_network_with_an_inverse_gamma_scale_approaches_the_t_process():
         assert stats.kstest((f @ c).numpy(), stats.norm(0, scale).cdf).pvalue < 1e-3  # no Gaussian
 
 
-@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("gaussian", "all") else pytest.param(n, marks=pytest.mark.slow) for n in PRIORS],
+)
 def test_files_know_the_prior(name, tmp_path):
     model = fitted(name)
     model.save(tmp_path / "network")

@@ -95,7 +95,7 @@ def test_density_scores_by_hand():
     y = np.array([1.0, 4.0])
     normal = scipy.stats.norm([0.0, 0.0], 2.0)
     found = scores.density_scores(
-        scores.Prediction(normal.mean(), normal.logpdf(y), normal.cdf(y)), y
+        scores.Prediction(normal.mean(), normal.logpdf(y), normal.cdf(y), 0 * y), y
     )
     # -log N(y; 0, 4) = log 2 + log(2 pi)/2 + y^2/8; 4 lies 2 deviations out, beyond 1.645
     assert found["nll"] == pytest.approx(math.log(2) + math.log(2 * math.pi) / 2 + 17 / 16)

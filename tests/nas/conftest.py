@@ -6,6 +6,6 @@ import pytest
 @pytest.fixture
 def few_candidates(monkeypatch):
     """What is proposed must be right, not good."""
-    for name in ("NUM_RANDOM", "NUM_MUTATIONS", "NUM_STEPS"):
-        monkeypatch.setattr(f"nas.proposal.{name}", 8)
-    monkeypatch.setattr("nas.proposal.SCALES", (0.1,))
+    for name in ("NUM_RANDOM", "NUM_MUTATIONS", "NUM_CROSSOVERS", "NUM_STEPS"):
+        monkeypatch.setattr(f"nas.proposals.maximisation.{name}", 8)
+    monkeypatch.setattr("nas.proposals.maximisation.SCALES", (0.1,))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from nas import Architecture, Node
+from nas import Architecture, Node, register_operation
+from nas.architectures import operations
 from nas.spaces import CellSpace, MLPSpace
 
 
@@ -123,3 +124,80 @@ def test_cell_forward_against_the_sums_by_hand():
     node2 = pool(x) + nor_conv(conv12, node1)
     node3 = x + nor_conv(conv23, node2)
     torch.testing.assert_close(cell(x), node3)
+
+
+def permuted(graph, order):
+    """The same graph with its nodes listed in another topological order."""
+    place = {old: new for new, old in enumerate(order)}
+    nodes = []
+    for old in order:
+        node = graph.nodes[old]
+        reads = tuple(place[source] for source in node.inputs)
+        nodes.append(Node(node.operation, reads, node.arguments, node.body))
+    return Architecture(tuple(nodes))
+
+
+def two_branches(last="sum"):
+    return chain(
+        Node.of("linear", 0, out_features=3),
+        Node.of("tanh", 1),
+        Node.of("projection", 0, out_features=3),
+        Node.of(last, 2, 3),
+    )
+
+
+def test_the_order_in_which_nodes_are_listed_does_not_matter():
+    graph = two_branches()
+    other = permuted(graph, [0, 3, 1, 2, 4])
+    assert graph.nodes != other.nodes
+    assert graph == other
+    assert hash(graph) == hash(other)
+    assert graph.fingerprint == other.fingerprint
+    swapped = chain(*graph.nodes[1:4], Node.of("sum", 3, 2))
+    assert swapped == graph
+
+
+def test_the_order_of_inputs_counts_where_it_means_something(monkeypatch):
+    monkeypatch.setattr(operations, "OPERATIONS", dict(operations.OPERATIONS))
+    register_operation("difference", lambda shapes: (nn.Identity(), shapes[0]))
+    graph = two_branches("difference")
+    assert chain(*graph.nodes[1:4], Node.of("difference", 3, 2)) != graph
+
+
+def test_one_branch_read_twice_is_not_two_branches():
+    """What each computes from the input looks alike; the weights are not."""
+    linear = Node.of("linear", 0, out_features=3)
+    once = chain(linear, Node.of("relu", 1), Node.of("relu", 1), Node.of("sum", 2, 3))
+    twice = chain(linear, linear, Node.of("relu", 1), Node.of("relu", 2), Node.of("sum", 3, 4))
+    shared = chain(linear, linear, Node.of("relu", 1), Node.of("relu", 1), Node.of("sum", 3, 4))
+    assert len({once, twice, shared}) == 3
+
+
+def test_graphs_of_one_fingerprint_are_compared_node_by_node(monkeypatch):
+    """Two circles of three and one of six, which refinement cannot tell apart."""
+
+    def rings(*sizes):
+        nodes, start = [], 1
+        for _ in range(sum(sizes)):
+            nodes.append(Node.of("relu", 0))
+        for size in sizes:
+            for place in range(size):
+                reads = start + place, start + (place + 1) % size
+                nodes.append(Node.of("sum", *reads))
+            start += size
+        first = 1 + sum(sizes)
+        return chain(*nodes, Node.of("sum", *range(first, first + sum(sizes))))
+
+    assert rings(3, 3).fingerprint == rings(6).fingerprint
+    assert rings(3, 3) != rings(6)
+    assert rings(3, 3) == rings(3, 3)
+
+
+def test_costs_of_a_repeated_body_and_counts_of_operations():
+    body = Architecture((Node.of("input"), Node.of("linear", 0, out_features=4)))
+    graph = chain(Node.of("repeat", 0, body=body, count=3), Node.of("relu", 1))
+    built = sum(parameter.numel() for parameter in graph.build().parameters())
+    assert graph.num_parameters == built == 3 * 20
+    assert graph.flops == 3 * 2 * 4 * 4
+    assert graph.output_shape == (4,)
+    assert graph.operation_counts() == {"linear": 3, "relu": 1}

@@ -6,8 +6,8 @@ import pytest
 from matplotlib.patches import FancyArrowPatch
 
 from nas import Architecture, Node, plot_architecture, spaces
-from nas.drawing import _Layout
-from nas.outline import outlines
+from nas.architectures.drawing import _Layout
+from nas.architectures.outline import outlines
 
 MLP = spaces.MLPSpace(4, 2, widths=(8, 16))
 CELL = "|nor_conv_3x3~0|+|skip_connect~0|none~1|+|avg_pool_3x3~0|nor_conv_1x1~1|skip_connect~2|"

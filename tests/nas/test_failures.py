@@ -13,9 +13,9 @@ from optuna.trial import TrialState
 
 from nas import SearchError, search, suggest, write_report
 from nas.__main__ import main
-from nas.evaluation import MAX_EQUAL_FAILURES
-from nas.outcomes import half_rank
+from nas.encoding.outcomes import half_rank
 from nas.spaces import MLPSpace
+from nas.studies.evaluation import MAX_EQUAL_FAILURES
 
 SPACE = MLPSpace(4, 2, depth=(1, 1), widths=(8, 16))
 SCRIPT = """

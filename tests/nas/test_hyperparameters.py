@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from torch import Generator
 
-from nas.hyperparameters import HyperparameterCube
-from nas.outcomes import half_rank
+from nas.encoding.hyperparameters import HyperparameterCube
+from nas.encoding.outcomes import half_rank
 
 CUBE = HyperparameterCube(
     {

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from nas import Architecture, Node, operations, register_operation
+from nas import Architecture, Node, register_operation
+from nas.architectures import operations
 from nas.testing import OperationContract
 
 
@@ -26,7 +27,6 @@ def build_gated(shapes):
 def vocabulary(monkeypatch):
     """Registrations end with the test."""
     monkeypatch.setattr(operations, "OPERATIONS", dict(operations.OPERATIONS))
-    monkeypatch.setattr("nas.architecture.OPERATIONS", operations.OPERATIONS)
 
 
 class TestOfAUser(OperationContract):

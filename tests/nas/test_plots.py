@@ -10,7 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import create_trial
 
 from nas import write_report
-from nas.plots import (
+from nas.studies.plots import (
     _range,
     objective_names,
     plot_hyperparameters,
@@ -42,7 +42,7 @@ def trial(number, value, **attributes):
 @pytest.fixture(autouse=True)
 def without_pixels(monkeypatch):
     """Pages are made without rendering their figures, which takes seconds."""
-    monkeypatch.setattr("nas.report._png", lambda figure: "pixels")
+    monkeypatch.setattr("nas.studies.report._png", lambda figure: "pixels")
 
 
 def made(values, directions=("minimize",), **attributes):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from nas import Section, architecture_of, search, write_report
 from nas.__main__ import main
-from nas.plots import plot_hyperparameters, plot_progress, plot_sizes
+from nas.studies.plots import plot_hyperparameters, plot_progress, plot_sizes
 from nas.testing import SyntheticObjective
 from priors.objects import load_object
 

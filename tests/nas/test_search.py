@@ -15,7 +15,7 @@ import pytest
 from optuna.trial import TrialState
 
 from nas import BayesianSampler, StorageError, architecture_of, search, suggest
-from nas.storage import open_storage
+from nas.studies.storage import open_storage
 from nas.testing import SyntheticObjective
 from nas.trials import MAX_RETRIES, requeue
 

@@ -22,6 +22,14 @@ class TestMLPSpace(SpaceContract):
         return torch.randn(4, 5)
 
 
+class TestHourglassSpace(SpaceContract):
+    def make_space(self):
+        return MLPSpace(5, 3, hourglass=(False, True))
+
+    def make_input(self):
+        return torch.randn(4, 5)
+
+
 class TestCellSpace(SpaceContract):
     def make_space(self):
         return CellSpace(3, in_channels=1, image_size=8, channels=4, num_cells=1)
@@ -72,6 +80,26 @@ def test_mlp_layers_in_order():
     assert network.depth == 3
     parameters = (5 * 32 + 32) + 64 + (32 * 16 + 16) + 32 + 32 * 16 + (16 * 3 + 3)
     assert network.num_parameters == parameters
+
+
+def test_hourglass_layers_in_order():
+    space = MLPSpace(5, 3, hourglass=True)
+    network = space.network([32, 16], "silu", residual=True, hourglass=True)
+    operations = [node.operation for node in network.nodes]
+    block = ["linear", "silu", "linear", "silu"]
+    assert operations == ["input", *block, *block, "projection", "sum", "linear"]
+    waists = (5 * 8 + 8) + (8 * 32 + 32) + (32 * 4 + 4) + (4 * 16 + 16)
+    assert network.num_parameters == waists + 32 * 16 + (16 * 3 + 3)
+    assert "hourglass" not in MLPSpace(5, 3).parameters()
+
+
+def test_an_hourglass_that_is_also_a_plain_network_has_one_reading():
+    space = MLPSpace(4, 2, widths=(8, 32), hourglass=(False, True))
+    plain, hourglass = space.network([8, 32], "relu"), space.network([32], "relu", hourglass=True)
+    assert plain == hourglass
+    assert space.to_parameters(plain) == space.to_parameters(hourglass)
+    only = MLPSpace(4, 2, depth=(1, 1), widths=(8, 32), hourglass=(False, True))
+    assert only.to_parameters(hourglass)["hourglass"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import sqlalchemy
 from nas import StorageError, search, suggest
 from nas.__main__ import main
 from nas.spaces import MLPSpace
-from nas.storage import open_storage, shown
+from nas.studies.storage import open_storage, shown
 
 SPACE = MLPSpace(4, 2, depth=(1, 1), widths=(8, 16))
 

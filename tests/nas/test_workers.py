@@ -13,8 +13,8 @@ from optuna.trial import TrialState
 
 from nas import SearchError, architecture_of, search, suggest
 from nas.spaces import MLPSpace
+from nas.studies.workers import SEARCH
 from nas.trials import MAX_RETRIES
-from nas.workers import SEARCH
 
 SPACE = MLPSpace(4, 2, depth=(1, 1), widths=(8, 16))
 
@@ -61,7 +61,7 @@ class Fragile(Executor):
 def fragile(monkeypatch):
     def use(*deaths):
         Fragile.calls = 0
-        monkeypatch.setattr("nas.workers._local_processes", lambda workers: Fragile(deaths))
+        monkeypatch.setattr("nas.studies.workers._local_processes", lambda workers: Fragile(deaths))
 
     return use
 

@@ -476,6 +476,7 @@ def check_acquisition(make, world, q):
     torch.testing.assert_close(alone[0], value[1].detach(), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
 @pytest.mark.parametrize("name", MATRIX)
 def test_acquisition(name, dtype):
@@ -483,6 +484,7 @@ def test_acquisition(name, dtype):
     check_acquisition(make, make_world(dtype), q)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("kind", APPROXIMATIONS)
 @pytest.mark.parametrize("name", GAUSSIAN)
 def test_acquisition_of_a_gaussian_approximation(name, kind):
@@ -1029,6 +1031,7 @@ def share_of_error(found, true):
     return ((found - true).abs().mean() / true.abs().mean()).item()
 
 
+@pytest.mark.slow
 class TestTruth:
     def test_moments(self, pairs):
         with torch.no_grad():

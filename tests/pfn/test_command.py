@@ -284,7 +284,7 @@ def test_tasks_of_a_recipe_fit_its_network(name):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n == "regression" else n for n in RECIPES],
+    [n if n == "learning-curve" else pytest.param(n, marks=pytest.mark.slow) for n in RECIPES],
 )
 def test_the_certificate_of_a_recipe_can_be_measured(name):
     recipe = RECIPES[name]()

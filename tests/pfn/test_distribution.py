@@ -67,6 +67,7 @@ def test_cdf_and_survival_are_integrals_also_far_out(bars, logits, y):
     assert_relative(bars.log_excess(logits, double(y), 0).exp(), above)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("at", [-40.0, -2.5, -2.0, -1.0, 0.0, 0.35, 2.5, 6.0, 80.0])
 @pytest.mark.parametrize("above", [True, False])
 def test_partial_moments_are_integrals_in_both_directions(bars, logits, at, above):

@@ -153,10 +153,11 @@ CATEGORIES = [2, 3, 4, 5]
     [
         ("regression", False),
         ("classification", False),
-        pytest.param("regression", True, marks=pytest.mark.slow),
-        pytest.param("classification", True, marks=pytest.mark.slow),
+        ("regression", True),
+        ("classification", True),
     ],
 )
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This network was trained on up to 2 features")
 def test_scikit_learn_checks(kind, ensemble, trained_files):
     made = (PFNRegressor if kind == "regression" else PFNClassifier)(trained_files[kind])
@@ -515,6 +516,7 @@ def test_features_beyond_the_slots_are_selected():
     assert 3 in chosen
 
 
+@pytest.mark.slow
 def test_trained_networks_predict(trained_files):
     random = np.random.RandomState(0)
     X = random.randn(60, 2)
@@ -576,7 +578,7 @@ def test_random_state_decides_and_global_generators_are_left_alone(cells):
     assert torch.equal(before[1], torch.random.get_rng_state())
 
 
-def test_pickle_clone_and_parameters(trained_files):
+def test_pickle_clone_and_parameters():
     X, y = data()
     made = PFNRegressor(random_network(), num_ensemble=2).fit(X, y)
     stored = pickle.dumps(made)
@@ -591,10 +593,10 @@ def test_pickle_clone_and_parameters(trained_files):
         clone(made).predict(X)
 
 
-@pytest.mark.filterwarnings("ignore:This network was trained on up to 2 features")
-def test_grid_search_and_pipelines(trained_files):
+def test_grid_search_and_pipelines(tmp_path):
     X, y = data(24)
-    pipeline = make_pipeline(StandardScaler(), PFNRegressor(trained_files["regression"]))
+    random_network().save(tmp_path / "network")
+    pipeline = make_pipeline(StandardScaler(), PFNRegressor(tmp_path / "network"))
     search = GridSearchCV(pipeline, {"pfnregressor__num_ensemble": [1, 2]}, cv=2)
     assert np.isfinite(search.fit(X, y).cv_results_["mean_test_score"]).all()
 
@@ -829,6 +831,7 @@ def test_a_column_without_values_may_hold_anything_later():
             np.testing.assert_array_equal(made.predict(table.assign(empty=value)), expected)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("shift", "scale"), [(1.7e9, 1.0), (0.0, 1e150), (0.0, 1e-150), (-1e12, 1e3)]

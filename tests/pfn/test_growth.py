@@ -100,3 +100,14 @@ def test_networks_of_cells_cannot():
     cells = replace(SMALL, cell_layers=1, cell_embedding=16)
     with pytest.raises(ValueError, match="train one from the start"):
         larger(trained(cells), {"layers": 3})
+
+
+def test_experts_are_added_with_half_of_the_weight():
+    small = trained(SMALL)
+    made = larger(small, {"experts": 2})
+    y, f = answers(small)
+    assert not bool(made.embed_advice[2].weight.any())
+    assert not bool(made.mix_y.weight.any())
+    for before, now in zip((y, f), answers(made), strict=True):
+        torch.testing.assert_close(now[..., : before.shape[-1]], before)
+        assert now.shape[-1] == before.shape[-1] + 3 * 2 + 2

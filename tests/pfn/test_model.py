@@ -478,6 +478,7 @@ class TestAppending:
         assert torch.equal(answers(model, X), before)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("index", [[0, 1, 1, 0, 1, 0], [1, 0, 0], [1, 1, 1, 1]])
 @pytest.mark.parametrize("masked", [True, False])
 def test_copies_of_an_encoding_share_it_and_compute_the_same(each_network, index, masked):

@@ -4,6 +4,9 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_diabetes
@@ -12,6 +15,7 @@ import pfn
 from pfn.checkpoints.recipes import RECIPES
 from priors import score
 
+mpl.use("Agg")
 FOLDER = Path(pfn.__file__).parent / "checkpoints"
 SHIPPED = sorted(file.stem for file in FOLDER.glob("*.safetensors"))
 
@@ -53,7 +57,7 @@ def test_metadata(name):
     assert network.coverage.max_context >= max(measured.by_context)
 
 
-LARGE = ("regression", "classification")  # minutes of a core
+LARGE = ("bo", "regression", "classification")  # the last two, minutes of a core
 
 
 @pytest.mark.parametrize(
@@ -112,3 +116,37 @@ def test_gaps_by_context_rows(name):
     unknown = replace(measured.by_context[size], gap=math.nan)
     fewer = replace(measured, by_context={**measured.by_context, size: unknown})
     assert fewer.gaps == {n: gap for n, gap in measured.gaps.items() if n != size}
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_certificate_is_drawn(name):
+    measured = pfn.load(name).certificate
+    figure = measured.plot()
+    losses, shares = figure.axes
+    sizes = sorted(measured.by_context)
+    gaps = next(line for line in losses.lines if len(line.get_xdata()) == len(sizes))
+    assert list(gaps.get_ydata()) == [measured.gaps[size] for size in sizes]
+    (bars,) = losses.containers[0].lines[2]
+    height = [part[1, 1] - part[0, 1] for part in bars.get_segments()]
+    np.testing.assert_allclose(height, [4 * measured.by_context[n].gap_error for n in sizes])
+    bracket = any(math.isfinite(row.lower) for row in measured.by_context.values())
+    assert len(losses.containers) == 1 + bracket
+    labels = [text.get_text() for text in losses.get_legend().get_texts()]
+    assert (labels[0] == "at most") == (measured.reference == "upper bound")
+    drawn = [line for line in shares.lines if line.get_linestyle() != ":"]
+    assert len(drawn) == (1 if pfn.load(name).architecture.classes else 4)
+    row = measured.by_context[sizes[-1]]
+    assert drawn[0].get_ydata()[-1] in (row.accuracy, row.coverage50)
+    assert [tick.get_text() for tick in shares.get_xticklabels()] == [str(n) for n in sizes]
+    plt.close(figure)
+
+
+def test_a_certificate_without_a_reference_shows_the_loss():
+    measured = pfn.load("regression").certificate
+    unknown = {n: replace(row, gap=math.nan) for n, row in measured.by_context.items()}
+    figure = replace(measured, reference="none", by_context=unknown).plot()
+    (line,) = figure.axes[0].lines
+    assert list(line.get_ydata()) == [unknown[n].nll for n in sorted(unknown)]
+    plt.close(figure)
+    with pytest.raises(ValueError, match="no measurements by number of context rows"):
+        replace(measured, by_context={}).plot()

@@ -40,6 +40,7 @@ from priors import (
     score,
 )
 from priors.functions import draw
+from priors.gaussian.activations import Erf
 from priors.kernels.linearisation import LinearizedModule
 from priors.kernels.random_features import feature_error
 from priors.networks.criticality import susceptibilities
@@ -287,7 +288,10 @@ def test_criticality(agrees, device):
     assert all(v.device == device for v in tuned.variances.state_dict().values())
 
 
-@pytest.mark.parametrize("activation", [torch.tanh, torch.relu, lambda x: x**2 - 1])
+@pytest.mark.parametrize(
+    "activation",
+    [pytest.param(torch.tanh, marks=pytest.mark.slow), Erf(), torch.relu, lambda x: x**2 - 1],
+)
 def test_infinite_depth(agrees, activation, monkeypatch):
     monkeypatch.setattr("priors.networks.infinite_depth._InterpolatedKernel._NODES", 31)
     classifier = InfiniteDepthClassifier(activation)

@@ -57,7 +57,9 @@ def test_kernel_regression_agrees_with_simulation(n, ridge, noise_var):
     assert abs(train - risk.train) < 5 * train_error + 0.06 * train
 
 
-@pytest.mark.parametrize(("n", "k"), [(60, 120), (60, 1000), (40, 60)])
+@pytest.mark.parametrize(
+    ("n", "k"), [(60, 120), pytest.param(60, 1000, marks=pytest.mark.slow), (40, 60)]
+)
 def test_random_features_agree_with_simulation(n, k):
     values, targets = spectrum()
     options = {"ridge": 1e-2, "noise_var": 0.05}

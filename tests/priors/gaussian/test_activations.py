@@ -127,6 +127,7 @@ def test_modules_of_torch_agree():
     torch.testing.assert_close(Polynomial(Hermite(7).monomials)(x), Hermite(7)(x))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 @pytest.mark.parametrize(("q1", "q2", "rho"), REGIMES)
 def test_dual_and_dual_derivative(a, b, q1, q2, rho):
@@ -147,6 +148,7 @@ def test_dual_and_dual_derivative(a, b, q1, q2, rho):
     assert both[1].item() == pytest.approx(slope, abs=1e-14)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("q", [0.01, 1.0, 5.0])
 def test_moments_of_one_variable(name, q):

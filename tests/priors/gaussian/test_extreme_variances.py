@@ -110,6 +110,7 @@ def check(found, expected, rtol, atol=0.0):
     assert not wrong.any(), (found[wrong], expected[wrong])
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CLOSED)
 def test_right_or_refused_but_never_nan(name, dtype):

@@ -63,6 +63,7 @@ KINKED = {
 GAPS = [0.7, 0.1, 0.02, 1e-4, 1e-8, 1e-12, 0.0]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", KINKED)
 @pytest.mark.parametrize(("q1", "q2"), [(1.0, 1.0), (0.5, 3.0), (1e-4, 2.0), (1e4, 1e4), (50, 1e3)])
 def test_piecewise_linear_functions(name, q1, q2):
@@ -188,6 +189,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("a", FUNCTIONS)
 @pytest.mark.parametrize("b", FUNCTIONS)
 @pytest.mark.parametrize("rho", [pytest.param(0.4, marks=pytest.mark.slow), -0.985])

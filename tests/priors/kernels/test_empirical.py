@@ -179,6 +179,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("diag", [False, True])
 @pytest.mark.parametrize("output", ["all", "mean"])
 @pytest.mark.parametrize("method", METHODS)

@@ -188,6 +188,7 @@ def test_slopes_of_a_kernel_by_central_differences():
         assert (slope * along).sum().item() == pytest.approx(truth, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", ["relu", "leaky02", "erf", "gelu", "tanh", "cos"])
 @pytest.mark.parametrize("kind", ["nngp", "ntk"])
 def test_gradcheck(name, kind):
@@ -205,6 +206,7 @@ def test_gradcheck(name, kind):
     torch.autograd.gradcheck(both, (x, z, *parameters), atol=1e-6)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["nngp", "ntk"])

@@ -102,7 +102,7 @@ def test_moving_kinks():
     assert error == pytest.approx(found.truncation, rel=0.1)
 
 
-@pytest.mark.parametrize("target", ["kernel", "layer"])
+@pytest.mark.parametrize("target", ["kernel", pytest.param("layer", marks=pytest.mark.slow)])
 def test_layer_and_kernel_are_unbiased(target):
     X, (weight, bias) = points(), neurons()
     layers, kernels = [], []

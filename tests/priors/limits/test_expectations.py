@@ -176,7 +176,9 @@ def test_a_skip_after_the_activation_by_monte_carlo():
     assert (stated < 1e-2 * found.diagonal().max()).all()
 
 
-@pytest.mark.parametrize("name", sorted(JOINT))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "GRU" else n for n in sorted(JOINT)]
+)
 def test_positive_semidefinite_over_all_blocks(name):
     made, d = network(name)
     x = inputs(10, d)

@@ -114,11 +114,11 @@ PRIORS = {
 }
 
 
-# t processes are kernels with one latent variable more
-SLOW = pytest.param("kernels", marks=pytest.mark.slow)
+# half a minute each
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("kernels", "t processes")]
 
 
-@pytest.mark.parametrize("name", [SLOW, "t processes", "optimisation"])
+@pytest.mark.parametrize("name", [*SLOW, "optimisation"])
 def test_predictions_are_those_of_brute_force(name):
     """Densities of held-out values, by annealing and by weighting many draws of the prior."""
     prior = PRIORS[name]

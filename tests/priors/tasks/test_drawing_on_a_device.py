@@ -52,8 +52,12 @@ class Answers(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
+SLOW = ("classification", "regression")  # priors of many parts
+EVERY = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in sorted(RECIPES)]
+
+
 @pytest.mark.parametrize("share", [40, pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", EVERY)
 def test_tasks_of_the_recipes_are_drawn_on_the_device(name, share):
     prior = RECIPES[name](gpu=True).prior
     with Answers(share) as answers:
@@ -83,7 +87,7 @@ class Reads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", EVERY)
 def test_a_device_is_waited_for_as_often_for_many_tasks_as_for_few(name, monkeypatch):
     monkeypatch.setattr(
         "priors.tasks.gaussian_processes.CACHED", 2**40
@@ -135,10 +139,8 @@ ELSEWHERE = """
 
 @pytest.mark.parametrize(
     "names",
-    [
-        ["bo", "classification"],
-        pytest.param(["learning-curve", "regression"], marks=pytest.mark.slow),
-    ],
+    [["learning-curve"], pytest.param(["bo", *SLOW], marks=pytest.mark.slow)],
+    ids=["a light one", "the others"],
 )
 def test_no_training_uses_the_default_device(names, tmp_path):
     done = subprocess.run(

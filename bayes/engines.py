@@ -1,0 +1,130 @@
+"""The engines of this package by name, for estimators: exact processes of common priors.
+
+Noise variances are learnt down to 1e-7 of the outcomes' variance, under a wide prior: some tables
+have none. Beyond 1,000 rows, kernel and noise are learnt on a random part of 1,000, and the process
+is then conditioned on all rows, exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from gpytorch.constraints import GreaterThan
+from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
+from gpytorch.likelihoods import GaussianLikelihood
+from gpytorch.priors import GammaPrior, LogNormalPrior
+from torch import Tensor, nn
+
+from bayes.processes.exact_process import ExactProcess
+from bayes.processes.gaussian_process import GaussianProcess
+from bayes.processes.student_t_process import StudentTProcess
+from priors.engines import Engine, installed_engines
+from priors.kernels.network import NNGPKernel, NTKKernel
+
+__all__ = ["engines", "process_engine", "processes"]
+
+_NOISE_FLOOR = 1e-7
+_ROWS_OF_FIT, _MOST_ROWS = 1_000, 5_000
+_WIDTH = 64  # of layers that stand for infinitely wide ones
+
+
+def engines(kind: str) -> dict[str, Engine]:
+    """All engines by name: this package's, and those that other distributions offer.
+
+    Args:
+        kind: "regression" or "classification".
+
+    Returns:
+        Where a name is taken, that of this package.
+    """
+    own = processes() if kind == "regression" else []
+    return {**installed_engines(kind), **{engine.name: engine for engine in own}}
+
+
+def processes(fit_rows: int = _ROWS_OF_FIT) -> list[Engine]:
+    """The exact processes of this package.
+
+    Args:
+        fit_rows: Most rows on which kernel and noise are learnt, a random part of more.
+    """
+    return [
+        process_engine("NNGP GELU", _nngp(nn.GELU), fit_rows=fit_rows),
+        process_engine("NNGP ReLU", _nngp(nn.ReLU), fit_rows=fit_rows),
+        process_engine("NTK GELU", _ntk, fit_rows=fit_rows),
+        process_engine("Matern", _matern, fit_rows=fit_rows),
+        process_engine("RBF", _rbf, fit_rows=fit_rows, is_default=False),
+        process_engine("Student t", _unscaled_matern, StudentTProcess, fit_rows=fit_rows),
+    ]
+
+
+def process_engine(
+    name: str,
+    kernel: Callable[[int], Kernel],
+    process: type[ExactProcess] = GaussianProcess,
+    *,
+    fit_rows: int = _ROWS_OF_FIT,
+    is_default: bool = True,
+) -> Engine:
+    """An exact process with a kernel as an engine.
+
+    Args:
+        name: Of the engine.
+        kernel: Makes the kernel of d inputs.
+        process: `GaussianProcess` or `StudentTProcess`.
+        fit_rows: Most rows on which kernel and noise are learnt, a random part of more.
+        is_default: Whether it belongs to the default stack.
+    """
+
+    def fitted(X: Tensor, Y: Tensor) -> ExactProcess:
+        noise = GaussianLikelihood(
+            noise_prior=LogNormalPrior(-4.0, 3.0),
+            noise_constraint=GreaterThan(_NOISE_FLOOR, initial_value=0.1),
+        ).to(X)
+        part = X, Y
+        if len(X) > fit_rows:
+            generator = torch.Generator().manual_seed(0)
+            chosen = torch.randperm(len(X), generator=generator, device="cpu")[:fit_rows]
+            part = X[chosen.to(X.device)], Y[chosen.to(X.device)]
+        model = process(*part, kernel(X.shape[-1]).to(X), likelihood=noise)
+        model.fit(progress=False)
+        if len(X) > fit_rows:
+            model.set_train_data(X, Y, strict=False)
+        return model
+
+    return Engine(name, "regression", fitted, max_rows=_MOST_ROWS, is_default=is_default)
+
+
+def _perceptron(d: int, activation: nn.Module) -> nn.Module:
+    hidden = (nn.Linear(d, _WIDTH), activation, nn.Linear(_WIDTH, _WIDTH), activation)
+    return nn.Sequential(*hidden, nn.Linear(_WIDTH, 1))
+
+
+def _nngp(activation: type[nn.Module]) -> Callable[[int], Kernel]:
+    return lambda d: NNGPKernel(_perceptron(d, activation()), ard_num_dims=d)
+
+
+def _ntk(d: int) -> Kernel:
+    return NTKKernel(_perceptron(d, nn.GELU()), ard_num_dims=d)
+
+
+def _scaled(base: Kernel) -> Kernel:
+    return ScaleKernel(base, outputscale_prior=GammaPrior(2.0, 0.5))
+
+
+def _length_prior(d: int) -> LogNormalPrior:
+    """Lengths that grow with the dimension (Hvarfner, Hellsten & Nardi 2024, 2402.02229)."""
+    return LogNormalPrior(math.sqrt(2) + 0.5 * math.log(d), math.sqrt(3))
+
+
+def _matern(d: int) -> Kernel:
+    return _scaled(_unscaled_matern(d))
+
+
+def _unscaled_matern(d: int) -> Kernel:
+    return MaternKernel(2.5, ard_num_dims=d, lengthscale_prior=_length_prior(d))
+
+
+def _rbf(d: int) -> Kernel:
+    return _scaled(RBFKernel(ard_num_dims=d, lengthscale_prior=_length_prior(d)))

@@ -1,0 +1,1 @@
+"""Gaussian processes of many rows: random features, and a choice by the number of rows."""

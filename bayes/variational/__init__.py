@@ -1,0 +1,1 @@
+"""Gaussian processes by variational inference: any outcomes, many rows, classes."""

@@ -1,0 +1,85 @@
+"""The evidence lower bound of all rows at fixed hyperparameters, in blocks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from bayes.variational.laws import Law
+from bayes.variational.projection import Projection
+from bayes.variational.whitened_gaussian import Factorised, WhitenedGaussian, target
+
+__all__ = ["Bound", "rows_at_once"]
+
+# Numbers of projections that are kept, and of one block of rows.
+_KEPT, _BLOCK = 2**26, 2**23
+
+
+def rows_at_once(points: int, law: Law) -> int:
+    """Rows of a block, for M inducing points and the nodes of a law."""
+    return max(64, _BLOCK // max(points, law.num_nodes * law.num_functions))
+
+
+class Bound:
+    """The bound as a function of q(v), and where its natural gradient points.
+
+    Args:
+        law: The likelihood.
+        Y: Outcomes on the model's scale, `[n, m]`.
+        points: M.
+        rows: Gives the projection of a slice of the rows.
+    """
+
+    def __init__(
+        self, law: Law, Y: Tensor, points: int, rows: Callable[[slice], Projection]
+    ) -> None:
+        self.law = law
+        self.Y = Y.double()
+        self.points = points
+        self._rows = rows
+        self._kept: list[tuple[slice, Projection]] | None = None
+        with torch.no_grad():
+            self.inverse_scale = float(law.inverse_scale())
+
+    def _blocks(self) -> Iterator[tuple[slice, Projection]]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        n = len(self.Y)
+        size = rows_at_once(self.points, self.law)
+        kept: list[tuple[slice, Projection]] | None = [] if n * self.points <= _KEPT else None
+        for start in range(0, n, size):
+            part = slice(start, min(start + size, n))
+            with torch.no_grad():
+                rows = self._rows(part)
+            if kept is not None:
+                kept.append((part, rows))
+            yield part, rows
+        self._kept = kept
+
+    def __call__(self, at: Factorised) -> tuple[float, WhitenedGaussian]:
+        """The bound in nats, and the q that natural gradient steps move towards."""
+        ahead = WhitenedGaussian.prior(at.mean.shape, at.mean.device)
+        linear, precision = ahead.linear, ahead.precision
+        total = -float(at.divergence(self.inverse_scale))
+        for part, rows in self._blocks():
+            value, mean, g, h = expected_with_slopes(self.law, self.Y[part], at, rows)
+            total += float(value)
+            more = target(rows, mean, g, h)
+            linear, precision = linear + more[0], precision + more[1]
+        return total, WhitenedGaussian(linear, precision)
+
+
+def expected_with_slopes(
+    law: Law, Y: Tensor, at: Factorised, rows: Projection
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Expected log likelihood of rows, means there, and derivatives in means and variances."""
+    with torch.no_grad():
+        marginals = at.marginals(rows)
+    with torch.enable_grad():
+        mean, variance = (part.detach().requires_grad_() for part in marginals)
+        value = law.expected_log_prob(Y, mean, variance).sum()
+        g, h = torch.autograd.grad(value, (mean, variance))
+    return value.detach(), mean.detach(), g, h

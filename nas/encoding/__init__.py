@@ -1,0 +1,1 @@
+"""Candidates and their values as a surrogate sees them."""

@@ -1,0 +1,129 @@
+"""Candidates, and candidates as rows of numbers that a surrogate reads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nas.architectures import Architecture
+from nas.encoding.hyperparameters import HyperparameterCube
+from nas.encoding.paths import paths_of
+from nas.kernels import ArchitectureTable
+from nas.spaces import Space
+
+__all__ = ["Candidate", "Encoder", "PathEncoder", "TableEncoder", "VectorEncoder"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A graph and its hyperparameters.
+
+    Attributes:
+        architecture: The graph.
+        hyperparameters: Sorted name and value pairs.
+    """
+
+    architecture: Architecture
+    hyperparameters: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, architecture: Architecture, hyperparameters: dict[str, Any]) -> Candidate:
+        """A candidate from a plain dictionary."""
+        return cls(architecture, tuple(sorted(hyperparameters.items())))
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The hyperparameters by name."""
+        return dict(self.hyperparameters)
+
+
+class Encoder(ABC):
+    """Candidates as rows: architecture first, then hyperparameters in the unit cube.
+
+    Made for one proposal.
+
+    Args:
+        space: Of the architectures.
+        cube: Encodes the hyperparameters.
+    """
+
+    def __init__(self, space: Space, cube: HyperparameterCube) -> None:
+        self.space = space
+        self.cube = cube
+        self._codes: dict[Architecture, Tensor] = {}
+
+    @abstractmethod
+    def encode(self, architecture: Architecture) -> Tensor:
+        """The architecture's part of the row, `[d]` in float64."""
+
+    def __call__(self, candidates: Sequence[Candidate]) -> Tensor:
+        """`[n, d]` in float64."""
+        rows = []
+        for candidate in candidates:
+            graph = candidate.architecture
+            if graph not in self._codes:
+                self._codes[graph] = self.encode(graph)
+            rows.append(torch.cat([self._codes[graph], self.cube.encode(candidate.values)]))
+        return torch.stack(rows)
+
+
+class VectorEncoder(Encoder):
+    """Points of one unit cube, as the space encodes its architectures."""
+
+    def encode(self, architecture: Architecture) -> Tensor:
+        """The space's code."""
+        return self.space.encode(architecture)
+
+
+class TableEncoder(Encoder):
+    """The number of the architecture in a table, for kernels that look it up.
+
+    Args:
+        space: Of the architectures.
+        cube: Encodes the hyperparameters.
+        observed: The training rows.
+    """
+
+    def __init__(
+        self, space: Space, cube: HyperparameterCube, observed: Sequence[Candidate]
+    ) -> None:
+        super().__init__(space, cube)
+        self.table = ArchitectureTable(candidate.architecture for candidate in observed)
+
+    def encode(self, architecture: Architecture) -> Tensor:
+        """The number, `[1]`."""
+        (number,) = self.table.numbers([architecture])
+        return torch.tensor([number], dtype=torch.float64, device="cpu")
+
+
+class PathEncoder(Encoder):
+    """Which paths of operations lead through an architecture, beside the space's code.
+
+    A column for each path that some training row has and another has not (White et al. 2021,
+    1910.11858, section 3.1, whose encoding has all paths that are possible).
+
+    Args:
+        space: Of the architectures.
+        cube: Encodes the hyperparameters.
+        observed: The training rows.
+    """
+
+    def __init__(
+        self, space: Space, cube: HyperparameterCube, observed: Sequence[Candidate]
+    ) -> None:
+        super().__init__(space, cube)
+        found = [paths_of(candidate.architecture) for candidate in observed]
+        common = set.intersection(*found)
+        self.paths = sorted({path for each in found for path in each if path not in common})
+
+    def encode(self, architecture: Architecture) -> Tensor:
+        """Ones where a path is there, then the code."""
+        found = paths_of(architecture)
+        row = [float(path in found) for path in self.paths]
+        paths = torch.tensor(row, dtype=torch.float64, device="cpu")
+        return torch.cat([paths, self.space.encode(architecture)])

@@ -1,0 +1,17 @@
+"""Kernels between architectures."""
+
+from nas.kernels.kernels import (
+    BudgetKernel,
+    DescriptorKernel,
+    WeisfeilerLehmanKernel,
+    architecture_kernel,
+)
+from nas.kernels.table import ArchitectureTable
+
+__all__ = [
+    "ArchitectureTable",
+    "BudgetKernel",
+    "DescriptorKernel",
+    "WeisfeilerLehmanKernel",
+    "architecture_kernel",
+]

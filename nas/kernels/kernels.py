@@ -1,0 +1,228 @@
+"""Kernels between architectures, by their number in a table, and between training budgets.
+
+`WeisfeilerLehmanKernel` weighs the levels of motifs, `DescriptorKernel` compares sizes and counts,
+one at a time, and `architecture_kernel` adds the two and multiplies by kernels of hyperparameters
+and budget. The number is a coordinate of X like any other, so every BoTorch acquisition function
+works on graphs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gpytorch.constraints import Interval, Positive
+from gpytorch.kernels import Kernel, MaternKernel, ProductKernel, ScaleKernel
+from gpytorch.priors import GammaPrior, LogNormalPrior, NormalPrior
+from torch import Tensor, nn
+
+from nas.kernels.table import ArchitectureTable
+
+__all__ = ["BudgetKernel", "DescriptorKernel", "WeisfeilerLehmanKernel", "architecture_kernel"]
+
+
+class _Lookup(Kernel):
+    """A kernel of the column of numbers of a table."""
+
+    has_lengthscale = False
+
+    def __init__(self, table: ArchitectureTable, **options: Any) -> None:
+        super().__init__(**options)
+        self.table = table
+
+    @property
+    def is_stationary(self) -> bool:
+        """Differences of numbers mean nothing."""
+        return False
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        """Kernel between `x1` `[..., n1, 1]` and `x2` `[..., n2, 1]`: `[..., n1, n2]`."""
+        one, two = x1[..., 0].round().long(), x2[..., 0].round().long()
+        if diag:
+            return self._entries(one, two, x1)
+        return self._entries(one[..., :, None], two[..., None, :], x1)
+
+    def _entries(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
+        """The kernel of pairs of numbers, which broadcast."""
+        raise NotImplementedError
+
+
+class WeisfeilerLehmanKernel(_Lookup):
+    """exp(-(1 - k) / l), k the average of the levels of a table by learnt weights.
+
+    k counts motifs that two graphs share, normalised to 1 on the diagonal: exp of it has products
+    of motifs too, as an RBF kernel on the counts has, and tends to 1 + (k - 1) / l for large l.
+    The weights are a softmax, so depth is learnt with them: a level without use gets little weight.
+
+    Args:
+        table: Of the architectures whose numbers X holds.
+        linear: k itself, without the exponential.
+        active_dims: Which column holds the number.
+    """
+
+    def __init__(
+        self, table: ArchitectureTable, *, linear: bool = False, active_dims: Any = None
+    ) -> None:
+        super().__init__(table, active_dims=active_dims)
+        self.linear = linear
+        self.register_parameter("raw_weights", nn.Parameter(torch.zeros(len(table.levels))))
+        self.register_prior(
+            "weights_prior",
+            NormalPrior(0.0, 1.0),
+            lambda m: m.raw_weights,
+            _setter("weights", raw=True),
+        )
+        if not linear:
+            self.register_parameter("raw_length", nn.Parameter(torch.zeros(1)))
+            self.register_constraint("raw_length", Positive(initial_value=0.3))
+            self.register_prior(
+                "length_prior", LogNormalPrior(-1.0, 1.0), lambda m: m.length, _setter("length")
+            )
+
+    @property
+    def weights(self) -> Tensor:
+        """Of the levels, `[levels]`, with sum 1."""
+        return self.raw_weights.softmax(-1)
+
+    @property
+    def length(self) -> Tensor:
+        """Distance 1 - k over which functions change, `[1]`."""
+        return self.raw_length_constraint.transform(self.raw_length)
+
+    def _entries(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
+        grams, weights = self.table.grams().to(like), self.weights.to(like)
+        value = torch.tensordot(weights, grams, 1)[one, two]
+        return value if self.linear else ((value - 1) / self.length.to(like)).exp()
+
+
+class DescriptorKernel(_Lookup):
+    """A weighted sum of Matern-5/2 kernels, one for each descriptor.
+
+    Descriptors are log parameters, log FLOPs, depth and log counts of operations, see
+    `ArchitectureTable.descriptors`.
+
+    Args:
+        table: Of the architectures whose numbers X holds.
+        active_dims: Which column holds the number.
+    """
+
+    def __init__(self, table: ArchitectureTable, *, active_dims: Any = None) -> None:
+        super().__init__(table, active_dims=active_dims)
+        number = table.descriptors().shape[-1]
+        self.register_parameter("raw_weights", nn.Parameter(torch.zeros(number)))
+        self.register_prior(
+            "weights_prior",
+            NormalPrior(0.0, 1.0),
+            lambda m: m.raw_weights,
+            _setter("weights", raw=True),
+        )
+        self.register_parameter("raw_lengths", nn.Parameter(torch.zeros(number)))
+        self.register_constraint("raw_lengths", Positive(initial_value=1.0))
+        self.register_prior(
+            "lengths_prior", LogNormalPrior(0.5, 0.7), lambda m: m.lengths, _setter("lengths")
+        )
+
+    @property
+    def weights(self) -> Tensor:
+        """Of the descriptors, `[d]`, with sum 1."""
+        return self.raw_weights.softmax(-1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Length scales in deviations of each descriptor, `[d]`."""
+        return self.raw_lengths_constraint.transform(self.raw_lengths)
+
+    def _entries(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
+        rows = self.table.descriptors().to(like) / self.lengths.to(like)
+        distance = (rows[one] - rows[two]).abs() * 5**0.5
+        value = (1 + distance + distance.square() / 3) * (-distance).exp()
+        return value @ self.weights.to(like)
+
+
+class BudgetKernel(Kernel):
+    """(b / (b + t + t'))^a on training budgets t: curves that decay to what they end at.
+
+    The mixture of exp(-l t) over a gamma law of the rate l (Swersky et al. 2014, 1406.3896,
+    section 3.1), in the unit of the largest budget, times a learnt share beside a constant.
+
+    Args:
+        active_dims: Which column holds the budget, from 0 to 1.
+    """
+
+    def __init__(self, *, active_dims: Any = None) -> None:
+        super().__init__(active_dims=active_dims)
+        for name, start in (("shape", 1.0), ("scale", 0.5)):
+            self.register_parameter(f"raw_{name}", nn.Parameter(torch.zeros(1)))
+            self.register_constraint(f"raw_{name}", Positive(initial_value=start))
+            self.register_prior(f"{name}_prior", GammaPrior(2.0, 2.0), _reader(name), _setter(name))
+        self.register_parameter("raw_share", nn.Parameter(torch.zeros(1)))
+        self.register_constraint("raw_share", Interval(0.0, 1.0, initial_value=0.5))
+
+    def _value(self, name: str, like: Tensor) -> Tensor:
+        raw = getattr(self, f"raw_{name}")
+        return getattr(self, f"raw_{name}_constraint").transform(raw).to(like)
+
+    @property
+    def is_stationary(self) -> bool:
+        """The earlier, the larger are the changes."""
+        return False
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        """Kernel between `x1` `[..., n1, 1]` and `x2` `[..., n2, 1]`: `[..., n1, n2]`."""
+        one, two = x1[..., 0], x2[..., 0]
+        sums = one + two if diag else one[..., :, None] + two[..., None, :]
+        shape, scale, share = (self._value(name, x1) for name in ("shape", "scale", "share"))
+        return (1 - share) + share * (scale / (scale + sums)) ** shape
+
+
+def architecture_kernel(
+    table: ArchitectureTable, num_hyperparameters: int = 0, *, budget: bool = False
+) -> Kernel:
+    """(motifs + descriptors), times a Matern-5/2 kernel of hyperparameters, times one of budget.
+
+    Args:
+        table: Holds the architectures of the training rows; column 0 of X are its numbers.
+        num_hyperparameters: Columns behind it, in the unit cube, each with a length scale under the
+            dimension-scaled prior of Hvarfner et al. 2024 (2402.02229, section 5).
+        budget: Whether one more column is the share of the largest budget.
+    """
+    parts: list[Kernel] = [
+        ScaleKernel(WeisfeilerLehmanKernel(table, active_dims=[0]), outputscale_prior=_scale())
+        + ScaleKernel(DescriptorKernel(table, active_dims=[0]), outputscale_prior=_scale())
+    ]
+    if num_hyperparameters:
+        location = 2**0.5 + 0.5 * torch.tensor(float(num_hyperparameters)).log().item()
+        prior = LogNormalPrior(location, 3**0.5)
+        parts.append(
+            MaternKernel(
+                nu=2.5,
+                ard_num_dims=num_hyperparameters,
+                active_dims=list(range(1, 1 + num_hyperparameters)),
+                lengthscale_prior=prior,
+                lengthscale_constraint=Positive(initial_value=prior.mode),
+            )
+        )
+    if budget:
+        parts.append(BudgetKernel(active_dims=[1 + num_hyperparameters]))
+    return parts[0] if len(parts) == 1 else ProductKernel(*parts)
+
+
+def _scale() -> GammaPrior:
+    return GammaPrior(2.0, 3.0)
+
+
+def _reader(name: str) -> Any:
+    return lambda module: module._value(name, module.raw_shape)
+
+
+def _setter(name: str, *, raw: bool = False) -> Any:
+    """Writes a value, as drawn from its prior, to the parameter behind it."""
+
+    def write(module: Kernel, value: Tensor) -> None:
+        parameter = f"raw_{name}"
+        value = torch.as_tensor(value).to(getattr(module, parameter))
+        if not raw:
+            value = getattr(module, f"{parameter}_constraint").inverse_transform(value)
+        module.initialize(**{parameter: value})
+
+    return write

@@ -1,0 +1,1 @@
+"""What to try next, given a surrogate: acquisition functions and their maximisation."""

@@ -1,0 +1,1 @@
+"""Running, storing and reporting searches."""

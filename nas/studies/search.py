@@ -1,0 +1,161 @@
+"""From an objective and a space to a finished study in one call.
+
+Optuna runs the trials and keeps them; this adds what a long search needs around it: a storage
+that is opened with clear errors, resuming by calling again, errors kept with the trial that
+raised them, interrupted and lost trials queued again, and workers on any executor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from functools import partial
+from multiprocessing import current_process
+from pathlib import Path
+from typing import Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
+from optuna.storages import BaseStorage
+
+from nas.encoding.hyperparameters import HyperparameterCube
+from nas.sampler import BayesianSampler
+from nas.spaces import Space
+from nas.studies.evaluation import Objective, Watch, evaluate, quiet
+from nas.studies.storage import open_storage, storage_errors
+from nas.studies.workers import make_job, run_jobs
+
+__all__ = ["search"]
+
+Direction = Literal["minimize", "maximize"]
+
+
+def search(
+    objective: Objective,
+    space: Space,
+    *,
+    hyperparameters: Mapping[str, BaseDistribution] | None = None,
+    num_trials: int,
+    storage: str | Path | BaseStorage | None = None,
+    study_name: str | None = None,
+    workers: int = 1,
+    engine: Executor | None = None,
+    sampler: optuna.samplers.BaseSampler | None = None,
+    direction: Direction = "minimize",
+    seed: int | None = None,
+    show_progress: bool = True,
+) -> optuna.Study:
+    """Search a space, or continue an earlier search.
+
+    A trial whose objective raises, `SystemExit` included, is recorded as failed, with the error
+    in its user attributes `error` and `traceback`, and the search goes on, unless the first five
+    trials of a call fail in the same line of code. On Ctrl-C the running trials are marked
+    failed and queued again, and `KeyboardInterrupt` is raised; the next call with the same
+    storage and name takes them up first. The trial of a local worker process that is killed is
+    queued again at once, with a warning, and new processes go on; elsewhere it is found by its
+    missing heartbeat after two minutes. A trial is queued again at most twice.
+
+    Args:
+        objective: Called with each trial; it calls `nas.suggest(trial, space)` and returns the
+            value. With several workers it must be picklable (a function of an importable module).
+        space: The search space.
+        hyperparameters: Optuna distributions by name, as the objective suggests them.
+        num_trials: Number of trials to run in this call.
+        storage: Path of an SQLite file, an Optuna URL, or an Optuna storage; None keeps the
+            study in memory.
+        study_name: Name of the study in the storage; `"search"` if None.
+        workers: Number of trials that run at the same time.
+        engine: Executor that runs the workers; None means this process for one worker and local
+            processes for several. It is not shut down.
+        sampler: If None, `BayesianSampler(space, hyperparameters=hyperparameters, seed=seed)`.
+        direction: `"minimize"` or `"maximize"`.
+        seed: Seed of the default sampler.
+        show_progress: Whether to draw a progress bar in place of Optuna's log lines.
+
+    Returns:
+        The study with all its trials, earlier calls included.
+
+    Raises:
+        ValueError: impossible numbers, several workers without a storage they can share, or a
+            stored study of the other direction or with a hyperparameter of another kind.
+        TypeError: several workers and an objective or sampler that they cannot import, or
+            hyperparameters that are not distributions by name.
+        StorageError: the storage cannot be opened, or cannot be written any more.
+        SearchError: the first five trials of the call fail in the same line of code (other than
+            by a nan or for want of memory), or worker processes do not start.
+    """
+    if getattr(current_process(), "_inheriting", False):
+        # A worker process imports a script that calls this function without a `__main__` guard:
+        # it must not start a search of its own. The process that started it says what to do.
+        raise SystemExit(1)
+    if num_trials < 1:
+        raise ValueError(f"num_trials must be at least 1, got {num_trials}.")
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}.")
+    if direction not in ("minimize", "maximize"):
+        raise ValueError(f"direction must be 'minimize' or 'maximize', got {direction!r}.")
+    HyperparameterCube(hyperparameters or {})  # checks the kinds
+    if sampler is None:
+        sampler = BayesianSampler(space, hyperparameters=hyperparameters, seed=seed)
+    elif seed is not None:
+        raise ValueError(
+            "seed applies to the default sampler only; give your sampler its own seed."
+        )
+    opened = storage if isinstance(storage, BaseStorage) else open_storage(storage)
+    study = _study(opened, study_name or "search", direction, sampler)
+    _check_kinds(study, hyperparameters or {})
+    watch = Watch(study, num_trials, show_progress)
+    with quiet(show_progress), storage_errors(study.study_name), watch:
+        if workers > 1 or engine is not None:
+            job = make_job(objective, study, opened, show_progress, local=engine is None)
+            run_jobs(job, study, num_trials, workers, engine, watch.update)
+        else:
+            study.optimize(
+                partial(evaluate, objective),
+                n_trials=num_trials,
+                catch=(Exception,),
+                callbacks=[lambda _, trial: watch.update(trial)],
+            )
+    return study
+
+
+def _study(
+    storage: BaseStorage, name: str, direction: Direction, sampler: optuna.samplers.BaseSampler
+) -> optuna.Study:
+    with quiet(True), storage_errors(name):
+        study = optuna.create_study(
+            storage=storage,
+            sampler=sampler,
+            study_name=name,
+            direction=direction,
+            load_if_exists=True,
+        )
+    if len(study.directions) > 1:
+        raise ValueError(
+            f"The stored study {name!r} has {len(study.directions)} objectives, but a search "
+            "needs a single one; choose another study_name."
+        )
+    stored = study.direction.name.lower()
+    if stored != direction:
+        raise ValueError(
+            f"The stored study {name!r} is to {stored}, but this call is to {direction}; choose "
+            "another study_name or the same direction."
+        )
+    return study
+
+
+def _check_kinds(study: optuna.Study, hyperparameters: Mapping[str, BaseDistribution]) -> None:
+    """Optuna fixes the kind of a parameter when it is first suggested in a study."""
+    stored: dict[str, BaseDistribution] = {}
+    for trial in study.get_trials(deepcopy=False):
+        stored.update(trial.distributions)
+    for name, distribution in hyperparameters.items():
+        try:
+            check_distribution_compatibility(stored.get(name, distribution), distribution)
+        except ValueError as error:
+            raise ValueError(
+                f"In the study {study.study_name!r} the hyperparameter {name!r} is stored as "
+                f"{stored[name]}, this call declares {distribution}: Optuna keeps the kind, the "
+                "log scale and the choices of a parameter for the life of a study. Rename it or "
+                "choose another study_name."
+            ) from error

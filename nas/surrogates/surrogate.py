@@ -1,0 +1,69 @@
+"""What a surrogate is: a way to write candidates as rows, and a model fitted to such rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+from botorch.models.model import Model
+from torch import Tensor
+
+from nas.encoding.candidates import Candidate, Encoder, VectorEncoder
+from nas.encoding.hyperparameters import HyperparameterCube
+from nas.spaces import Space
+
+__all__ = ["Surrogate", "VectorModel", "VectorSurrogate"]
+
+VectorModel = Callable[[Tensor, Tensor, int], Model]
+"""`(train_X [n, d], train_Y [n, 1], num_architecture) -> Model`, fitted; the first
+`num_architecture` of the d unit coordinates encode the architecture; larger Y is better."""
+
+
+class Surrogate(ABC):
+    """A model of the objective over architectures and hyperparameters together."""
+
+    @abstractmethod
+    def encoder(
+        self, space: Space, cube: HyperparameterCube, observed: Sequence[Candidate]
+    ) -> Encoder:
+        """Writes candidates as rows for this surrogate.
+
+        Args:
+            space: Of the architectures.
+            cube: Of the hyperparameters.
+            observed: The training rows, at least one.
+        """
+
+    @abstractmethod
+    def fit(self, X: Tensor, Y: Tensor, encoder: Encoder) -> Model:
+        """A BoTorch model fitted to data.
+
+        Args:
+            X: Rows of `encoder`, `[n, d]`, oldest first.
+            Y: Standardised targets, `[n, 1]`; larger is better.
+            encoder: What wrote the rows.
+        """
+
+    def notice(self, X: Tensor) -> str | None:
+        """What a user should know about how these rows are modelled; None if nothing."""
+        return None
+
+
+class VectorSurrogate(Surrogate):
+    """Any callable from rows of the unit cube to a BoTorch model; see `VectorModel`."""
+
+    def __init__(self, model: VectorModel) -> None:
+        self.model = model
+
+    def __repr__(self) -> str:
+        return getattr(self.model, "__name__", repr(self.model))
+
+    def encoder(
+        self, space: Space, cube: HyperparameterCube, observed: Sequence[Candidate]
+    ) -> Encoder:
+        """The space's own codes."""
+        return VectorEncoder(space, cube)
+
+    def fit(self, X: Tensor, Y: Tensor, encoder: Encoder) -> Model:
+        """What the callable makes of the rows."""
+        return self.model(X, Y, X.shape[-1] - encoder.cube.dimension)

@@ -1,0 +1,218 @@
+"""Experts: their posteriors against dense solves, and networks that mix them."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pfn import PFN, ArchitectureConfig, BarDistribution, TrainingConfig, load, train
+from pfn.experts import Advice, Experts, Kernels, mixed
+from priors import LinearTaskPrior, RandomNoise, TaskSize
+from priors.random_state import seeded
+
+TINY = ArchitectureConfig(
+    max_features=3, embedding=16, layers=2, heads=2, hidden=16, thinking_rows=2, bars=40, experts=2
+)
+
+
+def data(n=12, d=3, batch=2, noise=0.05, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.randn(batch, n, d, generator=generator, dtype=torch.float64)
+    e = torch.randn(batch, n, generator=generator, dtype=torch.float64)
+    return X, torch.sin(2 * X[..., 0]) + 0.3 * X[..., 1] + noise * e
+
+
+def covariance(experts, task, k, a, b):
+    """Of one kernel between rows in units of the context, from its formula, pair by pair."""
+    kind, w = int(experts.kernels.kind[task, k]), experts.kernels.weight[task, k].numpy()
+    a, b = a.numpy(), b.numpy()
+    r2 = (w * (a[:, None] - b[None]) ** 2).sum(-1)
+    r = np.sqrt(r2)
+    s = np.sqrt(5) * r
+    found = {
+        0: (a * w) @ b.T,
+        1: np.exp(-r),
+        2: (1 + s + s**2 / 3) * np.exp(-s),
+        3: np.exp(-r2 / 2),
+    }[kind]
+    return found + 0.2
+
+
+def solved(experts, task, k, X, z, queries):
+    """Mean and variance of noisy targets, by numpy."""
+    unit = float(experts.unit[task])
+    rows, asked = X[task] / unit, queries[task] / unit
+    ratio = float(experts.noise[task, k])
+    K = covariance(experts, task, k, rows, rows) + ratio * np.eye(len(rows))
+    cross = covariance(experts, task, k, rows, asked)
+    z = z[task].numpy()
+    q = z @ np.linalg.solve(K, z)
+    scale = (2 + q) / (2 + len(z))
+    mean = cross.T @ np.linalg.solve(K, z)
+    own = np.diag(covariance(experts, task, k, asked, asked))
+    reduced = (cross * np.linalg.solve(K, cross)).sum(0)
+    return mean, scale * (own - reduced + ratio), scale * (own - reduced)
+
+
+def test_predictions_are_those_of_a_dense_solve():
+    X, z = data()
+    queries = data(n=5, seed=1)[0]
+    experts = Experts.of(X, z, 4)
+    found = experts.predict(queries)
+    for task in range(2):
+        for k in range(4):
+            mean, variance, variance_f = solved(experts, task, k, X, z, queries)
+            np.testing.assert_allclose(found.mean[task, :, k], mean, atol=1e-4)
+            np.testing.assert_allclose(found.log_std[task, :, k].exp() ** 2, variance, rtol=1e-3)
+            np.testing.assert_allclose(
+                found.log_std_f[task, :, k].exp() ** 2,
+                variance_f,
+                rtol=2e-3,
+                atol=1e-3 * variance.max(),
+            )
+    np.testing.assert_allclose(found.log_weight.exp().sum(-1), 1)
+
+
+def test_rows_of_the_context_are_predicted_from_the_others():
+    X, z = data(n=9, batch=1)
+    experts = Experts.of(X, z, 3)
+    unit = float(experts.unit[0])
+    rows, target = X[0] / unit, z[0].numpy()
+    for k in range(3):
+        ratio = float(experts.noise[0, k])
+        K = covariance(experts, 0, k, rows, rows) + ratio * np.eye(9)
+        scale = (2 + target @ np.linalg.solve(K, target)) / 11
+        for i in range(9):
+            rest = np.arange(9) != i
+            gain = np.linalg.solve(K[np.ix_(rest, rest)], K[rest, i])
+            variance = scale * (K[i, i] - gain @ K[rest, i])
+            np.testing.assert_allclose(experts.own.mean[0, i, k], gain @ target[rest], atol=1e-4)
+            np.testing.assert_allclose(experts.own.log_std[0, i, k].exp() ** 2, variance, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [2, 3])
+def test_slopes_are_those_of_autograd(kind):
+    X, _ = data(n=6)
+    w = torch.rand(2, 1, 3, dtype=torch.float64).requires_grad_()
+    made = Kernels(torch.full((2, 1), kind), w, torch.zeros(2, 1))
+    G = torch.randn(2, 1, 6, 6, dtype=torch.float64)
+    G = G + G.mT
+    (slope,) = torch.autograd.grad((G * made.covariance(X, X)).sum(), w)
+    torch.testing.assert_close(made.slopes(X, G), slope * w, rtol=1e-5, atol=1e-6)
+
+
+def test_relevances_find_the_column_that_matters():
+    X, _ = data(n=60, batch=1)
+    z = torch.sin(2 * X[..., 1])
+    experts = Experts.of(X, z, 1)
+    w = experts.kernels.weight[0, 0]
+    assert w[1] > 20 * max(w[0], w[2])
+    assert experts.noise[0, 0] <= 1e-4
+
+
+def test_padding_changes_nothing():
+    X, z = data()
+    shown = torch.ones(2, 12, dtype=torch.bool)
+    shown[:, 9:] = False
+    queries = data(n=5, seed=1)[0]
+    padded, plain = Experts.of(X, z, 3, shown), Experts.of(X[:, :9], z[:, :9], 3)
+    for name, value in vars(plain.predict(queries)).items():
+        torch.testing.assert_close(getattr(padded.predict(queries), name), value)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_few_rows_are_enough(n):
+    X, z = data(n=n)
+    found = Experts.of(X, z, 3).predict(data(n=4, seed=1)[0])
+    assert all(bool(value.isfinite().all()) for value in vars(found).values())
+
+
+def test_equal_rows_are_no_trouble():
+    X = torch.ones(1, 30, 2, dtype=torch.float64)
+    found = Experts.of(X, torch.zeros(1, 30, dtype=torch.float64), 3).predict(X[:, :2])
+    assert all(bool(value.isfinite().all()) for value in vars(found).values())
+
+
+@pytest.mark.parametrize("index", [[0, 1, 1, 0], [1, 1, 0]])
+def test_copies_share_what_they_are_copies_of(index):
+    X, z = data()
+    experts, index = Experts.of(X, z, 3), torch.tensor(index)
+    queries = data(n=4, batch=len(index), seed=1)[0]
+    copies = experts.select(index)
+    assert copies.root is experts.root
+    direct = Experts.of(X[index], z[index], 3).predict(queries)
+    for name, value in vars(copies.predict(queries)).items():
+        torch.testing.assert_close(value, getattr(direct, name))
+
+
+def test_the_mixture_has_the_laws_of_its_experts():
+    bars = BarDistribution(torch.linspace(-6, 6, 600, dtype=torch.float64), tail_scale=1.0)
+    advice = Advice(
+        *(torch.tensor([[value]]).double() for value in ([0.5, -1], [-1, 0], [-1, 0], [-0.2, -1.7]))
+    )
+    outputs = torch.zeros(1, 1, 600 + 2 * 3 + 2, dtype=torch.float64)
+    outputs[..., 600] = -60.0  # nothing of the own distribution
+    logits = mixed(bars, outputs, advice, noisy=True)
+    df = 3 + math.exp(3)
+    weight = torch.tensor([-0.2, -1.7]).double().softmax(0)
+    laws = [torch.distributions.StudentT(df, m, s) for m, s in ((0.5, math.exp(-1)), (-1.0, 1.0))]
+    y = torch.linspace(-4, 4, 9, dtype=torch.float64)
+    wanted = sum(w * law.log_prob(y).exp() for w, law in zip(weight, laws, strict=True))
+    torch.testing.assert_close(bars.log_prob(logits[0, 0], y).exp(), wanted, rtol=2e-2, atol=1e-4)
+    outputs[..., 600] = 60.0  # nothing of the experts
+    outputs[..., :600] = torch.randn(600, dtype=torch.float64)
+    logits = mixed(bars, outputs, advice, noisy=True)
+    torch.testing.assert_close(logits, outputs[..., :600].log_softmax(-1))
+
+
+def prior():
+    size = TaskSize(max_features=3, max_context=20, num_queries=6)
+    return LinearTaskPrior(size=size, noise=RandomNoise())
+
+
+def test_a_network_with_experts_is_trained_saved_and_asked(tmp_path):
+    config = TrainingConfig(
+        TINY,
+        inputs="standardised",
+        targets="standardised",
+        steps=12,
+        batch=4,
+        border_tasks=40,
+        held_out_tasks=0,
+        appended=0.5,
+        max_buffer=4,
+    )
+    network = train(prior(), config=config, device="cpu", progress=False)
+    assert bool((network.network.mix_y.weight != 0).any())
+    network.save(tmp_path / "network")
+    network = load(tmp_path / "network").double()
+    X, z = data(n=10, batch=1)
+    model = network.condition(X[0], z[0, :, None])
+    asked = data(n=3, batch=1, seed=1)[0][0].requires_grad_()
+    posterior = model.posterior(asked)
+    posterior.mean.sum().backward()
+    assert bool(asked.grad.isfinite().all())
+    assert bool((asked.grad != 0).any())
+    draws = model.posterior(asked.detach(), observation_noise=True).rsample(torch.Size([5]))
+    assert draws.shape == (5, 3, 1)
+    assert bool(draws.isfinite().all())
+
+
+def test_experts_predict_a_linear_function_before_any_training():
+    with seeded(0):
+        nodes = torch.linspace(-4, 4, 800)
+        network = PFN(
+            replace(TINY, bars=800),
+            nodes,
+            tail_scale=0.1,
+            inputs="standardised",
+            targets="standardised",
+        ).double()
+    X = data(n=40, batch=1)[0][0]
+    f = X @ torch.tensor([[1.0], [-2.0], [0.5]]).double()
+    posterior = network.condition(X[:30], f[:30]).posterior(X[30:])
+    with torch.no_grad():
+        median = posterior.quantile(torch.tensor(0.5).double())
+    assert float((median - f[30:]).abs().max()) < 0.1 * float(f.std())
