@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from priors.representation import as_record
+
 __all__ = ["Landmarks", "ScaleNodes", "integrate"]
 
 TOLERANCE = 1e-11
@@ -49,12 +51,13 @@ class Landmarks:
     edges: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScaleNodes:
     """A rule for the integral over t of a batch of densities times anything smooth.
 
     Attributes:
         t: Nodes, `[S]`, in order.
+        log_weights: Of the rule, without the density, `[S]`.
         log_masses: Logs of weight times density over the integral, `[*batch, S]`; they add up
             to 1.
         log_integral: Of the densities, `[*batch]`.
@@ -66,6 +69,9 @@ class ScaleNodes:
     log_masses: Tensor
     log_integral: Tensor
     error: float
+
+    def __repr__(self) -> str:
+        return as_record(self)
 
     @property
     def scales(self) -> Tensor:

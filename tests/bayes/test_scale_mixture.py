@@ -527,7 +527,7 @@ def test_calibration_over_data_of_its_own_prior(scale_noise):
     noise = 0.1
     K = kernel()(X).to_dense().detach()
     places, of_scale = [], []
-    for _ in range(800):
+    for _ in range(400):
         s = law.icdf(torch.rand((), generator=generator, dtype=torch.float64))
         C = s * K + (s if scale_noise else 1.0) * noise * torch.eye(9)
         y = torch.linalg.cholesky(C) @ torch.randn(9, 1, generator=generator, dtype=torch.float64)
