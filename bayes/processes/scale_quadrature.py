@@ -110,7 +110,9 @@ def _range(
     guides = landmarks.guides.clamp(-_LIMIT, _LIMIT).sort().values
     around = torch.arange(-40, 41, dtype=guides.dtype, device=guides.device)
     spread = torch.cat([guides[:1] + around, guides[-1:] + around])
-    humps = landmarks.centres + landmarks.widths * torch.arange(-4, 5).to(guides).unsqueeze(-1)
+    humps = landmarks.centres + landmarks.widths * torch.arange(
+        -4, 5, device=guides.device
+    ).unsqueeze(-1)
     grid = torch.cat([guides, humps.flatten(), spread]).clamp(-_LIMIT, _LIMIT).unique()
     found = _finite(log_density(grid))
     if not bool(found.isfinite().any(-1).all()):
@@ -209,7 +211,7 @@ class _Panels:
     ) -> None:
         self.left, self.right = left, right
         rule = np.polynomial.legendre.leggauss(_ORDER)
-        nodes, weights = (torch.as_tensor(part).to(left) for part in rule)
+        nodes, weights = (torch.as_tensor(part, device=left.device).to(left) for part in rule)
         half = ((right - left) / 2).unsqueeze(-1)
         self.t = left.unsqueeze(-1) + half * (1 + nodes)
         self.log_weights = weights.log() + half.log()
