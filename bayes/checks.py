@@ -23,7 +23,12 @@ __all__ = [
 
 
 def check_training_data(
-    owner: str, train_X: Tensor, train_Y: Tensor, train_Yvar: Tensor | None = None
+    owner: str,
+    train_X: Tensor,
+    train_Y: Tensor,
+    train_Yvar: Tensor | None = None,
+    *,
+    missing: bool = False,
 ) -> None:
     """Refuse training data that no model here can use.
 
@@ -32,6 +37,7 @@ def check_training_data(
         train_X: Inputs, to be `[..., n, d]`.
         train_Y: Outcomes, to be `[..., n, m]`.
         train_Yvar: Variances of the observation noise, to be `[..., n, m]` and >= 0.
+        missing: Whether inputs may be NaN.
 
     Raises:
         TypeError: something is not a floating-point tensor.
@@ -51,10 +57,11 @@ def check_training_data(
                 f"{owner} needs {name} with rows and columns [..., n, columns], got shape "
                 f"{tuple(value.shape)}; {name}.unsqueeze(-1) makes one column."
             )
-        if not bool(value.isfinite().all()):
-            bad = int((~value.isfinite()).sum())
+        if bad := _count_bad(value, missing and name == "train_X"):
+            hint = _HINT if name == "train_X" and not missing else ""
             raise ValueError(
-                f"{owner} got {name} with {bad} NaN or infinite values; remove or impute them."
+                f"{owner} got {name} with {bad} NaN or infinite values; remove or impute them"
+                f"{hint}."
             )
         if value.dtype != train_X.dtype or value.device != train_X.device:
             raise ValueError(
@@ -124,13 +131,22 @@ def _conversion(name: str, value: object, dtype: str) -> str:
     return f"torch.as_tensor({name}, dtype={dtype})"
 
 
-def check_query(owner: str, X: Tensor, like: Tensor) -> None:
+_HINT = ", or pass input_transform=priors.MissingInputs(train_X)"
+
+
+def _count_bad(values: Tensor, missing: bool) -> int:
+    """How many values are infinite, or NaN where none may be missing."""
+    return int((values.isinf() if missing else ~values.isfinite()).sum())
+
+
+def check_query(owner: str, X: Tensor, like: Tensor, *, missing: bool = False) -> None:
     """Refuse queries that do not fit the training inputs.
 
     Args:
         owner: Name of the model, for the message.
         X: Queries, to be `[..., q, d]`.
         like: Training inputs `[..., n, d]`.
+        missing: Whether inputs may be NaN.
 
     Raises:
         TypeError: `X` is not a tensor of the training dtype.
@@ -153,8 +169,8 @@ def check_query(owner: str, X: Tensor, like: Tensor) -> None:
             f"{owner} was trained on {columns} input columns and got X of shape "
             f"{tuple(X.shape)}; expected [..., q, {columns}]{hint}."
         )
-    if not bool(X.isfinite().all()):
-        rows = (~X.isfinite()).any(-1).nonzero()
+    if _count_bad(X, missing):
+        rows = (X.isinf() if missing else ~X.isfinite()).any(-1).nonzero()
         named = [row if len(row) > 1 else row[0] for row in rows[:3].tolist()]
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
         raise ValueError(

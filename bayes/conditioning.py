@@ -23,7 +23,14 @@ __all__ = ["PartlyKnownNoise", "check_observations", "joined", "unrepeated"]
 
 
 def check_observations(
-    owner: str, X: Tensor, Y: Tensor, noise: Tensor | None, train_X: Tensor, train_Y: Tensor
+    owner: str,
+    X: Tensor,
+    Y: Tensor,
+    noise: Tensor | None,
+    train_X: Tensor,
+    train_Y: Tensor,
+    *,
+    missing: bool = False,
 ) -> None:
     """Refuse further observations that do not fit the rows of a model.
 
@@ -34,6 +41,7 @@ def check_observations(
         noise: Noise variances, to broadcast with Y and to be >= 0, or None.
         train_X: Inputs of the model, `[*batch, n, d]`.
         train_Y: Outcomes of the model, `[*batch, n, m]`.
+        missing: Whether inputs may be NaN.
 
     Raises:
         TypeError: something is not a tensor of the model's dtype.
@@ -53,8 +61,9 @@ def check_observations(
                 f"{owner} is on {train_X.device} and got {name} on {value.device}; use "
                 f"{name}.to({str(train_X.device)!r})."
             )
-        if not bool(value.isfinite().all()):
-            bad = int((~value.isfinite()).sum())
+        fine = ~value.isinf() if missing and name == "X" else value.isfinite()
+        if not bool(fine.all()):
+            bad = int((~fine).sum())
             raise ValueError(
                 f"{owner} got {name} with {bad} NaN or infinite values; remove those rows."
             )

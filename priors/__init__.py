@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from priors.posteriors.gaussian import GaussianPosterior, as_predictive
     from priors.posteriors.gaussian_mixture import GaussianMixturePosterior
     from priors.posteriors.linear_pool import MixturePosterior
+    from priors.posteriors.missing import MissingInputs
     from priors.posteriors.poisson_mixture import PoissonMixturePosterior
     from priors.posteriors.protocol import PredictivePosterior
     from priors.posteriors.scores import score
@@ -104,6 +105,7 @@ __all__ = [
     "LinearTaskPrior",
     "LogExpectedImprovement",
     "LogProbabilityOfImprovement",
+    "MissingInputs",
     "MixturePosterior",
     "MixtureTaskPrior",
     "NNGPKernel",
@@ -208,6 +210,7 @@ _HOMES = {
     "posteriors.gaussian": ("GaussianPosterior", "as_predictive"),
     "posteriors.gaussian_mixture": ("GaussianMixturePosterior",),
     "posteriors.linear_pool": ("MixturePosterior",),
+    "posteriors.missing": ("MissingInputs",),
     "posteriors.poisson_mixture": ("PoissonMixturePosterior",),
     "posteriors.protocol": ("PredictivePosterior",),
     "posteriors.scores": ("score",),

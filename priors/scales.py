@@ -221,7 +221,9 @@ class BetaPrime(_Scaled):
         """
         a, b, p = (_numpy(part) for part in (self.concentration1, self.concentration0, value))
         share, rest = betaincinv(a, b, p), betaincinv(b, a, 1 - p)  # x / (1 + x), 1 / (1 + x)
-        return self.scale.detach() * torch.as_tensor(share / rest).to(self.scale)
+        return self.scale.detach() * torch.as_tensor(share / rest, device=self.scale.device).to(
+            self.scale
+        )
 
     def rsample(self, sample_shape: _Shape = torch.Size()) -> Tensor:  # noqa: B008
         """Draws with gradients, `[*sample_shape, *batch_shape]`.
@@ -306,7 +308,9 @@ class _BetaPrimeCdf(torch.autograd.Function):
         left, right = _numpy(a), _numpy(b)
         below = betainc(left, right, _numpy(torch.sigmoid(log_x)))
         above = betainc(right, left, _numpy(torch.sigmoid(-log_x)))
-        small, large = torch.as_tensor(below).to(log_x), 1 - torch.as_tensor(above).to(log_x)
+        small, large = (
+            torch.as_tensor(p, device=log_x.device).to(log_x) for p in (below, 1 - above)
+        )
         return torch.where(log_x < 0, small, large)
 
     @staticmethod

@@ -33,6 +33,10 @@ def process(kind=bayes.GaussianProcess):
     return kind(X, Y, priors.NNGPKernel(network()))
 
 
+def mixture(X, Y, kernel):
+    return bayes.ScaleMixtureProcess(X, Y, kernel, scale=InverseGamma(2.0, 3.0))
+
+
 def small_pfn(classes=0):
     torch.manual_seed(0)
     sizes = pfn.ArchitectureConfig(
@@ -136,6 +140,17 @@ SAID = {
     ),
     "Gaussian process": (process, ["12 rows, 3 inputs, 1 output", "noise_covar.noise: 0.1"]),
     "t process": (lambda: process(bayes.StudentTProcess), ["StudentTProcess(12 rows"]),
+    "scale mixture process": (
+        lambda: process(mixture),
+        [
+            "ScaleMixtureProcess(12 rows",
+            "scale of the kernel: InverseGamma(concentration 2, rate 3)",
+        ],
+    ),
+    "posterior of a scale": (
+        lambda: process(mixture).scale_posterior(),
+        ["ScaleNodes(t=float64 [", "error="],
+    ),
     "Bayesian network": (
         lambda: bayes.BayesianNetwork(X, Y, priors.NetworkPrior(network())),
         ["12 rows, 3 inputs, 1 output; not fitted", "NetworkPrior(inputs [3], 41 weights)"],

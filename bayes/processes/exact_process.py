@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import gpytorch
 import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.exceptions import InputDataWarning
@@ -57,7 +58,8 @@ from bayes.processes.marginal_likelihood import (
     relative_jitter,
 )
 from bayes.processes.prediction import conditional
-from bayes.processes.rows import ProcessRows
+from bayes.processes.rows import ProcessRows, takes_missing
+from bayes.processes.sample_path import SamplePath
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.kernels.network import NNGPKernel, NTKKernel
 from priors.posteriors.protocol import PredictivePosterior
@@ -90,7 +92,8 @@ class ExactProcess(ProcessRows, ABC):
     ) -> None:
         """See the class for the arguments."""
         owner = type(self).__name__
-        check_training_data(owner, train_X, train_Y, train_Yvar)
+        missing = takes_missing(input_transform)
+        check_training_data(owner, train_X, train_Y, train_Yvar, missing=missing)
         if not isinstance(kernel, Kernel):
             raise TypeError(
                 f"{owner} needs a gpytorch kernel, got {type(kernel).__name__}; "
@@ -258,7 +261,10 @@ class ExactProcess(ProcessRows, ABC):
     def _objective(self, mll: JointMarginalLogLikelihood) -> Tensor:
         """Log marginal likelihood and log priors in training mode, nats per row."""
         transformed = (self.transform_inputs(inputs) for inputs in self.train_inputs)
-        objective: Tensor = mll(self(*self.train_inputs), self.train_targets, *transformed)
+        # GPyTorch compares the rows with themselves, and NaN is not equal to itself
+        with gpytorch.settings.debug(False):
+            prior = self(*self.train_inputs)
+        objective: Tensor = mll(prior, self.train_targets, *transformed)
         return objective
 
     def _costs(self) -> list[str]:
@@ -319,7 +325,7 @@ class ExactProcess(ProcessRows, ABC):
             A posterior `[..., q, m]` in units of Y.
         """
         owner = type(self).__name__
-        check_query(owner, X, self.train_X)
+        check_query(owner, X, self.train_X, missing=takes_missing(self._input_transform))
         outputs = chosen_outputs(owner, output_indices, self.num_outputs)
         outcome = getattr(self, "outcome_transform", None)
         self.eval()
@@ -359,6 +365,32 @@ class ExactProcess(ProcessRows, ABC):
         if outcome is not None and not outcome.affine:
             posterior = TransformedPosterior(posterior, outcome.transform)
         return posterior
+
+    def sample_path(
+        self,
+        sample_shape: torch.Size = torch.Size(),  # noqa: B008
+        *,
+        generator: torch.Generator | None = None,
+    ) -> SamplePath:
+        """Functions drawn from the posterior of f, for Thompson sampling and pictures.
+
+        Args:
+            sample_shape: How many independent ones.
+            generator: Source of randomness; torch's global one if None.
+
+        Returns:
+            Takes points `[q, d]`, again and again, and returns values `[*sample_shape, q, m]`.
+
+        Raises:
+            NotImplementedError: a batch of models, or an outcome transform that is not affine.
+        """
+        outcome = self._outcome
+        if self.train_Y.dim() != 2 or not (outcome is None or outcome.affine):
+            raise NotImplementedError(
+                f"{type(self).__name__}.sample_path needs one set of rows [n, d] and an affine "
+                "outcome transform; posterior(X).rsample() draws at given points in any case."
+            )
+        return SamplePath(self, sample_shape, generator)
 
     def _predict(
         self,

@@ -29,6 +29,7 @@ from bayes.processes.exact_process import ExactProcess
 from bayes.processes.hyperparameters import HyperparameterPosterior, Hyperparameters
 from bayes.processes.left_out import independent_rows
 from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood
+from bayes.processes.rows import takes_missing
 from priors.posteriors.batch_mixture import BatchMixturePosterior
 from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.protocol import PredictivePosterior
@@ -57,7 +58,7 @@ class GaussianProcess(ExactProcess):
             BoTorch's prior.
         likelihood: A GPyTorch Gaussian likelihood to use instead, copied.
         input_transform: `DEFAULT` standardises by the training rows, None applies none; or a
-            BoTorch `InputTransform`.
+            BoTorch `InputTransform`. `priors.MissingInputs(train_X)` takes NaN among the inputs.
         outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
             elementwise `torch.distributions` transform from the model's scale to Y's.
 
@@ -71,6 +72,7 @@ class GaussianProcess(ExactProcess):
         posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
         log_marginal_likelihood: The evidence, to decide among kernels.
         leave_one_out: Each row's y given all the others.
+        sample_path: Functions drawn from the posterior, for any kernel.
         condition_on_observations: A model of further rows, with the hyperparameters as they are.
         fantasize: Such models of rows drawn from the posterior.
         subset_output: A model of some outputs.
@@ -174,7 +176,8 @@ class GaussianProcess(ExactProcess):
         """
         if self._drawn is None:
             return super().posterior(X, output_indices, observation_noise, posterior_transform)
-        check_query(type(self).__name__, X, self.train_X)
+        missing = takes_missing(self._input_transform)
+        check_query(type(self).__name__, X, self.train_X, missing=missing)
         members = self._member_processes()
         size = len(self._drawn)
         if isinstance(observation_noise, Tensor):

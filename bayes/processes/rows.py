@@ -33,7 +33,7 @@ from bayes.outputs import OutputSubset
 from bayes.processes.marginal_likelihood import relative_jitter
 from priors.posteriors.transforms import check_range
 
-__all__ = ["ProcessRows"]
+__all__ = ["ProcessRows", "takes_missing"]
 
 
 class ProcessRows(SingleTaskGP):
@@ -366,7 +366,15 @@ class ProcessRows(SingleTaskGP):
 
     def _check_rows(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
         """Refuse other rows that do not fit these, or that the outcome transform cannot give."""
-        check_observations(type(self).__name__, X, Y, noise, self.train_X, self.train_Y)
+        check_observations(
+            type(self).__name__,
+            X,
+            Y,
+            noise,
+            self.train_X,
+            self.train_Y,
+            missing=takes_missing(self._input_transform),
+        )
         if self._outcome is not None:
             check_range(self._outcome.transform, Y)
 
@@ -442,6 +450,11 @@ class ProcessRows(SingleTaskGP):
             if isinstance(value, Tensor) and value.grad_fn is not None
         ]
         return copy.deepcopy(self, {id(value): value for value in held})
+
+
+def takes_missing(input_transform: Any) -> bool:
+    """Whether a transform makes numbers of missing inputs, as `priors.MissingInputs` does."""
+    return bool(getattr(input_transform, "takes_missing", False))
 
 
 def _refuse_others(owner: str, method: str, kwargs: Mapping[str, Any]) -> None:

@@ -102,6 +102,7 @@ class ScaleMixtureProcess(ExactProcess):
         scale_posterior: What is believed of the scale now.
         log_marginal_likelihood: The evidence, to decide among kernels and scale priors.
         leave_one_out: Each row's y given all the others.
+        sample_path: Functions drawn from the posterior, for any kernel.
         condition_on_observations: A model of further rows, with the hyperparameters as they are.
         fantasize: Such models of rows drawn from the posterior.
         save: Write to a file.

@@ -54,7 +54,7 @@ class ScalePrior(gpytorch.Module):
                 f"{owner} needs a scale of a single number, got one of shape "
                 f"{tuple(law.batch_shape + law.event_shape)}."
             )
-        if bool(law.support.check(torch.tensor(-1.0))):  # type: ignore[union-attr]
+        if bool(law.support.check(torch.tensor(-1.0, device="cpu"))):  # type: ignore[union-attr]
             raise ValueError(
                 f"{owner} needs a scale on the positive reals, a {type(law).__name__} has negative "
                 "values; torch.distributions.LogNormal is the exponential of a normal."
@@ -157,7 +157,7 @@ class ScalePrior(gpytorch.Module):
             t = draws.log().clamp(-600, 600)
             low, middle, high = t.quantile(t.new_tensor([0.1, 0.5, 0.9]), dim=0)
             ends = [
-                float(torch.as_tensor(value).max())
+                float(torch.as_tensor(value, device="cpu").max())
                 for part in (law, every)
                 for name in ("lower_bound", "upper_bound")
                 if (value := getattr(part.support, name, None)) is not None
@@ -217,7 +217,7 @@ def scale_of_description(path: Any, saved: Any, given: Distribution | None) -> D
         if isinstance(made, str):
             raw = f"raw_{made}"
             held = values[raw if raw in values else made]
-            value = torch.tensor(held["value"], dtype=torch.float64)
+            value = torch.tensor(held["value"], dtype=torch.float64, device="cpu")
             value = value.exp() if raw in values else value
             return value.requires_grad_(held["learnt"])
         name, parts = made

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from priors.representation import as_record
+
 __all__ = ["Landmarks", "ScaleNodes", "integrate"]
 
 TOLERANCE = 1e-11
@@ -49,12 +51,13 @@ class Landmarks:
     edges: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScaleNodes:
     """A rule for the integral over t of a batch of densities times anything smooth.
 
     Attributes:
         t: Nodes, `[S]`, in order.
+        log_weights: Of the rule, without the density, `[S]`.
         log_masses: Logs of weight times density over the integral, `[*batch, S]`; they add up
             to 1.
         log_integral: Of the densities, `[*batch]`.
@@ -66,6 +69,9 @@ class ScaleNodes:
     log_masses: Tensor
     log_integral: Tensor
     error: float
+
+    def __repr__(self) -> str:
+        return as_record(self)
 
     @property
     def scales(self) -> Tensor:
@@ -104,7 +110,9 @@ def _range(
     guides = landmarks.guides.clamp(-_LIMIT, _LIMIT).sort().values
     around = torch.arange(-40, 41, dtype=guides.dtype, device=guides.device)
     spread = torch.cat([guides[:1] + around, guides[-1:] + around])
-    humps = landmarks.centres + landmarks.widths * torch.arange(-4, 5).to(guides).unsqueeze(-1)
+    humps = landmarks.centres + landmarks.widths * torch.arange(
+        -4, 5, device=guides.device
+    ).unsqueeze(-1)
     grid = torch.cat([guides, humps.flatten(), spread]).clamp(-_LIMIT, _LIMIT).unique()
     found = _finite(log_density(grid))
     if not bool(found.isfinite().any(-1).all()):
@@ -203,7 +211,7 @@ class _Panels:
     ) -> None:
         self.left, self.right = left, right
         rule = np.polynomial.legendre.leggauss(_ORDER)
-        nodes, weights = (torch.as_tensor(part).to(left) for part in rule)
+        nodes, weights = (torch.as_tensor(part, device=left.device).to(left) for part in rule)
         half = ((right - left) / 2).unsqueeze(-1)
         self.t = left.unsqueeze(-1) + half * (1 + nodes)
         self.log_weights = weights.log() + half.log()

@@ -64,6 +64,7 @@ class StudentTProcess(ExactProcess):
         posterior: Predict, `model.posterior(X, observation_noise=True)` for y rather than f.
         log_marginal_likelihood: The evidence, to decide among kernels.
         leave_one_out: Each row's y given all the others.
+        sample_path: Functions drawn from the posterior, for any kernel.
         condition_on_observations: A model of further rows, with the hyperparameters as they are.
         fantasize: Such models of rows drawn from the posterior.
         save: Write to a file.

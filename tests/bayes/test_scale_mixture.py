@@ -515,3 +515,28 @@ class TestContract(ModelContract):
 
     def make_X(self, dtype):
         return data(6, seed=1)[0].reshape(2, 3, 2).to(dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale_noise", [False, True])
+def test_calibration_over_data_of_its_own_prior(scale_noise):
+    """Simulation-based: held-out outcomes and scales have uniform places in their predictions."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(9, 2, generator=generator, dtype=torch.float64)
+    law = BurrXII(*(torch.tensor(v, dtype=torch.float64) for v in (1.5, 1.2, 1.0)))
+    noise = 0.1
+    K = kernel()(X).to_dense().detach()
+    places, of_scale = [], []
+    for _ in range(400):
+        s = law.icdf(torch.rand((), generator=generator, dtype=torch.float64))
+        C = s * K + (s if scale_noise else 1.0) * noise * torch.eye(9)
+        y = torch.linalg.cholesky(C) @ torch.randn(9, 1, generator=generator, dtype=torch.float64)
+        model = ScaleMixtureProcess(
+            X[:6], y[:6], kernel(), scale=law, scale_noise=scale_noise, **OFF
+        )
+        with torch.no_grad():
+            places.append(model.posterior(X[6:], observation_noise=True).cdf(y[6:])[0, 0])
+            nodes = model.scale_posterior()
+            of_scale.append(nodes.log_masses.exp()[nodes.scales < s].sum())
+    for values in (places, of_scale):
+        assert stats.kstest(torch.stack(values).numpy(), "uniform").pvalue > 1e-3
