@@ -48,7 +48,10 @@ from bayes import ScaleMixtureClassifier
 mixture = ScaleMixtureClassifier(X[train], Y[train], kernel, num_inducing=10)
 mixture.fit(max_iter=5, progress=False)
 print(calibration(mixture.posterior(X[test], observation_noise=True), Y[test]))
-print("the scale is about", 1 / (mixture.scale_posterior.concentration / mixture.scale_posterior.rate).item())
+print(
+    "the scale is about",
+    1 / (mixture.scale_posterior.concentration / mixture.scale_posterior.rate).item(),
+)
 
 # %% [markdown]
 # ## Outliers, counts and other likelihoods
