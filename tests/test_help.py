@@ -17,7 +17,11 @@ SECTION = re.compile(r"^Methods:\n((?:    .*\n?)+)", re.MULTILINE)
 CLASSES = (
     bayes.BayesianNetwork,
     bayes.GaussianProcess,
+    bayes.GaussianProcessClassifier,
+    bayes.ScaleMixtureClassifier,
     bayes.StudentTProcess,
+    bayes.VariationalGaussianProcess,
+    bayes.WeightSpaceProcess,
     pfn.PFN,
     pfn.PFNModel,
     priors.InfiniteNetwork,

@@ -40,7 +40,7 @@ def gaussian_process_for(
 
     * "exact", up to 2,000 rows: `GaussianProcess`, hyperparameters from all rows.
     * "subset", up to 10,000: `GaussianProcess`, hyperparameters from `max_rows` random rows, then
-      conditioned on all exactly (800 MB for 10,000 rows in float64, and as much again for a while).
+      conditioned on all exactly (10,000 rows in float64: about a minute of one core, 6 GB).
     * "inducing", beyond: `VariationalGaussianProcess`, whose bound is of all rows.
     * "features", only if asked for: `WeightSpaceProcess` on random features of a network's kernel,
       whose hyperparameters are learnt on `max_rows` random rows.
@@ -98,7 +98,7 @@ def _chosen(rows: int, max_rows: int, num_inducing: int) -> str:
         what += "conditions on all exactly, since each step of a fit of all would factorise them"
     else:
         method, what = "inducing", f"goes through {num_inducing} inducing points, since a "
-        what += f"factorisation of {rows:,} rows takes {8e-9 * rows**2:.0f} GB"
+        what += f"covariance of {rows:,} rows is {8e-9 * rows**2:.1f} GB, factorised in O(n^3)"
     warnings.warn(
         f'gaussian_process_for took method="{method}" for {rows:,} rows: it {what}. Give method= '
         "to choose yourself, and to silence this.",

@@ -236,7 +236,7 @@ def gpytorch_law(likelihood: GPyTorchLikelihood, Y: Tensor) -> Law:
     if isinstance(likelihood, BernoulliLikelihood):
         return _Probit(likelihood, columns, Y)
     if isinstance(likelihood, _OneDimensionalLikelihood):
-        example = likelihood.forward(torch.zeros(1, 1, dtype=torch.float32))
+        example = likelihood.forward(Y.new_zeros(1, 1))
         discrete = isinstance(example, distributions.Distribution) and bool(
             example.support.is_discrete  # type: ignore[union-attr]
         )

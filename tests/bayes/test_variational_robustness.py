@@ -1,0 +1,91 @@
+"""Variational and feature processes on small, awkward problems: no NaN, no negative variance."""
+
+import warnings
+
+import pytest
+import torch
+from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from bayes import (
+    GaussianProcessClassifier,
+    ScaleMixtureClassifier,
+    VariationalGaussianProcess,
+    WeightSpaceProcess,
+)
+from priors.kernels.network import NNGPKernel
+
+LIKELIHOODS = ["gaussian", "student_t", "poisson", "ordinal", "heteroscedastic", "categorical"]
+CLASSES = ["softmax", "probit", "dirichlet", "mixture"]
+AWKWARD = ["plain", "one row", "constant", "near duplicates", "scales", "tiny", "huge"]
+
+
+def rows(awkward, seed, n=8):
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.randn(1 if awkward == "one row" else n, 2, generator=generator, dtype=torch.float64)
+    if awkward == "near duplicates":
+        X[1::2] = X[::2] + 1e-9
+    if awkward == "scales":
+        X = X * torch.tensor([1e-2, 1e2], dtype=torch.float64)
+    noise = torch.randn(len(X), 1, generator=generator, dtype=torch.float64)
+    Y = X[:, :1].sin() + 0.1 * noise
+    if awkward == "constant":
+        Y = torch.ones_like(Y)
+    return X, Y * {"tiny": 1e-8, "huge": 1e8}.get(awkward, 1.0)
+
+
+def check(posterior, Y):
+    assert posterior.mean.isfinite().all()
+    assert posterior.variance.isfinite().all()
+    assert (posterior.variance >= 0).all()
+    assert posterior.log_prob(Y).isfinite().all()
+
+
+def predictions(kind, awkward, seed, kernel):
+    """Predictions of outcomes at and off the rows, and outcomes there."""
+    X, Y = rows(awkward, seed)
+    queries = torch.cat([X, X + 0.3, X * 100])
+    if kind in LIKELIHOODS:
+        if kind == "poisson":
+            Y = (Y / Y.abs().max()).exp().mul(3).round()
+        elif kind in ("ordinal", "categorical"):
+            Y = (Y > 0).double()
+        model = VariationalGaussianProcess(X, Y, kernel, likelihood=kind, num_inducing=5)
+    elif kind == "features":
+        network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+        model = WeightSpaceProcess(X, Y, NNGPKernel(network), num_features=20)
+    else:
+        Y = (Y > 0).double()
+        model = (
+            ScaleMixtureClassifier(X, Y, kernel, num_inducing=4)
+            if kind == "mixture"
+            else GaussianProcessClassifier(X, Y, kernel, likelihood=kind, num_inducing=5)
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if kind == "features":
+            model.fit()
+        else:
+            model.fit(max_iter=2, progress=False)
+    return model.posterior(queries, observation_noise=True), Y.repeat(3, 1)
+
+
+@pytest.mark.parametrize("awkward", AWKWARD)
+@pytest.mark.parametrize("kind", ["gaussian", "student_t", "poisson", "probit", "features"])
+def test_awkward_rows(kind, awkward):
+    check(*predictions(kind, awkward, 0, ScaleKernel(RBFKernel())))
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None)
+@given(
+    kind=st.sampled_from([*LIKELIHOODS, *CLASSES, "features"]),
+    awkward=st.sampled_from(AWKWARD),
+    seed=st.integers(0, 2**20),
+    smooth=st.booleans(),
+)
+def test_a_thousand_small_problems(kind, awkward, seed, smooth):
+    kernel = ScaleKernel(RBFKernel() if smooth else MaternKernel(nu=0.5))
+    check(*predictions(kind, awkward, seed, kernel))
