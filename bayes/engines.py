@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from gpytorch.constraints import GreaterThan
@@ -50,8 +51,8 @@ def processes(fit_rows: int = _ROWS_OF_FIT) -> list[Engine]:
         fit_rows: Most rows on which kernel and noise are learnt, a random part of more.
     """
     return [
-        process_engine("NNGP GELU", _nngp(nn.GELU), fit_rows=fit_rows),
-        process_engine("NNGP ReLU", _nngp(nn.ReLU), fit_rows=fit_rows),
+        process_engine("NNGP GELU", partial(_nngp, nn.GELU), fit_rows=fit_rows),
+        process_engine("NNGP ReLU", partial(_nngp, nn.ReLU), fit_rows=fit_rows),
         process_engine("NTK GELU", _ntk, fit_rows=fit_rows),
         process_engine("Matern", _matern, fit_rows=fit_rows),
         process_engine("RBF", _rbf, fit_rows=fit_rows, is_default=False),
@@ -77,23 +78,31 @@ def process_engine(
         is_default: Whether it belongs to the default stack.
     """
 
-    def fitted(X: Tensor, Y: Tensor) -> ExactProcess:
-        noise = GaussianLikelihood(
-            noise_prior=LogNormalPrior(-4.0, 3.0),
-            noise_constraint=GreaterThan(_NOISE_FLOOR, initial_value=0.1),
-        ).to(X)
-        part = X, Y
-        if len(X) > fit_rows:
-            generator = torch.Generator().manual_seed(0)
-            chosen = torch.randperm(len(X), generator=generator, device="cpu")[:fit_rows]
-            part = X[chosen.to(X.device)], Y[chosen.to(X.device)]
-        model = process(*part, kernel(X.shape[-1]).to(X), likelihood=noise)
-        model.fit(progress=False)
-        if len(X) > fit_rows:
-            model.set_train_data(X, Y, strict=False)
-        return model
+    factory = partial(_fitted, kernel, process, fit_rows)
+    return Engine(name, "regression", factory, max_rows=_MOST_ROWS, is_default=is_default)
 
-    return Engine(name, "regression", fitted, max_rows=_MOST_ROWS, is_default=is_default)
+
+def _fitted(
+    kernel: Callable[[int], Kernel],
+    process: type[ExactProcess],
+    fit_rows: int,
+    X: Tensor,
+    Y: Tensor,
+) -> ExactProcess:
+    noise = GaussianLikelihood(
+        noise_prior=LogNormalPrior(-4.0, 3.0),
+        noise_constraint=GreaterThan(_NOISE_FLOOR, initial_value=0.1),
+    ).to(X)
+    part = X, Y
+    if len(X) > fit_rows:
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.randperm(len(X), generator=generator, device="cpu")[:fit_rows]
+        part = X[chosen.to(X.device)], Y[chosen.to(X.device)]
+    model = process(*part, kernel(X.shape[-1]).to(X), likelihood=noise)
+    model.fit(progress=False)
+    if len(X) > fit_rows:
+        model.set_train_data(X, Y, strict=False)
+    return model
 
 
 def _perceptron(d: int, activation: nn.Module) -> nn.Module:
@@ -101,8 +110,8 @@ def _perceptron(d: int, activation: nn.Module) -> nn.Module:
     return nn.Sequential(*hidden, nn.Linear(_WIDTH, 1))
 
 
-def _nngp(activation: type[nn.Module]) -> Callable[[int], Kernel]:
-    return lambda d: NNGPKernel(_perceptron(d, activation()), ard_num_dims=d)
+def _nngp(activation: type[nn.Module], d: int) -> Kernel:
+    return NNGPKernel(_perceptron(d, activation()), ard_num_dims=d)
 
 
 def _ntk(d: int) -> Kernel:

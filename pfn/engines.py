@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor
@@ -28,14 +28,14 @@ def _condition(name: str, X: Tensor, Y: Tensor) -> Any:
 regression = Engine(
     "PFN",
     "regression",
-    lambda X, Y: _condition("regression", X, Y),
+    partial(_condition, "regression"),
     max_rows=512,
     max_columns=20,
 )
 classification = Engine(
     "PFN",
     "classification",
-    lambda X, Y: _condition("classification", X, Y),
+    partial(_condition, "classification"),
     max_rows=512,
     max_columns=20,
     max_classes=10,

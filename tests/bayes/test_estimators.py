@@ -82,8 +82,15 @@ def test_scikit_learns_own_checks(estimator):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", [Regressor(), Classifier({"PFN": classification})])
-def test_scikit_learns_own_checks_of_the_defaults(estimator):
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        Regressor({"PFN": regression, "Student t": "Student t"}, folds=2),
+        Classifier({"PFN": classification}, folds=2),
+    ],
+    ids=["regressor", "classifier"],
+)
+def test_scikit_learns_own_checks_of_stacks(estimator):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check_estimator(estimator)
@@ -221,6 +228,15 @@ def test_it_is_cloned_pickled_and_cross_validated():
     again = pickle.loads(pickle.dumps(made))
     np.testing.assert_array_equal(again.predict(X), made.predict(X))
     assert cross_val_score(Regressor(rbf), X, y, cv=3).mean() > 0
+
+
+def test_engines_are_pickled():
+    X, y = (torch.as_tensor(part) for part in data(15))
+    for engine in (regression, classification, *bayes.engines.processes()):
+        again = pickle.loads(pickle.dumps(engine))
+        assert (again.name, again.kind) == (engine.name, engine.kind)
+    model = pickle.loads(pickle.dumps(regression)).factory(X, y[:, None])
+    assert model.posterior(X).mean.shape == (15, 1)
 
 
 def test_engines_of_this_package():
