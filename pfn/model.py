@@ -369,7 +369,7 @@ class PFNModel(Model):
         return self._data.transforms.noise(noise).expand(shape)
 
 
-# Of each network its last copy, and the tensors that it is of: copying costs a small network as much
+# Of each network its last copy, and which tensors it is of: copying costs a small network as much
 # as encoding does, and many data sets are conditioned on by one network.
 _copies: WeakKeyDictionary[Network, tuple[object, Network]] = WeakKeyDictionary()
 
