@@ -29,18 +29,28 @@ def context_score(
     In the network's units of the whole context, so that scores of data sets compare. `X` is
     `[B, n, d]` with n at least 2, `y` `[B, n]`; the halves are the even and the odd rows.
     """
-    halves = (slice(0, None, 2), slice(1, None, 2))
-    total = y.new_zeros(len(y))
-    for known, asked in (halves, halves[::-1]):
-        encoding = network.encode(
-            X[:, known],
-            y[:, known],
-            categorical=categorical,
-            num_classes=y.long().amax(-1) + 1 if network.architecture.classes else None,
-        )
-        logits, _ = network.decode(encoding, X[:, asked])
-        log_q = predictive(network, encoding, logits).log_prob(y[:, asked, None])
-        total = total + log_q.sum((1, 2))
+    n, number = X.shape[1], None
+    if network.architecture.classes:
+        number = (y.long().amax(-1) + 1).repeat(2)
+    # Both at once; of an odd number of rows the second half is filled up.
+    rows = torch.arange(n + n % 2, device=X.device).reshape(-1, 2).T  # [2, h]
+    there = rows < n
+    rows = rows.clamp_max(n - 1)
+    known_X, known_y = (value[:, rows].transpose(0, 1).flatten(0, 1) for value in (X, y))
+    mask = there.repeat_interleave(len(X), 0) if n % 2 else None
+    encoding = network.encode(
+        known_X,
+        known_y,
+        mask=mask,
+        categorical=None if categorical is None else categorical.repeat(2, 1),
+        num_classes=number,
+    )
+    asked_X, asked_y = (value.roll(len(X), 0) for value in (known_X, known_y))
+    logits = network.decode_one(encoding, asked_X, noisy=True)
+    log_q = predictive(network, encoding, logits).log_prob(asked_y[..., None])[..., 0]
+    if mask is not None:
+        log_q = torch.where(mask.roll(len(X), 0), log_q, 0)
+    total = log_q.sum(1).reshape(2, -1).sum(0)
     scale = 1.0 if network.architecture.classes else network.units(y)[1][:, 0]
     return total / y.shape[1] + torch.as_tensor(scale, dtype=total.dtype, device=total.device).log()
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from botorch.acquisition.objective import PosteriorTransform
@@ -96,7 +97,7 @@ class PFNModel(Model):
         coverage.warn_outside_range(transforms.observed(X))
         coverage.warn_outside_targets(transforms.targets(y))
         # Its own weights, in the dtype and on the device of the data, and not trained any more.
-        self.pfn = _frozen(network, X)
+        self.pfn = _copied(network, X)
         self.eval()
         self._encoded = EncodedObservations.together(self.pfn, data, num_classes, column_seed)
         self._recent = Recent()
@@ -368,14 +369,41 @@ class PFNModel(Model):
         return self._data.transforms.noise(noise).expand(shape)
 
 
+# Of each network its last copy, and which tensors it is of: copying costs a small network as much
+# as encoding does, and many data sets are conditioned on by one network.
+_copies: WeakKeyDictionary[Network, tuple[object, Network]] = WeakKeyDictionary()
+
+
+def _copied(network: Network, like: Tensor) -> Network:
+    """`_frozen(network, like)`, sharing its tensors with the last copy if they would be equal."""
+    tensors = [*network.parameters(), *network.buffers()]
+    if any(t.is_inference() for t in tensors):  # which do not record changes
+        return _frozen(network, like)
+    # In-place changes raise the version, others move the data.
+    state = like.dtype, like.device, [(id(t), t.data_ptr(), t._version) for t in tensors]
+    known = _copies.get(network)
+    if known is None or known[0] != state:
+        known = state, _frozen(network, like)
+        _copies[network] = known
+    new = _without_tensors(network)
+    new._modules.update(known[1]._modules)
+    new.training = False
+    return new
+
+
+def _without_tensors(module: _Module) -> _Module:
+    """A copy that shares all attributes but tensors, modules and dicts."""
+    new = module.__new__(type(module))
+    new.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in vars(module).items()}
+    return new
+
+
 def _frozen(module: _Module, like: Tensor) -> _Module:
     """`copy.deepcopy(module).to(like).eval().requires_grad_(False)`, several times faster.
 
-    Conditioning copies the network, for a small one as costly as encoding. Attributes that are
-    neither tensors nor modules nor dicts are shared: they are never changed.
+    Attributes that are neither tensors nor modules nor dicts are shared: they are never changed.
     """
-    new = module.__new__(type(module))
-    new.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in vars(module).items()}
+    new = _without_tensors(module)
 
     def own(value: Tensor) -> Tensor:
         value = value.detach()

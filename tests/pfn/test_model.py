@@ -17,8 +17,10 @@ from torch.distributions.transforms import AffineTransform, ExpTransform, PowerT
 
 import pfn
 from pfn import PFN, ArchitectureConfig, BarDistribution, BarPosterior
+from pfn.familiarity import context_score
 from priors import LogExpectedImprovement, TailCompression
 from priors.posteriors.transforms import of_outputs
+from priors.random_state import seeded
 from priors.testing import ModelContract, PosteriorContract
 
 SMALL = ArchitectureConfig(
@@ -1172,3 +1174,47 @@ class TestBadInput:
             ArchitectureConfig(embedding=10, heads=3)
         with pytest.raises(ValueError, match="thinking_rows"):
             ArchitectureConfig(thinking_rows=0)
+
+
+def test_models_of_one_network_share_weights_until_it_changes():
+    with seeded(0):
+        sizes = ArchitectureConfig(embedding=16, layers=1, heads=2, hidden=16, bars=9)
+        network = PFN(sizes, torch.linspace(-2, 2, 9), tail_scale=0.3)
+    X, y = torch.rand(6, 2).double(), torch.rand(6, 1).double()
+    first, second = network.condition(X, y), network.condition(X, y)
+    one, other = (next(model.pfn.parameters()) for model in (first, second))
+    assert one.data_ptr() == other.data_ptr()
+    assert next(network.condition(X.float(), y.float()).pfn.parameters()).dtype == torch.float32
+    before = first.posterior(X).mean
+    with torch.no_grad():
+        network.network.head_f.weight.normal_()
+    changed = network.condition(X, y)
+    assert not torch.allclose(changed.posterior(X).mean, before)
+    torch.testing.assert_close(first.posterior(X).mean, before)
+    moved = network.double().condition(X, y)
+    torch.testing.assert_close(moved.posterior(X).mean, changed.posterior(X).mean)
+    network.metadata["name"] = "new"
+    assert "name" not in moved.pfn.metadata
+    assert network.condition(X, y).pfn.metadata["name"] == "new"
+
+
+@pytest.mark.parametrize("n", [6, 7])
+def test_scores_of_contexts_are_those_of_halves_one_by_one(n):
+    with seeded(0):
+        sizes = ArchitectureConfig(embedding=16, layers=2, heads=2, hidden=16, bars=9)
+        units = {"inputs": "standardised", "targets": "standardised"}
+        network = PFN(sizes, torch.linspace(-2, 2, 9), tail_scale=0.3, **units).double()
+        X, y = torch.randn(2, n, 3).double(), torch.randn(2, n).double()
+        for parameter in network.network.parameters():
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    network.requires_grad_(False)
+    found = context_score(network, X, y)
+    for b in range(2):
+        total = 0.0
+        halves = slice(0, None, 2), slice(1, None, 2)
+        for own, other in (halves, halves[::-1]):
+            model = network.condition(X[b, own], y[b, own, None])
+            posterior = model.posterior(X[b, other], observation_noise=True)
+            total += float(posterior.log_prob(y[b, other, None]).sum())
+        wanted = total / n + float(network.units(y)[1][b].log())
+        assert float(found[b]) == pytest.approx(wanted, abs=1e-9)
