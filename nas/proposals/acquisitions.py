@@ -41,6 +41,7 @@ maximisation."""
 NUM_SAMPLES = 128
 NUM_MAXIMA = 32  # draws of the maximum
 BETA = 2.0
+JITTER = 1e-6  # of standardised targets, so that points asked twice can be drawn
 
 
 class UpperConfidenceBound(AcquisitionFunction):
@@ -116,9 +117,8 @@ class ThompsonSample(AcquisitionFunction):
         known = len(rows) - len(new)
         posterior = self.model.posterior(rows)
         mean, covariance = _joint(posterior)
-        jitter = 1e-8 * covariance.diagonal().mean() + 1e-12
         eye = torch.eye(len(rows), dtype=mean.dtype, device=mean.device)
-        factor = torch.linalg.cholesky(covariance + 100 * jitter * eye)
+        factor = torch.linalg.cholesky(covariance + JITTER * eye)
         # A factor's first rows are that of the first points alone, so the same normals give them
         # the same values, and new ones follow.
         noise = torch.randn(
