@@ -105,8 +105,8 @@ def test_a_thompson_sample_is_one_function():
 
 
 def test_thompson_samples_have_the_joint_law_of_the_posterior():
-    """Mean and covariance over 500 seeds, asked in two batches, within five standard errors."""
-    process, num = model(), 500
+    """Mean and covariance over 150 seeds, asked in two batches, within five standard errors."""
+    process, num = model(), 150
     points = QUERIES[[2, 4, 6]]
     draws = []
     for seed in range(num):
