@@ -122,7 +122,10 @@ class ThompsonSample(AcquisitionFunction):
         # A factor's first rows are that of the first points alone, so the same normals give them
         # the same values, and new ones follow.
         noise = torch.randn(
-            len(rows), generator=Generator().manual_seed(self.seed), dtype=torch.float64
+            len(rows),
+            generator=Generator().manual_seed(self.seed),
+            dtype=torch.float64,
+            device="cpu",
         ).to(mean)
         if known:
             assert self._values is not None
@@ -180,7 +183,7 @@ def _gumbel_maxima(mean: Tensor, deviation: Tensor) -> Tensor:
     scale = (upper - lower) / (math.log(math.log(4)) - math.log(math.log(4 / 3)))
     scale = scale.clamp_min(1e-9)
     location = middle + scale * math.log(math.log(2))
-    levels = (torch.arange(NUM_MAXIMA).to(mean) + 0.5) / NUM_MAXIMA
+    levels = (torch.arange(NUM_MAXIMA, dtype=mean.dtype, device=mean.device) + 0.5) / NUM_MAXIMA
     return location - scale * (-levels.log()).log()
 
 
