@@ -49,6 +49,7 @@ __all__ = ["BayesianSampler"]
 _ONE_AT_A_TIME = threading.Lock()
 
 NUM_ELITES = 5
+NUM_DRAWS = 10  # for a first architecture that was not tried yet
 NUM_RECENT = 8  # finished trials that tell which hyperparameters the objective suggests
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -231,7 +232,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         modelled, unused = _split(cube, others)
         history = _History(others, self.space, modelled, study.direction)
         if history.num_finished < self.num_initial:
-            return self._initial(cube, position, self._seed(study, -1), generator)
+            return self._initial(cube, position, self._seed(study, -1), history, generator)
         found = self._maximise(history, modelled, seed, generator)
         return Candidate.of(found.architecture, {**found.values, **unused.random(generator)})
 
@@ -267,13 +268,21 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             )
 
     def _initial(
-        self, cube: HyperparameterCube, position: int, seed: int, generator: Generator
+        self,
+        cube: HyperparameterCube,
+        position: int,
+        seed: int,
+        history: _History,
+        generator: Generator,
     ) -> Candidate:
         """Quasi-random, so that each choice is tried early: one that was never tried looks like
         the others to the surrogate."""
         if not isinstance(self.space, FlatSpace):
-            values = cube.quasi_random(position, seed)
-            return Candidate.of(self.space.random(generator), values)
+            tried = {candidate.architecture for candidate in history.seen}
+            drawn = (self.space.random(generator) for _ in range(NUM_DRAWS))
+            fresh = next((graph for graph in drawn if graph not in tried), None)
+            graph = self.space.random(generator) if fresh is None else fresh
+            return Candidate.of(graph, cube.quasi_random(position, seed))
         flat = self.space.parameters()
         values = HyperparameterCube({**flat, **cube.distributions}).quasi_random(position, seed)
         architecture = self.space.from_parameters({name: values.pop(name) for name in flat})

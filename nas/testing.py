@@ -171,6 +171,21 @@ class SpaceContract(ABC):
             assert len(set(neighbours)) == len(neighbours)
             assert all(neighbour in space for neighbour in neighbours)
 
+    def test_edits_stay_inside(self) -> None:
+        """Mutations, crossings and steps are members, and the generator decides them."""
+        space, draws = self.make_space(), self.draws()[:3]
+        for one, two in zip(draws, draws[1:], strict=False):
+            edits = []
+            for _ in range(2):
+                generator = Generator().manual_seed(1)
+                mutated = space.mutate(one, generator)
+                edits.append(
+                    [mutated, space.crossover(one, two, generator), *space.steps(one, 3, generator)]
+                )
+            assert edits[0] == edits[1]
+            assert all(architecture in space for architecture in edits[0])
+            assert len(edits[0]) <= 5
+
     def test_networks_run_and_learn(self) -> None:
         """A built network maps the input to finite outputs, with gradients."""
         x = self.make_input()

@@ -120,6 +120,7 @@ python -m nas report --storage digits.db --out report.html
 # * To add a trial of your own: `study.enqueue_trial({"depth": 2, "activation": "gelu", "learning_rate": 0.01})`
 #   for some of the parameters, or `nas.enqueue(study, architecture, hyperparameters)`.
 # * If the space or the hyperparameters change, the study continues with the trials that still fit.
+# * For another space, surrogate or acquisition: [Search spaces and surrogates](search-spaces.md).
 # * For another sampler: `nas.search(..., sampler=optuna.samplers.TPESampler())`.
 #
 # ## What can go wrong

@@ -118,7 +118,7 @@ class PathEncoder(Encoder):
     ) -> None:
         super().__init__(space, cube)
         found = [paths_of(candidate.architecture) for candidate in observed]
-        common = set.intersection(*found)
+        common = frozenset.intersection(*found)
         self.paths = sorted({path for each in found for path in each if path not in common})
 
     def encode(self, architecture: Architecture) -> Tensor:

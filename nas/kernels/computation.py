@@ -45,10 +45,10 @@ def computation(nodes: Sequence[Node]) -> list[Operation]:
             stands_for.append(index)
     needed, waiting = {0}, [stands_for[-1]]
     while waiting:
-        index = waiting.pop()
-        if index is not None and index not in needed:
-            needed.add(index)
-            waiting.extend(reads[index])
+        reached = waiting.pop()
+        if reached is not None and reached not in needed:
+            needed.add(reached)
+            waiting.extend(reads[reached])
     place = {index: number for number, index in enumerate(sorted(needed))}
     return [
         Operation(

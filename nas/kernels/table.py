@@ -74,6 +74,7 @@ class ArchitectureTable:
         self._numbers: dict[Architecture, int] = {}
         self._features: list[Features] = []
         self.levels: list[int] = list(range(4 * (depth + 1)))
+        self._grams: Tensor
         self._forget()
         if not self.numbers(architectures):
             raise ValueError("A table needs the architectures of the training rows.")

@@ -41,6 +41,7 @@ maximisation."""
 NUM_SAMPLES = 128
 NUM_MAXIMA = 32  # draws of the maximum
 BETA = 2.0
+JITTER = 1e-6  # of standardised targets, so that points asked twice can be drawn
 
 
 class UpperConfidenceBound(AcquisitionFunction):
@@ -116,13 +117,15 @@ class ThompsonSample(AcquisitionFunction):
         known = len(rows) - len(new)
         posterior = self.model.posterior(rows)
         mean, covariance = _joint(posterior)
-        jitter = 1e-8 * covariance.diagonal().mean() + 1e-12
         eye = torch.eye(len(rows), dtype=mean.dtype, device=mean.device)
-        factor = torch.linalg.cholesky(covariance + 100 * jitter * eye)
+        factor = torch.linalg.cholesky(covariance + JITTER * eye)
         # A factor's first rows are that of the first points alone, so the same normals give them
         # the same values, and new ones follow.
         noise = torch.randn(
-            len(rows), generator=Generator().manual_seed(self.seed), dtype=torch.float64
+            len(rows),
+            generator=Generator().manual_seed(self.seed),
+            dtype=torch.float64,
+            device="cpu",
         ).to(mean)
         if known:
             assert self._values is not None
@@ -180,7 +183,7 @@ def _gumbel_maxima(mean: Tensor, deviation: Tensor) -> Tensor:
     scale = (upper - lower) / (math.log(math.log(4)) - math.log(math.log(4 / 3)))
     scale = scale.clamp_min(1e-9)
     location = middle + scale * math.log(math.log(2))
-    levels = (torch.arange(NUM_MAXIMA).to(mean) + 0.5) / NUM_MAXIMA
+    levels = (torch.arange(NUM_MAXIMA, dtype=mean.dtype, device=mean.device) + 0.5) / NUM_MAXIMA
     return location - scale * (-levels.log()).log()
 
 

@@ -43,13 +43,13 @@ class Gather(NamedTuple):
         of: The part of the grammar.
         source: What each branch gets.
         done: Outputs of those derived.
-        index: Number of those parts of the grammar, of which some are copied.
+        place: Number of those parts of the grammar, of which some are copied.
     """
 
     of: Branches
     source: Shapes
     done: Shapes = ()
-    index: int = 0
+    place: int = 0
 
 
 class State(NamedTuple):
@@ -287,13 +287,13 @@ class Lookahead:
                     stack = self._stack(inner, level, stack)
             else:
                 gather = self._gathered(part, shapes)
-                if gather.index == len(gather.of.parts):
+                if gather.place == len(gather.of.parts):
                     stack, shapes = self._stack(gather.of.join, level, rest), gather.done
                     continue
                 pieces = self._pieces(gather)
                 if pieces is None:
                     return None
-                branch, count = _counted(gather.of.parts[gather.index])
+                branch, count = _counted(gather.of.parts[gather.place])
                 inside = level._replace(copies=level.copies * count)
                 if inside.copies > self.rules.limits.max_copies:
                     return None
@@ -306,8 +306,8 @@ class Lookahead:
         """Branches at their beginning, or with one more of them derived."""
         if isinstance(part, Branches):
             return Gather(part, shapes)
-        _, count = _counted(part.of.parts[part.index])
-        return part._replace(done=part.done + shapes * count, index=part.index + 1)
+        _, count = _counted(part.of.parts[part.place])
+        return part._replace(done=part.done + shapes * count, place=part.place + 1)
 
     def _pieces(self, gather: Gather) -> Shapes | None:
         """What each branch reads, the same shape for all."""

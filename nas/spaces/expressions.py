@@ -77,7 +77,7 @@ Expression = str | Apply | Sequence | Branches | Copies
 
 def op(name: str, **arguments: Value) -> Apply:
     """An operation of the vocabulary with its arguments, such as `op("linear", out_features=8)`."""
-    return Apply(Node.of(name, **arguments))
+    return Apply(Node(name, (), tuple(sorted(arguments.items()))))
 
 
 def cell(body: Architecture, count: int = 1) -> Apply:

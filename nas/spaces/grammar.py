@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -371,10 +372,11 @@ class Grammar(Space):
 
 def _options(symbol: str, rule: Rule) -> list[tuple[float, Expression]]:
     """Weights and parts of a rule."""
-    single = isinstance(rule, str) or not isinstance(rule, list | tuple) or _is_weighted(rule)
-    options: list[tuple[float, Expression]] = []
-    for option in (rule,) if single else rule:  # type: ignore[union-attr]
-        weight, part = option if _is_weighted(option) else (1.0, option)  # type: ignore[misc]
+    listed = isinstance(rule, list | tuple) and not _is_weighted(rule)
+    every: list[Any] = list(rule) if listed else [rule]  # type: ignore[arg-type]
+    options = []
+    for option in every:
+        weight, part = option if _is_weighted(option) else (1.0, option)
         if not weight > 0 or not math.isfinite(weight):
             raise ValueError(f"A weight of {symbol!r} must be positive, got {weight}.")
         options.append((float(weight), part))
@@ -384,12 +386,8 @@ def _options(symbol: str, rule: Rule) -> list[tuple[float, Expression]]:
 
 
 def _is_weighted(option: object) -> bool:
-    return (
-        isinstance(option, tuple)
-        and len(option) == 2
-        and isinstance(option[0], int | float)
-        and not isinstance(option[0], bool)
-    )
+    """Whether it is a pair of weight and part."""
+    return isinstance(option, tuple) and len(option) == 2 and isinstance(option[0], int | float)
 
 
 def _check(symbol: str, options: Iterable[Expression], rules: Mapping[str, object]) -> None:

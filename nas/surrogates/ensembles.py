@@ -97,7 +97,7 @@ class EnsembleModel(Model):
         sizes = (X.shape[-1], width, width, 2)
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for before, after in zip(sizes, sizes[1:], strict=False):
-            weight = torch.randn(num_members, before, after).to(X) * (2 / before) ** 0.5
+            weight = X.new_empty(num_members, before, after).normal_() * (2 / before) ** 0.5
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(X.new_zeros(num_members, 1, after)))
 

@@ -41,8 +41,9 @@ class GraphProcess(Surrogate):
     def fit(self, X: Tensor, Y: Tensor, encoder: Encoder) -> Model:
         """The process, fitted."""
         assert isinstance(encoder, TableEncoder)
-        kernel = architecture_kernel(encoder.table, encoder.cube.dimension).to(X)
-        model = GaussianProcess(X, Y, kernel, input_transform=None, outcome_transform=None)
+        with X.device:
+            kernel = architecture_kernel(encoder.table, encoder.cube.dimension).to(X)
+            model = GaussianProcess(X, Y, kernel, input_transform=None, outcome_transform=None)
         return fitted(model, self.max_iter)
 
 

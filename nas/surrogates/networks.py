@@ -28,14 +28,15 @@ def network_process(train_X: Tensor, train_Y: Tensor, num_architecture: int) -> 
     """
     columns = train_X.shape[-1]
     # Widths mean nothing to the limit.
-    network = nn.Sequential(
-        nn.Linear(columns, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)
-    )
-    kernel = ScaleKernel(NNGPKernel(network)).to(train_X)
-    # From the centre of the cube, in units of a quarter of its side: about standardised.
-    bounds = train_X.new_tensor([[0.375] * columns, [0.625] * columns])
-    centred = Normalize(columns, bounds=bounds, center=0.0)
-    model = GaussianProcess(
-        train_X, train_Y, kernel, input_transform=centred, outcome_transform=None
-    )
+    with train_X.device:
+        network = nn.Sequential(
+            nn.Linear(columns, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)
+        )
+        kernel = ScaleKernel(NNGPKernel(network)).to(train_X)
+        # From the centre of the cube, in units of a quarter of its side: about standardised.
+        bounds = train_X.new_tensor([[0.375] * columns, [0.625] * columns])
+        centred = Normalize(columns, bounds=bounds, center=0.0)
+        model = GaussianProcess(
+            train_X, train_Y, kernel, input_transform=centred, outcome_transform=None
+        )
     return fitted(model.to(train_X), MAX_ITER)

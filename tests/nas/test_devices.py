@@ -62,3 +62,32 @@ def test_the_surrogate_is_on_the_cpu_unless_told_otherwise():
     )
     search(OBJECTIVE, OBJECTIVE.space, num_trials=3, sampler=sampler, show_progress=False)
     assert found == {torch.device("cpu"), torch.float64}
+
+
+@pytest.mark.usefixtures("few_candidates")
+@pytest.mark.parametrize(
+    ("surrogate", "acquisition"),
+    [
+        ("gp", "mes"),
+        pytest.param("gp", "thompson", marks=pytest.mark.slow),
+        pytest.param("network", "ucb", marks=pytest.mark.slow),
+        pytest.param("pfn", "logei", marks=pytest.mark.slow),
+        pytest.param("ensemble", "logei", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The network 'bo' uses")
+def test_surrogates_by_name_on_the_device(device, surrogate, acquisition):
+    sampler = BayesianSampler(
+        OBJECTIVE.space,
+        hyperparameters=OBJECTIVE.hyperparameters,
+        surrogate=surrogate,
+        acquisition=acquisition,
+        num_initial=3,
+        seed=0,
+        device=device,
+    )
+    study = search(OBJECTIVE, OBJECTIVE.space, num_trials=4, sampler=sampler, show_progress=False)
+    running = study.ask()
+    OBJECTIVE(running)
+    assert architecture_of(study.ask()) is None  # not asked for yet
+    assert architecture_of(running) in OBJECTIVE.space

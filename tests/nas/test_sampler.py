@@ -110,15 +110,14 @@ def begin(study):
 
 
 @pytest.mark.usefixtures("few_candidates")
-def test_a_running_trial_moves_the_next_proposal_away(monkeypatch):
+def test_a_running_trial_moves_the_next_proposal_away():
     """With nothing learnt in between, only the pending point can tell two proposals apart.
 
     Both proposals come from the same seed position: the position counts trials, so the second
     study holds a failed trial without a candidate in the place of the running one.
     """
-    first, second = run(8), run(8)
-    # With too few to choose from, the best is so by more than what is pending takes from it.
-    monkeypatch.setattr("nas.proposals.maximisation.NUM_RANDOM", 128)
+    # Away in the codes that this surrogate compares.
+    first, second = run(8, surrogate="vectors"), run(8, surrogate="vectors")
     pending = begin(first)
     second.tell(second.ask(), state=TrialState.FAIL)
     with_pending, without = begin(first), begin(second)

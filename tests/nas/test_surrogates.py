@@ -60,12 +60,12 @@ def finds(space, **options):
     sampler = BayesianSampler(
         space,
         hyperparameters={"rate": FloatDistribution(1e-3, 1.0, log=True)},
-        num_initial=4,
+        num_initial=3,
         seed=0,
         **options,
     )
     study = optuna.create_study(sampler=sampler, study_name="known")
-    study.optimize(objective, n_trials=6)
+    study.optimize(objective, n_trials=4)
     running = study.ask()
     objective(running)
     second = study.ask()
@@ -74,24 +74,27 @@ def finds(space, **options):
 
 
 @pytest.mark.usefixtures("few_candidates")
-@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize(
+    "surrogate", ["gp", *(pytest.param(s, marks=pytest.mark.slow) for s in SURROGATES if s != "gp")]
+)
 @pytest.mark.filterwarnings("ignore:The network 'bo' uses")
 def test_every_surrogate_proposes_from_a_grammar(surrogate):
     space = grammar()
     study, running, second = finds(space, surrogate=surrogate)
-    for trial in (*study.trials[:6], running, second):
+    for trial in (*study.trials[:4], running, second):
         assert architecture_of(trial) in space
     assert architecture_of(running) != architecture_of(second) or running.params != second.params
 
 
 @pytest.mark.usefixtures("few_candidates")
-@pytest.mark.parametrize("acquisition", ["mes", "thompson", "ucb"])
+@pytest.mark.parametrize(
+    "acquisition", ["thompson", *(pytest.param(a, marks=pytest.mark.slow) for a in ("mes", "ucb"))]
+)
 def test_acquisitions_propose_from_a_grammar(acquisition):
     space = grammar()
     study, running, second = finds(space, acquisition=acquisition)
-    again, *_ = finds(space, acquisition=acquisition)
-    assert [t.params for t in study.trials] == [t.params for t in again.trials]
-    assert architecture_of(second) in space
+    for trial in (*study.trials[:4], running, second):
+        assert architecture_of(trial) in space
 
 
 @pytest.mark.usefixtures("few_candidates")
@@ -106,10 +109,10 @@ def test_a_grammar_study_resumes_with_the_same_proposals(tmp_path):
         return BayesianSampler(space, hyperparameters=hyperparameters, num_initial=3, seed=1)
 
     whole = optuna.create_study(sampler=sampler(), study_name="one")
-    whole.optimize(objective, n_trials=6)
+    whole.optimize(objective, n_trials=5)
     url = f"sqlite:///{tmp_path / 'study.db'}"
     optuna.create_study(sampler=sampler(), study_name="two", storage=url).optimize(
-        objective, n_trials=4
+        objective, n_trials=3
     )
     resumed = optuna.load_study(study_name="two", storage=url, sampler=sampler())
     resumed.optimize(objective, n_trials=2)
