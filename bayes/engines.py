@@ -1,8 +1,9 @@
-"""The engines of this package by name, for estimators: exact processes of common priors.
+"""The engines of this package by name, for estimators: processes of common priors.
 
 Noise variances are learnt down to 1e-7 of the outcomes' variance, under a wide prior: some tables
 have none. Beyond 1,000 rows, kernel and noise are learnt on a random part of 1,000, and the process
-is then conditioned on all rows, exactly.
+is then conditioned on all rows, exactly. Classifiers learn on all rows, through inducing points
+where they are variational.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-import torch
 from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.likelihoods import GaussianLikelihood
@@ -20,11 +21,14 @@ from torch import Tensor, nn
 
 from bayes.processes.exact_process import ExactProcess
 from bayes.processes.gaussian_process import GaussianProcess
+from bayes.processes.scale_mixture_process import ScaleMixtureProcess
 from bayes.processes.student_t_process import StudentTProcess
+from bayes.variational.classifiers import GaussianProcessClassifier
 from priors.engines import Engine, installed_engines
 from priors.kernels.network import NNGPKernel, NTKKernel
+from priors.scales import HalfCauchyVariance
 
-__all__ = ["engines", "process_engine", "processes"]
+__all__ = ["classifiers", "engines", "process_engine", "processes"]
 
 _NOISE_FLOOR = 1e-7
 _ROWS_OF_FIT, _MOST_ROWS = 1_000, 5_000
@@ -40,7 +44,7 @@ def engines(kind: str) -> dict[str, Engine]:
     Returns:
         Where a name is taken, that of this package.
     """
-    own = processes() if kind == "regression" else []
+    own = processes() if kind == "regression" else classifiers()
     return {**installed_engines(kind), **{engine.name: engine for engine in own}}
 
 
@@ -57,13 +61,30 @@ def processes(fit_rows: int = _ROWS_OF_FIT) -> list[Engine]:
         process_engine("Matern", _matern, fit_rows=fit_rows),
         process_engine("RBF", _rbf, fit_rows=fit_rows, is_default=False),
         process_engine("Student t", _unscaled_matern, StudentTProcess, fit_rows=fit_rows),
+        process_engine(
+            "scale mixture", _unscaled_matern, _half_cauchy, fit_rows=fit_rows, is_default=False
+        ),
+    ]
+
+
+def classifiers() -> list[Engine]:
+    """The classifiers of this package."""
+    return [
+        Engine(
+            f"GP {likelihood}",
+            "classification",
+            partial(_classified, likelihood),
+            max_rows=most,
+            is_default=default,
+        )
+        for likelihood, most, default in (("softmax", 5_000, False), ("dirichlet", 2_000, True))
     ]
 
 
 def process_engine(
     name: str,
     kernel: Callable[[int], Kernel],
-    process: type[ExactProcess] = GaussianProcess,
+    process: Callable[..., ExactProcess] = GaussianProcess,
     *,
     fit_rows: int = _ROWS_OF_FIT,
     is_default: bool = True,
@@ -73,7 +94,8 @@ def process_engine(
     Args:
         name: Of the engine.
         kernel: Makes the kernel of d inputs.
-        process: `GaussianProcess` or `StudentTProcess`.
+        process: `GaussianProcess`, `StudentTProcess` or what else makes an exact process of rows,
+            kernel and likelihood.
         fit_rows: Most rows on which kernel and noise are learnt, a random part of more.
         is_default: Whether it belongs to the default stack.
     """
@@ -84,7 +106,7 @@ def process_engine(
 
 def _fitted(
     kernel: Callable[[int], Kernel],
-    process: type[ExactProcess],
+    process: Callable[..., ExactProcess],
     fit_rows: int,
     X: Tensor,
     Y: Tensor,
@@ -93,16 +115,19 @@ def _fitted(
         noise_prior=LogNormalPrior(-4.0, 3.0),
         noise_constraint=GreaterThan(_NOISE_FLOOR, initial_value=0.1),
     ).to(X)
-    part = X, Y
-    if len(X) > fit_rows:
-        generator = torch.Generator().manual_seed(0)
-        chosen = torch.randperm(len(X), generator=generator, device="cpu")[:fit_rows]
-        part = X[chosen.to(X.device)], Y[chosen.to(X.device)]
-    model = process(*part, kernel(X.shape[-1]).to(X), likelihood=noise)
-    model.fit(progress=False)
-    if len(X) > fit_rows:
-        model.set_train_data(X, Y, strict=False)
+    model = process(X, Y, kernel(X.shape[-1]).to(X), likelihood=noise)
+    model.fit(progress=False, max_rows=fit_rows)
     return model
+
+
+def _half_cauchy(X: Tensor, *rest: Any, **options: Any) -> ScaleMixtureProcess:
+    return ScaleMixtureProcess(X, *rest, scale=HalfCauchyVariance(X.new_ones(())), **options)
+
+
+def _classified(likelihood: str, X: Tensor, Y: Tensor) -> GaussianProcessClassifier:
+    kernel = _nngp(nn.GELU, X.shape[-1]).to(X)
+    model = GaussianProcessClassifier(X, Y, kernel, likelihood=likelihood)
+    return model.fit(progress=False)
 
 
 def _perceptron(d: int, activation: nn.Module) -> nn.Module:

@@ -97,6 +97,8 @@ class WeightSpaceProcess(Model):
         subset_output: A model of some outputs.
         save: Write to a file.
         load: Read it again.
+
+    All else is inherited from BoTorch's `Model`.
     """
 
     outputscale: Tensor

@@ -77,6 +77,8 @@ class GaussianProcessClassifier(Model):
         posterior: Predict class probabilities, `[..., q, classes]`.
         save: Write to a file.
         load: Read it again.
+
+    All else is inherited from BoTorch's `Model`.
     """
 
     train_X: Tensor
@@ -303,6 +305,8 @@ class ScaleMixtureClassifier(VariationalProcess):
         evidence_lower_bound: The bound, to decide among kernels and scales.
         save: Write to a file.
         load: Read it again.
+
+    All else is inherited from BoTorch's `Model`.
     """
 
     def __init__(

@@ -57,6 +57,8 @@ class VariationalGaussianProcess(VariationalProcess):
         subset_output: A model of some outputs.
         save: Write to a file.
         load: Read it again.
+
+    All else is inherited from BoTorch's `Model`.
     """
 
     def __init__(

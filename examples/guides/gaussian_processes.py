@@ -149,6 +149,55 @@ print(model.covar_module.variances)  # the kernel was copied; yours is as it was
 # warns. A fit that is expected to take longer than ten seconds shows a progress bar; one that takes minutes
 # says why.
 #
+# ## Columns of other kinds
+#
+# **Missing inputs** are refused unless you say how to treat them. `MissingInputs` puts a gap at its column's mean
+# and adds a column that tells of it; the kernel sees both.
+
+# %%
+from priors import MissingInputs
+
+holes = torch.rand(30, 2, dtype=torch.float64)
+response = torch.sin(4 * holes[:, :1]) + holes[:, 1:]
+holes[::5, 1] = torch.nan
+treated = MissingInputs(holes)
+net = nn.Sequential(nn.Linear(treated.num_columns, 64), nn.ReLU(), nn.Linear(64, 1))
+partial = GaussianProcess(holes, response, NNGPKernel(net), input_transform=treated).fit()
+print(partial.posterior(torch.tensor([[0.5, torch.nan]], dtype=torch.float64)).mean.item())
+
+# %% [markdown]
+# **Categories** as codes get BoTorch's `CategoricalKernel` on their column, beside a network's kernel on the others;
+# it compares codes, so that their numbers do not matter.
+
+# %%
+from botorch.models.kernels import CategoricalKernel
+
+coded = torch.rand(30, 3, dtype=torch.float64)
+coded[:, 2] = torch.arange(30) % 3
+level = torch.tensor([0.0, 2.0, -1.0], dtype=torch.float64)[coded[:, 2].long()][:, None]
+net = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 1))
+product = NNGPKernel(net, active_dims=(0, 1)) * CategoricalKernel(active_dims=[2])
+mixed = GaussianProcess(coded, coded[:, :1] + level, product).fit()
+print(mixed.covar_module.kernels[1].lengthscale.item())
+
+# %% [markdown]
+# **Outputs that are correlated** are rows with a task column (intrinsic coregionalisation, B kron K), which may
+# lack any of them; only the columns that are numbers are standardised.
+
+# %%
+from botorch.models.transforms.input import InputStandardize
+from gpytorch.kernels import IndexKernel
+
+place = torch.rand(20, 2, dtype=torch.float64)
+task = (torch.arange(20) % 2).double()[:, None]
+long = torch.cat([place, task], dim=-1)
+outcome = torch.sin(5 * place[:, :1]) * (1 + task)
+transform = InputStandardize(3, indices=[0, 1])
+tasks = NNGPKernel(net, active_dims=(0, 1)) * IndexKernel(num_tasks=2, rank=1, active_dims=[2])
+joint = GaussianProcess(long, outcome, tasks, input_transform=transform).fit()
+print(joint.covar_module.kernels[1].covar_matrix.to_dense())
+
+# %% [markdown]
 # ## Save and load
 
 # %%
@@ -174,6 +223,15 @@ bounds = torch.stack([train_X.min(0).values, train_X.max(0).values])
 acquisition = qLogExpectedImprovement(model, best_f=train_Y.max())
 candidates, value = optimize_acqf(acquisition, bounds, q=2, num_restarts=4, raw_samples=64)
 print(candidates.shape, value.item())
+
+# %% [markdown]
+# `sample_path` draws functions from the posterior for any kernel, to be asked at any points, again and again; one
+# step of Thompson sampling is the best point of one of them. BoTorch's own paths need random Fourier features,
+# which a network's kernel does not have.
+
+# %%
+path = mixed.sample_path(generator=torch.Generator().manual_seed(0))
+print(coded[path(coded).argmax()])
 
 # %% [markdown]
 # ## Many rows

@@ -111,3 +111,12 @@ plot_posterior(model, grid, observation_noise=False).figure.savefig("posterior.p
 # A row of `learning-curve` is one point of one training curve: the first column is the time,
 # `priors.log_time(step, num_steps)`, the others are the hyperparameters of the training, scaled to [0, 1],
 # which identify the curve; the target is the value of the curve, in [0, 1]. Rows come in any order.
+# `predict_curve` makes these rows of one curve and answers in its own units:
+
+# %%
+rest = pfn.predict_curve([1, 2, 4, 8], [0.41, 0.55, 0.66, 0.72], at=[50, 100], maximum=100)
+print(rest.mean[:, 0], rest.variance.sqrt()[:, 0])
+
+# %% [markdown]
+# A shipped network can be fitted to one data set of yours, of 20 rows or more, by
+# `network.finetune(X, y)`, which takes up to a minute; a fifth of the rows judges whether it helped.
