@@ -179,6 +179,6 @@ for name, (mean, deviation) in found.items():
     )
 
 # %% [markdown]
-# The Gaussian process follows the outlier, the two heavy-tailed processes call it noise and smooth everything: one
-# number for all rows cannot tell which row is wrong. Against outliers, clean the data, use one of the last two, or a network with
-# a [likelihood with heavy tails](outcomes.md#outliers).
+# The first three either follow the outlier or call all of the data noise, as the marginal likelihood will have
+# it: one number for all rows cannot tell which row is wrong. Against outliers, clean the data, use one of the
+# last two, or a network with a [likelihood with heavy tails](outcomes.md#outliers).

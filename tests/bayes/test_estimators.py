@@ -242,14 +242,18 @@ def test_engines_are_pickled():
 def test_engines_of_this_package():
     known = bayes.engines.engines("regression")
     assert {"NNGP GELU", "NNGP ReLU", "NTK GELU", "Matern", "RBF", "Student t"} <= set(known)
+    assert "scale mixture" in known
+    assert {"GP softmax", "GP dirichlet"} <= set(bayes.engines.engines("classification"))
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(k, marks=[pytest.mark.slow] if k < 5 else []) for k in range(6)]
+    "number", [pytest.param(k, marks=[pytest.mark.slow] if k < 5 else []) for k in range(7)]
 )
 def test_processes_learn_on_some_rows_and_know_all(number):
     X, y = (torch.as_tensor(part) for part in data(15))
     model = bayes.engines.processes(fit_rows=10)[number].factory(X, y[:, None])
     assert model.train_X.shape == (15, 3)
     assert float(model.likelihood.noise.detach()) >= 1e-7
-    assert not torch.allclose(model.input_transform.offset, X.mean(0))
+    torch.testing.assert_close(model.input_transform.offset[0], X.mean(0))
+    whole = bayes.engines.processes(fit_rows=15)[number].factory(X, y[:, None])
+    assert not torch.allclose(model.likelihood.noise, whole.likelihood.noise)
