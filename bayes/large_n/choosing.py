@@ -41,7 +41,8 @@ def gaussian_process_for(
     * "exact", up to 2,000 rows: `GaussianProcess`, hyperparameters from all rows.
     * "subset", up to 10,000: `GaussianProcess`, hyperparameters from `max_rows` random rows, then
       conditioned on all exactly (10,000 rows in float64: about a minute of one core, 6 GB).
-    * "inducing", beyond: `VariationalGaussianProcess`, whose bound is of all rows.
+    * "inducing", beyond: `VariationalGaussianProcess`, whose bound is of all rows, started from the
+      hyperparameters of `max_rows` random rows.
     * "features", only if asked for: `WeightSpaceProcess` on random features of a network's kernel,
       whose hyperparameters are learnt on `max_rows` random rows.
 
@@ -72,17 +73,22 @@ def gaussian_process_for(
     transforms = {"input_transform": input_transform, "outcome_transform": outcome_transform}
     if method is None:
         method = _chosen(train_X.shape[-2], max_rows, num_inducing)
-    if method == "inducing":
-        variational = VariationalGaussianProcess(
-            train_X, train_Y, kernel, num_inducing=num_inducing, **transforms
-        )
-        return variational.fit(**fit_options)
     if method == "exact":
         return GaussianProcess(train_X, train_Y, kernel, **transforms).fit(**fit_options)
     process = GaussianProcess(train_X, train_Y, kernel, **transforms)
     process.fit(max_rows=max_rows, **fit_options)
     if method == "subset":
         return process
+    if method == "inducing":  # from where the subset led, or the first steps are spent on that
+        variational = VariationalGaussianProcess(
+            train_X,
+            train_Y,
+            process.covar_module,
+            likelihood=process.likelihood,
+            num_inducing=num_inducing,
+            **transforms,
+        )
+        return variational.fit(**fit_options)
     features = WeightSpaceProcess(
         train_X, train_Y, process.covar_module, num_features=num_features, **transforms
     )
