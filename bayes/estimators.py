@@ -47,17 +47,29 @@ class _Estimator(BaseEstimator):
     """What regression and classification share; see `Regressor`."""
 
     _kind: str
-    model_factory: Any
-    categorical_features: Any
-    folds: int
-    random_state: Any
-    device: Any
-    dtype: str
-    progress: bool | None
     model_: Model
     _columns: Columns
     _features: Features
     _like: Tensor
+
+    def __init__(
+        self,
+        model_factory: Any = None,
+        *,
+        categorical_features: str | Sequence[Any] | None = "auto",
+        folds: int = 10,
+        random_state: int | np.random.RandomState | None = 0,
+        device: str | torch.device | None = None,
+        dtype: str = "float64",
+        progress: bool | None = None,
+    ) -> None:
+        self.model_factory = model_factory
+        self.categorical_features = categorical_features
+        self.folds = folds
+        self.random_state = random_state
+        self.device = device
+        self.dtype = dtype
+        self.progress = progress
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -228,25 +240,6 @@ class Regressor(RegressorMixin, _Estimator):
 
     _kind = "regression"
 
-    def __init__(
-        self,
-        model_factory: Any = None,
-        *,
-        categorical_features: str | Sequence[Any] | None = "auto",
-        folds: int = 10,
-        random_state: int | np.random.RandomState | None = 0,
-        device: str | torch.device | None = None,
-        dtype: str = "float64",
-        progress: bool | None = None,
-    ) -> None:
-        self.model_factory = model_factory
-        self.categorical_features = categorical_features
-        self.folds = folds
-        self.random_state = random_state
-        self.device = device
-        self.dtype = dtype
-        self.progress = progress
-
     def fit(self, X: Any, y: Any, **fit_params: Any) -> Regressor:
         """Fit the engines and weigh them.
 
@@ -343,25 +336,6 @@ class Classifier(ClassifierMixin, _Estimator):
 
     _kind = "classification"
     classes_: np.ndarray
-
-    def __init__(
-        self,
-        model_factory: Any = None,
-        *,
-        categorical_features: str | Sequence[Any] | None = "auto",
-        folds: int = 10,
-        random_state: int | np.random.RandomState | None = 0,
-        device: str | torch.device | None = None,
-        dtype: str = "float64",
-        progress: bool | None = None,
-    ) -> None:
-        self.model_factory = model_factory
-        self.categorical_features = categorical_features
-        self.folds = folds
-        self.random_state = random_state
-        self.device = device
-        self.dtype = dtype
-        self.progress = progress
 
     def fit(self, X: Any, y: Any, **fit_params: Any) -> Classifier:
         """Fit the engines and weigh them.
