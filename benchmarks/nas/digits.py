@@ -62,7 +62,10 @@ def run_seed(seed: int, num_trials: int) -> dict[str, Any]:
     study_file = load_study()
     samplers = {
         "bayesian": BayesianSampler(
-            study_file.SPACE, hyperparameters=study_file.HYPERPARAMETERS, seed=seed
+            study_file.SPACE,
+            hyperparameters=study_file.HYPERPARAMETERS,
+            surrogate="vectors",  # what the results were made with
+            seed=seed,
         ),
         "random": optuna.samplers.RandomSampler(seed=seed),
     }
