@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,14 @@ from bayes.stacking import StackedModel, stack
 from priors.engines import Engine
 from priors.posteriors.gaussian import as_predictive
 from priors.posteriors.protocol import PredictivePosterior
-from priors.tables import Columns, Features, read_columns, refuse_missing
+from priors.tables import (
+    Columns,
+    Features,
+    TableEstimator,
+    checked_probabilities,
+    read_columns,
+    refuse_missing,
+)
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -43,7 +49,7 @@ _ROWS_AT_ONCE = 2048
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-class _Estimator(BaseEstimator):
+class _Estimator(TableEstimator, BaseEstimator):
     """What regression and classification share; see `Regressor`."""
 
     _kind: str
@@ -71,13 +77,6 @@ class _Estimator(BaseEstimator):
         self.dtype = dtype
         self.progress = progress
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        tags.input_tags.categorical = True
-        tags.input_tags.string = True
-        return tags
-
     @property
     def weights_(self) -> dict[str, float]:
         """Weights of the engines in the stack, by name.
@@ -89,16 +88,6 @@ class _Estimator(BaseEstimator):
         if not isinstance(self.model_, StackedModel):
             raise AttributeError(f"the model of this {type(self).__name__} is no stack.")
         return dict(zip(self.model_.names, self.model_.weights.tolist(), strict=True))
-
-    @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
-        """A fit that fails leaves the estimator as it was, fitted before or not."""
-        before = self.__dict__.copy()
-        try:
-            yield
-        except BaseException:
-            self.__dict__ = before
-            raise
 
     def _read_table(self, X: Any, y: Any, *, numeric: bool) -> tuple[np.ndarray, np.ndarray]:
         """Features `[n, D]` and y; sets what scikit-learn wants to know of X."""
@@ -280,9 +269,7 @@ class Regressor(RegressorMixin, _Estimator):
             X: Table `[m, d]`.
             quantiles: Probabilities in (0, 1).
         """
-        p = np.atleast_1d(np.asarray(quantiles, dtype=np.float64))
-        if p.ndim != 1 or not ((p > 0) & (p < 1)).all():
-            raise ValueError(f"quantiles must be probabilities in (0, 1), got {quantiles!r}.")
+        p = checked_probabilities(quantiles)
         found = []
         for posterior in self._posteriors(X):
             with torch.no_grad():

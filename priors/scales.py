@@ -65,16 +65,8 @@ class _Scaled(Distribution):
     scale: Tensor
 
 
-class BurrXII(_Scaled):
-    """The Burr type XII distribution, F(x) = 1 - (1 + (x / scale)^c)^-k.
-
-    For c = 1 it is a Lomax, for k = 1 a log-logistic distribution; `scipy.stats.burr12(c, k)`.
-
-    Args:
-        concentration1: c > 0, the power of the density near 0 plus one.
-        concentration0: k > 0; the tail falls as x^-(c k).
-        scale: > 0.
-    """
+class _PowerLaw(_Scaled):
+    """Two concentrations, the powers near 0 and far out, and a scale."""
 
     arg_constraints = {
         "concentration1": constraints.positive,
@@ -93,6 +85,18 @@ class BurrXII(_Scaled):
         validate_args: bool | None = None,
     ) -> None:
         self._take(validate_args, concentration1, concentration0, scale)
+
+
+class BurrXII(_PowerLaw):
+    """The Burr type XII distribution, F(x) = 1 - (1 + (x / scale)^c)^-k.
+
+    For c = 1 it is a Lomax, for k = 1 a log-logistic distribution; `scipy.stats.burr12(c, k)`.
+
+    Args:
+        concentration1: c > 0, the power of the density near 0 plus one.
+        concentration0: k > 0; the tail falls as x^-(c k).
+        scale: > 0.
+    """
 
     @property
     def mean(self) -> Tensor:
@@ -148,7 +152,7 @@ class BurrXII(_Scaled):
         return torch.where(exists, self.scale**order * log_moment.exp(), torch.inf)
 
 
-class BetaPrime(_Scaled):
+class BetaPrime(_PowerLaw):
     """The beta prime distribution, that of `scale` times a ratio of gamma variables.
 
     Density x^(a - 1) (1 + x)^(-a - b) / B(a, b) of x in units of the scale; a multiple of an F
@@ -159,24 +163,6 @@ class BetaPrime(_Scaled):
         concentration0: b > 0; the tail falls as x^-b.
         scale: > 0.
     """
-
-    arg_constraints = {
-        "concentration1": constraints.positive,
-        "concentration0": constraints.positive,
-        "scale": constraints.positive,
-    }
-    _parameters = ("concentration1", "concentration0", "scale")
-    concentration1: Tensor
-    concentration0: Tensor
-
-    def __init__(
-        self,
-        concentration1: Tensor | float,
-        concentration0: Tensor | float,
-        scale: Tensor | float = 1.0,
-        validate_args: bool | None = None,
-    ) -> None:
-        self._take(validate_args, concentration1, concentration0, scale)
 
     @property
     def mean(self) -> Tensor:

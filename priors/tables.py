@@ -11,7 +11,8 @@ from __future__ import annotations
 import datetime
 import numbers
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -22,6 +23,8 @@ __all__ = [
     "Column",
     "Columns",
     "Features",
+    "TableEstimator",
+    "checked_probabilities",
     "imputation",
     "imputed",
     "is_missing",
@@ -343,3 +346,39 @@ def imputation(X: np.ndarray, categorical: np.ndarray) -> np.ndarray:
 
 def imputed(X: np.ndarray, imputation: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(X), imputation, X)
+
+
+class TableEstimator:
+    """What scikit-learn estimators of tables share, before scikit-learn's own base classes."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags.input_tags.allow_nan = True
+        tags.input_tags.categorical = True
+        tags.input_tags.string = True
+        return tags
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """A fit that fails leaves the estimator as it was, fitted before or not."""
+        before = self.__dict__.copy()
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            raise
+
+
+def checked_probabilities(quantiles: Sequence[float]) -> np.ndarray:
+    """Probabilities of quantiles that were asked for, one dimension.
+
+    Args:
+        quantiles: Probabilities in (0, 1).
+
+    Raises:
+        ValueError: others.
+    """
+    p = np.atleast_1d(np.asarray(quantiles, dtype=np.float64))
+    if p.ndim != 1 or not ((p > 0) & (p < 1)).all():
+        raise ValueError(f"quantiles must be probabilities in (0, 1), got {quantiles!r}.")
+    return p

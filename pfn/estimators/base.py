@@ -8,7 +8,6 @@ import numbers
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from pfn.estimators.relevance import relevance
 from pfn.familiarity import unlike_the_prior
 from pfn.network import Encoding
 from pfn.prior_fitted_network import PFN, load
-from priors.tables import Columns, imputation, imputed, read_columns, refuse_missing
+from priors.tables import Columns, TableEstimator, imputation, imputed, read_columns, refuse_missing
 
 __all__ = ["PFNEstimator"]
 
@@ -34,7 +33,7 @@ _WHAT_TO_DO = (
 )
 
 
-class PFNEstimator(BaseEstimator):
+class PFNEstimator(TableEstimator, BaseEstimator):
     """What regression and classification share; see `PFNRegressor`."""
 
     network: Any
@@ -56,13 +55,6 @@ class PFNEstimator(BaseEstimator):
     _target_units: tuple[float, float]
     _members: list[Member]
     _encodings: list[Encoding]
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        tags.input_tags.categorical = True
-        tags.input_tags.string = True
-        return tags
 
     def __getstate__(self) -> dict[str, Any]:
         """Encodings are left out: they are large, bound to a device, and quickly made again."""
@@ -99,16 +91,6 @@ class PFNEstimator(BaseEstimator):
             raise ValueError(
                 f"max_context must be 'network', None or a positive integer, got {limit!r}."
             )
-
-    @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
-        """A fit that fails leaves the estimator as it was, fitted before or not."""
-        before = self.__dict__.copy()
-        try:
-            yield
-        except BaseException:
-            self.__dict__ = before
-            raise
 
     def _read_table(self, X: Any, y: Any, *, numeric: bool) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of X, NaN where missing, and y; sets what scikit-learn wants to know of X."""

@@ -20,7 +20,7 @@ from pfn.prior_fitted_network import PFN
 from priors.posteriors.linear_pool import MixturePosterior
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior
-from priors.tables import refuse_missing
+from priors.tables import checked_probabilities, refuse_missing
 
 __all__ = ["PFNRegressor"]
 
@@ -134,9 +134,7 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
             X: Table `[m, d]`.
             quantiles: Probabilities in (0, 1).
         """
-        p = np.atleast_1d(np.asarray(quantiles, dtype=np.float64))
-        if p.ndim != 1 or not ((p > 0) & (p < 1)).all():
-            raise ValueError(f"quantiles must be probabilities in (0, 1), got {quantiles!r}.")
+        p = checked_probabilities(quantiles)
         found = [
             _numpy(self._posterior(rows).quantile(self._double(p)).movedim(0, -1))
             for rows in self._batches(self._queries(X))
