@@ -45,10 +45,10 @@ def improved(
             if there is not None:
                 new, further = bound(there)
                 if new >= value - 1e-12 * abs(value):
+                    step = min(1.0, 2 * length)
                     break
         else:
             break
-        step = min(1.0, 2 * length)
         gain = new - value
         q, at, value, ahead = candidate, there, new, further
         taken += 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from botorch.posteriors import Posterior
 from torch import Tensor, nn
 from torch.distributions import Distribution, InverseGamma, kl_divergence

@@ -5,10 +5,10 @@ and naval on the splits of 90% that come with them (yaringal/DropoutUncertaintyE
 first three; 5 of the large ones, whose hyperparameters are learnt on `--fit-rows` rows (2,000) and
 which are then conditioned on `--rows` rows once, exactly. Engines: Gaussian processes with one
 length per input (RBF, Matern 5/2, NNGP of GELU and ReLU, NTK of GELU), a Student t process and a
-half-Cauchy scale mixture (Matern 5/2), the shipped PFN (512 random rows where there are more), and the stack of them all with its defaults,
-which weighs by leave-one-out in closed form or ten folds of the training rows. Noise variances are
-learnt down to 1e-7 of the outcomes' variance. Competitors: the density forest and boosting of
-`benchmarks pfn real`, tuned by cross-validation.
+half-Cauchy scale mixture (Matern 5/2), the shipped PFN (512 random rows where there are more), and
+the stack of them all with its defaults, which weighs by leave-one-out in closed form or ten folds
+of the training rows. Noise variances are learnt down to 1e-7 of the outcomes' variance.
+Competitors: the density forest and boosting of `benchmarks pfn real`, tuned by cross-validation.
 
 Scores: RMSE, NLPD (nats per row, units of y), CRPS (units of y), means over splits with standard
 errors; mean ranks over the sets; the stack minus the best single engine of each set by mean NLPD,
