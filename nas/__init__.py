@@ -10,6 +10,7 @@ from nas.architectures.drawing import plot_architecture
 from nas.architectures.operations import register_operation
 from nas.sampler import BayesianSampler
 from nas.studies.evaluation import SearchError
+from nas.studies.importance import importances
 from nas.studies.report import Section, write_report
 from nas.studies.search import search
 from nas.studies.storage import StorageError
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "architecture_of",
     "enqueue",
+    "importances",
     "plot_architecture",
     "register_operation",
     "search",
