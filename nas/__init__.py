@@ -4,7 +4,7 @@ A space of architectures, a surrogate over graphs and hyperparameters together, 
 acquisition functions, and Optuna for everything around a study.
 """
 
-from nas import spaces
+from nas import proxies, spaces
 from nas.architectures.architecture import Architecture, Node
 from nas.architectures.drawing import plot_architecture
 from nas.architectures.operations import register_operation
@@ -34,6 +34,7 @@ __all__ = [
     "importances",
     "keep_predictions",
     "plot_architecture",
+    "proxies",
     "register_operation",
     "search",
     "spaces",

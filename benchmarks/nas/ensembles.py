@@ -37,7 +37,7 @@ from nas.studies.ensembles import Ensemble
 METHODS = ("best", "average of 10", "ensemble of 5", "ensemble of 10")
 
 
-def run_seed(seed: int, num_trials: int) -> dict[str, Any]:
+def run_seed(seed: int, num_trials: int, sampler: str) -> dict[str, Any]:
     """Test log losses in nats of what one study leaves behind."""
     study_file = load_study()
     rows = study_file.digits()
@@ -54,11 +54,14 @@ def run_seed(seed: int, num_trials: int) -> dict[str, Any]:
             nas.keep_predictions(trial, network, logits, rows["validation"].y, folder=folder)
             return float(functional.cross_entropy(logits, rows["validation"].y))
 
-        sampler = nas.BayesianSampler(
-            study_file.SPACE, hyperparameters=study_file.HYPERPARAMETERS, seed=seed
-        )
+        samplers = {
+            "bayesian": nas.BayesianSampler(
+                study_file.SPACE, hyperparameters=study_file.HYPERPARAMETERS, seed=seed
+            ),
+            "tpe": optuna.samplers.TPESampler(seed=seed),
+        }
         start = time.process_time()
-        study = optuna.create_study(sampler=sampler, study_name=f"ensembles-{seed}")
+        study = optuna.create_study(sampler=samplers[sampler], study_name=f"ensembles-{seed}")
         study.optimize(objective, n_trials=num_trials)
         searched = time.process_time() - start
         start = time.process_time()
@@ -114,19 +117,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="2 seeds of 10 trials")
     parser.add_argument("--seeds", type=int, help="number of studies (20)")
     parser.add_argument("--trials", type=int, help="trials of each (30)")
+    parser.add_argument(
+        "--sampler", choices=("bayesian", "tpe"), default="bayesian", help="of the studies"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(argv)
     num_seeds = options.seeds or (2 if options.quick else 20)
     num_trials = options.trials or (10 if options.quick else 30)
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    lines = ROOT / "runs" / "search-ensembles" / f"{num_trials}-trials.jsonl"
+    lines = ROOT / "runs" / "search-ensembles" / f"{options.sampler}-{num_trials}.jsonl"
     lines.parent.mkdir(parents=True, exist_ok=True)
     lines.touch()
     results = [json.loads(line) for line in lines.read_text().splitlines()]
     done = {result["seed"] for result in results}
     for seed in tqdm([seed for seed in range(num_seeds) if seed not in done], desc="seeds"):
-        results.append(run_seed(seed, num_trials))
+        results.append(run_seed(seed, num_trials, options.sampler))
         with lines.open("a") as file:
             file.write(json.dumps(results[-1]) + "\n")
     results = sorted(results, key=lambda result: result["seed"])[:num_seeds]
@@ -149,6 +155,7 @@ def main(argv: list[str] | None = None) -> int:
         "benchmark": "ensembles of a search on digits against its single best network",
         "command": "python -m benchmarks search --ensembles " + " ".join(argv or []),
         "num_trials": num_trials,
+        "sampler": options.sampler,
         "seeds": [result["seed"] for result in results],
         "versions": {
             "python": platform.python_version(),
