@@ -36,6 +36,7 @@ from bayes.description import (
 )
 from bayes.inference import Draws, InferenceMethod, MeanField
 from bayes.inference.convergence import warn_unless_converged
+from bayes.inference.draws import checked_method
 from bayes.likelihoods import Gaussian, Likelihood, from_description, named
 from bayes.networks.density import NetworkPosterior
 from bayes.networks.drawn_networks import (
@@ -232,11 +233,14 @@ class BayesianNetwork(Model):
         Returns:
             The model itself.
 
+        Raises:
+            TypeError: `method` is no inference method, but the class of one, for example.
+
         Warns:
             Where chains have divergences, disagree in what they predict at the training rows or
             have few effective draws there.
         """
-        method = MeanField() if method is None else method
+        method = MeanField() if method is None else checked_method(type(self).__name__, method)
         draws = method.run(NetworkPosterior(self), self.train_X)
         if draws.log_evidence is not None and self.outcome_transform is not None:
             # of Y in its own units, whatever the scale of the model

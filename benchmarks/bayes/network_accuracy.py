@@ -223,13 +223,9 @@ def _measure_bde(
 
 
 def prior(features: int) -> NetworkPrior:
-    """Two hidden layers of 16; outputs are the mean and the logarithm of the noise variance.
-
-    Variances are those of N(0, 1) weights that no fan-in divides.
-    """
+    """Two hidden layers of 16; outputs are the mean and the logarithm of the noise variance."""
     layers = [nn.Linear(features, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)]
-    weight_var = {"0": float(features), "2": 16.0, "4": 16.0}
-    return NetworkPrior(nn.Sequential(*layers), weight_var=weight_var, bias_var=1.0)
+    return NetworkPrior(nn.Sequential(*layers), bias_var=0.1)
 
 
 def gaussian_process(X: Tensor, Y: Tensor) -> SingleTaskGP:
