@@ -43,6 +43,7 @@ PROPOSED = "proposed_hyperparameters"
 REQUEUED_FROM = "requeued_from"
 RETRIES = "retries"
 ERROR = "error"
+KEPT = "kept_predictions"  # name of the file
 RELATIVE_ARCHITECTURE = "nas:architecture"
 DERIVATION = "derivation"
 MAX_RETRIES = 2  # of a trial whose worker dies
@@ -168,7 +169,8 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, max_retries: int | None 
     retries = int(trial.user_attrs.get(RETRIES, 0)) + 1
     if max_retries is not None and retries > max_retries:
         return False
-    attributes = {name: value for name, value in trial.user_attrs.items() if name != ERROR}
+    own = (ERROR, KEPT)  # of the attempt, not of the candidate
+    attributes = {name: value for name, value in trial.user_attrs.items() if name not in own}
     fixed = {
         **trial.system_attrs.get("fixed_params", {}),
         **trial.user_attrs.get(PROPOSED, {}),
