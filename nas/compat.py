@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import optuna
 from optuna.distributions import BaseDistribution
 
-__all__ = ["contains"]
+__all__ = ["contains", "stop_was_asked"]
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
@@ -19,3 +20,8 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
         ValueError: a value of the wrong kind.
     """
     return distribution._contains(distribution.to_internal_repr(value))
+
+
+def stop_was_asked(study: optuna.Study) -> bool:
+    """Whether `study.stop()` was called in the latest `study.optimize` of this object."""
+    return study._stop_flag

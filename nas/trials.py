@@ -43,6 +43,7 @@ PROPOSED = "proposed_hyperparameters"
 REQUEUED_FROM = "requeued_from"
 RETRIES = "retries"
 ERROR = "error"
+OF_A_RUN = (ERROR, "traceback", "worker", "curve")  # what a trial that runs again does not keep
 RELATIVE_ARCHITECTURE = "nas:architecture"
 DERIVATION = "derivation"
 MAX_RETRIES = 2  # of a trial whose worker dies
@@ -168,7 +169,7 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, max_retries: int | None 
     retries = int(trial.user_attrs.get(RETRIES, 0)) + 1
     if max_retries is not None and retries > max_retries:
         return False
-    attributes = {name: value for name, value in trial.user_attrs.items() if name != ERROR}
+    attributes = {name: value for name, value in trial.user_attrs.items() if name not in OF_A_RUN}
     fixed = {
         **trial.system_attrs.get("fixed_params", {}),
         **trial.user_attrs.get(PROPOSED, {}),

@@ -1,0 +1,1 @@
+"""Values of a trial while it runs, and stopping it early."""
