@@ -4,12 +4,15 @@ A space of architectures, a surrogate over graphs and hyperparameters together, 
 acquisition functions, and Optuna for everything around a study.
 """
 
-from nas import spaces
+from nas import proxies, spaces
 from nas.architectures.architecture import Architecture, Node
 from nas.architectures.drawing import plot_architecture
 from nas.architectures.operations import register_operation
 from nas.sampler import BayesianSampler
+from nas.studies.ensembles import Ensemble, ensemble
 from nas.studies.evaluation import SearchError
+from nas.studies.importance import importances
+from nas.studies.keeping import keep_predictions
 from nas.studies.report import Section, write_report
 from nas.studies.search import search
 from nas.studies.storage import StorageError
@@ -19,6 +22,7 @@ from priors.version import __version__
 __all__ = [
     "Architecture",
     "BayesianSampler",
+    "Ensemble",
     "Node",
     "SearchError",
     "Section",
@@ -26,7 +30,11 @@ __all__ = [
     "__version__",
     "architecture_of",
     "enqueue",
+    "ensemble",
+    "importances",
+    "keep_predictions",
     "plot_architecture",
+    "proxies",
     "register_operation",
     "search",
     "spaces",

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-import optuna
+from optuna import Study
 from optuna.distributions import BaseDistribution
 
-__all__ = ["contains", "stop_was_asked"]
+__all__ = ["contains", "database_file", "stop_was_asked"]
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
@@ -22,6 +23,21 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
     return distribution._contains(distribution.to_internal_repr(value))
 
 
-def stop_was_asked(study: optuna.Study) -> bool:
+def stop_was_asked(study: Study) -> bool:
     """Whether `study.stop()` was called in the latest `study.optimize` of this object."""
     return study._stop_flag
+
+
+def database_file(study: Study) -> Path | None:
+    """The SQLite file that a study is stored in; None where it is in memory or elsewhere."""
+    storage: Any = study._storage
+    url = getattr(getattr(storage, "_backend", storage), "url", None)
+    if url is None:
+        return None
+    from sqlalchemy.engine import make_url
+
+    parsed = make_url(url)
+    name = parsed.database or ""
+    if parsed.get_backend_name() != "sqlite" or name in ("", ":memory:") or "file:" in name:
+        return None
+    return Path(name)

@@ -33,6 +33,7 @@ from nas.proposals.acquisitions import ACQUISITIONS, HYPERVOLUME, Acquisition
 from nas.proposals.fronts import fronts
 from nas.proposals.maximisation import maximise
 from nas.proposals.weights import Feasibility, Speed, Success, Weight, Weighted
+from nas.proxies import ProxyScores
 from nas.spaces import FlatSpace, Space
 from nas.surrogates import Surrogate, VectorModel, surrogate_of
 from nas.trials import (
@@ -79,6 +80,9 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             gains), `"ucb"` (mean and deviation), `"thompson"` (a draw of the function), `"mes"`
             (what is learnt about the maximum), or a callable
             (`nas.proposals.acquisitions.Acquisition`).
+        proxies: Scores of architectures without training (`nas.proxies.ProxyScores`), which
+            `"gp"` takes for descriptors with learnt weights. Each new architecture that is looked
+            at is scored once, some hundreds for a proposal in a large space.
         num_initial: Finished trials of this space with these hyperparameters before the
             surrogate is used; until then hyperparameters and the parameters of a flat space come
             from a scrambled Sobol sequence. A study whose space or hyperparameters were changed
@@ -103,6 +107,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         hyperparameters: Mapping[str, BaseDistribution] | None = None,
         surrogate: str | Surrogate | VectorModel = "gp",
         acquisition: str | Acquisition = "logei",
+        proxies: ProxyScores | None = None,
         num_initial: int = 8,
         cost_aware: bool = False,
         seed: int | None = None,
@@ -125,7 +130,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
                 )
         self.space = space
         self.hyperparameters = None if hyperparameters is None else dict(hyperparameters)
-        self.surrogate = surrogate_of(surrogate)
+        self.surrogate = surrogate_of(surrogate, proxies)
         self.acquisition: Acquisition = (
             ACQUISITIONS[acquisition] if isinstance(acquisition, str) else acquisition
         )

@@ -43,7 +43,9 @@ PROPOSED = "proposed_hyperparameters"
 REQUEUED_FROM = "requeued_from"
 RETRIES = "retries"
 ERROR = "error"
-OF_A_RUN = (ERROR, "traceback", "worker", "curve")  # what a trial that runs again does not keep
+KEPT = "kept_predictions"  # name of the file
+# What a trial that runs again does not keep: it is of the attempt, not of the candidate.
+OF_A_RUN = (ERROR, "traceback", "worker", "curve", KEPT)
 RELATIVE_ARCHITECTURE = "nas:architecture"
 DERIVATION = "derivation"
 MAX_RETRIES = 2  # of a trial whose worker dies
