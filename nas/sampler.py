@@ -26,9 +26,9 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Generator, Tensor
 
 from nas.encoding.candidates import Candidate, Encoder
-from nas.encoding.history import FINISHED, History
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.encoding.outcomes import half_rank, winsorised
+from nas.history import FINISHED, History
 from nas.proposals.acquisitions import ACQUISITIONS, HYPERVOLUME, Acquisition
 from nas.proposals.fronts import fronts
 from nas.proposals.maximisation import maximise

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["half_rank", "winsorised"]
+__all__ = ["affine_of", "half_rank", "winsorised"]
 
 OUTLIER = 3.0  # interquartile ranges below the lower quartile
 
@@ -76,12 +76,25 @@ def winsorised(values: Tensor) -> Tensor:
     if finite.numel() == 0:
         return torch.zeros_like(values)
     unit = finite.abs().max()
-    unit = torch.where(unit > 0, unit, 1.0)
-    finite, values = finite / unit, values / unit
+    values = values / torch.where(unit > 0, unit, 1.0)
+    values = values.clamp_max(values[values.isfinite()].max())
+    centre, scale, lowest = affine_of(values)
+    return (values.clamp_min(lowest) - centre) / scale
+
+
+def affine_of(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What standardises values once outliers on the bad side are moved to the others.
+
+    Args:
+        values: `[n]`, larger is better; some finite, none `+inf`.
+
+    Returns:
+        The mean and the standard deviation, 1 where all are equal, of the values as they are moved,
+        and the value below which they are.
+    """
+    finite = values[values.isfinite()]
     lower, upper = finite.quantile(finite.new_tensor([0.25, 0.75]))
     lowest = torch.maximum(lower - OUTLIER * (upper - lower), finite.min())
-    values = values.clamp(lowest, finite.max())
-    scale = values.std(correction=0)
-    if scale == 0:
-        return torch.zeros_like(values)
-    return (values - values.mean()) / scale
+    moved = values.clamp_min(lowest)
+    scale = moved.std(correction=0)
+    return moved.mean(), torch.where(scale > 0, scale, 1.0), lowest

@@ -269,7 +269,8 @@ def _sampler_of(posterior: Any, seed: int) -> MCSampler:
     if not isinstance(posterior, PosteriorList):
         return get_sampler(posterior, shape, seed=seed)
     samplers = []
-    for k, one in enumerate(posterior.posteriors):
+    posteriors: Any = posterior.posteriors
+    for k, one in enumerate(posteriors):
         sampler = get_sampler(one, shape, seed=seed + k)
         normal = isinstance(sampler, SobolQMCNormalSampler)
         samplers.append(IIDNormalSampler(shape, seed=seed + k) if normal else sampler)

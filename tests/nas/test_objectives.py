@@ -15,9 +15,9 @@ from torch import Generator
 
 from bayes import GaussianProcess
 from nas import BayesianSampler, search, suggest
-from nas.encoding.history import History
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.encoding.outcomes import winsorised
+from nas.history import History
 from nas.proposals import acquisitions
 from nas.proposals.fronts import fronts
 from nas.proposals.weights import Feasibility, Speed, Success, Weighted
