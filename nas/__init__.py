@@ -8,6 +8,7 @@ from nas import proxies, spaces
 from nas.architectures.architecture import Architecture, Node
 from nas.architectures.drawing import plot_architecture
 from nas.architectures.operations import register_operation
+from nas.pruning import LearningCurvePruner, ParetoPruner, report_value, should_prune
 from nas.sampler import BayesianSampler
 from nas.studies.ensembles import Ensemble, ensemble
 from nas.studies.evaluation import SearchError
@@ -22,8 +23,10 @@ from priors.version import __version__
 __all__ = [
     "Architecture",
     "BayesianSampler",
+    "LearningCurvePruner",
     "Ensemble",
     "Node",
+    "ParetoPruner",
     "SearchError",
     "Section",
     "StorageError",
@@ -36,7 +39,9 @@ __all__ = [
     "plot_architecture",
     "proxies",
     "register_operation",
+    "report_value",
     "search",
+    "should_prune",
     "spaces",
     "suggest",
     "write_report",
