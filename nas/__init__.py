@@ -9,8 +9,10 @@ from nas.architectures.architecture import Architecture, Node
 from nas.architectures.drawing import plot_architecture
 from nas.architectures.operations import register_operation
 from nas.sampler import BayesianSampler
+from nas.studies.analysis import MotifEffect, motif_effects
 from nas.studies.ensembles import Ensemble, ensemble
 from nas.studies.evaluation import SearchError
+from nas.studies.export import export
 from nas.studies.importance import importances
 from nas.studies.keeping import keep_predictions
 from nas.studies.report import Section, write_report
@@ -23,6 +25,7 @@ __all__ = [
     "Architecture",
     "BayesianSampler",
     "Ensemble",
+    "MotifEffect",
     "Node",
     "SearchError",
     "Section",
@@ -31,8 +34,10 @@ __all__ = [
     "architecture_of",
     "enqueue",
     "ensemble",
+    "export",
     "importances",
     "keep_predictions",
+    "motif_effects",
     "plot_architecture",
     "proxies",
     "register_operation",
