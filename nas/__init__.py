@@ -10,6 +10,7 @@ from nas.architectures.drawing import plot_architecture
 from nas.architectures.operations import register_operation
 from nas.sampler import BayesianSampler
 from nas.studies.analysis import MotifEffect, motif_effects
+from nas.studies.dashboard import annotate
 from nas.studies.ensembles import Ensemble, ensemble
 from nas.studies.evaluation import SearchError
 from nas.studies.export import export
@@ -31,6 +32,7 @@ __all__ = [
     "Section",
     "StorageError",
     "__version__",
+    "annotate",
     "architecture_of",
     "enqueue",
     "ensemble",

@@ -37,8 +37,11 @@ from nas.studies.ensembles import Ensemble
 METHODS = ("best", "average of 10", "ensemble of 5", "ensemble of 10")
 
 
-def run_seed(seed: int, num_trials: int, sampler: str) -> dict[str, Any]:
-    """Test log losses in nats of what one study leaves behind."""
+def run_seed(seed: int, num_trials: int, sampler: str, cache: Path) -> dict[str, Any]:
+    """Test log losses in nats of what one study leaves behind.
+
+    The log probabilities of all its networks go to the cache, so that other pools can be tried.
+    """
     study_file = load_study()
     rows = study_file.digits()
     with tempfile.TemporaryDirectory() as folder:
@@ -64,17 +67,14 @@ def run_seed(seed: int, num_trials: int, sampler: str) -> dict[str, Any]:
         study = optuna.create_study(sampler=samplers[sampler], study_name=f"ensembles-{seed}")
         study.optimize(objective, n_trials=num_trials)
         searched = time.process_time() - start
-        start = time.process_time()
+        keep_log_scores(study, folder, cache / f"{seed}.npz")
         made = {
             "best": nas.ensemble(study, 1, folder=folder),
             "average of 10": plain_average(study, 10, folder),
             "ensemble of 5": nas.ensemble(study, 5, folder=folder),
             "ensemble of 10": nas.ensemble(study, 10, folder=folder),
         }
-        pooled = time.process_time() - start
-    result: dict[str, Any] = {
-        "seed": seed, "cpu_seconds_search": searched, "cpu_seconds_pools": pooled,
-    }  # fmt: skip
+    result: dict[str, Any] = {"seed": seed, "cpu_seconds_search": searched}
     for name, pool in made.items():
         result[name] = {
             "test": log_loss(pool, rows["test"].X, rows["test"].y),
@@ -85,14 +85,29 @@ def run_seed(seed: int, num_trials: int, sampler: str) -> dict[str, Any]:
     return result
 
 
+def keep_log_scores(study: optuna.Study, folder: str, path: Path) -> None:
+    """Log probabilities of the true digits by every trial, `[trials, rows]`."""
+    rows = load_study().digits()
+    scores: dict[str, list[Tensor]] = {"validation": [], "test": []}
+    for trial in study.trials:
+        pool = alone(study, trial, folder)
+        with torch.no_grad():
+            for name, kept in scores.items():
+                kept.append(pool.log_prob(rows[name].X, rows[name].y))
+    np.savez(path, **{name: torch.stack(kept).numpy() for name, kept in scores.items()})
+
+
+def alone(study: optuna.Study, trial: optuna.trial.FrozenTrial, folder: str) -> Ensemble:
+    """The network of one trial."""
+    one = optuna.create_study(study_name=study.study_name)
+    one.add_trial(trial)
+    return nas.ensemble(one, 1, folder=folder)
+
+
 def plain_average(study: optuna.Study, size: int, folder: str) -> Ensemble:
     """The networks of the best trials with equal weights."""
     best = sorted(study.trials, key=lambda trial: trial.value)[:size]
-    members = []
-    for trial in best:
-        alone = optuna.create_study(study_name=study.study_name)
-        alone.add_trial(trial)
-        members.append(nas.ensemble(alone, 1, folder=folder).members[0])
+    members = [alone(study, trial, folder).members[0] for trial in best]
     return Ensemble(members, torch.full((len(members),), 1 / len(members))).eval()
 
 
@@ -126,13 +141,14 @@ def main(argv: list[str] | None = None) -> int:
     num_trials = options.trials or (10 if options.quick else 30)
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    lines = ROOT / "runs" / "search-ensembles" / f"{options.sampler}-{num_trials}.jsonl"
-    lines.parent.mkdir(parents=True, exist_ok=True)
+    cache = ROOT / "runs" / "search-ensembles" / f"{options.sampler}-{num_trials}"
+    cache.mkdir(parents=True, exist_ok=True)
+    lines = cache / "seeds.jsonl"
     lines.touch()
     results = [json.loads(line) for line in lines.read_text().splitlines()]
     done = {result["seed"] for result in results}
     for seed in tqdm([seed for seed in range(num_seeds) if seed not in done], desc="seeds"):
-        results.append(run_seed(seed, num_trials, options.sampler))
+        results.append(run_seed(seed, num_trials, options.sampler, cache))
         with lines.open("a") as file:
             file.write(json.dumps(results[-1]) + "\n")
     results = sorted(results, key=lambda result: result["seed"])[:num_seeds]

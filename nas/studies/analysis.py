@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 from nas.architectures import Architecture
-from nas.encoding.candidates import Candidate
+from nas.encoding.candidates import Candidate, Encoder
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.encoding.outcomes import half_rank
 from nas.kernels.computation import Operation, bodies_of, computation
@@ -90,13 +90,13 @@ class StudyModel:
 
     Attributes:
         candidates: What was tried.
-        X: Their rows, `[n, d]`.
+        encoder: Writes candidates as rows for the model.
         model: The process, fitted to the warped values.
         hyperparameters: Names of those that it sees beside the architecture.
     """
 
     candidates: list[Candidate]
-    X: Tensor
+    encoder: Encoder
     model: Any
     hyperparameters: tuple[str, ...]
 
@@ -110,13 +110,17 @@ class StudyModel:
     def effects(self) -> list[MotifEffect]:
         """Of all motifs, the most certain first.
 
-        The effect is the slope of the objective on the number of the motif in a least-squares line
-        over the tried candidates that also has the number of all operations. It is linear in the
-        function, so its posterior is Gaussian with moments that are exact.
+        The function is taken at the architectures that were tried, all with the hyperparameters of
+        the best trial. The effect is its slope on the number of the motif, in a least-squares line
+        that also has the number of all operations. It is linear in the function, so its posterior
+        is Gaussian with moments that are exact.
         """
-        counts = [_motifs(candidate.architecture) for candidate in self.candidates]
+        architectures = list(dict.fromkeys(c.architecture for c in self.candidates))
+        counts = [_motifs(architecture) for architecture in architectures]
+        best = self.candidates[int(self.model.train_Y[:, 0].argmax())]
+        rows = self.encoder([Candidate(graph, best.hyperparameters) for graph in architectures])
         with torch.no_grad(), gpytorch.settings.fast_computations(False, False, False):
-            posterior = self.model.posterior(self.X)
+            posterior = self.model.posterior(rows)
             mean, covariance = posterior.mean[:, 0], posterior.mvn.covariance_matrix
         total = mean.new_tensor([[sum(n for m, n in c.items() if " > " not in m)] for c in counts])
         common = torch.cat([torch.ones_like(total), total], 1)
@@ -145,7 +149,8 @@ def motif_effects(
     """Which operations, alone and behind others, go with better values, and how certain that is.
 
     Effects are of the posterior of a Gaussian process of the trials: the slope of the objective on
-    the number of a motif, at a given number of operations. Motifs are Weisfeiler-Lehman features of
+    the number of a motif, at a given number of operations and the hyperparameters of the best
+    trial. Motifs are Weisfeiler-Lehman features of
     level 0 and 1 without arguments, as NAS-BOWL reads them (Ru et al. 2021, 2006.07556, section 4,
     by gradients without uncertainty). They describe what was tried: a motif may stand for what it
     often comes with.
@@ -196,10 +201,9 @@ def fit_study(
     surrogate = GraphProcess(max_iter=MAX_ITER)
     # The table of architectures does not look at the space.
     encoder = surrogate.encoder(space or MLPSpace(1, 1), cube, candidates)
-    X = encoder(candidates)
     with seeded(0, torch.device("cpu")):
-        model = surrogate.fit(X, half_rank(values)[:, None], encoder)
-    return StudyModel(candidates, X, model, tuple(cube.distributions))
+        model = surrogate.fit(encoder(candidates), half_rank(values)[:, None], encoder)
+    return StudyModel(candidates, encoder, model, tuple(cube.distributions))
 
 
 def _hyperparameters(

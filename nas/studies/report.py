@@ -204,9 +204,10 @@ def _surrogate_sections(
             Section(
                 f"Effects of motifs{of}",
                 text="Slope of the surrogate on the number of each operation, and of each "
-                "operation behind others (>), at a given number of operations, with 90% "
-                "intervals; grey ones contain 0. In brackets: how many trials have the motif. What "
-                "often comes together is not told apart.",
+                "operation behind others (>), at a given number of operations and the "
+                "hyperparameters of the best trial, with 90% intervals; grey ones contain 0. In "
+                "brackets: how many architectures have the motif. What often comes together is not "
+                "told apart.",
                 figures=[effects],
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -105,10 +106,13 @@ def plot_cost(study: optuna.Study, *, objective: int = 0) -> Figure | None:
     best = (np.maximum if maximise else np.minimum).accumulate(numbers)
     figure = Figure(figsize=(7.2, 3.0), layout="constrained")
     ax = figure.subplots()
-    shown = np.clip(best, values.low, values.high)
-    ax.step([*spent[rows] / size, spent[-1] / size], [*shown, shown[-1]], where="post", color=BLUE)
+    # From the first value that is not far off; the axis shows the best, not all trials.
+    first = int(np.argmax((best >= values.low) & (best <= values.high)))
+    shown = best[first:]
+    ends = [*spent[rows[first:]] / size, spent[-1] / size]
+    ax.step(ends, [*shown, shown[-1]], where="post", color=BLUE)
     ax.set(xlabel=f"{unit} of all trials together", xlim=(0, None))
-    values.set_axis(ax.yaxis)
+    replace(values, low=float(shown.min()), high=float(shown.max())).set_axis(ax.yaxis)
     ax.set_ylabel(f"best {values.name}")
     ax.spines[["top", "right"]].set_visible(False)
     return figure
