@@ -16,7 +16,8 @@ from pfn.architecture import ArchitectureConfig, Context, Rows, Targets, Transfo
 from pfn.certificate import Certificate
 from pfn.coverage import Coverage
 from pfn.distribution import BarDistribution
-from pfn.experts import Advice, Experts, mixed
+from pfn.experts import Advice, Experts
+from pfn.mixing import mixed
 from priors.posteriors.standardisation import location_scale
 
 __all__ = ["Encoding", "Network"]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pfn import PFN, ArchitectureConfig, BarDistribution, TrainingConfig, load, train
-from pfn.experts import Advice, Experts, Kernels, mixed
+from pfn.experts import Advice, Experts, Kernels
+from pfn.mixing import mixed
 from priors import LinearTaskPrior, RandomNoise, TaskSize
 from priors.random_state import seeded
 
@@ -165,6 +166,53 @@ def test_the_mixture_has_the_laws_of_its_experts():
     outputs[..., :600] = torch.randn(600, dtype=torch.float64)
     logits = mixed(bars, outputs, advice, noisy=True)
     torch.testing.assert_close(logits, outputs[..., :600].log_softmax(-1))
+
+
+def plainly_mixed(bars, outputs, advice):
+    """Of noisy targets, by torch's densities and autograd."""
+    k = advice.mean.shape[-1]
+    own, weight, shift, log_scale, degrees = outputs.split([bars.num_logits, k + 1, k, k, 1], -1)
+    std, nodes = advice.log_std.exp(), bars.borders
+    gaps = nodes.diff()
+    width = 0.4 * torch.cat([gaps[:1], torch.maximum(gaps[1:], gaps[:-1]), gaps[-1:]])
+    scale = (std * (3 * torch.tanh(log_scale / 3)).exp())[..., None].square() + width.square()
+    df = (3 + torch.exp(3 + 3 * torch.tanh(degrees / 3)))[..., None]
+    law = torch.distributions.StudentT(df, (advice.mean + shift * std)[..., None], scale.sqrt())
+    each = (law.log_prob(nodes) + bars.areas(nodes).log()).log_softmax(-1)
+    prior = torch.cat([torch.zeros_like(weight[..., :1]), advice.log_weight], -1)
+    parts = torch.cat([own.log_softmax(-1)[..., None, :], each], -2)
+    return ((weight + prior).log_softmax(-1)[..., None] + parts).logsumexp(-2)
+
+
+@pytest.mark.parametrize("at_once", [1, 2**17])
+def test_the_mixture_and_its_gradients_are_those_of_the_densities(at_once, monkeypatch):
+    monkeypatch.setattr("pfn.mixing._NUMBERS_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    bars = BarDistribution(torch.linspace(-2, 3, 30, dtype=torch.float64) ** 3, tail_scale=1.0)
+    outputs = draw(2, 5, 30 + 2 * 3 + 2)
+    advice = Advice(draw(2, 5, 2), draw(2, 5, 2), draw(2, 5, 2), draw(2, 5, 2))
+    found, wanted = mixed(bars, outputs, advice, noisy=True), plainly_mixed(bars, outputs, advice)
+    torch.testing.assert_close(found, wanted)
+    direction = draw(*found.shape).detach()
+    inputs = outputs, advice.mean, advice.log_std, advice.log_weight
+    for own, plain in zip(
+        torch.autograd.grad((found * direction).sum(), inputs),
+        torch.autograd.grad((wanted * direction).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, plain)
+
+
+def test_experts_far_from_all_nodes_have_finite_gradients():
+    bars = BarDistribution(torch.linspace(-4, 4, 60), tail_scale=1.0)
+    outputs = torch.zeros(1, 1, 60 + 5, requires_grad=True)
+    advice = Advice(*(torch.tensor([[[value]]]) for value in (1e4, -12.0, -12.0, 0.0)))
+    bars.log_prob(mixed(bars, outputs, advice, noisy=True), torch.tensor([[-4.0]])).sum().backward()
+    assert bool(outputs.grad.isfinite().all())
 
 
 def prior():

@@ -760,7 +760,7 @@ class TestOptions:
             for head in (first.network.head_y, first.network.head_f):
                 frequency = torch.linspace(0.2, 2.0, head.in_features)
                 head.weight.copy_(0.1 * torch.sin(frequency * nodes[:, None]))
-                head.bias.copy_(-nodes.square() / 2 + first.bars._areas(nodes).log())
+                head.bias.copy_(-nodes.square() / 2 + first.bars.areas(nodes).log())
         fine = replace(fine, **still)
         second = train(fixed_gp(), config=fine, device="cpu", initial=first, progress=False)
         assert len(second.bars.borders) == 160
