@@ -63,7 +63,8 @@ def plot_motif_effects(effects: Sequence[MotifEffect]) -> Figure | None:
     ax.axvline(0, color=BLACK, lw=0.8, zorder=0)
     names = [f"{_short(effect.motif)}  ({effect.count})" for effect in shown]
     ax.set_yticks(range(len(names)), names)
-    ax.set(xlabel="better →   standard deviations of the value", ylim=(len(names) - 0.4, -0.6))
+    ax.set_xlabel("standard deviations of the value, better to the right", loc="right")
+    ax.set_ylim(len(names) - 0.4, -0.6)
     return figure
 
 
@@ -90,7 +91,7 @@ def plot_calibration(calibration: Calibration) -> Figure:
     ax.plot(ends, ends, color=GREY, lw=1, zorder=0)
     ax.set(xlabel="value, standardised (larger is better)", ylabel="expected from the other trials")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize="small")
+    figure.legend(frameon=False, fontsize="small", loc="outside upper left", ncols=2)
     return figure
 
 

@@ -277,6 +277,7 @@ def _front_pictures(best: Sequence[FrozenTrial]) -> list[Section]:
         Section(
             f"Trial {trial.number} of the front",
             text=", ".join(_text(value) for value in trial.values),
+            code=cell_string(architecture) or "",
             figures=[plot_architecture(architecture)],
         )
         for trial, architecture in (drawn[place] for place in places)
