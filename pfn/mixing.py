@@ -101,7 +101,7 @@ class _Mixture(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Float[Tensor, "N nodes"]) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Float[Tensor, "N nodes"]) -> tuple[Tensor | None, ...]:
         parts, found, log_weight, mean, scale2, df, nodes, width2 = ctx.saved_tensors
         to_own = torch.empty_like(found)
         to_weight, to_mean, to_scale2, to_df = (
