@@ -65,7 +65,7 @@ def mixed(
     values = own.log_softmax(-1), log_weight, advice.mean + shift * std, scale2, df
     rows = [value.flatten(0, -2) for value in values]
     found = _Mixture.apply(*rows, nodes, width.square(), bars.areas(nodes).log())
-    return found.reshape(own.shape)  # type: ignore[no-untyped-call]
+    return found.reshape(own.shape)
 
 
 class _Mixture(torch.autograd.Function):
