@@ -54,6 +54,7 @@ from bayes.outcome import ElementwiseOutcome
 from bayes.outputs import OutputSubset
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.networks.finite import NetworkPrior
+from priors.networks.shared_columns import shared_columns
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
 from priors.representation import as_data
@@ -78,8 +79,9 @@ class BayesianNetwork(Model):
         log_noise_var_prior: `Gaussian(log_noise_var_prior=...)` in short.
         learn_variances: `WeightPrior(prior, learn_variances=True)` in short: layer variances, and
             length scales of the inputs if there are any, are drawn too.
-        input_transform: `DEFAULT` standardises by the training rows, None applies none; or a
-            BoTorch `InputTransform`.
+        input_transform: `DEFAULT` standardises by the training rows, columns that meet the same
+            weights (the pixels of a channel) together; None applies none; or a BoTorch
+            `InputTransform`.
         outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
             elementwise `torch.distributions` transform from the model's scale to Y's. Classes
             and counts have none.
@@ -179,7 +181,8 @@ class BayesianNetwork(Model):
         self.register_buffer("train_X", train_X)
         self.register_buffer("train_Y", train_Y)
         self.register_buffer("train_Yvar", train_Yvar)
-        self.input_transform = make_input_transform(input_transform, train_X)
+        together = shared_columns(self.prior.program)
+        self.input_transform = make_input_transform(input_transform, train_X, together)
         outcome = make_outcome_transform(outcome_transform, train_Y)
         check_unit("BayesianNetwork", outcome, train_Y)
         self.outcome_transform = (
