@@ -65,6 +65,10 @@ class LangevinEnsemble(ChainMethod):
         )
 
     @property
+    def _initial_gradients(self) -> int:
+        return self.num_training_steps
+
+    @property
     def _smaller_steps(self) -> str:
         return f"lower energy_var below {self.energy_var:g}"
 
