@@ -14,9 +14,9 @@ All models have a Matern-5/2 kernel with one length per input and learn by margi
 its bound: Gaussian process, Student t process (inverse gamma scale, noise scaled too), scale
 mixtures (half-Cauchy and inverse gamma scale, noise outside), GPyTorch's Student-t likelihood (50
 inducing points), and BoTorch's relevance pursuit (0, 10, 20 or 30% of outliers, of which it chooses
-by its own evidence). Processes of a random scale have the kernel without an output scale. Of each: RMSE, NLPD, CRPS, coverage of central 90%
-intervals, processor seconds; means over seeds and sets with standard errors, paired by seed and set
-where "minus GP".
+by its own evidence). Processes of a random scale have the kernel without an output scale. Of each:
+RMSE, NLPD, CRPS, coverage of central 90% intervals, processor seconds; means over seeds and sets
+with standard errors, paired by seed and set where "minus GP".
 
     python -m benchmarks posteriors --shift --data ../shared/data/uci    # a day of one core
     python -m benchmarks posteriors --shift --data FOLDER --seeds 1 --sets diabetes yacht

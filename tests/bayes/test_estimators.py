@@ -266,7 +266,7 @@ class Stuck(GaussianProcess):
     starts: list = []
 
     def fit(self, **options):
-        self.starts.append(float(self.likelihood.noise))
+        self.starts.append(self.likelihood.noise.item())
         if len(self.starts) == 1:
             self.likelihood.noise = 2e-7
         return self
@@ -274,10 +274,10 @@ class Stuck(GaussianProcess):
 
 @pytest.mark.parametrize("noisy", [True, False])
 def test_engines_that_end_without_noise_start_again_with_some(noisy):
-    X = torch.linspace(0, 1, 8, dtype=torch.float64)[:, None]
+    X = torch.linspace(0, 1, 30, dtype=torch.float64)[:, None]
     Y = X.sin() + (0.02 * torch.cos(50 * X) if noisy else 0)
     Stuck.starts.clear()
     engine = bayes.engines.process_engine("stuck", lambda d: RBFKernel(), Stuck)
-    noise = float(engine.factory(X, Y).likelihood.noise)
+    noise = engine.factory(X, Y).likelihood.noise.item()
     assert Stuck.starts == pytest.approx([0.1, 1e-4])
     assert noise == pytest.approx(1e-4 if noisy else 2e-7)
