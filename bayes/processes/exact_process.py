@@ -517,12 +517,14 @@ class ExactProcess(ProcessRows, ABC):
         check_module(path, "kernel", kernel, description["kernel"])
         known = tensors.get("train_Yvar")
         later = known is not None and (likelihood is not None or bool(known.isnan().any()))
+        if known is not None and not later:
+            further = {**further, "train_Yvar": known}
+        if likelihood is not None:
+            further = {**further, "likelihood": likelihood}
         model = cls(
             tensors["train_X"],
             tensors["train_Y"],
             kernel,
-            train_Yvar=None if later else known,
-            likelihood=likelihood,
             input_transform=input_transform,
             outcome_transform=outcome_transform,
             **{**description["construction"], **further},
