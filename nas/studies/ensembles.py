@@ -206,7 +206,8 @@ def _candidates(
     study: optuna.Study, folder: str | Path | None
 ) -> tuple[list[FrozenTrial], list[Kept]]:
     """Complete trials with finite log scores, all of the same rows."""
-    trials, kept = [], []
+    trials: list[FrozenTrial] = []
+    kept: list[Kept] = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         one = kept_of(study, trial, folder=folder)
         if one is None or not bool(one.log_scores.isfinite().all()):
