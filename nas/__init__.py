@@ -8,6 +8,7 @@ from nas import proxies, spaces
 from nas.architectures.architecture import Architecture, Node
 from nas.architectures.drawing import plot_architecture
 from nas.architectures.operations import register_operation
+from nas.pruning import LearningCurvePruner, ParetoPruner, report_value, should_prune
 from nas.sampler import BayesianSampler
 from nas.studies.analysis import MotifEffect, motif_effects
 from nas.studies.dashboard import annotate
@@ -25,9 +26,11 @@ from priors.version import __version__
 __all__ = [
     "Architecture",
     "BayesianSampler",
+    "LearningCurvePruner",
     "Ensemble",
     "MotifEffect",
     "Node",
+    "ParetoPruner",
     "SearchError",
     "Section",
     "StorageError",
@@ -43,7 +46,9 @@ __all__ = [
     "plot_architecture",
     "proxies",
     "register_operation",
+    "report_value",
     "search",
+    "should_prune",
     "spaces",
     "suggest",
     "write_report",

@@ -8,8 +8,6 @@ parameters of the same space. Runs are paired by seed, the difference has a Stud
 
     python -m benchmarks search            # 20 seeds x 2 x 30 trials, about 20 minutes on one core
     python -m benchmarks search --quick    # 2 seeds x 2 x 12 trials, about a minute
-    python -m benchmarks search --ensembles    # `benchmarks.nas.ensembles`
-    python -m benchmarks search --proxies      # `benchmarks.nas.proxies`
 
 Each seed is cached under `runs/`, so an interrupted benchmark goes on where it stopped.
 """
@@ -18,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import importlib.util
 import json
 import os
@@ -159,9 +156,6 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the seeds, write JSON and figure, print the comparison."""
-    if argv and argv[0] in ("--ensembles", "--proxies"):
-        other = importlib.import_module(f"benchmarks.nas.{argv[0].removeprefix('--')}")
-        return int(other.main(argv[1:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks search", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--quick", action="store_true", help="2 seeds of 12 trials")

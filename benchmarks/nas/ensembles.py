@@ -6,8 +6,8 @@ further training: the single best network by validation log loss, `nas.ensemble`
 as competitor the plain average of the 10 best. The test rows are looked at once. Differences from
 the single best are paired by seed, with Student t intervals.
 
-    python -m benchmarks search --ensembles            # 20 seeds of 30 trials
-    python -m benchmarks search --ensembles --quick    # 2 seeds of 10 trials
+    python -m benchmarks search ensembles            # 20 seeds of 30 trials
+    python -m benchmarks search ensembles --quick    # 2 seeds of 10 trials
 
 The log probabilities of all networks of a seed are a file under `runs/`: an interrupted benchmark
 goes on where it stopped, and other pools can be tried on them.
@@ -106,7 +106,7 @@ def pools(scores: dict[str, Tensor]) -> dict[str, dict[str, float]]:
 def main(argv: list[str] | None = None) -> int:
     """Run the seeds, write JSON, print the comparison."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks search --ensembles", description=__doc__
+        prog="python -m benchmarks search ensembles", description=__doc__
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--quick", action="store_true", help="2 seeds of 10 trials")
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name:<16} {means['validation']:>10.4f} {means['test']:>8.4f}   {told}")
     record = {
         "benchmark": "ensembles of a search on digits against its single best network",
-        "command": "python -m benchmarks search --ensembles " + " ".join(argv or []),
+        "command": "python -m benchmarks search ensembles " + " ".join(argv or []),
         "num_trials": num_trials,
         "sampler": options.sampler,
         "seeds": [result["seed"] for result in results],

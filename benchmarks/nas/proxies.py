@@ -6,8 +6,8 @@ the validation log loss, and its 95% interval by bootstrap over networks. The si
 which way it goes: the evidence, NASWOT and the flow should be positive, the condition number and
 the predicted error negative. Parameters and FLOPs are the control.
 
-    python -m benchmarks search --proxies            # 50 networks
-    python -m benchmarks search --proxies --quick    # 8 networks
+    python -m benchmarks search proxies            # 50 networks
+    python -m benchmarks search proxies --quick    # 8 networks
 
 Each network is one line of a file under `runs/`, so an interrupted benchmark goes on.
 """
@@ -65,7 +65,7 @@ def interval(scores: np.ndarray, values: np.ndarray) -> tuple[float, float]:
 def main(argv: list[str] | None = None) -> int:
     """Train and score the networks, write JSON, print the correlations."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks search --proxies", description=__doc__
+        prog="python -m benchmarks search proxies", description=__doc__
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--quick", action="store_true", help="8 networks")
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"one training: {seconds['training']:.2f} CPU seconds")
     record = {
         "benchmark": "scores without training against validation log loss on digits",
-        "command": "python -m benchmarks search --proxies " + " ".join(argv or []),
+        "command": "python -m benchmarks search proxies " + " ".join(argv or []),
         "networks": number,
         "rows": NUM_ROWS,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

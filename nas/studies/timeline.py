@@ -72,8 +72,8 @@ def plot_timeline(study: optuna.Study) -> Figure | None:
                 height=0.7, color=colour, edgecolor="white", linewidth=0.5, label=label,
             )  # fmt: skip
     for k, place in enumerate(breaks):
-        name = "pause left out" if k == 0 else None
-        ax.axvline(place / size, color=BLACK, lw=0.8, ls=":", label=name)
+        legend = "pause left out" if k == 0 else None
+        ax.axvline(place / size, color=BLACK, lw=0.8, ls=":", label=legend)
     ax.set(xlabel=f"{unit} since the first trial began", ylim=(max(lanes) + 0.6, -0.6))
     ax.set_yticks(range(max(lanes) + 1), [str(lane + 1) for lane in range(max(lanes) + 1)])
     ax.set_ylabel("at once")
