@@ -19,16 +19,18 @@ from typing import Any
 import gpytorch
 import optuna
 import torch
+from botorch.models.model import Model
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from torch import Generator
+from torch import Generator, Tensor
 
-from nas.encoding.candidates import Candidate
+from nas.encoding.candidates import Candidate, Encoder
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.encoding.outcomes import half_rank
 from nas.proposals.acquisitions import ACQUISITIONS, Acquisition
 from nas.proposals.maximisation import maximise
+from nas.proposals.memory import Learnt, Memory, num_learnt_from
 from nas.proxies import ProxyScores
 from nas.spaces import FlatSpace, Space
 from nas.surrogates import Surrogate, VectorModel, surrogate_of
@@ -128,6 +130,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             ACQUISITIONS[acquisition] if isinstance(acquisition, str) else acquisition
         )
         self.num_initial = num_initial
+        self._memory = Memory()
         self.seed = seed
         self.device = torch.device("cpu" if device is None else device)
 
@@ -235,23 +238,21 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         seed = self._seed(study, position)
         generator = Generator().manual_seed(seed)
         modelled, unused = _split(cube, others)
-        history = _History(others, self.space, modelled, study.direction)
+        history = _History(others, self.space, modelled, study.direction, self._memory)
         if history.num_finished < self.num_initial:
             return self._initial(cube, position, self._seed(study, -1), history, generator)
-        found = self._maximise(history, modelled, seed, generator)
+        found = self._maximise(history, modelled, seed, self._seed(study, -1), generator)
         return Candidate.of(found.architecture, {**found.values, **unused.random(generator)})
 
     def _maximise(
-        self, history: _History, cube: HyperparameterCube, seed: int, generator: Generator
+        self,
+        history: _History,
+        cube: HyperparameterCube,
+        seed: int,
+        study_seed: int,
+        generator: Generator,
     ) -> Candidate:
         """The candidate of the largest acquisition value."""
-        encoder = self.surrogate.encoder(self.space, cube, history.observed)
-        X = encoder(history.observed).to(self.device)
-        pending = encoder(history.pending).to(self.device) if history.pending else None
-        Y = half_rank(X.new_tensor(history.values))
-        notice = self.surrogate.notice(X)
-        if notice is not None:
-            warnings.warn(notice, stacklevel=2)
         with (
             _ONE_AT_A_TIME,
             warnings.catch_warnings(),
@@ -260,17 +261,53 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         ):
             # Numerical advice from the fit: the proposal stays valid, only less sharp.
             warnings.simplefilter("ignore")
-            model = self.surrogate.fit(X, Y[:, None], encoder)
+            with seeded(seed if not self.surrogate.refits else study_seed, self.device):
+                model, encoder, X, Y, notice = self._model(history, cube)
+            pending = encoder(history.pending).to(self.device) if history.pending else None
             with self.device:  # BoTorch makes some tensors on the default device
                 acquisition = self.acquisition(model, X, pending, seed)
             order = Y.argsort(descending=True, stable=True)[:NUM_ELITES].tolist()
-            return maximise(
+            pool = self._memory.pool(self.space, study_seed)
+            found = maximise(
                 lambda points: acquisition(points.to(self.device)),
                 encoder,
+                pool=pool.first(len(Y)),
+                is_whole=pool.is_whole,
                 elites=[history.observed[index] for index in order],
                 seen=history.seen,
                 generator=generator,
             )
+        if notice is not None:
+            warnings.warn(notice, stacklevel=2)
+        return found
+
+    def _model(
+        self, history: _History, cube: HyperparameterCube
+    ) -> tuple[Model, Encoder, Tensor, Tensor, str | None]:
+        """The surrogate of all finished trials, its encoder, their rows, targets, and a notice."""
+
+        def fit(number: int) -> Learnt:
+            observed = history.observed[:number]
+            encoder = self.surrogate.encoder(self.space, cube, observed)
+            X, Y = self._rows(history, encoder, number)
+            return Learnt(encoder, self.surrogate.fit(X, Y[:, None], encoder))
+
+        number = len(history.observed)
+        if not self.surrogate.refits:
+            encoder, model = fit(number)
+            X, Y = self._rows(history, encoder, number)
+            return model, encoder, X, Y, self.surrogate.notice(X)
+        first = num_learnt_from(number, self.num_initial)
+        key = (history.observed[:first], history.values[:first], cube.distributions)
+        encoder, earlier = self._memory.learnt(key, lambda: fit(first))
+        X, Y = self._rows(history, encoder, number)
+        model = self.surrogate.refit(X, Y[:, None], encoder, earlier)
+        return model, encoder, X, Y, self.surrogate.notice(X)
+
+    def _rows(self, history: _History, encoder: Encoder, number: int) -> tuple[Tensor, Tensor]:
+        """The first finished trials, `[n, d]`, and their targets `[n]`."""
+        X = encoder(history.observed[:number]).to(self.device)
+        return X, half_rank(X.new_tensor(history.values[:number]))
 
     def _initial(
         self,
@@ -380,6 +417,7 @@ class _History:
         space: Space,
         cube: HyperparameterCube,
         direction: StudyDirection,
+        memory: Memory,
     ) -> None:
         sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
         self.observed: list[Candidate] = []
@@ -388,7 +426,9 @@ class _History:
         for trial in trials:
             architecture = architecture_of(trial)
             values = {**trial.user_attrs.get(PROPOSED, {}), **trial.params}
-            if architecture is None or architecture not in space or not cube.contains(values):
+            if architecture is None or not memory.is_member(space, architecture):
+                continue
+            if not cube.contains(values):
                 continue
             candidate = Candidate.of(
                 architecture, {name: values[name] for name in cube.distributions}

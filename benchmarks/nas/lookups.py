@@ -57,7 +57,9 @@ def main(argv: list[str]) -> int:
 
 
 def _options(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks search lookups", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks search lookups", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     at = os.environ.get("WIDEPRIOR_DATA")
     usual = None if at is None else Path(at) / "nas"
@@ -159,5 +161,3 @@ def report(task: str, rows: list[dict[str, Any]]) -> str:
             + f"   {np.mean([r['seconds'][length - 1] for r in runs]):.1f} s",
         ]
     return "\n".join(lines)
-
-

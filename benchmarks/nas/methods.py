@@ -134,7 +134,9 @@ METHODS: dict[str, Method] = {
     "local": local_search,
     "optuna-tpe": flat(lambda seed: optuna.samplers.TPESampler(seed=seed)),
     "optuna-gp": flat(lambda seed: optuna.samplers.GPSampler(seed=seed)),
-    "optuna-cmaes": flat(lambda seed: optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)),
+    "optuna-cmaes": flat(
+        lambda seed: optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+    ),
     "gp": bayesian("gp"),
     "vectors": bayesian("vectors"),
     "ensemble": bayesian("ensemble"),
