@@ -10,6 +10,7 @@ residual reduction between them (channels C, 2C, 4C), pooling and a linear class
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -77,21 +78,12 @@ class CellSpace(FlatSpace):
             ValueError: an edge is missing or has another operation.
         """
         chosen = self.checked_parameters(values)
-        body = _cell([chosen[name] for name in _NAMES])
-        count = self.num_cells
-        image = (self.in_channels, self.image_size, self.image_size)
-        return Architecture(
-            (
-                Architecture.input(image),
-                Node.of("stem", 0, channels=self.channels),
-                Node.of("repeat", 1, body=body, count=count),
-                Node.of("reduction", 2, channels=2 * self.channels),
-                Node.of("repeat", 3, body=body, count=count),
-                Node.of("reduction", 4, channels=4 * self.channels),
-                Node.of("repeat", 5, body=body, count=count),
-                Node.of("pool", 6),
-                Node.of("linear", 7, out_features=self.num_classes),
-            )
+        return _network(
+            tuple(chosen[name] for name in _NAMES),
+            (self.in_channels, self.image_size, self.image_size),
+            self.channels,
+            self.num_cells,
+            self.num_classes,
         )
 
     def to_parameters(self, architecture: Architecture) -> dict[str, Any]:
@@ -153,6 +145,31 @@ class CellSpace(FlatSpace):
 
 
 _NAMES = tuple(f"edge_{source}_{target}" for source, target in EDGES)
+
+
+# A search asks for the same networks again and again; what it finds out about one stays with it.
+@lru_cache(maxsize=1 << 14)
+def _network(
+    operations: tuple[str, ...],
+    image: tuple[int, int, int],
+    channels: int,
+    count: int,
+    num_classes: int,
+) -> Architecture:
+    body = _cell(operations)
+    return Architecture(
+        (
+            Architecture.input(image),
+            Node.of("stem", 0, channels=channels),
+            Node.of("repeat", 1, body=body, count=count),
+            Node.of("reduction", 2, channels=2 * channels),
+            Node.of("repeat", 3, body=body, count=count),
+            Node.of("reduction", 4, channels=4 * channels),
+            Node.of("repeat", 5, body=body, count=count),
+            Node.of("pool", 6),
+            Node.of("linear", 7, out_features=num_classes),
+        )
+    )
 
 
 def _cell(operations: Sequence[str]) -> Architecture:

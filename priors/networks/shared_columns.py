@@ -37,6 +37,8 @@ def shared_columns(program: Program) -> list[list[int]]:
     values = FiniteValues(program, torch.stack([numbers, others]))
     met: dict[tuple[str | int, int], list[int]] = {}
     for index, node in enumerate(program.nodes):
+        source: int
+        weight: str | int
         if isinstance(node, Features):
             source, weight = index, index
         elif isinstance(node, Linear) and node.source is not None:
