@@ -60,7 +60,7 @@ from bayes.processes.prediction import conditional
 from bayes.processes.rows import ProcessRows, takes_missing
 from bayes.processes.sample_path import SamplePath
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
-from priors.kernels.network import NNGPKernel, NTKKernel
+from priors.kernels.network import NNGPKernel, NTKKernel, columns_together
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
 from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
@@ -112,7 +112,9 @@ class ExactProcess(ProcessRows, ABC):
             covar_module=copy.deepcopy(kernel),
             mean_module=ZeroMean(),
             outcome_transform=None if outcome is None else ElementwiseOutcome(outcome),
-            input_transform=make_input_transform(input_transform, train_X),
+            input_transform=make_input_transform(
+                input_transform, train_X, columns_together(kernel)
+            ),
         )
         if train_Yvar is None and likelihood is None:
             self.likelihood.noise = _NOISE_VAR
