@@ -98,10 +98,6 @@ UNBOUNDED = [
     ("scale with noise", "one row"),
     ("scale with noise", "constant"),
 ]
-    ("scale", "one row"),
-    ("scale with noise", "one row"),
-    ("scale with noise", "constant"),
-]
 FAST = ["gaussian", "student_t", "poisson", "probit", "features", *EXACT]
 
 
