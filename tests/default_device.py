@@ -22,8 +22,13 @@ import pfn
 from bayes import (
     BayesianNetwork,
     GaussianProcess,
+    GaussianProcessClassifier,
+    HeteroscedasticGaussianProcess,
     MeanField,
+    ScaleMixtureClassifier,
+    ScaleMixtureProcess,
     StudentTProcess,
+    VariationalGaussianProcess,
     calibration,
     match_functional_prior,
     match_quality,
@@ -200,6 +205,39 @@ def engines():
         yield from of_posterior(curved, Y[:3])
 
 
+def further_engines():
+    kernel, labels = ScaleKernel(MaternKernel()), (X[:, :1] > 0.5).double()
+    scale = Gamma(*torch.tensor([2.0, 1.0], dtype=torch.float64))
+    exact = [
+        HeteroscedasticGaussianProcess(X, Y, kernel, num_noise_points=4),
+        ScaleMixtureProcess(X, Y, MaternKernel(), scale=scale),
+        ScaleMixtureProcess(X, Y, MaternKernel(), scale=scale, scale_noise=True),
+    ]
+    variational = [
+        VariationalGaussianProcess(X, Y, kernel, likelihood=name, num_inducing=4)
+        for name in ("gaussian", "student_t", "heteroscedastic")
+    ]
+    classifiers = [
+        ScaleMixtureClassifier(X, labels, kernel, num_inducing=4),
+        *(
+            GaussianProcessClassifier(X, labels, kernel, likelihood=name, num_inducing=4)
+            for name in ("softmax", "probit", "dirichlet")
+        ),
+    ]
+    with META:
+        for model in (*exact, *variational):
+            model.fit(max_iter=2, progress=False)
+            yield from of_posterior(model.posterior(Q, observation_noise=True), Y[:3])
+            yield model.condition_on_observations(Q, Y[:3]).posterior(Q).mean
+        for model in exact:
+            yield from (model.leave_one_out().mean, model.log_marginal_likelihood())
+        yield exact[0].noise_variance(Q)
+        for model in classifiers:
+            model.fit(max_iter=2, progress=False)
+            yield from (model.posterior(Q).mean, model.posterior(Q).rsample())
+            yield model.posterior(Q, observation_noise=True).log_prob(labels[:3])
+
+
 def matching():
     prior, target = NetworkPrior(mlp(), bias_var=1.0), GaussianProcessPrior(RBFKernel())
     with META:
@@ -252,7 +290,7 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     failed = False
     cases = (network_kernels, other_kernels, studies_of_priors, function_priors, sampling)
-    for case in (*cases, engines, matching, networks, proposals):
+    for case in (*cases, engines, further_engines, matching, networks, proposals):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

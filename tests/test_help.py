@@ -18,6 +18,7 @@ CLASSES = (
     bayes.BayesianNetwork,
     bayes.GaussianProcess,
     bayes.GaussianProcessClassifier,
+    bayes.HeteroscedasticGaussianProcess,
     bayes.ScaleMixtureClassifier,
     bayes.StudentTProcess,
     bayes.VariationalGaussianProcess,

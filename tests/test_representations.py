@@ -139,6 +139,10 @@ SAID = {
         ["variance from InverseGamma(concentration 2, rate 3)", "RBFKernel"],
     ),
     "Gaussian process": (process, ["12 rows, 3 inputs, 1 output", "noise_covar.noise: 0.1"]),
+    "heteroscedastic process": (
+        lambda: process(bayes.HeteroscedasticGaussianProcess),
+        ["HeteroscedasticGaussianProcess(12 rows, 3 inputs, 1 output", "noise_covar.log_mean: -2"],
+    ),
     "t process": (lambda: process(bayes.StudentTProcess), ["StudentTProcess(12 rows"]),
     "scale mixture process": (
         lambda: process(mixture),

@@ -40,6 +40,7 @@ class Bound:
         self.Y = Y.double()
         self.points = points
         self._rows = rows
+        self._few = len(Y) * points <= _KEPT
         self._kept: list[tuple[slice, Projection]] | None = None
         with torch.no_grad():
             self.inverse_scale = float(law.inverse_scale())
@@ -50,7 +51,7 @@ class Bound:
             return
         n = len(self.Y)
         size = rows_at_once(self.points, self.law)
-        kept: list[tuple[slice, Projection]] | None = [] if n * self.points <= _KEPT else None
+        kept: list[tuple[slice, Projection]] | None = [] if self._few else None
         for start in range(0, n, size):
             part = slice(start, min(start + size, n))
             with torch.no_grad():
@@ -74,7 +75,7 @@ class Bound:
             total += float(found.value)
             more = target(rows, mean, found.mean, found.variance)
             linear, precision = linear + more[0], precision + more[1]
-            if found.coupling is not None and self._kept is not None:
+            if found.coupling is not None and self._few:
                 coupled.append(CoupledRows(rows.weights, found.mean, found.coupling))
         if coupled:
             r = self.inverse_scale

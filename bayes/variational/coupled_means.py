@@ -21,7 +21,7 @@ from torch import Tensor
 
 __all__ = ["CoupledRows", "coupled_means"]
 
-_ITERATIONS, _TOLERANCE = 50, 1e-3
+_ITERATIONS = 50
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,12 @@ class CoupledRows:
 
 
 def coupled_means(
-    mean: Tensor, precision: Tensor, inverse_scale: float, blocks: Sequence[CoupledRows]
+    mean: Tensor,
+    precision: Tensor,
+    inverse_scale: float,
+    blocks: Sequence[CoupledRows],
+    *,
+    tolerance: float = 1e-3,
 ) -> Tensor:
     """The means `[k, M]` after a Newton step.
 
@@ -49,6 +54,7 @@ def coupled_means(
         precision: Of each function by itself, `[k, M, M]`, the preconditioner.
         inverse_scale: r, added to it in place of the 1 of the prior.
         blocks: Of all rows.
+        tolerance: Of the residual, relative, in the metric of the preconditioner.
     """
     eye = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
     root, failed = torch.linalg.cholesky_ex(precision + (inverse_scale - 1) * eye)
@@ -71,7 +77,7 @@ def coupled_means(
     ahead = z = preconditioned(left)
     size = first = float((left * z).sum())
     for _ in range(_ITERATIONS):
-        if not size > _TOLERANCE**2 * first:
+        if not size > tolerance**2 * first:
             break
         bent = curved(ahead)
         length = size / float((ahead * bent).sum())

@@ -199,6 +199,30 @@ joint = GaussianProcess(long, outcome, tasks, input_transform=transform).fit()
 print(joint.covar_module.kernels[1].covar_matrix.to_dense())
 
 # %% [markdown]
+# ## Noise that depends on the inputs
+#
+# `HeteroscedasticGaussianProcess` learns the noise variance as a function of the inputs, a second Gaussian process
+# of its logarithm at its most probable value. All else is as above: given the noise, the posterior is exact.
+
+# %%
+from gpytorch.kernels import MaternKernel, ScaleKernel
+
+from bayes import HeteroscedasticGaussianProcess
+
+torch.manual_seed(0)
+x = 4 * torch.rand(100, 1, dtype=torch.float64) - 2
+noise_std = 0.05 + 0.45 * torch.sigmoid(3 * x)
+y = torch.sin(3 * x) + noise_std * torch.randn_like(x)
+noisy = HeteroscedasticGaussianProcess(x, y, ScaleKernel(MaternKernel(nu=2.5))).fit()
+at = torch.tensor([[-1.5], [0.0], [1.5]], dtype=torch.float64)
+with torch.no_grad():
+    print("learnt", noisy.noise_variance(at).sqrt().flatten())
+print("truth ", 0.05 + 0.45 * torch.sigmoid(3 * at).flatten())
+
+# %% [markdown]
+# `noise_kernel=` is the prior covariance of the log noise variance. How uncertain the noise itself is does not widen
+# the intervals: with few rows, `VariationalGaussianProcess(likelihood="heteroscedastic")` integrates over it.
+#
 # ## Save and load
 
 # %%

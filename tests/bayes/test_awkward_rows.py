@@ -1,21 +1,38 @@
-"""Variational and feature processes on small, awkward problems: no NaN, no negative variance."""
+"""Every process on small, awkward problems: no NaN, no negative variance."""
 
+import itertools
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from bayes import (
+    GaussianProcess,
     GaussianProcessClassifier,
+    HeteroscedasticGaussianProcess,
     ScaleMixtureClassifier,
+    ScaleMixtureProcess,
+    StudentTProcess,
     VariationalGaussianProcess,
     WeightSpaceProcess,
 )
+from priors import HalfCauchyVariance
 from priors.kernels.network import NNGPKernel
+
+EXACT = {
+    "exact": GaussianProcess,
+    "t": StudentTProcess,
+    "scale": partial(ScaleMixtureProcess, scale=HalfCauchyVariance(1.0)),
+    "scale with noise": partial(
+        ScaleMixtureProcess, scale=HalfCauchyVariance(1.0), scale_noise=True
+    ),
+    "input noise": partial(HeteroscedasticGaussianProcess, num_noise_points=4),
+}
 
 LIKELIHOODS = ["gaussian", "student_t", "poisson", "ordinal", "heteroscedastic", "categorical"]
 CLASSES = ["softmax", "probit", "dirichlet", "mixture"]
@@ -53,6 +70,8 @@ def predictions(kind, awkward, seed, kernel):
         elif kind in ("ordinal", "categorical"):
             Y = (Y > 0).double()
         model = VariationalGaussianProcess(X, Y, kernel, likelihood=kind, num_inducing=5)
+    elif kind in EXACT:
+        model = EXACT[kind](X, Y, kernel)
     elif kind == "features":
         network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
         model = WeightSpaceProcess(X, Y, NNGPKernel(network), num_features=20)
@@ -72,8 +91,26 @@ def predictions(kind, awkward, seed, kernel):
     return model.posterior(queries, observation_noise=True), Y.repeat(3, 1)
 
 
-@pytest.mark.parametrize("awkward", AWKWARD)
-@pytest.mark.parametrize("kind", ["gaussian", "student_t", "poisson", "probit", "features"])
+# Outcomes that are all at the prior mean say that the scale is 0 or leave it without an upper end:
+# variances of queries at one scale then differ by more than 1e10, GPyTorch's smallest one.
+UNBOUNDED = [
+    ("scale", "one row"),
+    ("scale with noise", "one row"),
+    ("scale with noise", "constant"),
+]
+FAST = ["gaussian", "student_t", "poisson", "probit", "features", *EXACT]
+
+
+@pytest.mark.parametrize(
+    ("kind", "awkward"),
+    [
+        pytest.param(
+            *case,
+            marks=[pytest.mark.xfail(reason="a scale without an end")] * (case in UNBOUNDED),
+        )
+        for case in itertools.product(FAST, AWKWARD)
+    ],
+)
 def test_awkward_rows(kind, awkward):
     check(*predictions(kind, awkward, 0, ScaleKernel(RBFKernel())))
 
@@ -81,11 +118,12 @@ def test_awkward_rows(kind, awkward):
 @pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(
-    kind=st.sampled_from([*LIKELIHOODS, *CLASSES, "features"]),
+    kind=st.sampled_from([*LIKELIHOODS, *CLASSES, *EXACT, "features"]),
     awkward=st.sampled_from(AWKWARD),
     seed=st.integers(0, 2**20),
     smooth=st.booleans(),
 )
 def test_a_thousand_small_problems(kind, awkward, seed, smooth):
+    assume((kind, awkward) not in UNBOUNDED)
     kernel = ScaleKernel(RBFKernel() if smooth else MaternKernel(nu=0.5))
     check(*predictions(kind, awkward, seed, kernel))
