@@ -26,8 +26,8 @@ from priors.version import __version__
 __all__ = [
     "Architecture",
     "BayesianSampler",
-    "LearningCurvePruner",
     "Ensemble",
+    "LearningCurvePruner",
     "MotifEffect",
     "Node",
     "ParetoPruner",

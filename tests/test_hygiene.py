@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import gpytorch
 import pytest
 
 import pfn
@@ -13,7 +14,7 @@ import priors
 
 ALL_LIBRARIES = """
     import logging, sys, warnings
-    import torch, gpytorch, botorch, pyro, optuna, matplotlib, arviz
+    import torch, gpytorch, botorch, pyro, optuna, matplotlib
 
     warnings.simplefilter("error")
 
@@ -25,6 +26,7 @@ ALL_LIBRARIES = """
             torch.get_num_threads(),
         )
 """
+EXTRAS = ("pfn.estimators", "bayes.estimators")  # need scikit-learn
 IMPORT_ALONE = """
     import gc, importlib, os, tempfile, traceback
 
@@ -32,8 +34,7 @@ IMPORT_ALONE = """
 
     def check(name):
         importlib.import_module(name)
-        extra = name.startswith(("pfn.estimators", "bayes.estimators"))
-        assert extra or "sklearn" not in sys.modules, "an extra"
+        assert name.startswith(EXTRAS) or "sklearn" not in sys.modules, "an extra"
         assert state() == before, (before, state())
 
     def visit(inside):
@@ -59,17 +60,50 @@ IMPORT_ALONE = """
 """
 
 
-def test_every_module_imports_alone_and_changes_nothing(pytestconfig):
-    """A process a module, forked from that of the package it is in, which Python imports first."""
+def modules_of(root):
+    """Names of all modules of ours, by files: pkgutil would import folders."""
     names = []
-    for package in ("priors", "bayes", "pfn", "nas"):  # by files: pkgutil would import folders
-        for file in sorted((pytestconfig.rootpath / package).rglob("*.py")):
-            parts = file.relative_to(pytestconfig.rootpath).with_suffix("").parts
+    for package in ("priors", "bayes", "pfn", "nas"):
+        for file in sorted((root / package).rglob("*.py")):
+            parts = file.relative_to(root).with_suffix("").parts
             names += [".".join(parts).removesuffix(".__init__")] * (file.stem != "__main__")
     assert len(names) > 20, names
-    code = f"names = {names}\n" + textwrap.dedent(ALL_LIBRARIES) + textwrap.dedent(IMPORT_ALONE)
+    return names
+
+
+@pytest.mark.slow
+def test_every_module_imports_alone_and_changes_nothing(pytestconfig):
+    """A process a module, forked from that of the package it is in, which Python imports first."""
+    names = modules_of(pytestconfig.rootpath)
+    code = (
+        f"names, EXTRAS = {names}, {EXTRAS}\n"
+        + textwrap.dedent(ALL_LIBRARIES)
+        + textwrap.dedent(IMPORT_ALONE)
+    )
     failed = _run(code, pytestconfig)
     assert not failed, failed
+
+
+ONE_AFTER_ANOTHER = """
+    before = state()
+    for name in names:
+        importlib.import_module(name)
+        extra = name.startswith(EXTRAS)
+        assert extra or "sklearn" not in sys.modules, (name, "an extra")
+        assert state() == before, (name, before, state())
+"""
+
+
+def test_modules_import_in_either_order_and_change_nothing(pytestconfig):
+    """Of two modules that need each other, one of the two orders fails."""
+    names = modules_of(pytestconfig.rootpath)
+    first = [name for name in names if not name.startswith(EXTRAS)]
+    last = [name for name in names if name.startswith(EXTRAS)]
+    code = textwrap.dedent(ONE_AFTER_ANOTHER)
+    orders = {"forward": first + last, "backward": first[::-1] + last[::-1]}
+    codes = {order: f"names = {names}\n{code}" for order, names in orders.items()}
+    preload = f"import importlib\nEXTRAS = {EXTRAS}\n" + textwrap.dedent(ALL_LIBRARIES)
+    _run_each(preload, codes, pytestconfig)
 
 
 GPYTORCH_ALONE = """
@@ -177,7 +211,7 @@ NUMBERS = """
             posterior.joint_log_prob(Y),
             posterior.rsample_from_base_samples(torch.Size([3]), base).sum(),
         ]
-    print([float(number) for number in numbers])
+    print([float(number.detach()) for number in numbers])
 """
 FIRST = {
     "priors": "import priors",
@@ -189,6 +223,23 @@ FIRST = {
 }
 
 
+def test_numbers_do_not_depend_on_global_settings(capsys):
+    settings = gpytorch.settings
+    code = textwrap.dedent(NUMBERS).replace("{first}", "")
+    found = set()
+    # BoTorch's, GPyTorch's, and others: imports set nothing else
+    for size, tries, fast in ((4096, 6, False), (800, 3, True), (5, 1, True)):
+        with (
+            settings.max_cholesky_size(size),
+            settings.cholesky_max_tries(tries),
+            settings.fast_computations(fast, fast, fast),
+        ):
+            exec(code, {})
+        found.add(capsys.readouterr().out)
+    assert len(found) == 1, found
+
+
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_the_order_of_imports_nor_on_global_settings(pytestconfig):
     code = textwrap.dedent(NUMBERS)
     codes = {name: code.replace("{first}", first) for name, first in FIRST.items()}

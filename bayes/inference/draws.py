@@ -87,7 +87,7 @@ def isolated(seed: int, like: Tensor) -> Iterator[None]:
 
     Args:
         seed: Of the random numbers inside.
-        like: Its device's generator is seeded and restored too.
+        like: A tensor of any shape; its device's generator is seeded and restored too.
     """
     with (
         seeded(seed, like.device),

@@ -232,7 +232,7 @@ def plot_prior(
         prior: As for `prior_summary`.
         num_functions: Sampled functions drawn; 64 are measured, or as many as are drawn.
         domain: As for `prior_summary`.
-        direction: As for `prior_summary`.
+        direction: `[d]`, as for `prior_summary`.
         kind: As for `prior_summary`.
         generator: Source of randomness.
         figure: Where to draw; a new one outside pyplot if None.

@@ -35,7 +35,7 @@ def linearize(
 
     Returns:
         f_lin(theta, x) = f(theta_0, x) + df(theta_0, x)/dtheta (theta - theta_0), for theta by the
-        same names.
+        same names; of rows x `[n, d]` what the network gives of them, `[n, m]`.
 
     Raises:
         ValueError: no parameters; on a call, other names than the expansion's.

@@ -110,7 +110,7 @@ class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
         ordered = (centred.mT if is_stored_by_output(self.base) else centred).flatten(-2)
         extra = ordered.shape[: ordered.dim() - 1 - len(self.batch_shape)]
         columns = ordered.reshape(-1, *ordered.shape[len(extra) :]).movedim(0, -1)
-        with linear_operator.settings.max_cholesky_size(2**31):  # exact, whatever the size
+        with _exact():
             quadratic, log_det = covariance.inv_quad_logdet(
                 columns, logdet=True, reduce_inv_quad=False
             )
@@ -123,11 +123,14 @@ class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
         return gaussian_log_excess(-u if above else u, self.stddev, order)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
-        z = GPyTorchPosterior(self.base).rsample_from_base_samples(sample_shape, base_samples)
+        with _exact():
+            z = GPyTorchPosterior(self.base).rsample_from_base_samples(sample_shape, base_samples)
         return self._in_units_of_y(z)
 
     def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
-        return self._in_units_of_y(GPyTorchPosterior(self.base).rsample(sample_shape))
+        with _exact():
+            z = GPyTorchPosterior(self.base).rsample(sample_shape)
+        return self._in_units_of_y(z)
 
     def scalarised(self, weights: Tensor, offset: float | Tensor = 0.0) -> GaussianPosterior:
         """Posterior `[..., n, 1]` of offset + the weighted sum of the outputs.
@@ -285,3 +288,8 @@ def gaussian_log_excess(u: Tensor, std: Tensor, order: int) -> Tensor:
     """
     check_order(order)
     return log_ndtr_integral(u) + std.log() if order else torch.special.log_ndtr(u)
+
+
+def _exact() -> linear_operator.settings.max_cholesky_size:
+    """Cholesky factors whatever the size and the global settings, no Lanczos approximation."""
+    return linear_operator.settings.max_cholesky_size(2**31)

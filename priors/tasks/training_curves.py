@@ -61,7 +61,15 @@ _QUANTITIES = (
 
 
 def log_time(step: Tensor | float, num_steps: Tensor | float) -> Tensor:
-    """The time feature of a training step, 1 .. num_steps; in (0, 1], and 1 at the end."""
+    """The time feature of a training step: log(1 + step) / log(1 + num_steps).
+
+    Args:
+        step: Steps done, 1 to `num_steps`, of any shape.
+        num_steps: Steps of the whole training, of a shape that broadcasts.
+
+    Returns:
+        In (0, 1], and 1 at the end; of their common shape.
+    """
     step, num_steps = (v if isinstance(v, Tensor) else torch.tensor(v) for v in (step, num_steps))
     return torch.log1p(step) / torch.log1p(num_steps)
 

@@ -99,6 +99,7 @@ def test_one_query_without_a_row(model):
     torch.testing.assert_close(advice(error, X=X[0]), X[:1])
 
 
+@pytest.mark.covering
 @every_model
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_queries_that_are_not_finite_are_named(model, value):

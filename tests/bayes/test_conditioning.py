@@ -87,6 +87,7 @@ def agree(posterior, truth, rtol=1e-6):
 Xs = rows(n=5, seed=7)[0]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("m", [1, 2, 3])
 @pytest.mark.parametrize("fitted", [False, True])
@@ -110,6 +111,7 @@ def test_further_rows_in_the_units_of_the_first(process, m, fitted):
     agree(model.posterior(Xs), Dense(X, Y)(process, X, Y, Xs))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("m", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("batch", [(), (1,), (2,), (3,), (2, 1), (1, 2), (1, 1)], ids=str)
@@ -143,6 +145,7 @@ def test_fantasies_of_any_batch(process, m, batch, q):
             np.testing.assert_allclose(found, variance, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("m", [1, 2])
 @pytest.mark.parametrize("batch", [1, 3])
@@ -219,6 +222,7 @@ def test_joint_distribution_of_fantasies(process):
             np.testing.assert_allclose(found, truth, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("m", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_knowledge_gradient(m, batch):
@@ -419,6 +423,7 @@ def test_noise_of_queries_in_the_units_of_y(process, m):
         model.posterior(Xs, observation_noise=-variances)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("m", [1, 2])
 def test_noise_of_fantasies(process, m):
@@ -459,6 +464,7 @@ def test_missing_noise_is_refused():
         positive.posterior(Xs, observation_noise=torch.ones(5, 1, dtype=torch.float64))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("m", [1, 2])
 @pytest.mark.parametrize("kind", ["known", "learnt", "mixed"])

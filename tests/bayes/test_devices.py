@@ -87,6 +87,7 @@ def acquisition_values(model, X):
         yield acquisition(X[:, None])
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_exact_processes(agrees, device, process, kernel):
@@ -123,6 +124,7 @@ def test_acquisition(agrees, process):
     agrees(compute, torch.float64)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("process", PROCESSES)
 def test_fit_and_optimisation_stay_on_the_device(device, process):
     X, Y = data(device)
@@ -141,6 +143,7 @@ def test_fit_and_optimisation_stay_on_the_device(device, process):
     assert grown.posterior(candidate).mean.device == device
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("process", PROCESSES)
 def test_processes_move_and_are_stored(device, process, tmp_path):
     X, Y = data(CPU)
@@ -181,6 +184,7 @@ def test_bayesian_network(agrees):
     agrees(compute)
 
 
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore:This BayesianNetwork may not have converged")
 @pytest.mark.parametrize(
     "method",

@@ -325,6 +325,7 @@ def test_warnings_point_at_the_call():
         assert told[0].filename == __file__
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("likelihood", ["gaussian", "poisson", "categorical"])
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_paths_are_drawn_networks_in_units_of_y(outputs, likelihood):

@@ -181,6 +181,7 @@ def test_gaussian_objective_counts_a_shared_prior_once():
     assert found.item() == pytest.approx(truth.item(), rel=1e-6)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("m", [1, 2])
 def test_fit_raises_the_marginal_likelihood_and_leaves_the_user_s_objects_alone(process, m):
@@ -274,6 +275,7 @@ def test_conditioning_equals_training_on_all_rows(process, tmp_path):
     assert torch.equal(grown.posterior(Xs).mean, loaded.posterior(Xs).mean)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_save_and_load(process, dtype, tmp_path):

@@ -276,6 +276,7 @@ def test_restarts_are_seeded_and_no_worse(process):
     assert objective(one) >= objective(fitted()) - 1e-9
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("m", [1, 2])
 @pytest.mark.parametrize("transform", ["default", None, "exp"])
 def test_evidence_is_the_density_of_the_outcomes(m, transform):

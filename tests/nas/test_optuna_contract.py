@@ -25,6 +25,7 @@ def _quiet_optuna():
     optuna.logging.set_verbosity(level)
 
 
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore:The objective returned without calling nas.suggest")
 class TestDefault(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture

@@ -108,6 +108,7 @@ def delete_study(path):
     optuna.delete_study(study_name="search", storage=f"sqlite:///{path}")
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("what", [overwrite, drop, delete_study])
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_storage_lost_in_mid_run(tmp_path, what, fails):

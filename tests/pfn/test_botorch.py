@@ -5,6 +5,7 @@ finite values with gradients, batch by batch, or refuses for a reason that is wr
 the truth: a network trained for some seconds against the Gaussian process that it was trained on.
 """
 
+import functools
 import warnings
 from types import SimpleNamespace
 
@@ -163,6 +164,9 @@ def make_world(dtype, approximate=lambda model: model):
         constraints=[lambda Y: Y[..., 1] - 0.5],
         cost=GenericDeterministicModel(lambda X: 1 + X.sum(-1, keepdim=True)),
     )
+
+
+shared_world = functools.cache(make_world)  # for those that leave it alone
 
 
 def hypervolume(w, model, **options):
@@ -481,7 +485,7 @@ def check_acquisition(make, world, q):
 @pytest.mark.parametrize("name", MATRIX)
 def test_acquisition(name, dtype):
     q, make = MATRIX[name]
-    check_acquisition(make, make_world(dtype), q)
+    check_acquisition(make, shared_world(dtype), q)
 
 
 @pytest.mark.covering
@@ -489,7 +493,7 @@ def test_acquisition(name, dtype):
 @pytest.mark.parametrize("name", GAUSSIAN)
 def test_acquisition_of_a_gaussian_approximation(name, kind):
     q, make = GAUSSIAN[name]
-    check_acquisition(make, make_world(torch.float64, APPROXIMATIONS[kind]), q)
+    check_acquisition(make, shared_world(torch.float64, APPROXIMATIONS[kind]), q)
 
 
 def test_acquisitions_that_draw_anew_at_every_call():

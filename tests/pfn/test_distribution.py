@@ -376,6 +376,7 @@ def targets(kind, size=20_000):
     return {"normal": z, "atoms": z.round(), "two": (z > 0).double(), "small": z[:30]}[kind]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("kind", ["normal", "heavy", "atoms", "two", "small"])
 @pytest.mark.parametrize("num", [2, 64, 300])
 def test_placed_nodes_make_a_distribution(kind, num):

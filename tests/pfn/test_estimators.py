@@ -649,6 +649,7 @@ def test_grid_search_and_pipelines(tmp_path):
     assert np.isfinite(search.fit(X, y > 3).best_score_)
 
 
+@pytest.mark.covering
 @both_tokens
 @pytest.mark.parametrize("classes", [0, 4])
 def test_data_unlike_the_prior_warn(classes, cells):
@@ -834,6 +835,7 @@ SHIFTED = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("column", SHIFTED)
 @pytest.mark.parametrize("num_ensemble", [1, 4])
 @pytest.mark.parametrize("estimator", [PFNRegressor, PFNClassifier])

@@ -53,6 +53,7 @@ def answers(network, classes=0):
     return network.decode(context, Rows(normal(2, 4, 3), noise=normal(2, 4)))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("changes", LARGER.values(), ids=LARGER)
 @pytest.mark.parametrize("classes", [0, 4])
 def test_it_answers_as_before(changes, classes):

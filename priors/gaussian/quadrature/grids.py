@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -99,14 +100,16 @@ def _coefficients(one: Marginal) -> tuple[Float[Tensor, "n terms"], Float[Tensor
     square = values**2 @ mass
     values = values * mass
     found = [torch.stack([values.sum(-1), values @ z], -1)]
-    before, last = torch.ones_like(z), z
+    nodes = z.cpu().numpy()  # thousands of short operations, each several times as long in torch
+    before, last = numpy.ones_like(nodes), nodes
     for start in range(2, _ORDER, _BLOCK):
-        block = z.new_empty(min(_BLOCK, _ORDER - start), len(z))
+        block = numpy.empty((min(_BLOCK, _ORDER - start), len(nodes)))
         for row, k in zip(block, range(start, _ORDER), strict=False):
-            torch.mul(z, last, out=row)
-            row.sub_(before, alpha=math.sqrt(k - 1)).div_(math.sqrt(k))
+            numpy.multiply(nodes, last, out=row)
+            row -= math.sqrt(k - 1) * before
+            row /= math.sqrt(k)
             before, last = last, row
-        found.append(values @ block.T)
+        found.append(values @ torch.from_numpy(block).to(z.device).T)
         if float(found[-1].abs().max()) < _NEGLIGIBLE:
             break
     return torch.cat(found, -1), square

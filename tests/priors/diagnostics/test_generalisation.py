@@ -44,6 +44,7 @@ def simulate(values, targets, n, *, ridge, noise_var, k=None, repeats=200, seed=
     return stacked.mean(0), stacked.std(0) / repeats**0.5
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("n", [10, 40, 120])
 @pytest.mark.parametrize(("ridge", "noise_var"), [(1e-3, 0.0), (0.05, 0.1)])
 def test_kernel_regression_agrees_with_simulation(n, ridge, noise_var):

@@ -126,7 +126,9 @@ def test_gradients_of_tables(a, b):
         return UNITS[a].duals(UNITS[b], *arguments)
 
     assert torch.autograd.gradcheck(duals, (q1, q2, c), eps=1e-6, atol=1e-7)
-    assert torch.autograd.gradgradcheck(duals, (q1, q2, c), eps=1e-6, atol=1e-5)
+    assert torch.autograd.gradgradcheck(
+        duals, (q1, q2, c), eps=1e-6, atol=1e-5, check_undefined_grad=False
+    )
 
 
 @pytest.mark.parametrize("name", UNITS)

@@ -180,6 +180,7 @@ SMOOTH = {
 LINE = numpy.linspace(-40, 40, 16001)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SMOOTH)
@@ -237,6 +238,7 @@ def relu_slopes(q1, q2, c):
     }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "scale"), [("gelu", 1), ("relu", 1), ("elu", 1), ("selu", 1.05)])
 def test_rectifiers_at_large_variances(name, scale, dtype):
@@ -283,6 +285,7 @@ def test_steps_at_large_variances(name, limit, dtype):
             assert (slope == 0).all()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", range(5))
 def test_powers_of_rectifiers_scale(n, dtype):
@@ -302,6 +305,7 @@ def test_powers_of_rectifiers_scale(n, dtype):
         check(found_of_each[held], torch.outer(scale, unit[a, b, c])[held], 1e-5)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [*SMOOTH, "sine", "exp"])
 def test_taylor_polynomials_at_small_variances(name, dtype):

@@ -117,6 +117,7 @@ SMOOTH = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize(("q1", "q2"), [(1e-4, 1e-2), (1.0, 0.5), (6.0, 2.0), (40.0, 40.0)])
 @pytest.mark.parametrize("rho", [0.0, 0.6, -0.99, 1 - 1e-12, 1.0])
@@ -228,6 +229,7 @@ def test_gradients_of_parameters():
     torch.autograd.gradcheck(value, (q1, q2, c, a, b), eps=1e-5, atol=1e-7)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradients_are_finite_at_the_singular_places(name, dtype):

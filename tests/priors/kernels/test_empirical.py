@@ -334,6 +334,7 @@ def test_kernel_scales_gradients_by_the_prior_deviations(output):
     torch.testing.assert_close(value, exact, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("frozen", [{"0.weight"}, {"0.bias", "2.weight", "2.bias"}, {"4.weight"}])
 def test_parameters_that_are_not_trained_have_no_part(method, frozen):

@@ -145,6 +145,7 @@ class TestSmoothNTKKernel(KernelContract):
         return NTKKernel(mlp(nn.Tanh(), depth=2), weight_var=1.7)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("kind", ["nngp", "ntk"])
 def test_diagonal_and_batches(name, kind):

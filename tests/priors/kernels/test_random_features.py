@@ -47,6 +47,7 @@ def draws(made, kind, count, size):
     return stacked.mean(0), stacked.std(0) / count**0.5, getattr(made, kind)(X).detach()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("kind", sorted(KERNELS))
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU()])
 def test_one_hidden_layer_is_unbiased_at_any_width(kind, activation):

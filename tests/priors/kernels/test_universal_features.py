@@ -108,7 +108,7 @@ def test_layer_and_kernel_are_unbiased(target):
     layers, kernels = [], []
     expansion = make(60, tolerance=1e-5).expansion
     with torch.no_grad():
-        for seed in range(80):
+        for seed in range(40):
             u = make(60, seed, unbiased=True, target=target, expansion=expansion)
             layers.append(u.layer(X, weight, bias))
             features = u(X)
@@ -173,6 +173,7 @@ def test_layer_has_the_least_error_with_the_leading_components():
         assert relative(drawn.layer(X, weight, bias), F) > ours
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("bias_var", [0.0, 0.3])
 @pytest.mark.parametrize("d", [1, 2])
 def test_few_dimensions(d, bias_var):
@@ -193,6 +194,7 @@ def test_single_precision():
     assert u.float()(X).dtype == torch.float64
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("bias_var", [0.0, 0.2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradients_are_those_of_the_layer(dtype, bias_var):

@@ -127,6 +127,7 @@ def test_logits_are_the_moments_of_features():
     torch.testing.assert_close(made.nngp(x), 1.5 * mixed + 0.1)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("width", [4, 9, 64])
 @pytest.mark.parametrize(
     "forward", [stronger, scaled_before, features_with_themselves, odd_features]

@@ -681,10 +681,10 @@ def test_a_jump_that_meets_its_own_input():
 @pytest.mark.parametrize("name", ["user's nonlinearity", "circular padding, pooling, flatten"])
 def test_blocks_on_several_threads_equal_one_and_leave_the_setting(name, monkeypatch):
     made, _ = network(name)
-    x = inputs(made.program.input_shape, n=40)
+    x = inputs(made.program.input_shape, n=16)
     with torch.no_grad():
         expected = made.kernels(x)
-        monkeypatch.setattr("priors.limits.evaluation._CACHE_BLOCK", 2000)
+        monkeypatch.setattr("priors.limits.evaluation._CACHE_BLOCK", 300)
         before = torch.get_num_threads()
         try:
             torch.set_num_threads(4)

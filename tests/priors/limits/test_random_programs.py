@@ -103,9 +103,20 @@ def points(module, count, seed=0):
 HEALTH = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 
 
-@settings(max_examples=12, derandomize=True, **HEALTH)
+@settings(max_examples=6, derandomize=True, **HEALTH)
 @given(programs())
 def test_kernels_are_those_of_wide_networks(module):
+    check_kernels(module)
+
+
+@pytest.mark.slow
+@settings(max_examples=30, derandomize=True, **HEALTH)
+@given(programs())
+def test_kernels_of_more_programs_are_those_of_wide_networks(module):
+    check_kernels(module)
+
+
+def check_kernels(module):
     """NNGP and NTK within five standard errors and the bias of the width."""
     x = points(module, 3)
     prior = NetworkPrior(
@@ -128,7 +139,7 @@ def test_kernels_are_those_of_wide_networks(module):
         assert ((value - exact).abs() <= allowed).all(), module.steps
 
 
-@settings(max_examples=8, derandomize=True, **HEALTH)
+@settings(max_examples=5, derandomize=True, **HEALTH)
 @given(programs())
 def test_laws(module):
     """Symmetry, diagonals, blocks, batches, positive eigenvalues."""

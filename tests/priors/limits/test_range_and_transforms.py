@@ -30,6 +30,7 @@ def points(n, seed=0):
     return torch.randn(n, 3, generator=generator, dtype=torch.float64)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("power", [-18, -15, -12, -10, 10, 12, 15, 18])
 @pytest.mark.parametrize("name", ["relu", "leaky"])
@@ -50,6 +51,7 @@ def test_kernels_of_any_size_in_single_precision(name, power, gradients):
         assert (slope.double() - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", ["elu", "selu", "celu"])
 @pytest.mark.parametrize("power", [20, 60, 100, 160, 300])
 def test_exponential_units_at_huge_inputs(name, power):

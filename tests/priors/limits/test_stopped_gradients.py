@@ -34,6 +34,7 @@ def trained(module, names):
     return module
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("standard", [False, True])
 @pytest.mark.parametrize(
     "names",

@@ -149,7 +149,7 @@ def test_vertex_of_relu_is_the_first_order_of_the_exact_product():
 
 def test_vertex_of_tanh_grows_as_derived_at_criticality():
     # v n / K^2 = (2 / 3) l with corrections of order log(l) / l to the slope
-    depth = 1500
+    depth = 500
     slopes = []
     for layers in (depth, 2 * depth):
         K, v = four_point_vertex(Sine(0.0), [1.0] * layers, [0.0] * layers, [1] * (layers - 1), 1.0)

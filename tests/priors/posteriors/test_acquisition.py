@@ -89,6 +89,7 @@ def test_monte_carlo_acquisition_agrees_with_the_exact_one(name):
     assert ((gain.mean(0) - exact).abs() < 5 * error + 1e-6).all()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("maximize", [True, False])
 @pytest.mark.parametrize("name", MODELS)
 def test_probability_and_bound_against_samples(name, maximize):

@@ -301,6 +301,7 @@ def test_joint_density_carries_the_jacobian():
     assert torch.allclose(posterior.joint_log_prob(Z * scale), base.joint_log_prob(Z) - jacobian)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("scale", [2.0, -2.0])
 @pytest.mark.parametrize("maximize", [True, False])
 def test_expected_improvement_against_integration(maximize, scale):
