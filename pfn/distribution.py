@@ -101,7 +101,7 @@ class BarDistribution(nn.Module):
         logits, y, restore = _by_row(logits, y)
         left = (torch.searchsorted(b, y.detach().contiguous()) - 1).clamp(0, len(b) - 2)
         ends = torch.stack([left, left + 1], dim=-1)
-        log_height = _gather(logits.log_softmax(-1), ends) - self._areas(b).log()[ends]
+        log_height = _gather(logits.log_softmax(-1), ends) - self.areas(b).log()[ends]
         low, high = b[left], b[left + 1]
         # Beyond an end node the shares are (1, 0) or (0, 1), and the density there that node's.
         nearest = y.clamp(b[0], b[-1])
@@ -206,7 +206,7 @@ class BarDistribution(nn.Module):
         terms = torch.cat([terms[..., :1] + lower.clamp_min(0), terms[..., 1:]], dim=-1)
         positive = terms > torch.finfo(terms.dtype).tiny
         log_terms = torch.where(positive, torch.where(positive, terms, 1.0).log(), -torch.inf)
-        log_height = logits.log_softmax(-1) - self._areas(b).log()
+        log_height = logits.log_softmax(-1) - self.areas(b).log()
         log_tail = log_height[..., -1:] + log_upper  # positive at every x
         return torch.cat([log_height + log_terms, log_tail], dim=-1).logsumexp(-1)
 
@@ -235,8 +235,8 @@ class BarDistribution(nn.Module):
             logits = logits.float()
         return logits, self.borders.to(logits)
 
-    def _areas(self, b: Float[Tensor, " nodes"]) -> Float[Tensor, " nodes"]:
-        """Areas under the hat functions."""
+    def areas(self, b: Float[Tensor, " nodes"]) -> Float[Tensor, " nodes"]:
+        """Areas under the hat functions of nodes `b`, those of the distribution in some dtype."""
         tail = self.tail_scale / self.tail_index
         legs = F.pad(b.diff() / 2, (1, 1), value=tail)
         return legs[:-1] + legs[1:]
@@ -245,7 +245,7 @@ class BarDistribution(nn.Module):
         self, logits: Float[Tensor, "*batch nodes"], b: Float[Tensor, " nodes"]
     ) -> tuple[Float[Tensor, "*batch nodes"], Float[Tensor, "*batch nodes+1"]]:
         """Densities at the nodes, and masses of tail, intervals and tail."""
-        height, tail = logits.softmax(-1) / self._areas(b), self.tail_scale / self.tail_index
+        height, tail = logits.softmax(-1) / self.areas(b), self.tail_scale / self.tail_index
         inner = (height[..., :-1] + height[..., 1:]) * (b.diff() / 2)
         return height, torch.cat([height[..., :1] * tail, inner, height[..., -1:] * tail], dim=-1)
 
@@ -254,7 +254,7 @@ class BarDistribution(nn.Module):
     ) -> tuple[Float[Tensor, " nodes"], Float[Tensor, " nodes"]]:
         """Means and variances of the components."""
         a, s = self.tail_index, self.tail_scale
-        w, area = b.diff(), self._areas(b)
+        w, area = b.diff(), self.areas(b)
         # Integrals of distance and of its square to the node over one leg.
         first = F.pad(w**2 / 6, (1, 1), value=s**2 / (a * (a - 1)))
         second = F.pad(w**3 / 12, (1, 1), value=2 * s**3 / (a * (a - 1) * (a - 2)))
@@ -468,7 +468,7 @@ def _binning_error(
     tail = (1 + outside / bars.tail_scale) ** -(bars.tail_index + 1)
     ends = torch.stack([left, left + 1])
     hats = torch.stack([1 - share, share]) * tail
-    area = bars._areas(b)
+    area = bars.areas(b)
     weights = torch.zeros_like(b).scatter_add_(0, ends.flatten(), (mass * hats / tail).flatten())
     for _ in range(iterations):
         parts = (weights / area)[ends] * hats

@@ -29,18 +29,17 @@ is in double precision.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pfn.distribution import BarDistribution
-
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
-__all__ = ["Advice", "Experts", "mixed"]
+__all__ = ["Advice", "Experts"]
 
 _LINEAR, _MATERN1, _MATERN5, _SQUARED = range(4)
 # Kind and length scale. Where rows tell nothing the first are the best.
@@ -54,7 +53,7 @@ _KERNELS = (
     (_MATERN5, 0.5),
     (_SQUARED, 0.15),
 )
-_FITTED = (_SQUARED, _MATERN5)  # kinds whose w is fitted
+_FITTED = (_SQUARED, _MATERN5)  # kinds whose w is fitted; `_fitted_covariance` is of these
 _CONSTANT = 0.2  # variance of the mean, added to every kernel
 # Of the noise to the function; where rows tell nothing the first is the best.
 _RATIOS = (1.0, 0.1, 10.0, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -93,6 +92,30 @@ class Advice:
             ],
             dim=-1,
         )
+
+
+def _linear(product: Tensor) -> Tensor:
+    return product
+
+
+def _matern1(r2: Tensor) -> Tensor:
+    return torch.exp(-_distance(r2))
+
+
+def _matern5(r2: Tensor) -> Tensor:
+    s = 5**0.5 * _distance(r2)
+    return (1 + s + s.square() / 3) * torch.exp(-s)
+
+
+def _squared(r2: Tensor) -> Tensor:
+    return torch.exp(-0.5 * r2.clamp_min(0))
+
+
+def _distance(r2: Tensor) -> Tensor:
+    return (r2.clamp_min(0) + 1e-12).sqrt()  # with a gradient at 0
+
+
+_FORMULAS = (_linear, _matern1, _matern5, _squared)  # by kind
 
 
 @dataclass(frozen=True)
@@ -139,8 +162,7 @@ class Kernels:
         shown2: Bool[Tensor, "A m"] | None = None,
     ) -> Float[Tensor, "A k n m"]:
         """Covariances; rows that do not count have none."""
-        products, r2 = self._distances(x1, x2)
-        found = self._of(products, r2) + _CONSTANT
+        found = self._of(self._arguments(x1, x2)) + _CONSTANT
         if shown1 is not None:
             found = found * shown1[:, None, :, None]
         if shown2 is not None:
@@ -149,44 +171,27 @@ class Kernels:
 
     def variances(self, x: Float[Tensor, "A m d"]) -> Float[Tensor, "A k m"]:
         """Prior variances at rows."""
-        norms = (x[:, None].square() * self.weight[:, :, None]).sum(-1)
+        norms = (x.square() @ self.weight.mT).mT
         return torch.where(self.kind[..., None] == _LINEAR, norms, 1.0) + _CONSTANT
 
-    def slopes(
-        self, x: Float[Tensor, "A n d"], gradient: Float[Tensor, "A k n n"]
-    ) -> Float[Tensor, "A k d"]:
-        """tr(gradient dC / d log w) of kernels of the distance, for a symmetric gradient."""
-        _, r2 = self._distances(x, x)
-        inner = gradient * self._derivative(r2)
-        # The sum over pairs of inner (x_j - x'_j)^2, without the pairs' differences.
-        squares = inner.sum(-1) @ x.square()
-        products = (x[:, None] * (inner @ x[:, None])).sum(-2)
-        return 2 * (squares - products) * self.weight
-
-    def _distances(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+    def _arguments(
+        self, x1: Float[Tensor, "A n d"], x2: Float[Tensor, "A m d"]
+    ) -> Float[Tensor, "A k n m"]:
+        """Products for a linear kernel, else squared distances, up to rounding also below 0."""
         scaled = x1[:, None] * self.weight[:, :, None]
-        products = scaled @ x2.mT[:, None]
-        norms1 = (scaled * x1[:, None]).sum(-1)
-        norms2 = (x2[:, None].square() * self.weight[:, :, None]).sum(-1)
-        r2 = norms1[..., None] + norms2[..., None, :] - 2 * products
-        return products, r2.clamp_min(0)
+        far = (self.kind != _LINEAR).to(x1)[..., None, None]
+        norms1 = (scaled * x1[:, None]).sum(-1, keepdim=True) * far
+        norms2 = (x2.square() @ self.weight.mT).mT[..., None, :] * far
+        return (scaled * (1 - 3 * far)) @ x2.mT[:, None] + norms1 + norms2
 
-    def _of(self, products: Tensor, r2: Tensor) -> Tensor:
-        kind = self.kind[..., None, None]
-        r = (r2 + 1e-12).sqrt()  # with a gradient at 0
-        s = 5**0.5 * r
-        exponent = torch.where(kind == _SQUARED, 0.5 * r2, torch.where(kind == _MATERN1, r, s))
-        found = torch.exp(-exponent)
-        found = torch.where(kind == _MATERN5, (1 + s + s.square() / 3) * found, found)
-        return torch.where(kind == _LINEAR, products, found)
-
-    def _derivative(self, r2: Tensor) -> Tensor:
-        """With respect to the squared distance."""
-        squared = -0.5 * torch.exp(-0.5 * r2)
-        s = (5 * r2).sqrt()
-        return torch.where(
-            self.kind[..., None, None] == _SQUARED, squared, -5 / 6 * (1 + s) * torch.exp(-s)
-        )
+    def _of(self, arguments: Float[Tensor, "A k n m"]) -> Float[Tensor, "A k n m"]:
+        """Covariances, one call for each kind."""
+        kinds = self.kind.flatten()
+        order = kinds.argsort(stable=True)
+        counts = kinds.bincount(minlength=len(_FORMULAS)).tolist()
+        parts = arguments.flatten(0, 1)[order].split(counts)
+        found = [formula(part) for formula, part in zip(_FORMULAS, parts, strict=True)]
+        return torch.cat(found)[order.argsort()].unflatten(0, self.kind.shape)
 
 
 @dataclass(frozen=True)
@@ -247,8 +252,8 @@ class Experts:
         some = torch.linspace(0, n - 1, min(n, _COMPARED), device=X.device).round().long()
         part = None if shown is None else shown[:, some]
         kernels, noise = _best(X[:, some], z[:, some], part, number)
-        full = _with_noise(kernels.covariance(X, X, shown, shown), noise, shown)
-        evidence, scale, root, weights = _condition(full, z[:, None], shown)
+        full = _add_noise(kernels.covariance(X, X, shown, shown), noise, shown)
+        evidence, scale, root, weights = _condition(full, z, shown)
         precision = torch.cholesky_inverse(root).diagonal(dim1=-2, dim2=-1)
         log_weight = (evidence + kernels.log_prior).log_softmax(-1)
         mean, variance = z[:, None] - weights / precision, scale[..., None] / precision
@@ -285,41 +290,6 @@ class Experts:
         ratio = torch.maximum(ratio, self.noise[..., None])
         noise = (self.scale * self.noise)[..., None]
         return _advice(mean, self.scale[..., None] * ratio, noise, self.log_weight, rows.dtype)
-
-
-def mixed(
-    bars: BarDistribution, outputs: Float[Tensor, "B m out"], advice: Advice, *, noisy: bool
-) -> Float[Tensor, "B m nodes"]:
-    """Logits of the mixture of a network's own distribution and of its corrected experts.
-
-    Expert k is a Student t law about mean + a_k deviations, of scale exp(b_k) deviations; where
-    that is narrow beside the nodes it is widened to what they can show.
-
-    Args:
-        bars: The nodes.
-        outputs: Logits of the own distribution; then k + 1 weights, the own one's first, k shifts
-            a, k log scales b, and one number for the degrees of freedom.
-        advice: The experts.
-        noisy: Whether of noisy targets or of the function.
-    """
-    number = advice.mean.shape[-1]
-    own, weight, shift, log_scale, degrees = outputs.split(
-        [bars.num_logits, number + 1, number, number, 1], dim=-1
-    )
-    log_std = (advice.log_std if noisy else advice.log_std_f).clamp(-12.0, 6.0)
-    std = log_std.exp()
-    nodes = bars.borders.to(outputs)
-    gaps = nodes.diff()
-    width = 0.4 * torch.cat([gaps[:1], torch.maximum(gaps[1:], gaps[:-1]), gaps[-1:]])
-    scale2 = (std * (3 * torch.tanh(log_scale / 3)).exp()).square()[..., None] + width.square()
-    at = advice.mean + shift * std
-    ratio2 = (nodes - at[..., None]).square() / scale2  # [B, m, k, nodes]
-    df = (3 + torch.exp(3 + 3 * torch.tanh(degrees / 3)))[..., None]
-    density = -0.5 * (df + 1) * torch.log1p(ratio2 / df) - 0.5 * scale2.log()
-    each = (density + bars._areas(nodes).log()).log_softmax(-1)
-    prior = torch.cat([torch.zeros_like(weight[..., :1]), advice.log_weight.clamp_min(-30.0)], -1)
-    parts = torch.cat([own.log_softmax(-1)[..., None, :], each], dim=-2)
-    return ((weight + prior).log_softmax(-1)[..., None] + parts).logsumexp(-2)
 
 
 def _advice(
@@ -368,31 +338,77 @@ def _best(
 def _best_noise(
     kernels: Kernels, X: Tensor, z: Tensor, shown: Tensor | None
 ) -> tuple[Float[Tensor, "A k"], Float[Tensor, "A k"]]:
-    """Greatest log evidence over the noise ratios, and the ratio."""
+    """Greatest log evidence over the noise ratios, and the ratio.
+
+    One decomposition C = V diag(values) V' serves all ratios: K has values + r.
+    """
     ratios = X.new_tensor(_RATIOS)
-    plain = kernels.covariance(X, X, shown, shown)[:, :, None]
-    noisy = _with_noise(plain, ratios.expand(*kernels.kind.shape, -1), shown)
-    evidence, which = _condition(noisy, z[:, None, None], shown)[0].max(-1)
+    values, vectors = torch.linalg.eigh(kernels.covariance(X, X, shown, shown))
+    z2 = (z[:, None, None] @ vectors)[:, :, 0].square()
+    noisy = values.clamp_min(0)[..., None, :] + ratios[:, None]  # [A, k, r, n]
+    n = _count(z, shown)[:, None, None]
+    # Rows that do not count have values 0 and no part in z.
+    log_det = noisy.log().sum(-1) - (z.shape[-1] - n) * ratios.log()
+    evidence, which = _evidence((z2[:, :, None] / noisy).sum(-1), log_det, n).max(-1)
     return evidence, ratios[which]
 
 
 def _fitted(kernels: Kernels, noise: Tensor, X: Tensor, z: Tensor, shown: Tensor | None) -> Kernels:
-    """With relevances fitted at these noise ratios."""
+    """Those of `_FITTED`, one each, with relevances fitted at these noise ratios."""
     log_w = torch.zeros_like(kernels.weight)
-    start = kernels.weight
+    apart = _squares_apart(X)
+    pairs = None if shown is None else shown[:, None, :, None] & shown[:, None, None]
     for most in _STEPS:
-        now = replace(kernels, weight=start * log_w.exp())
-        K = _with_noise(now.covariance(X, X, shown, shown), noise, shown)
-        _, scale, root, weights = _condition(K, z[:, None], shown)
+        weight = kernels.weight * log_w.exp()
+        C, derivative = _fitted_covariance(weight, apart)
+        C = C + _CONSTANT if pairs is None else (C + _CONSTANT) * pairs
+        root = torch.linalg.cholesky(_add_noise(C, noise, shown))
         inverse = torch.cholesky_inverse(root)
-        outer = weights[..., None] * weights[..., None, :] / scale[..., None, None]
-        gradient = outer - inverse
-        if shown is not None:
-            gradient = gradient * shown[:, None, :, None] * shown[:, None, None]
-        slope = 0.5 * now.slopes(X, gradient) - log_w / _SPREAD**2
+        slope = _evidence_slope(inverse, z, shown, derivative, apart) * weight
+        slope = slope - log_w / _SPREAD**2
         log_w = (log_w + most * torch.tanh(slope / 2)).clamp(-6.0, 4.0)
     log_prior = -0.5 * (log_w / _SPREAD).square().sum(-1)
-    return replace(kernels, weight=start * log_w.exp(), log_prior=log_prior)
+    return replace(kernels, weight=kernels.weight * log_w.exp(), log_prior=log_prior)
+
+
+def _squares_apart(X: Float[Tensor, "A n d"]) -> Float[Tensor, "A d pairs"]:
+    """Squared differences of all pairs of rows, by column."""
+    columns = X.mT
+    return (columns[..., None] - columns[..., None, :]).square().flatten(-2)
+
+
+def _fitted_covariance(
+    weight: Float[Tensor, "A 2 d"], apart: Float[Tensor, "A d pairs"]
+) -> tuple[Float[Tensor, "A 2 n n"], Float[Tensor, "A 2 n n"]]:
+    """Covariances of the kinds of `_FITTED`, and derivatives in the squared distance."""
+    n = math.isqrt(apart.shape[-1])
+    r2 = weight @ apart
+    s = (5 * r2[:, 1]).sqrt()
+    squared, decay = torch.exp(-0.5 * r2[:, 0]), torch.exp(-s)
+    rising = (1 + s) * decay
+    C = torch.stack([squared, rising + s.square() / 3 * decay], 1)
+    derivative = torch.stack([-0.5 * squared, -5 / 6 * rising], 1)
+    return C.unflatten(-1, (n, n)), derivative.unflatten(-1, (n, n))
+
+
+def _evidence_slope(
+    inverse: Float[Tensor, "A 2 n n"],
+    z: Float[Tensor, "A n"],
+    shown: Bool[Tensor, "A n"] | None,
+    derivative: Float[Tensor, "A 2 n n"],
+    apart: Float[Tensor, "A d pairs"],
+) -> Float[Tensor, "A 2 d"]:
+    """d log evidence / d (w / l^2); rows that do not count are apart by nothing from each other.
+
+    Between one of them and another `inverse` and z are 0.
+    """
+    weights = (inverse @ z[:, None, :, None])[..., 0]
+    q = (weights * z[:, None]).sum(-1)
+    share = (2 + _count(z, shown)[:, None]) / (2 + q)
+    gradient = torch.addcmul(
+        -inverse, (share[..., None] * weights)[..., None], weights[..., None, :]
+    )
+    return 0.5 * (gradient * derivative).flatten(-2) @ apart.mT
 
 
 def _count(z: Float[Tensor, "A n"], shown: Bool[Tensor, "A n"] | None) -> Float[Tensor, " A"]:
@@ -400,26 +416,30 @@ def _count(z: Float[Tensor, "A n"], shown: Bool[Tensor, "A n"] | None) -> Float[
 
 
 def _condition(
-    K: Float[Tensor, "*batch n n"], z: Float[Tensor, "*#batch n"], shown: Bool[Tensor, "A n"] | None
+    K: Float[Tensor, "A k n n"], z: Float[Tensor, "A n"], shown: Bool[Tensor, "A n"] | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log evidence, s, Cholesky factor and K^-1 z."""
     root = torch.linalg.cholesky(K)
-    z = z.expand(K.shape[:-1])
+    z = z[:, None].expand(K.shape[:-1])
     weights = torch.cholesky_solve(z[..., None], root)[..., 0]
     q = (z * weights).sum(-1)
-    n = _count(z.new_empty(len(z), z.shape[-1]), shown).reshape(-1, *(1,) * (q.dim() - 1))
-    log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return -log_det - (2 + n) / 2 * (2 + q).log(), (2 + q) / (2 + n), root, weights
+    n = _count(z[:, 0], shown)[:, None]
+    log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return _evidence(q, log_det, n), (2 + q) / (2 + n), root, weights
 
 
-def _with_noise(
-    covariance: Float[Tensor, "*#batch n n"],
-    ratio: Float[Tensor, "*batch"],
+def _evidence(q: Tensor, log_det: Tensor, n: Tensor) -> Tensor:
+    return -log_det / 2 - (2 + n) / 2 * (2 + q).log()
+
+
+def _add_noise(
+    covariance: Float[Tensor, "A k n n"],
+    ratio: Float[Tensor, "A k"],
     shown: Bool[Tensor, "A n"] | None,
-) -> Float[Tensor, "*batch n n"]:
-    """With noise on the diagonal; rows that do not count have variance 1 and change nothing."""
-    diagonal = ratio[..., None].expand(*ratio.shape, covariance.shape[-1])
+) -> Float[Tensor, "A k n n"]:
+    """Noise on the diagonal, in place; rows that do not count get variance 1 and change nothing."""
+    noise = ratio[..., None]
     if shown is not None:
-        there = shown.reshape(len(shown), *(1,) * (ratio.dim() - 1), -1)
-        diagonal = torch.where(there, diagonal, 1.0)
-    return covariance + torch.diag_embed(diagonal)
+        noise = torch.where(shown[:, None], noise, 1.0)
+    covariance.diagonal(dim1=-2, dim2=-1).add_(noise)
+    return covariance

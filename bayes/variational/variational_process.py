@@ -58,9 +58,10 @@ from bayes.processes.marginal_likelihood import exact_solves
 from bayes.variational.bound import Bound, rows_at_once
 from bayes.variational.latent import Latent
 from bayes.variational.laws import Law
+from bayes.variational.natural_ascent import improved
 from bayes.variational.projection import chosen_rows, factor, project
 from bayes.variational.stochastic import StochasticAscent
-from bayes.variational.whitened_gaussian import Factorised, WhitenedGaussian, improved
+from bayes.variational.whitened_gaussian import Factorised, WhitenedGaussian
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.kernels.network import columns_together
 from priors.posteriors.gaussian import GaussianPosterior

@@ -214,7 +214,7 @@ def _heads_for(
     b, at = old.borders, new.borders
     right = torch.searchsorted(b, at).clamp(1, len(b) - 1)
     share = ((at - b[right - 1]) / (b[right] - b[right - 1])).clamp(0, 1)
-    before, after = old._areas(b).log(), new._areas(at).log()
+    before, after = old.areas(b).log(), new.areas(at).log()
     found = {"bars.borders": at}
     for head in ("network.head_y", "network.head_f"):
         weight, bias = (values[f"{head}.{kind}"].to(at) for kind in ("weight", "bias"))

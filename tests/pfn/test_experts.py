@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from pfn import PFN, ArchitectureConfig, BarDistribution, TrainingConfig, load, train
-from pfn.experts import Advice, Experts, Kernels, mixed
+from pfn.experts import (
+    _FITTED,
+    Advice,
+    Experts,
+    Kernels,
+    _evidence_slope,
+    _fitted_covariance,
+    _squares_apart,
+)
+from pfn.mixing import mixed
 from priors import LinearTaskPrior, RandomNoise, TaskSize
 from priors.random_state import seeded
 
@@ -92,15 +101,28 @@ def test_rows_of_the_context_are_predicted_from_the_others():
             np.testing.assert_allclose(experts.own.log_std[0, i, k].exp() ** 2, variance, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", [2, 3])
-def test_slopes_are_those_of_autograd(kind):
-    X, _ = data(n=6)
-    w = torch.rand(2, 1, 3, dtype=torch.float64).requires_grad_()
-    made = Kernels(torch.full((2, 1), kind), w, torch.zeros(2, 1))
-    G = torch.randn(2, 1, 6, 6, dtype=torch.float64)
-    G = G + G.mT
-    (slope,) = torch.autograd.grad((G * made.covariance(X, X)).sum(), w)
-    torch.testing.assert_close(made.slopes(X, G), slope * w, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("hidden", [0, 2])
+def test_slopes_of_the_evidence_are_those_of_autograd(hidden):
+    X, z = data(n=8)
+    shown = torch.ones(2, 8, dtype=torch.bool)
+    shown[:, 8 - hidden :] = False
+    X, z = X * shown[..., None], z * shown
+    weight = (torch.rand(2, 2, 3, dtype=torch.float64) + 0.2).requires_grad_()
+    kinds = torch.tensor([_FITTED] * 2)
+    C = Kernels(kinds, weight, torch.zeros(2, 2)).covariance(X, X)
+    n = 8 - hidden
+    K = C[..., :n, :n] + 0.1 * torch.eye(n, dtype=torch.float64)
+    q = (z[:, None, None, :n] @ K.inverse() @ z[:, None, :n, None])[..., 0, 0]
+    evidence = -K.logdet() / 2 - (2 + n) / 2 * (2 + q).log()
+    (wanted,) = torch.autograd.grad(evidence.sum(), weight)
+
+    apart = _squares_apart(X)
+    found, derivative = _fitted_covariance(weight.detach(), apart)
+    torch.testing.assert_close(found + 0.2, C.detach(), rtol=1e-5, atol=1e-5)
+    inverse = torch.zeros(2, 2, 8, 8, dtype=torch.float64)
+    inverse[..., :n, :n] = K.detach().inverse()
+    slope = _evidence_slope(inverse, z, shown, derivative, apart)
+    torch.testing.assert_close(slope, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_relevances_find_the_column_that_matters():
@@ -165,6 +187,53 @@ def test_the_mixture_has_the_laws_of_its_experts():
     outputs[..., :600] = torch.randn(600, dtype=torch.float64)
     logits = mixed(bars, outputs, advice, noisy=True)
     torch.testing.assert_close(logits, outputs[..., :600].log_softmax(-1))
+
+
+def plainly_mixed(bars, outputs, advice):
+    """Of noisy targets, by torch's densities and autograd."""
+    k = advice.mean.shape[-1]
+    own, weight, shift, log_scale, degrees = outputs.split([bars.num_logits, k + 1, k, k, 1], -1)
+    std, nodes = advice.log_std.exp(), bars.borders
+    gaps = nodes.diff()
+    width = 0.4 * torch.cat([gaps[:1], torch.maximum(gaps[1:], gaps[:-1]), gaps[-1:]])
+    scale = (std * (3 * torch.tanh(log_scale / 3)).exp())[..., None].square() + width.square()
+    df = (3 + torch.exp(3 + 3 * torch.tanh(degrees / 3)))[..., None]
+    law = torch.distributions.StudentT(df, (advice.mean + shift * std)[..., None], scale.sqrt())
+    each = (law.log_prob(nodes) + bars.areas(nodes).log()).log_softmax(-1)
+    prior = torch.cat([torch.zeros_like(weight[..., :1]), advice.log_weight], -1)
+    parts = torch.cat([own.log_softmax(-1)[..., None, :], each], -2)
+    return ((weight + prior).log_softmax(-1)[..., None] + parts).logsumexp(-2)
+
+
+@pytest.mark.parametrize("at_once", [1, 2**17])
+def test_the_mixture_and_its_gradients_are_those_of_the_densities(at_once, monkeypatch):
+    monkeypatch.setattr("pfn.mixing._NUMBERS_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    bars = BarDistribution(torch.linspace(-2, 3, 30, dtype=torch.float64) ** 3, tail_scale=1.0)
+    outputs = draw(2, 5, 30 + 2 * 3 + 2)
+    advice = Advice(draw(2, 5, 2), draw(2, 5, 2), draw(2, 5, 2), draw(2, 5, 2))
+    found, wanted = mixed(bars, outputs, advice, noisy=True), plainly_mixed(bars, outputs, advice)
+    torch.testing.assert_close(found, wanted)
+    direction = draw(*found.shape).detach()
+    inputs = outputs, advice.mean, advice.log_std, advice.log_weight
+    for own, plain in zip(
+        torch.autograd.grad((found * direction).sum(), inputs),
+        torch.autograd.grad((wanted * direction).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, plain)
+
+
+def test_experts_far_from_all_nodes_have_finite_gradients():
+    bars = BarDistribution(torch.linspace(-4, 4, 60), tail_scale=1.0)
+    outputs = torch.zeros(1, 1, 60 + 5, requires_grad=True)
+    advice = Advice(*(torch.tensor([[[value]]]) for value in (1e4, -12.0, -12.0, 0.0)))
+    bars.log_prob(mixed(bars, outputs, advice, noisy=True), torch.tensor([[-4.0]])).sum().backward()
+    assert bool(outputs.grad.isfinite().all())
 
 
 def prior():
