@@ -37,14 +37,10 @@ def shared_columns(program: Program) -> list[list[int]]:
     values = FiniteValues(program, torch.stack([numbers, others]))
     met: dict[tuple[str | int, int], list[int]] = {}
     for index, node in enumerate(program.nodes):
-        source: int
-        weight: str | int
-        if isinstance(node, Features):
-            source, weight = index, index
-        elif isinstance(node, Linear) and node.source is not None:
+        weight: str | int = index  # positions of one value share, whatever reads them
+        source = index
+        if isinstance(node, Linear) and node.source is not None:
             source, weight = node.source, node.weight
-        else:
-            continue
         if not isinstance(program.nodes[source], Features):
             continue
         moved = _places(values.features(source), others)

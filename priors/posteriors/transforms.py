@@ -54,12 +54,18 @@ def make_input_transform(
 
     Raises:
         TypeError: `input_transform` is something else.
+        ValueError: a group has a column that `train_X` has not.
     """
     if input_transform is None:
         return None
     if input_transform is DEFAULT:
         location, scale = location_scale(train_X)
         for columns in together:
+            if max(columns) >= train_X.shape[-1]:
+                raise ValueError(
+                    f"X has {train_X.shape[-1]} columns, but the network reads {max(columns) + 1} "
+                    "or more; give flat rows of its input_shape, X.flatten(1)."
+                )
             index = torch.tensor(columns, device=train_X.device)
             entries = train_X[..., index].flatten(-2).unsqueeze(-1)
             mean, deviation = location_scale(entries)

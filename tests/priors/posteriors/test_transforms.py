@@ -48,6 +48,8 @@ def test_columns_are_standardised_together_where_asked():
     both = X[..., [1, 3]].flatten(1)
     expected = (X[..., [1, 3]] - both.mean(1)[:, None, None]) / both.std(1)[:, None, None]
     assert torch.allclose(Z[..., [1, 3]], expected)
+    with pytest.raises(ValueError, match="X has 4 columns, but the network reads 6 or more"):
+        make_input_transform(DEFAULT, X, [[1, 5]])
 
 
 def test_outcome_transform_is_the_inverse_of_standardisation():
