@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from optuna import Study
 from optuna.distributions import BaseDistribution
 
-__all__ = ["contains"]
+__all__ = ["contains", "database_file", "stop_was_asked"]
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
@@ -19,3 +21,23 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
         ValueError: a value of the wrong kind.
     """
     return distribution._contains(distribution.to_internal_repr(value))
+
+
+def stop_was_asked(study: Study) -> bool:
+    """Whether `study.stop()` was called in the latest `study.optimize` of this object."""
+    return study._stop_flag
+
+
+def database_file(study: Study) -> Path | None:
+    """The SQLite file that a study is stored in; None where it is in memory or elsewhere."""
+    storage: Any = study._storage
+    url = getattr(getattr(storage, "_backend", storage), "url", None)
+    if url is None:
+        return None
+    from sqlalchemy.engine import make_url
+
+    parsed = make_url(url)
+    name = parsed.database or ""
+    if parsed.get_backend_name() != "sqlite" or name in ("", ":memory:") or "file:" in name:
+        return None
+    return Path(name)

@@ -70,7 +70,7 @@ def mixed(
     if any(map(is_transformed, rows)):  # of torch.func, which differentiates for itself
         found = _parts(*given)[1]
     else:
-        found = _Mixture.apply(*given)  # type: ignore[no-untyped-call]
+        found = _Mixture.apply(*given)
     return found.reshape(own.shape)
 
 
@@ -99,7 +99,7 @@ class _Mixture(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Float[Tensor, "N nodes"]) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Float[Tensor, "N nodes"]) -> tuple[Tensor | None, ...]:
         parts, found, log_weight, mean, scale2, df, nodes, width2 = ctx.saved_tensors
         to_own = torch.empty_like(found)
         to_weight, to_mean, to_scale2, to_df = (

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import gpytorch
 import linear_operator
-from gpytorch.distributions import MultivariateNormal
 from gpytorch.mlls import ExactMarginalLogLikelihood
+from linear_operator import to_dense
 from torch import Tensor
+
+from bayes.processes.quadratic_form import quadratic_and_log_det
 
 __all__ = ["JointMarginalLogLikelihood", "exact_solves", "relative_jitter"]
 
@@ -86,16 +89,17 @@ class JointMarginalLogLikelihood(ExactMarginalLogLikelihood):
             **kwargs: Passed to the likelihood.
         """
         prior = self.likelihood(function_dist, *params, **kwargs)
-        # of the kernel's values: asked before they are there, the diagonal is a second evaluation
-        covariance = prior.lazy_covariance_matrix.evaluate_kernel()
+        covariance = to_dense(prior.lazy_covariance_matrix)
         with relative_jitter(covariance.diagonal(dim1=-2, dim2=-1)):
-            return self.log_marginal(prior, target)
+            quadratic, log_det = quadratic_and_log_det(covariance, target)
+        return self.log_marginal(quadratic.sum(), log_det.sum(), target.numel())
 
-    def log_marginal(self, prior: MultivariateNormal, target: Tensor) -> Tensor:
+    def log_marginal(self, quadratic: Tensor, log_det: Tensor, size: int) -> Tensor:
         """Log density of the targets, a scalar in nats.
 
         Args:
-            prior: Kernel matrix with the noise on its diagonal, `[..., n]`.
-            target: Outcomes, `[..., n]`.
+            quadratic: y' C^-1 y of all targets y and their covariance C, noise included.
+            log_det: log |C|.
+            size: Number of targets.
         """
-        return prior.log_prob(target).sum()
+        return -0.5 * (quadratic + log_det + size * math.log(2 * math.pi))

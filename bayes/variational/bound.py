@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from bayes.variational.coupled_means import CoupledRows, coupled_means
 from bayes.variational.laws import Law
 from bayes.variational.projection import Projection
 from bayes.variational.whitened_gaussian import Factorised, WhitenedGaussian, target
@@ -60,26 +61,23 @@ class Bound:
         self._kept = kept
 
     def __call__(self, at: Factorised) -> tuple[float, WhitenedGaussian]:
-        """The bound in nats, and the q that natural gradient steps move towards."""
+        """The bound in nats, and the q to step towards: along the natural gradient, with the means
+        of functions that a row couples where Newton's method has them."""
         ahead = WhitenedGaussian.prior(at.mean.shape, at.mean.device)
         linear, precision = ahead.linear, ahead.precision
         total = -float(at.divergence(self.inverse_scale))
+        coupled: list[CoupledRows] = []
         for part, rows in self._blocks():
-            value, mean, g, h = expected_with_slopes(self.law, self.Y[part], at, rows)
-            total += float(value)
-            more = target(rows, mean, g, h)
+            with torch.no_grad():
+                mean, variance = at.marginals(rows)
+            found = self.law.slopes(self.Y[part], mean, variance)
+            total += float(found.value)
+            more = target(rows, mean, found.mean, found.variance)
             linear, precision = linear + more[0], precision + more[1]
+            if found.coupling is not None and self._kept is not None:
+                coupled.append(CoupledRows(rows.weights, found.mean, found.coupling))
+        if coupled:
+            r = self.inverse_scale
+            mean = coupled_means(at.mean, precision, r, coupled)
+            linear = (precision @ mean.unsqueeze(-1)).squeeze(-1) + (r - 1) * mean
         return total, WhitenedGaussian(linear, precision)
-
-
-def expected_with_slopes(
-    law: Law, Y: Tensor, at: Factorised, rows: Projection
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Expected log likelihood of rows, means there, and derivatives in means and variances."""
-    with torch.no_grad():
-        marginals = at.marginals(rows)
-    with torch.enable_grad():
-        mean, variance = (part.detach().requires_grad_() for part in marginals)
-        value = law.expected_log_prob(Y, mean, variance).sum()
-        g, h = torch.autograd.grad(value, (mean, variance))
-    return value.detach(), mean.detach(), g, h

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gpytorch
@@ -28,6 +29,7 @@ from bayes.likelihoods import (
     Poisson,
     StudentT,
 )
+from bayes.likelihoods.categorical import of_class
 from bayes.variational.latent import Latent
 from bayes.variational.nodes import normal_line, normal_nodes
 from bayes.variational.outcome_posterior import OutcomePosterior, ScaledNoisePosterior
@@ -38,6 +40,7 @@ from priors.posteriors.transformed import TransformedPosterior
 __all__ = [
     "CategoricalLaw",
     "Law",
+    "Slopes",
     "check_all_classes",
     "class_posterior",
     "own_law",
@@ -51,6 +54,24 @@ _FEWEST, _MOST = 64, 2048
 _JOINT_PREDICTION = 1024
 # Numbers that predictions of classes hold at once.
 _NUMBERS_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """An expected log likelihood of n rows and its derivatives.
+
+    Attributes:
+        value: Their sum, a scalar in nats.
+        mean: Derivatives in the means of the functions, `[n, k]`.
+        variance: Derivatives in the variances of the functions, `[n, k]`.
+        coupling: Minus the Hessian in the means of a row, `[n, k, k]`, positive semidefinite; None
+            where it is not known or has no entries between functions.
+    """
+
+    value: Tensor
+    mean: Tensor
+    variance: Tensor
+    coupling: Tensor | None = None
 
 
 class Law(gpytorch.Module, ABC):
@@ -77,6 +98,14 @@ class Law(gpytorch.Module, ABC):
             mean: Of the functions, `[n, k]`.
             variance: Of the functions, `[n, k]`, >= 0.
         """
+
+    def slopes(self, Y: Tensor, mean: Tensor, variance: Tensor) -> Slopes:
+        """The sum of `expected_log_prob` over rows with its derivatives; arguments as there."""
+        with torch.enable_grad():
+            mean, variance = (part.detach().requires_grad_() for part in (mean, variance))
+            value = self.expected_log_prob(Y, mean, variance).sum()
+            of_mean, of_variance = torch.autograd.grad(value, (mean, variance))
+        return Slopes(value.detach(), of_mean, of_variance)
 
     @abstractmethod
     def noise_free(self, latent: Latent, outputs: Sequence[int]) -> Posterior:
@@ -298,6 +327,33 @@ class _HeteroscedasticLaw(_LikelihoodLaw):
 
 class CategoricalLaw(_LikelihoodLaw):
     """Classes by softmax of as many functions."""
+
+    def _normals(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Deviations of the functions in standard deviations, `[S, 1, C]`, log weights `[S]`."""
+        x, log_weights = normal_nodes(self.num_functions, _JOINT_NODES, like)
+        return x.unsqueeze(-2), log_weights
+
+    def expected_log_prob(self, Y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        x, log_weights = self._normals(mean)
+        each = (mean + _root(variance) * x).log_softmax(-1)
+        return torch.tensordot(log_weights.exp(), of_class(each, Y).squeeze(-1), dims=1)
+
+    def slopes(self, Y: Tensor, mean: Tensor, variance: Tensor) -> Slopes:
+        with torch.no_grad():
+            (x, log_weights), std = self._normals(mean), _root(variance)
+            weights = log_weights.exp()
+            each = (mean + std * x).log_softmax(-1)
+            value = torch.tensordot(weights, of_class(each, Y).squeeze(-1), dims=1).sum()
+            p = each.exp()
+            weighed = weights[:, None, None] * p
+            chosen = nn.functional.one_hot(Y[:, 0].long(), self.num_functions).to(mean)
+            expected = weighed.sum(0)
+            # the deviations x of all nodes have mean 0
+            of_variance = -0.5 * (weighed * x).sum(0) / std
+            together = weighed.permute(1, 2, 0) @ p.permute(1, 0, 2)
+            return Slopes(
+                value, chosen - expected, of_variance, torch.diag_embed(expected) - together
+            )
 
     def noise_free(self, latent: Latent, outputs: Sequence[int]) -> Posterior:
         return class_posterior(latent.mean, latent.variance, outputs)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from botorch.posteriors import Posterior
 from torch import Tensor, nn
 from torch.distributions import Distribution, InverseGamma, kl_divergence
@@ -82,14 +81,11 @@ class ScaledClassesLaw(CategoricalLaw):
         scales, log_weights = self._scales(64)
         return (log_weights.exp() * (q.log_prob(scales) - self.scale.log_prob(scales))).sum()
 
-    def expected_log_prob(self, Y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        x, log_weights = normal_nodes(self.num_functions, _FUNCTIONS, mean)
+    def _normals(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        x, log_weights = normal_nodes(self.num_functions, _FUNCTIONS, like)
         scales, of_scales = self._scales()
-        std = variance.clamp_min(1e-24).sqrt()
-        f = mean + std * scales.sqrt()[:, None, None, None] * x[:, None, :]  # [J, S, n, C]
-        each = self.likelihood.log_prob(Y, f, {}).squeeze(-1)
-        weights = (of_scales[:, None] + log_weights).exp()
-        return torch.tensordot(weights, each, dims=2)
+        x = scales.sqrt()[:, None, None] * x
+        return x.flatten(0, 1).unsqueeze(-2), (of_scales[:, None] + log_weights).flatten()
 
     def noise_free(self, latent: Latent, outputs: Sequence[int]) -> Posterior:
         return class_posterior(latent.mean, latent.variance, outputs, *self._scales())

@@ -18,7 +18,6 @@ optimum, whose bound is the collapsed one of Titsias 2009.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +25,7 @@ from torch import Tensor
 
 from bayes.variational.projection import Projection
 
-__all__ = ["WhitenedGaussian", "improved"]
-
-_HALVINGS = 12
+__all__ = ["Factorised", "WhitenedGaussian", "target"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +63,12 @@ class WhitenedGaussian:
         eye = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
         half = torch.linalg.solve_triangular(root.mT, eye.expand_as(root), upper=True)
         return Factorised(mean, half, 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1))
+
+    def plus(self, other: WhitenedGaussian, factor: Tensor | float) -> WhitenedGaussian:
+        """The natural parameters plus a factor times those of another."""
+        return WhitenedGaussian(
+            self.linear + factor * other.linear, self.precision + factor * other.precision
+        )
 
     def towards(self, other: WhitenedGaussian, step: float) -> WhitenedGaussian:
         """A convex combination of the natural parameters."""
@@ -116,52 +119,3 @@ def target(rows: Projection, mean: Tensor, g: Tensor, h: Tensor) -> tuple[Tensor
     linear = ((g - 2 * h * mean).mT) @ A
     precision = torch.stack([A.mT @ (-2 * column.unsqueeze(-1) * A) for column in h.unbind(-1)])
     return linear, precision
-
-
-def improved(
-    q: WhitenedGaussian,
-    inverse_scale: float,
-    bound: Callable[[Factorised], tuple[float, WhitenedGaussian]],
-    *,
-    max_steps: int,
-    tolerance: float,
-) -> tuple[WhitenedGaussian, Factorised, float, int]:
-    """Steps along the natural gradient, each shortened until the bound does not fall.
-
-    Args:
-        q: Where to begin.
-        inverse_scale: r.
-        bound: The bound in nats at a q, and the q to move towards.
-        max_steps: Steps at most.
-        tolerance: In nats; ends where a step gains less.
-
-    Returns:
-        q, its factors, the bound and the number of steps.
-    """
-    at = q.factorised(inverse_scale)
-    if at is None:
-        q = WhitenedGaussian.prior(q.linear.shape, q.linear.device)
-        at = q.factorised(inverse_scale)
-        assert at is not None
-    value, ahead = bound(at)
-    taken = 0
-    for _ in range(max_steps):
-        step, found = 1.0, False
-        for _ in range(_HALVINGS):
-            candidate = q.towards(ahead, step)
-            there = candidate.factorised(inverse_scale)
-            if there is not None:
-                new, further = bound(there)
-                if new >= value - 1e-12 * abs(value):
-                    found = True
-                    break
-            step /= 2
-        if not found:
-            break
-        assert there is not None
-        gain = new - value
-        q, at, value, ahead = candidate, there, new, further
-        taken += 1
-        if gain < tolerance:
-            break
-    return q, at, value, taken

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,13 +87,19 @@ class TableEncoder(Encoder):
         space: Of the architectures.
         cube: Encodes the hyperparameters.
         observed: The training rows.
+        traits: Further descriptors, see `ArchitectureTable`.
     """
 
     def __init__(
-        self, space: Space, cube: HyperparameterCube, observed: Sequence[Candidate]
+        self,
+        space: Space,
+        cube: HyperparameterCube,
+        observed: Sequence[Candidate],
+        *,
+        traits: Callable[[Architecture], Sequence[float]] | None = None,
     ) -> None:
         super().__init__(space, cube)
-        self.table = ArchitectureTable(candidate.architecture for candidate in observed)
+        self.table = ArchitectureTable((c.architecture for c in observed), traits=traits)
 
     def encode(self, architecture: Architecture) -> Tensor:
         """The number, `[1]`."""

@@ -9,7 +9,7 @@ was fitted.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -49,6 +49,8 @@ class ArchitectureTable:
         architectures: Those that the table begins with, the training rows.
         depth: Last level of motifs.
         assignment: Whether levels are optimal-assignment kernels, or inner products of counts.
+        traits: Further descriptors of an architecture, as many numbers for each; NaN where it has
+            none, which counts as the mean. See `nas.proxies.ProxyScores`.
 
     Attributes:
         architectures: By number.
@@ -65,11 +67,13 @@ class ArchitectureTable:
         *,
         depth: int = 2,
         assignment: bool = True,
+        traits: Callable[[Architecture], Sequence[float]] | None = None,
     ) -> None:
         if depth < 0:
             raise ValueError(f"depth must not be negative, got {depth}.")
         self.depth = depth
         self.assignment = assignment
+        self.traits = traits
         self.architectures: list[Architecture] = []
         self._numbers: dict[Architecture, int] = {}
         self._features: list[Features] = []
@@ -89,8 +93,9 @@ class ArchitectureTable:
         ] or [0]
         self._forget()
         sizes = self._sizes(0)
-        spread = sizes.std(0, correction=0)
-        self._centre, self._spread = sizes.mean(0), torch.where(spread > 1e-9, spread, 1.0)
+        self._centre = sizes.nanmean(0).nan_to_num()
+        spread = (sizes - self._centre).square().nanmean(0).sqrt()
+        self._spread = torch.where(spread > 1e-9, spread, 1.0)
         self._scaled = sizes[:0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ArchitectureTable:
@@ -130,7 +135,7 @@ class ArchitectureTable:
         return self._grams
 
     def descriptors(self) -> Tensor:
-        """Log parameters, log FLOPs, depth, log counts of operations, `[n, 3 + operations]`.
+        """Log parameters, log FLOPs, depth, log counts of operations, traits, `[n, columns]`.
 
         Logs are of 1 + x, and each column is in units of its deviation over the first
         architectures, about their mean; float64 on the CPU.
@@ -138,7 +143,7 @@ class ArchitectureTable:
         done = len(self._scaled)
         if done < len(self):
             new = (self._sizes(done) - self._centre) / self._spread
-            self._scaled = torch.cat([self._scaled, new])
+            self._scaled = torch.cat([self._scaled, new.nan_to_num(nan=0.0)])
         return self._scaled
 
     def _forget(self) -> None:
@@ -153,8 +158,14 @@ class ArchitectureTable:
 
     def _sizes(self, start: int) -> Tensor:
         rows = [
-            [*f.sizes, *(math.log1p(f.operations.get(name, 0)) for name in self.operations)]
-            for f in self._features[start:]
+            [
+                *f.sizes,
+                *(math.log1p(f.operations.get(name, 0)) for name in self.operations),
+                *(() if self.traits is None else self.traits(architecture)),
+            ]
+            for f, architecture in zip(
+                self._features[start:], self.architectures[start:], strict=True
+            )
         ]
         return torch.tensor(rows, dtype=torch.float64, device="cpu")
 

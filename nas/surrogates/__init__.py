@@ -1,5 +1,6 @@
 """Models of the objective over architectures and hyperparameters, by name or of one's own."""
 
+from nas.proxies import ProxyScores
 from nas.surrogates.ensembles import PathEnsemble
 from nas.surrogates.fitted_networks import FittedNetwork
 from nas.surrogates.graphs import GraphProcess
@@ -23,18 +24,29 @@ __all__ = [
 SURROGATES = ("ensemble", "gp", "network", "pfn", "vectors")
 
 
-def surrogate_of(choice: str | Surrogate | VectorModel) -> Surrogate:
+def surrogate_of(
+    choice: str | Surrogate | VectorModel, proxies: ProxyScores | None = None
+) -> Surrogate:
     """The surrogate of a name, a callable or itself.
 
+    Args:
+        choice: A name in `SURROGATES`, a surrogate, or a `VectorModel`.
+        proxies: Descriptors for `"gp"`.
+
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or proxies for another surrogate.
         TypeError: something else.
     """
+    if proxies is not None and choice != "gp":
+        raise ValueError(
+            f"surrogate 'gp' reads proxies, {choice!r} does not; leave them out, or give your own "
+            "surrogate its proxies when you make it."
+        )
     match choice:
         case Surrogate():
             return choice
         case "gp":
-            return GraphProcess()
+            return GraphProcess(proxies=proxies)
         case "network":
             return VectorSurrogate(network_process)
         case "pfn":

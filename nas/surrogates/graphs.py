@@ -13,6 +13,7 @@ from bayes import GaussianProcess
 from nas.encoding.candidates import Candidate, Encoder, TableEncoder
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.kernels import architecture_kernel
+from nas.proxies import ProxyScores
 from nas.spaces import Space
 from nas.surrogates.surrogate import Surrogate
 
@@ -24,19 +25,21 @@ class GraphProcess(Surrogate):
 
     Args:
         max_iter: Steps of the fit at most.
+        proxies: Scores without training, further descriptors of the architectures.
     """
 
-    def __init__(self, max_iter: int = 200) -> None:
+    def __init__(self, max_iter: int = 200, *, proxies: ProxyScores | None = None) -> None:
         self.max_iter = max_iter
+        self.proxies = proxies
 
     def __repr__(self) -> str:
-        return "gp"
+        return "gp" if self.proxies is None else f"gp with {list(self.proxies.names)}"
 
     def encoder(
         self, space: Space, cube: HyperparameterCube, observed: Sequence[Candidate]
     ) -> Encoder:
         """Numbers of a table."""
-        return TableEncoder(space, cube, observed)
+        return TableEncoder(space, cube, observed, traits=self.proxies)
 
     def fit(self, X: Tensor, Y: Tensor, encoder: Encoder) -> Model:
         """The process, fitted."""

@@ -1,9 +1,10 @@
 """Names borrowed from Optuna: each exists and does what we rely on."""
 
+import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from nas.compat import contains
+from nas.compat import contains, database_file
 
 
 def test_contains():
@@ -20,3 +21,14 @@ def test_contains():
         contains(choice, "b")
     with pytest.raises(ValueError, match=r".+"):
         contains(number, "b")
+
+
+def test_database_file(tmp_path):
+    path = tmp_path / "a study.db"
+    made = optuna.create_study(storage=optuna.storages.RDBStorage(f"sqlite:///{path}"))
+    assert database_file(made) == path
+    assert database_file(optuna.create_study(storage="sqlite:///:memory:")) is None
+    assert database_file(optuna.create_study()) is None
+    journal = optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal"))
+    made = optuna.create_study(storage=optuna.storages.JournalStorage(journal))
+    assert database_file(made) is None
