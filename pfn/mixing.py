@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pfn.compat import is_transformed
 from pfn.distribution import BarDistribution
 from pfn.experts import Advice
 
@@ -39,7 +40,8 @@ def mixed(
     """Logits of the mixture of a network's own distribution and of its corrected experts.
 
     Expert k is a Student t law about mean + a_k deviations, of scale exp(b_k) deviations; where
-    that is narrow beside the nodes it is widened to what they can show. Differentiable once.
+    that is narrow beside the nodes it is widened to what they can show. Differentiable once, or
+    as `torch.func` likes.
 
     Args:
         bars: The nodes.
@@ -64,7 +66,11 @@ def mixed(
     width = 0.4 * torch.cat([gaps[:1], torch.maximum(gaps[1:], gaps[:-1]), gaps[-1:]])
     values = own.log_softmax(-1), log_weight, advice.mean + shift * std, scale2, df
     rows = [value.flatten(0, -2) for value in values]
-    found = _Mixture.apply(*rows, nodes, width.square(), bars.areas(nodes).log())
+    given = *rows, nodes, width.square(), bars.areas(nodes).log()
+    if any(map(is_transformed, rows)):  # of torch.func, which differentiates for itself
+        found = _parts(*given)[1]
+    else:
+        found = _Mixture.apply(*given)
     return found.reshape(own.shape)
 
 
@@ -75,7 +81,7 @@ class _Mixture(torch.autograd.Function):
     def forward(
         ctx: Any,
         own: Float[Tensor, "N nodes"],
-        log_weight: Float[Tensor, "N k+1"],
+        log_weight: Float[Tensor, "N parts"],
         mean: Float[Tensor, "N k"],
         scale2: Float[Tensor, "N k"],
         df: Float[Tensor, "N 1"],
@@ -86,16 +92,8 @@ class _Mixture(torch.autograd.Function):
         parts = own.new_empty(len(own), log_weight.shape[-1], len(nodes))
         found = torch.empty_like(own)
         for at in _blocks(parts):
-            s = scale2[at, :, None] + width2
-            freedom = df[at, :, None]
-            density = (nodes - mean[at, :, None]).square_().div_(s).div_(freedom)
-            density = density.log1p_().mul_(-0.5 * (freedom + 1))
-            density = density.add_(s.log_(), alpha=-0.5).add_(log_area)
-            part = parts[at]
-            part[:, 0] = own[at]
-            part[:, 1:] = density.log_softmax(-1)
-            part += log_weight[at, :, None]
-            found[at] = part.logsumexp(1)
+            rows = [value[at] for value in (own, log_weight, mean, scale2, df)]
+            parts[at], found[at] = _parts(*rows, nodes, width2, log_area)
         ctx.save_for_backward(parts, found, log_weight, mean, scale2, df, nodes, width2)
         return found
 
@@ -132,7 +130,26 @@ class _Mixture(torch.autograd.Function):
         return to_own, to_weight, to_mean, to_scale2, to_df, None, None, None
 
 
-def _blocks(parts: Float[Tensor, "N k nodes"]) -> list[slice]:
+def _parts(
+    own: Float[Tensor, "N nodes"],
+    log_weight: Float[Tensor, "N parts"],
+    mean: Float[Tensor, "N k"],
+    scale2: Float[Tensor, "N k"],
+    df: Float[Tensor, "N 1"],
+    nodes: Float[Tensor, " nodes"],
+    width2: Float[Tensor, " nodes"],
+    log_area: Float[Tensor, " nodes"],
+) -> tuple[Float[Tensor, "N parts nodes"], Float[Tensor, "N nodes"]]:
+    """Weighted log probabilities of the nodes, by part and of all."""
+    s = scale2[..., None] + width2
+    freedom = df[..., None]
+    ratio = (nodes - mean[..., None]).square() / (s * freedom)
+    density = -0.5 * ((freedom + 1) * ratio.log1p() + s.log()) + log_area
+    parts = torch.cat([own[:, None], density.log_softmax(-1)], 1) + log_weight[..., None]
+    return parts, parts.logsumexp(1)
+
+
+def _blocks(parts: Float[Tensor, "N parts nodes"]) -> list[slice]:
     """Of rows; all of them on a device whose memory is fast and whose calls are not."""
     length = len(parts)
     if parts.device.type == "cpu":

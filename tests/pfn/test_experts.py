@@ -222,10 +222,14 @@ def test_the_mixture_and_its_gradients_are_those_of_the_densities(at_once, monke
     inputs = outputs, advice.mean, advice.log_std, advice.log_weight
     for own, plain in zip(
         torch.autograd.grad((found * direction).sum(), inputs),
-        torch.autograd.grad((wanted * direction).sum(), inputs),
+        torch.autograd.grad((wanted * direction).sum(), inputs, retain_graph=True),
         strict=True,
     ):
         torch.testing.assert_close(own, plain)
+    by_func = torch.func.grad(lambda x: (mixed(bars, x, advice, noisy=True) * direction).sum())
+    torch.testing.assert_close(
+        by_func(outputs.detach()), torch.autograd.grad((wanted * direction).sum(), outputs)[0]
+    )
 
 
 def test_experts_far_from_all_nodes_have_finite_gradients():
