@@ -78,7 +78,7 @@ def check_training_data(
         if train_X.dim() > 2 and train_X.shape[0] == train_Y.shape[0]:
             hint = (
                 " Images and sequences are flat rows here: train_X.flatten(1), with input_shape="
-                f"{tuple(train_X.shape[1:])} for the kernel."
+                f"{tuple(train_X.shape[1:])} for the kernel or network."
             )
         raise ValueError(
             f"{owner} got train_X of shape {tuple(train_X.shape)} and train_Y of shape "

@@ -292,8 +292,8 @@ def check_whole_numbers(
     if limit is not None:
         bad = bad | (Y >= limit)
     if bool(bad.any()):
-        last = "..." if limit is None else f"{limit - 1}"
+        wanted = "0, 1, ..." if limit is None else f"0, 1, ..., {limit - 1}"
         raise ValueError(
-            f"{type(likelihood).__name__} needs {name} of {what} 0, 1, ..., {last} as whole "
+            f"{type(likelihood).__name__} needs {name} of {what} {wanted} as whole "
             f"numbers, got {Y[bad][0].item():g} in {int(bad.sum())} of {Y.numel()} values."
         )

@@ -90,7 +90,9 @@ class WeightPrior:
         self.readout_scale = None if readout_scale is None else _single(readout_scale, "positive")
         laws = {layers[name]: _law(law) for name, law in by_layer.items()}
         self._laws = {name: law for name, law in laws.items() if law is not None}
-        self.log_variance_priors(), self.log_lengthscale_prior()  # refuse others than normal ones
+        # refuse others than normal ones
+        self.log_variance_priors()
+        self.log_lengthscale_prior()
 
     def __repr__(self) -> str:
         facts = [f"{name}: {as_distribution(law)}" for name, law in self._laws.items()]

@@ -147,7 +147,8 @@ def pooled(found: list[dict[str, Any]], number: int) -> str:
         each = len(values) // number  # seeds of the match
         means = [statistics.mean(values[i * each : (i + 1) * each]) for i in range(number)]
         line = f"{name:12} {_mean(means)}"
-        if name not in ("floor", "published") and len(published := distances["published"]):
+        published = distances.get("published", [])
+        if published and name not in ("floor", "published"):
             other = len(published) // number
             theirs = [statistics.mean(published[i * other :][:other]) for i in range(number)]
             line += f"    {_mean([a - b for a, b in zip(means, theirs, strict=True)])}"

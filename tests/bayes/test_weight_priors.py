@@ -314,6 +314,12 @@ def test_arguments_are_checked():
     own.variances.register_prior("weight_var_0_prior", GammaPrior(2.0, 1.0), "raw_weight_var_0")
     with pytest.raises(NotImplementedError, match="needs its log-normal prior"):
         WeightPrior(own, learn_variances=True)
+    own = network(ard_num_dims=2)
+    own.variances.input_scale.register_prior(
+        "lengthscale_prior", GammaPrior(2.0, 1.0), "raw_lengthscale"
+    )
+    with pytest.raises(NotImplementedError, match="Length scales need their log-normal prior"):
+        WeightPrior(own, learn_variances=True)
     X = normals(5, 2)
     with pytest.raises(ValueError, match="to the WeightPrior itself"):
         BayesianNetwork(X, X[:, :1], WeightPrior(prior), learn_variances=True)
