@@ -1,4 +1,4 @@
-"""Contract tests for operations, spaces and samplers, to be inherited by the tests of new ones.
+"""Contract tests for all that can be added to searches, to be inherited by the tests of new ones.
 
     class TestMySpace(SpaceContract):
         def make_space(self): return MySpace()
@@ -9,22 +9,45 @@ pytest collects the methods of the subclass.
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import optuna
 import torch
+from botorch.acquisition import AcquisitionFunction
+from botorch.models import SingleTaskGP
+from botorch.models.model import Model
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 from torch import Generator, Tensor
 
 from nas.architectures.architecture import Architecture, Node
 from nas.architectures.operations import Shape, build_operation
+from nas.encoding.candidates import Candidate, Encoder
+from nas.encoding.hyperparameters import HyperparameterCube
+from nas.proposals.acquisitions import Acquisition
+from nas.proxies import Proxy
+from nas.sampler import BayesianSampler
 from nas.spaces import FlatSpace, MLPSpace, Space
+from nas.surrogates import Surrogate, VectorModel, surrogate_of
 from nas.trials import architecture_of, suggest
+from priors.random_state import seeded
 
-__all__ = ["OperationContract", "SamplerContract", "SpaceContract", "SyntheticObjective"]
+__all__ = [
+    "AcquisitionContract",
+    "OperationContract",
+    "ProxyContract",
+    "SamplerContract",
+    "SpaceContract",
+    "SurrogateContract",
+    "SyntheticObjective",
+]
 
 
 class SyntheticObjective:
@@ -289,3 +312,205 @@ class SamplerContract(ABC):
         states = [trial.state for trial in study.trials]
         assert states.count(TrialState.FAIL) > 0
         assert states.count(TrialState.COMPLETE) > 0
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Numerical advice is ignored, as in a search."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class SurrogateContract(ABC):
+    """What every surrogate must satisfy, on candidates of `SyntheticObjective`."""
+
+    num_candidates = 16
+
+    @abstractmethod
+    def make_surrogate(self) -> str | Surrogate | VectorModel:
+        """The surrogate under test, as `BayesianSampler` takes it."""
+
+    def candidates(self, num: int, seed: int) -> list[Candidate]:
+        """Random candidates."""
+        objective, generator = SyntheticObjective(), Generator().manual_seed(seed)
+        cube = HyperparameterCube(objective.hyperparameters)
+        return [
+            Candidate.of(objective.space.random(generator), cube.random(generator))
+            for _ in range(num)
+        ]
+
+    def fitted(self) -> tuple[Model, Encoder, Tensor, Tensor]:
+        """A model fitted to some candidates, what writes rows, and the rows and targets."""
+        objective, surrogate = SyntheticObjective(), surrogate_of(self.make_surrogate())
+        observed = self.candidates(self.num_candidates, 0)
+        cube = HyperparameterCube(objective.hyperparameters)
+        encoder = surrogate.encoder(objective.space, cube, observed)
+        X = encoder(observed)
+        Y = X.new_tensor([[-objective.value(c.architecture, **c.values)] for c in observed])
+        Y = (Y - Y.mean()) / Y.std()
+        with seeded(0, torch.device("cpu")), _without_advice():
+            return surrogate.fit(X, Y, encoder), encoder, X, Y
+
+    def test_rows_do_not_depend_on_each_other(self) -> None:
+        """A candidate has the same row alone and among others, in float64."""
+        _, encoder, X, _ = self.fitted()
+        observed = self.candidates(self.num_candidates, 0)
+        assert X.dtype == torch.float64
+        assert X.shape[0] == self.num_candidates
+        assert torch.equal(torch.cat([encoder([candidate]) for candidate in observed]), X)
+
+    def test_new_candidates_have_a_posterior(self) -> None:
+        """Finite, one value each in a batch of them, with a positive variance, and drawn from."""
+        model, encoder, _, _ = self.fitted()
+        rows = encoder(self.candidates(5, 1))
+        with torch.no_grad():
+            posterior: Any = model.posterior(rows[:, None])
+            draws = model.posterior(rows).rsample(torch.Size([3]))
+        assert posterior.mean.shape == (5, 1, 1)
+        assert bool(posterior.mean.isfinite().all())
+        assert bool((posterior.variance > 0).all())
+        assert draws.shape == (3, 5, 1)
+        assert bool(draws.isfinite().all())
+
+    def test_better_candidates_are_predicted_better(self) -> None:
+        """Means at the training rows follow the targets."""
+        model, _, X, Y = self.fitted()
+        with torch.no_grad():
+            posterior: Any = model.posterior(X[:, None])
+        together = torch.stack([posterior.mean[:, 0, 0], Y[:, 0]])
+        assert float(torch.corrcoef(together)[0, 1]) > 0.3
+
+    def test_random_state_decides(self) -> None:
+        """Two fits with the same random state of torch predict the same."""
+        means = []
+        for _ in range(2):
+            model, encoder, _, _ = self.fitted()
+            with torch.no_grad():
+                posterior: Any = model.posterior(encoder(self.candidates(5, 1))[:, None])
+            means.append(posterior.mean)
+        assert torch.equal(*means)
+
+    def test_workers_can_have_it(self) -> None:
+        """A copy by pickle is a surrogate."""
+        copied = pickle.loads(pickle.dumps(surrogate_of(self.make_surrogate())))
+        assert isinstance(copied, Surrogate)
+
+    def test_it_proposes(self) -> None:
+        """In a study."""
+        objective = SyntheticObjective()
+        sampler = BayesianSampler(
+            objective.space,
+            hyperparameters=objective.hyperparameters,
+            surrogate=self.make_surrogate(),
+            num_initial=4,
+            seed=0,
+        )
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(objective, n_trials=5)
+        assert architecture_of(study.trials[-1]) in objective.space
+
+
+class AcquisitionContract(ABC):
+    """What every acquisition must satisfy, of a Gaussian process on the unit interval."""
+
+    @abstractmethod
+    def make_acquisition(self) -> Acquisition:
+        """The acquisition under test, as `BayesianSampler` takes it."""
+
+    def made(self, pending: Tensor | None = None) -> AcquisitionFunction:
+        """Of a model of a hill at 0.7."""
+        X = torch.tensor([[0.0], [0.2], [0.5], [0.9], [1.0]], dtype=torch.float64)
+        Y = -(X - 0.7).square()
+        Y = (Y - Y.mean()) / Y.std()
+        model = SingleTaskGP(X, Y, torch.full_like(Y, 1e-4), outcome_transform=None).eval()
+        with _without_advice():
+            return self.make_acquisition()(model, X, pending, 3)
+
+    def values(self, acquisition: AcquisitionFunction, grid: Tensor | None = None) -> Tensor:
+        """At some points, or on a grid."""
+        with torch.no_grad(), _without_advice():
+            return acquisition(self.grid() if grid is None else grid)
+
+    def grid(self) -> Tensor:
+        """Points `[21, 1, 1]`."""
+        return torch.linspace(0, 1, 21, dtype=torch.float64)[:, None, None]
+
+    def test_one_finite_value_for_each_candidate(self) -> None:
+        """In float64."""
+        values = self.values(self.made())
+        assert values.shape == (21,)
+        assert values.dtype == torch.float64
+        assert bool(values.isfinite().all())
+
+    def test_the_seed_decides(self) -> None:
+        """Made twice alike it is the same."""
+        assert torch.equal(self.values(self.made()), self.values(self.made()))
+
+    def test_candidates_are_judged_one_by_one(self) -> None:
+        """The order of candidates does not depend on the batch they come in."""
+        acquisition = self.made()
+        together = self.values(acquisition)
+        alone = torch.cat([self.values(acquisition, point[None]) for point in self.grid()])
+        assert torch.allclose(alone, together, rtol=0.05, atol=0.05)
+
+    def test_what_is_known_to_be_bad_is_not_the_best(self) -> None:
+        """The foot of the hill, which was observed."""
+        values = self.values(self.made())
+        assert float(values[0]) < float(values.max())
+
+    def test_running_trials_stand_out_no_more(self) -> None:
+        """The best candidate is not further above the average once it runs."""
+        before = self.values(self.made())
+        best = int(before.argmax())
+        after = self.values(self.made(self.grid()[best]))
+        assert bool(after.isfinite().all())
+        assert float(after[best] - after.mean()) <= float(before[best] - before.mean()) + 1e-6
+
+
+class ProxyContract(ABC):
+    """What every proxy must satisfy, on multilayer perceptrons and random rows."""
+
+    @abstractmethod
+    def make_proxy(self) -> Proxy:
+        """The proxy under test, as `nas.proxies.ProxyScores` takes it."""
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Inputs and classes."""
+        generator = Generator().manual_seed(0)
+        return torch.randn(12, 64, generator=generator), torch.arange(12) % 3
+
+    def architectures(self) -> list[Architecture]:
+        """Those that are scored."""
+        generator = Generator().manual_seed(0)
+        return [MLPSpace(64, 10, widths=(8, 16)).random(generator) for _ in range(3)]
+
+    def test_a_number_for_each_architecture(self) -> None:
+        """Finite, the same when asked again."""
+        proxy, (X, y) = self.make_proxy(), self.rows()
+        for architecture in self.architectures():
+            score = float(proxy(architecture, X, y))
+            assert math.isfinite(score)
+            assert float(proxy(architecture, X, y)) == score
+
+    def test_a_module_is_left_as_it_is(self) -> None:
+        """Its weights, gradients and mode, and the random state of torch."""
+        proxy, (X, y) = self.make_proxy(), self.rows()
+        network = self.architectures()[0].build()
+        before = copy.deepcopy(network.state_dict())
+        state = torch.get_rng_state()
+        assert math.isfinite(float(proxy(network, X, y)))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert network.training
+        assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+        assert all(parameter.grad is None for parameter in network.parameters())
+
+    def test_precision_hardly_matters(self) -> None:
+        """Scores in float64 and float32 agree to a per cent."""
+        proxy, (X, y) = self.make_proxy(), self.rows()
+        for architecture in self.architectures():
+            single, double = (
+                float(proxy(architecture, X, y)),
+                float(proxy(architecture, X.double(), y)),
+            )
+            assert math.isclose(single, double, rel_tol=1e-2, abs_tol=1e-3)

@@ -93,7 +93,7 @@ class _Mixture(torch.autograd.Function):
         found = torch.empty_like(own)
         for at in _blocks(parts):
             rows = [value[at] for value in (own, log_weight, mean, scale2, df)]
-            parts[at], found[at] = _parts(*rows, nodes, width2, log_area)
+            parts[at], found[at] = _parts(*rows, nodes, width2, log_area)  # type: ignore[call-arg]
         ctx.save_for_backward(parts, found, log_weight, mean, scale2, df, nodes, width2)
         return found
 

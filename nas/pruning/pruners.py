@@ -95,9 +95,9 @@ class LearningCurvePruner(BasePruner):
     """Stops a trial that will hardly beat the best one.
 
     A process of learning curves (`nas.pruning.curve_process`) is fitted to the curves of the trials
-    that ended, stopped ones included (again each time that there are a seventh more), and says
-    where the curve of the trial will be at the last step of the complete ones. Reports at other
-    steps than theirs are interpolated.
+    that ended, stopped ones included, again each time that there are a seventh more. It says where
+    the curve of the trial will be at the last step of the complete ones. Reports at other steps
+    than theirs are interpolated.
 
     Args:
         level: The trial stops once the probability that its last value beats the best last value is
