@@ -53,6 +53,7 @@ from bayes.networks.bayesian_network import BayesianNetwork
 from bayes.networks.reweighted import ReweightedNetwork
 from bayes.networks.weight_priors import WeightPrior, student_t_weights
 from bayes.processes.gaussian_process import GaussianProcess
+from bayes.processes.heteroscedastic_process import HeteroscedasticGaussianProcess
 from bayes.processes.saas import SaasPrior
 from bayes.processes.scale_mixture import ScaleMixturePosterior
 from bayes.processes.scale_mixture_process import ScaleMixtureProcess
@@ -88,6 +89,7 @@ __all__ = [
     "GaussianProcess",
     "GaussianProcessClassifier",
     "Heteroscedastic",
+    "HeteroscedasticGaussianProcess",
     "LangevinEnsemble",
     "Laplace",
     "Likelihood",

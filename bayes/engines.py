@@ -8,15 +8,17 @@ where they are variational.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.likelihoods import GaussianLikelihood
-from gpytorch.priors import GammaPrior, LogNormalPrior
+from gpytorch.priors import LogNormalPrior
 from torch import Tensor, nn
 
 from bayes.processes.exact_process import ExactProcess
@@ -31,6 +33,7 @@ from priors.scales import HalfCauchyVariance
 __all__ = ["classifiers", "engines", "process_engine", "processes"]
 
 _NOISE_FLOOR = 1e-7
+_NO_NOISE, _SOME_NOISE = 1e-6, 1e-4
 _ROWS_OF_FIT, _MOST_ROWS = 1_000, 5_000
 _WIDTH = 64  # of layers that stand for infinitely wide ones
 
@@ -117,7 +120,20 @@ def _fitted(
     ).to(X)
     model = process(X, Y, kernel(X.shape[-1]).to(X), likelihood=noise)
     model.fit(progress=False, max_rows=fit_rows)
+    if bool((model.likelihood.noise < _NO_NOISE).any()):
+        model = _better(model, _again_with_noise(model, fit_rows))
     return model
+
+
+def _again_with_noise(model: ExactProcess, fit_rows: int) -> ExactProcess:
+    """Fitted from more noise: where there is hardly any, nothing leads an optimiser back to it."""
+    other = copy.deepcopy(model)
+    other.likelihood.noise = torch.full_like(other.likelihood.noise, _SOME_NOISE)
+    return other.fit(progress=False, max_rows=fit_rows)
+
+
+def _better(one: ExactProcess, other: ExactProcess) -> ExactProcess:
+    return max(one, other, key=lambda model: float(model.log_marginal_likelihood()))
 
 
 def _half_cauchy(X: Tensor, *rest: Any, **options: Any) -> ScaleMixtureProcess:
@@ -144,7 +160,8 @@ def _ntk(d: int) -> Kernel:
 
 
 def _scaled(base: Kernel) -> Kernel:
-    return ScaleKernel(base, outputscale_prior=GammaPrior(2.0, 0.5))
+    # with heavy tails: smooth functions that are seen in part have large ones
+    return ScaleKernel(base, outputscale_prior=LogNormalPrior(1.0, 1.5))
 
 
 def _length_prior(d: int) -> LogNormalPrior:

@@ -16,7 +16,7 @@ BENCHMARKS = {
     "networks": "benchmarks.bayes.samplers",
     "pfn": "benchmarks.pfn.run",
     "posteriors": "benchmarks.bayes.posteriors",
-    "search": "benchmarks.nas.digits",
+    "search": "benchmarks.nas.run",
     "structure": "benchmarks.structure",
 }
 

@@ -10,8 +10,11 @@ from nas.architectures.drawing import plot_architecture
 from nas.architectures.operations import register_operation
 from nas.pruning import LearningCurvePruner, ParetoPruner, report_value, should_prune
 from nas.sampler import BayesianSampler
+from nas.studies.analysis import MotifEffect, motif_effects
+from nas.studies.dashboard import annotate
 from nas.studies.ensembles import Ensemble, ensemble
 from nas.studies.evaluation import SearchError
+from nas.studies.export import export
 from nas.studies.importance import importances
 from nas.studies.keeping import keep_predictions
 from nas.studies.report import Section, write_report
@@ -25,17 +28,21 @@ __all__ = [
     "BayesianSampler",
     "LearningCurvePruner",
     "Ensemble",
+    "MotifEffect",
     "Node",
     "ParetoPruner",
     "SearchError",
     "Section",
     "StorageError",
     "__version__",
+    "annotate",
     "architecture_of",
     "enqueue",
     "ensemble",
+    "export",
     "importances",
     "keep_predictions",
+    "motif_effects",
     "plot_architecture",
     "proxies",
     "register_operation",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.architectures import Architecture
 from nas.encoding.candidates import Candidate
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.pruning.curves import curve_of
-from nas.spaces import Space
 from nas.trials import PROPOSED, architecture_of
 
 __all__ = ["FINISHED", "History"]
@@ -25,7 +25,7 @@ class History:
 
     Args:
         trials: Of the study, without the one that asks and without those that run again.
-        space: Others' architectures are left out.
+        is_member: Whether an architecture is of the space; others are left out.
         cube: Others' hyperparameters are left out.
         directions: Of the objectives.
 
@@ -44,7 +44,7 @@ class History:
     def __init__(
         self,
         trials: Sequence[FrozenTrial],
-        space: Space,
+        is_member: Callable[[Architecture], bool],
         cube: HyperparameterCube,
         directions: Sequence[StudyDirection],
     ) -> None:
@@ -54,7 +54,7 @@ class History:
         for trial in trials:
             architecture = architecture_of(trial)
             values = {**trial.user_attrs.get(PROPOSED, {}), **trial.params}
-            if architecture is None or architecture not in space or not cube.contains(values):
+            if architecture is None or not is_member(architecture) or not cube.contains(values):
                 continue
             candidate = Candidate.of(
                 architecture, {name: values[name] for name in cube.distributions}

@@ -14,6 +14,7 @@ import hashlib
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gpytorch
@@ -32,6 +33,7 @@ from nas.history import FINISHED, History
 from nas.proposals.acquisitions import ACQUISITIONS, HYPERVOLUME, Acquisition
 from nas.proposals.fronts import fronts
 from nas.proposals.maximisation import maximise
+from nas.proposals.memory import Learnt, Memory, num_learnt_from
 from nas.proposals.weights import Feasibility, Speed, Success, Weight, Weighted
 from nas.proxies import ProxyScores
 from nas.spaces import FlatSpace, Space
@@ -136,6 +138,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         )
         self.num_initial = num_initial
         self.cost_aware = cost_aware
+        self._memory = Memory()
         self.seed = seed
         self.device = torch.device("cpu" if device is None else device)
 
@@ -246,28 +249,23 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         seed = self._seed(study, position)
         generator = Generator().manual_seed(seed)
         modelled, unused = _split(cube, others)
-        history = History(others, self.space, modelled, study.directions)
+        history = History(
+            others, partial(self._memory.is_member, self.space), modelled, study.directions
+        )
         if history.num_finished < self.num_initial:
             return self._initial(cube, position, self._seed(study, -1), history, generator)
-        found = self._maximise(history, modelled, seed, generator)
+        found = self._maximise(history, modelled, seed, self._seed(study, -1), generator)
         return Candidate.of(found.architecture, {**found.values, **unused.random(generator)})
 
     def _maximise(
-        self, history: History, cube: HyperparameterCube, seed: int, generator: Generator
+        self,
+        history: History,
+        cube: HyperparameterCube,
+        seed: int,
+        study_seed: int,
+        generator: Generator,
     ) -> Candidate:
         """The candidate of the largest acquisition value."""
-        encoder = self.surrogate.encoder(self.space, cube, history.observed)
-        X = encoder(history.observed).to(self.device)
-        pending = encoder(history.pending).to(self.device) if history.pending else None
-        notice = self.surrogate.notice(X)
-        if notice is not None:
-            warnings.warn(notice, stacklevel=2)
-        valued = ~torch.tensor(history.failed, device=self.device)
-        columns = X.new_tensor(history.values)[valued].T
-        warp = half_rank if len(columns) == 1 else winsorised
-        Y = torch.stack([warp(column) for column in columns], 1)
-        violations = X.new_tensor(history.violations)[valued]
-        feasible = violations == 0
         with (
             _ONE_AT_A_TIME,
             warnings.catch_warnings(),
@@ -276,9 +274,16 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         ):
             # Numerical advice from the fit: the proposal stays valid, only less sharp.
             warnings.simplefilter("ignore")
+            with seeded(study_seed if self.surrogate.refits else seed, self.device):
+                models, encoder, Y = self._models(history, cube)
+            X = encoder(history.observed).to(self.device)
+            valued = ~torch.tensor(history.failed, device=self.device)
+            notice = self.surrogate.notice(X[valued])
+            pending = encoder(history.pending).to(self.device) if history.pending else None
+            violations = X.new_tensor(history.violations)[valued]
+            feasible = violations == 0
             acquisition = None
             if bool(feasible.any()):
-                models = [self.surrogate.fit(X[valued], y[:, None], encoder) for y in Y.T]
                 model = models[0] if len(models) == 1 else ModelList(*models)
                 with self.device:  # BoTorch makes some tensors on the default device
                     acquisition = self._acquisition_of(len(models))(
@@ -287,14 +292,57 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             weights = self._weights(history, X, encoder)
             if weights or acquisition is None:
                 acquisition = Weighted(acquisition, weights)
-            order = _best_first(Y, X.new_tensor(history.violations)[valued])[:NUM_ELITES].tolist()
-            return maximise(
+            order = _best_first(Y, violations)[:NUM_ELITES].tolist()
+            pool = self._memory.pool(self.space, study_seed)
+            found = maximise(
                 lambda points: acquisition(points.to(self.device)),
                 encoder,
+                pool=pool.first(len(X)),
+                is_whole=pool.is_whole,
                 elites=[history.observed[row] for row in valued.nonzero()[order, 0].tolist()],
                 seen=history.seen,
                 generator=generator,
             )
+        if notice is not None:
+            warnings.warn(notice, stacklevel=2)
+        return found
+
+    def _models(
+        self, history: History, cube: HyperparameterCube
+    ) -> tuple[Sequence[Model], Encoder, Tensor]:
+        """A surrogate of each objective, their encoder, and the targets `[n, m]`.
+
+        Failed trials have no values; what they tell is in the weights.
+        """
+        valued = [
+            c for c, failed in zip(history.observed, history.failed, strict=True) if not failed
+        ]
+        values = [v for v, failed in zip(history.values, history.failed, strict=True) if not failed]
+
+        def rows(encoder: Encoder, number: int) -> tuple[Tensor, Tensor]:
+            X = encoder(valued[:number]).to(self.device)
+            columns = X.new_tensor(values[:number]).T
+            warp = half_rank if len(columns) == 1 else winsorised
+            return X, torch.stack([warp(column) for column in columns], 1)
+
+        def fit(number: int) -> Learnt:
+            encoder = self.surrogate.encoder(self.space, cube, valued[:number])
+            X, Y = rows(encoder, number)
+            return Learnt(encoder, [self.surrogate.fit(X, y[:, None], encoder) for y in Y.T])
+
+        number = len(valued)
+        if not self.surrogate.refits:
+            encoder, models = fit(number)
+            return models, encoder, rows(encoder, number)[1]
+        first = num_learnt_from(number, self.num_initial)
+        key = (valued[:first], values[:first], cube.distributions)
+        encoder, earlier = self._memory.learnt(key, lambda: fit(first))
+        X, Y = rows(encoder, number)
+        models = [
+            self.surrogate.refit(X, y[:, None], encoder, model)
+            for y, model in zip(Y.T, earlier, strict=True)
+        ]
+        return models, encoder, Y
 
     def _acquisition_of(self, num_objectives: int) -> Acquisition:
         """What the name stands for with so many objectives."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -127,7 +128,13 @@ def columns_of(space: FlatSpace, trials: Sequence[FrozenTrial]) -> dict[str, str
 def architecture_of(trial: FrozenTrial | optuna.Trial) -> Architecture | None:
     """The architecture stored with a trial, None where it has none yet."""
     stored = trial.user_attrs.get(ARCHITECTURE)
-    return None if stored is None else Architecture.from_json(stored)
+    return None if stored is None else _parsed(stored)
+
+
+@lru_cache(maxsize=1 << 13)
+def _parsed(text: str) -> Architecture:
+    """Of the JSON; every proposal reads those of all trials."""
+    return Architecture.from_json(text)
 
 
 def enqueue(

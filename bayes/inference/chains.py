@@ -147,6 +147,11 @@ class ChainMethod(ABC):
         return density.start(generator, self.num_chains, like)
 
     @property
+    def _initial_gradients(self) -> int:
+        """What the starts cost each chain, as part of the warm-up."""
+        return 0
+
+    @property
     def _name(self) -> str:
         return type(self).__name__
 
@@ -193,6 +198,7 @@ class _Run:
         else:
             position = method._initial(density, self.generator, like)
             self.state = self.kernel.start(position, self.generator)
+            self.state["num_gradients"] += method._initial_gradients
 
     def complete(self) -> None:
         """Warm up and draw what is missing."""

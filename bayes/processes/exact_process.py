@@ -60,7 +60,7 @@ from bayes.processes.prediction import conditional
 from bayes.processes.rows import ProcessRows, takes_missing
 from bayes.processes.sample_path import SamplePath
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
-from priors.kernels.network import NNGPKernel, NTKKernel
+from priors.kernels.network import NNGPKernel, NTKKernel, columns_together
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
 from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
@@ -112,7 +112,9 @@ class ExactProcess(ProcessRows, ABC):
             covar_module=copy.deepcopy(kernel),
             mean_module=ZeroMean(),
             outcome_transform=None if outcome is None else ElementwiseOutcome(outcome),
-            input_transform=make_input_transform(input_transform, train_X),
+            input_transform=make_input_transform(
+                input_transform, train_X, columns_together(kernel)
+            ),
         )
         if train_Yvar is None and likelihood is None:
             self.likelihood.noise = _NOISE_VAR
@@ -515,12 +517,14 @@ class ExactProcess(ProcessRows, ABC):
         check_module(path, "kernel", kernel, description["kernel"])
         known = tensors.get("train_Yvar")
         later = known is not None and (likelihood is not None or bool(known.isnan().any()))
+        if known is not None and not later:
+            further = {**further, "train_Yvar": known}
+        if likelihood is not None:
+            further = {**further, "likelihood": likelihood}
         model = cls(
             tensors["train_X"],
             tensors["train_Y"],
             kernel,
-            train_Yvar=None if later else known,
-            likelihood=likelihood,
             input_transform=input_transform,
             outcome_transform=outcome_transform,
             **{**description["construction"], **further},

@@ -61,8 +61,9 @@ class GaussianProcessClassifier(Model):
         num_inducing: Inducing points of the variational ones, at most.
         inducing_points: Where to put them instead, `[M, d]` in the units of train_X.
         alpha: Of "dirichlet": what is added to the labels, 0 < alpha < 1.
-        input_transform: `DEFAULT` standardises by the training rows, None applies none; or a
-            BoTorch `InputTransform`.
+        input_transform: `DEFAULT` standardises by the training rows, columns that meet the same
+            weights (the pixels of a channel) together; None applies none; or a BoTorch
+            `InputTransform`.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -292,8 +293,9 @@ class ScaleMixtureClassifier(VariationalProcess):
         num_inducing: Inducing points, at most; all rows where they are fewer.
         inducing_points: Where to put them instead, `[M, d]` in the units of train_X.
         learn_inducing_points: Whether `fit` moves them too, unless all rows are taken.
-        input_transform: `DEFAULT` standardises by the training rows, None applies none; or a
-            BoTorch `InputTransform`.
+        input_transform: `DEFAULT` standardises by the training rows, columns that meet the same
+            weights (the pixels of a channel) together; None applies none; or a BoTorch
+            `InputTransform`.
 
     Raises:
         TypeError: an argument is of the wrong kind.

@@ -38,8 +38,9 @@ class VariationalGaussianProcess(VariationalProcess):
             the variance that they leave.
         inducing_points: Where to put them instead, `[M, d]` in the units of train_X.
         learn_inducing_points: Whether `fit` moves them too, unless all rows are taken.
-        input_transform: `DEFAULT` standardises by the training rows, None applies none; or a
-            BoTorch `InputTransform`.
+        input_transform: `DEFAULT` standardises by the training rows, columns that meet the same
+            weights (the pixels of a channel) together; None applies none; or a BoTorch
+            `InputTransform`.
         outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
             elementwise `torch.distributions` transform from the model's scale to Y's. Classes and
             counts have none.

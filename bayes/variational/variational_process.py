@@ -63,6 +63,7 @@ from bayes.variational.projection import chosen_rows, factor, project
 from bayes.variational.stochastic import StochasticAscent
 from bayes.variational.whitened_gaussian import Factorised, WhitenedGaussian
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
+from priors.kernels.network import columns_together
 from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
@@ -163,7 +164,8 @@ class VariationalProcess(Model, gpytorch.Module):
         self.outcome_transform = (
             None if outcome is None else ElementwiseOutcome(outcome).to(train_X).eval()
         )
-        self.input_transform = make_input_transform(input_transform, train_X)
+        together = columns_together(kernel)
+        self.input_transform = make_input_transform(input_transform, train_X, together)
         if self.input_transform is not None:
             self.input_transform.eval()
         self.covar_module = copy.deepcopy(kernel).to(train_X)

@@ -2,6 +2,7 @@
 
 `python -m benchmarks posteriors --speed ...`: beside plain GPyTorch, see `posterior_speed`.
 `python -m benchmarks posteriors --real ...`: real tables and the stack, see `real_posteriors`.
+`python -m benchmarks posteriors --shift ...`: shifted rows and wrong outcomes, see `heavy_tails`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 
 PARTS = {
     "--real": "benchmarks.bayes.real_posteriors",
+    "--shift": "benchmarks.bayes.heavy_tails",
     "--speed": "benchmarks.bayes.posterior_speed",
 }
 

@@ -15,8 +15,8 @@ epochs after which the run without stopping has its best value over those after 
 a value as good, 0 where it never has. `coverage` is how often the last value of new curves lies in
 the pruner's central 90% interval, the process fitted to 30 whole curves.
 
-    python -m benchmarks search --curves --data FOLDER            # 5 seeds, 15 minutes on one core
-    python -m benchmarks search --curves --data FOLDER --quick    # 1 seed of 30 curves
+    python -m benchmarks search curves --data FOLDER            # 5 seeds, 15 minutes on one core
+    python -m benchmarks search curves --data FOLDER --quick    # 1 seed of 30 curves
 
 Each run is a line of a file under `runs/`, so an interrupted benchmark goes on where it stopped.
 """
@@ -152,9 +152,7 @@ def coverage(curves: np.ndarray) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run or finish the benchmark, print a table and write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks search --curves", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks search curves", description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get("WIDEPRIOR_DATA"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true")
@@ -199,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     result = {
         "benchmark": "stopping trials by their learning curves",
-        "command": "python -m benchmarks search --curves " + " ".join(argv or []),
+        "command": "python -m benchmarks search curves " + " ".join(argv or []),
         "seeds": seeds,
         "curves of a run": num_curves,
         "summary": summary,

@@ -101,7 +101,8 @@ plot_prior(prior).savefig("prior.png")
 #
 # The forward is traced with `torch.fx`. Residual and gated branches, layers called in a loop, shared layers,
 # convolutions, recurrent networks and attention need no changes. Rows are flat, as in GPyTorch and BoTorch;
-# `input_shape` gives the shape of one input.
+# `input_shape` gives the shape of one input. Engines standardise what meets the same weights together: all pixels of a
+# channel, a token feature at all positions.
 
 # %%
 import torch.nn.functional as F

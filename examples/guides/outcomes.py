@@ -96,7 +96,8 @@ print("90% of counts in", here.quantile(torch.tensor([0.05, 0.95]).double())[...
 # `WeightPrior` gives layers other laws: `"laplace"` and `"student_t"` weights are mostly small and rarely
 # large. A random variance of the readout makes the whole function a scale mixture: with an inverse gamma, wide
 # networks approach a [Student t process](heavy-tails.md). `learn_variances=True` draws the layers' variances
-# along with the weights. All of them are priors over functions and go where a `NetworkPrior` does:
+# along with the weights, and the length scales of the inputs where the network has some (`ard_num_dims`). All
+# of them are priors over functions and go where a `NetworkPrior` does:
 
 # %%
 from torch.distributions import InverseGamma

@@ -122,7 +122,7 @@ for method in methods:
 # | `Laplace` | a Gaussian about the highest mode found; predictions of the network linearised there | one mode; `weights="last_layer"`, `structure="kronecker"` (`pip install wideprior[curvature]`) or `"diagonal"` where weights are many |
 # | `DeepEnsemble` | modes reached from independent starts | spread comes from the starts alone |
 # | `LowRank` | the closest Gaussian whose covariance is a diagonal and `rank` columns | slow where the mode is far from the prior |
-# | `MeanField` | the closest independent Gaussians | underfits wide networks on few rows; `likelihood_weight="data"` underfits less |
+# | `MeanField` | the closest independent Gaussians | underfits wide networks on few rows; `likelihood_weight="data"` underfits less, and with `learn_variances=True` learns layer variances and length scales without a grid |
 #
 # After `fit(Laplace())`, `model.draws.log_evidence` estimates the log marginal likelihood, by which priors
 # and architectures can be compared without held-out rows.

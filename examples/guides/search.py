@@ -90,6 +90,8 @@ python -m nas search --objective objective.py:objective --space objective.py:SPA
 )
 
 # %% [markdown]
+# `python -m nas resume --storage digits.db --trials 4` goes on with it.
+#
 # `python -m nas status --storage digits.db` prints the same summary at any time.
 #
 # In Python, `nas.search(..., workers=2)` does the same; put the call under `if __name__ == "__main__":`, as for
@@ -97,7 +99,8 @@ python -m nas search --objective objective.py:objective --space objective.py:SPA
 #
 # ## Look
 #
-# The study is Optuna's own, so `trials_dataframe`, importances and its dashboard work.
+# The study is Optuna's own, so `trials_dataframe` and its dashboard work. What else is in it (importances,
+# ensembles, code of the best, the report): [What a search leaves behind](search-results.md).
 
 # %%
 table = study.trials_dataframe(attrs=("number", "value", "params"))

@@ -34,6 +34,11 @@ print("share within the 90% interval", np.mean((low < test_y) & (test_y < high))
 # `fit` only encodes the rows. The networks were trained on up to 512 rows of 20 features and warn beyond.
 # `score`, pipelines and `cross_val_score` work as with every estimator.
 #
+# Of more columns `PFNClassifier` shows each member of its ensemble a part: the most informative ones, principal
+# components of all, or groups in turn. On scikit-learn's digits, 64 columns and 512 training rows, that is right in 96%
+# of the cases (one split), logistic regression in 94%, and the best 20 columns alone in 82%. `PFNRegressor` keeps the
+# most informative columns.
+#
 # ## Classification
 
 # %%

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from nas.architectures import Architecture
 from nas.encoding.hyperparameters import HyperparameterCube
-from nas.encoding.paths import paths_of
 from nas.kernels import ArchitectureTable
+from nas.kernels.motifs import MotifStore
+from nas.kernels.paths import paths_of
 from nas.spaces import Space
 
 __all__ = ["Candidate", "Encoder", "PathEncoder", "TableEncoder", "VectorEncoder"]
@@ -61,15 +62,21 @@ class Encoder(ABC):
     def encode(self, architecture: Architecture) -> Tensor:
         """The architecture's part of the row, `[d]` in float64."""
 
-    def __call__(self, candidates: Sequence[Candidate]) -> Tensor:
-        """`[n, d]` in float64."""
-        rows = []
-        for candidate in candidates:
-            graph = candidate.architecture
+    def codes(self, architectures: Sequence[Architecture]) -> Tensor:
+        """`encode` of each, `[n, d]`."""
+        for graph in architectures:
             if graph not in self._codes:
                 self._codes[graph] = self.encode(graph)
-            rows.append(torch.cat([self._codes[graph], self.cube.encode(candidate.values)]))
-        return torch.stack(rows)
+        return torch.stack([self._codes[graph] for graph in architectures])
+
+    def __call__(self, candidates: Sequence[Candidate]) -> Tensor:
+        """`[n, d]` in float64."""
+        codes = self.codes([candidate.architecture for candidate in candidates])
+        if not self.cube.distributions:
+            return codes
+        rows = [self.cube.row(candidate.values) for candidate in candidates]
+        values = torch.tensor(rows, dtype=torch.float64, device="cpu")
+        return torch.cat([codes, values], dim=-1)
 
 
 class VectorEncoder(Encoder):
@@ -88,6 +95,7 @@ class TableEncoder(Encoder):
         cube: Encodes the hyperparameters.
         observed: The training rows.
         traits: Further descriptors, see `ArchitectureTable`.
+        store: Features that are known already, likewise.
     """
 
     def __init__(
@@ -97,14 +105,20 @@ class TableEncoder(Encoder):
         observed: Sequence[Candidate],
         *,
         traits: Callable[[Architecture], Sequence[float]] | None = None,
+        store: MotifStore | None = None,
     ) -> None:
         super().__init__(space, cube)
-        self.table = ArchitectureTable((c.architecture for c in observed), traits=traits)
+        first = (candidate.architecture for candidate in observed)
+        self.table = ArchitectureTable(first, traits=traits, store=store)
 
     def encode(self, architecture: Architecture) -> Tensor:
         """The number, `[1]`."""
-        (number,) = self.table.numbers([architecture])
-        return torch.tensor([number], dtype=torch.float64, device="cpu")
+        return self.codes([architecture])[0]
+
+    def codes(self, architectures: Sequence[Architecture]) -> Tensor:
+        """The numbers, `[n, 1]`."""
+        numbers = self.table.numbers(architectures)
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu")[:, None]
 
 
 class PathEncoder(Encoder):

@@ -61,13 +61,17 @@ class HyperparameterCube:
 
     def encode(self, values: Mapping[str, Any]) -> Tensor:
         """The point of these values, `[dimension]` in float64; extra names are not looked at."""
+        return torch.tensor(self.row(values), dtype=torch.float64, device="cpu")
+
+    def row(self, values: Mapping[str, Any]) -> list[float]:
+        """The coordinates of `encode`."""
         row: list[float] = []
         for name, distribution in self.distributions.items():
             if isinstance(distribution, CategoricalDistribution):
                 row += [float(values[name] == choice) for choice in distribution.choices]
             else:
                 row.append(_to_unit(values[name], distribution))
-        return torch.tensor(row, dtype=torch.float64, device="cpu")
+        return row
 
     def contains(self, values: Mapping[str, Any]) -> bool:
         """Whether every name is there with a value inside its distribution."""

@@ -3,6 +3,7 @@
 from nas.kernels.kernels import (
     BudgetKernel,
     DescriptorKernel,
+    LinearKernel,
     WeisfeilerLehmanKernel,
     architecture_kernel,
 )
@@ -12,6 +13,7 @@ __all__ = [
     "ArchitectureTable",
     "BudgetKernel",
     "DescriptorKernel",
+    "LinearKernel",
     "WeisfeilerLehmanKernel",
     "architecture_kernel",
 ]

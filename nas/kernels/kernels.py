@@ -1,13 +1,14 @@
 """Kernels between architectures, by their number in a table, and between training budgets.
 
-`WeisfeilerLehmanKernel` weighs the levels of motifs, `DescriptorKernel` compares sizes and counts,
-one at a time, and `architecture_kernel` adds the two and multiplies by kernels of hyperparameters
-and budget. The number is a coordinate of X like any other, so every BoTorch acquisition function
-works on graphs.
+`WeisfeilerLehmanKernel` weighs the levels of motifs and paths, `LinearKernel` has a trend in sizes
+and counts, `DescriptorKernel` compares them one at a time, and `architecture_kernel` adds the three
+and multiplies by kernels of hyperparameters and budget. The number is a coordinate of X like any
+other, so every BoTorch acquisition function works on graphs.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,7 +19,13 @@ from torch import Tensor, nn
 
 from nas.kernels.table import ArchitectureTable
 
-__all__ = ["BudgetKernel", "DescriptorKernel", "WeisfeilerLehmanKernel", "architecture_kernel"]
+__all__ = [
+    "BudgetKernel",
+    "DescriptorKernel",
+    "LinearKernel",
+    "WeisfeilerLehmanKernel",
+    "architecture_kernel",
+]
 
 
 class _Lookup(Kernel):
@@ -39,11 +46,21 @@ class _Lookup(Kernel):
         """Kernel between `x1` `[..., n1, 1]` and `x2` `[..., n2, 1]`: `[..., n1, n2]`."""
         one, two = x1[..., 0].round().long(), x2[..., 0].round().long()
         if diag:
-            return self._entries(one, two, x1)
-        return self._entries(one[..., :, None], two[..., None, :], x1)
+            one, two = torch.broadcast_tensors(one, two)
+            return self._pairs(one.flatten(), two.flatten(), x1).unflatten(0, one.shape)
+        if one.dim() == two.dim() == 1:
+            return self._block(one, two, x1)
+        # Batches share most numbers: each pair of different ones is computed once.
+        rows, places = one.unique(return_inverse=True)
+        columns, others = two.unique(return_inverse=True)
+        return self._block(rows, columns, x1)[places[..., :, None], others[..., None, :]]
 
-    def _entries(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
-        """The kernel of pairs of numbers, which broadcast."""
+    def _block(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
+        """The kernel between numbers `[n1]` and `[n2]`, `[n1, n2]` as `like`."""
+        raise NotImplementedError
+
+    def _pairs(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
+        """The kernel of pairs of numbers `[n]`, `[n]` as `like`."""
         raise NotImplementedError
 
 
@@ -89,10 +106,15 @@ class WeisfeilerLehmanKernel(_Lookup):
         """Distance 1 - k over which functions change, `[1]`."""
         return self.raw_length_constraint.transform(self.raw_length)
 
-    def _entries(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
-        grams, weights = self.table.grams().to(like), self.weights.to(like)
-        value = torch.tensordot(weights, grams, 1)[one, two]
-        return value if self.linear else ((value - 1) / self.length.to(like)).exp()
+    def _block(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
+        return self._of_levels(self.table.gram(one, two).to(like))
+
+    def _pairs(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
+        return self._of_levels(self.table.pairs(one, two).to(like))
+
+    def _of_levels(self, levels: Tensor) -> Tensor:
+        value = torch.tensordot(self.weights.to(levels), levels, 1)
+        return value if self.linear else ((value - 1) / self.length.to(levels)).exp()
 
 
 class DescriptorKernel(_Lookup):
@@ -132,11 +154,47 @@ class DescriptorKernel(_Lookup):
         """Length scales in deviations of each descriptor, `[d]`."""
         return self.raw_lengths_constraint.transform(self.raw_lengths)
 
-    def _entries(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
-        rows = self.table.descriptors().to(like) / self.lengths.to(like)
-        distance = (rows[one] - rows[two]).abs() * 5**0.5
-        value = (1 + distance + distance.square() / 3) * (-distance).exp()
-        return value @ self.weights.to(like)
+    def _block(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
+        rows = self._rows(like)
+        return self._of_rows(rows[one][:, None], rows[two])
+
+    def _pairs(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
+        rows = self._rows(like)
+        return self._of_rows(rows[one], rows[two])
+
+    def _rows(self, like: Tensor) -> Tensor:
+        return self.table.descriptors().to(like) / self.lengths.to(like) * 5**0.5
+
+    def _of_rows(self, one: Tensor, two: Tensor) -> Tensor:
+        # One descriptor after another, as all of them at once would fill the memory.
+        total: Any = 0.0
+        for place, weight in enumerate(self.weights.to(one)):
+            distance = (one[..., place] - two[..., place]).abs()
+            total = total + weight * (1 + distance + distance.square() / 3) * (-distance).exp()
+        return total
+
+
+class LinearKernel(_Lookup):
+    """The inner product of descriptors, divided by their number: a plane through the mean.
+
+    Larger networks are better until they are not, so a trend is what few trials show first.
+
+    Args:
+        table: Of the architectures whose numbers X holds.
+        active_dims: Which column holds the number.
+    """
+
+    def _block(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
+        rows = self._rows(like)
+        return rows[one] @ rows[two].T
+
+    def _pairs(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
+        rows = self._rows(like)
+        return (rows[one] * rows[two]).sum(-1)
+
+    def _rows(self, like: Tensor) -> Tensor:
+        rows = self.table.descriptors().to(like)
+        return rows / rows.shape[-1] ** 0.5
 
 
 class BudgetKernel(Kernel):
@@ -178,7 +236,7 @@ class BudgetKernel(Kernel):
 def architecture_kernel(
     table: ArchitectureTable, num_hyperparameters: int = 0, *, budget: bool = False
 ) -> Kernel:
-    """(motifs + descriptors), times a Matern-5/2 kernel of hyperparameters, times one of budget.
+    """(motifs + trend + descriptors), times kernels of hyperparameters (Matern-5/2) and of budget.
 
     Args:
         table: Holds the architectures of the training rows; column 0 of X are its numbers.
@@ -187,8 +245,9 @@ def architecture_kernel(
         budget: Whether one more column is the share of the largest budget.
     """
     parts: list[Kernel] = [
-        ScaleKernel(WeisfeilerLehmanKernel(table, active_dims=[0]), outputscale_prior=_scale())
-        + ScaleKernel(DescriptorKernel(table, active_dims=[0]), outputscale_prior=_scale())
+        _scaled(WeisfeilerLehmanKernel(table, active_dims=[0]), 0.7)
+        + _scaled(LinearKernel(table, active_dims=[0]), 0.5)
+        + _scaled(DescriptorKernel(table, active_dims=[0]), 0.05)
     ]
     if num_hyperparameters:
         location = 2**0.5 + 0.5 * torch.tensor(float(num_hyperparameters)).log().item()
@@ -207,8 +266,12 @@ def architecture_kernel(
     return parts[0] if len(parts) == 1 else ProductKernel(*parts)
 
 
-def _scale() -> GammaPrior:
-    return GammaPrior(2.0, 3.0)
+def _scaled(kernel: Kernel, variance: float) -> ScaleKernel:
+    """With a learnt variance around this one."""
+    prior = LogNormalPrior(math.log(variance), 1.0)
+    scaled = ScaleKernel(kernel, outputscale_prior=prior)
+    scaled.outputscale = variance
+    return scaled
 
 
 def _reader(name: str) -> Any:

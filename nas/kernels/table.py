@@ -1,49 +1,33 @@
-"""Architectures by number, with their kernels computed once.
+"""Architectures by number, as the kernels of one model compare them.
 
 Models see a candidate as a row of numbers, so an architecture is a number of a table, in the first
-column of X. The table keeps the Gram matrix of every level of motifs and the descriptors of every
-architecture; a kernel looks entries up. Architectures can be added at any time, also after a model
-was fitted.
+column of X, and kernels look its features up. What the table begins with, the training rows,
+decides which levels of motifs and which operations tell architectures apart and the units of
+descriptors. Architectures can be added at any time, also after a model was fitted.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nas.architectures import Architecture
-from nas.kernels.computation import bodies_of, computation
-from nas.kernels.weisfeiler_lehman import motif_counts, unary
+from nas.kernels.motifs import Block, MotifStore
 
 __all__ = ["ArchitectureTable"]
 
-
-class Features(NamedTuple):
-    """What kernels compare of one architecture.
-
-    Attributes:
-        motifs: Counts, level by level; see `ArchitectureTable`.
-        operations: How often each operation is in its graphs, a cell counted once.
-        sizes: Log parameters, log FLOPs (of 1 + x) and depth.
-    """
-
-    motifs: tuple[dict[Hashable, int], ...]
-    operations: dict[str, int]
-    sizes: tuple[float, float, float]
+MAX_COMPARED = 256  # first architectures that decide which levels say something
 
 
 class ArchitectureTable:
     """Architectures by number.
 
-    Levels are of four kinds of motifs, `depth + 1` of each: of the network and of the cells that it
-    repeats, by the names of operations and by names and arguments. Levels that say nothing about
-    the architectures that the table begins with, or what another says, are left out.
+    Levels are of motifs and of paths, see `MotifStore`. Those that say nothing about the
+    architectures that the table begins with, or what another says, are left out.
 
     Args:
         architectures: Those that the table begins with, the training rows.
@@ -51,9 +35,10 @@ class ArchitectureTable:
         assignment: Whether levels are optimal-assignment kernels, or inner products of counts.
         traits: Further descriptors of an architecture, as many numbers for each; NaN where it has
             none, which counts as the mean. See `nas.proxies.ProxyScores`.
+        store: Where features are kept, of that depth and assignment; tables of one store have the
+            same numbers. None makes a new one.
 
     Attributes:
-        architectures: By number.
         levels: Which levels are kept.
         operations: Operations whose number differs among the first architectures.
 
@@ -68,71 +53,52 @@ class ArchitectureTable:
         depth: int = 2,
         assignment: bool = True,
         traits: Callable[[Architecture], Sequence[float]] | None = None,
+        store: MotifStore | None = None,
     ) -> None:
-        if depth < 0:
-            raise ValueError(f"depth must not be negative, got {depth}.")
-        self.depth = depth
-        self.assignment = assignment
+        self.store = MotifStore(depth=depth, assignment=assignment) if store is None else store
         self.traits = traits
-        self.architectures: list[Architecture] = []
-        self._numbers: dict[Architecture, int] = {}
-        self._features: list[Features] = []
-        self.levels: list[int] = list(range(4 * (depth + 1)))
-        self._grams: Tensor
-        self._forget()
-        if not self.numbers(architectures):
+        first = list(dict.fromkeys(self.numbers(architectures)))
+        if not first:
             raise ValueError("A table needs the architectures of the training rows.")
-        self.operations = self._differing()
-        grams = self.grams()
-        # The last of equal ones goes; with nothing to tell apart the first stays.
-        self.levels = [
-            level
-            for level in self.levels
-            if not _alike(grams[level], grams[level, 0, 0])
-            and not any(_alike(grams[level], grams[other]) for other in range(level))
-        ] or [0]
-        self._forget()
-        sizes = self._sizes(0)
+        counts = [self.store.operations[number] for number in first]
+        names = sorted({name for each in counts for name in each})
+        self.operations = tuple(n for n in names if len({each.get(n, 0) for each in counts}) > 1)
+        self.levels = self._telling(np.array(first[:MAX_COMPARED]))
+        sizes = self._sizes(first)
         self._centre = sizes.nanmean(0).nan_to_num()
         spread = (sizes - self._centre).square().nanmean(0).sqrt()
         self._spread = torch.where(spread > 1e-9, spread, 1.0)
         self._scaled = sizes[:0]
+        self._last: Block | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ArchitectureTable:
         return self  # kernels that are copied share it
 
     def __len__(self) -> int:
-        return len(self.architectures)
+        return len(self.store)
 
     def numbers(self, architectures: Iterable[Architecture]) -> list[int]:
         """Their numbers; those that are new are added."""
-        found = []
-        for architecture in architectures:
-            number = self._numbers.setdefault(architecture, len(self.architectures))
-            if number == len(self.architectures):
-                self.architectures.append(architecture)
-                self._features.append(_features(architecture, self.depth))
-            found.append(number)
-        return found
+        return self.store.numbers(architectures)
 
-    def grams(self) -> Tensor:
-        """The levels that are kept, `[levels, n, n]` in float64 on the CPU.
+    def gram(self, one: Tensor, two: Tensor) -> Tensor:
+        """The levels that are kept between numbers `[n1]` and `[n2]`.
 
-        1 on the diagonals, except where an architecture has none of the motifs: cells, in one
-        without cells. It is 0 there.
+        Returns:
+            `[levels, n1, n2]` in float64 on the CPU. 1 for equal architectures, except where one
+            has none of the motifs: cells, in one without cells. It is 0 there.
         """
-        done = self._grams.shape[-1]
-        if done < len(self):
-            shape = len(self.levels), len(self), len(self)
-            grown = torch.zeros(shape, dtype=torch.float64, device="cpu")
-            grown[:, :done, :done] = self._grams
-            for place, level in enumerate(self.levels):
-                rows = self._motifs(place, level, done)
-                new = torch.from_numpy((rows[done:] @ rows.T).toarray())
-                grown[place, done:] = new
-                grown[place, :, done:] = new.T
-            self._grams = grown
-        return self._grams
+        rows, columns = one.cpu().numpy(), two.cpu().numpy()
+        if self._last is None or not self._last.holds(rows, columns):
+            grams = [self.store.gram(level, rows, columns) for level in self.levels]
+            self._last = Block(rows, columns, torch.from_numpy(np.stack(grams)))
+        return self._last.values
+
+    def pairs(self, one: Tensor, two: Tensor) -> Tensor:
+        """The entries of `gram` for pairs of numbers `[n]`: `[levels, n]`."""
+        rows, columns = one.cpu().numpy(), two.cpu().numpy()
+        pairs = [self.store.pairs(level, rows, columns) for level in self.levels]
+        return torch.from_numpy(np.stack(pairs))
 
     def descriptors(self) -> Tensor:
         """Log parameters, log FLOPs, depth, log counts of operations, traits, `[n, columns]`.
@@ -142,71 +108,26 @@ class ArchitectureTable:
         """
         done = len(self._scaled)
         if done < len(self):
-            new = (self._sizes(done) - self._centre) / self._spread
+            new = (self._sizes(range(done, len(self))) - self._centre) / self._spread
             self._scaled = torch.cat([self._scaled, new.nan_to_num(nan=0.0)])
         return self._scaled
 
-    def _forget(self) -> None:
-        self._grams = torch.empty(len(self.levels), 0, 0, dtype=torch.float64, device="cpu")
-        self._columns: list[dict[Hashable, int]] = [{} for _ in self.levels]
-        self._rows: list[list[tuple[list[int], list[float]]]] = [[] for _ in self.levels]
+    def _telling(self, first: np.ndarray) -> list[int]:
+        kept: list[tuple[int, np.ndarray]] = []
+        for level in range(self.store.num_levels):
+            gram = self.store.gram(level, first, first)
+            known = (gram[0, 0], *(other for _, other in kept))
+            if not any(np.abs(gram - other).max() < 1e-12 for other in known):
+                kept.append((level, gram))
+        return [level for level, _ in kept] or [0]
 
-    def _differing(self) -> tuple[str, ...]:
-        counts = [features.operations for features in self._features]
-        names = sorted({name for each in counts for name in each})
-        return tuple(n for n in names if len({each.get(n, 0) for each in counts}) > 1)
-
-    def _sizes(self, start: int) -> Tensor:
+    def _sizes(self, numbers: Iterable[int]) -> Tensor:
+        store, traits = self.store, self.traits
         rows = [
             [
-                *f.sizes,
-                *(math.log1p(f.operations.get(name, 0)) for name in self.operations),
-                *(() if self.traits is None else self.traits(architecture)),
+                *store.size_of(number, self.operations),
+                *(() if traits is None else traits(store.architectures[number])),
             ]
-            for f, architecture in zip(
-                self._features[start:], self.architectures[start:], strict=True
-            )
+            for number in numbers
         ]
         return torch.tensor(rows, dtype=torch.float64, device="cpu")
-
-    def _motifs(self, place: int, level: int, done: int) -> Any:
-        """Normalised counts of a level, a sparse matrix `[n, motifs]`."""
-        from scipy.sparse import csr_array
-
-        columns, rows = self._columns[place], self._rows[place]
-        for features in self._features[done:]:
-            counts = features.motifs[level]
-            counts = unary(counts) if self.assignment else counts
-            values = np.array(list(counts.values()), dtype=np.float64)
-            values = values / max(float(np.linalg.norm(values)), 1e-300)
-            places = [columns.setdefault(motif, len(columns)) for motif in counts]
-            rows.append((places, values.tolist()))
-        pointers = np.cumsum([0, *(len(places) for places, _ in rows)])
-        indices = np.array([index for places, _ in rows for index in places], dtype=np.int64)
-        values = np.array([value for _, values in rows for value in values], dtype=np.float64)
-        shape = len(rows), max(1, len(columns))
-        return csr_array((values, indices, pointers), shape=shape)
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """Equal up to rounding."""
-    return bool(((one - other).abs() < 1e-12).all())
-
-
-@lru_cache(maxsize=1 << 14)
-def _features(architecture: Architecture, depth: int) -> Features:
-    network = computation(architecture.nodes)
-    cells = [computation(body.nodes) for body in bodies_of(architecture)]
-    motifs = [
-        dict(counts)
-        for graphs in ([network], cells)
-        for with_arguments in (False, True)
-        for counts in motif_counts(graphs, depth, with_arguments=with_arguments)
-    ]
-    names = [step.name for graph in (network, *cells) for step in graph]
-    sizes = (
-        math.log1p(architecture.num_parameters),
-        math.log1p(architecture.flops),
-        float(architecture.depth),
-    )
-    return Features(tuple(motifs), {name: names.count(name) for name in set(names)}, sizes)

@@ -3,8 +3,8 @@
 Gradients do not reach the graph, so the search is by generations: a pool of random candidates, of
 mutations of the best observed ones and of crossings between them is scored in one batch; then a few
 of its best climb, alternating a step to graphs nearby with a step over perturbed hyperparameters
-whose size shrinks. A small space is in the pool as a whole. Only values of the acquisition function
-are used, in batches.
+whose size shrinks, until nothing moves. Without hyperparameters the random candidates are all
+of a `Pool`. Only values of the acquisition function are used, in batches.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Generator, Tensor
 
+from nas.architectures import Architecture
 from nas.encoding.candidates import Candidate, Encoder
 from priors.randomness import RandomSource
 
@@ -21,9 +22,8 @@ __all__ = ["maximise"]
 
 SCALES = (0.2, 0.1, 0.05, 0.02)  # of the hyperparameter steps while climbing, unit coordinates
 NUM_RANDOM = 256
-NUM_MUTATIONS = 256
-NUM_CROSSOVERS = 64
-NUM_MEMBERS = 1024  # up to which all architectures of a space are in the pool
+NUM_MUTATIONS = 64
+NUM_CROSSOVERS = 32
 NUM_CLIMBERS = 6
 NUM_STEPS = 24  # perturbed hyperparameters and graph neighbours of each climber in each round
 
@@ -32,6 +32,8 @@ def maximise(
     acquisition: Callable[[Tensor], Tensor],
     encoder: Encoder,
     *,
+    pool: Sequence[Architecture],
+    is_whole: bool = False,
     elites: Sequence[Candidate],
     seen: Collection[Candidate],
     generator: Generator,
@@ -41,6 +43,8 @@ def maximise(
     Args:
         acquisition: `[b, 1, d]` to `[b]`, larger is better; NaN is never chosen.
         encoder: Gives the points, and with them the space and the hyperparameters.
+        pool: Architectures to look at, see `Pool`; at least one.
+        is_whole: Whether the pool is all of the space.
         elites: Observed candidates worth mutating, best first.
         seen: What must not be proposed again while anything else is there.
         generator: Source of randomness.
@@ -57,39 +61,63 @@ def maximise(
         pairs = zip(values.tolist(), fresh, strict=True)
         return sorted(pairs, key=lambda pair: -pair[0])
 
-    every = encoder.space.members(NUM_MEMBERS)
-    if every is None:
-        pool = [_random(encoder, generator) for _ in range(NUM_RANDOM)]
-    else:
-        pool = [Candidate.of(graph, encoder.cube.random(generator)) for graph in every]
-    pool += [
-        _mutation(encoder, elites[index % len(elites)], generator)
-        for index in range(NUM_MUTATIONS if elites else 0)
-    ]
-    pool += [
-        _crossing(encoder, elites, generator)
-        for _ in range(NUM_CROSSOVERS if len(elites) > 1 else 0)
-    ]
-    climbers = rank(pool)[:NUM_CLIMBERS]
+    random = _from_pool(encoder, pool, is_whole, generator)
+    candidates = list(random)
+    if not is_whole or encoder.cube.distributions:
+        candidates += [
+            _mutation(encoder, elites[index % len(elites)], generator)
+            for index in range(NUM_MUTATIONS if elites else 0)
+        ]
+        candidates += [
+            _crossing(encoder, elites, generator)
+            for _ in range(NUM_CROSSOVERS if len(elites) > 1 else 0)
+        ]
+    climbers = rank(candidates)[:NUM_CLIMBERS]
     if not climbers:
-        return pool[0]  # everything within reach has been seen
+        return random[0]  # everything within reach has been seen
+    nearby: dict[Architecture, list[Architecture]] = {}
+
+    def graph_steps(candidate: Candidate, scale: float) -> list[Candidate]:
+        graph = candidate.architecture
+        if graph not in nearby:
+            nearby[graph] = encoder.space.steps(graph, NUM_STEPS, generator)
+        return [Candidate(near, candidate.hyperparameters) for near in nearby[graph]]
+
+    def hyperparameter_steps(candidate: Candidate, scale: float) -> list[Candidate]:
+        values = candidate.values
+        return [
+            Candidate.of(candidate.architecture, encoder.cube.perturb(values, scale, generator))
+            for _ in range(NUM_STEPS if values else 0)
+        ]
+
     for scale in SCALES:
-        for step in (_graph_steps, _hyperparameter_steps):
-            families = [step(encoder, climber, scale, generator) for _, climber in climbers]
+        before = climbers
+        for step in (graph_steps, hyperparameter_steps):
+            families = [step(climber, scale) for _, climber in climbers]
             scored = {c: value for value, c in rank([c for family in families for c in family])}
             climbers = [
                 max([(scored[c], c) for c in family if c in scored] + [climber], key=_value)
                 for climber, family in zip(climbers, families, strict=True)
             ]
+        if climbers == before and not encoder.cube.distributions:
+            break
     return max(climbers, key=_value)[1]
+
+
+def _from_pool(
+    encoder: Encoder, pool: Sequence[Architecture], is_whole: bool, generator: Generator
+) -> list[Candidate]:
+    """Candidates of the architectures of a pool, with random hyperparameters."""
+    if not encoder.cube.distributions:
+        return [Candidate(graph) for graph in pool]
+    if not is_whole:
+        chosen = RandomSource(generator).integers(len(pool), NUM_RANDOM).tolist()
+        pool = [pool[index] for index in chosen]
+    return [Candidate.of(graph, encoder.cube.random(generator)) for graph in pool]
 
 
 def _value(pair: tuple[float, Candidate]) -> float:
     return pair[0]
-
-
-def _random(encoder: Encoder, generator: Generator) -> Candidate:
-    return Candidate.of(encoder.space.random(generator), encoder.cube.random(generator))
 
 
 def _mutation(encoder: Encoder, parent: Candidate, generator: Generator) -> Candidate:
@@ -107,22 +135,3 @@ def _crossing(encoder: Encoder, parents: Sequence[Candidate], generator: Generat
     one, two = RandomSource(generator).permutations(len(parents)).tolist()[:2]
     graph = encoder.space.crossover(parents[one].architecture, parents[two].architecture, generator)
     return Candidate(graph, parents[one].hyperparameters)
-
-
-def _graph_steps(
-    encoder: Encoder, candidate: Candidate, scale: float, generator: Generator
-) -> list[Candidate]:
-    near = encoder.space.steps(candidate.architecture, NUM_STEPS, generator)
-    return [Candidate(graph, candidate.hyperparameters) for graph in near]
-
-
-def _hyperparameter_steps(
-    encoder: Encoder, candidate: Candidate, scale: float, generator: Generator
-) -> list[Candidate]:
-    if not encoder.cube.distributions:
-        return []
-    values = candidate.values
-    return [
-        Candidate.of(candidate.architecture, encoder.cube.perturb(values, scale, generator))
-        for _ in range(NUM_STEPS)
-    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import gpytorch
 from botorch.exceptions import ModelFittingError
@@ -13,11 +14,14 @@ from bayes import GaussianProcess
 from nas.encoding.candidates import Candidate, Encoder, TableEncoder
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.kernels import architecture_kernel
+from nas.kernels.motifs import MotifStore
 from nas.proxies import ProxyScores
 from nas.spaces import Space
 from nas.surrogates.surrogate import Surrogate
 
 __all__ = ["GraphProcess"]
+
+MAX_STORED = 1 << 15  # architectures whose features are kept
 
 
 class GraphProcess(Surrogate):
@@ -28,26 +32,43 @@ class GraphProcess(Surrogate):
         proxies: Scores without training, further descriptors of the architectures.
     """
 
-    def __init__(self, max_iter: int = 200, *, proxies: ProxyScores | None = None) -> None:
+    refits = True
+
+    def __init__(self, max_iter: int = 50, *, proxies: ProxyScores | None = None) -> None:
         self.max_iter = max_iter
         self.proxies = proxies
+        self._store = MotifStore()
 
     def __repr__(self) -> str:
         return "gp" if self.proxies is None else f"gp with {list(self.proxies.names)}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_store": MotifStore()}  # found again where it is needed
 
     def encoder(
         self, space: Space, cube: HyperparameterCube, observed: Sequence[Candidate]
     ) -> Encoder:
         """Numbers of a table."""
-        return TableEncoder(space, cube, observed, traits=self.proxies)
+        if len(self._store) > MAX_STORED:
+            self._store = MotifStore()
+        return TableEncoder(space, cube, observed, traits=self.proxies, store=self._store)
 
     def fit(self, X: Tensor, Y: Tensor, encoder: Encoder) -> Model:
         """The process, fitted."""
-        assert isinstance(encoder, TableEncoder)
-        with X.device:
-            kernel = architecture_kernel(encoder.table, encoder.cube.dimension).to(X)
-            model = GaussianProcess(X, Y, kernel, input_transform=None, outcome_transform=None)
-        return fitted(model, self.max_iter)
+        return fitted(_process(X, Y, encoder), self.max_iter)
+
+    def refit(self, X: Tensor, Y: Tensor, encoder: Encoder, earlier: Model) -> Model:
+        """The process of all rows with the earlier hyperparameters."""
+        model = _process(X, Y, encoder)
+        model.load_state_dict(earlier.state_dict())
+        return model.eval()
+
+
+def _process(X: Tensor, Y: Tensor, encoder: Encoder) -> GaussianProcess:
+    assert isinstance(encoder, TableEncoder)
+    with X.device:
+        kernel = architecture_kernel(encoder.table, encoder.cube.dimension).to(X)
+        return GaussianProcess(X, Y, kernel, input_transform=None, outcome_transform=None)
 
 
 def fitted(model: GaussianProcess, max_iter: int) -> GaussianProcess:
@@ -55,7 +76,7 @@ def fitted(model: GaussianProcess, max_iter: int) -> GaussianProcess:
     start = {name: value.clone() for name, value in model.state_dict().items()}
     with gpytorch.settings.fast_computations(False, False, False):
         try:
-            model.fit(max_iter=max_iter)
+            model.fit(max_iter=max_iter, progress=False)
         except (ModelFittingError, RuntimeError):
             model.load_state_dict(start)  # the prior's own hyperparameters still rank points
     return model.eval()

@@ -20,7 +20,13 @@ VectorModel = Callable[[Tensor, Tensor, int], Model]
 
 
 class Surrogate(ABC):
-    """A model of the objective over architectures and hyperparameters together."""
+    """A model of the objective over architectures and hyperparameters together.
+
+    Attributes:
+        refits: Whether `refit` is there, for a surrogate whose learning costs more than its use.
+    """
+
+    refits = False
 
     @abstractmethod
     def encoder(
@@ -43,6 +49,20 @@ class Surrogate(ABC):
             Y: Standardised targets, `[n, 1]`; larger is better.
             encoder: What wrote the rows.
         """
+
+    def refit(self, X: Tensor, Y: Tensor, encoder: Encoder, earlier: Model) -> Model:
+        """A model of further rows with what an earlier one learnt, without learning anew.
+
+        Only asked where `refits` is true: then `fit` is asked again when there are a fifth more
+        trials.
+
+        Args:
+            X: Rows of `encoder`, `[n, d]`; those that the earlier model was fitted to come first.
+            Y: Standardised targets, `[n, 1]`.
+            encoder: What wrote the rows, made for those of the earlier model.
+            earlier: What `fit` gave for them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} sets `refits`, so it needs `refit`.")
 
     def notice(self, X: Tensor) -> str | None:
         """What a user should know about how these rows are modelled; None if nothing."""

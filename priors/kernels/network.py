@@ -15,9 +15,10 @@ from priors.kernels.base import NetworkKernel
 from priors.networks.finite import NetworkPrior
 from priors.networks.infinite import InfiniteNetwork
 from priors.networks.input_scale import InputScale
+from priors.networks.shared_columns import joined, shared_columns
 from priors.networks.variances import LayerVariances, VarianceSpec
 
-__all__ = ["NNGPKernel", "NTKKernel"]
+__all__ = ["NNGPKernel", "NTKKernel", "columns_together"]
 
 
 class _InfiniteKernel(NetworkKernel):
@@ -169,3 +170,20 @@ class NTKKernel(_InfiniteKernel):
 
     def _evaluate(self, x1: Tensor, x2: Tensor | None, diag: bool) -> Tensor:
         return self.network.ntk(x1, x2, diag=diag)
+
+
+def columns_together(kernel: nn.Module) -> list[list[int]]:
+    """Groups of columns that the networks in a kernel give the same weights.
+
+    Args:
+        kernel: Any, also a sum or product of several kernels.
+    """
+    found: list[list[int]] = []
+    for part in kernel.modules():
+        if isinstance(part, _InfiniteKernel):
+            groups = shared_columns(part.network.program)
+            if part.active_dims is not None:
+                seen = part.active_dims.tolist()
+                groups = [[seen[column] for column in group] for group in groups]
+            found += groups
+    return joined(found)

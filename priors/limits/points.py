@@ -13,7 +13,7 @@ from priors.gaussian.quasi_monte_carlo import QuasiMonteCarlo
 from priors.programs.nodes import Array, Features, Function, Input, Ref, Span
 from priors.programs.program import Program
 
-__all__ = ["Inputs", "Settings", "Variances"]
+__all__ = ["FiniteValues", "Inputs", "Settings", "Variances"]
 
 # (kind, layer, like) -> variance `[*batch]` in the dtype of `like`; kind is "weight" or "bias".
 Variances = Callable[[str, str, Tensor], Tensor]
@@ -36,12 +36,11 @@ class Settings:
     max_bytes: int = 2**30
 
 
-class Inputs:
+class FiniteValues:
     """Data points `[..., n, d]` and the values computed from them without any weight."""
 
-    def __init__(self, program: Program, settings: Settings, x: Tensor) -> None:
+    def __init__(self, program: Program, x: Tensor) -> None:
         self.program = program
-        self.settings = settings
         self.x = x
         self._values: dict[int, Any] = {}
 
@@ -93,3 +92,11 @@ class Inputs:
             case tuple():
                 return tuple(self._argument(part) for part in item)
         return item
+
+
+class Inputs(FiniteValues):
+    """Data points at which moments are computed, under these settings."""
+
+    def __init__(self, program: Program, settings: Settings, x: Tensor) -> None:
+        super().__init__(program, x)
+        self.settings = settings

@@ -1,10 +1,11 @@
 """Scaling inputs and outcomes, the same way in every engine.
 
 All engines take `input_transform` and `outcome_transform`. `DEFAULT` standardises by the training
-rows, `None` leaves the data alone, and anything else is used as given: a BoTorch `InputTransform`
-for inputs, an elementwise monotone `torch.distributions` transform from the model's scale z to
-the user's y for outcomes, such as `TailCompression(Y)` for what is to be optimised. Statistics are
-those of the training rows and never change afterwards.
+rows (columns that a network gives the same weights together), `None` leaves the data alone, and
+anything else is used as given: a BoTorch `InputTransform` for inputs, an elementwise monotone
+`torch.distributions` transform from the model's scale z to the user's y for outcomes, such as
+`TailCompression(Y)` for what is to be optimised. Statistics are those of the training rows and
+never change afterwards.
 """
 
 from __future__ import annotations
@@ -39,13 +40,17 @@ __all__ = [
 ]
 
 
-def make_input_transform(input_transform: Any, train_X: Tensor) -> InputTransform | None:
+def make_input_transform(
+    input_transform: Any, train_X: Tensor, together: Sequence[Sequence[int]] = ()
+) -> InputTransform | None:
     """The input transform that a model applies to its rows.
 
     Args:
         input_transform: `DEFAULT` (standardise by the training rows), None (off) or a BoTorch
             `InputTransform`, used as given.
         train_X: Training inputs, `[..., n, d]`.
+        together: Groups of columns that are standardised by one mean and one standard deviation,
+            such as the pixels of a channel.
 
     Raises:
         TypeError: `input_transform` is something else.
@@ -54,6 +59,11 @@ def make_input_transform(input_transform: Any, train_X: Tensor) -> InputTransfor
         return None
     if input_transform is DEFAULT:
         location, scale = location_scale(train_X)
+        for columns in together:
+            index = torch.tensor(columns, device=train_X.device)
+            entries = train_X[..., index].flatten(-2).unsqueeze(-1)
+            mean, deviation = location_scale(entries)
+            location[..., index], scale[..., index] = mean, deviation
         return AffineInputTransform(
             d=train_X.shape[-1],
             coefficient=scale,

@@ -451,6 +451,16 @@ def test_members_of_an_ensemble_begin_at_modes():
     assert len(start[:, 0].sign().unique()) == 2
 
 
+def test_gradients_of_the_training_are_of_the_warm_up():
+    density = LogDensity(lambda x: -x.square().sum(-1), 2)
+    method = LangevinEnsemble(3, 5, 2, num_training_steps=7, num_steps=4, progress=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This run of", UserWarning)
+        draws = method.run(density, torch.zeros(1).double())
+    # one at the start, two for a step
+    assert draws.num_gradients == {"warmup": 7 + 1 + 5 * 4 * 2, "sampling": 3 * 4 * 2}
+
+
 def test_rows_are_needed_for_minibatches():
     density = LogDensity(lambda x: -x.square().sum(-1), 2)
     with pytest.raises(ValueError, match="Rows"):
@@ -598,7 +608,7 @@ def test_a_warm_up_that_diverges_is_told():
         (ChEES(target_accept_prob=0.9), "raise target_accept_prob above 0.9"),
         (MCLMC(adjusted=True), "raise target_accept_prob above 0.9"),
         (MCLMC(), "lower energy_var below 0.0005"),
-        (LangevinEnsemble(num_training_steps=5), "lower energy_var below 0.1"),
+        (LangevinEnsemble(num_training_steps=5), "lower energy_var below 0.001"),
         (SGHMC(num_steps=2), "lower step_size below 0.05"),
         (NUTS(), "raise target_accept_prob above 0.8"),
     ],

@@ -15,6 +15,7 @@ from nas.kernels import (
     ArchitectureTable,
     BudgetKernel,
     DescriptorKernel,
+    LinearKernel,
     WeisfeilerLehmanKernel,
     architecture_kernel,
 )
@@ -39,6 +40,12 @@ def chain(*operations):
     return Architecture(tuple(nodes))
 
 
+def levels_of(table):
+    """The levels of all architectures of a table."""
+    numbers = torch.arange(len(table))
+    return table.gram(numbers, numbers)
+
+
 def column(*numbers):
     return torch.tensor(numbers, dtype=torch.float64)[:, None]
 
@@ -56,17 +63,19 @@ def test_gram_matrices_of_two_chains_by_hand():
     """Counts of input, relu, tanh: (1, 2, 0) and (1, 1, 1), inner product 3 of lengths 5 and 3.
 
     At level 1 the motifs are input, relu(input), relu(relu) against input, relu(input), tanh(relu):
-    2 of lengths 3 and 3. Smaller counts share 2 of 3 nodes at each level.
+    2 of lengths 3 and 3. Smaller counts share 2 of 3 nodes at each level. The only paths differ.
     """
     pair = [chain("relu", "relu"), chain("relu", "tanh")]
     plain = ArchitectureTable(pair, depth=1, assignment=False)
     expected = {0: 3 / math.sqrt(15), 1: 2 / 3}
-    found = plain.grams()[:, 0, 1].tolist()
-    assert found == pytest.approx([expected[0], expected[1]])
+    found = levels_of(plain)[:, 0, 1].tolist()
+    assert found == pytest.approx([expected[0], expected[1], 0.0])
     matched = ArchitectureTable(pair, depth=1)
-    assert matched.grams()[:, 0, 1].tolist() == pytest.approx([2 / 3])  # both levels are equal
-    diagonal = matched.grams().diagonal(dim1=1, dim2=2)
-    torch.testing.assert_close(diagonal, torch.ones(1, 2, dtype=torch.float64))
+    assert levels_of(matched)[:, 0, 1].tolist() == pytest.approx(
+        [2 / 3, 0.0]
+    )  # both levels of motifs are equal
+    diagonal = levels_of(matched).diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(diagonal, torch.ones(2, 2, dtype=torch.float64))
 
 
 def test_unary_features_give_the_sum_of_smaller_counts():
@@ -94,14 +103,15 @@ def test_empty_operations_are_taken_out():
 @pytest.mark.parametrize("assignment", [False, True])
 def test_gram_matrices_are_positive_semidefinite(assignment):
     table = ArchitectureTable(cells(30), assignment=assignment)
-    smallest = torch.linalg.eigvalsh(table.grams()).min()
+    smallest = torch.linalg.eigvalsh(levels_of(table)).min()
     assert smallest > -1e-10
-    assert table.grams().max() <= 1 + 1e-12
+    assert levels_of(table).max() <= 1 + 1e-12
     X = column(*range(30))
     for kernel in (
         WeisfeilerLehmanKernel(table),
         WeisfeilerLehmanKernel(table, linear=True),
         DescriptorKernel(table),
+        LinearKernel(table),
         architecture_kernel(table),
     ):
         gram = kernel.double()(X).to_dense().detach()
@@ -118,16 +128,16 @@ def test_added_architectures_have_the_entries_that_they_would_have_had():
     whole.numbers(every)
     for architecture in every[6:]:
         grown.numbers([architecture])
-        grown.grams()
+        levels_of(grown)
     assert grown.numbers(every) == list(range(12))
-    torch.testing.assert_close(whole.grams(), grown.grams(), rtol=0, atol=0)
+    torch.testing.assert_close(levels_of(whole), levels_of(grown), rtol=0, atol=0)
     torch.testing.assert_close(whole.descriptors(), grown.descriptors(), rtol=0, atol=0)
 
 
 def test_levels_that_say_nothing_are_left_out():
     """Cells differ, the network around them does not; operations of cells have no arguments."""
     table = ArchitectureTable(cells(20), depth=2)
-    assert table.levels == [6, 7, 8]
+    assert table.levels == [6, 7, 8, 13]
     space = MLPSpace(4, 2, depth=(2, 2), widths=(8, 16), activations=("relu",), residual=False)
     widths = ArchitectureTable(space.members(10), depth=0)
     assert widths.levels == [1]  # by name and argument

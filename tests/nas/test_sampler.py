@@ -17,6 +17,7 @@ from nas import Architecture, BayesianSampler, Node, architecture_of, enqueue, s
 from nas.encoding.candidates import Candidate, VectorEncoder
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.proposals.maximisation import maximise
+from nas.proposals.pool import Pool
 from nas.spaces import CellSpace, MLPSpace, Space
 from nas.surrogates.vectors import gaussian_process
 from nas.testing import SamplerContract, SyntheticObjective
@@ -255,12 +256,14 @@ def test_maximise_finds_the_best_of_a_known_function():
     space = CellSpace(num_cells=1)
     cube = HyperparameterCube({"rate": FloatDistribution(1e-5, 1.0, log=True)})
     generator = Generator().manual_seed(1)
+    pool = Pool(space, 0).first(0)
     target = Candidate.of(space.random(generator), {"rate": 3e-3})
     encoder = VectorEncoder(space, cube)
     goal = encoder([target])[0]
     found = maximise(
         lambda X: -(X[:, 0] - goal).square().sum(-1),
         encoder,
+        pool=pool,
         elites=[],
         seen=[],
         generator=generator,
@@ -270,6 +273,7 @@ def test_maximise_finds_the_best_of_a_known_function():
     second = maximise(
         lambda X: -(X[:, 0] - goal).square().sum(-1),
         encoder,
+        pool=pool,
         elites=[found],
         seen=[found],
         generator=Generator().manual_seed(1),

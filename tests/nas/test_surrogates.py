@@ -9,7 +9,7 @@ from torch import Generator
 from nas import BayesianSampler, architecture_of, suggest
 from nas.encoding.candidates import Candidate, PathEncoder, TableEncoder
 from nas.encoding.hyperparameters import HyperparameterCube
-from nas.encoding.paths import paths_of
+from nas.kernels.paths import paths_of
 from nas.spaces import CellSpace, Grammar, op, residual, sequence
 from nas.surrogates import SURROGATES, FittedNetwork, PathEnsemble, surrogate_of
 from nas.surrogates.ensembles import EnsembleModel

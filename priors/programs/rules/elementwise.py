@@ -59,8 +59,11 @@ def _smooth(function: Callable[[Tensor], Tensor]) -> Callable[[], Activation]:
 
 
 def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
-    # beyond torch's threshold softplus is the identity to rounding: no kink worth splitting at
-    return Numerical(_with(F.softplus, beta=beta, threshold=threshold), ())
+    # Above beta x = threshold torch takes x for log(1 + e^x), which at its default jumps by 2e-9:
+    # enough to spoil tables of the curvature. At 40 the two are one number.
+    if threshold < 20:
+        return Numerical(_with(F.softplus, beta=beta, threshold=threshold), (threshold / beta,))
+    return Numerical(_with(F.softplus, beta=beta, threshold=max(threshold, 40.0)), ())
 
 
 def _hard_sigmoid(x: Tensor) -> Tensor:

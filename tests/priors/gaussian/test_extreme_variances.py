@@ -348,3 +348,28 @@ def test_derivatives_far_from_zero_are_those_of_the_asymptote(name, dtype):
     torch.testing.assert_close(first, slopes, atol=3e-5, rtol=0)  # arctan' is 1 / (1 + x^2)
     assert second.abs().max() < 1e-6
     assert third.abs().max() < 1e-6
+
+
+def test_softplus_is_the_logarithm_beyond_torch_s_threshold_too():
+    phi = _FUNCTIONS["softplus"](beta=2.0)
+    x = torch.linspace(7.0, 25.0, 37, dtype=torch.float64)
+    rest = 1 / (1 + (2 * x).exp())
+    expected = [
+        x + torch.log1p((-2 * x).exp()) / 2,
+        1 - rest,
+        2 * rest * (1 - rest),
+        4 * rest * (1 - rest) * (2 * rest - 1),
+    ]
+    for order, values in enumerate(expected):
+        found = derivative(phi, order)(x)
+        torch.testing.assert_close(found, values, rtol=1e-13, atol=1e-15)
+
+
+def test_a_threshold_that_shows_is_a_kink():
+    phi = _FUNCTIONS["softplus"](threshold=1.0)
+    assert phi.kinks == (1.0,)
+    z = torch.linspace(-10, 10, 200001, dtype=torch.float64)
+    q = torch.tensor(1.7, dtype=torch.float64)
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    exact = torch.trapezoid(phi(q.sqrt() * z) ** 2 * density, z)
+    torch.testing.assert_close(phi.dual(phi, q, q, q), exact, atol=1e-5, rtol=0)

@@ -39,6 +39,17 @@ def test_default_standardises_training_rows_column_by_column(dtype):
     assert torch.allclose(transform(X[:5]), Z[:5])
 
 
+def test_columns_are_standardised_together_where_asked():
+    X = torch.randn(2, 30, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    X = X * torch.tensor([1.0, 9.0, 1e-3, 0.0]).double() + torch.tensor([3.0, 0.0, 1.0, 2.0])
+    Z = make_input_transform(DEFAULT, X, [[3, 1]])(X)
+    alone = make_input_transform(DEFAULT, X)(X)
+    assert torch.equal(Z[..., [0, 2]], alone[..., [0, 2]])
+    both = X[..., [1, 3]].flatten(1)
+    expected = (X[..., [1, 3]] - both.mean(1)[:, None, None]) / both.std(1)[:, None, None]
+    assert torch.allclose(Z[..., [1, 3]], expected)
+
+
 def test_outcome_transform_is_the_inverse_of_standardisation():
     Y = 5 + 3 * torch.randn(2, 30, 2, dtype=torch.float64)
     transform = make_outcome_transform(DEFAULT, Y)

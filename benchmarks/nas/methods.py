@@ -1,0 +1,143 @@
+"""What searches the tables: each method queries a `Lookup` a given number of times.
+
+Every method is called with the table's queries, their number and a seed, and returns the processor
+seconds that each of its proposals took.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution, IntDistribution
+
+import nas
+from benchmarks.nas.tables import Lookup
+from nas import BayesianSampler
+
+__all__ = ["METHODS", "Method"]
+
+Method = Callable[[Lookup, int, int], list[float]]
+
+POPULATION, TOURNAMENT = 20, 5  # a population of 50, as usual, would be random for half of the run
+
+
+def random_search(lookup: Lookup, queries: int, seed: int) -> list[float]:
+    """Rows without replacement."""
+    rng = np.random.default_rng([seed, 1])
+    for row in rng.permutation(len(lookup.table))[:queries]:
+        lookup.query(int(row))
+    return []
+
+
+def evolution(lookup: Lookup, queries: int, seed: int) -> list[float]:
+    """Regularised evolution (Real et al. 2019, 1802.01548): one changed choice for each child."""
+    rng = np.random.default_rng([seed, 2])
+    for _ in range(queries):
+        alive = range(max(0, len(lookup.rows) - POPULATION), len(lookup.rows))
+        if len(lookup.rows) < POPULATION:
+            lookup.query(int(rng.integers(len(lookup.table))))
+            continue
+        chosen = rng.choice(list(alive), TOURNAMENT, replace=False)
+        parent = lookup.rows[max(chosen, key=lambda place: lookup.scores[place])]
+        near = _neighbours(lookup, parent)
+        lookup.query(int(near[rng.integers(len(near))]))
+    return []
+
+
+def local_search(lookup: Lookup, queries: int, seed: int) -> list[float]:
+    """Neighbours in random order, on to the first that is better; anew from a local optimum."""
+    rng = np.random.default_rng([seed, 3])
+    while len(lookup.rows) < queries:
+        here = int(rng.integers(len(lookup.table)))
+        best, waiting = lookup.query(here), list(rng.permutation(_neighbours(lookup, here)))
+        while waiting and len(lookup.rows) < queries:
+            row = int(waiting.pop())
+            if row in lookup.rows:
+                continue
+            score = lookup.query(row)
+            if score > best:
+                best, waiting = score, list(rng.permutation(_neighbours(lookup, row)))
+    return []
+
+
+def _neighbours(lookup: Lookup, row: int) -> np.ndarray:
+    """Rows that differ in one choice; ordered choices are not told apart from others."""
+    sizes = lookup.table.sizes
+    places = np.array(np.unravel_index(row, sizes))
+    found = []
+    for dimension, size in enumerate(sizes):
+        for place in range(size):
+            if place != places[dimension]:
+                moved = places.copy()
+                moved[dimension] = place
+                found.append(int(np.ravel_multi_index(moved, sizes)))
+    return np.array(found)
+
+
+def flat(make: Callable[[int], optuna.samplers.BaseSampler]) -> Method:
+    """An Optuna sampler on the flat parameters."""
+
+    def run(lookup: Lookup, queries: int, seed: int) -> list[float]:
+        study = optuna.create_study(direction="maximize", sampler=make(seed))
+        distributions, seconds = lookup.table.distributions(), []
+        for _ in range(queries):
+            start = time.process_time()
+            trial = study.ask()
+            chosen = {}
+            for name, each in distributions.items():
+                if isinstance(each, CategoricalDistribution):
+                    chosen[name] = trial.suggest_categorical(name, each.choices)
+                else:
+                    assert isinstance(each, IntDistribution)
+                    chosen[name] = trial.suggest_int(name, each.low, each.high)
+            seconds.append(time.process_time() - start)
+            row = lookup.table.row(lookup.table.values_at(chosen))
+            study.tell(trial, lookup.query(row))
+        return seconds
+
+    return run
+
+
+def bayesian(surrogate: str) -> Method:
+    """Our sampler, the architecture as one parameter of its own."""
+
+    def run(lookup: Lookup, queries: int, seed: int) -> list[float]:
+        table = lookup.table
+        sampler = BayesianSampler(
+            table.space, hyperparameters=table.hyperparameters, surrogate=surrogate, seed=seed
+        )
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        seconds = []
+        for _ in range(queries):
+            start = time.process_time()
+            trial = study.ask()
+            nas.suggest(trial, table.space)
+            for name, each in table.hyperparameters.items():
+                if isinstance(each, CategoricalDistribution):
+                    trial.suggest_categorical(name, each.choices)
+                else:
+                    assert isinstance(each, IntDistribution)
+                    trial.suggest_int(name, each.low, each.high)
+            seconds.append(time.process_time() - start)
+            study.tell(trial, lookup.query(table.row(trial.params)))
+        return seconds
+
+    return run
+
+
+METHODS: dict[str, Method] = {
+    "random": random_search,
+    "evolution": evolution,
+    "local": local_search,
+    "optuna-tpe": flat(lambda seed: optuna.samplers.TPESampler(seed=seed)),
+    "optuna-gp": flat(lambda seed: optuna.samplers.GPSampler(seed=seed)),
+    "optuna-cmaes": flat(
+        lambda seed: optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+    ),
+    "gp": bayesian("gp"),
+    "vectors": bayesian("vectors"),
+    "ensemble": bayesian("ensemble"),
+}
