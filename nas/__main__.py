@@ -111,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", type=_positive, default=1, metavar="N", help="trials at the same time"
     )
     run.add_argument("--seed", type=int, metavar="N", help="of the proposals")
+    run.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="start no trial after so long"
+    )
     run.add_argument("--no-progress", action="store_true", help="log lines in place of a bar")
     mlp = run.add_argument_group("--space mlp")
     mlp.add_argument(
@@ -151,6 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     resume.add_argument(
         "--workers", type=_positive, metavar="N", help="in place of those of `search`"
+    )
+    resume.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="start no trial after so long"
     )
     resume.add_argument("--no-progress", action="store_true", help="log lines in place of a bar")
     resume.set_defaults(run=_resume)
@@ -206,6 +212,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be positive, got {value:g}")
+    return value
+
+
 def _space(options: argparse.Namespace) -> Space:
     if options.space == "mlp":
         if options.in_features is None or options.out_features is None:
@@ -245,7 +258,7 @@ def _resume(options: argparse.Namespace) -> int:
         )
     command = json.loads(stored)
     here = {name: value for name, value in vars(options).items() if value is not None}
-    return _run(argparse.Namespace(**{**command, **here}), command)
+    return _run(argparse.Namespace(**{"timeout": None, **command, **here}), command)
 
 
 def _run(options: argparse.Namespace, command: dict[str, Any]) -> int:
@@ -276,6 +289,7 @@ def _run(options: argparse.Namespace, command: dict[str, Any]) -> int:
         workers=options.workers,
         direction=options.direction,
         seed=options.seed,
+        timeout=options.timeout,
         show_progress=not options.no_progress,
     )
     _print_status(study)

@@ -160,7 +160,10 @@ def test_mlp_needs_its_sizes(script, tmp_path, capsys):
     assert "needs --in-features" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["search"], ["search", "--trials", "0"], ["fly"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["search"], ["search", "--trials", "0"], ["fly"], ["resume", "--timeout", "-1"]],
+)
 def test_wrong_usage_exits_with_two(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
