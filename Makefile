@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help demo test test-slow check docs dist bench neural-tangents pfns blackjax clean
+.PHONY: help demo test test-slow check docs dist bench neural-tangents pfns blackjax bde clean
 
 help:
 	@echo "make demo       fit, query and search on real data; figures and report in out/"
@@ -18,6 +18,7 @@ help:
 	@echo "make neural-tangents  the competitor of 'benchmarks kernels', 2 GB in .venv-neural-tangents"
 	@echo "make pfns       the competitor of 'benchmarks pfn throughput', 1 GB in .venv-pfns"
 	@echo "make blackjax   the competitors of 'benchmarks networks', 1 GB in .venv-blackjax"
+	@echo "make bde        the competitor of 'benchmarks networks --accuracy', 1 GB in .venv-bde"
 
 # torch first and pinned: left to the other packages, pip may pull another build of it.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -90,5 +91,14 @@ blackjax: .venv-blackjax/.installed
 		blackjax==1.7.1 numpyro==0.22.0 jax==0.10.2
 	touch $@
 
+# It pins an old blackjax, so that it cannot share an environment with the newest.
+bde: .venv-bde/.installed
+
+.venv-bde/.installed:
+	test -x .venv-bde/bin/python || $(PYTHON) -m venv .venv-bde
+	.venv-bde/bin/pip install --quiet --disable-pip-version-check \
+		sklearn-contrib-bde==1.0.2 jax==0.10.2 scikit-learn==1.9.1
+	touch $@
+
 clean:
-	rm -rf .venv .venv-neural-tangents .venv-pfns .venv-blackjax out runs dist docs/site docs/executed .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-neural-tangents .venv-pfns .venv-blackjax .venv-bde out runs dist docs/site docs/executed .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -12,9 +12,13 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+import gpytorch
 import torch
 from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
-from linear_operator.operators import LinearOperator
+from linear_operator import to_dense
+from linear_operator.operators import AddedDiagLinearOperator, LinearOperator
+from linear_operator.utils.cholesky import psd_safe_cholesky
+from linear_operator.utils.memoize import cached, clear_cache_hook
 from torch import Tensor, nn
 
 __all__ = ["ExactPredictionStrategy", "Snapshot"]
@@ -76,7 +80,37 @@ def _same(one: Any, other: Any) -> bool:
 
 
 class ExactPredictionStrategy(DefaultPredictionStrategy):
-    """GPyTorch's default one, whose mean is right for every number of batch dimensions."""
+    """GPyTorch's default one, right for every number of batch dimensions, from one factorisation.
+
+    It holds C^-1 y and the root L^-T of C^-1, C = L L' the covariance of the rows with their noise.
+    Where no gradient passes neither C nor L are kept.
+    """
+
+    @property
+    def mean_cache(self) -> Tensor:
+        """C^-1 (y - mean), `[..., n]`."""
+        return self._kept()[0]
+
+    @property
+    def covar_cache(self) -> Tensor:
+        """L^-T, `[..., n, n]`."""
+        return self._kept()[1]
+
+    @cached(name="kept")
+    def _kept(self) -> tuple[Tensor, Tensor]:
+        follow = torch.is_grad_enabled() and gpytorch.settings.detach_test_caches.off()
+        covariance = self.lik_train_train_covar
+        with torch.set_grad_enabled(follow):
+            factor = psd_safe_cholesky(to_dense(covariance) if follow else _values_of(covariance))
+            if not follow:  # outputs and batches see the prior's through operators of their own
+                _forget_values(self.train_prior_dist.lazy_covariance_matrix)
+            offset = (self.train_labels - self.train_prior_dist.mean).unsqueeze(-1)
+            weights = torch.cholesky_solve(offset, factor).squeeze(-1)
+            eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+            eye = eye.repeat(*factor.shape[:-2], 1, 1).mT
+            into = None if follow else eye
+            inverse = torch.linalg.solve_triangular(factor, eye, upper=False, out=into)
+        return weights, inverse.mT
 
     def exact_predictive_mean(
         self, test_mean: Tensor, test_train_covar: Tensor | LinearOperator
@@ -89,3 +123,23 @@ class ExactPredictionStrategy(DefaultPredictionStrategy):
         """
         product = test_train_covar @ self.mean_cache.unsqueeze(-1)
         return test_mean + product.squeeze(-1)
+
+
+def _values_of(covariance: LinearOperator) -> Tensor:
+    """The matrix, of which the operator keeps nothing; no more than two of its size at a time."""
+    if isinstance(covariance, AddedDiagLinearOperator):
+        of_kernel = to_dense(covariance._linear_op).expand(covariance.shape).clone()
+        _forget_values(covariance)
+        of_kernel.diagonal(dim1=-2, dim2=-1).add_(covariance._diag_tensor.diagonal())
+        return of_kernel
+    values = to_dense(covariance)
+    _forget_values(covariance)
+    return values
+
+
+def _forget_values(operator: LinearOperator) -> None:
+    """Drop the matrices that an operator and its parts have evaluated to."""
+    clear_cache_hook(operator)
+    for part in operator._args:
+        if isinstance(part, LinearOperator):
+            _forget_values(part)

@@ -8,9 +8,13 @@ from nas import proxies, spaces
 from nas.architectures.architecture import Architecture, Node
 from nas.architectures.drawing import plot_architecture
 from nas.architectures.operations import register_operation
+from nas.pruning import LearningCurvePruner, ParetoPruner, report_value, should_prune
 from nas.sampler import BayesianSampler
+from nas.studies.analysis import MotifEffect, motif_effects
+from nas.studies.dashboard import annotate
 from nas.studies.ensembles import Ensemble, ensemble
 from nas.studies.evaluation import SearchError
+from nas.studies.export import export
 from nas.studies.importance import importances
 from nas.studies.keeping import keep_predictions
 from nas.studies.report import Section, write_report
@@ -22,21 +26,29 @@ from priors.version import __version__
 __all__ = [
     "Architecture",
     "BayesianSampler",
+    "LearningCurvePruner",
     "Ensemble",
+    "MotifEffect",
     "Node",
+    "ParetoPruner",
     "SearchError",
     "Section",
     "StorageError",
     "__version__",
+    "annotate",
     "architecture_of",
     "enqueue",
     "ensemble",
+    "export",
     "importances",
     "keep_predictions",
+    "motif_effects",
     "plot_architecture",
     "proxies",
     "register_operation",
+    "report_value",
     "search",
+    "should_prune",
     "spaces",
     "suggest",
     "write_report",

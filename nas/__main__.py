@@ -1,15 +1,17 @@
-"""Search for a network from the command line: start or resume a study, look at it, report on it.
+"""Search for a network from the command line: start or resume a study, look at it, export the best.
 
     python -m nas search --objective train.py:objective --space mlp \
         --in-features 64 --out-features 10 --storage study.db --trials 30
+    python -m nas resume --storage study.db --trials 30
     python -m nas status --storage study.db
     python -m nas report --storage study.db --out report.html
+    python -m nas export --storage study.db --out best
 
 The objective is `package.module:function` or `path/to/file.py:function`; it is called with an
 Optuna trial and returns the value of a network, which `nas.suggest(trial, space)` proposes. A
 space is `mlp` (multilayer perceptrons) or `cell` (image classifiers of repeated NAS-Bench-201
 cells), with the options that `search --help` lists, or an object given in the same way as the
-objective. The same command again goes on with the study. Exit status:
+objective. `resume`, or the same command again, goes on with the study. Exit status:
 0 done, 1 the study could not be opened or run or all trials of the call failed, 2 wrong usage,
 130 interrupted (call again to resume).
 """
@@ -17,17 +19,23 @@ objective. The same command again goes on with the study. Exit status:
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import textwrap
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from nas.spaces import CellSpace, MLPSpace, Space
-from nas.studies.evaluation import SearchError
+from nas.studies.ensembles import ensemble
+from nas.studies.evaluation import SearchError, quiet
+from nas.studies.export import WEIGHTS, export
 from nas.studies.report import write_report
 from nas.studies.search import search
 from nas.studies.storage import StorageError, open_storage, shown, storage_errors
@@ -35,6 +43,14 @@ from nas.trials import ERROR, architecture_of, superseded
 from priors.objects import load_object
 
 __all__ = ["main"]
+
+COMMAND = "nas:command"  # of a study: how it was started
+_STORED = (
+    "objective", "space", "hyperparameters", "direction", "workers", "seed", "in_features",
+    "out_features", "depth", "widths", "activations", "num_classes", "in_channels", "image_size",
+    "channels", "num_cells",
+)  # fmt: skip
+NUM_SHOWN = 5  # best trials in a status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,6 +141,19 @@ def _parser() -> argparse.ArgumentParser:
     ):
         cell.add_argument(option, type=_positive, default=default, metavar="N", help=text)
     run.set_defaults(run=_search)
+    resume = commands.add_parser(
+        "resume", help="go on with a study", formatter_class=_WithDefaults,
+        description="Go on with a study that `search` started, with the objective and the space "
+        "that it was started with.",
+    )  # fmt: skip
+    resume.add_argument(
+        "--trials", type=_positive, required=True, metavar="N", help="how many to run now"
+    )
+    resume.add_argument(
+        "--workers", type=_positive, metavar="N", help="in place of those of `search`"
+    )
+    resume.add_argument("--no-progress", action="store_true", help="log lines in place of a bar")
+    resume.set_defaults(run=_resume)
     status = commands.add_parser(
         "status", help="print where a study stands", formatter_class=_WithDefaults,
         description="Print how many trials ended in which way, the last error and the best trial.",
@@ -139,7 +168,28 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, metavar="FILE", help="HTML file to write"
     )
     report.set_defaults(run=_report)
-    for command in (run, status, report):
+    export_ = commands.add_parser(
+        "export", help="write a network as code and weights", formatter_class=_WithDefaults,
+        description="Write network.py, whose build() makes the network, and weights.safetensors "
+        "where the objective kept the weights (nas.keep_predictions).",
+    )  # fmt: skip
+    export_.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="where the files go"
+    )
+    export_.add_argument(
+        "--trial", type=int, metavar="N", help="number of a complete trial; the best if not given"
+    )
+    export_.add_argument(
+        "--ensemble", type=_positive, metavar="SIZE",
+        help="also write ensemble.safetensors, a pool of at most so many networks that "
+        "nas.Ensemble.load reads",
+    )  # fmt: skip
+    export_.add_argument(
+        "--kept", type=Path, metavar="FOLDER",
+        help="where trials kept their networks, if not beside the storage",
+    )  # fmt: skip
+    export_.set_defaults(run=_export)
+    for command in (run, resume, status, report, export_):
         command.add_argument(
             "--storage", required=True, metavar="FILE", help="SQLite file, or an Optuna URL"
         )
@@ -182,17 +232,46 @@ def _space(options: argparse.Namespace) -> Space:
 
 
 def _search(options: argparse.Namespace) -> int:
+    return _run(options, {name: value for name, value in vars(options).items() if name in _STORED})
+
+
+def _resume(options: argparse.Namespace) -> int:
+    with storage_errors(options.study):
+        stored = _load(options).user_attrs.get(COMMAND)
+    if stored is None:
+        raise ValueError(
+            f"The study {options.study!r} was not started by `nas search`, so its objective is not "
+            "known here; go on with it where it was started, or by `nas search`."
+        )
+    command = json.loads(stored)
+    here = {name: value for name, value in vars(options).items() if value is not None}
+    return _run(argparse.Namespace(**{**command, **here}), command)
+
+
+def _run(options: argparse.Namespace, command: dict[str, Any]) -> int:
+    """Search, and store with the study how it was started.
+
+    Args:
+        options: What to do.
+        command: What `resume` shall find; its files are made absolute.
+    """
     objective = load_object(options.objective)
     if not callable(objective):
         raise ValueError(f"{options.objective} is not callable.")
     hyperparameters = load_object(options.hyperparameters) if options.hyperparameters else None
+    space = _space(options)
+    for name in ("objective", "space", "hyperparameters"):
+        command[name] = _from_anywhere(command[name])
     start = datetime.now()
+    storage = open_storage(options.storage)
+    with storage_errors(options.study):
+        _note(storage, options, command)
     study = search(
         objective,
-        _space(options),
+        space,
         hyperparameters=hyperparameters,
         num_trials=options.trials,
-        storage=options.storage,
+        storage=storage,
         study_name=options.study,
         workers=options.workers,
         direction=options.direction,
@@ -206,6 +285,19 @@ def _search(options: argparse.Namespace) -> int:
     return 0
 
 
+def _note(storage: BaseStorage, options: argparse.Namespace, command: dict[str, Any]) -> None:
+    """Leave with a study how it was started, before it can be interrupted."""
+    with quiet(True):
+        study = optuna.create_study(
+            storage=storage,
+            study_name=options.study,
+            direction=options.direction,
+            load_if_exists=True,
+        )
+    if [direction.name.lower() for direction in study.directions] == [options.direction]:
+        study.set_user_attr(COMMAND, json.dumps(command))  # otherwise `search` refuses
+
+
 def _status(options: argparse.Namespace) -> int:
     with storage_errors(options.study):
         _print_status(_load(options))
@@ -216,13 +308,52 @@ def _report(options: argparse.Namespace) -> int:
     with storage_errors(options.study):
         study = _load(options)
         try:
-            print(write_report(study, options.out))
+            print(write_report(study, options.out, space=_stored_space(study)))
         except OSError as error:
             raise ValueError(
                 f"Cannot write the report {options.out}: {error.strerror}. Give --out a file in "
                 "a folder that you can write to."
             ) from error
     return 0
+
+
+def _stored_space(study: optuna.Study) -> Space | None:
+    """The space that `search` was started with; None where it cannot be had any more."""
+    stored = study.user_attrs.get(COMMAND)
+    try:
+        return None if stored is None else _space(argparse.Namespace(**json.loads(stored)))
+    except ValueError:
+        return None
+
+
+def _export(options: argparse.Namespace) -> int:
+    with storage_errors(options.study):
+        study = _load(options)
+        try:
+            path = export(study, options.out, trial=options.trial, kept=options.kept)
+            print(path)
+            weights = path.with_name(WEIGHTS)
+            print(weights if weights.exists() else "no weights: the trial kept none")
+            if options.ensemble is not None:
+                pool = path.with_name("ensemble.safetensors")
+                ensemble(study, options.ensemble, folder=options.kept).save(pool)
+                print(pool)
+        except FileNotFoundError as error:
+            raise ValueError(str(error)) from error
+        except OSError as error:
+            raise ValueError(
+                f"Cannot write to {options.out}: {error.strerror}. Give --out a folder that you "
+                "can write to."
+            ) from error
+    return 0
+
+
+def _from_anywhere(where: str | None) -> str | None:
+    """`file.py:NAME` with the whole path of its file; other texts as they are."""
+    if where is None:
+        return None
+    file, colon, name = where.rpartition(":")
+    return f"{Path(file).resolve()}{colon}{name}" if file.endswith(".py") else where
 
 
 def _load(options: argparse.Namespace) -> optuna.Study:
@@ -251,9 +382,16 @@ def _print_status(study: optuna.Study) -> None:
     errors = [t for t in trials if ERROR in t.user_attrs and t.number not in lost]
     if errors:
         print(f"last error trial {errors[-1].number}: {errors[-1].user_attrs[ERROR]}")
-    if not any(t.state == TrialState.COMPLETE for t in trials):
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    seconds = [t.duration.total_seconds() for t in complete if t.duration is not None]
+    if seconds:
+        print(
+            f"seconds    {sum(seconds) / len(seconds):.3g} for a trial, {sum(seconds):.3g} in all"
+        )
+    if not complete:
         return
-    for best in study.best_trials if len(study.directions) > 1 else [study.best_trial]:
+    several = len(study.directions) > 1
+    for best in study.best_trials if several else [study.best_trial]:
         print(f"best       {', '.join(f'{v:.6g}' for v in best.values)} (trial {best.number})")
         for name, value in sorted(best.params.items()):
             print(f"  {name} = {value}")
@@ -262,6 +400,33 @@ def _print_status(study: optuna.Study) -> None:
         architecture = architecture_of(best)
         if architecture is not None:
             print(textwrap.indent(str(architecture), "  "))
+    if not several and len(complete) > 1:
+        print()
+        _print_table(_best_rows(study, complete))
+
+
+def _best_rows(study: optuna.Study, complete: Sequence[FrozenTrial]) -> list[list[str]]:
+    """The best trials with their values and hyperparameters, under headings."""
+    sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+    best = sorted(complete, key=lambda trial: sign * trial.values[0])[:NUM_SHOWN]
+    names = sorted({name for trial in best for name in trial.params})
+    rows = [["trial", "value", "seconds", "parameters", *names]]
+    for trial in best:
+        duration = "" if trial.duration is None else f"{trial.duration.total_seconds():.3g}"
+        row = [str(trial.number), f"{trial.values[0]:.6g}", duration]
+        row.append(str(trial.user_attrs.get("num_parameters", "")))
+        for name in names:
+            value = trial.params.get(name, "")
+            row.append(f"{value:.4g}" if isinstance(value, float) else str(value))
+        rows.append(row)
+    return rows
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
 
 
 if __name__ == "__main__":

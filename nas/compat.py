@@ -11,7 +11,7 @@ from typing import Any
 from optuna import Study
 from optuna.distributions import BaseDistribution
 
-__all__ = ["contains", "database_file"]
+__all__ = ["contains", "database_file", "stop_was_asked"]
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
@@ -21,6 +21,11 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
         ValueError: a value of the wrong kind.
     """
     return distribution._contains(distribution.to_internal_repr(value))
+
+
+def stop_was_asked(study: Study) -> bool:
+    """Whether `study.stop()` was called in the latest `study.optimize` of this object."""
+    return study._stop_flag
 
 
 def database_file(study: Study) -> Path | None:

@@ -1,16 +1,16 @@
 """Bayesian optimisation over architectures and hyperparameters as an Optuna sampler.
 
-Each proposal is made from the stored trials alone: a surrogate is conditioned on what finished,
-running trials are pending points, failed ones count as the worst value, and the expected
-improvement is maximised. The randomness comes from the seed and the number of trials before
-this one that were not lost, so a study that was interrupted and resumed by one worker goes on
-as it would have.
+Each proposal is made from the stored trials alone: a surrogate of each objective is conditioned on
+what finished, running trials are pending points, and the expected improvement, of several
+objectives that of the hypervolume, is maximised, times the learnt probabilities that the
+constraints hold and that the trial does not fail. The randomness comes from the seed and the number
+of trials before this one that were not lost, so a study that was interrupted and resumed by one
+worker goes on as it would have.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,18 +19,21 @@ from typing import Any
 import gpytorch
 import optuna
 import torch
+from botorch.models import ModelList
 from botorch.models.model import Model
 from optuna.distributions import BaseDistribution
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch import Generator, Tensor
 
 from nas.encoding.candidates import Candidate, Encoder
 from nas.encoding.hyperparameters import HyperparameterCube
-from nas.encoding.outcomes import half_rank
-from nas.proposals.acquisitions import ACQUISITIONS, Acquisition
+from nas.encoding.outcomes import half_rank, winsorised
+from nas.history import FINISHED, History
+from nas.proposals.acquisitions import ACQUISITIONS, HYPERVOLUME, Acquisition
+from nas.proposals.fronts import fronts
 from nas.proposals.maximisation import maximise
 from nas.proposals.memory import Learnt, Memory, num_learnt_from
+from nas.proposals.weights import Feasibility, Speed, Success, Weight, Weighted
 from nas.proxies import ProxyScores
 from nas.spaces import FlatSpace, Space
 from nas.surrogates import Surrogate, VectorModel, surrogate_of
@@ -54,7 +57,6 @@ _ONE_AT_A_TIME = threading.Lock()
 NUM_ELITES = 5
 NUM_DRAWS = 10  # for a first architecture that was not tried yet
 NUM_RECENT = 8  # finished trials that tell which hyperparameters the objective suggests
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class BayesianSampler(optuna.samplers.BaseSampler):
@@ -75,7 +77,8 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             a callable from encoded data to a fitted BoTorch model (`nas.surrogates.VectorModel`).
         acquisition: `"logei"` (improvement over the best posterior mean at an observed point),
             `"lognei"` (over the best value at observed points, whose uncertainty is integrated
-            out), `"ucb"` (mean and deviation), `"thompson"` (a draw of the function), `"mes"`
+            out; with several objectives both are the hypervolume that the uncertain Pareto front
+            gains), `"ucb"` (mean and deviation), `"thompson"` (a draw of the function), `"mes"`
             (what is learnt about the maximum), or a callable
             (`nas.proposals.acquisitions.Acquisition`).
         proxies: Scores of architectures without training (`nas.proxies.ProxyScores`), which
@@ -85,6 +88,8 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             surrogate is used; until then hyperparameters and the parameters of a flat space come
             from a scrambled Sobol sequence. A study whose space or hyperparameters were changed
             continues with the trials that fit, or starts anew.
+        cost_aware: Whether to divide by the seconds that a trial is expected to take, learnt from
+            the complete ones; the proposals then depend on how fast the machine was.
         seed: Determines the proposal, together with the position of the trial. If None, the name of
             the study takes its place.
         device: Device on which the surrogate is fitted and candidates are scored, in float64. None
@@ -105,6 +110,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         acquisition: str | Acquisition = "logei",
         proxies: ProxyScores | None = None,
         num_initial: int = 8,
+        cost_aware: bool = False,
         seed: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -130,7 +136,8 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             ACQUISITIONS[acquisition] if isinstance(acquisition, str) else acquisition
         )
         self.num_initial = num_initial
-        self._memory = Memory()
+        self.cost_aware = cost_aware
+        self._memory = Memory(space)
         self.seed = seed
         self.device = torch.device("cpu" if device is None else device)
 
@@ -143,14 +150,19 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         return (
             f"{type(self).__name__}({self.space!r}, hyperparameters={known}, "
             f"surrogate={self.surrogate!r}, acquisition={acquisition}, "
-            f"num_initial={self.num_initial}, seed={self.seed}, device={self.device})"
+            f"num_initial={self.num_initial}, cost_aware={self.cost_aware}, "
+            f"seed={self.seed}, device={self.device})"
         )
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """The hyperparameters, declared or found in finished trials, and a flat space's own."""
-        self._raise_error_if_multi_objective(study)
+        """The hyperparameters, declared or found in finished trials, and a flat space's own.
+
+        Raises:
+            ValueError: the acquisition is for one objective and the study has several.
+        """
+        self._acquisition_of(len(study.directions))
         trials = study.get_trials(deepcopy=False)
         flat = self._flat_distributions(trials)
         if self.hyperparameters is not None:
@@ -168,7 +180,6 @@ class BayesianSampler(optuna.samplers.BaseSampler):
 
         What the trial was queued with is kept.
         """
-        self._raise_error_if_multi_objective(study)
         columns: dict[str, str] = {}
         if isinstance(self.space, FlatSpace):
             columns = columns_of(self.space, study.get_trials(deepcopy=False))
@@ -203,7 +214,6 @@ class BayesianSampler(optuna.samplers.BaseSampler):
 
         Warns where hyperparameters were declared and this one was declared otherwise or not.
         """
-        self._raise_error_if_multi_objective(study)
         self._warn_of_undeclared(study, param_name, param_distribution)
         seed = self._seed(study, self._position(study, trial), param_name)
         cube = HyperparameterCube({param_name: param_distribution})
@@ -238,7 +248,9 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         seed = self._seed(study, position)
         generator = Generator().manual_seed(seed)
         modelled, unused = _split(cube, others)
-        history = _History(others, self.space, modelled, study.direction, self._memory)
+        history = History(
+            others, self.space, modelled, study.directions, is_member=self._memory.is_member
+        )
         if history.num_finished < self.num_initial:
             return self._initial(cube, position, self._seed(study, -1), history, generator)
         found = self._maximise(history, modelled, seed, self._seed(study, -1), generator)
@@ -246,7 +258,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
 
     def _maximise(
         self,
-        history: _History,
+        history: History,
         cube: HyperparameterCube,
         seed: int,
         study_seed: int,
@@ -261,19 +273,34 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         ):
             # Numerical advice from the fit: the proposal stays valid, only less sharp.
             warnings.simplefilter("ignore")
-            with seeded(seed if not self.surrogate.refits else study_seed, self.device):
-                model, encoder, X, Y, notice = self._model(history, cube)
+            learnt = self._learnt(history, cube, study_seed)
+            encoder = learnt.encoder
+            X = encoder(history.observed).to(self.device)
             pending = encoder(history.pending).to(self.device) if history.pending else None
-            with self.device:  # BoTorch makes some tensors on the default device
-                acquisition = self.acquisition(model, X, pending, seed)
-            order = Y.argsort(descending=True, stable=True)[:NUM_ELITES].tolist()
-            pool = self._memory.pool(self.space, study_seed)
+            notice = self.surrogate.notice(X)
+            valued = ~torch.tensor(history.failed, device=self.device)
+            Y = _targets(X.new_tensor(history.values)[valued])
+            violations = X.new_tensor(history.violations)[valued]
+            feasible = violations == 0
+            acquisition = None
+            if bool(feasible.any()):
+                models = self._models(learnt, X[valued], Y)
+                model = models[0] if len(models) == 1 else ModelList(*models)
+                with self.device:  # BoTorch makes some tensors on the default device
+                    acquisition = self._acquisition_of(len(models))(
+                        model, X[valued][feasible], pending, seed
+                    )
+            weights = self._weights(history, X, encoder)
+            if weights or acquisition is None:
+                acquisition = Weighted(acquisition, weights)
+            order = _best_first(Y, violations)[:NUM_ELITES].tolist()
+            pool = self._memory.pool(study_seed)
             found = maximise(
                 lambda points: acquisition(points.to(self.device)),
                 encoder,
-                pool=pool.first(len(Y)),
+                pool=pool.first(len(X)),
                 is_whole=pool.is_whole,
-                elites=[history.observed[index] for index in order],
+                elites=[history.observed[row] for row in valued.nonzero()[order, 0].tolist()],
                 seen=history.seen,
                 generator=generator,
             )
@@ -281,40 +308,76 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             warnings.warn(notice, stacklevel=2)
         return found
 
-    def _model(
-        self, history: _History, cube: HyperparameterCube
-    ) -> tuple[Model, Encoder, Tensor, Tensor, str | None]:
-        """The surrogate of all finished trials, its encoder, their rows, targets, and a notice."""
-
-        def fit(number: int) -> Learnt:
-            observed = history.observed[:number]
-            encoder = self.surrogate.encoder(self.space, cube, observed)
-            X, Y = self._rows(history, encoder, number)
-            return Learnt(encoder, self.surrogate.fit(X, Y[:, None], encoder))
-
-        number = len(history.observed)
+    def _learnt(self, history: History, cube: HyperparameterCube, seed: int) -> Learnt:
+        """An encoder of the finished trials and, where it is kept, a fit to the first of them."""
+        rows = [row for row, failed in enumerate(history.failed) if not failed]
         if not self.surrogate.refits:
-            encoder, model = fit(number)
-            X, Y = self._rows(history, encoder, number)
-            return model, encoder, X, Y, self.surrogate.notice(X)
-        first = num_learnt_from(number, self.num_initial)
-        key = (history.observed[:first], history.values[:first], cube.distributions)
-        encoder, earlier = self._memory.learnt(key, lambda: fit(first))
-        X, Y = self._rows(history, encoder, number)
-        model = self.surrogate.refit(X, Y[:, None], encoder, earlier)
-        return model, encoder, X, Y, self.surrogate.notice(X)
+            return Learnt(self.surrogate.encoder(self.space, cube, history.observed), ())
+        rows = rows[: num_learnt_from(len(rows), self.num_initial)]
+        candidates = [history.observed[row] for row in rows]
+        values = [history.values[row] for row in rows]
 
-    def _rows(self, history: _History, encoder: Encoder, number: int) -> tuple[Tensor, Tensor]:
-        """The first finished trials, `[n, d]`, and their targets `[n]`."""
-        X = encoder(history.observed[:number]).to(self.device)
-        return X, half_rank(X.new_tensor(history.values[:number]))
+        def learn() -> Learnt:
+            encoder = self.surrogate.encoder(self.space, cube, candidates)
+            X = encoder(candidates).to(self.device)
+            with seeded(seed, self.device):  # whichever proposal it is that learns
+                columns = _targets(X.new_tensor(values)).T
+                models = [self.surrogate.fit(X, y[:, None], encoder) for y in columns]
+            return Learnt(encoder, tuple(models))
+
+        return self._memory.learnt((candidates, values, cube.distributions), learn)
+
+    def _models(self, learnt: Learnt, X: Tensor, Y: Tensor) -> list[Model]:
+        """A model of each objective, of all rows with values."""
+        encoder, columns = learnt.encoder, [y[:, None] for y in Y.T]
+        if not self.surrogate.refits:
+            return [self.surrogate.fit(X, y, encoder) for y in columns]
+        return [
+            self.surrogate.refit(X, y, encoder, earlier)
+            for y, earlier in zip(columns, learnt.models, strict=True)
+        ]
+
+    def _acquisition_of(self, num_objectives: int) -> Acquisition:
+        """What the name stands for with so many objectives."""
+        names = {acquisition: name for name, acquisition in ACQUISITIONS.items()}
+        name = names.get(self.acquisition)
+        if num_objectives == 1 or name is None:
+            return self.acquisition
+        if name not in HYPERVOLUME:
+            raise ValueError(
+                f"acquisition={name!r} is for one objective, and the study has {num_objectives}; "
+                f"choose one of {sorted(HYPERVOLUME)}."
+            )
+        return HYPERVOLUME[name]
+
+    def _weights(self, history: History, X: Tensor, encoder: Encoder) -> list[Weight]:
+        """What else the candidates are judged by, as far as the trials tell."""
+
+        def fit(rows: Tensor, targets: Tensor) -> Model:
+            return self.surrogate.fit(rows, targets[:, None], encoder)
+
+        weights: list[Weight] = []
+        for values in history.constraints.values():
+            column = X.new_tensor(values)
+            told = ~column.isnan()
+            if bool(told.any()):
+                weights.append(Feasibility(fit, X[told], column[told]))
+        failed = torch.tensor(history.failed, device=X.device)
+        if bool(failed.any()):
+            weights.append(Success(fit, X, failed))
+        if self.cost_aware:
+            seconds = X.new_tensor(history.seconds)
+            told = ~seconds.isnan()
+            if bool(told.any()):
+                weights.append(Speed(fit, X[told], seconds[told]))
+        return weights
 
     def _initial(
         self,
         cube: HyperparameterCube,
         position: int,
         seed: int,
-        history: _History,
+        history: History,
         generator: Generator,
     ) -> Candidate:
         """Quasi-random, so that each choice is tried early: one that was never tried looks like
@@ -370,6 +433,21 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
 
 
+def _targets(values: Tensor) -> Tensor:
+    """What the surrogate sees of values `[n, objectives]`."""
+    warp = half_rank if values.shape[1] == 1 else winsorised
+    return torch.stack([warp(column) for column in values.T], 1)
+
+
+def _best_first(Y: Tensor, violations: Tensor) -> Tensor:
+    """Order of the rows: feasible ones by their front, then by the sum of their objectives."""
+    place = torch.stack([violations, fronts(Y).to(Y), -Y.sum(1)])
+    order = torch.arange(Y.shape[0], device=Y.device)
+    for key in reversed(place):
+        order = order[key[order].argsort(stable=True)]
+    return order
+
+
 def _common_parameters(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
     """What the latest finished trials all suggested, alike.
 
@@ -398,58 +476,3 @@ def _split(
             unused[name] = distribution
     used = {n: d for n, d in cube.distributions.items() if n not in unused}
     return HyperparameterCube(used), HyperparameterCube(unused)
-
-
-class _History:
-    """What the stored trials say, as far as they are of this space and these hyperparameters.
-
-    Attributes:
-        observed: Candidates with a value, failed ones included.
-        values: Their values, larger is better; `-inf` for a failure.
-        pending: Candidates that are running.
-        seen: All of them.
-        num_finished: Candidates whose trial came to an end without failing.
-    """
-
-    def __init__(
-        self,
-        trials: Sequence[FrozenTrial],
-        space: Space,
-        cube: HyperparameterCube,
-        direction: StudyDirection,
-        memory: Memory,
-    ) -> None:
-        sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
-        self.observed: list[Candidate] = []
-        self.pending: list[Candidate] = []
-        ended: list[FrozenTrial] = []
-        for trial in trials:
-            architecture = architecture_of(trial)
-            values = {**trial.user_attrs.get(PROPOSED, {}), **trial.params}
-            if architecture is None or not memory.is_member(space, architecture):
-                continue
-            if not cube.contains(values):
-                continue
-            candidate = Candidate.of(
-                architecture, {name: values[name] for name in cube.distributions}
-            )
-            if trial.state == TrialState.RUNNING:
-                self.pending.append(candidate)
-            elif trial.state.is_finished():
-                self.observed.append(candidate)
-                ended.append(trial)
-        self.num_finished = sum(trial.state in FINISHED for trial in ended)
-        complete = sorted(sign * t.value for t in ended if t.state == TrialState.COMPLETE)  # type: ignore[operator]
-        middle = complete[len(complete) // 2] if complete else math.inf
-        self.values = [_value(trial, sign, middle) for trial in ended]
-        self.seen = {*self.observed, *self.pending}
-
-
-def _value(trial: FrozenTrial, sign: float, middle: float) -> float:
-    """Value of a finished trial; a pruned one is at most as good as the middle of the others."""
-    if trial.state == TrialState.COMPLETE:
-        assert trial.value is not None
-        return sign * trial.value
-    if trial.state == TrialState.PRUNED and trial.intermediate_values:
-        return min(sign * trial.intermediate_values[max(trial.intermediate_values)], middle)
-    return -math.inf

@@ -45,6 +45,8 @@ REQUEUED_FROM = "requeued_from"
 RETRIES = "retries"
 ERROR = "error"
 KEPT = "kept_predictions"  # name of the file
+# What a trial that runs again does not keep: it is of the attempt, not of the candidate.
+OF_A_RUN = (ERROR, "traceback", "worker", "curve", KEPT)
 RELATIVE_ARCHITECTURE = "nas:architecture"
 DERIVATION = "derivation"
 MAX_RETRIES = 2  # of a trial whose worker dies
@@ -176,8 +178,7 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, max_retries: int | None 
     retries = int(trial.user_attrs.get(RETRIES, 0)) + 1
     if max_retries is not None and retries > max_retries:
         return False
-    own = (ERROR, KEPT)  # of the attempt, not of the candidate
-    attributes = {name: value for name, value in trial.user_attrs.items() if name not in own}
+    attributes = {name: value for name, value in trial.user_attrs.items() if name not in OF_A_RUN}
     fixed = {
         **trial.system_attrs.get("fixed_params", {}),
         **trial.user_attrs.get(PROPOSED, {}),

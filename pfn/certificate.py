@@ -70,10 +70,17 @@ class Certificate:
         by_context: Rows by number of context rows.
         by_features: Rows by number of features.
         by_noise: Rows by decade of the noise variance, "1e-2" for [0.01, 0.1).
+        low_noise: Rows by number of context rows, of tasks whose noise variance is below 1e-4
+            alone, where the posterior is narrow and a gap largest.
+        other_noise: Likewise, of the others of the same tasks; empty where there are no tasks of
+            low noise among those of `by_context`.
         pit: Shares of the probability integral transform in 20 equal bins, by number of context
             rows; 0.05 each for a calibrated network.
         coherence: "martingale", "order" and, of tasks of several exchangeable columns, "columns",
             with 10 context rows; see `pfn.certification`. Empty in classification.
+        ece: Expected calibration error of the most probable class by number of context rows, in
+            15 equal bins of its probability (Guo et al. 2017, 1706.04599, equation 3). Bins of few
+            queries make it larger. Empty in regression.
         scores: Quantiles 0.005, 0.05, 0.5, 0.95, 0.995 of `familiarity.context_score` under the
             prior, by number of context rows.
     """
@@ -84,8 +91,11 @@ class Certificate:
     by_context: dict[int, CertificateRow]
     by_features: dict[int, CertificateRow]
     by_noise: dict[str, CertificateRow] = field(default_factory=dict)
+    low_noise: dict[int, CertificateRow] = field(default_factory=dict)
+    other_noise: dict[int, CertificateRow] = field(default_factory=dict)
     pit: dict[int, list[float]] = field(default_factory=dict)
     coherence: dict[str, float] = field(default_factory=dict)
+    ece: dict[int, float] = field(default_factory=dict)
     scores: dict[int, list[float]] = field(default_factory=dict)
 
     @property
@@ -185,26 +195,23 @@ class Certificate:
                 str(key): {k: None if v != v else v for k, v in row.items()}
                 for key, row in values[table].items()
             }
-        for table in ("pit", "scores"):
+        for table in _LISTS:
             values[table] = {str(key): row for key, row in values[table].items()}
         return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Certificate:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`; tables that a file lacks were not measured."""
 
         def row(numbers: Mapping[str, Any]) -> CertificateRow:
             known = {name: math.nan if v is None else v for name, v in numbers.items()}
             return CertificateRow(**known)  # type: ignore[arg-type]
 
         tables: dict[str, Any] = {
-            table: {key(k): row(numbers) for k, numbers in values[table].items()}
+            table: {key(k): row(numbers) for k, numbers in values.get(table, {}).items()}
             for table, key in _TABLES.items()
         }
-        lists = {
-            table: {int(k): list(v) for k, v in values[table].items()}
-            for table in ("pit", "scores")
-        }
+        lists = {table: {int(k): v for k, v in values.get(table, {}).items()} for table in _LISTS}
         plain: dict[str, Any] = {
             name: values[name] for name in ("prior", "reference", "seed", "coherence")
         }
@@ -244,14 +251,14 @@ class Certificate:
             if not rows:
                 continue
             lines.append(
-                f"{table.removeprefix('by_'):>9} {'tasks':>6} {'gap':>8} {'± s.e.':>8} "
+                f"{_TITLES[table]:>11} {'tasks':>6} {'gap':>8} {'± s.e.':>8} "
                 f"{'worst 1%':>9} "
                 + (f"{'at least':>9} {'± s.e.':>8} " if bracket else "")
                 + f"{'NLL':>8} "
                 + (f"{'accuracy':>8}" if classes else f"{'cov 50%':>8} {'cov 90%':>8}")
             )
             lines += [
-                f"{key:>9} {row.tasks:>6} {row.gap:>8.4f} {row.gap_error:>8.4f} "
+                f"{key:>11} {row.tasks:>6} {row.gap:>8.4f} {row.gap_error:>8.4f} "
                 f"{row.gap_worst:>9.3f} "
                 + (f"{row.lower:>9.4f} {row.lower_error:>8.4f} " if bracket else "")
                 + f"{row.nll:>8.4f} "
@@ -263,7 +270,22 @@ class Certificate:
                 for key, row in rows.items()
             ]
         lines += [f"coherence: {name} {value:.4f}" for name, value in self.coherence.items()]
+        lines += [f"calibration error with {n} rows: {value:.4f}" for n, value in self.ece.items()]
         return "\n".join(lines)
 
 
-_TABLES: dict[str, Callable[[str], Any]] = {"by_context": int, "by_features": int, "by_noise": str}
+_TABLES: dict[str, Callable[[str], Any]] = {
+    "by_context": int,
+    "by_features": int,
+    "by_noise": str,
+    "low_noise": int,
+    "other_noise": int,
+}
+_TITLES = {
+    "by_context": "context",
+    "by_features": "features",
+    "by_noise": "noise",
+    "low_noise": "noise<1e-4",
+    "other_noise": "noise>=1e-4",
+}
+_LISTS = ("pit", "scores", "ece")

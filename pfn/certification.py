@@ -45,6 +45,9 @@ __all__ = ["certify"]
 
 _LEVELS = (0.5, 0.8, 0.9, 0.95)
 _PIT_BINS = 20
+_ECE_BINS = 15
+_LOW_NOISE = -4  # decades below this one
+_NO_DECADE = 99  # of tasks without a finite, positive noise variance
 _SCORE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _COHERENCE_ROWS, _COHERENCE_TASKS = 10, 256
 _SCORE_LEVELS = (0.005, 0.05, 0.5, 0.95, 0.995)
@@ -59,6 +62,7 @@ def certify(
     lower_reference: LowerReference | None = None,
     lower_tasks: int = 64,
     score_prior: TaskPrior | Callable[[int], TaskPrior] | None = None,
+    low_noise_prior: TaskPrior | Callable[[int], TaskPrior] | None = None,
     context_sizes: Sequence[int] = (0, 5, 20, 80),
     num_queries: int = 16,
     num_tasks: int = 512,
@@ -84,6 +88,8 @@ def certify(
         score_prior: What the tasks of `Certificate.scores` are drawn from, of the same kind as
             `task_prior`, which is a part of the training's where only that has a reference.
             `task_prior` if None.
+        low_noise_prior: Further tasks for `Certificate.low_noise`, of the same kind, a quarter as
+            many; those of more noise do not count. For a `task_prior` that has little of it.
         context_sizes: Numbers of context rows to measure; a task serves those that leave it
             `num_queries` rows.
         num_queries: Query rows of each task, its last ones.
@@ -104,6 +110,7 @@ def certify(
     else:
         known = reference
     parameter = next(pfn.parameters())
+    where: Any = {"device": parameter.device, "dtype": parameter.dtype}
     generator = torch.Generator(parameter.device).manual_seed(seed + 2**33)  # not of a training
     measured = _Measurements()
     scores: dict[int, list[Tensor]] = {}
@@ -121,7 +128,6 @@ def certify(
         for start in range(0, num_tasks, batch):
             size = min(batch, num_tasks - start)
             for (sizes, prior), (_, other) in zip(groups, scored, strict=True):
-                where: Any = {"device": parameter.device, "dtype": parameter.dtype}
                 task = prior.sample(size, generator=generator, **where)
                 rows, own = task.X.shape[1], len(groups) > 1
                 for n in sizes:
@@ -139,6 +145,18 @@ def certify(
                     n = usual if own else min(_COHERENCE_ROWS, rows - 2)
                     coherence += [_coherence(pfn, _split(task, n, 2))] if n >= 0 else []
             bar.update(size)
+        apart = _Measurements()
+        extra = [] if low_noise_prior is None else _groups(low_noise_prior, context_sizes)
+        for start in range(0, num_tasks // 4, batch):
+            for sizes, prior in extra:
+                task = prior.sample(
+                    min(batch, num_tasks // 4 - start), generator=generator, **where
+                )
+                for n in sizes:
+                    if n + num_queries <= task.X.shape[1]:
+                        part, own = _split(task, n, num_queries), len(extra) > 1
+                        lower = lower_reference if start < lower_tasks // 4 else None
+                        apart.add(n, start, own, part, _measure(pfn, part, known, lower))
     if not measured.values:
         raise ValueError(
             f"No task has enough rows for {num_queries} queries and any of "
@@ -150,9 +168,12 @@ def certify(
         seed=seed,
         by_context=measured.table("context"),
         by_features=measured.table("features"),
-        by_noise={_decade(k): row for k, row in measured.table("noise").items() if k < 99},
+        by_noise={f"1e{k}": row for k, row in measured.table("noise").items() if k < _NO_DECADE},
+        low_noise=(apart if extra else measured).table("context", below=_LOW_NOISE),
+        other_noise=measured.rest_of_low_noise(),
         pit=measured.pits() if pfn.bars is not None else {},
         coherence=_means(coherence),
+        ece=measured.calibration_errors() if pfn.bars is None else {},
         scores={n: _quantiles(parts) for n, parts in scores.items()},
     )
 
@@ -197,7 +218,11 @@ def _split(task: Task, num_context: int, num_queries: int) -> Task:
 def _measure(
     pfn: PFN, task: Task, reference: LowerReference | None, lower: LowerReference | None
 ) -> tuple[Tensor, Tensor]:
-    """Per task the numbers of a row, `[B, 8]`; and the probability integral transforms `[B, m]`."""
+    """Per task the numbers of a row, `[B, 8]`; and per query what calibration is judged by.
+
+    That is the probability integral transform, `[B, m, 1]`; in classification the probability of
+    the most probable class and whether it was right, `[B, m, 2]`.
+    """
     n = task.num_context
     y = task.y[:, n:]
     encoding = pfn.encode(
@@ -224,14 +249,16 @@ def _measure(
         gaps.append(log_p - log_q)
     nothing = torch.full_like(log_q, math.nan)
     if pfn.bars is None:
-        pit, shares = nothing, [nothing] * len(_LEVELS)
-        right = (logits.argmax(-1, keepdim=True) == y.long()).to(log_q)
+        shares = [nothing] * len(_LEVELS)
+        confidence, best = logits.softmax(-1).max(-1, keepdim=True)
+        right = (best == y.long()).to(log_q)
+        judged = torch.cat([confidence, right], dim=-1)
     else:
-        pit, right = posterior.cdf(y), nothing
-        central = 2 * (pit - 0.5).abs()
+        judged, right = posterior.cdf(y), nothing
+        central = 2 * (judged - 0.5).abs()
         shares = [(central <= level).to(y) for level in _LEVELS]
     numbers = torch.stack([-log_q, *gaps, *shares, right], dim=-1)
-    return numbers.mean(dim=(1, 2)).double(), pit[..., 0]
+    return numbers.mean(dim=(1, 2)).double(), judged
 
 
 class _Measurements:
@@ -240,11 +267,11 @@ class _Measurements:
     def __init__(self) -> None:
         self.values: list[Tensor] = []
         self.keys: dict[str, list[Tensor]] = {k: [] for k in (*_KEYS, "batch", "task")}
-        self._pit: dict[int, list[Tensor]] = {}
+        self._judged: dict[int, list[Tensor]] = {}
 
     def add(self, n: int, batch: int, own: bool, task: Task, found: tuple[Tensor, Tensor]) -> None:
         """Tasks of a batch; `own` if every number of context rows has tasks of its own."""
-        values, pit = found
+        values, judged = found
         self.values.append(values.cpu())
         noise = task.row_noise_var.double().mean(1).cpu()
         usable = noise.isfinite() & (noise > 0)
@@ -252,31 +279,55 @@ class _Measurements:
             usable = torch.zeros_like(usable)
         power = torch.where(usable, noise, 1.0).log10() + 1e-6  # 0.01 of float32 is below 1e-2
         decade = power.floor().clamp(-9, 9).long()
-        self.keys["noise"].append(torch.where(usable, decade, 99))
+        self.keys["noise"].append(torch.where(usable, decade, _NO_DECADE))
         for name, value in (("context", n), ("features", task.X.shape[-1]), ("batch", batch)):
             self.keys[name].append(torch.full((len(values),), value, device="cpu"))
         number = torch.arange(len(values), device="cpu")
         self.keys["task"].append(batch + number + (own * n << 32))
-        self._pit.setdefault(n, []).append(pit.flatten())
+        self._judged.setdefault(n, []).append(judged.flatten(0, 1).double().cpu())
 
-    def table(self, name: str) -> dict[int, CertificateRow]:
-        key, values = torch.cat(self.keys[name]), torch.cat(self.values)
-        groups = [torch.cat(self.keys[kind]) for kind in ("context", "batch", "task")]
+    def table(
+        self, name: str, *, least: int = -_NO_DECADE, below: int = _NO_DECADE + 1
+    ) -> dict[int, CertificateRow]:
+        """Rows by a key, of tasks whose decade of the noise is in a range."""
+        if not self.values:
+            return {}
+        decade = torch.cat(self.keys["noise"])
+        some = (decade >= least) & (decade < below)
+        key, values = torch.cat(self.keys[name])[some], torch.cat(self.values)[some]
+        groups = [torch.cat(self.keys[kind])[some] for kind in ("context", "batch", "task")]
         return {
             int(k): _row(values[key == k], *(group[key == k] for group in groups))
             for k in key.unique()
         }
 
+    def rest_of_low_noise(self) -> dict[int, CertificateRow]:
+        """By number of context rows, of tasks with more noise; nothing if there are no others."""
+        if not self.table("context", below=_LOW_NOISE):
+            return {}
+        return self.table("context", least=_LOW_NOISE, below=_NO_DECADE)
+
     def pits(self) -> dict[int, list[float]]:
+        """Shares of the transforms in equal bins, by number of context rows."""
         shares = {}
-        for n, parts in sorted(self._pit.items()):
-            values = torch.cat(parts).double().cpu()
-            counts = torch.histc(values, bins=_PIT_BINS, min=0.0, max=1.0)
+        for n, parts in sorted(self._judged.items()):
+            counts = torch.histc(torch.cat(parts), bins=_PIT_BINS, min=0.0, max=1.0)
             shares[n] = (counts / counts.sum()).tolist()
         return shares
 
+    def calibration_errors(self) -> dict[int, float]:
+        """Expected calibration errors by number of context rows."""
+        return {n: _ece(*torch.cat(parts).T) for n, parts in sorted(self._judged.items())}
+
 
 _KEYS = ("context", "features", "noise")
+
+
+def _ece(confidence: Tensor, right: Tensor) -> float:
+    """Mean of |share right - mean confidence| over equal bins of confidence, by their queries."""
+    index = (confidence * _ECE_BINS).long().clamp_max(_ECE_BINS - 1)
+    apart = confidence.new_zeros(_ECE_BINS).index_add_(0, index, right - confidence)
+    return float(apart.abs().sum()) / len(confidence)
 
 
 def _row(values: Tensor, context: Tensor, batch: Tensor, task: Tensor) -> CertificateRow:
@@ -315,10 +366,6 @@ def _error(values: Tensor, batch: Tensor) -> float:
         return math.nan
     sums = values.new_zeros(count).index_add_(0, group, values - values.mean())
     return float(sums.square().sum().sqrt()) / len(values) * math.sqrt(count / (count - 1))
-
-
-def _decade(power: int) -> str:
-    return f"1e{power}"
 
 
 def _means(found: list[dict[str, float]]) -> dict[str, float]:

@@ -29,6 +29,7 @@ is in double precision.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ _KERNELS = (
     (_MATERN5, 0.5),
     (_SQUARED, 0.15),
 )
-_FITTED = (_SQUARED, _MATERN5)  # kinds whose w is fitted
+_FITTED = (_SQUARED, _MATERN5)  # kinds whose w is fitted; `_fitted_covariance` is of these
 _CONSTANT = 0.2  # variance of the mean, added to every kernel
 # Of the noise to the function; where rows tell nothing the first is the best.
 _RATIOS = (1.0, 0.1, 10.0, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -173,16 +174,6 @@ class Kernels:
         norms = (x.square() @ self.weight.mT).mT
         return torch.where(self.kind[..., None] == _LINEAR, norms, 1.0) + _CONSTANT
 
-    def slopes(
-        self, x: Float[Tensor, "A n d"], gradient: Float[Tensor, "A k n n"]
-    ) -> Float[Tensor, "A k d"]:
-        """tr(gradient dC / d log w) of kernels of the distance, for a symmetric gradient."""
-        inner = gradient * self._derivative(self._arguments(x, x).clamp_min(0))
-        # The sum over pairs of inner (x_j - x'_j)^2, without the pairs' differences.
-        squares = inner.sum(-1) @ x.square()
-        products = (x[:, None] * (inner @ x[:, None])).sum(-2)
-        return 2 * (squares - products) * self.weight
-
     def _arguments(
         self, x1: Float[Tensor, "A n d"], x2: Float[Tensor, "A m d"]
     ) -> Float[Tensor, "A k n m"]:
@@ -201,14 +192,6 @@ class Kernels:
         parts = arguments.flatten(0, 1)[order].split(counts)
         found = [formula(part) for formula, part in zip(_FORMULAS, parts, strict=True)]
         return torch.cat(found)[order.argsort()].unflatten(0, self.kind.shape)
-
-    def _derivative(self, r2: Tensor) -> Tensor:
-        """With respect to the squared distance."""
-        squared = -0.5 * torch.exp(-0.5 * r2)
-        s = (5 * r2).sqrt()
-        return torch.where(
-            self.kind[..., None, None] == _SQUARED, squared, -5 / 6 * (1 + s) * torch.exp(-s)
-        )
 
 
 @dataclass(frozen=True)
@@ -371,22 +354,61 @@ def _best_noise(
 
 
 def _fitted(kernels: Kernels, noise: Tensor, X: Tensor, z: Tensor, shown: Tensor | None) -> Kernels:
-    """With relevances fitted at these noise ratios."""
+    """Those of `_FITTED`, one each, with relevances fitted at these noise ratios."""
     log_w = torch.zeros_like(kernels.weight)
-    start = kernels.weight
+    apart = _squares_apart(X)
+    pairs = None if shown is None else shown[:, None, :, None] & shown[:, None, None]
     for most in _STEPS:
-        now = replace(kernels, weight=start * log_w.exp())
-        K = _add_noise(now.covariance(X, X, shown, shown), noise, shown)
-        _, scale, root, weights = _condition(K, z, shown)
+        weight = kernels.weight * log_w.exp()
+        C, derivative = _fitted_covariance(weight, apart)
+        C = C + _CONSTANT if pairs is None else (C + _CONSTANT) * pairs
+        root = torch.linalg.cholesky(_add_noise(C, noise, shown))
         inverse = torch.cholesky_inverse(root)
-        outer = weights[..., None] * weights[..., None, :] / scale[..., None, None]
-        gradient = outer - inverse
-        if shown is not None:
-            gradient = gradient * shown[:, None, :, None] * shown[:, None, None]
-        slope = 0.5 * now.slopes(X, gradient) - log_w / _SPREAD**2
+        slope = _evidence_slope(inverse, z, shown, derivative, apart) * weight
+        slope = slope - log_w / _SPREAD**2
         log_w = (log_w + most * torch.tanh(slope / 2)).clamp(-6.0, 4.0)
     log_prior = -0.5 * (log_w / _SPREAD).square().sum(-1)
-    return replace(kernels, weight=start * log_w.exp(), log_prior=log_prior)
+    return replace(kernels, weight=kernels.weight * log_w.exp(), log_prior=log_prior)
+
+
+def _squares_apart(X: Float[Tensor, "A n d"]) -> Float[Tensor, "A d pairs"]:
+    """Squared differences of all pairs of rows, by column."""
+    columns = X.mT
+    return (columns[..., None] - columns[..., None, :]).square().flatten(-2)
+
+
+def _fitted_covariance(
+    weight: Float[Tensor, "A 2 d"], apart: Float[Tensor, "A d pairs"]
+) -> tuple[Float[Tensor, "A 2 n n"], Float[Tensor, "A 2 n n"]]:
+    """Covariances of the kinds of `_FITTED`, and derivatives in the squared distance."""
+    n = math.isqrt(apart.shape[-1])
+    r2 = weight @ apart
+    s = (5 * r2[:, 1]).sqrt()
+    squared, decay = torch.exp(-0.5 * r2[:, 0]), torch.exp(-s)
+    rising = (1 + s) * decay
+    C = torch.stack([squared, rising + s.square() / 3 * decay], 1)
+    derivative = torch.stack([-0.5 * squared, -5 / 6 * rising], 1)
+    return C.unflatten(-1, (n, n)), derivative.unflatten(-1, (n, n))
+
+
+def _evidence_slope(
+    inverse: Float[Tensor, "A 2 n n"],
+    z: Float[Tensor, "A n"],
+    shown: Bool[Tensor, "A n"] | None,
+    derivative: Float[Tensor, "A 2 n n"],
+    apart: Float[Tensor, "A d pairs"],
+) -> Float[Tensor, "A 2 d"]:
+    """d log evidence / d (w / l^2); rows that do not count are apart by nothing from each other.
+
+    Between one of them and another `inverse` and z are 0.
+    """
+    weights = (inverse @ z[:, None, :, None])[..., 0]
+    q = (weights * z[:, None]).sum(-1)
+    share = (2 + _count(z, shown)[:, None]) / (2 + q)
+    gradient = torch.addcmul(
+        -inverse, (share[..., None] * weights)[..., None], weights[..., None, :]
+    )
+    return 0.5 * (gradient * derivative).flatten(-2) @ apart.mT
 
 
 def _count(z: Float[Tensor, "A n"], shown: Bool[Tensor, "A n"] | None) -> Float[Tensor, " A"]:

@@ -65,7 +65,7 @@ def mixed(
     values = own.log_softmax(-1), log_weight, advice.mean + shift * std, scale2, df
     rows = [value.flatten(0, -2) for value in values]
     found = _Mixture.apply(*rows, nodes, width.square(), bars.areas(nodes).log())
-    return found.reshape(own.shape)  # type: ignore[no-untyped-call]
+    return found.reshape(own.shape)
 
 
 class _Mixture(torch.autograd.Function):
@@ -101,7 +101,7 @@ class _Mixture(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Float[Tensor, "N nodes"]) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Float[Tensor, "N nodes"]) -> tuple[Tensor | None, ...]:
         parts, found, log_weight, mean, scale2, df, nodes, width2 = ctx.saved_tensors
         to_own = torch.empty_like(found)
         to_weight, to_mean, to_scale2, to_df = (

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.models.model import Model
 from botorch.posteriors import Posterior
 from botorch.sampling.base import MCSampler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
 from pfn.coverage import check_data, check_num_classes
@@ -38,8 +37,6 @@ from priors.posteriors.transformed import TransformedPosterior, apply_posterior_
 from priors.representation import as_data, count
 
 __all__ = ["PFNModel"]
-
-_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class PFNModel(Model):
@@ -97,7 +94,7 @@ class PFNModel(Model):
         coverage.warn_outside_range(transforms.observed(X))
         coverage.warn_outside_targets(transforms.targets(y))
         # Its own weights, in the dtype and on the device of the data, and not trained any more.
-        self.pfn = _copied(network, X)
+        self.pfn = network.frozen_like(X)
         self.eval()
         self._encoded = EncodedObservations.together(self.pfn, data, num_classes, column_seed)
         self._recent = Recent()
@@ -367,60 +364,6 @@ class PFNModel(Model):
         batch = torch.broadcast_shapes(rows.shape[:-2], self.batch_shape)
         shape = (*batch, rows.shape[-2], self.train_Y.shape[-1])
         return self._data.transforms.noise(noise).expand(shape)
-
-
-# Of each network its last copy, and which tensors it is of: copying costs a small network as much
-# as encoding does, and many data sets are conditioned on by one network.
-_copies: WeakKeyDictionary[Network, tuple[object, Network]] = WeakKeyDictionary()
-
-
-def _copied(network: Network, like: Tensor) -> Network:
-    """`_frozen(network, like)`, sharing its tensors with the last copy if they would be equal."""
-    tensors = [*network.parameters(), *network.buffers()]
-    if any(t.is_inference() for t in tensors):  # which do not record changes
-        return _frozen(network, like)
-    # In-place changes raise the version, others move the data.
-    state = like.dtype, like.device, [(id(t), t.data_ptr(), t._version) for t in tensors]
-    known = _copies.get(network)
-    if known is None or known[0] != state:
-        known = state, _frozen(network, like)
-        _copies[network] = known
-    new = _without_tensors(network)
-    new._modules.update(known[1]._modules)
-    new.training = False
-    return new
-
-
-def _without_tensors(module: _Module) -> _Module:
-    """A copy that shares all attributes but tensors, modules and dicts."""
-    new = module.__new__(type(module))
-    new.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in vars(module).items()}
-    return new
-
-
-def _frozen(module: _Module, like: Tensor) -> _Module:
-    """`copy.deepcopy(module).to(like).eval().requires_grad_(False)`, several times faster.
-
-    Attributes that are neither tensors nor modules nor dicts are shared: they are never changed.
-    """
-    new = _without_tensors(module)
-
-    def own(value: Tensor) -> Tensor:
-        value = value.detach()
-        floating = value.is_floating_point()
-        return value.to(like, copy=True) if floating else value.to(like.device, copy=True)
-
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            new._parameters[name] = nn.Parameter(own(parameter), requires_grad=False)
-    for name, buffer in module._buffers.items():
-        if buffer is not None:
-            new._buffers[name] = own(buffer)
-    for name, child in module._modules.items():
-        if child is not None:
-            new._modules[name] = _frozen(child, like)
-    new.training = False
-    return new
 
 
 def _classes_as_numbers(network: Network, y: Tensor, like: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from pfn.certificate import Certificate
 from pfn.coverage import Coverage
 from pfn.distribution import BarDistribution
 from pfn.experts import Advice, Experts
+from pfn.frozen import frozen, without_tensors
 from pfn.mixing import mixed
 from priors.posteriors.standardisation import location_scale
 
@@ -144,6 +145,34 @@ class Network(nn.Module):
         self.inputs, self.targets = inputs, targets
         self.prior_location, self.prior_scale = float(prior_location), float(prior_scale)
         self.metadata = dict(metadata or {})
+        # Of `frozen_like`: a copy, and which tensors it is of.
+        self._last_frozen: tuple[object, Network] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_last_frozen": None}
+
+    def frozen_like(self, like: Tensor) -> Network:
+        """A copy for inference in the dtype and on the device of `like`, with fixed weights.
+
+        It shares its tensors with the last such copy if they would be equal: copying costs a small
+        network as much as encoding does, and one network is conditioned on many data sets.
+        """
+        tensors = [*self.parameters(), *self.buffers()]
+        if any(t.is_inference() for t in tensors):  # which do not record changes
+            return self._frozen(like)
+        # In-place changes raise the version, others move the data.
+        state = like.dtype, like.device, [(id(t), t.data_ptr(), t._version) for t in tensors]
+        if self._last_frozen is None or self._last_frozen[0] != state:
+            self._last_frozen = state, self._frozen(like)
+        new = without_tensors(self)
+        new._modules.update(self._last_frozen[1]._modules)
+        new.training, new._last_frozen = False, None
+        return new
+
+    def _frozen(self, like: Tensor) -> Network:
+        new = frozen(self, like)
+        new._last_frozen = None
+        return new
 
     @property
     def coverage(self) -> Coverage:

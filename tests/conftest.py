@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 
+from tests.covering import combination, covering
 from tests.shapes import check_on_import
 
 check_on_import()
@@ -30,29 +31,10 @@ def pytest_collection_modifyitems(items):
         if item.get_closest_marker("covering") and hasattr(item, "callspec") and not apart:
             families[item.nodeid.partition("[")[0]].append(item)
     for family in families.values():
-        kept = covering([item.callspec.indices for item in family])
+        kept = covering([combination(item) for item in family])
         for number, item in enumerate(family):
             if number not in kept:
                 item.add_marker(pytest.mark.slow)
-
-
-def covering(combinations):
-    """Numbers of combinations in which every value of every parameter occurs, few and mixed.
-
-    Args:
-        combinations: A dictionary each, from the names of parameters to their values.
-    """
-    values = [frozenset(combination.items()) for combination in combinations]
-    used = collections.Counter()
-    kept = set()
-    while missing := set().union(*values) - set(used):
-        best = min(
-            range(len(values)),
-            key=lambda k: (-len(values[k] & missing), sum(used[value] for value in values[k])),
-        )
-        kept.add(best)
-        used.update(values[best])
-    return kept
 
 
 @pytest.fixture(autouse=True)

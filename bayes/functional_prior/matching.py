@@ -89,13 +89,18 @@ def match_functional_prior(
         A new prior. `match_report(new, target, X)` on held-out inputs says how good it is.
 
     Raises:
-        TypeError: the prior is no `NetworkPrior`, or the target does not sample functions.
+        TypeError: the prior is no `NetworkPrior`, the target does not sample functions, or
+            `method` is no way of matching.
         NotImplementedError: the target has a mean.
         ValueError: nothing is learnable, an unknown method, the inputs are not a matrix, or the
             target has no second moments and they are to be matched.
     """
     if isinstance(method, str) and method not in _METHODS:
         raise ValueError(f"method must be one of {list(_METHODS)}, got {method!r}.")
+    if isinstance(method, type) or not (isinstance(method, str) or hasattr(method, "run")):
+        raise TypeError(
+            f"method must be one of {list(_METHODS)} or such as MomentMatching(), got {method!r}."
+        )
     chosen = _METHODS[method] if isinstance(method, str) else method
     checked_network(network_prior)
     checked_target(target)

@@ -38,7 +38,7 @@ class DeepEnsemble:
 
     num_members: int = 10
     num_training_steps: int = 2000
-    learning_rate: float = 0.02
+    learning_rate: float = 0.05
     batch_size: int | None = None
     seed: int = 0
     progress: bool = True

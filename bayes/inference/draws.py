@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import pyro
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from priors.random_state import seeded
 from priors.representation import count
 
-__all__ = ["SMALLER_STEPS", "Draws", "InferenceMethod", "isolated"]
+__all__ = ["SMALLER_STEPS", "Draws", "InferenceMethod", "checked_method", "isolated"]
 
 # Where the setting that makes them is not known.
 SMALLER_STEPS = "take smaller steps"
@@ -61,6 +61,24 @@ class InferenceMethod(Protocol):
 
     def run(self, model: Callable[[], object], like: Tensor) -> Draws:
         """Draw from the posterior of `model`, in the dtype and on the device of `like`."""
+
+
+def checked_method(owner: str, method: object) -> InferenceMethod:
+    """An inference method, or a TypeError for its class, its name or something else.
+
+    Args:
+        owner: Of `fit`, for the message.
+        method: What a user gave.
+    """
+    if isinstance(method, type) and callable(getattr(method, "run", None)):
+        raise TypeError(
+            f"{owner}.fit needs {method.__name__}(...) with its settings, got the class itself."
+        )
+    if not callable(getattr(method, "run", None)):
+        raise TypeError(
+            f"{owner}.fit needs an inference method such as bayes.ChEES(), got {method!r}."
+        )
+    return cast(InferenceMethod, method)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class Laplace:
     num_draws: int = 256
     num_starts: int = 4
     num_training_steps: int = 1000
-    learning_rate: float = 0.02
+    learning_rate: float = 0.05
     linearised: bool = True
     seed: int = 0
     progress: bool = True

@@ -42,6 +42,9 @@ _SECOND, _THIRD = 0.5, 0.75
 # Ways walked per independent draw that make L.
 _UNADJUSTED, _ADJUSTED = 0.4, 0.3
 _DIVERGENT = 1000.0
+# By which a step may exceed the last one: where it is flat, at a mode say, errors tell of steps far
+# larger than those near by can bear.
+_GROWTH = 1.1
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,6 @@ class LangevinKernel(_TurningKernel):
         evaluation: Of the density.
         num_steps: From one draw to the next.
         energy_var: Aimed at.
-        first_energy_var: Aimed at when the warm-up begins; from there the aim falls geometrically
-            through the first phase, so that the later ones are spent at `energy_var`.
         phases: Shares of the warm-up at which its second and third phase begin.
         first_step: Step size at the beginning; sqrt(d) / 4 without it.
         memory: Steps over which the step size is averaged.
@@ -127,7 +128,6 @@ class LangevinKernel(_TurningKernel):
         num_steps: int,
         energy_var: float,
         *,
-        first_energy_var: float | None = None,
         phases: tuple[float, float] = (_SECOND, _THIRD),
         first_step: float | None = None,
         memory: float = 150.0,
@@ -135,7 +135,7 @@ class LangevinKernel(_TurningKernel):
     ) -> None:
         super().__init__(owner, evaluation)
         self.num_steps, self.together = num_steps, together
-        self.energy_var, self.first_energy_var = energy_var, first_energy_var or energy_var
+        self.energy_var = energy_var
         self.phases, self.first_step, self.memory = phases, first_step, memory
         self._step: Callable[..., Any] | None = None
 
@@ -160,18 +160,16 @@ class LangevinKernel(_TurningKernel):
     def warm_up(self, state: State, done: float, generator: torch.Generator) -> State:
         second, third = self.phases
         if done >= second and "scaled" not in state:
-            # The step size anew, for scales and an aim that stay: what shorter steps told, its
-            # sixth power, would take a thousand to be forgotten.
+            # The step size anew, for scales that stay: what shorter steps told, its sixth power,
+            # would take a thousand to be forgotten.
             none = torch.zeros_like(state["step"])
             state = {**state, "predicted": none, "weight": none, "scaled": 1.0}
         if done >= third and "settled" not in state:
             state = {**self._at_spread(state), "settled": 1.0}
-        fallen = min(done / second, 1.0)
-        aim = self.first_energy_var ** (1 - fallen) * self.energy_var**fallen
         for _ in range(self.num_steps):
             state, error = self._move(state, generator)
             if done < third:
-                state = {**state, **self._adapted(state, error, aim)}
+                state = {**state, **self._adapted(state, error)}
         if done < second:
             scaled = RunningScale.update(state, state["position"]) if self.together else {}
             return {**state, **scaled}
@@ -214,7 +212,7 @@ class LangevinKernel(_TurningKernel):
             "step_size": state["step"].squeeze(-1),
         }
 
-    def _adapted(self, state: State, error: Tensor, aim: float) -> State:
+    def _adapted(self, state: State, error: Tensor) -> State:
         """Step sizes at which the energy error per dimension has the variance aimed at.
 
         Errors grow as the cube of the step, so each step tells of others' and is weighed by how
@@ -223,7 +221,10 @@ class LangevinKernel(_TurningKernel):
         dimension = state["position"].shape[-1]
         step = state["step"]
         finite = error.isfinite().unsqueeze(-1)
-        square = torch.where(finite, error.unsqueeze(-1), 0).square() / (dimension * aim) + 1e-8
+        square = (
+            torch.where(finite, error.unsqueeze(-1), 0).square() / (dimension * self.energy_var)
+            + 1e-8
+        )
         largest = torch.where(finite, state["largest"], torch.minimum(state["largest"], 0.8 * step))
         if self.together:
             share = finite.to(square).mean().clamp_min(1e-3)
@@ -233,7 +234,7 @@ class LangevinKernel(_TurningKernel):
         forgetting = (self.memory - 1) / (self.memory + 1)
         predicted = forgetting * state["predicted"] + weight * square / step**6
         total = forgetting * state["weight"] + weight
-        step = torch.minimum((predicted / total) ** (-1 / 6), largest)
+        step = torch.minimum((predicted / total) ** (-1 / 6), _GROWTH * step).minimum(largest)
         return {"step": step, "largest": largest, "predicted": predicted, "weight": total}
 
     def _move(self, state: State, generator: torch.Generator) -> tuple[State, Tensor]:

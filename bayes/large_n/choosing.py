@@ -40,7 +40,7 @@ def gaussian_process_for(
 
     * "exact", up to 2,000 rows: `GaussianProcess`, hyperparameters from all rows.
     * "subset", up to 10,000: `GaussianProcess`, hyperparameters from `max_rows` random rows, then
-      conditioned on all exactly (10,000 rows in float64: about a minute of one core, 6 GB).
+      conditioned on all exactly (10,000 rows in float64: about a minute of one core, 2.5 to 4 GB).
     * "inducing", beyond: `VariationalGaussianProcess`, whose bound is of all rows, started from the
       hyperparameters of `max_rows` random rows.
     * "features", only if asked for: `WeightSpaceProcess` on random features of a network's kernel,

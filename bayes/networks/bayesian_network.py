@@ -36,6 +36,7 @@ from bayes.description import (
 )
 from bayes.inference import Draws, InferenceMethod, MeanField
 from bayes.inference.convergence import warn_unless_converged
+from bayes.inference.draws import checked_method
 from bayes.likelihoods import Gaussian, Likelihood, from_description, named
 from bayes.networks.density import NetworkPosterior
 from bayes.networks.drawn_networks import (
@@ -75,8 +76,8 @@ class BayesianNetwork(Model):
         train_Yvar: Known noise variances of the Gaussian likelihood, `[n, m]`, units of Y squared;
             queries get their mean.
         log_noise_var_prior: `Gaussian(log_noise_var_prior=...)` in short.
-        learn_variances: `WeightPrior(prior, learn_variances=True)` in short: layer variances are
-            drawn too.
+        learn_variances: `WeightPrior(prior, learn_variances=True)` in short: layer variances, and
+            length scales of the inputs if there are any, are drawn too.
         input_transform: `DEFAULT` standardises by the training rows, None applies none; or a
             BoTorch `InputTransform`.
         outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
@@ -217,8 +218,8 @@ class BayesianNetwork(Model):
         """The joint density as a Pyro model.
 
         Sites are `eps`, all whitened weights in one vector, what else the weights' prior draws
-        (`whitened_log_var`, `log_readout_scale`), the likelihood's unconstrained parameters, such
-        as `log_noise_var`, and `y`, on the model's scale.
+        (`whitened_log_var`, `whitened_log_lengthscale`, `log_readout_scale`), the likelihood's
+        unconstrained parameters, such as `log_noise_var`, and `y`, on the model's scale.
         """
         NetworkPosterior(self)()
 
@@ -232,11 +233,14 @@ class BayesianNetwork(Model):
         Returns:
             The model itself.
 
+        Raises:
+            TypeError: `method` is no inference method, but the class of one, for example.
+
         Warns:
             Where chains have divergences, disagree in what they predict at the training rows or
             have few effective draws there.
         """
-        method = MeanField() if method is None else method
+        method = MeanField() if method is None else checked_method(type(self).__name__, method)
         draws = method.run(NetworkPosterior(self), self.train_X)
         if draws.log_evidence is not None and self.outcome_transform is not None:
             # of Y in its own units, whatever the scale of the model
@@ -269,7 +273,8 @@ class BayesianNetwork(Model):
         """The network's parameters by name, `[chains * draws, *shape]`.
 
         Those of a linearised `Laplace` stand for functions of the linearised network, see
-        `functions_of_draws`, which the network itself does not give.
+        `functions_of_draws`, which the network itself does not give. Drawn length scales are not in
+        them: the network then sees inputs divided by those of `variances_of_draws`.
 
         Raises:
             RuntimeError: the model is not fitted.
@@ -281,7 +286,8 @@ class BayesianNetwork(Model):
     def variances_of_draws(self) -> dict[str, Tensor]:
         """Variances that were drawn, such as "weight_var.0", by name, `[chains * draws]`.
 
-        Of the layers with `learn_variances`, of the readout with a `readout_scale`.
+        Of the layers with `learn_variances`, of the readout with a `readout_scale`; also the
+        length scales "lengthscale" of a network with `ard_num_dims`, `[chains * draws, k]`.
 
         Raises:
             RuntimeError: the model is not fitted.
@@ -310,7 +316,7 @@ class BayesianNetwork(Model):
                 center = draws.center["eps"]
                 return linearised(prior, center, eps[some] - center, rows)
             drawn = {name: samples[name][some] for name in prior.sites()}
-            return network.apply_parameters(prior.weights(eps[some], drawn), rows)
+            return prior.functions(eps[some], drawn, rows)
 
         return evaluate_in_blocks(network, outputs, len(eps), inputs, self.max_bytes)
 

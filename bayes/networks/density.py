@@ -203,8 +203,7 @@ class NetworkPosterior(HasParts):
         )
 
     def _functions(self, eps: Tensor, drawn: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        model = self.model
-        return model.prior.apply_parameters(model.weight_prior.weights(eps, drawn), inputs)
+        return self.model.weight_prior.functions(eps, drawn, inputs)
 
     def _rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Inputs, outcomes and known noise variances on the model's scale."""

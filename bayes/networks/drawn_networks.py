@@ -82,7 +82,7 @@ def linearised(
 
     def one(change: Tensor, x: Tensor) -> Tensor:
         def functions(eps: Tensor) -> Tensor:
-            return prior.network.apply_parameters(prior.weights(eps, {}), x)
+            return prior.functions(eps, {}, x)
 
         value, slope, *_ = torch.func.jvp(functions, (center,), (change,))
         return value + slope
@@ -164,8 +164,8 @@ class DrawnNetworks(DeterministicModel):
         draws = model.fitted_draws()
         samples = {k: v.flatten(0, 1)[chosen] for k, v in draws.samples.items()}
         if draws.center is None:
-            weights = prior.weights(samples["eps"], {name: samples[name] for name in prior.sites()})
-            f = model.prior.apply_each(weights, grouped)
+            drawn = {name: samples[name] for name in prior.sites()}
+            f = prior.functions(samples["eps"], drawn, grouped, each=True)
         else:
             center = draws.center["eps"]
             f = linearised(prior, center, samples["eps"] - center, grouped, each=True)

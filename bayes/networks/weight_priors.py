@@ -6,8 +6,9 @@ deviations that are drawn for its layer:
     weight = std * eps * sqrt(v_layer / var_layer) * sqrt(s), s for weights of the readout only
 
 eps are independent with a law of mean 0 and, where it has one, variance 1; v_layer are the layer
-variances, drawn from their log-normal priors with `learn_variances`; s is drawn from
-`readout_scale`. Given v the limit of wide networks is a Gaussian process for every law of finite
+variances, drawn from their log-normal priors with `learn_variances`, and so are the length scales
+by which the inputs of a network with `ard_num_dims` are divided; s is drawn from `readout_scale`.
+Given v the limit of wide networks is a Gaussian process for every law of finite
 variance, by the central limit theorem; with s a scale mixture of it, of which an inverse gamma
 makes a Student t process. Laws of the readout with infinite variance have stable processes as
 limits (Neal 1996, section 2.2).
@@ -34,6 +35,9 @@ __all__ = ["WeightPrior", "student_t_weights"]
 
 Law = str | Distribution
 
+# Sites of standard normal numbers.
+_WHITENED = ("whitened_log_var", "whitened_log_lengthscale")
+
 
 class WeightPrior:
     """A `NetworkPrior` with other laws of its weights; itself a prior over functions.
@@ -46,17 +50,19 @@ class WeightPrior:
             what they say. Biases and layers not named are Gaussian.
         readout_scale: Distribution on the positive reals of a variance by which the function is
             multiplied, one for each network; none if None.
-        learn_variances: Whether layer variances are random, with the log-normal priors that
-            `network.variances` holds, rather than fixed at their present values.
+        learn_variances: Whether layer variances, and length scales of the inputs if there are any,
+            are random, with the log-normal priors that `network.variances` holds, rather than
+            fixed at their present values.
 
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an unknown law or layer, or a distribution of several numbers.
-        NotImplementedError: variances are to be learnt that have another prior.
+        NotImplementedError: variances or length scales are to be learnt that have another prior.
 
     Methods:
         sample: Functions at given inputs.
         draw: Random weights by name.
+        functions: The network's outputs, given whitened weights and what else is drawn.
     """
 
     def __init__(
@@ -84,7 +90,7 @@ class WeightPrior:
         self.readout_scale = None if readout_scale is None else _single(readout_scale, "positive")
         laws = {layers[name]: _law(law) for name, law in by_layer.items()}
         self._laws = {name: law for name, law in laws.items() if law is not None}
-        self.log_variance_priors()  # refuses others than normal ones
+        self.log_variance_priors(), self.log_lengthscale_prior()  # refuse others than normal ones
 
     def __repr__(self) -> str:
         facts = [f"{name}: {as_distribution(law)}" for name, law in self._laws.items()]
@@ -104,11 +110,19 @@ class WeightPrior:
         """Mean and deviation of the logarithms of variances that are drawn, by kind and layer."""
         return self.network.variances.log_priors() if self.learn_variances else {}
 
+    def log_lengthscale_prior(self) -> tuple[float, float] | None:
+        """Mean and deviation of the logarithms of length scales that are drawn, None without."""
+        scale = self.network.variances.input_scale
+        return None if scale is None or not self.learn_variances else scale.log_prior()
+
     def sites(self) -> dict[str, int]:
         """What is drawn besides eps, unconstrained, and how many numbers of each."""
         found = {}
         if self.learn_variances and (number := len(self.log_variance_priors())):
             found["whitened_log_var"] = number
+        scale = self.network.variances.input_scale
+        if self.learn_variances and scale is not None:
+            found["whitened_log_lengthscale"] = scale.num_scales
         if self.readout_scale is not None:
             found["log_readout_scale"] = 1
         return found
@@ -130,7 +144,7 @@ class WeightPrior:
 
     def log_density_of(self, site: str, value: Tensor) -> Tensor:
         """Log density of one site `[..., p]` besides eps, `[...]`."""
-        if site == "whitened_log_var":
+        if site in _WHITENED:
             return _normal_log_density(value).sum(-1)
         assert self.readout_scale is not None
         # s = exp(value): the density of value has the Jacobian ds / dvalue = s
@@ -169,7 +183,7 @@ class WeightPrior:
         drawn = {}
         for site, size in self.sites().items():
             shape = torch.Size([*sample_shape, size])
-            if site == "whitened_log_var":
+            if site in _WHITENED:
                 drawn[site] = source.normal(*shape)
             else:
                 assert self.readout_scale is not None
@@ -190,8 +204,44 @@ class WeightPrior:
             )
         return values
 
+    def functions(
+        self, eps: Tensor, drawn: Mapping[str, Tensor], X: Tensor, *, each: bool = False
+    ) -> Tensor:
+        """Outputs of networks, `[..., n, k]`.
+
+        Args:
+            eps: Whitened weights, `[..., D]`; `[S, D]` with `each`.
+            drawn: By site, `[..., p]`.
+            X: Inputs `[n, d]`; with `each` those of each network, `[S, ..., n, d]`.
+            each: Whether each network has inputs of its own.
+        """
+        weights, lengths = self.weights(eps, drawn), self.lengthscales(drawn)
+        scale = self.network.variances.input_scale
+        if lengths is None or scale is None:
+            apply = self.network.apply_each if each else self.network.apply_parameters
+            return apply(weights, X)
+        # the network divides by its own length scales
+        factor = scale.over_inputs(scale.lengthscale.to(X).squeeze(-2) / lengths)
+        size = eps.shape[:-1]
+        weights = {k: v.flatten(0, len(size) - 1) if size else v[None] for k, v in weights.items()}
+        beside = X.dim() - 2 if each else 1  # dimensions between those of networks and features
+        rows = X * factor.reshape(-1, *[1] * beside, factor.shape[-1])
+        f = self.network.apply_each(weights, rows)
+        return f.reshape(*size, *f.shape[1:])
+
+    def lengthscales(self, drawn: Mapping[str, Tensor]) -> Tensor | None:
+        """Drawn length scales, `[..., k]`; None where they are fixed."""
+        prior = self.log_lengthscale_prior()
+        if prior is None or "whitened_log_lengthscale" not in drawn:
+            return None
+        mean, std = prior
+        return (mean + std * drawn["whitened_log_lengthscale"]).exp()
+
     def variances(self, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Drawn variances by name, such as "weight_var.0" and "readout_scale", `[...]`."""
+        """Drawn variances by name, such as "weight_var.0" and "readout_scale", `[...]`.
+
+        Length scales, where those are drawn, are "lengthscale", `[..., k]`.
+        """
         found = {}
         if "whitened_log_var" in drawn:
             columns = drawn["whitened_log_var"].unbind(-1)
@@ -200,6 +250,8 @@ class WeightPrior:
                 found[f"{kind}_var.{layer}"] = (mean + std * z).exp()
         if "log_readout_scale" in drawn:
             found["readout_scale"] = drawn["log_readout_scale"][..., 0].exp()
+        if (lengths := self.lengthscales(drawn)) is not None:
+            found["lengthscale"] = lengths
         return found
 
     def _factors(self, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -240,9 +292,13 @@ class WeightPrior:
 
         Every batch element has a network of its own.
         """
-        return self.network.sample_by(
-            lambda number: self.draw(torch.Size([number]), generator=generator), X, sample_shape
-        )
+        like = Whitening(self.network).zeros()
+
+        def functions(rows: Tensor) -> Tensor:
+            eps, drawn = self.draw_sites(torch.Size([len(rows)]), like, generator=generator)
+            return self.functions(eps, drawn, rows, each=True)
+
+        return self.network.sample_by(functions, X, sample_shape)
 
     def description(self) -> dict[str, Any]:
         """What makes it differ from its network, as JSON values."""

@@ -25,6 +25,7 @@ from torch.distributions.transforms import AffineTransform
 from bayes.checks import check_query
 from bayes.inference import Draws, InferenceMethod
 from bayes.inference.convergence import warn_unless_converged
+from bayes.inference.draws import checked_method
 from bayes.processes.exact_process import ExactProcess
 from bayes.processes.hyperparameters import HyperparameterPosterior, Hyperparameters
 from bayes.processes.left_out import independent_rows
@@ -105,7 +106,7 @@ class GaussianProcess(ExactProcess):
             The model itself.
 
         Raises:
-            TypeError: options of the maximisation together with a method.
+            TypeError: options of the maximisation together with a method, or `method` is none.
             ValueError: a hyperparameter has no prior, or the maximisation's errors.
 
         Warns:
@@ -114,12 +115,13 @@ class GaussianProcess(ExactProcess):
         if method is None:
             self._use(None)
             return super().fit(**options)
+        checked = checked_method(type(self).__name__, method)
         if options:
             raise TypeError(f"fit(method=) has no option {next(iter(options))!r}.")
         if num_draws < 1:
             raise ValueError(f"fit needs num_draws >= 1, got {num_draws}.")
         target = HyperparameterPosterior(self)
-        draws = method.run(target, self.train_X)
+        draws = checked.run(target, self.train_X)
         position = draws.samples["position"]
         if draws.stats:
             warn_unless_converged(

@@ -12,6 +12,7 @@ the clock starts, as they are once in a process.
     python -m benchmarks networks --matching            # 3 seeds: an hour or two on one core
     python -m benchmarks networks --matching --quick    # one seed, a tenth of the dual's steps
     python -m benchmarks networks --matching --table    # of what is there
+    python -m benchmarks networks --matching --pooled 6 # its sliced distances at other rows
 
 A run appends to `--out` and skips what is there.
 """
@@ -53,12 +54,16 @@ def main(argv: list[str]) -> int:
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--table", action="store_true", help="print what is there")
+    parser.add_argument("--pooled", type=int, metavar="N", help="sets of rows for what is there")
     parser.add_argument("--quick", action="store_true", help="one seed, few steps of the dual")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", choices=["start", *methods(False)])
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
+    if options.pooled:
+        print(pooled([r for r in records.read(options.out) if not r["quick"]], options.pooled))
+        return 0
     if not options.table:
         _run(options)
     print(table(records.read(options.out)))
@@ -123,6 +128,36 @@ def _run(options: argparse.Namespace) -> None:
                 "machine": platform.machine(),
             }
             records.append(options.out, record)
+
+
+def pooled(found: list[dict[str, Any]], number: int) -> str:
+    """Sliced distances of recorded matches at other rows, and theirs minus the published way's."""
+    distances: dict[str, list[float]] = {r["method"]: [] for r in found} | {"floor": []}
+    for index in range(number):
+        prior, target, _, X = problem(1000 + index)
+        for record in found:
+            for kind in ("weight_var", "bias_var"):
+                for layer, value in record["variances"][kind].items():
+                    getattr(prior.variances, kind)[layer] = value
+            report = match_report(prior, target, X, seed=index)
+            distances[record["method"]].append(report.distance)
+        distances["floor"].append(float(report.floor.mean()))
+    lines = [f"sliced distances at {number} sets of {_ROWS} rows    minus published"]
+    for name, values in distances.items():
+        each = len(values) // number  # seeds of the match
+        means = [statistics.mean(values[i * each : (i + 1) * each]) for i in range(number)]
+        line = f"{name:12} {_mean(means)}"
+        if name not in ("floor", "published") and len(published := distances["published"]):
+            other = len(published) // number
+            theirs = [statistics.mean(published[i * other :][:other]) for i in range(number)]
+            line += f"    {_mean([a - b for a, b in zip(means, theirs, strict=True)])}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _mean(values: list[float]) -> str:
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
+    return f"{statistics.mean(values):.4f} ± {error:.4f}"
 
 
 def table(found: list[dict[str, Any]]) -> str:

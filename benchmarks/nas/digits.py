@@ -8,7 +8,6 @@ parameters of the same space. Runs are paired by seed, the difference has a Stud
 
     python -m benchmarks search            # 20 seeds x 2 x 30 trials, about 20 minutes on one core
     python -m benchmarks search --quick    # 2 seeds x 2 x 12 trials, about a minute
-    python -m benchmarks search --ensembles    # `benchmarks.nas.ensembles`
 
 Each seed is cached under `runs/`, so an interrupted benchmark goes on where it stopped.
 """
@@ -157,10 +156,6 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the seeds, write JSON and figure, print the comparison."""
-    if argv and argv[0] == "--ensembles":
-        from benchmarks.nas import ensembles
-
-        return ensembles.main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks search", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--quick", action="store_true", help="2 seeds of 12 trials")

@@ -6,10 +6,11 @@ further training: the single best network by validation log loss, `nas.ensemble`
 as competitor the plain average of the 10 best. The test rows are looked at once. Differences from
 the single best are paired by seed, with Student t intervals.
 
-    python -m benchmarks search --ensembles            # 20 seeds of 30 trials
-    python -m benchmarks search --ensembles --quick    # 2 seeds of 10 trials
+    python -m benchmarks search ensembles            # 20 seeds of 30 trials
+    python -m benchmarks search ensembles --quick    # 2 seeds of 10 trials
 
-Each seed is one line of a file under `runs/`, so an interrupted benchmark goes on where it stopped.
+The log probabilities of all networks of a seed are a file under `runs/`: an interrupted benchmark
+goes on where it stopped, and other pools can be tried on them.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ from tqdm import tqdm
 
 import nas
 from benchmarks.nas.digits import ROOT, load_study, paired
-from nas.studies.ensembles import Ensemble
+from nas.studies.ensembles import chosen_members
 
 METHODS = ("best", "average of 10", "ensemble of 5", "ensemble of 10")
 
 
-def run_seed(seed: int, num_trials: int, sampler: str) -> dict[str, Any]:
-    """Test log losses in nats of what one study leaves behind."""
+def run_seed(seed: int, num_trials: int, sampler: str) -> tuple[dict[str, Tensor], float]:
+    """Log probabilities of the true digits by all networks of a study, and its CPU seconds.
+
+    Returns:
+        `[rows, trials]` of the validation and of the test rows, and the seconds.
+    """
     study_file = load_study()
     rows = study_file.digits()
     with tempfile.TemporaryDirectory() as folder:
@@ -64,54 +69,44 @@ def run_seed(seed: int, num_trials: int, sampler: str) -> dict[str, Any]:
         study = optuna.create_study(sampler=samplers[sampler], study_name=f"ensembles-{seed}")
         study.optimize(objective, n_trials=num_trials)
         searched = time.process_time() - start
-        start = time.process_time()
-        made = {
-            "best": nas.ensemble(study, 1, folder=folder),
-            "average of 10": plain_average(study, 10, folder),
-            "ensemble of 5": nas.ensemble(study, 5, folder=folder),
-            "ensemble of 10": nas.ensemble(study, 10, folder=folder),
+        scores: dict[str, list[Tensor]] = {"validation": [], "test": []}
+        for trial in study.trials:
+            pool = alone(study, trial, folder)
+            with torch.no_grad():
+                for name, found in scores.items():
+                    found.append(pool.log_prob(rows[name].X, rows[name].y))
+    return {name: torch.stack(found, 1).double() for name, found in scores.items()}, searched
+
+
+def alone(study: optuna.Study, trial: optuna.trial.FrozenTrial, folder: str) -> nas.Ensemble:
+    """The network of one trial."""
+    one = optuna.create_study(study_name=study.study_name)
+    one.add_trial(trial)
+    return nas.ensemble(one, 1, folder=folder)
+
+
+def pools(scores: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Log losses in nats of each method, which sees the validation rows only."""
+    order = scores["validation"].mean(0).argsort(descending=True)
+    chosen = {
+        "best": chosen_members(scores["validation"], 1),
+        "average of 10": (order[:10], torch.full((10,), 0.1).double()),
+        "ensemble of 5": chosen_members(scores["validation"], 5),
+        "ensemble of 10": chosen_members(scores["validation"], 10),
+    }
+    return {
+        method: {
+            rows: -float(torch.logsumexp(each[:, members] + weights.log(), 1).mean())
+            for rows, each in scores.items()
         }
-        pooled = time.process_time() - start
-    result: dict[str, Any] = {
-        "seed": seed, "cpu_seconds_search": searched, "cpu_seconds_pools": pooled,
-    }  # fmt: skip
-    for name, pool in made.items():
-        result[name] = {
-            "test": log_loss(pool, rows["test"].X, rows["test"].y),
-            "validation": log_loss(pool, rows["validation"].X, rows["validation"].y),
-            "test_error": error_rate(pool, rows["test"].X, rows["test"].y),
-            "members": len(pool.members),
-        }
-    return result
-
-
-def plain_average(study: optuna.Study, size: int, folder: str) -> Ensemble:
-    """The networks of the best trials with equal weights."""
-    best = sorted(study.trials, key=lambda trial: trial.value)[:size]
-    members = []
-    for trial in best:
-        alone = optuna.create_study(study_name=study.study_name)
-        alone.add_trial(trial)
-        members.append(nas.ensemble(alone, 1, folder=folder).members[0])
-    return Ensemble(members, torch.full((len(members),), 1 / len(members))).eval()
-
-
-def log_loss(pool: Ensemble, X: Tensor, y: Tensor) -> float:
-    """Mean negative log probability, nats."""
-    with torch.no_grad():
-        return -float(pool.log_prob(X, y).mean())
-
-
-def error_rate(pool: Ensemble, X: Tensor, y: Tensor) -> float:
-    """Share of wrong classes."""
-    with torch.no_grad():
-        return float((pool(X).argmax(-1) != y).float().mean())
+        for method, (members, weights) in chosen.items()
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the seeds, write JSON, print the comparison."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks search --ensembles", description=__doc__
+        prog="python -m benchmarks search ensembles", description=__doc__
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--quick", action="store_true", help="2 seeds of 10 trials")
@@ -126,34 +121,36 @@ def main(argv: list[str] | None = None) -> int:
     num_trials = options.trials or (10 if options.quick else 30)
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    lines = ROOT / "runs" / "search-ensembles" / f"{options.sampler}-{num_trials}.jsonl"
-    lines.parent.mkdir(parents=True, exist_ok=True)
-    lines.touch()
-    results = [json.loads(line) for line in lines.read_text().splitlines()]
-    done = {result["seed"] for result in results}
-    for seed in tqdm([seed for seed in range(num_seeds) if seed not in done], desc="seeds"):
-        results.append(run_seed(seed, num_trials, options.sampler))
-        with lines.open("a") as file:
-            file.write(json.dumps(results[-1]) + "\n")
-    results = sorted(results, key=lambda result: result["seed"])[:num_seeds]
+    cache = ROOT / "runs" / "search-ensembles" / f"{options.sampler}-{num_trials}"
+    cache.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
+    for seed in tqdm(range(num_seeds), desc="seeds"):
+        path = cache / f"{seed}.npz"
+        if not path.exists():
+            scores, seconds = run_seed(seed, num_trials, options.sampler)
+            part = path.with_name(f"{seed}.part.npz")
+            np.savez(part, **{name: found.numpy() for name, found in scores.items()}, cpu=seconds)
+            part.replace(path)
+        with np.load(path) as kept:
+            scores = {name: torch.from_numpy(kept[name]) for name in ("validation", "test")}
+            results.append(
+                {"seed": seed, "cpu_seconds_search": float(kept["cpu"]), **pools(scores)}
+            )
     tests = {name: np.array([result[name]["test"] for result in results]) for name in METHODS}
     summary: dict[str, Any] = {}
-    print(f"{'':<16} {'validation':>10} {'test':>8} {'error':>7}   test - best, 95% interval")
+    print(f"{'':<16} {'validation':>10} {'test':>8}   test - best, 95% interval")
     for name in METHODS:
         means = {
             key: float(np.mean([result[name][key] for result in results]))
-            for key in ("validation", "test", "test_error", "members")
+            for key in ("validation", "test")
         }
         gap = paired(tests[name] - tests["best"]) if name != "best" and num_seeds > 1 else None
         summary[name] = {**means, "test_minus_best": gap}
         told = f"{gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]" if gap else ""
-        print(
-            f"{name:<16} {means['validation']:>10.4f} {means['test']:>8.4f} "
-            f"{means['test_error']:>7.4f}   {told}"
-        )
+        print(f"{name:<16} {means['validation']:>10.4f} {means['test']:>8.4f}   {told}")
     record = {
         "benchmark": "ensembles of a search on digits against its single best network",
-        "command": "python -m benchmarks search --ensembles " + " ".join(argv or []),
+        "command": "python -m benchmarks search ensembles " + " ".join(argv or []),
         "num_trials": num_trials,
         "sampler": options.sampler,
         "seeds": [result["seed"] for result in results],

@@ -1,14 +1,17 @@
 """The benchmarks of architecture search: `python -m benchmarks search NAME [options]`.
 
-digits    networks trained for real, against random search; what runs without a name
-lookups   tables of trained networks, against what people use, query for query
+digits      networks trained for real, against random search; what runs without a name
+lookups     tables of trained networks, against what people use, query for query
+curves      stopping by learning curves, against halving and the median
+ensembles   the networks of a study as one, against the best of them
+proxies     scores without training, against the accuracy after it
 """
 
 from __future__ import annotations
 
 import importlib
 
-NAMES = ("digits", "lookups")
+NAMES = ("digits", "lookups", "curves", "ensembles", "proxies")
 
 
 def main(argv: list[str]) -> int:

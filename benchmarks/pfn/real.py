@@ -19,6 +19,7 @@ is one, the others on one CPU thread.
 
     python -m benchmarks pfn real --data ../shared/data/uci    # about an hour on one core
     python -m benchmarks pfn real                              # scikit-learn's sets: half an hour
+    python -m benchmarks pfn real --features 100 --sets digits breast_cancer   # with all columns
     python -m benchmarks pfn real --quick                      # 2 splits of 2 small sets, a minute
 
 An interrupted run goes on where it stopped: pieces are kept under `runs/`.
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=usual, help="folder of UCI sets, NAME.npz")
     parser.add_argument("--splits", type=int, help="random splits of each set (10)")
     parser.add_argument("--sets", nargs="+", help="only these sets")
+    parser.add_argument("--features", type=int, default=20, help="most columns of a set (20)")
     parser.add_argument("--network", default="regression", help="shipped name or file")
     parser.add_argument("--classifier", default="classification", help="shipped name or file")
     parser.add_argument("--processes", type=int, default=1, help="at the same time (1)")
@@ -79,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     networks = {k: jobs.network_file(given[k]) for k in KINDS if any(_kind(t) == k for t in tables)}
     folder = "" if options.data is None else str(options.data.resolve())
     device = str(common.device())
+    most = options.features
     tasks: dict[tuple[str, str, int], jobs.Task] = {}
     for seed in seeds:  # the splits outside, so that an interrupted run has whole ones
         for table in tables:
@@ -86,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
                 file, version = networks[_kind(table)] if model in NETWORKS else ("", "")
                 where = folder if table.name in datasets.UCI else ""
                 on = device if model in ON_DEVICE else "cpu"
-                task = (table.name, model, seed, where, file, version, on)
+                task = (table.name, model, seed, where, file, version, on, most)
                 tasks[table.name, model, seed] = task
     cache = jobs.cache_file("real", *(str(m.__file__) for m in (datasets, scores, tabular_models)))
     found = jobs.run(evaluate, list(tasks.values()), cache, options.processes)
@@ -116,21 +119,30 @@ def main(argv: list[str] | None = None) -> int:
     results = {
         "command": "python -m benchmarks pfn real " + " ".join(argv or []),
         "splits": list(seeds),
+        "features": most,
         "rows": {t.name: [*t.X.shape, min(512, int(0.8 * len(t.y)))] for t in tables},
         "networks": {kind: jobs.describe(*networks[kind]) for kind in networks},
         "skipped": datasets.SKIPPED,
         "processes": options.processes,
         **results,
     }
-    print(common.write("real", options, results, sklearn=sklearn.__version__))
+    wide = "" if most == 20 else f"_{most}_features"
+    print(common.write(f"real{wide}", options, results, sklearn=sklearn.__version__))
     return 0
 
 
 def evaluate(
-    name: str, model: str, seed: int, folder: str, network: str, version: str, device: str
+    name: str,
+    model: str,
+    seed: int,
+    folder: str,
+    network: str,
+    version: str,
+    device: str,
+    features: int,
 ) -> dict[str, Any]:
     """One model on one split; the arguments identify the result, `version` the network's file."""
-    split = datasets.split(_tables(folder)[name], seed)
+    split = datasets.split(_tables(folder)[name], seed, features)
     return tabular_models.evaluate(model, split, network, seed, device)
 
 

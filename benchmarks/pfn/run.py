@@ -7,6 +7,7 @@ real        real data sets against scikit-learn's models
 throughput  training tasks per second and latency, against the transformer of `pfns`
 acquisitions  seconds of BoTorch's acquisition functions, beside SingleTaskGP
 surrogate   Bayesian optimisation of test functions against SingleTaskGP
+curves      forecasts of real learning curves against a Gaussian process and the last value
 recipes     what holds small networks back at low noise, one change of the recipe at a time
 
 Without a name all of them run, one after the other; options go to each.
@@ -24,6 +25,7 @@ NAMES = (
     "throughput",
     "acquisitions",
     "surrogate",
+    "curves",
     "recipes",
 )
 

@@ -9,7 +9,7 @@
 # | rows | `method=` | hyperparameters from | predictions |
 # | --- | --- | --- | --- |
 # | up to 2,000 | `"exact"` | all rows | exact |
-# | up to 10,000 | `"subset"` | random rows, 2,000 unless `max_rows` | exact, one factorisation: about a minute of one core and 6 GB for 10,000 rows in float64 |
+# | up to 10,000 | `"subset"` | random rows, 2,000 unless `max_rows` | exact, one factorisation: about a minute of one core and 2.5 to 4 GB (by kernel) for 10,000 rows in float64 |
 # | beyond | `"inducing"` | all rows, in minibatches | through inducing points |
 # | any number, kernel of a fully connected network | `"features"` | random rows; scale and noise from all | linear regression on random features |
 #

@@ -4,6 +4,9 @@ A diverged network has a loss tens of standard deviations above the others, or n
 keeps the better half of the values as they are and puts the worse half at the normal quantiles
 of their ranks, scaled by the spread of the better half: the half-rank warper of Google Vizier
 (Song et al. 2024, 2408.11527, section 3.2). Infinite and failed values rank last, together.
+
+With several objectives a candidate of the worse half of one may be the best of another, so there
+only outliers are moved.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["half_rank"]
+__all__ = ["affine_of", "half_rank", "winsorised"]
+
+OUTLIER = 3.0  # interquartile ranges below the lower quartile
 
 
 def half_rank(values: Tensor) -> Tensor:
@@ -52,3 +57,44 @@ def half_rank(values: Tensor) -> Tensor:
     if scale == 0:
         return torch.zeros_like(values)
     return (warped - warped.mean()) / scale
+
+
+def winsorised(values: Tensor) -> Tensor:
+    """Standardised targets of a maximisation, outliers on the bad side moved to the others.
+
+    Args:
+        values: `[n]`, larger is better; `-inf` is as bad as can be, NaN counts as `-inf`, and
+            `+inf` as the best finite value.
+
+    Returns:
+        `[n]` finite, mean 0, variance 1 (all zero where all values are equal): an affine map of the
+        values, those further than three interquartile ranges below the lower quartile moved there.
+    """
+    values = values.to(torch.float64)
+    values = torch.where(values.isnan(), -torch.inf, values)
+    finite = values[values.isfinite()]
+    if finite.numel() == 0:
+        return torch.zeros_like(values)
+    unit = finite.abs().max()
+    values = values / torch.where(unit > 0, unit, 1.0)
+    values = values.clamp_max(values[values.isfinite()].max())
+    centre, scale, lowest = affine_of(values)
+    return (values.clamp_min(lowest) - centre) / scale
+
+
+def affine_of(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What standardises values once outliers on the bad side are moved to the others.
+
+    Args:
+        values: `[n]`, larger is better; some finite, none `+inf`.
+
+    Returns:
+        The mean and the standard deviation, 1 where all are equal, of the values as they are moved,
+        and the value below which they are.
+    """
+    finite = values[values.isfinite()]
+    lower, upper = finite.quantile(finite.new_tensor([0.25, 0.75]))
+    lowest = torch.maximum(lower - OUTLIER * (upper - lower), finite.min())
+    moved = values.clamp_min(lowest)
+    scale = moved.std(correction=0)
+    return moved.mean(), torch.where(scale > 0, scale, 1.0), lowest

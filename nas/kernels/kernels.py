@@ -2,8 +2,8 @@
 
 `WeisfeilerLehmanKernel` weighs the levels of motifs and paths, `LinearKernel` has a trend in sizes
 and counts, `DescriptorKernel` compares them one at a time, and `architecture_kernel` adds the three
-and multiplies by kernels of hyperparameters and budget. The number is a coordinate of X like any other, so every BoTorch acquisition function
-works on graphs.
+and multiplies by kernels of hyperparameters and budget. The number is a coordinate of X like any
+other, so every BoTorch acquisition function works on graphs.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ class BudgetKernel(Kernel):
 def architecture_kernel(
     table: ArchitectureTable, num_hyperparameters: int = 0, *, budget: bool = False
 ) -> Kernel:
-    """(motifs + trend + descriptors), times a Matern-5/2 kernel of hyperparameters, times one of budget.
+    """(motifs + trend + descriptors) times kernels of hyperparameters, Matern-5/2, and budget.
 
     Args:
         table: Holds the architectures of the training rows; column 0 of X are its numbers.

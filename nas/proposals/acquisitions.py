@@ -4,6 +4,9 @@ An acquisition is made from a model, the observed rows, the rows of running tria
 of BoTorch and `priors` respect running trials by integrating over their outcomes; the ones here,
 which need a mean and a standard deviation, by the deviation that is left once the running trials
 will be known, whatever they give. All take batches `[b, 1, d]`.
+
+With several objectives the model has an output for each, and what is gained is volume that the
+Pareto front dominates.
 """
 
 from __future__ import annotations
@@ -19,15 +22,25 @@ from botorch.acquisition import (
     qLogNoisyExpectedImprovement,
 )
 from botorch.acquisition import LogExpectedImprovement as GaussianLogExpectedImprovement
+from botorch.acquisition.multi_objective.logei import (
+    qLogNoisyExpectedHypervolumeImprovement,
+)
 from botorch.models.model import Model
-from botorch.sampling.normal import SobolQMCNormalSampler
+from botorch.posteriors.posterior_list import PosteriorList
+from botorch.sampling.base import MCSampler
+from botorch.sampling.get_sampler import get_sampler
+from botorch.sampling.list_sampler import ListSampler
+from botorch.sampling.normal import IIDNormalSampler, SobolQMCNormalSampler
+from botorch.utils.multi_objective.hypervolume import infer_reference_point
 from torch import Generator, Tensor
 
+from nas.proposals.fronts import fronts
 from priors.posteriors.acquisition import LogExpectedImprovement
 from priors.posteriors.protocol import PredictivePosterior
 
 __all__ = [
     "ACQUISITIONS",
+    "HYPERVOLUME",
     "Acquisition",
     "MaxValueEntropy",
     "ThompsonSample",
@@ -39,6 +52,7 @@ Acquisition = Callable[[Model, Tensor, Tensor | None, int], AcquisitionFunction]
 maximisation."""
 
 NUM_SAMPLES = 128
+NUM_VOLUME_SAMPLES = 128  # each with a partition of its own
 NUM_MAXIMA = 32  # draws of the maximum
 BETA = 2.0
 JITTER = 1e-6  # of standardised targets, so that points asked twice can be drawn
@@ -65,7 +79,7 @@ class UpperConfidenceBound(AcquisitionFunction):
 
 
 class MaxValueEntropy(AcquisitionFunction):
-    """Nats about the maximum that a noise-free value tells.
+    """Logarithm of the nats about the maximum that a noise-free value tells.
 
     Wang & Jegelka 2017 (1703.01968), eq. 6.
 
@@ -77,13 +91,15 @@ class MaxValueEntropy(AcquisitionFunction):
         pending: Running trials, `[p, d]`, or None.
     """
 
+    _log = True  # as BoTorch marks its own
+
     def __init__(self, model: Model, pending: Tensor | None = None) -> None:
         super().__init__(model)
         self.pending = pending
         self._maxima: Tensor | None = None
 
     def forward(self, X: Tensor) -> Tensor:
-        """`[b, 1, d]` to `[b]`, in nats."""
+        """`[b, 1, d]` to `[b]`."""
         mean, deviation = _moments(self.model, X, self.pending)
         if self._maxima is None:
             self._maxima = _gumbel_maxima(*_moments(self.model, X, None))
@@ -91,7 +107,7 @@ class MaxValueEntropy(AcquisitionFunction):
         log_below = torch.special.log_ndtr(excess)
         log_density = -0.5 * excess.square() - 0.5 * math.log(2 * math.pi)
         gain = 0.5 * excess * (log_density - log_below).exp() - log_below
-        return gain.mean(0)
+        return gain.mean(0).clamp_min(torch.finfo(gain.dtype).tiny).log()
 
 
 class ThompsonSample(AcquisitionFunction):
@@ -227,6 +243,40 @@ def _thompson(model: Model, X: Tensor, X_pending: Tensor | None, seed: int) -> A
     return ThompsonSample(model, seed)
 
 
+def _log_hypervolume_improvement(
+    model: Model, X: Tensor, X_pending: Tensor | None, seed: int
+) -> AcquisitionFunction:
+    """Over the uncertain front at observed points (Daulton et al. 2021, 2105.08195, eq. 3), in the
+    logarithm of Ament et al. 2023, 2310.20708."""
+    with torch.no_grad():
+        posterior: Any = model.posterior(X)
+    mean = posterior.mean
+    reference = infer_reference_point(mean[fronts(mean) == 0])
+    return qLogNoisyExpectedHypervolumeImprovement(
+        model,
+        reference,
+        X,
+        sampler=_sampler_of(posterior, seed),
+        X_pending=X_pending,
+        prune_baseline=True,
+        cache_root=False,  # models need not be of GPyTorch
+    )
+
+
+def _sampler_of(posterior: Any, seed: int) -> MCSampler:
+    """Of several outputs, independent: scrambled Sobol sequences of any two seeds are not."""
+    shape = torch.Size([NUM_VOLUME_SAMPLES])
+    if not isinstance(posterior, PosteriorList):
+        return get_sampler(posterior, shape, seed=seed)
+    samplers = []
+    posteriors: Any = posterior.posteriors
+    for k, one in enumerate(posteriors):
+        sampler = get_sampler(one, shape, seed=seed + k)
+        normal = isinstance(sampler, SobolQMCNormalSampler)
+        samplers.append(IIDNormalSampler(shape, seed=seed + k) if normal else sampler)
+    return ListSampler(*samplers)
+
+
 def _sampler(seed: int) -> SobolQMCNormalSampler:
     return SobolQMCNormalSampler(torch.Size([NUM_SAMPLES]), seed=seed)
 
@@ -238,3 +288,9 @@ ACQUISITIONS: dict[str, Acquisition] = {
     "thompson": _thompson,
     "ucb": _upper_confidence_bound,
 }
+
+HYPERVOLUME: dict[str, Acquisition] = {
+    "logei": _log_hypervolume_improvement,
+    "lognei": _log_hypervolume_improvement,
+}
+"""What the names stand for with several objectives."""

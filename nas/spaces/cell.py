@@ -20,7 +20,7 @@ from torch import Tensor
 from nas.architectures.architecture import Architecture, Node
 from nas.spaces.space import FlatSpace
 
-__all__ = ["CELL_OPERATIONS", "CellSpace"]
+__all__ = ["CELL_OPERATIONS", "CellSpace", "cell_string"]
 
 CELL_OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # (source, target), in string order
@@ -130,11 +130,7 @@ class CellSpace(FlatSpace):
             ValueError: the architecture is not in this space.
         """
         values = self.to_parameters(architecture)
-        parts = []
-        for target in range(1, 4):
-            items = [f"{values[f'edge_{source}_{target}']}~{source}" for source in range(target)]
-            parts.append("|" + "|".join(items) + "|")
-        return "+".join(parts)
+        return _string([values[name] for name in _NAMES])
 
     def encode(self, architecture: Architecture) -> Tensor:
         """One-hot operations of the six edges, `[30]`.
@@ -151,7 +147,7 @@ class CellSpace(FlatSpace):
 _NAMES = tuple(f"edge_{source}_{target}" for source, target in EDGES)
 
 
-# A search asks for the same networks again and again, and what it finds out about one stays with it.
+# A search asks for the same networks again and again; what it finds out about one stays with it.
 @lru_cache(maxsize=1 << 14)
 def _network(
     operations: tuple[str, ...],
@@ -188,6 +184,29 @@ def _cell(operations: Sequence[str]) -> Architecture:
         nodes.append(Node.of("sum", *incoming))
         cell_nodes.append(len(nodes) - 1)
     return Architecture(tuple(nodes))
+
+
+def cell_string(architecture: Architecture) -> str | None:
+    """The standard notation of the cell that a network repeats, None if it has no such cell."""
+    for node in architecture.nodes:
+        operations = [] if node.body is None else _operations(node.body)
+        if (
+            node.body is not None
+            and len(operations) == len(EDGES)
+            and set(operations) <= set(CELL_OPERATIONS)
+            and _cell(operations) == node.body
+        ):
+            return _string(operations)
+    return None
+
+
+def _string(operations: Sequence[str]) -> str:
+    labels = dict(zip(EDGES, operations, strict=True))
+    parts = (
+        "|".join(f"{labels[source, target]}~{source}" for source in range(target))
+        for target in range(1, 4)
+    )
+    return "+".join(f"|{part}|" for part in parts)
 
 
 def _operations(cell: Architecture) -> list[str]:

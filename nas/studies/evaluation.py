@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 from nas.sampler import BayesianSampler
+from nas.studies.presence import WORKER, here
 from nas.trials import ERROR, numbered, requeue, warn_of_ignored
 
 __all__ = ["Objective", "SearchError", "Watch", "evaluate", "quiet"]
 
-Objective = Callable[[optuna.Trial], float]
+Objective = Callable[[optuna.Trial], float | Sequence[float]]
+"""Of a trial: one number, or one for each direction of the study."""
 
 MAX_EQUAL_FAILURES = 5  # from the start of a call, before it is given up
 NAN = "The objective returned nan."
@@ -31,10 +34,17 @@ class SearchError(RuntimeError):
     """A search cannot continue: its objective fails in every trial, or its workers do not start."""
 
 
-def evaluate(objective: Objective, trial: optuna.Trial) -> float:
-    """The objective, leaving a trace of how it ended in the trial."""
+def evaluate(objective: Objective, trial: optuna.Trial, job: str = "") -> float | list[float]:
+    """The objective, leaving a trace of where it ran and how it ended in the trial.
+
+    Args:
+        objective: Of a trial.
+        trial: The trial.
+        job: Which job of this process runs it.
+    """
+    trial.set_user_attr(WORKER, here(job))
     try:
-        value = _number(objective(trial))
+        value = _numbers(objective(trial), len(trial.study.directions))
         if not isinstance(trial.study.sampler, BayesianSampler):  # which does it itself
             warn_of_ignored(numbered(trial.study, trial.number))
         return value
@@ -60,9 +70,17 @@ def evaluate(objective: Objective, trial: optuna.Trial) -> float:
         raise
 
 
-def _number(value: object) -> float:
+def _numbers(value: Any, wanted: int) -> float | list[float]:
     if value is None:
         raise TypeError("The objective returned None; is its return statement missing?")
+    if wanted == 1:
+        return _number(value)
+    if not hasattr(value, "__len__") or len(value) != wanted:
+        raise TypeError(f"The objective must return {wanted} numbers, got {value!r:.200}.")
+    return [_number(one) for one in value]
+
+
+def _number(value: object) -> float:
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError) as error:
@@ -115,8 +133,10 @@ class Watch:
         if self.active:
             states = [t.state for t in self.study.get_trials(deepcopy=False)]
             notes = {"failed": str(states.count(TrialState.FAIL))}
-            if TrialState.COMPLETE in states:
-                notes["best"] = f"{self.study.best_value:.4g}"
+            if TrialState.COMPLETE in states and len(self.study.directions) > 1:
+                notes["front"] = str(len(self.study.best_trials))
+            elif TrialState.COMPLETE in states:
+                notes["best"] = _best_value(self.study)
             self.bar.set_postfix(notes)
         if trial.state != TrialState.FAIL or _may_be_the_candidate(trial):
             self.failures = None
@@ -130,6 +150,13 @@ class Watch:
                 f"The first {MAX_EQUAL_FAILURES} trials of this call failed in the same way, the "
                 f"last, trial {trial.number}, by {trial.user_attrs.get(ERROR, 'an unknown error')}"
             )
+
+
+def _best_value(study: optuna.Study) -> str:
+    try:
+        return f"{study.best_value:.4g}"
+    except ValueError:  # no trial is feasible
+        return "none"
 
 
 def _may_be_the_candidate(trial: FrozenTrial) -> bool:

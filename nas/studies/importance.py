@@ -17,6 +17,7 @@ from optuna.importance import BaseImportanceEvaluator, PedAnovaImportanceEvaluat
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from nas.studies.evaluation import quiet
 from nas.trials import DERIVATION, architecture_of
 
 __all__ = ["importances"]
@@ -71,12 +72,8 @@ def importances(
         )
     sign = -1.0 if study.directions[objective] == StudyDirection.MAXIMIZE else 1.0
     described = [_descriptors(trial, descriptors) for trial in trials]
-    shadow = optuna.create_study(
-        storage=optuna.storages.InMemoryStorage(),
-        study_name=study.study_name,
-        sampler=optuna.samplers.RandomSampler(),
-        pruner=optuna.pruners.NopPruner(),
-    )
+    with quiet(True):
+        shadow = optuna.create_study()
     distributions = _distributions(trials, described)
     parameters = {name for trial in trials for name in trial.params} - {DERIVATION}
     assessed: set[str] = set()

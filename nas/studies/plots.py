@@ -58,7 +58,7 @@ def plot_progress(study: optuna.Study, *, objective: int = 0) -> Figure:
         objective: Which one.
     """
     figure, ax = _axes((7.2, 3.4))
-    values = _Values.of(study, objective)
+    values = Values.of(study, objective)
     if values.trials:
         numbers = np.array([trial.number for trial in values.trials])
         values.scatter(ax, numbers, color=GREY, s=22, label="trial")
@@ -95,7 +95,7 @@ def plot_hyperparameters(study: optuna.Study, *, objective: int = 0) -> Figure |
         study: With any number of trials.
         objective: Which one.
     """
-    values = _Values.of(study, objective)
+    values = Values.of(study, objective)
     found: dict[str, BaseDistribution] = {}
     for trial in values.trials:
         found |= trial.distributions
@@ -144,7 +144,7 @@ def plot_sizes(study: optuna.Study, *, objective: int = 0) -> Figure | None:
         study: With any number of trials.
         objective: Which one.
     """
-    values = _Values.of(study, objective)
+    values = Values.of(study, objective)
     kept = [k for k, t in enumerate(values.trials) if "num_parameters" in t.user_attrs]
     if len(kept) < 2:
         return None
@@ -175,7 +175,7 @@ def plot_pareto_front(study: optuna.Study) -> Figure | None:
     Args:
         study: Of two objectives or more.
     """
-    each = [_Values.of(study, k) for k in range(len(study.directions))]
+    each = [Values.of(study, k) for k in range(len(study.directions))]
     if not each[0].trials:
         return None
     from matplotlib.figure import Figure
@@ -212,7 +212,7 @@ def plot_pareto_front(study: optuna.Study) -> Figure | None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Values:
+class Values:
     """Complete trials with their values of one objective, and the range that an axis shows.
 
     Attributes:
@@ -232,7 +232,7 @@ class _Values:
     high: float
 
     @classmethod
-    def of(cls, study: optuna.Study, objective: int) -> _Values:
+    def of(cls, study: optuna.Study, objective: int) -> Values:
         trials = [
             trial
             for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -243,7 +243,7 @@ class _Values:
         low, high = _range(numbers, maximise)
         return cls(trials, numbers, objective_names(study)[objective], maximise, low, high)
 
-    def showing(self, rows: np.ndarray) -> _Values:
+    def showing(self, rows: np.ndarray) -> Values:
         """With some finite values on the axis, however far they are."""
         shown = self.numbers[rows & np.isfinite(self.numbers)]
         low, high = min(self.low, *shown, self.high), max(self.high, *shown, self.low)

@@ -19,6 +19,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.architectures.drawing import plot_architecture
+from nas.spaces import Space
+from nas.spaces.cell import cell_string
+from nas.studies.analysis import fit_study
+from nas.studies.importance import importances
+from nas.studies.model_plots import plot_calibration, plot_importances, plot_motif_effects
 from nas.studies.plots import (
     objective_names,
     plot_hyperparameters,
@@ -26,6 +31,7 @@ from nas.studies.plots import (
     plot_progress,
     plot_sizes,
 )
+from nas.studies.timeline import plot_cost, plot_timeline
 from nas.trials import ERROR, architecture_of, superseded
 from priors.representation import count
 
@@ -66,14 +72,24 @@ class Section:
 
 
 def write_report(
-    study: optuna.Study, path: str | Path, *, extra_sections: Sequence[Section] = ()
+    study: optuna.Study,
+    path: str | Path,
+    *,
+    extra_sections: Sequence[Section] = (),
+    space: Space | None = None,
 ) -> Path:
     """Write a study as one self-contained HTML page.
+
+    Progress and cost, the best trial or the Pareto front with pictures, importances,
+    hyperparameters, sizes, effects of motifs and calibration of a surrogate that is fitted to the
+    newest 150 trials, when trials ran, errors and all trials.
 
     Args:
         study: With any number of trials, none included.
         path: File to write; its folder is made.
         extra_sections: Shown before the table of trials.
+        space: The searched space, by which the surrogate tells hyperparameters from choices of the
+            architecture; None takes that of the study's sampler, if it has one.
 
     Returns:
         The path.
@@ -106,7 +122,9 @@ def write_report(
         title=f"Study {study.study_name}",
         subtitle=f"{count(len(trials), 'trial')}, to {goals}." if trials else "No trials yet.",
         facts=[(label, value) for label, value in facts if value or label in _ALWAYS],
-        sections=[_rendered(section) for section in (*_sections(study, best), *extra_sections)],
+        sections=[
+            _rendered(section) for section in (*_sections(study, best, space), *extra_sections)
+        ],
         trial_columns=[
             *names,
             *parameters,
@@ -121,7 +139,9 @@ def write_report(
     return path
 
 
-def _sections(study: optuna.Study, best: Sequence[FrozenTrial]) -> list[Section]:
+def _sections(
+    study: optuna.Study, best: Sequence[FrozenTrial], space: Space | None
+) -> list[Section]:
     """What the page shows between the facts and the table of trials."""
     trials = study.get_trials(deepcopy=False)
     if not trials:
@@ -133,6 +153,7 @@ def _sections(study: optuna.Study, best: Sequence[FrozenTrial]) -> list[Section]
     for k, name in enumerate(names):
         of = f": {name}" if len(names) > 1 else ""
         found.append((f"Progress of the search{of}", plot_progress(study, objective=k)))
+        found.append((f"Cost of the search{of}", plot_cost(study, objective=k)))
     sections = [Section(title, figures=[drawn]) for title, drawn in found if drawn is not None]
     if len(names) > 1:
         sections += _front_section(best, names)
@@ -140,13 +161,66 @@ def _sections(study: optuna.Study, best: Sequence[FrozenTrial]) -> list[Section]
         sections += [_best_section(trial) for trial in best]
     for k, name in enumerate(names):
         of = f": {name}" if len(names) > 1 else ""
+        sections += _importance_section(study, k, of)
         for title, text, drawn in (
             ("Hyperparameters", _READING, plot_hyperparameters(study, objective=k)),
             ("Size and value", "", plot_sizes(study, objective=k)),
         ):
             if drawn is not None:
                 sections.append(Section(f"{title}{of}", text=text, figures=[drawn]))
+        sections += _surrogate_sections(study, k, of, space)
+    timeline = plot_timeline(study)
+    if timeline is not None:
+        sections.append(Section("When trials ran", figures=[timeline]))
     return sections + _error_section(trials)
+
+
+def _importance_section(study: optuna.Study, objective: int, of: str) -> list[Section]:
+    try:
+        shares = importances(study, objective=objective)
+    except ValueError:  # too little to tell
+        return []
+    text = (
+        "What sets the good trials apart from the others (PED-ANOVA), as shares. Traits that "
+        "depend on each other share their importance."
+    )
+    return [Section(f"Importance{of}", text=text, figures=[plot_importances(shares)])]
+
+
+def _surrogate_sections(
+    study: optuna.Study, objective: int, of: str, space: Space | None
+) -> list[Section]:
+    """What a Gaussian process of the trials says; nothing where there are too few."""
+    model = fit_study(study, objective=objective, space=space)
+    if model is None:
+        return []
+    calibration = model.calibration()
+    inside = round(calibration.coverage * len(calibration.values))
+    sees = ", ".join(("the architecture", *model.hyperparameters))
+    sections = []
+    effects = plot_motif_effects(model.effects())
+    if effects is not None:
+        sections.append(
+            Section(
+                f"Effects of motifs{of}",
+                text="Slope of the surrogate on the number of each operation, and of each "
+                "operation behind others (>), at a given number of operations and the "
+                "hyperparameters of the best trial, with 90% intervals; grey ones contain 0. In "
+                "brackets: how many architectures have the motif. What often comes together is not "
+                "told apart.",
+                figures=[effects],
+            )
+        )
+    sections.append(
+        Section(
+            f"Calibration of the surrogate{of}",
+            text=f"Each trial against what the others said of it: {inside} of "
+            f"{len(calibration.values)} values are in their 90% intervals, rank correlation "
+            f"{calibration.rank_correlation:.2f}. The Gaussian process sees {sees}.",
+            figures=[plot_calibration(calibration)],
+        )
+    )
+    return sections
 
 
 def _best(study: optuna.Study) -> list[FrozenTrial]:
@@ -165,6 +239,8 @@ def _best_section(best: FrozenTrial) -> Section:
     rows += [
         (label, best.user_attrs[n]) for n, label in DESCRIPTORS.items() if n in best.user_attrs
     ]
+    cell = None if architecture is None else cell_string(architecture)
+    rows += [] if cell is None else [("NAS-Bench-201 cell", cell)]
     return Section(
         f"Best trial: {best.number}",
         columns=("", "value"),
@@ -188,7 +264,23 @@ def _front_section(best: Sequence[FrozenTrial], names: Sequence[str]) -> list[Se
             text="No other trial is at least as good in all objectives and better in one.",
             columns=("trial", *names, *parameters),
             rows=rows,
+        ),
+        *_front_pictures(best),
+    ]
+
+
+def _front_pictures(best: Sequence[FrozenTrial]) -> list[Section]:
+    """Networks along the front: its ends and its middle."""
+    drawn = [(t, a) for t in sorted(best, key=lambda t: t.values) if (a := architecture_of(t))]
+    places = sorted({0, len(drawn) // 2, len(drawn) - 1}) if drawn else []
+    return [
+        Section(
+            f"Trial {trial.number} of the front",
+            text=", ".join(_text(value) for value in trial.values),
+            code=cell_string(architecture) or "",
+            figures=[plot_architecture(architecture)],
         )
+        for trial, architecture in (drawn[place] for place in places)
     ]
 
 

@@ -7,7 +7,7 @@ raised them, interrupted and lost trials queued again, and workers on any execut
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from multiprocessing import current_process
@@ -17,17 +17,19 @@ from typing import Literal
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
 
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.sampler import BayesianSampler
 from nas.spaces import Space
 from nas.studies.evaluation import Objective, Watch, evaluate, quiet
 from nas.studies.storage import open_storage, storage_errors
-from nas.studies.workers import make_job, run_jobs
+from nas.studies.workers import Job, check_job, requeue_dead, run_jobs
 
 __all__ = ["search"]
 
 Direction = Literal["minimize", "maximize"]
+Callback = Callable[[optuna.Study, FrozenTrial], None]
 
 
 def search(
@@ -42,6 +44,11 @@ def search(
     engine: Executor | None = None,
     sampler: optuna.samplers.BaseSampler | None = None,
     direction: Direction = "minimize",
+    directions: Sequence[Direction] | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+    timeout: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    catch: tuple[type[Exception], ...] = (Exception,),
     seed: int | None = None,
     show_progress: bool = True,
 ) -> optuna.Study:
@@ -52,12 +59,18 @@ def search(
     trials of a call fail in the same line of code. On Ctrl-C the running trials are marked
     failed and queued again, and `KeyboardInterrupt` is raised; the next call with the same
     storage and name takes them up first. The trial of a local worker process that is killed is
-    queued again at once, with a warning, and new processes go on; elsewhere it is found by its
-    missing heartbeat after two minutes. A trial is queued again at most twice.
+    queued again at once, with a warning, and a new process goes on; the trials of a search that
+    was killed as a whole are queued again by the next call on the same machine, and elsewhere
+    after two minutes without a heartbeat. A trial is queued again at most twice.
+
+    A trial fails if its objective raises or returns nan. The default sampler learns which
+    candidates fail, and of a constraint (`trial.set_constraint(name, value)` in the objective, at
+    most 0 where it holds) which are feasible.
 
     Args:
         objective: Called with each trial; it calls `nas.suggest(trial, space)` and returns the
-            value. With several workers it must be picklable (a function of an importable module).
+            value, or a sequence of one for each of several `directions`. With several workers it
+            must be picklable (a function of an importable module).
         space: The search space.
         hyperparameters: Optuna distributions by name, as the objective suggests them.
         num_trials: Number of trials to run in this call.
@@ -69,6 +82,14 @@ def search(
             processes for several. It is not shut down.
         sampler: If None, `BayesianSampler(space, hyperparameters=hyperparameters, seed=seed)`.
         direction: `"minimize"` or `"maximize"`.
+        directions: Of several objectives, in place of `direction`.
+        pruner: Stops trials early that report values (`nas.report_value`, `nas.should_prune`);
+            None is Optuna's default, the median rule.
+        timeout: Seconds after which no further trial is started.
+        callbacks: Called with the study and each trial that ended, in the worker that ran it.
+            `study.stop()` in one of them, or `trial.study.stop()` in the objective, ends the call
+            once the running trials end.
+        catch: Exceptions that fail a trial; another ends the call, after the trial is recorded.
         seed: Seed of the default sampler.
         show_progress: Whether to draw a progress bar in place of Optuna's log lines.
 
@@ -77,9 +98,10 @@ def search(
 
     Raises:
         ValueError: impossible numbers, several workers without a storage they can share, or a
-            stored study of the other direction or with a hyperparameter of another kind.
-        TypeError: several workers and an objective or sampler that they cannot import, or
-            hyperparameters that are not distributions by name.
+            stored study of other directions or with a hyperparameter of another kind.
+        TypeError: several workers and an objective, sampler, pruner or callback that they cannot
+            import, hyperparameters that are not distributions by name, or an engine that is no
+            `Executor`.
         StorageError: the storage cannot be opened, or cannot be written any more.
         SearchError: the first five trials of the call fail in the same line of code (other than
             by a nan or for want of memory), or worker processes do not start.
@@ -92,8 +114,14 @@ def search(
         raise ValueError(f"num_trials must be at least 1, got {num_trials}.")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
-    if direction not in ("minimize", "maximize"):
-        raise ValueError(f"direction must be 'minimize' or 'maximize', got {direction!r}.")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout must be a positive number of seconds, got {timeout}.")
+    wanted = _directions(direction, directions)
+    if engine is not None and not isinstance(engine, Executor):
+        raise TypeError(
+            f"engine must be a concurrent.futures.Executor, got {engine!r}. For Ray use "
+            "Dask on Ray and its `client.get_executor()`: Ray itself has no such executor."
+        )
     HyperparameterCube(hyperparameters or {})  # checks the kinds
     if sampler is None:
         sampler = BayesianSampler(space, hyperparameters=hyperparameters, seed=seed)
@@ -102,44 +130,61 @@ def search(
             "seed applies to the default sampler only; give your sampler its own seed."
         )
     opened = storage if isinstance(storage, BaseStorage) else open_storage(storage)
-    study = _study(opened, study_name or "search", direction, sampler)
+    study = _study(opened, study_name or "search", wanted, sampler, pruner)
     _check_kinds(study, hyperparameters or {})
     watch = Watch(study, num_trials, show_progress)
     with quiet(show_progress), storage_errors(study.study_name), watch:
+        requeue_dead(study)
         if workers > 1 or engine is not None:
-            job = make_job(objective, study, opened, show_progress, local=engine is None)
-            run_jobs(job, study, num_trials, workers, engine, watch.update)
+            job = Job(objective, study, opened, tuple(callbacks), catch, silent=show_progress)
+            check_job(job, local=engine is None)
+            run_jobs(job, study, num_trials, workers, engine, watch.update, timeout)
         else:
             study.optimize(
                 partial(evaluate, objective),
                 n_trials=num_trials,
-                catch=(Exception,),
-                callbacks=[lambda _, trial: watch.update(trial)],
+                timeout=timeout,
+                catch=catch,
+                callbacks=[lambda _, trial: watch.update(trial), *callbacks],
             )
     return study
 
 
+def _directions(one: Direction, several: Sequence[Direction] | None) -> list[Direction]:
+    if several is not None and (isinstance(several, str) or not several):
+        raise ValueError(
+            f"directions must be a sequence of 'minimize' and 'maximize', got {several!r}."
+        )
+    if several is not None and one != "minimize":
+        raise ValueError("Give either direction or directions, not both.")
+    wanted: list[Direction] = [one] if several is None else list(several)
+    for direction in wanted:
+        if direction not in ("minimize", "maximize"):
+            raise ValueError(f"direction must be 'minimize' or 'maximize', got {direction!r}.")
+    return wanted
+
+
 def _study(
-    storage: BaseStorage, name: str, direction: Direction, sampler: optuna.samplers.BaseSampler
+    storage: BaseStorage,
+    name: str,
+    directions: list[Direction],
+    sampler: optuna.samplers.BaseSampler,
+    pruner: optuna.pruners.BasePruner | None,
 ) -> optuna.Study:
     with quiet(True), storage_errors(name):
         study = optuna.create_study(
             storage=storage,
             sampler=sampler,
+            pruner=pruner,
             study_name=name,
-            direction=direction,
+            directions=directions,
             load_if_exists=True,
         )
-    if len(study.directions) > 1:
+    stored = [direction.name.lower() for direction in study.directions]
+    if stored != directions:
         raise ValueError(
-            f"The stored study {name!r} has {len(study.directions)} objectives, but a search "
-            "needs a single one; choose another study_name."
-        )
-    stored = study.direction.name.lower()
-    if stored != direction:
-        raise ValueError(
-            f"The stored study {name!r} is to {stored}, but this call is to {direction}; choose "
-            "another study_name or the same direction."
+            f"The stored study {name!r} is to {' and '.join(stored)}, but this call is to "
+            f"{' and '.join(directions)}; choose another study_name or the same directions."
         )
     return study
 

@@ -56,6 +56,8 @@ class Recipe:
         reference: The reference of the certificate, if there is one; see `certify`.
         reference_is: What the reference is.
         lower_reference: What gives the certificate a lower bound, if anything does.
+        low_noise_prior: What the certificate's tasks of low noise are drawn from, if not from
+            `certified_prior`.
         score_prior: What users' data sets are compared with, if not with `certified_prior`.
         held_out_prior: Where a training's held-out tasks come from, if not from `prior`.
     """
@@ -67,6 +69,7 @@ class Recipe:
     reference: Reference | Literal["own"] | None = None
     reference_is: str = "exact"
     lower_reference: LowerReference | None = None
+    low_noise_prior: TaskPrior | None = None
     score_prior: TaskPrior | Callable[[int], TaskPrior] | None = None
     held_out_prior: TaskPrior | None = None
 
@@ -77,6 +80,7 @@ class Recipe:
             "reference": self.reference,
             "reference_is": self.reference_is,
             "lower_reference": self.lower_reference,
+            "low_noise_prior": self.low_noise_prior,
             "score_prior": self.score_prior,
             "seed": 1,
             **self.certified,
@@ -132,6 +136,9 @@ def _regression(gpu: bool = False) -> Recipe:
         reference_is="upper bound",
         # A decomposition for each of some 20,000 proposals takes too long with more rows.
         lower_reference=lambda task: certified.annealed(task) if task.num_context <= 80 else None,
+        low_noise_prior=RandomKernelTaskPrior(
+            size=longest, noise=RandomNoise(low=1e-6, moderate=0.0)
+        ),
         score_prior=priors(longest, {}),
     )
 
@@ -173,7 +180,8 @@ def _learning_curve(gpu: bool = False) -> Recipe:
     return Recipe(
         prior=prior,
         config=TrainingConfig(
-            architecture=_slots(max_features=5, bars=320),
+            # Curves without noise pass through their points: experts find that, attention hardly.
+            architecture=_slots(max_features=5, bars=320, experts=3),
             inputs="raw",
             targets="raw",
             steps=_STEPS,

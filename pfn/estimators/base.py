@@ -54,6 +54,7 @@ class PFNEstimator(TableEstimator, BaseEstimator):
     _units: tuple[Any, Any]
     _target_units: tuple[float, float]
     _members: list[Member]
+    _views_differ: bool
     _encodings: list[Encoding]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,6 +121,7 @@ class PFNEstimator(TableEstimator, BaseEstimator):
         self._imputation = imputation(X, categorical)
         self._features = np.arange(X.shape[1])
         architecture = self.network_.architecture
+        ranking = None
         if X.shape[1] > architecture.max_features:
             most = architecture.max_features
             told = f"This network was trained on up to {most} features and got {X.shape[1]}; "
@@ -127,8 +129,13 @@ class PFNEstimator(TableEstimator, BaseEstimator):
                 told += "beyond that its predictions are extrapolation. "
             else:
                 shares = relevance(imputed(X, self._imputation), targets, categorical)
-                self._features = np.sort(np.argsort(-shares, kind="stable")[:most])
-                told += f"the {most} that are individually most informative about y are used. "
+                order = np.argsort(-shares, kind="stable")
+                if architecture.classes and self.num_ensemble > 1:
+                    ranking = order
+                    told += "each member of the ensemble sees a part of them, or components. "
+                else:
+                    self._features = np.sort(order[:most])
+                    told += f"the {most} that are individually most informative about y are used. "
             warnings.warn(
                 told + "Select features yourself, or silence this with "
                 "warnings.filterwarnings('ignore', 'This network').",
@@ -155,7 +162,9 @@ class PFNEstimator(TableEstimator, BaseEstimator):
             power_transforms=self.power_transforms,
             limit=self._limit,
             strategy=self.context_strategy,
+            ranking=ranking,
         )
+        self._views_differ = ranking is not None
         self._members = plan.members(check_random_state(self.random_state))
         self._encodings = [self._encode(member) for member in self._members]
         self.unlike_the_prior_ = self._compare_with_prior() if self.check else None
@@ -245,7 +254,7 @@ class PFNEstimator(TableEstimator, BaseEstimator):
 
     def _kinds(self, member: Member) -> Tensor | None:
         """Which columns are categories, `[1, d]`, for a network that was trained to use that."""
-        kinds = self._columns.categorical[self._features][member.columns]
+        kinds = member.kinds_of(self._columns.categorical[self._features])
         if not self.network_.coverage.categorical:
             return None
         return torch.tensor(kinds, device=self._where.device)[None]

@@ -25,7 +25,9 @@ class PFNClassifier(ClassifierMixin, PFNEstimator):
         network: A shipped name, the path of a file, or a `PFN`.
         num_ensemble: Members of the ensemble. The first sees the data as they are; the others
             permute the columns, or draw column codes in a network of cells, and renumber the
-            classes.
+            classes. Of more columns than the network has slots the first sees the most informative
+            ones, every fourth of the others principal components of all, and the rest random
+            groups.
         power_transforms: Whether every other member sees inputs after a Yeo-Johnson transform
             that is fitted to its context; in a network trained on standardised inputs. "auto": in
             ensembles of such networks.
@@ -122,7 +124,12 @@ class PFNClassifier(ClassifierMixin, PFNEstimator):
         for i, member in enumerate(self._members):
             log_probabilities = self._logits(i, values).log_softmax(-1)
             found.append(log_probabilities[:, self._where.new_tensor(member.classes).long()])
-        pooled = torch.stack(found).logsumexp(0) - math.log(len(found))
+        stacked = torch.stack(found)
+        if self._views_differ:
+            # Each knows something that the others do not: their mean would be less sure than any.
+            pooled = stacked.mean(0).log_softmax(-1)
+        else:
+            pooled = stacked.logsumexp(0) - math.log(len(found))
         return pooled.cpu().numpy()
 
     def predict(self, X: Any) -> np.ndarray:

@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pfn.estimators.power_transforms import InputTransform, TargetTransform
+from pfn.estimators.power_transforms import InputTransform, TargetTransform, standardisation
 from pfn.network import Network
 
-__all__ = ["EnsemblePlan", "Member"]
+__all__ = ["EnsemblePlan", "Member", "PrincipalComponents"]
+
+
+@dataclass(frozen=True)
+class PrincipalComponents:
+    """Of the numeric columns of a context, missing values at their means.
+
+    Attributes:
+        numeric: Which columns, `[d]`.
+        location: Their means.
+        directions: One column for each component.
+    """
+
+    numeric: np.ndarray
+    location: np.ndarray
+    directions: np.ndarray
+
+    @classmethod
+    def fit(cls, X: np.ndarray, numeric: np.ndarray, number: int) -> PrincipalComponents:
+        location, _ = standardisation(X[:, numeric])
+        made = cls(numeric, location, np.eye(int(numeric.sum())))
+        directions = np.linalg.svd(made.apply(X), full_matrices=False)[2][:number].T
+        return cls(numeric, location, directions)
+
+    def apply(self, X: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(X[:, self.numeric] - self.location) @ self.directions
 
 
 @dataclass(frozen=True)
@@ -19,11 +45,12 @@ class Member:
 
     Attributes:
         rows: Rows of the context.
-        columns: Order of the columns.
+        columns: Order of the columns, or those that the member sees.
         column_seed: Seed of the column codes.
         classes: The number that each class has here; None in regression.
         inputs: Power transforms of the inputs.
         target: Power transform of the targets; the network standardises them itself.
+        components: What it sees in place of columns, if not None.
     """
 
     rows: np.ndarray
@@ -32,10 +59,17 @@ class Member:
     classes: np.ndarray | None
     inputs: InputTransform | None
     target: TargetTransform | None
+    components: PrincipalComponents | None = None
 
     def inputs_of(self, X: np.ndarray) -> np.ndarray:
         X = X if self.inputs is None else self.inputs.apply(X)
-        return X[:, self.columns]
+        return X[:, self.columns] if self.components is None else self.components.apply(X)
+
+    def kinds_of(self, categorical: np.ndarray) -> np.ndarray:
+        """Which of its inputs are categories."""
+        if self.components is None:
+            return categorical[self.columns]
+        return np.zeros(self.components.directions.shape[1], dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -52,6 +86,9 @@ class EnsemblePlan:
         power_transforms: See `PFNRegressor`.
         limit: Most rows of a context; infinite for no limit.
         strategy: What to do with more rows; see `context_strategy` of `PFNRegressor`.
+        ranking: Columns, the most informative first, of which each member sees as many as the
+            network has slots; None where all see all. The first sees the best of them, the others
+            random groups in turn, and every fourth principal components of all.
     """
 
     network: Network
@@ -63,11 +100,12 @@ class EnsemblePlan:
     power_transforms: bool | str
     limit: float
     strategy: str
+    ranking: np.ndarray | None = None
 
     def members(self, random: np.random.RandomState) -> list[Member]:
         """The members; the first sees the data as they are."""
         architecture, d = self.network.architecture, self.X.shape[1]
-        cycle = self._transforms()
+        cycle, groups = self._transforms(), self._groups(random)
         moves = self.network.coverage.exchangeable
         random_members = moves or architecture.cell_layers or architecture.classes
         number = self.size
@@ -78,6 +116,8 @@ class EnsemblePlan:
             columns, seed, classes = np.arange(d), 0, None
             if i and architecture.cell_layers:
                 seed = int(random.randint(1, 2**31 - 1))
+            elif self.ranking is not None:
+                columns = next(groups) if i else np.sort(self.ranking[: architecture.max_features])
             elif i and moves:
                 columns = random.permutation(d)
             if architecture.classes:
@@ -87,8 +127,28 @@ class EnsemblePlan:
             for rows in self._contexts(random):
                 inputs = self._input_transform(rows) if of_inputs else None
                 target = TargetTransform.fit(self.y[rows]) if of_targets else None
-                members.append(Member(rows, columns, seed, classes, inputs, target))
+                member = Member(rows, columns, seed, classes, inputs, target)
+                if self.ranking is not None and i % 4 == 2:
+                    # Fewer the next time: the last ones are noise where columns are many.
+                    kept = math.ceil(architecture.max_features * 0.75 ** (i // 4))
+                    member = replace(member, components=self._components(member, kept))
+                members.append(member)
         return members
+
+    def _groups(self, random: np.random.RandomState) -> Iterator[np.ndarray]:
+        """Random columns for the slots, all of them once before any comes again."""
+        parts = math.ceil(self.X.shape[1] / self.network.architecture.max_features)
+        while True:
+            order = random.permutation(self.X.shape[1])
+            yield from (order[part::parts] for part in range(parts))
+
+    def _components(self, member: Member, number: int) -> PrincipalComponents | None:
+        X = self.X[member.rows]
+        X = X if member.inputs is None else member.inputs.apply(X)
+        numeric = ~self.categorical
+        if self.network.inputs != "standardised" or not numeric.any():
+            return None  # in fixed units a sum of columns means nothing
+        return PrincipalComponents.fit(X, numeric, number)
 
     def _transforms(self) -> list[tuple[bool, bool]]:
         """Which members transform inputs and targets; repeated over the ensemble."""

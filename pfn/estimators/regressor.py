@@ -59,7 +59,7 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
         network_: The network in use.
         unlike_the_prior_: Text of that warning; None if there was none.
         selected_features_: Indices of the features in use; fewer than given only for a network
-            of slots that has too few of them.
+            of slots that has too few of them, in regression or with one member.
         n_features_in_: Features of the training data.
         feature_names_in_: Their names, if they are all text.
     """

@@ -52,7 +52,7 @@ class NetworkPrior(Network):
 
     Methods:
         sample: Functions at given inputs.
-        sample_by: The same with weights drawn in another way.
+        sample_by: The same with networks drawn in another way.
         draw: Random weights by name.
         apply_parameters: The network's outputs with such weights.
         apply_each: The same where each network has inputs of its own.
@@ -228,10 +228,8 @@ class NetworkPrior(Network):
             `[S, ..., n, m]`.
         """
         self._check_rows(X, "X")
-        return self._each({name: p.to(X) for name, p in parameters.items()}, self._scaled(X))
-
-    def _each(self, values: dict[str, Tensor], X: Tensor) -> Tensor:
-        return over_networks(self.module, self._call)(values, X)
+        values = {name: p.to(X) for name, p in parameters.items()}
+        return over_networks(self.module, self._call)(values, self._scaled(X))
 
     def _call(self, values: dict[str, Tensor], X: Tensor) -> Tensor:
         """One network at scaled inputs `[..., n, d]`, `[..., n, m]`."""
@@ -255,29 +253,29 @@ class NetworkPrior(Network):
         memory holds at most 2^25 weights or one network.
         """
         return self.sample_by(
-            lambda number: self.draw(torch.Size([number]), generator=generator), X, sample_shape
+            lambda rows: self.apply_each(
+                self.draw(torch.Size([len(rows)]), generator=generator), rows
+            ),
+            X,
+            sample_shape,
         )
 
     def sample_by(
         self,
-        draw: Callable[[int], dict[str, Tensor]],
+        functions: Callable[[Tensor], Tensor],
         X: Tensor,
         sample_shape: torch.Size = torch.Size(),  # noqa: B008
     ) -> Tensor:
-        """As `sample`, with weights of another distribution.
+        """As `sample`, with networks of another distribution.
 
         Args:
-            draw: A number of networks to their parameters by name, `[number, *shape]`.
+            functions: Inputs `[S, n, d]` to the outputs there of S networks, `[S, n, m]`.
             X: Inputs, `[*batch, n, d]`.
             sample_shape: Of functions for each batch element.
         """
         self._check_rows(X, "X")
         per_network = sum(p.numel() for p in self.module.parameters())
-        X = self._scaled(X)
         rows = X.expand(*sample_shape, *X.shape).reshape(-1, *X.shape[-2:])  # [networks, n, d]
-        parts = []
-        for some in rows.split(max(1, 2**25 // max(1, per_network))):
-            values = {name: p.to(X) for name, p in draw(len(some)).items()}
-            parts.append(self._each(values, some))
-        out = torch.cat(parts)
+        blocks = rows.split(max(1, 2**25 // max(1, per_network)))
+        out = torch.cat([functions(some) for some in blocks])
         return out.reshape(*sample_shape, *X.shape[:-1], out.shape[-1])

@@ -81,13 +81,31 @@ class InputScale(gpytorch.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs `[..., n, d]` divided by their length scales, in the dtype of `x`."""
-        outer, inner = self.repeats
         scale: Tensor = self.raw_lengthscale_constraint.transform(self.raw_lengthscale.to(x))
+        return x / self.over_inputs(scale)
+
+    def over_inputs(self, scale: Tensor) -> Tensor:
+        """A number of each feature `[..., k]` at all entries of a flat input, `[..., d]`."""
+        outer, inner = self.repeats
         if inner > 1:
             scale = scale.repeat_interleave(inner, -1)
         if outer > 1:
             scale = scale.repeat(*[1] * (scale.dim() - 1), outer)
-        return x / scale
+        return scale
+
+    def log_prior(self) -> tuple[float, float]:
+        """Mean and deviation of the normal prior of the logarithm of each length scale.
+
+        Raises:
+            NotImplementedError: they have another prior, or none.
+        """
+        prior = self._modules.get("lengthscale_prior")
+        if type(prior) is not LogNormalPrior or prior.loc.numel() != 1:
+            raise NotImplementedError(
+                f"Length scales need their log-normal prior, found {prior}; register a "
+                "LogNormalPrior, or make the network without ard_num_dims."
+            )
+        return float(prior.loc), float(prior.scale)
 
 
 def _get(module: InputScale) -> Tensor:

@@ -107,12 +107,16 @@ class LogExpectedImprovement(_Improvement):
         NotImplementedError: on evaluation, when the model's posterior has no closed form.
     """
 
+    _log = True  # as BoTorch marks its own
+
     def _value(self, posterior: PredictivePosterior, X: Tensor) -> Tensor:
         return posterior.log_excess(self._threshold(X), 1, self.maximize)
 
 
 class ExpectedImprovement(LogExpectedImprovement):
     """Exact expected improvement, in units of Y; see `LogExpectedImprovement`."""
+
+    _log = False
 
     def _value(self, posterior: PredictivePosterior, X: Tensor) -> Tensor:
         return super()._value(posterior, X).exp()
@@ -127,12 +131,16 @@ class LogProbabilityOfImprovement(_Improvement):
         maximize: Whether larger is better.
     """
 
+    _log = True
+
     def _value(self, posterior: PredictivePosterior, X: Tensor) -> Tensor:
         return posterior.log_excess(self._threshold(X), 0, self.maximize)
 
 
 class ProbabilityOfImprovement(LogProbabilityOfImprovement):
     """Exact probability of improvement; see `LogProbabilityOfImprovement`."""
+
+    _log = False
 
     def _value(self, posterior: PredictivePosterior, X: Tensor) -> Tensor:
         return super()._value(posterior, X).exp()

@@ -10,12 +10,14 @@ import pyro
 import pytest
 import torch
 from botorch.acquisition import qLogExpectedImprovement
+from gpytorch.kernels import RBFKernel
 from pyro.infer.util import is_validation_enabled
 from torch.distributions.transforms import ExpTransform
 
 from bayes.inference import NUTS, Draws, MeanField
 from bayes.inference.convergence import warn_unless_converged
 from bayes.networks.bayesian_network import BayesianNetwork
+from bayes.processes.gaussian_process import GaussianProcess
 from priors.networks.finite import NetworkPrior
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.transformed import TransformedPosterior
@@ -473,6 +475,12 @@ def test_inputs_are_checked():
     model = BayesianNetwork(X, Y, prior)
     with pytest.raises(RuntimeError, match=r"call fit\(\)"):
         model.posterior(X)
+    process = GaussianProcess(X, Y[:, :1], RBFKernel())
+    for fit in (model.fit, lambda method: process.fit(method=method)):
+        with pytest.raises(TypeError, match=r"NUTS\(...\) with its settings, got the class"):
+            fit(NUTS)
+        with pytest.raises(TypeError, match=r"such as bayes.ChEES\(\), got 'chees'"):
+            fit("chees")
     model.fit(FAST)
     with pytest.raises(ValueError, match="2 input columns"):
         model.posterior(X[:, :1])

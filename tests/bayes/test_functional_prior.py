@@ -123,6 +123,9 @@ def test_what_cannot_be_matched_is_refused():
     prior = NetworkPrior(shallow(torch.nn.ReLU()), weight_var=1.0, bias_var=1.0)
     with pytest.raises(ValueError, match="method must be one of"):
         match_functional_prior(prior, rbf(), inputs(), method="moment")
+    for other in (MomentMatching, 3):
+        with pytest.raises(TypeError, match=r"such as MomentMatching\(\)"):
+            match_functional_prior(prior, rbf(), inputs(), method=other)
     mean = ConstantMean()
     mean.constant = 1.0
     with_mean = GaussianProcessPrior(RBFKernel(), mean)

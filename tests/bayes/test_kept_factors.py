@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from botorch.models.transforms.input import Normalize
+from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
+from linear_operator.operators import LinearOperator
 
 from bayes import GaussianProcess, StudentTProcess
 from bayes.caching import Snapshot
@@ -410,3 +412,25 @@ def test_a_prediction_compares_the_model_once_and_asks_no_kernel_of_the_rows(
     model.covar_module.outputscale = 5.0  # and what has changed counts, the jitter's unit too
     np.testing.assert_allclose(model.posterior(Xs).mean.detach().numpy(), dense(model))
     assert model._row_variance == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_no_matrix_but_the_root_is_kept(outputs):
+    X, Y = rows(n=30, m=outputs)
+    model = GaussianProcess(X, Y, ScaleKernel(RBFKernel()))
+    with torch.no_grad():
+        assert model.posterior(Xs).variance.shape == (5, outputs)
+    kept, seen = [], set()
+    left = [vars(model.prediction_strategy)]
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            kept += [value] * (value.shape[-2:] == (30, 30))
+        elif isinstance(value, dict | list | tuple):
+            left += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, LinearOperator | MultivariateNormal):
+            left.append(vars(value))
+    assert len(kept) == 1

@@ -30,7 +30,7 @@ def mean_square(x):
 @pytest.mark.parametrize("energy_var", [pytest.param(1e-2, marks=pytest.mark.slow), 1e-4])
 @pytest.mark.parametrize("kind", ["MCLMC", "LangevinEnsemble"])
 def test_step_sizes_have_the_energy_error_aimed_at(kind, energy_var):
-    """However far from it the warm-up begins: at scales of 1, or at an energy error of 0.5."""
+    """However far from it the warm-up begins: at scales of 1, or at steps of 0.005."""
     settings = {"num_samples": 40, "num_warmup": 250, "num_chains": 64, "num_steps": 1}
     settings |= {"energy_var": energy_var, "progress": False}
     std = torch.ones(5, dtype=torch.float64)

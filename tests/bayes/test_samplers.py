@@ -598,7 +598,7 @@ def test_a_warm_up_that_diverges_is_told():
         (ChEES(target_accept_prob=0.9), "raise target_accept_prob above 0.9"),
         (MCLMC(adjusted=True), "raise target_accept_prob above 0.9"),
         (MCLMC(), "lower energy_var below 0.0005"),
-        (LangevinEnsemble(num_training_steps=5), "lower energy_var below 0.1"),
+        (LangevinEnsemble(num_training_steps=5), "lower energy_var below 0.001"),
         (SGHMC(num_steps=2), "lower step_size below 0.05"),
         (NUTS(), "raise target_accept_prob above 0.8"),
     ],

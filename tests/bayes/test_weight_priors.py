@@ -23,9 +23,9 @@ def normals(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def network(width=5, outputs=1):
+def network(width=5, outputs=1, **settings):
     module = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, outputs))
-    return NetworkPrior(module, weight_var=2.0, bias_var=0.5).double()
+    return NetworkPrior(module, weight_var=2.0, bias_var=0.5, **settings).double()
 
 
 MIXED = {"0": "laplace", "2": student_t_weights(5.0)}
@@ -35,11 +35,14 @@ PRIORS = {
     "by layer": {"weights": MIXED},
     "scale": {"readout_scale": InverseGamma(3.0, 2.0)},
     "variances": {"learn_variances": True},
+    "length scales": {"learn_variances": True},
     "all": {"weights": MIXED, "readout_scale": Gamma(2.0, 1.5), "learn_variances": True},
 }
 
 
 def made(name, **settings):
+    if name == "length scales":
+        settings["ard_num_dims"] = 2
     return WeightPrior(network(**settings), **PRIORS[name])
 
 
@@ -125,6 +128,116 @@ def test_learnt_variances_and_the_scale_multiply_the_weights():
     }
     for name, value in truth.items():
         assert torch.allclose(found[name], value)
+
+
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("image", [False, True])
+def test_inputs_are_divided_by_the_length_scales_that_are_drawn(image, each):
+    if image:  # a length scale for each channel
+        layers = [nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 1)]
+        shape, sizes = {"input_shape": (2, 3, 3)}, [9, 9]
+    else:  # one for each entry
+        layers, shape, sizes = [nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)], {}, [1, 1, 1]
+    network = NetworkPrior(nn.Sequential(*layers), ard_num_dims=len(sizes), **shape).double()
+    plain = NetworkPrior(network.module, **shape).double()
+    network.variances.input_scale.lengthscale = 0.5 + torch.arange(len(sizes))
+    prior = WeightPrior(network, learn_variances=True)
+    assert prior.sites()["whitened_log_lengthscale"] == len(sizes)
+    like = normals(1)
+    eps, drawn = prior.draw_sites(torch.Size([2, 4] if not each else [4]), like)
+    X = normals(*([4, 5, 6] if each else [6]), sum(sizes))
+    found = prior.functions(eps, drawn, X, each=each)
+    lengths, weights = prior.variances(drawn)["lengthscale"], prior.weights(eps, drawn)
+    for index in range(4):
+        one = index if each else (1, index)
+        scaled = X[index] if each else X
+        scaled = scaled / lengths[one].repeat_interleave(torch.tensor(sizes))
+        truth = plain.apply_parameters({k: v[one] for k, v in weights.items()}, scaled)
+        torch.testing.assert_close(found[one], truth)
+
+
+@pytest.mark.slow
+def test_a_length_scale_has_the_posterior_of_quadrature():
+    # y = a x / l, of which a has variance 1 and the logarithm of l a normal prior
+    x, y, noise = normals(6, 1, seed=1), 0.5 * normals(6, 1, seed=2) + 1.0, 0.2
+    network = NetworkPrior(nn.Linear(1, 1, bias=False), ard_num_dims=1).double()
+    network.variances.hold("weight", "weight", 1.0)
+    model = BayesianNetwork(
+        x,
+        y,
+        network,
+        train_Yvar=torch.full_like(y, noise),
+        learn_variances=True,
+        input_transform=None,
+        outcome_transform=None,
+    )
+    mean, std = network.variances.input_scale.log_prior()
+    log_l = torch.linspace(mean - 8 * std, mean + 8 * std, 2001, dtype=torch.float64)
+    slopes = (x / log_l.exp()).T  # [grid, n]
+    cov = slopes[:, :, None] * slopes[:, None] + noise * torch.eye(6)
+    zero = torch.zeros(6, dtype=torch.float64)
+    evidence = torch.distributions.MultivariateNormal(zero, cov).log_prob(y[:, 0])
+    weight = (evidence - 0.5 * ((log_l - mean) / std) ** 2).softmax(0)
+    truth = weight @ log_l, (weight @ log_l**2)
+    model.fit(ChEES(100, 200, 32, target_accept_prob=0.97, progress=False))
+    drawn = model.variances_of_draws()["lengthscale"].log().reshape(32, -1)
+    for power, moment in zip((1, 2), truth, strict=True):
+        by_chain = (drawn**power).mean(1)
+        error = by_chain.std() / 32**0.5
+        assert abs(by_chain.mean() - moment) < 4.5 * error < 0.3
+
+
+class Waves(nn.Module):
+    """Fixed random features of the squared-exponential kernel (Rahimi & Recht 2007)."""
+
+    def __init__(self, number):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("frequencies", torch.randn(1, number, generator=generator))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(number, generator=generator))
+
+    def forward(self, x):
+        return math.sqrt(2) * torch.cos(x @ self.frequencies + self.phases)
+
+
+@pytest.mark.slow
+def test_the_data_emphasised_bound_learns_the_length_scale_of_random_features():
+    """Given the length scale, the bound of independent weights of a linear model is closed."""
+    number, n, noise = 60, 20, 0.05
+    network = NetworkPrior(
+        nn.Sequential(Waves(number), nn.Linear(number, 1, bias=False)).double(),
+        ard_num_dims=1,
+        input_shape=(1,),
+    ).double()
+    X = torch.linspace(-1.5, 1.5, n, dtype=torch.float64).unsqueeze(-1)
+    Y = 1.3 * torch.sin(2 * X) + noise**0.5 * normals(n, 1, seed=1)
+    model = BayesianNetwork(
+        X,
+        Y,
+        network,
+        train_Yvar=torch.full_like(Y, noise),
+        learn_variances=True,
+        input_transform=None,
+        outcome_transform=None,
+    )
+    mean, std = network.variances.input_scale.log_prior()
+
+    def bound(log_l, kappa):
+        features = network.module[0](X / math.exp(log_l)) / number**0.5
+        precision = kappa / noise * features.T @ features + torch.eye(number)
+        location = torch.linalg.solve(precision, kappa / noise * features.T @ Y[:, 0])
+        variance = 1 / precision.diagonal()
+        squares = (Y[:, 0] - features @ location).square().sum() + (features**2 @ variance).sum()
+        divergence = 0.5 * (variance + location**2 - 1 - variance.log()).sum()
+        prior = 0.5 * ((log_l - mean) / std) ** 2
+        return float(-0.5 * kappa * squares / noise - divergence - prior)
+
+    # from the prior's mean downwards, where the fit begins; narrower features overfit
+    grid = np.linspace(-1, 2, 151)
+    best = grid[np.argmax([bound(t, number / n) for t in grid])]
+    method = MeanField(num_steps=1000, learning_rate=0.05, likelihood_weight="data", progress=False)
+    lengths = model.fit(method).variances_of_draws()["lengthscale"]
+    assert lengths.log().mean().item() == pytest.approx(best, abs=0.1)
 
 
 @pytest.mark.parametrize("name", PRIORS)

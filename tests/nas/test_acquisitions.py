@@ -66,7 +66,7 @@ def _maxima_of(process):
 def test_max_value_entropy_by_quadrature():
     """Entropy of a Gaussian minus that of the one truncated at each maximum, on a grid."""
     process = model()
-    found = MaxValueEntropy(process)(QUERIES)
+    found = MaxValueEntropy(process)(QUERIES).exp()
     posterior = process.posterior(QUERIES)
     for place in range(len(QUERIES)):
         mean, deviation = posterior.mean[place, 0, 0], posterior.variance[place, 0, 0].sqrt()

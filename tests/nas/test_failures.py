@@ -150,10 +150,10 @@ def test_hyperparameters_must_be_a_dictionary():
         run(size, hyperparameters=[("rate", FloatDistribution(0.0, 1.0))])
 
 
-def test_a_stored_study_of_several_objectives_is_refused():
+def test_a_stored_study_of_other_directions_is_refused():
     storage = optuna.storages.InMemoryStorage()
     optuna.create_study(storage=storage, study_name="search", directions=["minimize"] * 2)
-    with pytest.raises(ValueError, match="has 2 objectives, but a search needs a single one"):
+    with pytest.raises(ValueError, match="is to minimize and minimize, but this call"):
         run(size, storage=storage)
 
 

@@ -5,8 +5,8 @@ import pytest
 from botorch.models import SingleTaskGP
 from optuna.testing.pytest_samplers import (
     BasicSamplerTestCase,
+    MultiObjectiveSamplerTestCase,
     RelativeSamplerTestCase,
-    SingleOnlySamplerTestCase,
 )
 from torch import Generator
 
@@ -26,7 +26,7 @@ def _quiet_optuna():
 
 
 @pytest.mark.filterwarnings("ignore:The objective returned without calling nas.suggest")
-class TestDefault(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
+class TestDefault(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self):
         return lambda: BayesianSampler(SPACE, seed=0)

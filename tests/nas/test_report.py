@@ -58,7 +58,8 @@ def test_page_is_self_contained_and_escaped(study, tmp_path):
     assert "<td>0.1235</td>" in page
     assert "http" not in page
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(images) == 5  # progress, best architecture, hyperparameters, sizes, extra
+    # progress, cost, best architecture, importance, hyperparameters, sizes, timeline, extra
+    assert len(images) == 8
     assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in images)
     assert str(architecture_of(study.best_trial)).splitlines()[0].replace("->", "→") in page
     assert page.count('<tr class="COMPLETE') == 5
@@ -167,7 +168,7 @@ def test_wrong_usage_exits_with_two(arguments, capsys):
     assert "usage" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["search", "status", "report"])
+@pytest.mark.parametrize("name", ["search", "resume", "status", "report", "export"])
 def test_help_says_what_every_option_is(name, capsys):
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from nas import SearchError, architecture_of, search, suggest
 from nas.spaces import MLPSpace
-from nas.studies.workers import SEARCH
+from nas.studies.presence import WORKER, here, is_gone
 from nas.trials import MAX_RETRIES
 
 SPACE = MLPSpace(4, 2, depth=(1, 1), widths=(8, 16))
@@ -24,44 +24,46 @@ def size(trial):
 
 
 class Fragile(Executor):
-    """Runs jobs in this process; in some calls it breaks, as a pool whose process is killed does.
+    """Runs jobs in this process; in some calls a worker dies, as one that is killed does.
 
     Args:
-        deaths: Numbers of calls, counted over all pools, in which the trial is left running, or
-            not begun where the number is negative.
+        deaths: Numbers of calls in which the trial is left running, or not begun where the number
+            is negative.
+        mended: Whether it goes on afterwards, as local processes do.
     """
 
-    calls = 0
-
-    def __init__(self, deaths):
+    def __init__(self, deaths, *, mended=False):
         self.deaths = deaths
+        self.mended = mended
         self.broken = False
+        self.calls = 0
 
-    def submit(self, job):
+    def submit(self, job, name):
         if self.broken:
             raise BrokenExecutor("a process in the pool was terminated abruptly")
         future = Future()
-        Fragile.calls += 1
-        if Fragile.calls in self.deaths:
+        self.calls += 1
+        if self.calls in self.deaths:
             study = optuna.load_study(
                 study_name=job.study_name, storage=job.storage, sampler=job.sampler
             )
             trial = study.ask()
-            trial.set_user_attr(SEARCH, job.search)
+            trial.set_user_attr(WORKER, here(name))
             job.objective(trial)
-        if Fragile.calls in self.deaths or -Fragile.calls in self.deaths:
-            self.broken = True
+        if self.calls in self.deaths or -self.calls in self.deaths:
+            self.broken = not self.mended
             future.set_exception(BrokenExecutor("a process was terminated abruptly"))
         else:
-            future.set_result(job())
+            future.set_result(job(name))
         return future
 
 
 @pytest.fixture
 def fragile(monkeypatch):
     def use(*deaths):
-        Fragile.calls = 0
-        monkeypatch.setattr("nas.studies.workers._local_processes", lambda workers: Fragile(deaths))
+        monkeypatch.setattr(
+            "nas.studies.workers.LocalProcesses", lambda workers: Fragile(deaths, mended=True)
+        )
 
     return use
 
@@ -88,20 +90,21 @@ class TestDeaths:
         assert architecture_of(again) == architecture_of(dead)
 
     def test_a_trial_that_kills_its_workers_is_given_up(self, tmp_path, fragile):
-        fragile(1, 2, 3)
+        fragile(1, 3, 4)  # the second runs the other trial
         with pytest.warns(UserWarning, match="worker process of trial .* died") as found:
             study = run(tmp_path / "study.db", 2)
         assert "given up" in str(found[-1].message)
         states = [t.state for t in study.trials]
-        assert states == [TrialState.FAIL] * (1 + MAX_RETRIES) + [TrialState.COMPLETE]
+        assert states.count(TrialState.FAIL) == 1 + MAX_RETRIES
+        assert states[1] == TrialState.COMPLETE
+        assert len(states) == 2 + MAX_RETRIES
 
     def test_workers_that_do_not_start(self, tmp_path, fragile):
-        fragile(-1)
+        fragile(-1, -2, -3, -4)
         with pytest.raises(SearchError, match='`if __name__ == "__main__":`'):
             run(tmp_path / "study.db", 4)
 
     def test_an_engine_that_breaks(self, tmp_path):
-        Fragile.calls = 0
         with (
             pytest.warns(UserWarning, match="queued again"),
             pytest.raises(SearchError, match="Call again with a new engine"),
@@ -114,6 +117,35 @@ class TestDeaths:
         study = run(tmp_path / "study.db", 1, engine=Fragile(()))
         assert study.trials[-1].state == TrialState.COMPLETE
         assert study.trials[-1].params == study.trials[0].params
+
+
+def test_the_trial_of_a_search_that_was_killed_runs_again_at_once(tmp_path):
+    """Its process is gone, and no heartbeat need be waited for; a living one is left alone."""
+    path = tmp_path / "study.db"
+    study = run(path, 2, workers=1)
+    gone, living = here(), here()
+    gone["started"] = "another process of this number"
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        lost = study.ask()
+    size(lost)
+    lost.set_user_attr(WORKER, gone)
+    with pytest.warns(UserWarning, match="worker process of trial 2 died"):
+        study = run(path, 1, workers=1, sampler=optuna.samplers.RandomSampler(seed=7))
+    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 2 + ["FAIL", "COMPLETE"]
+    assert study.trials[3].params == study.trials[2].params
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        running = study.ask()
+    running.set_user_attr(WORKER, living)
+    study = run(path, 1, workers=1)
+    assert [t.state.name for t in study.trials][4:] == ["RUNNING", "COMPLETE"]
+
+
+def test_presence():
+    assert not is_gone(here())
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert is_gone({**here(), "pid": ended.pid})
+    assert not is_gone({**here(), "machine": "another", "pid": ended.pid})
 
 
 def script(tmp_path, text):

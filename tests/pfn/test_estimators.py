@@ -13,6 +13,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
+from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -514,6 +515,41 @@ def test_features_beyond_the_slots_are_selected():
     with pytest.warns(UserWarning, match="the 8 that are individually most informative"):
         chosen = PFNClassifier(random_network(4), num_ensemble=1).fit(X, labels).selected_features_
     assert 3 in chosen
+
+
+def test_members_see_groups_and_components_of_many_columns():
+    random = np.random.RandomState(0)
+    X = random.randn(60, 20) @ random.randn(20, 20)
+    X[:, 5] = random.randint(3, size=60)
+    labels = random.randint(4, size=60)
+    labels[:50] = np.digitize(X[:50, 3], [-4, 0, 4])
+    X[4, 2] = np.nan
+    made = PFNClassifier(random_network(4), categorical_features=[5], num_ensemble=8)
+    with pytest.warns(UserWarning, match="each member of the ensemble sees a part"):
+        made.fit(X, labels)
+    alone = PFNClassifier(random_network(4), categorical_features=[5], num_ensemble=1)
+    with pytest.warns(UserWarning, match="individually most informative"):
+        alone.fit(X, labels)
+    first, *others = made._members
+    np.testing.assert_array_equal(first.columns, alone.selected_features_)
+    groups = [member.columns for i, member in enumerate(others, 1) if i % 4 != 2]
+    assert all(len(group) <= 8 for group in groups)
+    assert len(set(np.concatenate([member.columns for member in others[:3]]))) == 20
+    numeric = np.delete(made._X, 5, axis=1)
+    numeric = np.where(np.isnan(numeric), np.nanmean(numeric, 0), numeric)
+    for member, number in ((made._members[2], 8), (made._members[6], 6)):
+        wanted = PCA(number).fit_transform(numeric)
+        found = member.inputs_of(made._X)
+        signs = np.sign((wanted * found).sum(0))
+        np.testing.assert_allclose(found * signs, wanted, atol=1e-8)
+        assert not member.kinds_of(made._columns.categorical).any()
+    each = [
+        made._logits(i, made._X).softmax(-1).numpy()[:, member.classes]
+        for i, member in enumerate(made._members)
+    ]
+    product = np.prod(each, axis=0) ** (1 / 8)
+    product /= product.sum(1, keepdims=True)
+    np.testing.assert_allclose(made.predict_proba(X), product, rtol=1e-8)
 
 
 @pytest.mark.slow

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from pfn import PFN, ArchitectureConfig, BarDistribution, TrainingConfig, load, train
-from pfn.experts import Advice, Experts, Kernels
+from pfn.experts import (
+    _FITTED,
+    Advice,
+    Experts,
+    Kernels,
+    _evidence_slope,
+    _fitted_covariance,
+    _squares_apart,
+)
 from pfn.mixing import mixed
 from priors import LinearTaskPrior, RandomNoise, TaskSize
 from priors.random_state import seeded
@@ -93,15 +101,28 @@ def test_rows_of_the_context_are_predicted_from_the_others():
             np.testing.assert_allclose(experts.own.log_std[0, i, k].exp() ** 2, variance, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", [2, 3])
-def test_slopes_are_those_of_autograd(kind):
-    X, _ = data(n=6)
-    w = torch.rand(2, 1, 3, dtype=torch.float64).requires_grad_()
-    made = Kernels(torch.full((2, 1), kind), w, torch.zeros(2, 1))
-    G = torch.randn(2, 1, 6, 6, dtype=torch.float64)
-    G = G + G.mT
-    (slope,) = torch.autograd.grad((G * made.covariance(X, X)).sum(), w)
-    torch.testing.assert_close(made.slopes(X, G), slope * w, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("hidden", [0, 2])
+def test_slopes_of_the_evidence_are_those_of_autograd(hidden):
+    X, z = data(n=8)
+    shown = torch.ones(2, 8, dtype=torch.bool)
+    shown[:, 8 - hidden :] = False
+    X, z = X * shown[..., None], z * shown
+    weight = (torch.rand(2, 2, 3, dtype=torch.float64) + 0.2).requires_grad_()
+    kinds = torch.tensor([_FITTED] * 2)
+    C = Kernels(kinds, weight, torch.zeros(2, 2)).covariance(X, X)
+    n = 8 - hidden
+    K = C[..., :n, :n] + 0.1 * torch.eye(n, dtype=torch.float64)
+    q = (z[:, None, None, :n] @ K.inverse() @ z[:, None, :n, None])[..., 0, 0]
+    evidence = -K.logdet() / 2 - (2 + n) / 2 * (2 + q).log()
+    (wanted,) = torch.autograd.grad(evidence.sum(), weight)
+
+    apart = _squares_apart(X)
+    found, derivative = _fitted_covariance(weight.detach(), apart)
+    torch.testing.assert_close(found + 0.2, C.detach(), rtol=1e-5, atol=1e-5)
+    inverse = torch.zeros(2, 2, 8, 8, dtype=torch.float64)
+    inverse[..., :n, :n] = K.detach().inverse()
+    slope = _evidence_slope(inverse, z, shown, derivative, apart)
+    torch.testing.assert_close(slope, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_relevances_find_the_column_that_matters():

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -987,6 +988,17 @@ def test_a_model_has_weights_of_its_own(each_network, dtype):
     assert any(p.requires_grad for p in each_network.parameters())
     for name, value in each_network.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_copies_of_a_network_leave_its_last_frozen_copy(network):
+    network.condition(*data(4), check=False)
+    assert network._last_frozen is not None
+    for copied in (copy.copy(network), copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert copied._last_frozen is None
+        assert copied.state_dict().keys() == network.state_dict().keys()
+    model = network.condition(*data(4), check=False)
+    assert model.pfn._last_frozen is None
+    assert network._last_frozen[1]._last_frozen is None
 
 
 def test_dtype_follows_the_data(network):

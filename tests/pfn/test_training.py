@@ -17,6 +17,7 @@ from gpytorch.kernels import RBFKernel
 from linear_operator.operators import DiagLinearOperator
 
 from pfn import ArchitectureConfig, Certificate, TrainingConfig, certify, load, train
+from pfn.certification import _ece
 from pfn.checkpoints.recipes import RECIPES
 from pfn.distribution import binning_error
 from priors import GaussianPosterior, GaussianProcessPrior, MixtureTaskPrior
@@ -29,14 +30,14 @@ TINY = ArchitectureConfig(
 NOISE_VAR = 0.05
 
 
-def fixed_gp(num_points=24, lengthscale=0.3):
+def fixed_gp(num_points=24, lengthscale=0.3, noise_var=NOISE_VAR):
     kernel = RBFKernel()
     kernel.lengthscale = lengthscale
     return FunctionTaskPrior(
         GaussianProcessPrior(kernel),
         inputs=torch.distributions.Uniform(torch.zeros(1), torch.ones(1)),
         num_points=num_points,
-        noise_var=NOISE_VAR,
+        noise_var=noise_var,
     )
 
 
@@ -357,6 +358,39 @@ class TestCertificate:
             )
             found = certify(made, prior, num_tasks=2, num_queries=4, progress=False)
             assert list(found.by_noise) == [decade]
+
+    def test_low_noise_is_shown_apart(self):
+        made = train(fixed_gp(), config=config(steps=1), device="cpu", progress=False)
+        few = {"num_tasks": 8, "num_queries": 4, "batch": 2, "progress": False}
+        little = certify(made, fixed_gp(noise_var=1e-5), **few)
+        assert repr(little.low_noise) == repr(little.by_context)
+        assert not little.other_noise
+        usual = certify(made, fixed_gp(), low_noise_prior=fixed_gp(noise_var=1e-5), **few)
+        assert repr(usual.by_context) == repr(certify(made, fixed_gp(), **few).by_context)
+        assert {n: row.tasks for n, row in usual.low_noise.items()} == {0: 2, 5: 2, 20: 2}
+        assert not usual.other_noise
+        mixed = MixtureTaskPrior([fixed_gp(), fixed_gp(noise_var=1e-5)], [0.5, 0.5])
+        found = certify(made, mixed, **few)
+        for n, row in found.by_context.items():
+            low, other = found.low_noise[n], found.other_noise[n]
+            assert low.tasks + other.tasks == row.tasks
+            mean = (low.tasks * low.nll + other.tasks * other.nll) / row.tasks
+            assert mean == pytest.approx(row.nll)
+        assert "noise<1e-4" in str(found)
+        again = Certificate.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False)))
+        assert str(again) == str(found)
+
+    def test_the_calibration_error_is_that_of_its_definition(self):
+        generator = torch.Generator().manual_seed(0)
+        confidence = torch.rand(500, generator=generator, dtype=torch.float64)
+        confidence[:2] = torch.tensor([0.0, 1.0])
+        right = (torch.rand(500, generator=generator) < 0.5).double()
+        wanted = 0.0
+        for low in range(15):
+            inside = (confidence >= low / 15) & (confidence < (low + 1) / 15 + (low == 14))
+            gap = (right[inside].mean() - confidence[inside].mean()).abs()
+            wanted += float(gap * inside.double().mean())
+        assert _ece(confidence, right) == pytest.approx(wanted)
 
     def test_tasks_that_the_prior_refuses_have_no_gap(self):
         class Refusing:
