@@ -1,17 +1,20 @@
-"""Names that searches borrow from private parts of Optuna.
+"""Names that searches borrow from private parts of Optuna and BoTorch.
 
 `tests/nas/test_compat.py` says what is relied on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from botorch.acquisition.multi_objective import logei
 from optuna import Study
 from optuna.distributions import BaseDistribution
 
-__all__ = ["contains", "database_file", "stop_was_asked"]
+__all__ = ["contains", "database_file", "stop_was_asked", "uncompiled"]
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
@@ -41,3 +44,18 @@ def database_file(study: Study) -> Path | None:
     if parsed.get_backend_name() != "sqlite" or name in ("", ":memory:") or "file:" in name:
         return None
     return Path(name)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Acquisition functions of hypervolume are made without compiling BoTorch's C++ kernel.
+
+    Compilation takes a minute, needs a compiler, and waits without end for a process that was
+    killed while it compiled, as workers may be. Where the kernel is loaded already it is used.
+    """
+    before = logei._load_attempted
+    logei._load_attempted = True
+    try:
+        yield
+    finally:
+        logei._load_attempted = before

@@ -13,6 +13,7 @@ from nas.architectures import Architecture
 from nas.encoding.candidates import Candidate
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.pruning.curves import curve_of
+from nas.spaces import Space
 from nas.trials import PROPOSED, architecture_of
 
 __all__ = ["FINISHED", "History"]
@@ -25,9 +26,10 @@ class History:
 
     Args:
         trials: Of the study, without the one that asks and without those that run again.
-        is_member: Whether an architecture is of the space; others are left out.
+        space: Others' architectures are left out.
         cube: Others' hyperparameters are left out.
         directions: Of the objectives.
+        is_member: Whether an architecture is of the space, where that is remembered.
 
     Attributes:
         observed: Candidates whose trial has ended, `n` of them, failed ones included.
@@ -44,17 +46,20 @@ class History:
     def __init__(
         self,
         trials: Sequence[FrozenTrial],
-        is_member: Callable[[Architecture], bool],
+        space: Space,
         cube: HyperparameterCube,
         directions: Sequence[StudyDirection],
+        *,
+        is_member: Callable[[Architecture], bool] | None = None,
     ) -> None:
+        member: Callable[[Architecture], bool] = is_member or space.__contains__
         self.observed: list[Candidate] = []
         self.pending: list[Candidate] = []
         ended: list[FrozenTrial] = []
         for trial in trials:
             architecture = architecture_of(trial)
             values = {**trial.user_attrs.get(PROPOSED, {}), **trial.params}
-            if architecture is None or not is_member(architecture) or not cube.contains(values):
+            if architecture is None or not member(architecture) or not cube.contains(values):
                 continue
             candidate = Candidate.of(
                 architecture, {name: values[name] for name in cube.distributions}

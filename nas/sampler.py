@@ -14,7 +14,6 @@ import hashlib
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import gpytorch
@@ -138,7 +137,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         )
         self.num_initial = num_initial
         self.cost_aware = cost_aware
-        self._memory = Memory()
+        self._memory = Memory(space)
         self.seed = seed
         self.device = torch.device("cpu" if device is None else device)
 
@@ -250,7 +249,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         generator = Generator().manual_seed(seed)
         modelled, unused = _split(cube, others)
         history = History(
-            others, partial(self._memory.is_member, self.space), modelled, study.directions
+            others, self.space, modelled, study.directions, is_member=self._memory.is_member
         )
         if history.num_finished < self.num_initial:
             return self._initial(cube, position, self._seed(study, -1), history, generator)
@@ -274,16 +273,18 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         ):
             # Numerical advice from the fit: the proposal stays valid, only less sharp.
             warnings.simplefilter("ignore")
-            with seeded(study_seed if self.surrogate.refits else seed, self.device):
-                models, encoder, Y = self._models(history, cube)
+            learnt = self._learnt(history, cube, study_seed)
+            encoder = learnt.encoder
             X = encoder(history.observed).to(self.device)
-            valued = ~torch.tensor(history.failed, device=self.device)
-            notice = self.surrogate.notice(X[valued])
             pending = encoder(history.pending).to(self.device) if history.pending else None
+            notice = self.surrogate.notice(X)
+            valued = ~torch.tensor(history.failed, device=self.device)
+            Y = _targets(X.new_tensor(history.values)[valued])
             violations = X.new_tensor(history.violations)[valued]
             feasible = violations == 0
             acquisition = None
             if bool(feasible.any()):
+                models = self._models(learnt, X[valued], Y)
                 model = models[0] if len(models) == 1 else ModelList(*models)
                 with self.device:  # BoTorch makes some tensors on the default device
                     acquisition = self._acquisition_of(len(models))(
@@ -293,7 +294,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             if weights or acquisition is None:
                 acquisition = Weighted(acquisition, weights)
             order = _best_first(Y, violations)[:NUM_ELITES].tolist()
-            pool = self._memory.pool(self.space, study_seed)
+            pool = self._memory.pool(study_seed)
             found = maximise(
                 lambda points: acquisition(points.to(self.device)),
                 encoder,
@@ -307,42 +308,34 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             warnings.warn(notice, stacklevel=2)
         return found
 
-    def _models(
-        self, history: History, cube: HyperparameterCube
-    ) -> tuple[Sequence[Model], Encoder, Tensor]:
-        """A surrogate of each objective, their encoder, and the targets `[n, m]`.
-
-        Failed trials have no values; what they tell is in the weights.
-        """
-        valued = [
-            c for c, failed in zip(history.observed, history.failed, strict=True) if not failed
-        ]
-        values = [v for v, failed in zip(history.values, history.failed, strict=True) if not failed]
-
-        def rows(encoder: Encoder, number: int) -> tuple[Tensor, Tensor]:
-            X = encoder(valued[:number]).to(self.device)
-            columns = X.new_tensor(values[:number]).T
-            warp = half_rank if len(columns) == 1 else winsorised
-            return X, torch.stack([warp(column) for column in columns], 1)
-
-        def fit(number: int) -> Learnt:
-            encoder = self.surrogate.encoder(self.space, cube, valued[:number])
-            X, Y = rows(encoder, number)
-            return Learnt(encoder, [self.surrogate.fit(X, y[:, None], encoder) for y in Y.T])
-
-        number = len(valued)
+    def _learnt(self, history: History, cube: HyperparameterCube, seed: int) -> Learnt:
+        """An encoder of the finished trials and, where it is kept, a fit to the first of them."""
+        rows = [row for row, failed in enumerate(history.failed) if not failed]
         if not self.surrogate.refits:
-            encoder, models = fit(number)
-            return models, encoder, rows(encoder, number)[1]
-        first = num_learnt_from(number, self.num_initial)
-        key = (valued[:first], values[:first], cube.distributions)
-        encoder, earlier = self._memory.learnt(key, lambda: fit(first))
-        X, Y = rows(encoder, number)
-        models = [
-            self.surrogate.refit(X, y[:, None], encoder, model)
-            for y, model in zip(Y.T, earlier, strict=True)
+            return Learnt(self.surrogate.encoder(self.space, cube, history.observed), ())
+        rows = rows[: num_learnt_from(len(rows), self.num_initial)]
+        candidates = [history.observed[row] for row in rows]
+        values = [history.values[row] for row in rows]
+
+        def learn() -> Learnt:
+            encoder = self.surrogate.encoder(self.space, cube, candidates)
+            X = encoder(candidates).to(self.device)
+            with seeded(seed, self.device):  # whichever proposal it is that learns
+                columns = _targets(X.new_tensor(values)).T
+                models = [self.surrogate.fit(X, y[:, None], encoder) for y in columns]
+            return Learnt(encoder, tuple(models))
+
+        return self._memory.learnt((candidates, values, cube.distributions), learn)
+
+    def _models(self, learnt: Learnt, X: Tensor, Y: Tensor) -> list[Model]:
+        """A model of each objective, of all rows with values."""
+        encoder, columns = learnt.encoder, [y[:, None] for y in Y.T]
+        if not self.surrogate.refits:
+            return [self.surrogate.fit(X, y, encoder) for y in columns]
+        return [
+            self.surrogate.refit(X, y, encoder, earlier)
+            for y, earlier in zip(columns, learnt.models, strict=True)
         ]
-        return models, encoder, Y
 
     def _acquisition_of(self, num_objectives: int) -> Acquisition:
         """What the name stands for with so many objectives."""
@@ -438,6 +431,12 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         base = study.study_name if self.seed is None else self.seed
         text = f"{base}\0{position}\0{name}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
+
+
+def _targets(values: Tensor) -> Tensor:
+    """What the surrogate sees of values `[n, objectives]`."""
+    warp = half_rank if values.shape[1] == 1 else winsorised
+    return torch.stack([warp(column) for column in values.T], 1)
 
 
 def _best_first(Y: Tensor, violations: Tensor) -> Tensor:

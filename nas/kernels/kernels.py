@@ -236,7 +236,7 @@ class BudgetKernel(Kernel):
 def architecture_kernel(
     table: ArchitectureTable, num_hyperparameters: int = 0, *, budget: bool = False
 ) -> Kernel:
-    """(motifs + trend + descriptors), times kernels of hyperparameters (Matern-5/2) and of budget.
+    """(motifs + trend + descriptors) times kernels of hyperparameters, Matern-5/2, and budget.
 
     Args:
         table: Holds the architectures of the training rows; column 0 of X are its numbers.

@@ -34,6 +34,7 @@ from botorch.sampling.normal import IIDNormalSampler, SobolQMCNormalSampler
 from botorch.utils.multi_objective.hypervolume import infer_reference_point
 from torch import Generator, Tensor
 
+from nas.compat import uncompiled
 from nas.proposals.fronts import fronts
 from priors.posteriors.acquisition import LogExpectedImprovement
 from priors.posteriors.protocol import PredictivePosterior
@@ -252,15 +253,16 @@ def _log_hypervolume_improvement(
         posterior: Any = model.posterior(X)
     mean = posterior.mean
     reference = infer_reference_point(mean[fronts(mean) == 0])
-    return qLogNoisyExpectedHypervolumeImprovement(
-        model,
-        reference,
-        X,
-        sampler=_sampler_of(posterior, seed),
-        X_pending=X_pending,
-        prune_baseline=True,
-        cache_root=False,  # models need not be of GPyTorch
-    )
+    with uncompiled():
+        return qLogNoisyExpectedHypervolumeImprovement(
+            model,
+            reference,
+            X,
+            sampler=_sampler_of(posterior, seed),
+            X_pending=X_pending,
+            prune_baseline=True,
+            cache_root=False,  # models need not be of GPyTorch
+        )
 
 
 def _sampler_of(posterior: Any, seed: int) -> MCSampler:

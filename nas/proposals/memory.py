@@ -6,7 +6,7 @@ trials, and a sampler that was just made, copied or sent to another process find
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from botorch.models.model import Model
@@ -26,35 +26,40 @@ class Learnt(NamedTuple):
 
     Attributes:
         encoder: Made for their rows.
-        models: Fitted to them, one for each objective.
+        models: One of each objective, fitted to them; none where they are fitted anew each time.
     """
 
     encoder: Encoder
-    models: Sequence[Model]
+    models: tuple[Model, ...]
 
 
 class Memory:
-    """The pool of a study, which architectures are of the space, and the latest fit."""
+    """The pool of a study, which architectures are of the space, and the latest fit.
 
-    def __init__(self) -> None:
+    Args:
+        space: The search space.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
         self._pool: Pool | None = None
         self._members: dict[Architecture, bool] = {}
         self._key: object = None
         self._learnt: Learnt | None = None
 
-    def __reduce__(self) -> tuple[type[Memory], tuple[()]]:
-        return Memory, ()
+    def __reduce__(self) -> tuple[type[Memory], tuple[Space]]:
+        return Memory, (self.space,)
 
-    def pool(self, space: Space, seed: int) -> Pool:
+    def pool(self, seed: int) -> Pool:
         """The pool of draws of a seed."""
-        if self._pool is None or self._pool.space is not space or self._pool.seed != seed:
-            self._pool = Pool(space, seed)
+        if self._pool is None or self._pool.seed != seed:
+            self._pool = Pool(self.space, seed)
         return self._pool
 
-    def is_member(self, space: Space, architecture: Architecture) -> bool:
-        """Whether an architecture is of the space, which is always the same one."""
+    def is_member(self, architecture: Architecture) -> bool:
+        """Whether an architecture is of the space."""
         if architecture not in self._members:
-            self._members[architecture] = architecture in space
+            self._members[architecture] = architecture in self.space
         return self._members[architecture]
 
     def learnt(self, key: object, fit: Callable[[], Learnt]) -> Learnt:

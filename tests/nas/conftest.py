@@ -9,3 +9,5 @@ def few_candidates(monkeypatch):
     for name in ("NUM_RANDOM", "NUM_MUTATIONS", "NUM_CROSSOVERS", "NUM_STEPS"):
         monkeypatch.setattr(f"nas.proposals.maximisation.{name}", 8)
     monkeypatch.setattr("nas.proposals.maximisation.SCALES", (0.1,))
+    monkeypatch.setattr("nas.proposals.pool.NUM_FIRST", 16)
+    monkeypatch.setattr("nas.proposals.pool.NUM_PER_TRIAL", 2)

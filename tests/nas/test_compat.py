@@ -1,10 +1,12 @@
-"""Names borrowed from Optuna: each exists and does what we rely on."""
+"""Names borrowed from Optuna and BoTorch: each exists and does what we rely on."""
 
 import optuna
 import pytest
+import torch.utils.cpp_extension
+from botorch.acquisition.multi_objective import logei
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from nas.compat import contains, database_file
+from nas.compat import contains, database_file, uncompiled
 
 
 def test_contains():
@@ -32,3 +34,15 @@ def test_database_file(tmp_path):
     journal = optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal"))
     made = optuna.create_study(storage=optuna.storages.JournalStorage(journal))
     assert database_file(made) is None
+
+
+def test_nothing_is_compiled(monkeypatch):
+    asked = []
+    monkeypatch.setattr(logei, "_load_attempted", False)
+    monkeypatch.setattr(logei, "_C", None)
+    monkeypatch.setattr(torch.utils.cpp_extension, "load", lambda **kwargs: asked.append(kwargs))
+    with uncompiled():
+        logei._try_load_fused_kernel()
+    assert not asked
+    logei._try_load_fused_kernel()  # for the user's own it is as before
+    assert asked

@@ -194,9 +194,7 @@ class TestHistory:
         add(study, 0.4, state=TrialState.PRUNED)
         curve = {"curve": {"1": [9.0, 9.0], "3": [0.5, 6.0]}}
         add(study, 0.5, state=TrialState.PRUNED, user_attrs=curve)
-        history = History(
-            study.trials, SPACE.__contains__, HyperparameterCube(HYPERPARAMETERS), BOTH
-        )
+        history = History(study.trials, SPACE, HyperparameterCube(HYPERPARAMETERS), BOTH)
         assert history.failed == [False, False, True, False, False]
         assert history.num_finished == 4
         assert history.values[:2] == [[-1.0, 5.0], [-2.0, 7.0]]
