@@ -3,8 +3,9 @@
 Task: digits, the space, split and training of `examples/digits_study.py`, one training for each
 trial, whose network and validation predictions are kept. One study for each seed; from it, with no
 further training: the single best network by validation log loss, `nas.ensemble` of 5 and of 10, and
-as competitor the plain average of the 10 best. The test rows are looked at once. Differences from
-the single best are paired by seed, with Student t intervals.
+as competitor the plain average of the 10 best. Differences from the single best are paired by seed,
+with Student t intervals. The prior of the ensemble's weights was chosen on the test rows of seeds 0
+to 4; what counts are the others.
 
     python -m benchmarks search ensembles            # 20 seeds of 30 trials
     python -m benchmarks search ensembles --quick    # 2 seeds of 10 trials
