@@ -12,8 +12,10 @@
 # | a kernel, a posterior, a model | GPyTorch's `Kernel`, `PredictivePosterior`, BoTorch's `Model` | `KernelContract`, `PosteriorContract`, `ModelContract` |
 # | a prior over tasks | an object with `sample` | `TaskPriorContract` |
 # | an inference method | `run(model, like) -> Draws` | `bayes.testing.InferenceMethodContract`, `SamplerContract` |
-# | an acquisition function | BoTorch's `AcquisitionFunction` on `posterior.log_excess` | none: compare with Monte Carlo |
+# | an acquisition function of an engine | BoTorch's `AcquisitionFunction` on `posterior.log_excess` | none: compare with Monte Carlo |
 # | an operation, a space, a sampler | `nas.register_operation`, `nas.spaces.Space` | `nas.testing.OperationContract`, `SpaceContract`, `SamplerContract` |
+# | a surrogate, an acquisition of a search | `nas.surrogates.Surrogate`, a callable | `nas.testing.SurrogateContract`, `AcquisitionContract` |
+# | a score without training | a callable `(network, X, y) -> float` | `nas.testing.ProxyContract` |
 #
 # ## The limit of a layer
 #
@@ -255,3 +257,30 @@ def objective(trial):
 sampler = nas.BayesianSampler(space, acquisition=acquisition, num_initial=4, seed=0)
 study = nas.search(objective, space, num_trials=6, sampler=sampler, show_progress=False)
 print(study.best_value)
+
+# %% [markdown]
+# Its contract, and those of a surrogate and of a proxy, go into a test module of yours:
+
+# %%
+from nas.testing import AcquisitionContract, ProxyContract, SurrogateContract
+
+
+class TestClearImprovement(AcquisitionContract):
+    def make_acquisition(self):
+        return acquisition
+
+
+def smallness(network, X, y):
+    """Fewer parameters are better."""
+    module = network.build() if isinstance(network, Architecture) else network
+    return -float(sum(parameter.numel() for parameter in module.parameters()))
+
+
+class TestSmallness(ProxyContract):
+    def make_proxy(self):
+        return smallness
+
+
+class TestVectors(SurrogateContract):
+    def make_surrogate(self):
+        return "vectors"

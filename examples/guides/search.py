@@ -124,6 +124,8 @@ python -m nas report --storage digits.db --out report.html
 #   for some of the parameters, or `nas.enqueue(study, architecture, hyperparameters)`.
 # * If the space or the hyperparameters change, the study continues with the trials that still fit.
 # * For another space, surrogate or acquisition: [Search spaces and surrogates](search-spaces.md).
+# * For several objectives, constraints, or trials that stop early:
+#   [Several objectives, constraints and early stopping](search-objectives.md).
 # * For another sampler: `nas.search(..., sampler=optuna.samplers.TPESampler())`.
 #
 # ## What can go wrong

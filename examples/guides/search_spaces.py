@@ -91,13 +91,16 @@ print(round(study.best_value, 3), nas.architecture_of(study.best_trial))
 # %% [markdown]
 # | `surrogate` | model |
 # |---|---|
-# | `"gp"` | Gaussian process: motifs of the graph (Weisfeiler-Lehman) plus sizes and counts, times hyperparameters |
+# | `"gp"` | Gaussian process: motifs and paths of the graph (Weisfeiler-Lehman), a trend and curves in sizes and counts, times hyperparameters |
 # | `"network"` | Gaussian process of an infinitely wide network on the encoded candidate |
 # | `"vectors"` | Gaussian process with a Matern kernel on the encoded candidate |
 # | `"pfn"` | the network `pfn.load("bo")`, on as many columns and trials as it was trained for |
 # | `"ensemble"` | small networks that read the paths of operations |
 #
 # A callable `(train_X, train_Y, num_architecture) -> Model` makes any BoTorch model a surrogate.
+#
+# `"gp"` learns its hyperparameters again with each fifth more trials, and a proposal in between conditions on all
+# trials with those that it has. They are of the first trials alone, so a search that is resumed proposes the same.
 #
 # | `acquisition` | what is looked for |
 # |---|---|

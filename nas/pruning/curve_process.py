@@ -21,7 +21,6 @@ import math
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.distributions import StudentT
 
@@ -100,6 +99,8 @@ class CurveProcess:
             return StudentT(dof + k, place, variance.sqrt())
 
     def _fit(self, max_iter: int) -> None:
+        from scipy.optimize import minimize
+
         modes = torch.tensor(_MODES, dtype=torch.float64).log()
         spreads = torch.tensor(_SPREADS, dtype=torch.float64)
         split = len(modes)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.importance import BaseImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.studies.evaluation import quiet
 from nas.trials import DERIVATION, architecture_of
+
+if TYPE_CHECKING:
+    from optuna.importance import BaseImportanceEvaluator
 
 __all__ = ["importances"]
 
@@ -96,10 +98,12 @@ def importances(
             "importances found nothing that varies among the complete trials: suggest "
             "hyperparameters, or name numeric user attributes in descriptors."
         )
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
     if evaluator is None:
         share = min(max(QUANTILE, FEWEST / len(trials)), 0.5)
         evaluator = PedAnovaImportanceEvaluator(target_quantile=share)
-    found = optuna.importance.get_param_importances(shadow, evaluator=evaluator)
+    found = get_param_importances(shadow, evaluator=evaluator)
     order = sorted(found, key=lambda name: (-found[name], name))
     return {name: float(found[name]) for name in order}
 

@@ -353,9 +353,3 @@ def test_a_queued_architecture_must_be_of_the_space():
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
         sampler(**options)
-
-
-def test_several_objectives_are_refused():
-    study = optuna.create_study(sampler=sampler(), directions=["minimize", "minimize"])
-    with pytest.raises(ValueError, match="multi-objective"):
-        study.optimize(lambda t: (OBJECTIVE(t), 0.0), n_trials=1)

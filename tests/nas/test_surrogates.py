@@ -162,7 +162,9 @@ def test_rows_of_encoders():
     table = TableEncoder(CELLS, cube, some)
     X = table(some)
     assert X.shape == (6, 2)
-    assert [table.table.architectures[int(n)] for n in X[:, 0]] == [c.architecture for c in some]
+    assert [table.table.store.architectures[int(n)] for n in X[:, 0]] == [
+        c.architecture for c in some
+    ]
     paths = PathEncoder(CELLS, cube, some)
     X = paths(some)
     assert X.shape == (6, len(paths.paths) + 30 + 1)
