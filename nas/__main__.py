@@ -29,7 +29,6 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.spaces import CellSpace, MLPSpace, Space
@@ -39,7 +38,7 @@ from nas.studies.export import WEIGHTS, export
 from nas.studies.report import write_report
 from nas.studies.search import search
 from nas.studies.storage import StorageError, open_storage, shown, storage_errors
-from nas.trials import ERROR, architecture_of, superseded
+from nas.trials import ERROR, architecture_of, signs_of, superseded
 from priors.objects import load_object
 
 __all__ = ["main"]
@@ -421,8 +420,8 @@ def _print_status(study: optuna.Study) -> None:
 
 def _best_rows(study: optuna.Study, complete: Sequence[FrozenTrial]) -> list[list[str]]:
     """The best trials with their values and hyperparameters, under headings."""
-    sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-    best = sorted(complete, key=lambda trial: sign * trial.values[0])[:NUM_SHOWN]
+    (sign,) = signs_of(study.directions)
+    best = sorted(complete, key=lambda trial: -sign * trial.values[0])[:NUM_SHOWN]
     names = sorted({name for trial in best for name in trial.params})
     rows = [["trial", "value", "seconds", "parameters", *names]]
     for trial in best:

@@ -14,11 +14,9 @@ from nas.encoding.candidates import Candidate
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.pruning.curves import curve_of
 from nas.spaces import Space
-from nas.trials import PROPOSED, architecture_of
+from nas.trials import FINISHED, PROPOSED, architecture_of, signs_of
 
-__all__ = ["FINISHED", "History"]
-
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+__all__ = ["History"]
 
 
 class History:
@@ -70,8 +68,7 @@ class History:
                 self.observed.append(candidate)
                 ended.append(trial)
         self.failed = [trial.state not in FINISHED for trial in ended]
-        signs = [1.0 if d == StudyDirection.MAXIMIZE else -1.0 for d in directions]
-        self.values = _values(ended, signs)
+        self.values = _values(ended, signs_of(directions))
         names = sorted({name for trial in ended for name in trial.constraints})
         self.constraints = {
             name: [trial.constraints.get(name, math.nan) for trial in ended] for name in names

@@ -28,7 +28,7 @@ from torch import Generator, Tensor
 from nas.encoding.candidates import Candidate, Encoder
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.encoding.outcomes import half_rank, winsorised
-from nas.history import FINISHED, History
+from nas.history import History
 from nas.proposals.acquisitions import ACQUISITIONS, HYPERVOLUME, Acquisition
 from nas.proposals.fronts import fronts
 from nas.proposals.maximisation import maximise
@@ -39,6 +39,7 @@ from nas.spaces import FlatSpace, Space
 from nas.surrogates import Surrogate, VectorModel, surrogate_of
 from nas.trials import (
     DERIVATION,
+    FINISHED,
     PROPOSED,
     RELATIVE_ARCHITECTURE,
     architecture_of,

@@ -22,7 +22,8 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import FrozenTrial
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from torch import Generator
 
 from nas.architectures.architecture import Architecture
@@ -34,6 +35,7 @@ __all__ = [
     "enqueue",
     "numbered",
     "requeue",
+    "signs_of",
     "suggest",
     "superseded",
     "warn_of_ignored",
@@ -50,6 +52,12 @@ OF_A_RUN = (ERROR, "traceback", "worker", "curve", KEPT)
 RELATIVE_ARCHITECTURE = "nas:architecture"
 DERIVATION = "derivation"
 MAX_RETRIES = 2  # of a trial whose worker dies
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def signs_of(directions: Sequence[StudyDirection]) -> list[float]:
+    """By which the values of each objective are multiplied so that larger is better."""
+    return [1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in directions]
 
 
 def suggest(trial: optuna.Trial, space: Space) -> Architecture:

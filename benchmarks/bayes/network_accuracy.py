@@ -56,6 +56,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "network_accuracy.jsonl"
 BDE = ROOT / ".venv-bde" / "bin" / "python"
 SETS = ("yacht", "energy", "concrete")
+Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # training X and Y, test X and Y
 _GP, _BDE, _OURS = "SingleTaskGP", "bde", "LangevinEnsemble"
 
 
@@ -124,7 +125,7 @@ def _run(options: argparse.Namespace) -> None:
         jobs = [job for job in jobs if job[-1] != _BDE]
     for number, name, method in tqdm(jobs, desc="fits"):
         rows = split(options.data / f"{name}.npz", number)
-        found = measure(method, *rows, options.members, number, options.quick)
+        found = measure(method, rows, options.members, number, options.quick)
         record = {"set": name, "method": method, "split": number, "members": options.members}
         record |= {"quick": options.quick, **found, "torch": version("torch")}
         records.append(options.out, {**record, "machine": platform.machine()})
@@ -134,7 +135,7 @@ def _key(record: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(record[k] for k in ("set", "method", "split", "members", "quick"))
 
 
-def split(path: Path, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def split(path: Path, number: int) -> Rows:
     """Training and test rows of a published split, as they are in the file."""
     with np.load(path) as file:
         X, y = file["X"].astype(np.float64), file["y"].astype(np.float64)
@@ -144,18 +145,12 @@ def split(path: Path, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def measure(
-    method: str,
-    train_X: Tensor,
-    train_Y: Tensor,
-    test_X: Tensor,
-    test_Y: Tensor,
-    members: int,
-    seed: int,
-    quick: bool,
+    method: str, rows: Rows, members: int, seed: int, quick: bool
 ) -> dict[str, float | None]:
     """Scores of one fit."""
     if method == _BDE:
-        return _measure_bde(train_X, train_Y, test_X, test_Y, members, seed, quick)
+        return _measure_bde(rows, members, seed, quick)
+    train_X, train_Y, test_X, test_Y = rows
     before = time.process_time()
     model: Model
     gradients: float | None = None
@@ -186,16 +181,9 @@ def measure(
         }
 
 
-def _measure_bde(
-    train_X: Tensor,
-    train_Y: Tensor,
-    test_X: Tensor,
-    test_Y: Tensor,
-    members: int,
-    seed: int,
-    quick: bool,
-) -> dict[str, float | None]:
+def _measure_bde(rows: Rows, members: int, seed: int, quick: bool) -> dict[str, float | None]:
     """With as many members, draws and gradients as `LangevinEnsemble`."""
+    train_X, train_Y, test_X, test_Y = rows
     ours: Any = methods(members, seed, quick)[_OURS]
     told = {
         "train_X": train_X.tolist(),

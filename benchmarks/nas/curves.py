@@ -44,6 +44,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import NuSVR
 
 from benchmarks.bayes.records import append, read
+from benchmarks.commands import command
 from nas import LearningCurvePruner
 from nas.pruning.pruners import FittedCurves
 
@@ -197,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     result = {
         "benchmark": "stopping trials by their learning curves",
-        "command": "python -m benchmarks search curves " + " ".join(argv or []),
+        "command": command("search curves", argv),
         "seeds": seeds,
         "curves of a run": num_curves,
         "summary": summary,

@@ -37,6 +37,7 @@ import torch
 from tqdm import tqdm
 
 import nas
+from benchmarks.commands import command
 from nas import BayesianSampler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -195,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     name = "search_digits_quick" if options.quick else "search_digits"
     record = {
         "benchmark": "search over networks for digits, BayesianSampler against RandomSampler",
-        "command": "python -m benchmarks search " + " ".join(argv or []),
+        "command": command("search", argv),
         "num_trials": num_trials,
         "seeds": list(seeds),
         "versions": {

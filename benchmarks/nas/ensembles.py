@@ -33,6 +33,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 import nas
+from benchmarks.commands import command
 from benchmarks.nas.digits import ROOT, load_study, paired
 from nas.studies.ensembles import chosen_members
 
@@ -151,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name:<16} {means['validation']:>10.4f} {means['test']:>8.4f}   {told}")
     record = {
         "benchmark": "ensembles of a search on digits against its single best network",
-        "command": "python -m benchmarks search ensembles " + " ".join(argv or []),
+        "command": command("search ensembles", argv),
         "num_trials": num_trials,
         "sampler": options.sampler,
         "seeds": [result["seed"] for result in results],

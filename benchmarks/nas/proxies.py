@@ -27,6 +27,7 @@ import torch
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from benchmarks.commands import command
 from benchmarks.nas.digits import ROOT, load_study
 from nas.proxies import PROXIES, ProxyScores
 
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"one training: {seconds['training']:.2f} CPU seconds")
     record = {
         "benchmark": "scores without training against validation log loss on digits",
-        "command": "python -m benchmarks search proxies " + " ".join(argv or []),
+        "command": command("search proxies", argv),
         "networks": number,
         "rows": NUM_ROWS,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

@@ -44,6 +44,7 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
 import pfn
+from benchmarks.commands import command
 from benchmarks.pfn import common, jobs, scores
 from priors.posteriors.gaussian import as_predictive
 from priors.tasks.training_curves import log_time
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
                 results.setdefault(name, {}).setdefault(str(shown), {})[model] = row
     report(results)
     record = {
-        "command": "python -m benchmarks pfn curves " + " ".join(argv or []),
+        "command": command("pfn curves", argv),
         "curves": number,
         "network": jobs.describe(network, version),
         "results": results,

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -35,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.commands import command
 from benchmarks.pfn.common import ROOT, device, parser, write
 from benchmarks.pfn.linear_attention import LinearTasks, train_linear_attention
 from benchmarks.pfn.mimicry import TRAINING, _costs, _show, about, architecture, gaps, part, trained
@@ -180,8 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     results = {name: earlier[name] for name in PARTS if name in earlier}
     runs = {"attention": attention, "network": regression}
     for name in options.parts:
-        command = "python -m benchmarks pfn linear " + shlex.join(argv)
-        results[name] = {"command": command, **runs[name](options)}
+        results[name] = {"command": command("pfn linear", argv), **runs[name](options)}
     write("linear", options, results)
     return 0
 

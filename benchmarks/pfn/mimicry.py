@@ -37,7 +37,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shlex
 import sys
 import time
 import warnings
@@ -61,6 +60,7 @@ from torch.distributions import Distribution, Normal
 
 import pfn
 import pfn.training.run
+from benchmarks.commands import command
 from benchmarks.pfn.common import ROOT, device, parser, write
 from benchmarks.pfn.processes import (
     Component,
@@ -701,15 +701,15 @@ def main(argv: list[str] | None = None) -> int:
     for name in options.parts:
         start = time.perf_counter()
         found = runs[name](options)
-        command = "python -m benchmarks pfn mimicry " + shlex.join(argv)
+        said = command("pfn mimicry", argv)
         if name in ("gp", "processes"):  # networks that were not trained now stay
             before = results.get(name, {}).get("networks", {})
             for network, row in found.items():
                 first = before.get(network, {}).get("command", "") if options.more else ""
-                row["command"] = f"{first}; {command}" if first else command
+                row["command"] = f"{first}; {said}" if first else said
             found = {**before, **found}
         results[name] = {
-            "command": command,
+            "command": said,
             "minutes": (time.perf_counter() - start) / 60,
             "networks": found,
         }

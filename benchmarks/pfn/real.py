@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import sklearn
 
+from benchmarks.commands import command
 from benchmarks.pfn import common, datasets, jobs, scores, tabular_models
 from benchmarks.pfn.datasets import Table, load_tables
 from benchmarks.pfn.tabular_models import CLASSIFIERS, NETWORK, NETWORKS, ON_DEVICE, REGRESSORS
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         report(kind, names, results)
     results = {
-        "command": "python -m benchmarks pfn real " + " ".join(argv or []),
+        "command": command("pfn real", argv),
         "splits": list(seeds),
         "features": most,
         "rows": {t.name: [*t.X.shape, min(512, int(0.8 * len(t.y)))] for t in tables},

@@ -50,6 +50,7 @@ from tqdm import tqdm
 
 import pfn
 from bayes import NUTS, BayesianNetwork
+from benchmarks.commands import command
 from benchmarks.pfn import common
 from benchmarks.pfn.references import (
     LOG_MEAN,
@@ -399,9 +400,8 @@ def main(argv: list[str]) -> int:
                 case["nuts_lengths"] = tuple(options.nuts_lengths)
             results[name] = measure(name, network=network, seed=options.seed, sets=sets, **case)
             show(results[name])
-    command = "python -m benchmarks pfn speed " + " ".join(argv)
     suffix = f"_{options.only}" if options.only else ""
-    common.write(f"speed{suffix}", options, {"command": command.strip(), **results})
+    common.write(f"speed{suffix}", options, {"command": command("pfn speed", argv), **results})
     return 0
 
 

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.commands import command
 from benchmarks.pfn import common, jobs, optimisation
 from benchmarks.pfn.optimisation import (
     FUNCTIONS,
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     summary = summarise(runs)
     results = {
-        "command": "python -m benchmarks pfn surrogate " + " ".join(argv or []),
+        "command": command("pfn surrogate", argv),
         "evaluations": evaluations,
         "initial": INITIAL,
         "seeds": list(seeds),

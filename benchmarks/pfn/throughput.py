@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.commands import command
 from benchmarks.pfn import common
 from benchmarks.pfn.timing import median_seconds
 from pfn import PFN, ArchitectureConfig, TrainingConfig
@@ -283,7 +284,7 @@ def main(argv: list[str]) -> int:
     }
     print({name: f"{value / 1e9:.0f} GFLOP/s" for name, value in peaks.items()})
     results: dict[str, Any] = {
-        "command": ("python -m benchmarks pfn throughput " + " ".join(argv)).strip(),
+        "command": command("pfn throughput", argv),
         "load_average": os.getloadavg(),
         "peak_gflop_per_s": {name: value / 1e9 for name, value in peaks.items()},
         "batch": BATCH,

@@ -30,12 +30,9 @@ def half_rank(values: Tensor) -> Tensor:
         `[n]` finite, mean 0, variance 1 (all zero where all values are equal); the order of the
         values is kept.
     """
-    values = values.to(torch.float64)
-    values = torch.where(values.isnan(), -torch.inf, values)
-    finite = values[values.isfinite()]
+    values, finite = _bounded(values)
     if finite.numel() == 0:
-        return torch.zeros_like(values)
-    values = values.clamp_max(finite.max())
+        return values
     median = finite.median()
     good = values >= median
     # The better half above the median, in units in which no square overflows or vanishes; the
@@ -70,14 +67,11 @@ def winsorised(values: Tensor) -> Tensor:
         `[n]` finite, mean 0, variance 1 (all zero where all values are equal): an affine map of the
         values, those further than three interquartile ranges below the lower quartile moved there.
     """
-    values = values.to(torch.float64)
-    values = torch.where(values.isnan(), -torch.inf, values)
-    finite = values[values.isfinite()]
+    values, finite = _bounded(values)
     if finite.numel() == 0:
-        return torch.zeros_like(values)
+        return values
     unit = finite.abs().max()
     values = values / torch.where(unit > 0, unit, 1.0)
-    values = values.clamp_max(values[values.isfinite()].max())
     centre, scale, lowest = affine_of(values)
     return (values.clamp_min(lowest) - centre) / scale
 
@@ -98,3 +92,13 @@ def affine_of(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     moved = values.clamp_min(lowest)
     scale = moved.std(correction=0)
     return moved.mean(), torch.where(scale > 0, scale, 1.0), lowest
+
+
+def _bounded(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Values without NaN and `+inf`, and the finite ones; zeros where there are none."""
+    values = values.to(torch.float64)
+    values = torch.where(values.isnan(), -torch.inf, values)
+    finite = values[values.isfinite()]
+    if finite.numel() == 0:
+        return torch.zeros_like(values), finite
+    return values.clamp_max(finite.max()), finite

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import optuna
 import torch
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 from torch.distributions import StudentT
@@ -17,6 +16,7 @@ from nas.encoding.outcomes import affine_of
 from nas.proposals.fronts import fronts
 from nas.pruning.curve_process import CurveProcess
 from nas.pruning.curves import curve_of
+from nas.trials import FINISHED, signs_of
 
 __all__ = ["FittedCurves", "LearningCurvePruner", "ParetoPruner", "should_prune"]
 
@@ -86,7 +86,8 @@ class ParetoPruner(BasePruner):
                 others.append(curve[max(steps)])
         if step < self.num_warmup_steps or len(others) < self.num_startup_trials:
             return False
-        Y = torch.tensor([own[step], *others], dtype=torch.float64) * _signs(study.directions)
+        Y = torch.tensor([own[step], *others], dtype=torch.float64)
+        Y = Y * Y.new_tensor(signs_of(study.directions))
         numbers = fronts(Y.nan_to_num(nan=-math.inf))
         return bool(2 * (numbers[1:] < numbers[0]).sum() >= len(others))
 
@@ -142,9 +143,8 @@ class LearningCurvePruner(BasePruner):
 
     def _fitted(self, study: optuna.Study) -> FittedCurves | None:
         """The process given the trials that ended; kept while they are the same."""
-        states = (TrialState.COMPLETE, TrialState.PRUNED)
         ended = [
-            t for t in study.get_trials(deepcopy=False, states=states) if t.intermediate_values
+            t for t in study.get_trials(deepcopy=False, states=FINISHED) if t.intermediate_values
         ]
         complete = [t for t in ended if t.state == TrialState.COMPLETE]
         if len(complete) < self.num_startup_trials:
@@ -155,7 +155,7 @@ class LearningCurvePruner(BasePruner):
         key = (study.study_name, last, tuple(t.number for t in known))
         if self._latest is None or self._latest[0] != key:
             curves = [t.intermediate_values for t in known[-MAX_CURVES:]]
-            self._latest = (key, FittedCurves(whole, curves, float(_signs(study.directions))))
+            self._latest = (key, FittedCurves(whole, curves, signs_of(study.directions)[0]))
         fitted = self._latest[1]
         fitted.set_best(whole)
         return fitted
@@ -231,11 +231,6 @@ def _rung(number: int) -> int:
     while (larger := rung + max(1, rung // 7)) <= number and number > 10:
         rung = larger
     return rung
-
-
-def _signs(directions: Sequence[StudyDirection]) -> Tensor:
-    signs = [1.0 if d == StudyDirection.MAXIMIZE else -1.0 for d in directions]
-    return torch.tensor(signs, dtype=torch.float64)
 
 
 def _above(value: Tensor, dof: Tensor) -> float:

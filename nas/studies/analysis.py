@@ -17,7 +17,6 @@ import gpytorch
 import optuna
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from nas.encoding.outcomes import half_rank
 from nas.kernels.computation import Operation, bodies_of, computation
 from nas.spaces import FlatSpace, MLPSpace, Space
 from nas.surrogates import GraphProcess
-from nas.trials import DERIVATION, architecture_of
+from nas.trials import DERIVATION, architecture_of, signs_of
 from priors.random_state import seeded
 
 __all__ = ["Calibration", "MotifEffect", "StudyModel", "fit_study", "motif_effects"]
@@ -123,13 +122,15 @@ class StudyModel:
             posterior = self.model.posterior(rows)
             mean, covariance = posterior.mean[:, 0], posterior.mvn.covariance_matrix
         total = mean.new_tensor([[sum(n for m, n in c.items() if " > " not in m)] for c in counts])
-        common = torch.cat([torch.ones_like(total), total], 1)
+        common = torch.ones_like(total)
+        if len(set(total[:, 0].tolist())) > 1:
+            common = torch.cat([common, total], 1)
+        basis = torch.linalg.qr(common)[0]
         found: dict[tuple[float, ...], MotifEffect] = {}
         for motif in sorted({motif for each in counts for motif in each}, key=_simplest_first):
             number = mean.new_tensor([each.get(motif, 0) for each in counts])
             # What of the number the other columns do not tell (Frisch-Waugh).
-            basis = torch.linalg.qr(common)[0] if len(set(total[:, 0].tolist())) > 1 else None
-            rest = number - number.mean() if basis is None else number - basis @ (basis.T @ number)
+            rest = number - basis @ (basis.T @ number)
             size = float(rest.square().sum())
             if size < 1e-6 * len(counts):
                 continue
@@ -185,7 +186,7 @@ def fit_study(
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if architecture_of(trial) is not None
     ][-MOST:]
-    sign = 1.0 if study.directions[objective] == StudyDirection.MAXIMIZE else -1.0
+    sign = signs_of(study.directions)[objective]
     values = torch.tensor([sign * t.values[objective] for t in trials], dtype=torch.float64)
     if len(trials) < FEWEST or len(set(values.tolist())) < 2:
         return None

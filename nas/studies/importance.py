@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.studies.evaluation import quiet
-from nas.trials import DERIVATION, architecture_of
+from nas.trials import DERIVATION, architecture_of, signs_of
 
 if TYPE_CHECKING:
     from optuna.importance import BaseImportanceEvaluator
@@ -72,7 +71,7 @@ def importances(
             "importances needs at least two complete trials of different values, got "
             f"{len(trials)} trials."
         )
-    sign = -1.0 if study.directions[objective] == StudyDirection.MAXIMIZE else 1.0
+    sign = -signs_of(study.directions)[objective]  # the study made here minimises
     described = [_descriptors(trial, descriptors) for trial in trials]
     with quiet(True):
         shadow = optuna.create_study()
