@@ -254,7 +254,7 @@ class Experts:
         kernels, noise = _best(X[:, some], z[:, some], part, number)
         full = _add_noise(kernels.covariance(X, X, shown, shown), noise, shown)
         evidence, scale, root, weights = _condition(full, z, shown)
-        precision = torch.cholesky_inverse(root).diagonal(dim1=-2, dim2=-1)
+        precision = _inverse_diagonal(root)
         log_weight = (evidence + kernels.log_prior).log_softmax(-1)
         mean, variance = z[:, None] - weights / precision, scale[..., None] / precision
         own = _advice(mean, variance, (scale * noise)[..., None], log_weight, dtype)
@@ -338,19 +338,67 @@ def _best(
 def _best_noise(
     kernels: Kernels, X: Tensor, z: Tensor, shown: Tensor | None
 ) -> tuple[Float[Tensor, "A k"], Float[Tensor, "A k"]]:
-    """Greatest log evidence over the noise ratios, and the ratio.
-
-    One decomposition C = V diag(values) V' serves all ratios: K has values + r.
-    """
+    """Greatest log evidence over the noise ratios, and the ratio."""
     ratios = X.new_tensor(_RATIOS)
-    values, vectors = torch.linalg.eigh(kernels.covariance(X, X, shown, shown))
+    covariance = kernels.covariance(X, X, shown, shown)
+    # A GPU has factorisations of many matrices at once, of decompositions slow ones.
+    by = _factorised if X.is_cuda else _decomposed
+    evidence, which = by(covariance, ratios, z, shown).max(-1)
+    return evidence, ratios[which]
+
+
+def _decomposed(
+    covariance: Float[Tensor, "A k n n"],
+    ratios: Float[Tensor, " r"],
+    z: Float[Tensor, "A n"],
+    shown: Bool[Tensor, "A n"] | None,
+) -> Float[Tensor, "A k r"]:
+    """Log evidence for all noise ratios by one decomposition C = V diag(values) V'."""
+    values, vectors = torch.linalg.eigh(covariance)
     z2 = (z[:, None, None] @ vectors)[:, :, 0].square()
     noisy = values.clamp_min(0)[..., None, :] + ratios[:, None]  # [A, k, r, n]
     n = _count(z, shown)[:, None, None]
     # Rows that do not count have values 0 and no part in z.
     log_det = noisy.log().sum(-1) - (z.shape[-1] - n) * ratios.log()
-    evidence, which = _evidence((z2[:, :, None] / noisy).sum(-1), log_det, n).max(-1)
-    return evidence, ratios[which]
+    return _evidence((z2[:, :, None] / noisy).sum(-1), log_det, n)
+
+
+def _factorised(
+    covariance: Float[Tensor, "A k n n"],
+    ratios: Float[Tensor, " r"],
+    z: Float[Tensor, "A n"],
+    shown: Bool[Tensor, "A n"] | None,
+) -> Float[Tensor, "A k r"]:
+    """The same by a Cholesky factor for each ratio."""
+    n, found = _count(z, shown)[:, None], []
+    z = z[:, None, :, None].expand(*covariance.shape[:-1], 1)
+    for ratio in ratios:
+        noise = ratio.expand(covariance.shape[:2])
+        root = torch.linalg.cholesky(_add_noise(covariance.clone(), noise, shown))
+        q = torch.linalg.solve_triangular(root, z, upper=False).square().sum((-2, -1))
+        log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        found.append(_evidence(q, log_det, n))
+    return torch.stack(found, dim=-1)
+
+
+def _inverse(root: Float[Tensor, "A k n n"]) -> Float[Tensor, "A k n n"]:
+    """Of K, from its Cholesky factor."""
+    if not root.is_cuda:
+        return torch.cholesky_inverse(root)
+    half = _half_inverse(root)
+    return half.mT @ half
+
+
+def _inverse_diagonal(root: Float[Tensor, "A k n n"]) -> Float[Tensor, "A k n"]:
+    if not root.is_cuda:
+        return torch.cholesky_inverse(root).diagonal(dim1=-2, dim2=-1)
+    return _half_inverse(root).square().sum(-2)
+
+
+def _half_inverse(root: Float[Tensor, "A k n n"]) -> Float[Tensor, "A k n n"]:
+    """Inverse of the factor: a GPU solves many triangular systems at once, others in turn."""
+    eye = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+    return torch.linalg.solve_triangular(root, eye.expand_as(root), upper=False)
 
 
 def _fitted(kernels: Kernels, noise: Tensor, X: Tensor, z: Tensor, shown: Tensor | None) -> Kernels:
@@ -363,7 +411,7 @@ def _fitted(kernels: Kernels, noise: Tensor, X: Tensor, z: Tensor, shown: Tensor
         C, derivative = _fitted_covariance(weight, apart)
         C = C + _CONSTANT if pairs is None else (C + _CONSTANT) * pairs
         root = torch.linalg.cholesky(_add_noise(C, noise, shown))
-        inverse = torch.cholesky_inverse(root)
+        inverse = _inverse(root)
         slope = _evidence_slope(inverse, z, shown, derivative, apart) * weight
         slope = slope - log_w / _SPREAD**2
         log_w = (log_w + most * torch.tanh(slope / 2)).clamp(-6.0, 4.0)

@@ -161,7 +161,9 @@ def _classification(gpu: bool = False) -> Recipe:
     return Recipe(
         prior=priors(TaskSize(), **_fast(gpu)),
         config=TrainingConfig(
-            architecture=_slots(max_features=20, classes=10),
+            architecture=_slots(
+                max_features=20, classes=10, embedding=192, heads=8, hidden=384, layers=8
+            ),
             inputs="standardised",
             targets="raw",
             steps=_STEPS,
@@ -202,7 +204,15 @@ def _bo(gpu: bool = False) -> Recipe:
         config=TrainingConfig(
             # With 128 noise-free observations posteriors have deviations of 0.001: 400 bars would
             # cost 0.1 nats there, these cost 0.003.
-            architecture=_slots(max_features=10, bars=1600),
+            architecture=_slots(
+                max_features=10,
+                bars=1600,
+                embedding=144,
+                heads=6,
+                hidden=288,
+                layers=8,
+                experts=3,
+            ),
             inputs="raw",
             targets="standardised",
             steps=_STEPS,
