@@ -161,9 +161,7 @@ def _classification(gpu: bool = False) -> Recipe:
     return Recipe(
         prior=priors(TaskSize(), **_fast(gpu)),
         config=TrainingConfig(
-            architecture=_slots(
-                max_features=20, classes=10, embedding=192, heads=8, hidden=384, layers=8
-            ),
+            architecture=_slots(max_features=20, classes=10),
             inputs="standardised",
             targets="raw",
             steps=_STEPS,
