@@ -23,7 +23,7 @@ signs of the derivatives of log evidence + log p(w),
 
     d log evidence / d w_j = tr(G dC / d w_j) / 2,   G = (2 + n) / (2 + q) a a' - K^-1,  a = K^-1 z,
 
-with log w_j ~ N(0, 1.5^2). That is done with some rows of a context, evenly spread over it: up to 64
+with log w_j ~ N(0, 1.5^2). That is done with some rows of a context, evenly spread: up to 64
 in a training, which needs thousands of contexts, and 256 where a network is used, since more rows
 tell relevances apart. All is in double precision.
 """
