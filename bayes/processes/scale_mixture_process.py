@@ -87,6 +87,7 @@ class ScaleMixtureProcess(ExactProcess):
             scale of its own leaves only the shape of the scale prior to be learnt: hold one.
         train_Yvar: Known noise variances, `[..., n, m]`, units of Y squared; relative to sigma^2
             with `scale_noise`.
+        train_weights: See `GaussianProcess`.
         likelihood: See `GaussianProcess`.
         input_transform: See `GaussianProcess`.
         outcome_transform: See `GaussianProcess`.
@@ -127,6 +128,7 @@ class ScaleMixtureProcess(ExactProcess):
         scale_noise: bool = False,
         learn_scale: bool = False,
         train_Yvar: Tensor | None = None,
+        train_weights: Tensor | None = None,
         likelihood: Likelihood | None = None,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
@@ -138,6 +140,7 @@ class ScaleMixtureProcess(ExactProcess):
             train_Y,
             kernel,
             train_Yvar=train_Yvar,
+            train_weights=train_weights,
             likelihood=likelihood,
             input_transform=input_transform,
             outcome_transform=outcome_transform,
