@@ -6,7 +6,8 @@ at the Gram matrices that maximise
 
     log p(Y | G_L) - sum_l nu_l KL(N(0, G_l) || N(0, K_l(G_{l-1}))),   l = 1, ..., L,
 
-G_0 the inputs' and y ~ N(0, K_{L+1}(G_L) + noise) (Yang et al. 2023, 2108.13097, eq. 12). As nu
+G_0 the inputs' and y ~ N(0, K_{L+1}(G_L) + noise) (Yang et al. 2023, 2108.13097, their objective of a
+deep kernel machine). As nu
 grows the matrices become K_l(G_{l-1}), and the model the Gaussian process of the infinitely wide
 network; with nu in proportion to the outputs they are learnt.
 
@@ -15,8 +16,8 @@ distribution says: with K the kernel of the layer and K_ii = L L', G_ii = L S S'
 
     G_ti = A' S S' L',   G_tt = K_tt - A' A + A' S S' A
 
-(section 4 there: G_ti = K_ti K_ii^-1 G_ii). S, lower triangular with a positive diagonal, is what is
-learnt, since in it the regularisation does not depend on anything else,
+(their sparse machine: G_ti = K_ti K_ii^-1 G_ii). What is learnt is S, lower triangular with a positive
+diagonal, since in it the regularisation does not depend on anything else,
 
     KL = 1/2 (|S|_F^2 - M) - log |S|,
 

@@ -122,7 +122,7 @@ def evidence(y, covariance):
 
 
 def formula(model, G, y, nu):
-    """Equation 12 of Yang et al. for two layers and the Gram matrix G between them."""
+    """The objective of Yang et al. for two layers and the Gram matrix G between them."""
     X = model.inducing.points.detach().numpy()
     K = relu_kernel(X @ X.T / X.shape[1] + 0.1, 1.5, 0.2)
     top = relu_kernel(G, 1.7, 0.2) + 0.1 * np.eye(len(G))
@@ -176,7 +176,7 @@ def test_fit_finds_the_maximum_that_brute_force_finds():
 
 @torch.no_grad()
 def test_other_points_see_the_matrices_as_conditionals_do():
-    """Dense formulas of section 4, at a layer and of the prediction."""
+    """Dense formulas of the sparse machine, at a layer and of the prediction."""
     (X, Y), (Xs, _) = data(), data(4, seed=1)
     model = perturbed(machine(X, Y, num_inducing=6))
     Z, T = model.inducing.points, model.transformed_inputs(Xs)

@@ -1,4 +1,4 @@
-"""Ensembles trained by gradient descent against matrix exponentials and networks that were trained."""
+"""Ensembles trained by gradient descent against matrix exponentials and trained networks."""
 
 import math
 
