@@ -424,7 +424,8 @@ class _Flow(gpytorch.Module):
     def set(self, name: str, value: float) -> None:
         """Set "time" or "ridge"."""
         if not value >= 0 or (name == "ridge" and value == math.inf):
-            raise ValueError(f"GradientDescentEnsemble needs a {name} >= 0, got {value}.")
+            finite = " and finite" if name == "ridge" else ""
+            raise ValueError(f"GradientDescentEnsemble needs a {name} >= 0{finite}, got {value}.")
         with torch.no_grad():
             new = torch.tensor(float(value), dtype=torch.float64, device="cpu")
             getattr(self, f"raw_{name}").copy_(new.log())
