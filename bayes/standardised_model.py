@@ -28,6 +28,7 @@ from linear_operator.operators import (
     LinearOperator,
 )
 from torch import Tensor, nn
+from torch.distributions.transforms import AffineTransform
 
 from bayes.caching import Snapshot
 from bayes.checks import (
@@ -268,7 +269,7 @@ class StandardisedModel(Model, gpytorch.Module):
             transform = self.outcome_transform.of_outputs(outputs)
             posterior = (
                 GaussianPosterior(joint, transform)
-                if self.outcome_transform.affine
+                if isinstance(transform, AffineTransform)
                 else TransformedPosterior(posterior, transform)
             )
         return apply_posterior_transform(posterior_transform, posterior, X)

@@ -6,9 +6,9 @@ at the Gram matrices that maximise
 
     log p(Y | G_L) - sum_l nu_l KL(N(0, G_l) || N(0, K_l(G_{l-1}))),   l = 1, ..., L,
 
-G_0 the inputs' and y ~ N(0, K_{L+1}(G_L) + noise) (Yang et al. 2023, 2108.13097, their objective of
-a deep kernel machine). As nu grows the matrices become K_l(G_{l-1}), and the model the Gaussian
-process of the infinitely wide network; with nu in proportion to the outputs they are learnt.
+G_0 the inputs' and y ~ N(0, K_{L+1}(G_L) + noise) (Yang et al. 2023, 2108.13097). As nu grows the
+matrices become K_l(G_{l-1}), and the model the Gaussian process of the infinitely wide network;
+with nu in proportion to the outputs they are learnt.
 
 Inducing points Z carry the matrices G_l of M points. Other points t see them as their conditional
 distribution says: with K the kernel of the layer and K_ii = L L', G_ii = L S S' L', A = L^-1 K_it,
@@ -416,7 +416,7 @@ class DeepKernelMachine(StandardisedModel):
                 "code; call load(path, layers) with those of the construction."
             )
 
-        def make(X: Tensor, Y: Tensor, regularisation: list[str], **options: Any) -> Self:
+        def make(X: Tensor, Y: Tensor, regularisation: list[str], **options: Any) -> Any:
             nu = [float(value) for value in regularisation]
             if len(nu) != len(layers_of(cls.__name__, layers)) - 1:
                 raise ValueError(f"{path} was saved with {len(nu) + 1} layers; pass those to load.")

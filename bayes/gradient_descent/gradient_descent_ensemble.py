@@ -36,6 +36,7 @@ import torch
 from botorch.sampling.base import MCSampler
 from gpytorch.constraints import Positive
 from torch import Tensor, nn
+from torch.distributions.transforms import AffineTransform
 
 from bayes.checks import warn_about_scale
 from bayes.description import describe_values
@@ -291,7 +292,7 @@ class GradientDescentEnsemble(StandardisedModel):
         if self.outcome_transform is None:
             return GaussianPosterior(joint)
         transform = self.outcome_transform.transform
-        if self.outcome_transform.affine:
+        if isinstance(transform, AffineTransform):
             return GaussianPosterior(joint, transform)
         return TransformedPosterior(GaussianPosterior(joint), transform)
 
@@ -368,7 +369,7 @@ class GradientDescentEnsemble(StandardisedModel):
                 "code; call load(path, network) with one constructed like the saved one."
             )
 
-        def make(X: Tensor, Y: Tensor, **options: Any) -> Self:
+        def make(X: Tensor, Y: Tensor, **options: Any) -> Any:
             return cls(X, Y, network, **options)
 
         return cls._load(path, make, input_transform, outcome_transform)
@@ -423,7 +424,8 @@ class _Flow(gpytorch.Module):
     def set(self, name: str, value: float) -> None:
         """Set "time" or "ridge"."""
         if not value >= 0 or (name == "ridge" and value == math.inf):
-            raise ValueError(f"GradientDescentEnsemble needs a {name} >= 0, got {value}.")
+            finite = " and finite" if name == "ridge" else ""
+            raise ValueError(f"GradientDescentEnsemble needs a {name} >= 0{finite}, got {value}.")
         with torch.no_grad():
             new = torch.tensor(float(value), dtype=torch.float64, device="cpu")
             getattr(self, f"raw_{name}").copy_(new.log())

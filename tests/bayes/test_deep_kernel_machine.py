@@ -285,6 +285,27 @@ def test_models_are_stored(tmp_path, outcome_transform):
         DeepKernelMachine.load(path, 3, **given)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The fit of")
+def test_features_are_learnt_where_the_wide_network_has_none():
+    """A ridge function of eight inputs: its direction is for the representation to find."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(550, 8, generator=generator, dtype=torch.float64)
+    direction = torch.randn(8, 5, generator=generator, dtype=torch.float64)[:, :1] / 8**0.5
+    f = torch.sin(3 * X @ direction)
+    Y = f + 0.1 * torch.randn(f.shape, generator=generator, dtype=torch.float64)
+    scores = {}
+    for nu in (1.0, math.inf):
+        model = DeepKernelMachine(X[:150], Y[:150], layers=2, num_inducing=150, regularisation=nu)
+        model.fit(progress=False)
+        with torch.no_grad():
+            posterior = model.posterior(X[150:], observation_noise=True)
+        rmse = (posterior.mean - Y[150:]).square().mean().sqrt()
+        scores[nu] = float(rmse), float(-posterior.log_prob(Y[150:]).mean())
+    assert scores[1.0][0] < 0.8 * scores[math.inf][0]
+    assert scores[1.0][1] < scores[math.inf][1] - 0.1
+
+
 class Shifted(GramKernel):
     """A layer of one's own."""
 
