@@ -180,8 +180,8 @@ EXPECTED = {
 @pytest.mark.parametrize(
     ("classes", "cells"),
     [
-        (4, False),
         (0, True),
+        pytest.param(4, False, marks=pytest.mark.slow),
         pytest.param(0, False, marks=pytest.mark.slow),
         pytest.param(4, True, marks=pytest.mark.slow),
     ],

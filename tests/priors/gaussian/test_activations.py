@@ -245,6 +245,20 @@ def test_gradients_are_finite_at_the_singular_places(name, dtype):
 CONSTANTS = {"polynomial of degree 0": Polynomial((1.5,)), "hermite of degree 0": Hermite(0)}
 
 
+@pytest.mark.fast_for(
+    "relu",
+    "sign",
+    "power3",
+    "polynomial",
+    "erf",
+    "gelu",
+    "exp",
+    "gabor",
+    "elu",
+    "tanh",
+    "polynomial of degree 0",
+    "hermite of degree 0",
+)
 @pytest.mark.parametrize(
     "phi", [*FUNCTIONS.values(), *CONSTANTS.values()], ids=[*FUNCTIONS, *CONSTANTS]
 )

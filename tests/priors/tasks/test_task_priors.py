@@ -117,6 +117,7 @@ def test_sizes(name, d, n):
         assert task.y.isfinite().all()
 
 
+@pytest.mark.fast_for("kernel", "network", "tree", "linear")
 @pytest.mark.parametrize("name", LATENT)
 def test_functions_are_standardised_under_the_prior(name):
     size = TaskSize(max_features=8, num_context=30, num_queries=10)
