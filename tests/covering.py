@@ -50,6 +50,7 @@ def chosen(ids, names, test):
     missing = set(names) - set(ids)
     if missing and len(ids) > len(names):
         raise ValueError(
-            f"{test} is marked fast_for {sorted(missing)}, which it does not have; its ids are {ids}."
+            f"{test} is marked fast_for {sorted(missing)}, which it does not have; "
+            f"its ids are {ids}."
         )
     return {number for number, value in enumerate(ids) if value in names}
