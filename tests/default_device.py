@@ -21,8 +21,10 @@ from torch.distributions import Gamma
 import pfn
 from bayes import (
     BayesianNetwork,
+    DeepKernelMachine,
     GaussianProcess,
     GaussianProcessClassifier,
+    GradientDescentEnsemble,
     HeteroscedasticGaussianProcess,
     MeanField,
     ScaleMixtureClassifier,
@@ -219,6 +221,11 @@ def further_engines():
         VariationalGaussianProcess(X, Y, kernel, likelihood=name, num_inducing=4)
         for name in ("gaussian", "student_t", "heteroscedastic")
     ]
+    limits = [
+        DeepKernelMachine(X, Y, layers=["relu", "squared exponential"], num_inducing=4),
+        GradientDescentEnsemble(X, Y, mlp()),
+        GradientDescentEnsemble(X, Y, mlp(), time=2.0, ridge=0.1),
+    ]
     classifiers = [
         ScaleMixtureClassifier(X, labels, kernel, num_inducing=4),
         *(
@@ -227,7 +234,7 @@ def further_engines():
         ),
     ]
     with META:
-        for model in (*exact, *variational):
+        for model in (*exact, *variational, *limits):
             model.fit(max_iter=2, progress=False)
             yield from of_posterior(model.posterior(Q, observation_noise=True), Y[:3])
             yield model.condition_on_observations(Q, Y[:3]).posterior(Q).mean
@@ -237,6 +244,7 @@ def further_engines():
         features = WeightSpaceProcess(X, Y, infinite, num_features=20).fit()
         yield from of_posterior(features.posterior(Q, observation_noise=True), Y[:3])
         yield features.condition_on_observations(Q, Y[:3]).log_marginal_likelihood()
+        yield from (limits[2].leave_one_out().mean, limits[2].log_score(), *limits[0].grams(Q))
         for model in classifiers:
             model.fit(max_iter=2, progress=False)
             yield from (model.posterior(Q).mean, model.posterior(Q).rsample())

@@ -230,6 +230,7 @@ class ExactProcess(ProcessRows, ABC):
         if any(parameter.requires_grad for parameter in self.parameters()):
             watch = Watch(
                 type(self).__name__,
+                device=self.train_X.device,
                 timeout=timeout,
                 progress=progress,
                 num_starts=1 + num_restarts,

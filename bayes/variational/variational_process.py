@@ -277,6 +277,7 @@ class VariationalProcess(OneDataSet, gpytorch.Module):
         steps = _STEPS if max_iter is None else max_iter
         watch = Watch(
             type(self).__name__,
+            device=self.train_X.device,
             timeout=timeout,
             progress=progress,
             num_starts=1 + num_restarts if whole else max(1, steps // 50),

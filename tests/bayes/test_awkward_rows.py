@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bayes import (
+    DeepKernelMachine,
     GaussianProcess,
     GaussianProcessClassifier,
+    GradientDescentEnsemble,
     HeteroscedasticGaussianProcess,
     ScaleMixtureClassifier,
     ScaleMixtureProcess,
@@ -32,6 +34,11 @@ EXACT = {
         ScaleMixtureProcess, scale=HalfCauchyVariance(1.0), scale_noise=True
     ),
     "input noise": partial(HeteroscedasticGaussianProcess, num_noise_points=4),
+}
+
+NETWORKS = {
+    "trained": GradientDescentEnsemble,
+    "stopped": partial(GradientDescentEnsemble, time=2.0, ridge=0.1),
 }
 
 LIKELIHOODS = ["gaussian", "student_t", "poisson", "ordinal", "heteroscedastic", "categorical"]
@@ -73,6 +80,11 @@ def predictions(kind, awkward, seed, kernel):
         model = VariationalGaussianProcess(X, Y, kernel, likelihood=kind, num_inducing=5)
     elif kind in EXACT:
         model = EXACT[kind](X, Y, kernel)
+    elif kind in NETWORKS:
+        network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+        model = NETWORKS[kind](X, Y, network)
+    elif kind == "machine":
+        model = DeepKernelMachine(X, Y, layers=2, num_inducing=5)
     elif kind == "features":
         network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
         model = WeightSpaceProcess(X, Y, NNGPKernel(network), num_features=20)
@@ -95,10 +107,11 @@ def predictions(kind, awkward, seed, kernel):
     return model.posterior(queries, observation_noise=True), Y.repeat(3, 1)
 
 
-FAST = ["gaussian", "student_t", "poisson", "probit", "features", *EXACT]
 # A half-Cauchy scale has a tail of s^(-3/2), and one row takes s^(-1/2) from it: s has no posterior
 # mean, and what the row does not determine has no finite variance.
 INFINITE = {("scale", "one row"): [1, 2], ("scale with noise", "one row"): [0, 1, 2]}
+OTHERS = ["features", "machine", *NETWORKS]
+FAST = ["gaussian", "student_t", "poisson", "probit", *OTHERS, *EXACT]
 
 
 def check_problem(kind, awkward, seed, kernel):
@@ -127,7 +140,7 @@ def test_problems_that_were_found(kind, awkward, seed, smooth):
 @pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(
-    kind=st.sampled_from([*LIKELIHOODS, *CLASSES, *EXACT, "features"]),
+    kind=st.sampled_from([*LIKELIHOODS, *CLASSES, *EXACT, *OTHERS]),
     awkward=st.sampled_from(AWKWARD),
     seed=st.integers(0, 2**20),
     smooth=st.booleans(),

@@ -13,8 +13,10 @@ from torch import nn
 from bayes import (
     NUTS,
     BayesianNetwork,
+    DeepKernelMachine,
     GaussianProcess,
     GaussianProcessClassifier,
+    GradientDescentEnsemble,
     HeteroscedasticGaussianProcess,
     MeanField,
     ScaleMixtureClassifier,
@@ -225,6 +227,46 @@ def test_classifiers(agrees, kind):
         yield model.posterior(X[:3] + 0.1, observation_noise=True).log_prob(labels[:3])
 
     agrees(compute, torch.float64)
+
+
+def relu_network():
+    return nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+LIMITS = {
+    "trained": lambda X, Y: GradientDescentEnsemble(X, Y, relu_network()),
+    "stopped": lambda X, Y: GradientDescentEnsemble(X, Y, relu_network(), time=2.0, ridge=0.1),
+    "machine": lambda X, Y: DeepKernelMachine(
+        X, Y, layers=["relu", "squared exponential"], num_inducing=5
+    ),
+}
+
+
+@pytest.mark.covering
+@pytest.mark.filterwarnings("ignore:The fit of")
+@pytest.mark.parametrize("kind", LIMITS)
+def test_limits_of_networks(agrees, device, kind):
+    def compute(device, dtype):
+        for outputs in (1, 2):
+            X, Y = data(device, dtype, outputs)
+            model = LIMITS[kind](X, Y)
+            noisy = model.posterior(X[:3] + 0.1, observation_noise=True)
+            yield from answers(noisy, Y[:3])
+            yield noisy.joint_log_prob(Y[:3])
+        if kind == "machine":
+            yield from (model.objective(), *model.grams(X))
+        else:
+            yield from (model.log_score(), model.leave_one_out().variance)
+
+    agrees(compute)
+    X, Y = data(device)
+    model = LIMITS[kind](X, Y).fit(max_iter=2, progress=False)
+    assert {p.device for p in model.parameters()} == {device}
+    assert model.condition_on_observations(X + 0.1, Y).posterior(X).mean.device == device
+    moved = LIMITS[kind](*data(CPU)).to(device)
+    torch.testing.assert_close(
+        moved.posterior(X).mean, LIMITS[kind](X, Y).posterior(X).mean, rtol=1e-6, atol=1e-6
+    )
 
 
 def with_draws(device, dtype, method=SHORT):
