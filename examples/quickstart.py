@@ -1,4 +1,4 @@
-"""The whole path on real data in a minute: fit, query, search, report. Run by `make demo`.
+"""The whole path on real data: fit, query, search, report. Run by `make demo`.
 
 `--full` takes five splits, 24 trials and mean-field inference: the figures of
 `docs/pages/results.md`, in some minutes.
@@ -63,7 +63,7 @@ Split = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is done: by default what takes a minute.
+    """How much is done.
 
     Attributes:
         num_splits: Of the diabetes data.

@@ -31,9 +31,9 @@ print(prior.sample(torch.linspace(-3, 3, 5, dtype=torch.float64)[:, None], torch
 # %%
 import warnings
 
-from bayes import NUTS, BayesianNetwork
+from bayes import BayesianNetwork, ChEES
 
-method = NUTS(num_samples=100, num_warmup=100, num_chains=2, max_tree_depth=5, progress=False)
+method = ChEES(num_chains=16, num_warmup=100, num_samples=50, max_steps=32, progress=False)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     model = BayesianNetwork(X, Y, prior).fit(method)
@@ -44,21 +44,22 @@ print("negative log density of the training rows", -posterior.log_prob(Y).mean()
 # `posterior.log_prob`, `cdf` and `quantile` are those of the mixture over draws, not of a Gaussian with
 # its moments.
 #
-# `ChEES` and the other [samplers](samplers.md) move many chains at once and are much faster.
+# `ChEES` moves all chains at once; the other [samplers](samplers.md), among them Pyro's `NUTS`, are asked for in
+# the same way.
 #
 # The outcomes here are real numbers with Gaussian noise; [Classes, counts, outliers](outcomes.md) has the others.
 #
 # ## Have the chains converged?
 #
 # `fit` warns if they have not. Weights of a network have many equivalent modes, so it compares what the
-# chains predict at the training rows. Two hundred draws, which this page can afford, are too few:
+# chains predict at the training rows. Fifty draws of each chain, which this page can afford, are too few:
 
 # %%
 for warning in caught:
     print(warning.message)
 
 # %% [markdown]
-# The defaults, 500 draws after 500 of warm-up and deeper trees, take minutes. `to_arviz()` gives ArviZ's
+# The defaults, more chains and longer ones, take minutes. `to_arviz()` gives ArviZ's
 # `InferenceData`, with the parameters by name, the statistics of the sampler and the pointwise log
 # likelihood:
 
@@ -88,7 +89,7 @@ plot_posterior(model, grid, num_samples=8).figure.savefig("network.png")
 from bayes import MeanField
 
 quick = BayesianNetwork(X, Y, prior).fit(MeanField(num_steps=500, progress=False))
-print("NUTS      ", model.posterior(grid[::50]).variance.sqrt().squeeze(-1))
+print("ChEES     ", model.posterior(grid[::50]).variance.sqrt().squeeze(-1))
 print("mean field", quick.posterior(grid[::50]).variance.sqrt().squeeze(-1))
 
 # %% [markdown]

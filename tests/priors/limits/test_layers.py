@@ -719,7 +719,8 @@ def test_blocks_on_several_threads_equal_one_and_leave_the_setting(name, monkeyp
     x = inputs(made.program.input_shape, n=16)
     with torch.no_grad():
         expected = made.kernels(x)
-        monkeypatch.setattr("priors.limits.evaluation._CACHE_BLOCK", 300)
+        # 4 by 4 blocks, the last ones narrower, so that a block in a wrong place does not fit
+        monkeypatch.setattr("priors.limits.evaluation.Evaluation._block", lambda self, x: 5)
         before = torch.get_num_threads()
         try:
             torch.set_num_threads(4)
