@@ -184,6 +184,7 @@ class StandardisedModel(Model, gpytorch.Module):
                 timeout=timeout,
                 progress=progress,
                 num_starts=1 + num_restarts,
+                device=self.train_X.device,
                 reasons=self._costs,
             )
             with exact_solves(), seeded(seed, self.train_X.device):

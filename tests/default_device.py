@@ -31,6 +31,7 @@ from bayes import (
     ScaleMixtureProcess,
     StudentTProcess,
     VariationalGaussianProcess,
+    WeightSpaceProcess,
     calibration,
     match_functional_prior,
     match_quality,
@@ -209,6 +210,7 @@ def engines():
 
 def further_engines():
     kernel, labels = ScaleKernel(MaternKernel()), (X[:, :1] > 0.5).double()
+    infinite = NTKKernel(mlp(), bias_var=0.1)
     scale = Gamma(*torch.tensor([2.0, 1.0], dtype=torch.float64))
     exact = [
         HeteroscedasticGaussianProcess(X, Y, kernel, num_noise_points=4),
@@ -239,6 +241,9 @@ def further_engines():
         for model in exact:
             yield from (model.leave_one_out().mean, model.log_marginal_likelihood())
         yield exact[0].noise_variance(Q)
+        features = WeightSpaceProcess(X, Y, infinite, num_features=20).fit()
+        yield from of_posterior(features.posterior(Q, observation_noise=True), Y[:3])
+        yield features.condition_on_observations(Q, Y[:3]).log_marginal_likelihood()
         yield from (limits[2].leave_one_out().mean, limits[2].log_score(), *limits[0].grams(Q))
         for model in classifiers:
             model.fit(max_iter=2, progress=False)

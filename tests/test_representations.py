@@ -143,6 +143,28 @@ SAID = {
         lambda: process(bayes.HeteroscedasticGaussianProcess),
         ["HeteroscedasticGaussianProcess(12 rows, 3 inputs, 1 output", "noise_covar.log_mean: -2"],
     ),
+    "variational process": (
+        lambda: bayes.VariationalGaussianProcess(
+            X, Y, priors.NNGPKernel(network()), likelihood="student_t", num_inducing=5
+        ),
+        ["VariationalGaussianProcess(12 rows, 3 inputs, 1 output", "5 inducing points", "df"],
+    ),
+    "process of features": (
+        lambda: bayes.WeightSpaceProcess(X, Y, priors.NNGPKernel(network()), num_features=20),
+        ["WeightSpaceProcess(12 rows, 3 inputs, 1 output", "features)", "noise: 0.1"],
+    ),
+    "Gaussian process classifier": (
+        lambda: bayes.GaussianProcessClassifier(
+            X, (Y > Y.median()).double(), RBFKernel(), likelihood="dirichlet"
+        ),
+        ["GaussianProcessClassifier(dirichlet, 2 classes)", "GaussianProcess(12 rows"],
+    ),
+    "scale mixture classifier": (
+        lambda: bayes.ScaleMixtureClassifier(
+            X, (Y > Y.median()).double(), RBFKernel(), num_inducing=5
+        ),
+        ["ScaleMixtureClassifier(12 rows", "5 inducing points", "scale concentration: 2"],
+    ),
     "t process": (lambda: process(bayes.StudentTProcess), ["StudentTProcess(12 rows"]),
     "scale mixture process": (
         lambda: process(mixture),

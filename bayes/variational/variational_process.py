@@ -37,6 +37,7 @@ from bayes.checks import (
     check_query,
     check_training_data,
     check_unit,
+    check_weights,
     chosen_outputs,
     warn_about_scale,
 )
@@ -103,6 +104,7 @@ class VariationalProcess(Model, gpytorch.Module):
 
     train_X: Tensor
     train_Y: Tensor
+    train_weights: Tensor | None
     q_linear: Tensor
     q_precision: Tensor
     law: Law
@@ -120,6 +122,7 @@ class VariationalProcess(Model, gpytorch.Module):
         learn_inducing_points: bool,
         input_transform: Any,
         outcome_transform: Any,
+        train_weights: Tensor | None = None,
     ) -> None:
         """See the classes for the arguments."""
         super().__init__()
@@ -171,6 +174,9 @@ class VariationalProcess(Model, gpytorch.Module):
         self.covar_module = copy.deepcopy(kernel).to(train_X)
         self.register_buffer("train_X", train_X, persistent=False)
         self.register_buffer("train_Y", train_Y, persistent=False)
+        if train_weights is not None:
+            train_weights = check_weights(owner, train_weights, train_Y)
+        self.register_buffer("train_weights", train_weights, persistent=False)
         self.inducing = self._placed(num_inducing, inducing_points, learn_inducing_points)
         size = torch.Size([self.law.num_functions, len(self.inducing.points)])
         q = WhitenedGaussian.prior(size, train_X.device)
@@ -302,6 +308,7 @@ class VariationalProcess(Model, gpytorch.Module):
         steps = _STEPS if max_iter is None else max_iter
         watch = Watch(
             type(self).__name__,
+            device=self.train_X.device,
             timeout=timeout,
             progress=progress,
             num_starts=1 + num_restarts if whole else max(1, steps // 50),
@@ -325,13 +332,29 @@ class VariationalProcess(Model, gpytorch.Module):
         root = factor(self.covar_module, self.inducing.points)
         rows = project(self.covar_module, self.inducing.points, root, X)
         fixed = rows.detach()
-        bound = Bound(self.law, self.targets(), self.num_inducing, lambda part: fixed[part])
+        bound = Bound(
+            self.law,
+            self.targets(),
+            self.num_inducing,
+            lambda part: fixed[part],
+            self.train_weights,
+        )
         with torch.no_grad():
             at = self._improve(bound, _INNER_STEPS, _INNER_TOLERANCE)
         Y = self.targets().double()
-        total = self.law.expected_log_prob(Y, *at.marginals(rows)).sum()
+        total = self.weighed(self.law.expected_log_prob(Y, *at.marginals(rows))).sum()
         total = total - at.divergence(self.law.inverse_scale()) - self.law.divergence()
         return (total + self._log_priors()) / len(Y)
+
+    def weighed(self, values: Tensor, index: Any = ...) -> Tensor:
+        """Values of rows times their weights.
+
+        Args:
+            values: `[n]`, of those of the index.
+            index: Of rows.
+        """
+        weights = self.train_weights
+        return values if weights is None else values * weights[index][..., 0].to(values)
 
     def _log_priors(self) -> Tensor | float:
         total = self.law.log_prior()
@@ -379,6 +402,7 @@ class VariationalProcess(Model, gpytorch.Module):
                 self.targets(),
                 len(Z),
                 lambda part: project(self.covar_module, Z, root, X[part]),
+                self.train_weights,
             )
 
     def settle(self) -> None:
@@ -407,7 +431,8 @@ class VariationalProcess(Model, gpytorch.Module):
             value = value - self.law.divergence()
             if self.outcome_transform is not None:
                 z, transform = self.targets(), self.outcome_transform.transform
-                value = value - transform.log_abs_det_jacobian(z, transform(z)).double().sum()
+                jacobian = transform.log_abs_det_jacobian(z, transform(z)).expand_as(z).double()
+                value = value - self.weighed(jacobian.sum(-1)).sum()
         return value
 
     def posterior(
@@ -534,6 +559,8 @@ class VariationalProcess(Model, gpytorch.Module):
             check_range(self.outcome_transform.transform, Y)
         new = copy.deepcopy(self)
         new.train_X, new.train_Y = torch.cat([self.train_X, X]), torch.cat([self.train_Y, Y])
+        if self.train_weights is not None:
+            new.train_weights = torch.cat([self.train_weights, X.new_ones(len(X), 1)])
         new._settled_under = None
         return new
 
@@ -557,6 +584,8 @@ class VariationalProcess(Model, gpytorch.Module):
         self.settle()
         tensors = {f"state.{name}": value for name, value in self.state_dict().items()}
         tensors.update(train_X=self.train_X, train_Y=self.train_Y)
+        if self.train_weights is not None:
+            tensors["train_weights"] = self.train_weights
         tensors["fingerprint"] = self._fingerprint()
         write_safetensors_atomically(
             path,

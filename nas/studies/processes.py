@@ -19,7 +19,8 @@ __all__ = ["LocalProcesses"]
 
 T = TypeVar("T")
 
-_WARM = ["nas.sampler", "botorch.fit", "optuna.storages", "sqlalchemy"]
+# Counting the operations of a first network loads torch._dynamo, which takes as long as the rest.
+_WARM = ["nas.sampler", "botorch.fit", "optuna.storages", "sqlalchemy", "torch._dynamo"]
 
 
 class LocalProcesses(Executor):

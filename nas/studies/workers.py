@@ -33,7 +33,7 @@ from nas.trials import ERROR, MAX_RETRIES, numbered, requeue
 __all__ = ["Job", "check_job", "requeue_dead", "run_jobs"]
 
 MAX_IDLE_DEATHS = 3  # of processes in a row that had no trial yet
-ORPHAN_SECONDS = 1.0  # in which a living worker writes its name into a trial that it began
+NAMING_SECONDS = 60.0  # in which a living worker writes its name into a trial that it began
 
 
 class Job:
@@ -188,7 +188,8 @@ def _run_on(
                 name, since = running.pop(future)
                 if isinstance(future.exception(), BrokenExecutor):
                     broken = not mended
-                    trial = _trial_of(study, name, since)
+                    living = {job[0] for one, job in running.items() if not one.done()}
+                    trial = _trial_of(study, name, since, living)
                     idle_deaths = idle_deaths + 1 if trial is None else 0
                     if mended and idle_deaths == MAX_IDLE_DEATHS:
                         raise SearchError(
@@ -221,28 +222,38 @@ def requeue_dead(study: optuna.Study) -> None:
             _buried(study, trial)
 
 
-def _trial_of(study: optuna.Study, name: str, since: datetime) -> FrozenTrial | None:
+def _trial_of(
+    study: optuna.Study, name: str, since: datetime, living: set[str]
+) -> FrozenTrial | None:
     """The trial that a dead worker ran under this name; None if it had none.
 
     A worker that dies in the instant between beginning a trial and writing its name leaves one
-    without a name.
+    without a name. So does, for as long, a living worker that has just begun one: a trial without
+    a name is the dead worker's once all living ones have theirs.
     """
-    for trial in study.get_trials(deepcopy=False):
-        if trial.user_attrs.get(WORKER, {}).get("job") == name:
-            return trial
-    nameless = _nameless(study, since)
-    if nameless:
-        time.sleep(ORPHAN_SECONDS)
-        nameless &= _nameless(study, since)
-    return numbered(study, min(nameless)) if nameless else None
+    end = time.monotonic() + NAMING_SECONDS
+    nameless: set[int] | None = None
+    while True:
+        trials = study.get_trials(deepcopy=False)
+        names = {trial.user_attrs.get(WORKER, {}).get("job"): trial for trial in trials}
+        if name in names:
+            return names[name]
+        found = _nameless(trials, since)
+        nameless = found if nameless is None else nameless & found
+        if not nameless:
+            return None
+        if living <= names.keys() or time.monotonic() > end:
+            return numbered(study, min(nameless))
+        time.sleep(0.05)
 
 
-def _nameless(study: optuna.Study, since: datetime) -> set[int]:
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+def _nameless(trials: Sequence[FrozenTrial], since: datetime) -> set[int]:
     return {
         trial.number
-        for trial in running
-        if WORKER not in trial.user_attrs and (trial.datetime_start or since) >= since
+        for trial in trials
+        if trial.state == TrialState.RUNNING
+        and WORKER not in trial.user_attrs
+        and (trial.datetime_start or since) >= since
     }
 
 

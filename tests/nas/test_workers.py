@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import types
 from concurrent.futures import BrokenExecutor, Executor, Future
+from datetime import datetime
 
 import optuna
 import pytest
@@ -14,6 +16,7 @@ from optuna.trial import TrialState
 from nas import SearchError, architecture_of, search, suggest
 from nas.spaces import MLPSpace
 from nas.studies.presence import WORKER, here, is_gone
+from nas.studies.workers import _trial_of
 from nas.trials import MAX_RETRIES
 
 SPACE = MLPSpace(4, 2, depth=(1, 1), widths=(8, 16))
@@ -177,7 +180,7 @@ def test_a_killed_process_and_a_script_without_a_guard(tmp_path):
     guarded = KILLED + 'if __name__ == "__main__":' + textwrap.indent(CALL, "    ")
     done = subprocess.run(
         [sys.executable, script(tmp_path, guarded)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("'COMPLETE'") == 3
@@ -186,11 +189,90 @@ def test_a_killed_process_and_a_script_without_a_guard(tmp_path):
     assert "The worker process of trial 1 died" in done.stderr
     done = subprocess.run(
         [sys.executable, script(tmp_path, KILLED + CALL)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
     assert "must stand under `if __name__" in done.stderr.splitlines()[-1]
+
+
+STORM = """
+import os, random, signal, threading, time, warnings
+from nas import search, suggest
+from nas.spaces import MLPSpace
+import optuna
+space = MLPSpace(4, 2, depth=(1, 1), widths=(8, 16))
+def objective(trial):
+    value = suggest(trial, space).num_parameters
+    trial.suggest_float("rate", 0.0, 1.0)
+    with open("ran.txt", "a") as file:
+        file.write(f"{os.getpid()}\\n")
+    time.sleep(0.2)
+    return value
+def kill(stop):
+    draws = random.Random(0)
+    while not stop.wait(1.0):
+        alive = {int(line) for line in open("ran.txt")} if os.path.exists("ran.txt") else set()
+        alive = [pid for pid in sorted(alive) if os.path.exists(f"/proc/{pid}")]
+        if alive:
+            os.kill(draws.choice(alive), signal.SIGKILL)
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    stop = threading.Event()
+    killer = threading.Thread(target=kill, args=(stop,))
+    killer.start()
+    try:
+        search(
+            objective, space, num_trials=60, storage="study.db", workers=8, show_progress=False,
+            sampler=optuna.samplers.RandomSampler(seed=0),
+        )
+    finally:
+        stop.set()
+        killer.join()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_of_eight_workers_killed_at_random_no_trial_is_lost_or_doubled(tmp_path):
+    done = subprocess.run(
+        [sys.executable, script(tmp_path, STORM)],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.getcwd()}, capture_output=True,
+        text=True, timeout=1800,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    trials = optuna.load_study(
+        study_name="search", storage=f"sqlite:///{tmp_path / 'study.db'}"
+    ).trials
+    by_state = {state: [t for t in trials if t.state == state] for state in TrialState}
+    assert not by_state[TrialState.RUNNING]
+    assert not by_state[TrialState.WAITING]
+    assert by_state[TrialState.FAIL]  # some were killed while they had a trial
+    again = [t.user_attrs["requeued_from"] for t in trials if "requeued_from" in t.user_attrs]
+    assert len(again) == len(set(again))
+    failed = {t.number for t in by_state[TrialState.FAIL]}
+    assert set(again) <= failed
+    given_up = failed - set(again)
+    assert len(by_state[TrialState.COMPLETE]) + len(given_up) == 60
+    for trial in trials:
+        if "requeued_from" in trial.user_attrs and trial.number not in failed:
+            before = trials[trial.user_attrs["requeued_from"]]
+            assert before.params.items() <= trial.params.items()
+
+
+def test_the_trial_of_a_living_worker_is_not_taken_for_a_dead_ones(tmp_path):
+    """One that has just begun has no name yet; it gets one while the others wait."""
+    study = run(tmp_path / "study.db", 1, workers=1)
+    since = datetime.now()
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        begun = study.ask()
+    assert _trial_of(study, "dead", since, set()).number == begun.number
+    threading.Timer(0.3, begun.set_user_attr, (WORKER, here("living"))).start()
+    assert _trial_of(study, "dead", since, {"living"}) is None
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        orphan = study.ask()
+    assert _trial_of(study, "dead", since, {"living"}).number == orphan.number
+    assert _trial_of(study, "living", since, set()).number == begun.number
 
 
 def test_an_objective_from_a_notebook(tmp_path, monkeypatch):
