@@ -181,10 +181,10 @@ class StandardisedModel(Model, gpytorch.Module):
         if any(parameter.requires_grad for parameter in self.parameters()):
             watch = Watch(
                 type(self).__name__,
+                device=self.train_X.device,
                 timeout=timeout,
                 progress=progress,
                 num_starts=1 + num_restarts,
-                device=self.train_X.device,
                 reasons=self._costs,
             )
             with exact_solves(), seeded(seed, self.train_X.device):
