@@ -140,8 +140,14 @@ SAID = {
     ),
     "Gaussian process": (process, ["12 rows, 3 inputs, 1 output", "noise_covar.noise: 0.1"]),
     "heteroscedastic process": (
-        lambda: process(bayes.HeteroscedasticGaussianProcess),
-        ["HeteroscedasticGaussianProcess(12 rows, 3 inputs, 1 output", "noise_covar.log_mean: -2"],
+        lambda: bayes.HeteroscedasticGaussianProcess(
+            X.repeat(4, 1) + torch.linspace(0, 1, 48)[:, None], Y.repeat(4, 1), RBFKernel()
+        ),
+        [
+            "HeteroscedasticGaussianProcess(48 rows, 3 inputs, 1 output",
+            "noise_covar.log_mean: -2",
+            "noise_covar.whitened: 48 numbers from 0 to 0",
+        ],
     ),
     "variational process": (
         lambda: bayes.VariationalGaussianProcess(

@@ -119,9 +119,22 @@ def check_problem(kind, awkward, seed, kernel):
     check(posterior, Y, INFINITE.get((kind, awkward), []))
 
 
+def check_one_of_a_thousand(kind, awkward, seed, smooth):
+    kernel = ScaleKernel(RBFKernel() if smooth else MaternKernel(nu=0.5))
+    check_problem(kind, awkward, seed, kernel)
+
+
 @pytest.mark.parametrize(("kind", "awkward"), list(itertools.product(FAST, AWKWARD)))
 def test_awkward_rows(kind, awkward):
     check_problem(kind, awkward, 0, ScaleKernel(RBFKernel()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "awkward", "seed", "smooth"),
+    [("gaussian", "near duplicates", 345, False)],  # inducing points that all but coincide
+)
+def test_problems_that_were_found(kind, awkward, seed, smooth):
+    check_one_of_a_thousand(kind, awkward, seed, smooth)
 
 
 @pytest.mark.slow
@@ -133,5 +146,4 @@ def test_awkward_rows(kind, awkward):
     smooth=st.booleans(),
 )
 def test_a_thousand_small_problems(kind, awkward, seed, smooth):
-    kernel = ScaleKernel(RBFKernel() if smooth else MaternKernel(nu=0.5))
-    check_problem(kind, awkward, seed, kernel)
+    check_one_of_a_thousand(kind, awkward, seed, smooth)

@@ -440,7 +440,7 @@ def test_a_given_likelihood_starts_where_it_is():
 
 
 # The quick ones of the first problems; all of `benchmarks fits --stress` by hand.
-@pytest.mark.parametrize("seed", [0, 2, *(pytest.param(k, marks=pytest.mark.slow) for k in (3, 6))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 3, 6))])
 def test_random_fits_end_well(seed):
     assert verdict(random_problem(seed, {}), limit=60.0) == WELL
 

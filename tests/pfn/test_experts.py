@@ -253,7 +253,7 @@ def test_a_network_with_experts_is_trained_saved_and_asked(tmp_path):
         TINY,
         inputs="standardised",
         targets="standardised",
-        steps=12,
+        steps=4,
         batch=4,
         border_tasks=40,
         held_out_tasks=0,

@@ -114,7 +114,7 @@ class TestGatedKernel:
         torch.linalg.cholesky(first + 1e-3 * torch.eye(4))
 
 
-@pytest.mark.covering
+@pytest.mark.fast_for("attention-NNGPKernel", "flatten-NTKKernel")
 @pytest.mark.parametrize("kind", [NNGPKernel, NTKKernel])
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_botorch_model_fits_and_proposes(name, kind):
