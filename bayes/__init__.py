@@ -5,6 +5,7 @@
 
 from typing import TYPE_CHECKING
 
+from bayes.deep_kernel_machine.deep_kernel_machine import DeepKernelMachine
 from bayes.diagnostics import (
     Calibration,
     Comparison,
@@ -23,6 +24,7 @@ from bayes.functional_prior import (
     match_quality,
     match_report,
 )
+from bayes.gradient_descent.gradient_descent_ensemble import GradientDescentEnsemble
 from bayes.inference import (
     HMC,
     MCLMC,
@@ -83,11 +85,13 @@ __all__ = [
     "Comparison",
     "ConvergenceReport",
     "DeepEnsemble",
+    "DeepKernelMachine",
     "EmpiricalPosterior",
     "Gaussian",
     "GaussianMixturePosterior",
     "GaussianProcess",
     "GaussianProcessClassifier",
+    "GradientDescentEnsemble",
     "Heteroscedastic",
     "HeteroscedasticGaussianProcess",
     "LangevinEnsemble",

@@ -17,6 +17,7 @@ __all__ = [
     "check_training_data",
     "check_unit",
     "check_variances",
+    "check_weights",
     "chosen_outputs",
     "warn_about_scale",
 ]
@@ -197,6 +198,38 @@ def check_variances(owner: str, variances: Tensor, num_outputs: int) -> None:
         )
     if not bool((variances >= 0).all()):
         raise ValueError(f"{owner} got negative or NaN variances in observation_noise.")
+
+
+def check_weights(owner: str, weights: Tensor, train_Y: Tensor) -> Tensor:
+    """Weights of rows as a column.
+
+    Args:
+        owner: Name of the model, for the message.
+        weights: To be `[..., n]` or `[..., n, 1]`, > 0.
+        train_Y: Outcomes, `[..., n, m]`.
+
+    Returns:
+        `[..., n, 1]`.
+
+    Raises:
+        TypeError: another dtype than that of the outcomes.
+        ValueError: another shape or device, or a weight that is not positive and finite.
+    """
+    if not isinstance(weights, Tensor) or weights.dtype != train_Y.dtype:
+        found = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(
+            f"{owner} needs train_weights as a tensor of {train_Y.dtype}, got {found}; use "
+            f"{_conversion('train_weights', weights, str(train_Y.dtype))}."
+        )
+    column = weights.unsqueeze(-1) if weights.dim() == train_Y.dim() - 1 else weights
+    if column.shape != (*train_Y.shape[:-1], 1) or column.device != train_Y.device:
+        raise ValueError(
+            f"{owner} needs train_weights {tuple(train_Y.shape[:-1])} on {train_Y.device}, one for "
+            f"each row, got shape {tuple(weights.shape)} on {weights.device}."
+        )
+    if not bool((column > 0).all() & column.isfinite().all()):
+        raise ValueError(f"{owner} needs finite train_weights > 0; leave out rows of weight 0.")
+    return column
 
 
 def warn_about_scale(owner: str, X: Tensor, kernel: Kernel) -> None:

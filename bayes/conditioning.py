@@ -19,7 +19,7 @@ from gpytorch.likelihoods.gaussian_likelihood import _GaussianLikelihoodBase
 from linear_operator.operators import DiagLinearOperator, LinearOperator
 from torch import Tensor
 
-__all__ = ["PartlyKnownNoise", "check_observations", "joined", "unrepeated"]
+__all__ = ["NoiseOfRows", "check_observations", "joined", "unrepeated"]
 
 
 def check_observations(
@@ -119,24 +119,33 @@ def unrepeated(rows: Tensor) -> Tensor:
     return rows[tuple(slice(0, 1) if stride == 0 < size else slice(None) for size, stride in batch)]
 
 
-class PartlyKnownNoise(_GaussianLikelihoodBase):
-    """A Gaussian likelihood that learns its noise, of training rows with known noise among them.
+class NoiseOfRows(_GaussianLikelihoodBase):
+    """A Gaussian likelihood that learns its noise, of which training rows have a multiple or none.
 
     Queries have the learnt noise.
 
     Args:
-        learnt: The likelihood whose noise the other rows have; its parameters are shared.
-        known: Noise variances of the rows `[..., n]` on the model's scale, NaN where learnt.
+        learnt: The likelihood that learns; its parameters are shared.
+        known: Noise variances of the rows `[..., n]` on the model's scale, NaN where learnt; None
+            where all are.
+        weights: By which the learnt noise variances of the rows are divided, `[..., n]`, > 0; 1
+            where None.
     """
 
-    def __init__(self, learnt: Likelihood, known: Tensor) -> None:
+    def __init__(self, learnt: Likelihood, known: Tensor | None, weights: Tensor | None) -> None:
         super().__init__(learnt.noise_covar)
         self.register_buffer("known", known, persistent=False)
+        self.register_buffer("weights", weights, persistent=False)
+        self.rows = next(part.shape[-1] for part in (known, weights) if part is not None)
 
     @property
     def noise(self) -> Tensor:
         """The learnt noise variance."""
         return self.noise_covar.noise
+
+    @noise.setter
+    def noise(self, value: Tensor | float) -> None:
+        self.noise_covar.initialize(noise=value)
 
     def of_queries(self, X: Tensor, f: MultivariateNormal) -> MultivariateNormal:
         """The distribution of y at queries `X` from that of f."""
@@ -147,7 +156,11 @@ class PartlyKnownNoise(_GaussianLikelihoodBase):
         self, base_shape: torch.Size, *params: Any, **kwargs: Any
     ) -> LinearOperator:
         noise = super()._shaped_noise_covar(base_shape, *params, **kwargs)
-        if "noise" in kwargs or base_shape[-1] != self.known.shape[-1]:
+        if "noise" in kwargs or base_shape[-1] != self.rows:
             return noise
-        learnt = noise.diagonal(dim1=-1, dim2=-2)
-        return DiagLinearOperator(torch.where(self.known.isnan(), learnt, self.known))
+        variances = noise.diagonal(dim1=-1, dim2=-2)
+        if self.weights is not None:
+            variances = variances / self.weights
+        if self.known is not None:
+            variances = torch.where(self.known.isnan(), variances, self.known)
+        return DiagLinearOperator(variances)

@@ -28,6 +28,7 @@ __all__ = [
 
 FINGERPRINT_ROWS = 8
 _MOST_LINES = 12  # of a table of variances
+_MOST_NUMBERS = 30  # of one parameter
 
 
 def describe_module(module: torch.nn.Module) -> dict[str, Any]:
@@ -51,9 +52,16 @@ def describe_values(module: gpytorch.Module) -> list[str]:
     for name, raw, constraint in module.named_parameters_and_constraints():
         if id(raw) not in told:
             value = raw if constraint is None else constraint.transform(raw)
-            numbers = ", ".join(f"{number:.3g}" for number in value.detach().flatten().tolist())
-            lines.append(f"{name.replace('raw_', '')}: {numbers}")
+            lines.append(f"{name.replace('raw_', '')}: {_numbers(value)}")
     return lines
+
+
+def _numbers(value: Tensor) -> str:
+    """Numbers as a reader takes them in: all of a few, the range of many."""
+    numbers = value.detach().flatten().tolist()
+    if len(numbers) > _MOST_NUMBERS:
+        return f"{len(numbers)} numbers from {min(numbers):.3g} to {max(numbers):.3g}"
+    return ", ".join(f"{number:.3g}" for number in numbers)
 
 
 def _differing_parts(found: dict[str, Any], saved: dict[str, Any]) -> list[str]:

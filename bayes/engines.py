@@ -3,7 +3,7 @@
 Noise variances are learnt down to 1e-7 of the outcomes' variance, under a wide prior: some tables
 have none. Beyond 1,000 rows, kernel and noise are learnt on a random part of 1,000, and the process
 is then conditioned on all rows, exactly. Classifiers learn on all rows, through inducing points
-where they are variational.
+where they are variational. All take `sample_weight`, tensors `[n]` > 0, of their rows.
 """
 
 from __future__ import annotations
@@ -113,12 +113,13 @@ def _fitted(
     fit_rows: int,
     X: Tensor,
     Y: Tensor,
+    sample_weight: Tensor | None = None,
 ) -> ExactProcess:
     noise = GaussianLikelihood(
         noise_prior=LogNormalPrior(-4.0, 3.0),
         noise_constraint=GreaterThan(_NOISE_FLOOR, initial_value=0.1),
     ).to(X)
-    model = process(X, Y, kernel(X.shape[-1]).to(X), likelihood=noise)
+    model = process(X, Y, kernel(X.shape[-1]).to(X), likelihood=noise, train_weights=sample_weight)
     model.fit(progress=False, max_rows=fit_rows)
     if bool((model.likelihood.noise < _NO_NOISE).any()):
         model = _better(model, _again_with_noise(model, fit_rows))
@@ -140,9 +141,13 @@ def _half_cauchy(X: Tensor, *rest: Any, **options: Any) -> ScaleMixtureProcess:
     return ScaleMixtureProcess(X, *rest, scale=HalfCauchyVariance(X.new_ones(())), **options)
 
 
-def _classified(likelihood: str, X: Tensor, Y: Tensor) -> GaussianProcessClassifier:
+def _classified(
+    likelihood: str, X: Tensor, Y: Tensor, sample_weight: Tensor | None = None
+) -> GaussianProcessClassifier:
     kernel = _nngp(nn.GELU, X.shape[-1]).to(X)
-    model = GaussianProcessClassifier(X, Y, kernel, likelihood=likelihood)
+    model = GaussianProcessClassifier(
+        X, Y, kernel, likelihood=likelihood, train_weights=sample_weight
+    )
     return model.fit(progress=False)
 
 

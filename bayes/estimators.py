@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,18 +117,27 @@ class _Estimator(TableEstimator, BaseEstimator):
         rows, targets = self._tensor(X), self._tensor(y[:, None])
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         made = self._chosen(rows.shape[1], classes)
+        owner = type(self).__name__
         if isinstance(made, dict):
-            _refuse(type(self).__name__, given)
+            _refuse(owner, given, "a stack", "Name one engine as model_factory")
             factories = {name: _limited(factory, len(rows), seed) for name, factory in made.items()}
             self.model_ = stack(
                 factories, rows, targets, folds=self.folds, seed=seed, progress=self.progress
             ).requires_grad_(False)
             return
-        factory = _limited(made, len(rows), seed)
-        accepted = _arguments(made) if not isinstance(made, Engine) else set()
-        _refuse(type(self).__name__, {k: v for k, v in given.items() if k not in accepted})
-        given = {k: self._tensor(v) if k == "sample_weight" else v for k, v in given.items()}
-        model = partial(factory, **given)(rows, targets)
+        is_engine = isinstance(made, Engine)
+        accepted = _arguments(made.factory if is_engine else made)
+        unknown = {k: v for k, v in given.items() if k not in accepted}
+        if is_engine:
+            _refuse(owner, unknown, f"the engine {made.name!r}", "Choose another engine")
+        _refuse(owner, unknown, "this model_factory", "Give it an argument of that name")
+        if "sample_weight" in given:
+            weights = self._tensor(_checked_weights(owner, given["sample_weight"], len(rows)))
+            if is_engine:
+                counted = weights > 0
+                rows, targets, weights = rows[counted], targets[counted], weights[counted]
+            given = {**given, "sample_weight": weights}
+        model = _limited(made, len(rows), seed)(rows, targets, **given)
         if not isinstance(model, Model):
             raise TypeError(
                 f"model_factory must make a BoTorch model, got a {type(model).__name__}."
@@ -235,8 +243,10 @@ class Regressor(RegressorMixin, _Estimator):
         Args:
             X: Table `[n, d]`; numbers, text, booleans, categories, missing values; n >= 2.
             y: Finite targets `[n]`.
-            **fit_params: Passed to a factory that has arguments of these names, `sample_weight` as
-                a tensor `[n]`; refused by stacks and named engines, in which every row counts once.
+            **fit_params: Passed to a factory or named engine that has arguments of these names.
+                `sample_weight`, `[n]`, >= 0, is taken by the processes of this package: the noise
+                variance of a row is divided by its weight, of classes its log likelihood
+                multiplied. Stacks, whose scores count every row once, and others refuse it.
 
         Raises:
             TypeError: values, engines or arguments of an unusable kind.
@@ -388,12 +398,13 @@ def _limited(chosen: Any, rows: int, seed: int) -> Callable[..., Any]:
             stacklevel=5,
         )
 
-    def factory(X: Tensor, Y: Tensor) -> Any:
+    def factory(X: Tensor, Y: Tensor, **of_rows: Tensor) -> Any:
         if most is not None and len(X) > most:
             generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(len(X), generator=generator, device="cpu").to(X.device)
             X, Y = X[order[:most]], Y[order[:most]]
-        return chosen.factory(X, Y)
+            of_rows = {name: values[order[:most]] for name, values in of_rows.items()}
+        return chosen.factory(X, Y, **of_rows)
 
     return factory
 
@@ -405,13 +416,22 @@ def _arguments(factory: Callable[..., Any]) -> set[str]:
         return set()
 
 
-def _refuse(owner: str, given: Mapping[str, Any]) -> None:
+def _refuse(owner: str, given: Mapping[str, Any], who: str, instead: str) -> None:
     if given:
         name = next(iter(given))
-        raise TypeError(
-            f"{owner}.fit got {name}, which these engines do not know; pass a model_factory with "
-            f"an argument {name}. Noise variances of rows are train_Yvar of a process."
+        raise TypeError(f"{owner}.fit got {name}, which {who} does not know. {instead}.")
+
+
+def _checked_weights(owner: str, weights: Any, rows: int) -> np.ndarray:
+    """Weights of rows as numbers."""
+    found = np.asarray(weights, dtype=np.float64)
+    fine = found.shape == (rows,) and np.isfinite(found).all() and (found >= 0).all()
+    if not fine or not found.any():
+        raise ValueError(
+            f"{owner}.fit needs sample_weight of {rows} finite numbers >= 0, one for each row and "
+            f"some above 0, got shape {found.shape}."
         )
+    return found
 
 
 def _unusable(chosen: Any) -> str:

@@ -1,9 +1,12 @@
-"""The whole path on real data: fit, query, search, report. Run by `make demo`.
+"""The whole path on real data in a minute: fit, query, search, report. Run by `make demo`.
+
+`--full` takes five splits, 24 trials and mean-field inference: the figures of
+`docs/pages/results.md`, in some minutes.
 
 1. Diabetes (442 patients, 10 features): one multilayer perceptron as two infinite-width kernels,
    three engines on them, and BoTorch's default Gaussian process as the yardstick.
 2. The same splits for a pretrained network that infers in one forward pass, and for a Bayesian
-   neural network whose weight prior was matched to a Gaussian process.
+   neural network, an ensemble, whose weight prior was matched to a Gaussian process.
 3. A Bayesian study of architecture and hyperparameters on handwritten digits, interrupted and
    resumed on the way, against random search.
 4. Figures and an HTML report in `out/`.
@@ -11,9 +14,11 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +42,7 @@ import pfn
 from bayes import (
     BayesianNetwork,
     Comparison,
+    DeepEnsemble,
     GaussianProcess,
     MeanField,
     StudentTProcess,
@@ -49,21 +55,41 @@ from bayes import (
 from priors import GaussianProcessPrior, NetworkPrior, NNGPKernel, NTKKernel
 
 OUT = Path("out")
-NUM_SPLITS = 5
-NUM_TRIALS = 24
-INTERRUPT_AT = 10  # the trial during which the script presses Ctrl-C on itself
+INTERRUPT_AT = 6  # the trial during which the script presses Ctrl-C on itself
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def diabetes_splits() -> list[Split]:
+@dataclass(frozen=True)
+class Sizes:
+    """How much is done: by default what takes a minute.
+
+    Attributes:
+        num_splits: Of the diabetes data.
+        num_trials: Of each search.
+        method: Inference in the Bayesian network.
+    """
+
+    num_splits: int = 2
+    num_trials: int = 12
+    method: Any = field(
+        default_factory=lambda: DeepEnsemble(num_members=10, num_training_steps=300, progress=False)
+    )
+
+
+def full() -> Sizes:
+    """Sizes behind the published table."""
+    return Sizes(num_splits=5, num_trials=24, method=MeanField(num_steps=1000, progress=False))
+
+
+def diabetes_splits(number: int) -> list[Split]:
     """Random 80/20 splits in raw units: every model standardises by its training rows."""
     X, y = load_diabetes(return_X_y=True, scaled=False)
     rows_X = torch.tensor(X, dtype=torch.float64, device=DEVICE)
     rows_y = torch.tensor(y, dtype=torch.float64, device=DEVICE)[:, None]
     splits = []
-    for seed in range(NUM_SPLITS):
+    for seed in range(number):
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
         train, test = order[: int(0.8 * len(y))], order[int(0.8 * len(y)) :]
         splits.append((rows_X[train], rows_y[train], rows_X[test], rows_y[test]))
@@ -120,7 +146,7 @@ def matched_weight_prior() -> NetworkPrior:
     return matched.to(DEVICE)
 
 
-def regression(splits: list[Split]) -> tuple[Comparison, dict[str, list[Any]]]:
+def regression(splits: list[Split], method: Any) -> tuple[Comparison, dict[str, list[Any]]]:
     """Steps 1 and 2: the table, and the fitted models by name."""
     network = pfn.load("regression").to(DEVICE)
     weight_prior = matched_weight_prior()
@@ -131,7 +157,7 @@ def regression(splits: list[Split]) -> tuple[Comparison, dict[str, list[Any]]]:
         "BoTorch SingleTaskGP": botorch_default,
         "PFN, one forward pass": network.condition,
         "BayesianNetwork, matched prior": lambda X, Y: BayesianNetwork(X, Y, weight_prior).fit(
-            MeanField(num_steps=1000, progress=False)
+            method
         ),
     }
     fitted: dict[str, list[Any]] = {name: [] for name in factories}
@@ -178,7 +204,7 @@ def interrupted(trial: optuna.Trial) -> float:
     return digits_study.objective(trial)
 
 
-def digits_search() -> tuple[optuna.Study, optuna.Study]:
+def digits_search(num_trials: int) -> tuple[optuna.Study, optuna.Study]:
     """Step 3: the Bayesian study, interrupted and resumed, and random search."""
     storage = OUT / "digits.db"
     storage.unlink(missing_ok=True)
@@ -188,14 +214,14 @@ def digits_search() -> tuple[optuna.Study, optuna.Study]:
         "storage": storage,
     }
     try:
-        nas.search(interrupted, num_trials=NUM_TRIALS, study_name="bayesian", seed=0, **common)
+        nas.search(interrupted, num_trials=num_trials, study_name="bayesian", seed=0, **common)
     except KeyboardInterrupt:
         stopped = optuna.load_study(study_name="bayesian", storage=f"sqlite:///{storage}")
         done = len(stopped.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
         print(f"interrupted in trial {INTERRUPT_AT}: {done} finished trials are in {storage}")
     study = nas.search(
         digits_study.objective,
-        num_trials=NUM_TRIALS - done,
+        num_trials=num_trials - done,
         study_name="bayesian",
         seed=0,
         **common,
@@ -204,7 +230,7 @@ def digits_search() -> tuple[optuna.Study, optuna.Study]:
     print(f"resumed: {len(finished)} finished trials, the interrupted one repeated, none lost")
     random = nas.search(
         digits_study.objective,
-        num_trials=NUM_TRIALS,
+        num_trials=num_trials,
         study_name="random",
         sampler=optuna.samplers.RandomSampler(seed=0),
         **common,
@@ -225,11 +251,11 @@ def search_figure(studies: dict[str, optuna.Study]) -> Figure:
     return figure
 
 
-def table_of(comparison: Comparison) -> nas.Section:
+def table_of(comparison: Comparison, num_splits: int) -> nas.Section:
     """The comparison as a section of the report."""
     return nas.Section(
         "Diabetes",
-        f"{NUM_SPLITS} random 80/20 splits, the same for every row; RMSE in units of y, NLPD in "
+        f"{num_splits} random 80/20 splits, the same for every row; RMSE in units of y, NLPD in "
         "nats per patient, with standard errors; seconds to fit and predict.",
         columns=["model", "RMSE", "±", "NLPD", "±", "90% coverage", "seconds"],
         rows=[
@@ -244,6 +270,9 @@ def table_of(comparison: Comparison) -> nas.Section:
 
 def main() -> None:
     """Run everything and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true", help="sizes behind the published table")
+    sizes = full() if parser.parse_args().full else Sizes()
     started = time.perf_counter()
     matplotlib.use("Agg")
     # Matrices here have a few hundred rows: more threads would mostly wait for each other.
@@ -253,14 +282,14 @@ def main() -> None:
     # 353 training rows, 97 more than the network was trained on; all are used.
     warnings.filterwarnings("ignore", message="This network was trained on up to 256")
     OUT.mkdir(exist_ok=True)
-    print(f"running on {DEVICE}\n\n1-2. Diabetes: six engines, {NUM_SPLITS} splits")
-    splits = diabetes_splits()
-    comparison, fitted = regression(splits)
+    print(f"running on {DEVICE}\n\n1-2. Diabetes: six engines, {sizes.num_splits} splits")
+    splits = diabetes_splits(sizes.num_splits)
+    comparison, fitted = regression(splits, sizes.method)
     print(f"\n{comparison}\n")
     intervals, coverage = regression_figures(splits, fitted)
 
     print("3. Digits: architecture and hyperparameters")
-    study, random = digits_search()
+    study, random = digits_search(sizes.num_trials)
     losses = {
         name: digits_study.held_out_loss(s.best_trial)
         for name, s in (("Bayesian", study), ("random", random))
@@ -278,7 +307,7 @@ def main() -> None:
         extra_sections=[
             nas.Section(
                 "Against random search",
-                f"{NUM_TRIALS} trials each. One pair of runs is an anecdote; "
+                f"{sizes.num_trials} trials each. One pair of runs is an anecdote; "
                 "python -m benchmarks search has twenty.",
                 columns=["search", "best validation log loss", "held-out log loss"],
                 rows=[
@@ -287,7 +316,7 @@ def main() -> None:
                 ],
                 figures=[progress],
             ),
-            table_of(comparison),
+            table_of(comparison, sizes.num_splits),
             nas.Section("Predictive intervals", figures=[intervals]),
             nas.Section("Calibration", figures=[coverage]),
         ],

@@ -23,8 +23,9 @@ signs of the derivatives of log evidence + log p(w),
 
     d log evidence / d w_j = tr(G dC / d w_j) / 2,   G = (2 + n) / (2 + q) a a' - K^-1,  a = K^-1 z,
 
-with log w_j ~ N(0, 1.5^2). That is done with up to 64 rows of a context, evenly spread over it. All
-is in double precision.
+with log w_j ~ N(0, 1.5^2). That is done with some rows of a context, evenly spread: up to 64
+in a training, which needs thousands of contexts, and 256 where a network is used, since more rows
+tell relevances apart. All is in double precision.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
-__all__ = ["Advice", "Experts"]
+__all__ = ["COMPARED", "COMPARED_IN_TRAINING", "Advice", "Experts"]
 
 _LINEAR, _MATERN1, _MATERN5, _SQUARED = range(4)
 # Kind and length scale. Where rows tell nothing the first are the best.
@@ -57,7 +58,7 @@ _FITTED = (_SQUARED, _MATERN5)  # kinds whose w is fitted; `_fitted_covariance` 
 _CONSTANT = 0.2  # variance of the mean, added to every kernel
 # Of the noise to the function; where rows tell nothing the first is the best.
 _RATIOS = (1.0, 0.1, 10.0, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-_COMPARED = 64  # rows on which kernels are compared
+COMPARED, COMPARED_IN_TRAINING = 256, 64  # rows on which kernels are compared
 _STEPS = (1.0, 1.0, 1.0, 1.0, 0.7, 0.5, 0.3, 0.2)  # largest changes of log w
 _SPREAD = 1.5  # standard deviation of log w
 
@@ -231,6 +232,7 @@ class Experts:
         targets: Float[Tensor, "B n"],
         number: int,
         shown: Bool[Tensor, "B n"] | None = None,
+        compared: int = COMPARED,
     ) -> Experts:
         """The best `number` experts of contexts.
 
@@ -239,6 +241,7 @@ class Experts:
             targets: Likewise.
             number: k, at most 8.
             shown: False for padding.
+            compared: Most rows on which kernels are compared.
         """
         dtype = rows.dtype
         X, z = rows.double(), targets.double()
@@ -249,7 +252,7 @@ class Experts:
         mean_square = X.square().sum((1, 2)) / count.clamp_min(1)
         unit = torch.where(mean_square > 0, mean_square, 1).sqrt()[:, None, None]
         X = X / unit
-        some = torch.linspace(0, n - 1, min(n, _COMPARED), device=X.device).round().long()
+        some = torch.linspace(0, n - 1, min(n, compared), device=X.device).round().long()
         part = None if shown is None else shown[:, some]
         kernels, noise = _best(X[:, some], z[:, some], part, number)
         full = _add_noise(kernels.covariance(X, X, shown, shown), noise, shown)

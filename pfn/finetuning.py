@@ -88,7 +88,10 @@ def finetuned(
 
     @torch.no_grad()
     def judged() -> float:
-        return float(loss(rest[None, :most], kept[None]))
+        tuned.eval()  # as it will be used
+        value = float(loss(rest[None, :most], kept[None]))
+        tuned.train()
+        return value
 
     found = [(0, judged())]
     best = {name: value.detach().clone() for name, value in tuned.state_dict().items()}

@@ -16,7 +16,7 @@ from pfn.architecture import ArchitectureConfig, Context, Rows, Targets, Transfo
 from pfn.certificate import Certificate
 from pfn.coverage import Coverage
 from pfn.distribution import BarDistribution
-from pfn.experts import Advice, Experts
+from pfn.experts import COMPARED, COMPARED_IN_TRAINING, Advice, Experts
 from pfn.frozen import frozen, without_tensors
 from pfn.mixing import mixed
 from priors.posteriors.standardisation import location_scale
@@ -243,8 +243,9 @@ class Network(nn.Module):
         encoding = Encoding(empty, location, scale, told, *columns, num_classes, order)
         rows = self._rows(encoding, X, noise_var)
         if self.architecture.experts:
+            compared = COMPARED_IN_TRAINING if self.training else COMPARED
             with torch.no_grad():
-                experts = Experts.of(rows.values, z, self.architecture.experts, mask)
+                experts = Experts.of(rows.values, z, self.architecture.experts, mask, compared)
             encoding = replace(encoding, experts=experts)
             rows = replace(rows, advice=experts.own.features(z))
         return replace(encoding, context=self.network.encode(rows, Targets(z, told), mask))

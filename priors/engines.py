@@ -35,7 +35,8 @@ class Engine:
         factory: `(X, Y) -> model`, a fitted BoTorch model whose
             `posterior(X, observation_noise=True)` has densities, or class probabilities. X is
             `[n, d]`, finite, not scaled; Y is `[n, 1]`, of classes their numbers 0, 1, ...
-            A function of a module, or a `functools.partial` of one, can be pickled.
+            A function of a module, or a `functools.partial` of one, can be pickled. One with a
+            third argument `sample_weight=None` takes weights of the rows, `[n]`, > 0.
         max_rows: Most rows it takes, None for any number. Callers give it a random part of more.
         max_columns: Most columns, None for any number. Tables of more are not given to it.
         max_classes: Most classes, None for any number.

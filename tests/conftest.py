@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from tests.covering import combination, covering
+from tests.covering import chosen, combination, covering
 from tests.shapes import check_on_import
 
 check_on_import()
@@ -24,14 +24,19 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out those that are slow
 def pytest_collection_modifyitems(items):
-    """Of the combinations of parameters of a test marked `covering`, those left out are slow."""
+    """Of tests marked `covering` or `fast_for` the combinations of parameters left out are slow."""
     families = collections.defaultdict(list)
     for item in items:
         apart = any(item.get_closest_marker(name) for name in ("slow", "gpu"))
-        if item.get_closest_marker("covering") and hasattr(item, "callspec") and not apart:
+        if hasattr(item, "callspec") and not apart:
             families[item.nodeid.partition("[")[0]].append(item)
-    for family in families.values():
-        kept = covering([combination(item) for item in family])
+    for name, family in families.items():
+        if named := family[0].get_closest_marker("fast_for"):
+            kept = chosen([item.callspec.id for item in family], named.args, name)
+        elif family[0].get_closest_marker("covering"):
+            kept = covering([combination(item) for item in family])
+        else:
+            continue
         for number, item in enumerate(family):
             if number not in kept:
                 item.add_marker(pytest.mark.slow)

@@ -1,4 +1,4 @@
-"""Few combinations of parameters of a test, with every value of each: those that are fast."""
+"""Few combinations of parameters of a test: those that are fast."""
 
 import collections
 import re
@@ -37,3 +37,20 @@ def covering(combinations):
         kept.add(best)
         used.update(values[best])
     return kept
+
+
+def chosen(ids, names, test):
+    """Numbers of the combinations with these ids.
+
+    Where a test is asked for by its id, the others of its family are not there.
+
+    Raises:
+        ValueError: no combination has one of the ids.
+    """
+    missing = set(names) - set(ids)
+    if missing and len(ids) > len(names):
+        raise ValueError(
+            f"{test} is marked fast_for {sorted(missing)}, which it does not have; "
+            f"its ids are {ids}."
+        )
+    return {number for number, value in enumerate(ids) if value in names}

@@ -21,14 +21,17 @@ from torch.distributions import Gamma
 import pfn
 from bayes import (
     BayesianNetwork,
+    DeepKernelMachine,
     GaussianProcess,
     GaussianProcessClassifier,
+    GradientDescentEnsemble,
     HeteroscedasticGaussianProcess,
     MeanField,
     ScaleMixtureClassifier,
     ScaleMixtureProcess,
     StudentTProcess,
     VariationalGaussianProcess,
+    WeightSpaceProcess,
     calibration,
     match_functional_prior,
     match_quality,
@@ -207,6 +210,7 @@ def engines():
 
 def further_engines():
     kernel, labels = ScaleKernel(MaternKernel()), (X[:, :1] > 0.5).double()
+    infinite = NTKKernel(mlp(), bias_var=0.1)
     scale = Gamma(*torch.tensor([2.0, 1.0], dtype=torch.float64))
     exact = [
         HeteroscedasticGaussianProcess(X, Y, kernel, num_noise_points=4),
@@ -217,6 +221,11 @@ def further_engines():
         VariationalGaussianProcess(X, Y, kernel, likelihood=name, num_inducing=4)
         for name in ("gaussian", "student_t", "heteroscedastic")
     ]
+    limits = [
+        DeepKernelMachine(X, Y, layers=["relu", "squared exponential"], num_inducing=4),
+        GradientDescentEnsemble(X, Y, mlp()),
+        GradientDescentEnsemble(X, Y, mlp(), time=2.0, ridge=0.1),
+    ]
     classifiers = [
         ScaleMixtureClassifier(X, labels, kernel, num_inducing=4),
         *(
@@ -225,13 +234,17 @@ def further_engines():
         ),
     ]
     with META:
-        for model in (*exact, *variational):
+        for model in (*exact, *variational, *limits):
             model.fit(max_iter=2, progress=False)
             yield from of_posterior(model.posterior(Q, observation_noise=True), Y[:3])
             yield model.condition_on_observations(Q, Y[:3]).posterior(Q).mean
         for model in exact:
             yield from (model.leave_one_out().mean, model.log_marginal_likelihood())
         yield exact[0].noise_variance(Q)
+        features = WeightSpaceProcess(X, Y, infinite, num_features=20).fit()
+        yield from of_posterior(features.posterior(Q, observation_noise=True), Y[:3])
+        yield features.condition_on_observations(Q, Y[:3]).log_marginal_likelihood()
+        yield from (limits[2].leave_one_out().mean, limits[2].log_score(), *limits[0].grams(Q))
         for model in classifiers:
             model.fit(max_iter=2, progress=False)
             yield from (model.posterior(Q).mean, model.posterior(Q).rsample())

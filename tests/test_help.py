@@ -19,8 +19,10 @@ import priors
 SECTION = re.compile(r"^Methods:\n((?:    .*\n?)+)", re.MULTILINE)
 CLASSES = (
     bayes.BayesianNetwork,
+    bayes.DeepKernelMachine,
     bayes.GaussianProcess,
     bayes.GaussianProcessClassifier,
+    bayes.GradientDescentEnsemble,
     bayes.HeteroscedasticGaussianProcess,
     bayes.ScaleMixtureClassifier,
     bayes.StudentTProcess,

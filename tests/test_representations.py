@@ -140,8 +140,36 @@ SAID = {
     ),
     "Gaussian process": (process, ["12 rows, 3 inputs, 1 output", "noise_covar.noise: 0.1"]),
     "heteroscedastic process": (
-        lambda: process(bayes.HeteroscedasticGaussianProcess),
-        ["HeteroscedasticGaussianProcess(12 rows, 3 inputs, 1 output", "noise_covar.log_mean: -2"],
+        lambda: bayes.HeteroscedasticGaussianProcess(
+            X.repeat(4, 1) + torch.linspace(0, 1, 48)[:, None], Y.repeat(4, 1), RBFKernel()
+        ),
+        [
+            "HeteroscedasticGaussianProcess(48 rows, 3 inputs, 1 output",
+            "noise_covar.log_mean: -2",
+            "noise_covar.whitened: 48 numbers from 0 to 0",
+        ],
+    ),
+    "variational process": (
+        lambda: bayes.VariationalGaussianProcess(
+            X, Y, priors.NNGPKernel(network()), likelihood="student_t", num_inducing=5
+        ),
+        ["VariationalGaussianProcess(12 rows, 3 inputs, 1 output", "5 inducing points", "df"],
+    ),
+    "process of features": (
+        lambda: bayes.WeightSpaceProcess(X, Y, priors.NNGPKernel(network()), num_features=20),
+        ["WeightSpaceProcess(12 rows, 3 inputs, 1 output", "features)", "noise: 0.1"],
+    ),
+    "Gaussian process classifier": (
+        lambda: bayes.GaussianProcessClassifier(
+            X, (Y > Y.median()).double(), RBFKernel(), likelihood="dirichlet"
+        ),
+        ["GaussianProcessClassifier(dirichlet, 2 classes)", "GaussianProcess(12 rows"],
+    ),
+    "scale mixture classifier": (
+        lambda: bayes.ScaleMixtureClassifier(
+            X, (Y > Y.median()).double(), RBFKernel(), num_inducing=5
+        ),
+        ["ScaleMixtureClassifier(12 rows", "5 inducing points", "scale concentration: 2"],
     ),
     "t process": (lambda: process(bayes.StudentTProcess), ["StudentTProcess(12 rows"]),
     "scale mixture process": (

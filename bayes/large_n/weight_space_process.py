@@ -19,7 +19,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from botorch.acquisition.objective import PosteriorTransform
-from botorch.models.model import Model
 from botorch.posteriors import Posterior
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.kernels import Kernel
@@ -28,24 +27,18 @@ from linear_operator.operators import (
     DiagLinearOperator,
     RootLinearOperator,
 )
-from torch import Tensor, nn
-from torch.distributions.transforms import AffineTransform
+from torch import Tensor
 
-from bayes.checks import check_query, check_training_data, check_unit, chosen_outputs
-from bayes.conditioning import check_observations
-from bayes.description import check_given, check_module, describe_module, describe_transform
-from bayes.outcome import ElementwiseOutcome
-from bayes.outputs import OutputSubset
+from bayes.checks import check_query, check_training_data, chosen_outputs
+from bayes.description import check_given, check_module, describe_module
+from bayes.one_data_set import OneDataSet, described
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.kernels.network import NNGPKernel, NTKKernel
 from priors.kernels.random_features import FeatureMap, RandomFeatureKernel, random_features
 from priors.posteriors.gaussian import GaussianPosterior
-from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
+from priors.posteriors.transformed import apply_posterior_transform
 from priors.posteriors.transforms import (
     DEFAULT,
-    check_range,
-    make_input_transform,
-    make_outcome_transform,
 )
 from priors.randomness import RandomSource
 from priors.representation import as_data, count
@@ -59,7 +52,7 @@ _STATISTICS = ("gram", "cross", "square", "log_jacobian")  # of the rows, sums o
 _NOISE, _SCALE = (math.log(1e-6), math.log(1e2)), (math.log(1e-4), math.log(1e4))
 
 
-class WeightSpaceProcess(Model):
+class WeightSpaceProcess(OneDataSet):
     """A Gaussian process through features, for hundreds of thousands of rows.
 
     O(n D^2) time once and O(D^2) memory beside the rows, for D features; O(D^3) for a prediction of
@@ -110,6 +103,8 @@ class WeightSpaceProcess(Model):
     like: Tensor
     num_rows: int
 
+    _doubles = ("outputscale", "noise", *_STATISTICS)
+
     def __init__(
         self,
         train_X: Tensor,
@@ -129,18 +124,8 @@ class WeightSpaceProcess(Model):
                 f"{owner} takes one data set [n, d], got train_X of shape {tuple(train_X.shape)}."
             )
         self.features = _feature_map(owner, kernel, num_features, seed).to(train_X.device)
-        self._given = {
-            "input_transform": describe_transform(input_transform),
-            "outcome_transform": describe_transform(outcome_transform),
-        }
-        outcome = make_outcome_transform(outcome_transform, train_Y)
-        check_unit(owner, outcome, train_Y)
-        self.outcome_transform = (
-            None if outcome is None else ElementwiseOutcome(outcome).to(train_X).eval()
-        )
-        self.input_transform = make_input_transform(input_transform, train_X)
-        if self.input_transform is not None:
-            self.input_transform.eval()
+        self._given = described(input_transform, outcome_transform)
+        self._set_transforms(train_X, train_Y, input_transform, outcome_transform)
         ones = torch.ones(train_Y.shape[-1], dtype=torch.float64, device=train_X.device)
         self.register_buffer("outputscale", ones)
         self.register_buffer("noise", 0.1 * ones)
@@ -164,15 +149,9 @@ class WeightSpaceProcess(Model):
         """Number of outputs."""
         return len(self.noise)
 
-    @property
-    def batch_shape(self) -> torch.Size:
-        """Empty: one data set."""
-        return torch.Size()
-
     def _z(self, X: Tensor) -> Tensor:
         """Features `[..., n, D]` of inputs in the user's units, float64."""
-        X = X if self.input_transform is None else self.input_transform(X)
-        return self.features(X).double()
+        return self.features(self.transformed_inputs(X)).double()
 
     def _statistics(self, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Z'Z `[D, D]`, Z'y `[D, m]`, y'y `[m]` and the log Jacobian of the outcomes, in blocks."""
@@ -289,13 +268,7 @@ class WeightSpaceProcess(Model):
                 location.mT, BlockDiagLinearOperator(covariance), interleaved=False
             )
         )
-        posterior: Any = GaussianPosterior(joint)
-        if self.outcome_transform is not None:
-            transform = self.outcome_transform.of_outputs(outputs)
-            if isinstance(transform, AffineTransform):
-                posterior = GaussianPosterior(joint, transform)
-            else:
-                posterior = TransformedPosterior(posterior, transform)
+        posterior = self._in_units_of_y(GaussianPosterior(joint), outputs)
         return apply_posterior_transform(posterior_transform, posterior, X)
 
     def sample_path(
@@ -347,31 +320,12 @@ class WeightSpaceProcess(Model):
             ValueError: shapes disagree, or values are not finite.
             NotImplementedError: a batch of further rows.
         """
-        owner = type(self).__name__
-        check_observations(owner, X, Y, None, self.like, self.like.new_zeros(1, self.num_outputs))
-        if X.dim() != 2 or Y.dim() != 2:
-            raise NotImplementedError(
-                f"{owner} is conditioned on one set of rows [n, d], got X {tuple(X.shape)} and Y "
-                f"{tuple(Y.shape)}."
-            )
-        if self.outcome_transform is not None:
-            check_range(self.outcome_transform.transform, Y)
+        self._check_further_rows(X, Y, self.like, self.like.new_zeros(1, self.num_outputs))
         new = copy.deepcopy(self)
         for name, value in zip(_STATISTICS, self._statistics(X, Y), strict=True):
             setattr(new, name, getattr(self, name) + value)
         new.num_rows = self.num_rows + len(X)
         return new
-
-    def subset_output(self, idcs: Sequence[int]) -> OutputSubset:
-        """The model of some outputs only.
-
-        Args:
-            idcs: Indices of the outputs.
-
-        Raises:
-            ValueError: an index is out of range.
-        """
-        return OutputSubset(self, idcs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write features, statistics of the rows and hyperparameters to one safetensors file.
@@ -416,8 +370,7 @@ class WeightSpaceProcess(Model):
         """
         tensors, description = read_safetensors(path, kind=cls.__name__)
         given = {"input_transform": input_transform, "outcome_transform": outcome_transform}
-        described = {name: describe_transform(value) for name, value in given.items()}
-        check_given(path, described, description["given"])
+        check_given(path, described(**given), description["given"])
         state = tensors_under("state", tensors)
         features = _feature_map(cls.__name__, kernel, num_features, 0)
         check_module(path, "feature map", features, description["features"])
@@ -427,23 +380,6 @@ class WeightSpaceProcess(Model):
         model.load_state_dict(state)
         model.num_rows = description["num_rows"]
         return model
-
-    def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode: input transforms are fitted.
-
-        Args:
-            mode: Ignored.
-        """
-        return nn.Module.train(self, False)
-
-    def _set_transformed_inputs(self) -> None:
-        """Nothing to do for BoTorch: inputs are transformed where they are used."""
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        for name in ("outputscale", "noise", *_STATISTICS):
-            setattr(self, name, getattr(self, name).double())
-        return self
 
 
 def _feature_map(

@@ -26,7 +26,7 @@ from botorch.models.utils import add_output_dim, gpt_posterior_settings
 from botorch.posteriors import Posterior
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.kernels import Kernel
-from gpytorch.likelihoods import Likelihood
+from gpytorch.likelihoods import FixedNoiseGaussianLikelihood, Likelihood
 from gpytorch.means import ZeroMean
 from linear_operator.operators import BlockDiagLinearOperator
 from torch import Tensor
@@ -36,6 +36,7 @@ from bayes.checks import (
     check_query,
     check_training_data,
     check_unit,
+    check_weights,
     chosen_outputs,
     warn_about_scale,
 )
@@ -85,6 +86,7 @@ class ExactProcess(ProcessRows, ABC):
         kernel: Kernel,
         *,
         train_Yvar: Tensor | None = None,
+        train_weights: Tensor | None = None,
         likelihood: Likelihood | None = None,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
@@ -102,6 +104,13 @@ class ExactProcess(ProcessRows, ABC):
             warn_about_scale(owner, train_X, kernel)
         if train_Yvar is not None and likelihood is not None:
             raise ValueError(f"{owner} takes train_Yvar or a likelihood, not both.")
+        if train_weights is not None:
+            train_weights = check_weights(owner, train_weights, train_Y)
+            if train_Yvar is not None or isinstance(likelihood, FixedNoiseGaussianLikelihood):
+                raise ValueError(
+                    f"{owner} weighs rows by their learnt noise; divide known noise variances by "
+                    "the weights instead."
+                )
         outcome = make_outcome_transform(outcome_transform, train_Y)
         check_unit(owner, outcome, train_Y)
         super().__init__(
@@ -119,7 +128,7 @@ class ExactProcess(ProcessRows, ABC):
         if train_Yvar is None and likelihood is None:
             self.likelihood.noise = _NOISE_VAR
         self._hyperparameter_batch = train_Y.shape[:-2]
-        self._hold(train_X, train_Y, train_Yvar)
+        self._hold(train_X, train_Y, train_Yvar, train_weights)
         self.eval()
         self._given = {
             "likelihood": likelihood is not None,
@@ -221,6 +230,7 @@ class ExactProcess(ProcessRows, ABC):
         if any(parameter.requires_grad for parameter in self.parameters()):
             watch = Watch(
                 type(self).__name__,
+                device=self.train_X.device,
                 timeout=timeout,
                 progress=progress,
                 num_starts=1 + num_restarts,
@@ -246,12 +256,13 @@ class ExactProcess(ProcessRows, ABC):
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(self.train_X.shape[-2], generator=generator, device="cpu")
         index = order[:max_rows].sort().values.to(self.train_X.device)
-        known, some = self._known_noise(), self._copied()
-        some._condition_on(
-            self.train_X[..., index, :],
-            self.train_Y[..., index, :],
-            None if known is None else known[..., index, :],
-        )
+        some = self._copied()
+
+        def chosen(rows: Tensor | None) -> Any:
+            return None if rows is None else rows[..., index, :]
+
+        rows = (self.train_X, self.train_Y, self._known_noise(), self.train_weights)
+        some._condition_on(*map(chosen, rows))
         some.fit(seed=seed, **options)
         learnt = dict(some.named_parameters())
         with torch.no_grad():
@@ -449,6 +460,8 @@ class ExactProcess(ProcessRows, ABC):
         tensors.update(train_X=self.train_X, train_Y=self.train_Y)
         if self.train_Yvar is not None:
             tensors["train_Yvar"] = self.train_Yvar
+        if self.train_weights is not None:
+            tensors["train_weights"] = self.train_weights
         tensors.update(self._further_tensors(), fingerprint=self._fingerprint())
         write_safetensors_atomically(
             path,
@@ -529,7 +542,7 @@ class ExactProcess(ProcessRows, ABC):
             outcome_transform=outcome_transform,
             **{**description["construction"], **further},
         )
-        model._hold(tensors["train_X"], tensors["train_Y"], known)
+        model._hold(tensors["train_X"], tensors["train_Y"], known, tensors.get("train_weights"))
         model.load_state_dict(tensors_under("state", tensors))
         check_fingerprint(path, "kernel", model._fingerprint(), tensors["fingerprint"])
         model._take_further(tensors)

@@ -57,6 +57,8 @@ class GaussianProcess(ExactProcess):
         train_Yvar: Known noise variances, `[..., n, m]`, units of Y squared. Without them a
             single noise variance per output is learnt, from 0.1 on the model's scale and under
             BoTorch's prior.
+        train_weights: Weights of the rows, `[..., n]`, > 0: the learnt noise variance of each is
+            divided by its weight. That of predictions is of weight 1.
         likelihood: A GPyTorch Gaussian likelihood to use instead, copied.
         input_transform: `DEFAULT` standardises by the training rows, columns that meet the same
             weights (the pixels of a channel) together; None applies none; or a BoTorch
@@ -257,8 +259,9 @@ class GaussianProcess(ExactProcess):
             if part == "kernel":
                 value = value.unsqueeze(1) if outputs else value
                 parameters[name].data = value
-        if likelihood is not None and Yvar is not None:
-            members._hold(X, Y, Yvar)
+        if likelihood is not None:
+            weights = None if self.train_weights is None else repeated(self.train_weights)
+            members._hold(X, Y, Yvar, weights)
         members.requires_grad_(False)
         self._members = [members]
         return members
@@ -276,9 +279,11 @@ class GaussianProcess(ExactProcess):
         self._use(None)
         return super().load_state_dict(*args, **kwargs)
 
-    def _condition_on(self, X: Tensor, Y: Tensor, Yvar: Tensor | None) -> None:
+    def _condition_on(
+        self, X: Tensor, Y: Tensor, Yvar: Tensor | None, weights: Tensor | None
+    ) -> None:
         self._members = ()
-        super()._condition_on(X, Y, Yvar)
+        super()._condition_on(X, Y, Yvar, weights)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         if self._drawn is not None:

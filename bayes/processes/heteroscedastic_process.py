@@ -37,6 +37,7 @@ class HeteroscedasticGaussianProcess(GaussianProcess):
         noise_kernel: Prior covariance of the log noise variance, on standardised inputs; copied. A
             scaled RBF kernel with one length per input if None.
         num_noise_points: At how many of the rows, drawn at random, h is represented.
+        train_weights: As of `GaussianProcess`.
         input_transform: As of `GaussianProcess`.
         outcome_transform: As of `GaussianProcess`.
 
@@ -64,6 +65,7 @@ class HeteroscedasticGaussianProcess(GaussianProcess):
         *,
         noise_kernel: Kernel | None = None,
         num_noise_points: int = 50,
+        train_weights: Tensor | None = None,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
     ) -> None:
@@ -92,6 +94,7 @@ class HeteroscedasticGaussianProcess(GaussianProcess):
             train_X,
             train_Y,
             kernel,
+            train_weights=train_weights,
             likelihood=noise,
             input_transform=input_transform,
             outcome_transform=outcome_transform,

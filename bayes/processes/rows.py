@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from bayes.caching import ExactPredictionStrategy, Snapshot
 from bayes.checks import check_variances
-from bayes.conditioning import PartlyKnownNoise, check_observations, joined, unrepeated
+from bayes.conditioning import NoiseOfRows, check_observations, joined, unrepeated
 from bayes.outcome import ElementwiseOutcome
 from bayes.outputs import OutputSubset
 from bayes.processes.marginal_likelihood import relative_jitter
@@ -44,11 +44,14 @@ class ProcessRows(SingleTaskGP):
         train_Y: Outcomes, `[*batch, n, m]`, as given.
         train_Yvar: Known noise variances of the same shape, squared units of Y, NaN where a row
             has the learnt noise; None where all have.
+        train_weights: By which the learnt noise variance of each row is divided, `[*batch, n, 1]`;
+            None where it is 1 for all.
     """
 
     train_X: Tensor
     train_Y: Tensor
     train_Yvar: Tensor | None
+    train_weights: Tensor | None
     likelihood: Any
     prediction_strategy: Any
     _clear_cache: Callable[[], None]
@@ -59,12 +62,15 @@ class ProcessRows(SingleTaskGP):
     _row_variance: Tensor | None = None  # of f, the mean over the rows, on the model's scale
     _within = False
 
-    def _hold(self, X: Tensor, Y: Tensor, Yvar: Tensor | None) -> None:
+    def _hold(
+        self, X: Tensor, Y: Tensor, Yvar: Tensor | None, weights: Tensor | None = None
+    ) -> None:
         """Keep the rows; buffers, so that they move with the model. `save` writes them itself."""
         self.register_buffer("train_X", X, persistent=False)
         self.register_buffer("train_Y", Y, persistent=False)
         self.register_buffer("train_Yvar", Yvar, persistent=False)
-        self._condition_on(X, Y, Yvar)
+        self.register_buffer("train_weights", weights, persistent=False)
+        self._condition_on(X, Y, Yvar, weights)
 
     def condition_on_observations(
         self, X: Tensor, Y: Tensor, noise: Tensor | None = None, **kwargs: Any
@@ -76,7 +82,8 @@ class ProcessRows(SingleTaskGP):
                 batch of models.
             Y: Outcomes, `[..., n', m]`.
             noise: Known noise variances of Y, `[..., n', m]`, squared units of Y. Needed by a
-                model with `train_Yvar`; another one has its learnt noise where they are missing.
+                model with `train_Yvar`; another one has its learnt noise where they are missing,
+                with a weight of 1.
             **kwargs: Ignored: `propagate_grads` by BoTorch, since gradients always pass.
 
         Returns:
@@ -105,11 +112,15 @@ class ProcessRows(SingleTaskGP):
         batch = torch.broadcast_shapes(
             *(rows.shape[:-2] for rows in (self.train_Y, X, Y, *([] if Yvar is None else [Yvar])))
         )
+        weights = self.train_weights
+        if weights is not None:
+            weights = joined(weights, Y.new_ones(*Y.shape[:-1], 1)).expand(*batch, -1, -1)
         new = self._copied()
         new._condition_on(
             joined(self.train_X, X).expand(*batch, -1, -1),
             joined(self.train_Y, Y).expand(*batch, -1, -1),
             None if Yvar is None else Yvar.expand(*batch, -1, -1),
+            weights,
         )
         return new
 
@@ -207,7 +218,7 @@ class ProcessRows(SingleTaskGP):
         if not keep_transforms:
             for name, transform in self._transforms().items():
                 transform.load_state_dict(own[name])
-        self._condition_on(self.train_X, self.train_Y, known)
+        self._condition_on(self.train_X, self.train_Y, known, self.train_weights)
         return result
 
     def set_train_data(
@@ -244,8 +255,14 @@ class ProcessRows(SingleTaskGP):
                 f"{owner} has known noise for {known.shape[-2]} rows; construct a model of the "
                 "other rows with their train_Yvar and load this one's state_dict."
             )
+        weights = self.train_weights
+        if weights is not None and weights.shape[:-1] != Y.shape[:-1]:
+            raise ValueError(
+                f"{owner} has weights of {weights.shape[-2]} rows; construct a model of the other "
+                "rows with their train_weights and load this one's state_dict."
+            )
         batch = torch.broadcast_shapes(X.shape[:-2], Y.shape[:-2])
-        self._condition_on(X.expand(*batch, -1, -1), Y.expand(*batch, -1, -1), known)
+        self._condition_on(X.expand(*batch, -1, -1), Y.expand(*batch, -1, -1), known, weights)
 
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """GPyTorch's, of rows and hyperparameters as they are now."""
@@ -276,13 +293,16 @@ class ProcessRows(SingleTaskGP):
 
     def same_as_now(self) -> Callable[[], bool]:
         """A test whether rows, hyperparameters and transforms are still those of now."""
-        made, rows = Snapshot(self._parts()), (self.train_X, self.train_Y, self.train_Yvar)
+
+        def data() -> tuple[Tensor | None, ...]:
+            return self.train_X, self.train_Y, self.train_Yvar, self.train_weights
+
+        made, rows = Snapshot(self._parts()), data()
 
         def test() -> bool:
-            now = (self.train_X, self.train_Y, self.train_Yvar)
             same = (
                 a is b or (a is not None and b is not None and torch.equal(a, b))
-                for a, b in zip(rows, now, strict=True)
+                for a, b in zip(rows, data(), strict=True)
             )
             return all(same) and made.holds(self._parts())
 
@@ -300,7 +320,8 @@ class ProcessRows(SingleTaskGP):
             with warnings.catch_warnings():
                 # that noise is very small was told when it came
                 warnings.simplefilter("ignore", NumericalWarning)
-                self._condition_on(self.train_X, self.train_Y, self._known_noise())
+                known = self._known_noise()
+                self._condition_on(self.train_X, self.train_Y, known, self.train_weights)
             with torch.no_grad():
                 self._row_variance = self.covar_module(*self.train_inputs, diag=True).mean()
             self._made = Snapshot(self._parts())
@@ -330,7 +351,7 @@ class ProcessRows(SingleTaskGP):
         if isinstance(observation_noise, Tensor):
             check_variances(type(self).__name__, observation_noise, self.num_outputs)
             observation_noise = self._on_the_models_scale(observation_noise)
-        elif observation_noise and isinstance(self.likelihood, PartlyKnownNoise):
+        elif observation_noise and isinstance(self.likelihood, NoiseOfRows):
             return self.likelihood.of_queries(X, mvn)
         return super()._apply_noise(X, mvn, observation_noise)
 
@@ -339,12 +360,15 @@ class ProcessRows(SingleTaskGP):
             return super()._apply(fn)
         self.train_Yvar = self._known_noise()
         super()._apply(fn)
-        self._condition_on(self.train_X, self.train_Y, self.train_Yvar)
+        self._condition_on(self.train_X, self.train_Y, self.train_Yvar, self.train_weights)
         return self
 
-    def _condition_on(self, X: Tensor, Y: Tensor, Yvar: Tensor | None) -> None:
+    def _condition_on(
+        self, X: Tensor, Y: Tensor, Yvar: Tensor | None, weights: Tensor | None
+    ) -> None:
         """Make all that GPyTorch conditions on of these rows."""
         self.train_X, self.train_Y, self.train_Yvar = X, Y, Yvar
+        self.train_weights = weights
         self._input_batch_shape = Y.shape[:-2]
         outputs = torch.Size([self.num_outputs] if self.num_outputs > 1 else [])
         self._aug_batch_shape = self._input_batch_shape + outputs
@@ -355,13 +379,15 @@ class ProcessRows(SingleTaskGP):
             self._revert_to_original_inputs()
         else:
             self._set_transformed_inputs()
+        known = None
         if Yvar is not None:
             known = self._by_output(self._on_the_models_scale(unrepeated(Yvar)))
-            if self._has_fixed_noise:
-                self.likelihood.noise_covar = FixedGaussianNoise(noise=known)
-                self._noise_made = self.likelihood.noise_covar.noise.clone()
-            else:
-                self.likelihood = PartlyKnownNoise(self.likelihood, known)
+        if known is not None and self._has_fixed_noise:
+            self.likelihood.noise_covar = FixedGaussianNoise(noise=known)
+            self._noise_made = self.likelihood.noise_covar.noise.clone()
+        elif known is not None or weights is not None:
+            of_rows = None if weights is None else self._by_output(unrepeated(weights))
+            self.likelihood = NoiseOfRows(self.likelihood, known, of_rows)
         self._clear_cache()
 
     def _check_rows(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:

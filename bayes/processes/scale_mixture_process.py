@@ -17,6 +17,7 @@ are closed.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -54,6 +55,8 @@ from priors.posteriors.transforms import DEFAULT
 
 __all__ = ["ScaleMixtureProcess"]
 
+_NO_SCALE = -600.0  # log s of what is no number any more
+
 
 class ScaleMixtureProcess(ExactProcess):
     """A Gaussian process times the square root of an unknown variance, conditioned exactly.
@@ -84,6 +87,7 @@ class ScaleMixtureProcess(ExactProcess):
             scale of its own leaves only the shape of the scale prior to be learnt: hold one.
         train_Yvar: Known noise variances, `[..., n, m]`, units of Y squared; relative to sigma^2
             with `scale_noise`.
+        train_weights: See `GaussianProcess`.
         likelihood: See `GaussianProcess`.
         input_transform: See `GaussianProcess`.
         outcome_transform: See `GaussianProcess`.
@@ -124,6 +128,7 @@ class ScaleMixtureProcess(ExactProcess):
         scale_noise: bool = False,
         learn_scale: bool = False,
         train_Yvar: Tensor | None = None,
+        train_weights: Tensor | None = None,
         likelihood: Likelihood | None = None,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
@@ -135,6 +140,7 @@ class ScaleMixtureProcess(ExactProcess):
             train_Y,
             kernel,
             train_Yvar=train_Yvar,
+            train_weights=train_weights,
             likelihood=likelihood,
             input_transform=input_transform,
             outcome_transform=outcome_transform,
@@ -197,9 +203,9 @@ class ScaleMixtureProcess(ExactProcess):
             affine: Any = None
             if outcome is not None and outcome.affine:
                 affine = outcome.of_outputs(every)
-            unit = own_unit(variance)
+            unit = own_unit(variance, self.train_X.dtype)
             covariance = DiagLinearOperator((variance / unit.square()).to(self.train_X))
-            each = self.gaussians(mean / unit, covariance, unit, affine)
+            each = self.gaussians(mean, covariance, unit, affine)
             found: PredictivePosterior = BatchMixturePosterior(each, log_weights.to(each.dtype))
         if outcome is not None and not outcome.affine:
             found = TransformedPosterior(found, outcome.transform)
@@ -215,26 +221,26 @@ class ScaleMixtureProcess(ExactProcess):
         """Posteriors `[..., S, q, m]` given each scale, in the dtype of the rows.
 
         Args:
-            mean: In units of their own, `[..., S, m, q]`.
-            covariance: Of the outputs, `[..., S, m, q, q]`.
-            unit: One for each scale, `[..., S, 1, 1]`: how much of the model's scale it is.
+            mean: On the model's scale, `[..., S, m, q]`.
+            covariance: Of the outputs in units of the queries, `[..., S, m, q, q]`.
+            unit: How much of the model's scale it is, of the shape of the mean.
             transform: From the model's scale to the units of Y.
         """
-        mean, unit = mean.to(self.train_X), unit.to(self.train_X)
-        if transform is None:
-            transform = AffineTransform(0.0, unit)
-        else:  # parameters [..., 1, m] of a batch, beside its scales
-            loc, size = (
+        loc, scale = mean.mT.to(self.train_X), unit.mT.to(self.train_X)
+        if transform is not None:  # parameters [..., 1, m] of a batch, beside its scales
+            shift, size = (
                 part.unsqueeze(-3) if isinstance(part, Tensor) and part.dim() > 2 else part
                 for part in (transform.loc, transform.scale)
             )
-            transform = AffineTransform(loc, size * unit)
-        if mean.shape[-2] == 1:
-            gaussian = MultivariateNormal(mean.squeeze(-2), covariance[..., 0, :, :])
+            loc, scale = shift + size * loc, size * scale
+        # the means are in the transform: in units of small deviations they would be rounded
+        nothing = torch.zeros_like(loc)
+        if loc.shape[-1] == 1:
+            gaussian = MultivariateNormal(nothing.squeeze(-1), covariance[..., 0, :, :])
         else:
             joint = BlockDiagLinearOperator(covariance)
-            gaussian = MultitaskMultivariateNormal(mean.mT, joint, interleaved=False)
-        return GaussianPosterior(gaussian, transform)
+            gaussian = MultitaskMultivariateNormal(nothing, joint, interleaved=False)
+        return GaussianPosterior(gaussian, AffineTransform(loc, scale))
 
     def _predict(
         self,
@@ -307,6 +313,14 @@ class ScaleMixtureProcess(ExactProcess):
         kept = self._kept_nodes
         if kept is None or kept[0] is not rows or not kept[1].holds(parts):
             nodes = integrate(self._log_posterior(rows), self.landmarks(rows))
+            if bool((nodes.log_masses.exp() * (nodes.t < _NO_SCALE)).sum(-1).max() > 1e-3):
+                warnings.warn(
+                    f"The outcomes of this {type(self).__name__} are all at the prior mean, and "
+                    "its scale prior lets the scale be 0: predictions have no width. Take one "
+                    "without much density there, such as InverseGamma(2.0, 2.0), or "
+                    "scale_noise=False.",
+                    stacklevel=2,
+                )
             self._kept_nodes = kept = (rows, Snapshot(parts), nodes)
         return kept[2]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -203,6 +204,12 @@ def _refine(
     return ScaleNodes(t[order], weights, masses, log_integral, float(error.exp().max()))
 
 
+@cache
+def _rule() -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Legendre nodes on (-1, 1) and weights; to find them takes as long as an integral."""
+    return np.polynomial.legendre.leggauss(_ORDER)
+
+
 class _Panels:
     """Panels `[P]` with their nodes `[P, 16]` and log densities there `[*batch, P, 16]`."""
 
@@ -210,8 +217,7 @@ class _Panels:
         self, log_density: Callable[[Tensor], Tensor], left: Tensor, right: Tensor
     ) -> None:
         self.left, self.right = left, right
-        rule = np.polynomial.legendre.leggauss(_ORDER)
-        nodes, weights = (torch.as_tensor(part, device=left.device).to(left) for part in rule)
+        nodes, weights = (torch.as_tensor(part, device=left.device) for part in _rule())
         half = ((right - left) / 2).unsqueeze(-1)
         self.t = left.unsqueeze(-1) + half * (1 + nodes)
         self.log_weights = weights.log() + half.log()

@@ -91,18 +91,23 @@ class Queries:
             noise = each * noise if self._process.scale_noise else noise
             variance = (each * self._variance.double().unsqueeze(-3) - reductions).clamp_min(0)
             variance = (variance + noise).expand(means.shape)
-            unit = own_unit(variance)
+            unit = own_unit(variance, self._X.dtype)
 
             def covariance() -> LinearOperator:
                 with _solving(), self._process.conditioned():
                     prior = each.unsqueeze(-1) * self._prior_covariance().double().unsqueeze(-4)
                 whole = prior - rows.covariance_reductions(seen, s) + torch.diag_embed(noise)
                 whole = whole.expand(*means.shape, means.shape[-1])[..., outputs, :, :]
-                return to_linear_operator((whole / unit.square().unsqueeze(-1)).to(self._X))
+                units = unit[..., outputs, :]
+                return to_linear_operator(
+                    (whole / units.unsqueeze(-1) / units.unsqueeze(-2)).to(self._X)
+                )
 
             diagonal = (variance / unit.square())[..., outputs, :].to(self._X)
             lazy = DeferredCovariance(diagonal, covariance=covariance)
-            return self._process.gaussians(means[..., outputs, :] / unit, lazy, unit, transform)
+            return self._process.gaussians(
+                means[..., outputs, :], lazy, unit[..., outputs, :], transform
+            )
 
         return posterior
 
@@ -195,13 +200,19 @@ class Queries:
             )
 
 
-def own_unit(variance: Tensor) -> Tensor:
-    """For each scale the deviation of the average variance, `[..., S, 1, 1]` for `[..., S, m, q]`.
+def own_unit(variance: Tensor, dtype: torch.dtype) -> Tensor:
+    """The deviation of every query given every scale, of the shape of the variances.
 
-    GPyTorch has an absolute smallest variance, which is nothing in these units.
+    GPyTorch has an absolute smallest variance, which is nothing in these units. One unit for all
+    queries of a scale would not do: where the scale is large and the noise is not scaled, variances
+    at the rows are that of the noise, and others beyond 1e10 times as much.
+
+    Args:
+        variance: `[..., S, m, q]`.
+        dtype: In which the units and their squares are numbers.
     """
-    mean = variance.detach().mean((-2, -1), keepdim=True)
-    return mean.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+    limits = torch.finfo(dtype)
+    return variance.detach().clamp(limits.tiny, limits.max).sqrt()
 
 
 def _bordered(K: Tensor, cross: Tensor, prior: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ class StudentTProcess(ExactProcess):
         concentration: a of the inverse gamma, > 0. The prior mean of sigma^2 is b / (a - 1).
         rate: b of the inverse gamma, > 0, on the model's (standardised) scale.
         train_Yvar: Known noise variances relative to sigma^2, in the units of Y squared.
+        train_weights: See `GaussianProcess`.
         likelihood: See `GaussianProcess`; its noise is the ratio.
         input_transform: See `GaussianProcess`.
         outcome_transform: See `GaussianProcess`.
@@ -82,6 +83,7 @@ class StudentTProcess(ExactProcess):
         concentration: float = 2.0,
         rate: float = 2.0,
         train_Yvar: Tensor | None = None,
+        train_weights: Tensor | None = None,
         likelihood: Likelihood | None = None,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
@@ -95,6 +97,7 @@ class StudentTProcess(ExactProcess):
             train_Y,
             kernel,
             train_Yvar=train_Yvar,
+            train_weights=train_weights,
             likelihood=likelihood,
             input_transform=input_transform,
             outcome_transform=outcome_transform,

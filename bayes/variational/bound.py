@@ -31,13 +31,20 @@ class Bound:
         Y: Outcomes on the model's scale, `[n, m]`.
         points: M.
         rows: Gives the projection of a slice of the rows.
+        weights: Of the rows' log likelihoods, `[n, 1]`; equal if None.
     """
 
     def __init__(
-        self, law: Law, Y: Tensor, points: int, rows: Callable[[slice], Projection]
+        self,
+        law: Law,
+        Y: Tensor,
+        points: int,
+        rows: Callable[[slice], Projection],
+        weights: Tensor | None = None,
     ) -> None:
         self.law = law
         self.Y = Y.double()
+        self._weights = None if weights is None else weights[:, 0].double()
         self.points = points
         self._rows = rows
         self._few = len(Y) * points <= _KEPT
@@ -71,7 +78,8 @@ class Bound:
         for part, rows in self._blocks():
             with torch.no_grad():
                 mean, variance = at.marginals(rows)
-            found = self.law.slopes(self.Y[part], mean, variance)
+            weights = 1.0 if self._weights is None else self._weights[part]
+            found = self.law.slopes(self.Y[part], mean, variance, weights)
             total += float(found.value)
             more = target(rows, mean, found.mean, found.variance)
             linear, precision = linear + more[0], precision + more[1]

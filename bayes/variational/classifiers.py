@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution, InverseGamma
 from torch.distributions.transforms import AffineTransform
 
-from bayes.checks import check_query, check_training_data, chosen_outputs
+from bayes.checks import check_query, check_training_data, check_weights, chosen_outputs
 from bayes.description import (
     check_fingerprint,
     check_given,
@@ -61,6 +61,8 @@ class GaussianProcessClassifier(Model):
         num_inducing: Inducing points of the variational ones, at most.
         inducing_points: Where to put them instead, `[M, d]` in the units of train_X.
         alpha: Of "dirichlet": what is added to the labels, 0 < alpha < 1.
+        train_weights: Weights of the rows, `[n]`, > 0: of their log likelihoods; of "dirichlet"
+            what the label counts.
         input_transform: `DEFAULT` standardises by the training rows, columns that meet the same
             weights (the pixels of a channel) together; None applies none; or a BoTorch
             `InputTransform`.
@@ -84,6 +86,7 @@ class GaussianProcessClassifier(Model):
 
     train_X: Tensor
     train_Y: Tensor
+    train_weights: Tensor | None
 
     def __init__(
         self,
@@ -96,6 +99,7 @@ class GaussianProcessClassifier(Model):
         num_inducing: int = 200,
         inducing_points: Tensor | None = None,
         alpha: float = 0.01,
+        train_weights: Tensor | None = None,
         input_transform: Any = DEFAULT,
     ) -> None:
         super().__init__()
@@ -111,12 +115,15 @@ class GaussianProcessClassifier(Model):
         self.kind, self.num_classes, self.alpha = likelihood, classes, alpha
         self.register_buffer("train_X", train_X, persistent=False)
         self.register_buffer("train_Y", train_Y, persistent=False)
+        if train_weights is not None:
+            train_weights = check_weights(owner, train_weights, train_Y)
+        self.register_buffer("train_weights", train_weights, persistent=False)
         self._given = {"input_transform": describe_transform(input_transform)}
         self.process: VariationalGaussianProcess | GaussianProcess
         if likelihood == "dirichlet":
             if inducing_points is not None:
                 raise ValueError(f'{owner}(likelihood="dirichlet") is exact: no inducing_points.')
-            Z, noise = _dirichlet_regression(train_Y, classes, alpha)
+            Z, noise = _dirichlet_regression(train_Y, classes, alpha, train_weights)
             # one unit for all classes, so that they have the same prior
             location = Z.mean(0, keepdim=True)
             unit = (Z - location).square().mean().sqrt().clamp_min(1e-3).expand_as(location).clone()
@@ -141,6 +148,7 @@ class GaussianProcessClassifier(Model):
             likelihood=Categorical(classes) if likelihood == "softmax" else BernoulliLikelihood(),
             num_inducing=num_inducing,
             inducing_points=inducing_points,
+            train_weights=train_weights,
             input_transform=input_transform,
         )
 
@@ -215,6 +223,8 @@ class GaussianProcessClassifier(Model):
             self.process.settle()
         tensors = {f"state.{name}": v for name, v in self.process.state_dict().items()}
         tensors.update(train_X=self.train_X, train_Y=self.train_Y)
+        if self.train_weights is not None:
+            tensors["train_weights"] = self.train_weights
         tensors["fingerprint"] = self.process._fingerprint()
         write_safetensors_atomically(
             path,
@@ -261,6 +271,7 @@ class GaussianProcessClassifier(Model):
             inducing_points=None
             if points is None
             else tensors["train_X"][:1].expand(len(points), -1),
+            train_weights=tensors.get("train_weights"),
             input_transform=input_transform,
             **description["construction"],
         )
@@ -421,13 +432,16 @@ def class_labels(
     return train_Y, classes
 
 
-def _dirichlet_regression(Y: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor]:
+def _dirichlet_regression(
+    Y: Tensor, classes: int, alpha: float, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Targets and noise variances, each `[n, C]`, of log-normals with the moments of gammas.
 
     A gamma of concentration a has mean a and variance a: log-normal with variance log(1 / a + 1)
     and mean log a minus half of it.
     """
     indicator = torch.nn.functional.one_hot(Y[:, 0].long(), classes).to(Y)
-    concentration = indicator + alpha
+    counts = indicator if weights is None else weights * indicator
+    concentration = counts + alpha
     variance = (1 / concentration + 1).log()
     return concentration.log() - variance / 2, variance

@@ -99,11 +99,20 @@ class Law(gpytorch.Module, ABC):
             variance: Of the functions, `[n, k]`, >= 0.
         """
 
-    def slopes(self, Y: Tensor, mean: Tensor, variance: Tensor) -> Slopes:
-        """The sum of `expected_log_prob` over rows with its derivatives; arguments as there."""
+    def slopes(
+        self, Y: Tensor, mean: Tensor, variance: Tensor, weights: Tensor | float = 1.0
+    ) -> Slopes:
+        """The sum of `expected_log_prob` over rows with its derivatives; arguments as there.
+
+        Args:
+            Y: Outcomes.
+            mean: Of the functions.
+            variance: Of the functions.
+            weights: Of the rows, `[n]`.
+        """
         with torch.enable_grad():
             mean, variance = (part.detach().requires_grad_() for part in (mean, variance))
-            value = self.expected_log_prob(Y, mean, variance).sum()
+            value = (weights * self.expected_log_prob(Y, mean, variance)).sum()
             of_mean, of_variance = torch.autograd.grad(value, (mean, variance))
         return Slopes(value.detach(), of_mean, of_variance)
 
@@ -338,21 +347,27 @@ class CategoricalLaw(_LikelihoodLaw):
         each = (mean + _root(variance) * x).log_softmax(-1)
         return torch.tensordot(log_weights.exp(), of_class(each, Y).squeeze(-1), dims=1)
 
-    def slopes(self, Y: Tensor, mean: Tensor, variance: Tensor) -> Slopes:
+    def slopes(
+        self, Y: Tensor, mean: Tensor, variance: Tensor, weights: Tensor | float = 1.0
+    ) -> Slopes:
         with torch.no_grad():
-            (x, log_weights), std = self._normals(mean), _root(variance)
-            weights = log_weights.exp()
+            (x, log_masses), std = self._normals(mean), _root(variance)
+            masses = log_masses.exp()
             each = (mean + std * x).log_softmax(-1)
-            value = torch.tensordot(weights, of_class(each, Y).squeeze(-1), dims=1).sum()
+            value = torch.tensordot(masses, of_class(each, Y).squeeze(-1), dims=1)
             p = each.exp()
-            weighed = weights[:, None, None] * p
+            weighed = masses[:, None, None] * p
             chosen = nn.functional.one_hot(Y[:, 0].long(), self.num_functions).to(mean)
             expected = weighed.sum(0)
             # the deviations x of all nodes have mean 0
             of_variance = -0.5 * (weighed * x).sum(0) / std
             together = weighed.permute(1, 2, 0) @ p.permute(1, 0, 2)
+            w = torch.as_tensor(weights, dtype=mean.dtype, device=mean.device).reshape(-1, 1)
             return Slopes(
-                value, chosen - expected, of_variance, torch.diag_embed(expected) - together
+                (w[:, 0] * value).sum(),
+                w * (chosen - expected),
+                w * of_variance,
+                w.unsqueeze(-1) * (torch.diag_embed(expected) - together),
             )
 
     def noise_free(self, latent: Latent, outputs: Sequence[int]) -> Posterior:

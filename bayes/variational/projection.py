@@ -11,12 +11,14 @@ Factorisations and solves are in float64, whatever the dtype of the kernel: M po
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from gpytorch.kernels import Kernel
 from linear_operator import to_dense
 from linear_operator.utils.cholesky import psd_safe_cholesky
+from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 
 from bayes.processes.marginal_likelihood import exact_solves, relative_jitter
@@ -52,7 +54,9 @@ def factor(kernel: Kernel, Z: Tensor) -> Tensor:
         jitter = 1e-8 if covariance.dtype == torch.float64 else 1e-6
         # always added: a factorisation that only just succeeds has gradients of rounding errors
         covariance = covariance.double() + torch.diag_embed(jitter * diagonal.mean() + 0 * diagonal)
-        with relative_jitter(diagonal):
+        with relative_jitter(diagonal), warnings.catch_warnings():
+            # distances of near duplicates are rounded by more than that: tell nobody of more jitter
+            warnings.simplefilter("ignore", NumericalWarning)
             return psd_safe_cholesky(covariance)
 
 

@@ -65,7 +65,8 @@ class StochasticAscent:
         assert at is not None
         mean, variance = at.marginals(rows)
         weight = n / len(index)
-        expected = law.expected_log_prob(self.Y[index], mean, variance).sum() * weight
+        expected = law.expected_log_prob(self.Y[index], mean, variance)
+        expected = model.weighed(expected, index).sum() * weight
         g, h = torch.autograd.grad(expected, (mean, variance), retain_graph=True)
         objective = expected - at.divergence(inverse_scale) - law.divergence()
         objective = objective + model._log_priors()

@@ -37,6 +37,7 @@ class VariationalGaussianProcess(VariationalProcess):
         num_inducing: M, at most; all rows where they are fewer. They are chosen among the rows by
             the variance that they leave.
         inducing_points: Where to put them instead, `[M, d]` in the units of train_X.
+        train_weights: Weights of the rows' log likelihoods, `[n]`, > 0; all 1 if None.
         learn_inducing_points: Whether `fit` moves them too, unless all rows are taken.
         input_transform: `DEFAULT` standardises by the training rows, columns that meet the same
             weights (the pixels of a channel) together; None applies none; or a BoTorch
@@ -72,6 +73,7 @@ class VariationalGaussianProcess(VariationalProcess):
         num_inducing: int = 200,
         inducing_points: Tensor | None = None,
         learn_inducing_points: bool = True,
+        train_weights: Tensor | None = None,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
     ) -> None:
@@ -83,6 +85,7 @@ class VariationalGaussianProcess(VariationalProcess):
             num_inducing=num_inducing,
             inducing_points=inducing_points,
             learn_inducing_points=learn_inducing_points,
+            train_weights=train_weights,
             input_transform=input_transform,
             outcome_transform=outcome_transform,
         )
@@ -146,6 +149,7 @@ class VariationalGaussianProcess(VariationalProcess):
             inducing_points=tensors["train_X"][:1].expand(
                 len(tensors["state.inducing.points"]), -1
             ),
+            train_weights=tensors.get("train_weights"),
             **transforms,
         )
         return model._take(path, tensors)

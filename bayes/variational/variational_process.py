@@ -24,34 +24,29 @@ from typing import Any, Self
 import gpytorch
 import torch
 from botorch.acquisition.objective import PosteriorTransform
-from botorch.models.model import Model
 from botorch.posteriors import Posterior
 from gpytorch.kernels import Kernel
 from linear_operator import to_dense, to_linear_operator
 from linear_operator.operators import LinearOperator
 from torch import Tensor, nn
-from torch.distributions.transforms import AffineTransform
 
 from bayes.caching import Snapshot
 from bayes.checks import (
     check_query,
     check_training_data,
-    check_unit,
+    check_weights,
     chosen_outputs,
     warn_about_scale,
 )
-from bayes.conditioning import check_observations
 from bayes.description import (
     FINGERPRINT_ROWS,
     check_fingerprint,
     check_given,
     check_module,
     describe_module,
-    describe_transform,
     describe_values,
 )
-from bayes.outcome import ElementwiseOutcome
-from bayes.outputs import OutputSubset
+from bayes.one_data_set import OneDataSet, described
 from bayes.processes.deferred_covariance import DeferredCovariance
 from bayes.processes.fitting import Stopped, Watch, maximise
 from bayes.processes.marginal_likelihood import exact_solves
@@ -63,15 +58,10 @@ from bayes.variational.projection import chosen_rows, factor, project
 from bayes.variational.stochastic import StochasticAscent
 from bayes.variational.whitened_gaussian import Factorised, WhitenedGaussian
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
-from priors.kernels.network import columns_together
-from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.protocol import PredictivePosterior
-from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
+from priors.posteriors.transformed import apply_posterior_transform
 from priors.posteriors.transforms import (
     DEFAULT,
-    check_range,
-    make_input_transform,
-    make_outcome_transform,
 )
 from priors.random_state import seeded
 from priors.representation import as_data, count
@@ -98,11 +88,14 @@ class _InducingPoints(gpytorch.Module):
         self.points = nn.Parameter(points.clone(), requires_grad=learn)
 
 
-class VariationalProcess(Model, gpytorch.Module):
+class VariationalProcess(OneDataSet, gpytorch.Module):
     """Base of the models, which document the arguments and give the law of the outcomes."""
+
+    _doubles = ("q_linear", "q_precision")
 
     train_X: Tensor
     train_Y: Tensor
+    train_weights: Tensor | None
     q_linear: Tensor
     q_precision: Tensor
     law: Law
@@ -120,6 +113,7 @@ class VariationalProcess(Model, gpytorch.Module):
         learn_inducing_points: bool,
         input_transform: Any,
         outcome_transform: Any,
+        train_weights: Tensor | None = None,
     ) -> None:
         """See the classes for the arguments."""
         super().__init__()
@@ -146,10 +140,7 @@ class VariationalProcess(Model, gpytorch.Module):
             raise ValueError(f"{owner} needs num_inducing >= 1, got {num_inducing}.")
         if input_transform is None:
             warn_about_scale(owner, train_X, kernel)
-        self._given = {
-            "input_transform": describe_transform(input_transform),
-            "outcome_transform": describe_transform(outcome_transform),
-        }
+        self._given = described(input_transform, outcome_transform)
         self.law = self._make_law(likelihood, train_Y)
         self.law.check_outcomes(train_Y, "train_Y")
         if not self.law.real_valued:
@@ -159,18 +150,13 @@ class VariationalProcess(Model, gpytorch.Module):
                     "are not transformed; omit outcome_transform."
                 )
             outcome_transform = None
-        outcome = make_outcome_transform(outcome_transform, train_Y)
-        check_unit(owner, outcome, train_Y)
-        self.outcome_transform = (
-            None if outcome is None else ElementwiseOutcome(outcome).to(train_X).eval()
-        )
-        together = columns_together(kernel)
-        self.input_transform = make_input_transform(input_transform, train_X, together)
-        if self.input_transform is not None:
-            self.input_transform.eval()
+        self._set_transforms(train_X, train_Y, input_transform, outcome_transform, kernel)
         self.covar_module = copy.deepcopy(kernel).to(train_X)
         self.register_buffer("train_X", train_X, persistent=False)
         self.register_buffer("train_Y", train_Y, persistent=False)
+        if train_weights is not None:
+            train_weights = check_weights(owner, train_weights, train_Y)
+        self.register_buffer("train_weights", train_weights, persistent=False)
         self.inducing = self._placed(num_inducing, inducing_points, learn_inducing_points)
         size = torch.Size([self.law.num_functions, len(self.inducing.points)])
         q = WhitenedGaussian.prior(size, train_X.device)
@@ -225,11 +211,6 @@ class VariationalProcess(Model, gpytorch.Module):
         return self.law.num_outputs
 
     @property
-    def batch_shape(self) -> torch.Size:
-        """Empty: one data set."""
-        return torch.Size()
-
-    @property
     def num_inducing(self) -> int:
         """M."""
         return len(self.inducing.points)
@@ -241,15 +222,9 @@ class VariationalProcess(Model, gpytorch.Module):
         transform = self.input_transform
         return points if transform is None else transform.untransform(points)
 
-    def transformed_inputs(self, X: Tensor) -> Tensor:
-        """Inputs on the model's scale."""
-        return X if self.input_transform is None else self.input_transform(X)
-
     def targets(self) -> Tensor:
         """Outcomes on the model's scale, `[n, m]`."""
-        if self.outcome_transform is None:
-            return self.train_Y
-        return self.outcome_transform(self.train_Y)[0]
+        return self.transformed_outcomes(self.train_Y)
 
     def fit(
         self,
@@ -302,6 +277,7 @@ class VariationalProcess(Model, gpytorch.Module):
         steps = _STEPS if max_iter is None else max_iter
         watch = Watch(
             type(self).__name__,
+            device=self.train_X.device,
             timeout=timeout,
             progress=progress,
             num_starts=1 + num_restarts if whole else max(1, steps // 50),
@@ -325,13 +301,29 @@ class VariationalProcess(Model, gpytorch.Module):
         root = factor(self.covar_module, self.inducing.points)
         rows = project(self.covar_module, self.inducing.points, root, X)
         fixed = rows.detach()
-        bound = Bound(self.law, self.targets(), self.num_inducing, lambda part: fixed[part])
+        bound = Bound(
+            self.law,
+            self.targets(),
+            self.num_inducing,
+            lambda part: fixed[part],
+            self.train_weights,
+        )
         with torch.no_grad():
             at = self._improve(bound, _INNER_STEPS, _INNER_TOLERANCE)
         Y = self.targets().double()
-        total = self.law.expected_log_prob(Y, *at.marginals(rows)).sum()
+        total = self.weighed(self.law.expected_log_prob(Y, *at.marginals(rows))).sum()
         total = total - at.divergence(self.law.inverse_scale()) - self.law.divergence()
         return (total + self._log_priors()) / len(Y)
+
+    def weighed(self, values: Tensor, index: Any = ...) -> Tensor:
+        """Values of rows times their weights.
+
+        Args:
+            values: `[n]`, of those of the index.
+            index: Of rows.
+        """
+        weights = self.train_weights
+        return values if weights is None else values * weights[index][..., 0].to(values)
 
     def _log_priors(self) -> Tensor | float:
         total = self.law.log_prior()
@@ -379,6 +371,7 @@ class VariationalProcess(Model, gpytorch.Module):
                 self.targets(),
                 len(Z),
                 lambda part: project(self.covar_module, Z, root, X[part]),
+                self.train_weights,
             )
 
     def settle(self) -> None:
@@ -407,7 +400,8 @@ class VariationalProcess(Model, gpytorch.Module):
             value = value - self.law.divergence()
             if self.outcome_transform is not None:
                 z, transform = self.targets(), self.outcome_transform.transform
-                value = value - transform.log_abs_det_jacobian(z, transform(z)).double().sum()
+                jacobian = transform.log_abs_det_jacobian(z, transform(z)).expand_as(z).double()
+                value = value - self.weighed(jacobian.sum(-1)).sum()
         return value
 
     def posterior(
@@ -446,14 +440,7 @@ class VariationalProcess(Model, gpytorch.Module):
         with exact_solves():
             latent = self.latent(X)
             ask = self.law.outcomes if observation_noise else self.law.noise_free
-            posterior = ask(latent, outputs)
-        if self.outcome_transform is not None:
-            assert isinstance(posterior, PredictivePosterior)
-            transform = self.outcome_transform.of_outputs(outputs)
-            if isinstance(posterior, GaussianPosterior) and isinstance(transform, AffineTransform):
-                posterior = GaussianPosterior(posterior.base, transform)
-            else:
-                posterior = TransformedPosterior(posterior, transform)
+            posterior = self._in_units_of_y(ask(latent, outputs), outputs)
         return apply_posterior_transform(posterior_transform, posterior, X)
 
     def latent(self, X: Tensor) -> Latent:
@@ -520,33 +507,16 @@ class VariationalProcess(Model, gpytorch.Module):
             ValueError: shapes disagree, values are not finite or none that the likelihood gives.
             NotImplementedError: a batch of further rows.
         """
-        owner = type(self).__name__
         if isinstance(Y, Tensor) and not Y.is_floating_point():
             Y = Y.to(self.train_Y)
-        check_observations(owner, X, Y, None, self.train_X, self.train_Y)
-        if X.dim() != 2 or Y.dim() != 2:
-            raise NotImplementedError(
-                f"{owner} is conditioned on one set of rows [n, d], got X {tuple(X.shape)} and Y "
-                f"{tuple(Y.shape)}; an exact GaussianProcess takes batches."
-            )
+        self._check_further_rows(X, Y, self.train_X, self.train_Y)
         self.law.check_outcomes(Y, "Y")
-        if self.outcome_transform is not None:
-            check_range(self.outcome_transform.transform, Y)
         new = copy.deepcopy(self)
         new.train_X, new.train_Y = torch.cat([self.train_X, X]), torch.cat([self.train_Y, Y])
+        if self.train_weights is not None:
+            new.train_weights = torch.cat([self.train_weights, X.new_ones(len(X), 1)])
         new._settled_under = None
         return new
-
-    def subset_output(self, idcs: Sequence[int]) -> OutputSubset:
-        """The model of some outputs only.
-
-        Args:
-            idcs: Indices of the outputs.
-
-        Raises:
-            ValueError: an index is out of range.
-        """
-        return OutputSubset(self, idcs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write data, learnt values and what identifies the kernel to one safetensors file.
@@ -557,6 +527,8 @@ class VariationalProcess(Model, gpytorch.Module):
         self.settle()
         tensors = {f"state.{name}": value for name, value in self.state_dict().items()}
         tensors.update(train_X=self.train_X, train_Y=self.train_Y)
+        if self.train_weights is not None:
+            tensors["train_weights"] = self.train_weights
         tensors["fingerprint"] = self._fingerprint()
         write_safetensors_atomically(
             path,
@@ -585,8 +557,7 @@ class VariationalProcess(Model, gpytorch.Module):
                 f"code; call load(path, kernel) with a {classes['']} that is constructed like the "
                 "saved one."
             )
-        described = {name: describe_transform(value) for name, value in passed.items()}
-        check_given(path, described, description["given"])
+        check_given(path, described(**passed), description["given"])
         check_module(path, "kernel", kernel, description["kernel"])
         return tensors, description
 
@@ -616,20 +587,8 @@ class VariationalProcess(Model, gpytorch.Module):
         self._settled_under = None
         return nn.Module.load_state_dict(self, *args, **kwargs)
 
-    def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode: input transforms are fitted.
-
-        Args:
-            mode: Ignored.
-        """
-        return nn.Module.train(self, False)
-
-    def _set_transformed_inputs(self) -> None:
-        """Nothing to do for BoTorch: inputs are transformed where they are used."""
-
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        self.q_linear, self.q_precision = self.q_linear.double(), self.q_precision.double()
         self._settled_under = None
         return self
 

@@ -18,7 +18,7 @@ by its own evidence). Processes of a random scale have the kernel without an out
 RMSE, NLPD, CRPS, coverage of central 90% intervals, processor seconds; means over seeds and sets
 with standard errors, paired by seed and set where "minus GP".
 
-    python -m benchmarks posteriors --shift --data ../shared/data/uci    # a day of one core
+    python -m benchmarks posteriors --shift --data ../shared/data/uci    # three hours of one core
     python -m benchmarks posteriors --shift --data FOLDER --seeds 1 --sets diabetes yacht
     python -m benchmarks posteriors --shift --table                      # of what is there
 
@@ -239,5 +239,7 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def _cell(values: list[float]) -> str:
-    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    error = np.std(values, ddof=1) / len(values) ** 0.5
     return f"{np.mean(values):.3f} ± {error:.3f}"

@@ -82,9 +82,9 @@ def load_tables(folder: str | os.PathLike[str] | None = None) -> list[Table]:
     return tables
 
 
-def split(table: Table, seed: int, features: int = 20) -> Split:
-    """The random split `seed` of a data set, with so many features at most."""
-    size = min(MAX_TRAIN, int(0.8 * len(table.y)))
+def split(table: Table, seed: int, features: int = 20, rows: int = MAX_TRAIN) -> Split:
+    """The random split `seed` of a data set, with so many features and training rows at most."""
+    size = min(rows, int(0.8 * len(table.y)))
     train, test = train_test_split(
         np.arange(len(table.y)),
         train_size=size,

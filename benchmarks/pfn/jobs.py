@@ -25,7 +25,7 @@ from benchmarks.pfn.common import ROOT
 
 __all__ = ["cache_file", "describe", "network_file", "run"]
 
-Task = tuple[str | int, ...]
+Task = tuple[str | float, ...]
 
 _OF_PRIORS = "posteriors"  # the room that predictions pass through
 _LIBRARIES = ("torch", "gpytorch", "botorch", "scikit-learn")
@@ -58,10 +58,18 @@ def describe(path: str, digest: str) -> dict[str, Any]:
     }
 
 
-def cache_file(name: str, *sources: str) -> Path:
-    """Where the pieces of a benchmark are kept, for this content of its source files."""
-    files = [*map(Path, sources), *sorted(Path(pfn.__file__).parent.rglob("*.py"))]
-    files += sorted((Path(priors.__file__).parent / _OF_PRIORS).glob("*.py"))
+def cache_file(name: str, *sources: str, networks: bool = True) -> Path:
+    """Where the pieces of a benchmark are kept, for this content of its source files.
+
+    Args:
+        name: Of the benchmark.
+        sources: Its files.
+        networks: Whether the pieces depend on the code of networks.
+    """
+    files = [*map(Path, sources)]
+    if networks:
+        files += sorted(Path(pfn.__file__).parent.rglob("*.py"))
+        files += sorted((Path(priors.__file__).parent / _OF_PRIORS).glob("*.py"))
     parts = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     parts += [_version(library) for library in _LIBRARIES]
     digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()

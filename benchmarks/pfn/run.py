@@ -7,6 +7,7 @@ real        real data sets against scikit-learn's models
 throughput  training tasks per second and latency, against the transformer of `pfns`
 acquisitions  seconds of BoTorch's acquisition functions, beside SingleTaskGP
 surrogate   Bayesian optimisation of test functions against SingleTaskGP
+rows        more rows than a network was trained on, and a minute of fine-tuning
 curves      forecasts of real learning curves against a Gaussian process and the last value
 recipes     what holds small networks back at low noise, one change of the recipe at a time
 
@@ -25,6 +26,7 @@ NAMES = (
     "throughput",
     "acquisitions",
     "surrogate",
+    "rows",
     "curves",
     "recipes",
 )

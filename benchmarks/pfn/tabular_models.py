@@ -60,6 +60,7 @@ __all__ = [
     "ON_DEVICE",
     "REGRESSORS",
     "evaluate",
+    "prediction",
     "residual_density",
 ]
 
@@ -122,7 +123,7 @@ def _single_pass(split: Split, network: pfn.PFN) -> Any:
         options: dict[str, Any] = {"num_classes": split.classes, "check": False}
         posterior = network.condition(X, y, **options).posterior(Q, observation_noise=True)
         if split.classes is None:
-            return _prediction(posterior, targets)
+            return prediction(posterior, targets)
         return posterior.mean[:, : split.classes].cpu().numpy()
 
 
@@ -133,14 +134,15 @@ def _network(split: Split, network: pfn.PFN, seed: int, **options: Any) -> Any:
     if split.classes is None:
         made = pfn.PFNRegressor(network, **options).fit(split.train_X, split.train_y)
         posterior = made.predict_distribution(split.test_X)
-        return _prediction(posterior, torch.as_tensor(split.test_y).to(posterior.mean))
+        return prediction(posterior, torch.as_tensor(split.test_y).to(posterior.mean))
     made = pfn.PFNClassifier(network, **options).fit(split.train_X, split.train_y)
     found = np.zeros((len(split.test_X), split.classes))
     found[:, made.classes_.astype(int)] = made.predict_proba(split.test_X)
     return found
 
 
-def _prediction(posterior: Any, targets: torch.Tensor) -> Prediction:
+def prediction(posterior: Any, targets: torch.Tensor) -> Prediction:
+    """Of a posterior of one output, at the targets `[m]`."""
     predictive = as_predictive(posterior)
     values = (predictive.mean, predictive.log_prob(targets[:, None]))
     others = (predictive.cdf(targets[:, None]), predictive.crps(targets[:, None]))
@@ -158,7 +160,7 @@ def _single_task_gp(split: Split, seed: int, device: str) -> Prediction:
     )
     fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
     with torch.no_grad():
-        return _prediction(model.posterior(Q, observation_noise=True), targets)
+        return prediction(model.posterior(Q, observation_noise=True), targets)
 
 
 def _gaussian_process(split: Split, seed: int, device: str) -> Prediction:

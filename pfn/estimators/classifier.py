@@ -37,7 +37,7 @@ class PFNClassifier(ClassifierMixin, PFNEstimator):
         batch_size: Queries that go through the network at once.
         random_state: See `PFNRegressor`.
         device: Device to run on; if None, the GPU when there is one.
-        dtype: "float64" or "float32", faster on GPUs.
+        dtype: Of the network, "float32" or "float64"; data are standardised in double before it.
         check: See `PFNRegressor`.
 
     Attributes:
@@ -61,7 +61,7 @@ class PFNClassifier(ClassifierMixin, PFNEstimator):
         batch_size: int = 4096,
         random_state: int | np.random.RandomState | None = 0,
         device: str | torch.device | None = None,
-        dtype: str = "float64",
+        dtype: str = "float32",
         check: bool = True,
     ) -> None:
         self.network = network

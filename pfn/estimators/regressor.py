@@ -50,7 +50,7 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
         random_state: Seed of permutations and contexts. A single member that sees all rows
             needs no random numbers.
         device: Device to run on; if None, the GPU when there is one.
-        dtype: "float64" or "float32", faster on GPUs.
+        dtype: Of the network, "float32" or "float64"; data are standardised in double before it.
         check: Whether to warn if the two halves of the training data predict each other unlike
             those of 99% of the network's prior, where its certificate knows that. Costs two more
             encodings of all rows.
@@ -76,7 +76,7 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
         batch_size: int = 4096,
         random_state: int | np.random.RandomState | None = 0,
         device: str | torch.device | None = None,
-        dtype: str = "float64",
+        dtype: str = "float32",
         check: bool = True,
     ) -> None:
         self.network = network

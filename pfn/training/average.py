@@ -49,8 +49,11 @@ class HeldOut:
         """Mean loss in the network's units, and its gap to the reference; nothing without tasks."""
         if not self.tasks:
             return {}
+        training = pfn.training
+        pfn.eval()  # as it will be used
         with torch.no_grad(), attention_of_any_shape(self.device):
             losses = [float(Loss(pfn)(Batch(task))[0]) for task in self.tasks]
+        pfn.train(training)
         found = {"held_out": sum(losses) / len(losses)}
         if math.isfinite(sum(self.exact)):
             found["gap"] = found["held_out"] - sum(self.exact) / len(self.exact)

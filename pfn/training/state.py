@@ -47,7 +47,7 @@ class TrainingState:
         self.device = fabric.device
         self.step, self.elapsed, self.tasks = 0, 0.0, 0
         with seeded(config.seed):  # weights are made on the CPU, the same for every device
-            self.pfn = initial_network(task_prior, config, initial).to(self.device)
+            self.pfn = initial_network(task_prior, config, initial).to(self.device).train()
         self.covered = self.pfn.coverage  # grows by what the tasks of the steps have
         # Processes share the weights but not the tasks, nor does a training with what it continues.
         stream = 1_000_003 * fabric.global_rank + (0 if initial is None else initial.tasks_seen)

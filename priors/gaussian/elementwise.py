@@ -7,6 +7,7 @@ differentiable expressions; the rules for reverse and forward mode and for batch
 from __future__ import annotations
 
 import functools
+import inspect
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -30,6 +31,8 @@ class Elementwise(torch.autograd.Function):
         rules.backward = staticmethod(functools.partial(_backward, cls))
         rules.jvp = staticmethod(functools.partial(_jvp, cls))
         rules.vmap = staticmethod(functools.partial(_vmap, cls))
+        # torch asks for it at each call, and to find it takes as long as the function of a block
+        rules.forward.__signature__ = inspect.signature(rules.forward)
 
     @staticmethod
     @abstractmethod

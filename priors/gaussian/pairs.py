@@ -93,6 +93,9 @@ def are_extreme(*variances: Tensor) -> bool | None:
         limits = torch.finfo(q.dtype)
         q = q.detach()
         try:
+            least, most = (float(bound) for bound in q.aminmax())
+            if least > limits.tiny**0.25 and most < limits.max**0.25:
+                continue  # nearly always; two numbers cost less than what follows
             fine = (q < limits.max**0.25) & ((q > limits.tiny**0.25) | (q == 0))
             if not fine.all():
                 return True

@@ -144,7 +144,10 @@ class Evaluation:
         wanted = int(nngp) + int(ntk)
         results: list[Tensor] = []
         progress = BlockProgress(
-            len(pairs), shown=self.progress, reasons=lambda: costs(self.program)
+            len(pairs),
+            device=next(iter(self.devices), left.x.device),
+            shown=self.progress,
+            reasons=lambda: costs(self.program),
         )
         if not grad:
             with _single_threaded_operations():

@@ -97,7 +97,7 @@ class Pairs(ABC):
 
     def variance(self, kind: str, layer: str, trailing: int) -> Tensor:
         """Variance of a weight or bias, shaped to multiply a pair of `trailing` position dims."""
-        value = self.settings.variances(kind, layer, self.inputs[0].x)
+        value = self.inputs[0].variance(kind, layer)
         if value.dim() == 0:
             return value
         return value[(..., *(None,) * ((1 if self.paired else 2) + trailing))]

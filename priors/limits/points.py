@@ -100,3 +100,10 @@ class Inputs(FiniteValues):
     def __init__(self, program: Program, settings: Settings, x: Tensor) -> None:
         super().__init__(program, x)
         self.settings = settings
+        self._variances: dict[tuple[str, str], Tensor] = {}
+
+    def variance(self, kind: str, layer: str) -> Tensor:
+        """Variance of a weight or bias, `[*batch]`; the same tensor for all blocks of points."""
+        if (kind, layer) not in self._variances:
+            self._variances[kind, layer] = self.settings.variances(kind, layer, self.x)
+        return self._variances[kind, layer]

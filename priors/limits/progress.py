@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Sequence
 
+import torch
 from tqdm import tqdm
+
+from priors.work_clock import WorkClock
 
 __all__ = ["BlockProgress"]
 
@@ -18,15 +20,26 @@ _WARNING = (10.0, 60.0)
 class BlockProgress:
     """Counts blocks of a kernel; those that are done tell how long all of them will take.
 
+    The bar is about the time that passes, the warning about that of the work itself.
+
     Args:
         blocks: How many there are.
+        device: Where they are computed.
         shown: Show a bar where more than ten seconds are left.
         reasons: Called for what makes the kernel expensive, where minutes are left.
     """
 
-    def __init__(self, blocks: int, *, shown: bool, reasons: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        blocks: int,
+        *,
+        device: torch.device,
+        shown: bool,
+        reasons: Callable[[], Sequence[str]],
+    ) -> None:
         self._blocks, self._shown, self._reasons = blocks, shown, reasons
-        self._start = self._first = time.monotonic()
+        self._clock = WorkClock(device)
+        self._first = 0.0, 0.0
         self._done, self._warned = 0, False
         self._bar: tqdm | None = None
 
@@ -37,18 +50,18 @@ class BlockProgress:
         the estimate is made of the others.
         """
         self._done += 1
-        now = time.monotonic()
-        elapsed = now - self._start
+        elapsed, work = self._clock.seconds
         if self._done == 1:
-            self._first = now
+            self._first = elapsed, work
             return
-        left = (now - self._first) / (self._done - 1) * (self._blocks - self._done)
+        share = (self._blocks - self._done) / (self._done - 1)
+        left, work_left = (elapsed - self._first[0]) * share, (work - self._first[1]) * share
         if self._bar is None and self._shown and elapsed > _BAR[0] and left > _BAR[1]:
             self._bar = tqdm(total=self._blocks, desc="kernel", unit="block", leave=False)
-        if not self._warned and elapsed > _WARNING[0] and left > _WARNING[1]:
+        if not self._warned and work > _WARNING[0] and work_left > _WARNING[1]:
             self._warned = True
             causes = "".join(f"\n* {reason}" for reason in self._reasons())
-            minutes = (elapsed + left) / 60
+            minutes = (work + work_left) / 60
             warnings.warn(
                 f"This kernel is expected to take about {minutes:.0f} minutes.{causes}",
                 stacklevel=2,

@@ -42,8 +42,8 @@ class GaussianPosterior(GPyTorchPosterior, PredictivePosterior):
 
     Args:
         distribution: Distribution of z, `[..., n]` or multitask `[..., n, m]`.
-        transform: The map from z to y, of parameters that broadcast with `[..., 1, m]`; if None, y
-            is z.
+        transform: The map from z to y, of parameters that broadcast with `[..., 1, m]`, or with
+            `[..., n, m]` where neither outputs nor points are to be averaged; if None, y is z.
 
     Attributes:
         distribution: Distribution of y.
@@ -209,19 +209,31 @@ def _image(distribution: MultivariateNormal, transform: AffineTransform) -> Mult
     like = distribution.loc
     scale = torch.as_tensor(transform.scale, dtype=like.dtype, device=like.device)
     scale = torch.atleast_2d(scale)
+    by_point = scale.shape[-2] > 1
     if not isinstance(distribution, MultitaskMultivariateNormal):
         mean = transform(distribution.mean.unsqueeze(-1)).squeeze(-1)
+        if by_point:
+            return MultivariateNormal(mean, _in_units(covariance, scale[..., 0]))
         return MultivariateNormal(mean, _times(covariance, scale.square()[..., 0, 0]))
     mean = transform(distribution.mean)
     by_output = is_stored_by_output(distribution)
     if isinstance(covariance, BlockDiagLinearOperator):
-        each = _times(covariance.base_linear_op, scale.square()[..., 0, :])
+        each = covariance.base_linear_op
+        if by_point:
+            each = _in_units(each, scale.expand(mean.shape).mT)
+        else:
+            each = _times(each, scale.square()[..., 0, :])
         covariance = BlockDiagLinearOperator(each)
     else:
         scale = scale.expand(mean.shape)
-        units = DiagLinearOperator((scale.mT if by_output else scale).flatten(-2))
-        covariance = units @ covariance @ units
+        covariance = _in_units(covariance, (scale.mT if by_output else scale).flatten(-2))
     return MultitaskMultivariateNormal(mean, covariance, interleaved=not by_output)
+
+
+def _in_units(covariance: LinearOperator, units: Tensor) -> LinearOperator:
+    """A covariance `[..., k, k]` of what is multiplied by units `[..., k]`, as lazy."""
+    diagonal = DiagLinearOperator(units)
+    return diagonal @ covariance @ diagonal
 
 
 def scaled(covariance: LinearOperator, factor: Tensor) -> LinearOperator:

@@ -66,8 +66,12 @@ class Program:
         return node
 
     def positions(self, index: int) -> int | None:
-        """Number of positions of a node; None if it is a single vector."""
-        return self.hidden(index).num_positions
+        """Number of positions of a node; None if it is a single vector, or finite."""
+        return self._positions[index]
+
+    @cached_property
+    def _positions(self) -> tuple[int | None, ...]:
+        return tuple(n.num_positions if isinstance(n, Hidden) else None for n in self.nodes)
 
     def from_input(self, index: int) -> bool:
         """Whether a node holds raw features, as vectors at positions."""

@@ -108,6 +108,7 @@ def test_the_prior_does_not_depend_on_the_draws(fitted, data):
     assert not np.array_equal(other.prior["noise_var"], data.prior["noise_var"])
 
 
+@pytest.mark.fast_for("ChEES", "adjusted MCLMC")
 @pytest.mark.parametrize(
     "method",
     [

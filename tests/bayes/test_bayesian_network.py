@@ -239,7 +239,7 @@ def test_positive_outcomes():
 
 
 @pytest.mark.filterwarnings("ignore:This BayesianNetwork may not have converged")
-@pytest.mark.parametrize("method", [FAST, NUTS(5, 5, 2, progress=False)])
+@pytest.mark.parametrize("method", [FAST, NUTS(5, 5, 2, max_tree_depth=3, progress=False)])
 def test_fit_repeats_and_leaves_global_state_alone(method):
     X, Y = data()
     prior = NetworkPrior(module(), bias_var=1.0)
@@ -267,7 +267,7 @@ def test_fit_repeats_and_leaves_global_state_alone(method):
 def test_to_arviz_groups_and_values():
     import arviz
 
-    model = small().fit(NUTS(num_samples=7, num_warmup=5, num_chains=2, progress=False))
+    model = small().fit(NUTS(7, 5, 2, max_tree_depth=4, progress=False))
     inference = model.to_arviz()
     assert set(inference.groups()) == {
         "posterior",
@@ -336,7 +336,7 @@ def test_a_file_keeps_all_of_the_draws_and_the_memory(tmp_path):
 @pytest.mark.filterwarnings("ignore:This BayesianNetwork may not have converged")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_save_and_load(dtype, tmp_path):
-    model = small(dtype).fit(NUTS(num_samples=6, num_warmup=5, num_chains=2, progress=False))
+    model = small(dtype).fit(NUTS(6, 5, 2, max_tree_depth=3, progress=False))
     path = tmp_path / "network.safetensors"
     model.save(path)
     loaded = BayesianNetwork.load(path, NetworkPrior(module(), weight_var=1.0, bias_var=1.0))
@@ -368,7 +368,7 @@ def test_draws_follow_the_model_to_another_dtype():
 
 def test_chains_that_have_not_converged_are_told():
     """Too few draws, chains apart, divergences; and nothing of those that have."""
-    few = NUTS(num_samples=8, num_warmup=5, num_chains=2, progress=False)
+    few = NUTS(8, 5, 2, max_tree_depth=3, progress=False)
     with pytest.warns(UserWarning, match=r"R-hat up to .* of 16 in 2 chains .*num_warmup"):
         small().fit(few)
     tiny = NUTS(num_samples=2, num_warmup=2, num_chains=2, progress=False)

@@ -76,7 +76,11 @@ FITTED = [(GaussianProcess, name, 1) for name in sorted(KERNELS)]
 FITTED += [(StudentTProcess, "a category beside a network", 1)]
 
 
-@pytest.mark.covering
+@pytest.mark.fast_for(
+    "GaussianProcess-product with a Matern-1",
+    "GaussianProcess-sum with an RBF-1",
+    "StudentTProcess-a category beside a network-1",
+)
 @pytest.mark.parametrize(
     ("process", "name", "m"),
     [

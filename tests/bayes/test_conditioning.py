@@ -222,7 +222,7 @@ def test_joint_distribution_of_fantasies(process):
             np.testing.assert_allclose(found, truth, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.covering
+@pytest.mark.fast_for("1-1", "2-2")
 @pytest.mark.parametrize("m", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_knowledge_gradient(m, batch):

@@ -106,6 +106,7 @@ def test_symmetries_of_weights_are_no_trouble():
     assert not report(Draws({"eps": eps}, {"diverging": torch.zeros(4, 500)})).is_fine
 
 
+@pytest.mark.slow
 def test_a_process_is_judged_by_its_hyperparameters():
     X = chains(1, 12)[0]
     kernel = RBFKernel(lengthscale_prior=LogNormalPrior(0.0, 1.0))

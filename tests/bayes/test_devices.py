@@ -13,9 +13,17 @@ from torch import nn
 from bayes import (
     NUTS,
     BayesianNetwork,
+    DeepKernelMachine,
     GaussianProcess,
+    GaussianProcessClassifier,
+    GradientDescentEnsemble,
+    HeteroscedasticGaussianProcess,
     MeanField,
+    ScaleMixtureClassifier,
+    ScaleMixtureProcess,
     StudentTProcess,
+    VariationalGaussianProcess,
+    WeightSpaceProcess,
     calibration,
     compare,
     match_functional_prior,
@@ -28,6 +36,7 @@ from priors import (
     ExpectedImprovement,
     GaussianApproximation,
     GaussianProcessPrior,
+    HalfCauchyVariance,
     LogExpectedImprovement,
     LogProbabilityOfImprovement,
     NetworkPrior,
@@ -163,6 +172,101 @@ def test_processes_move_and_are_stored(device, process, tmp_path):
         assert found.device == where
         torch.testing.assert_close(found.mean.cpu(), expected.mean)
         torch.testing.assert_close(found.log_prob(Y.to(where)).cpu(), expected.log_prob(Y))
+
+
+def scale_mixture(X, Y, kernel, **options):
+    scale = HalfCauchyVariance(X.new_ones(()))
+    return ScaleMixtureProcess(X, Y, kernel, scale=scale, **options)
+
+
+FURTHER = {
+    "scale mixture": scale_mixture,
+    "scaled noise": lambda X, Y, kernel: scale_mixture(X, Y, kernel, scale_noise=True),
+    "noise of inputs": lambda X, Y, kernel: HeteroscedasticGaussianProcess(
+        X, Y, kernel, num_noise_points=4
+    ),
+    "weights of rows": lambda X, Y, kernel: GaussianProcess(
+        X, Y, kernel, train_weights=1 + X[:, 0]
+    ),
+    "inducing points": lambda X, Y, kernel: VariationalGaussianProcess(
+        X, Y, kernel, num_inducing=5
+    ),
+    "Student-t noise": lambda X, Y, kernel: VariationalGaussianProcess(
+        X, Y, kernel, likelihood="student_t", num_inducing=5
+    ),
+    "features": lambda X, Y, kernel: WeightSpaceProcess(X, Y, KERNELS["nngp"](), num_features=20),
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_further_processes(agrees, name):
+    def compute(device, dtype):
+        X, Y = data(device, dtype)
+        model = FURTHER[name](X, Y, KERNELS["matern"]())
+        posterior = model.posterior(X[:3] + 0.1, observation_noise=True)
+        yield from (posterior.mean, posterior.variance)
+        yield from (posterior.log_prob(Y[:3]), posterior.cdf(Y[:3]))
+        grown = model.condition_on_observations(X[:2] + 0.3, Y[:2])
+        yield grown.posterior(X[:2]).mean
+
+    agrees(compute, torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "probit", "dirichlet", "mixture"])
+def test_classifiers(agrees, kind):
+    def compute(device, dtype):
+        X, Y = data(device, dtype)
+        labels, kernel = (Y > Y.median()).to(dtype), KERNELS["matern"]()
+        if kind == "mixture":
+            model = ScaleMixtureClassifier(X, labels, kernel, num_inducing=4)
+        else:
+            model = GaussianProcessClassifier(
+                X, labels, kernel, likelihood=kind, num_inducing=4, train_weights=1 + X[:, 0]
+            )
+        yield model.posterior(X[:3] + 0.1).mean
+        yield model.posterior(X[:3] + 0.1, observation_noise=True).log_prob(labels[:3])
+
+    agrees(compute, torch.float64)
+
+
+def relu_network():
+    return nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+LIMITS = {
+    "trained": lambda X, Y: GradientDescentEnsemble(X, Y, relu_network()),
+    "stopped": lambda X, Y: GradientDescentEnsemble(X, Y, relu_network(), time=2.0, ridge=0.1),
+    "machine": lambda X, Y: DeepKernelMachine(
+        X, Y, layers=["relu", "squared exponential"], num_inducing=5
+    ),
+}
+
+
+@pytest.mark.covering
+@pytest.mark.filterwarnings("ignore:The fit of")
+@pytest.mark.parametrize("kind", LIMITS)
+def test_limits_of_networks(agrees, device, kind):
+    def compute(device, dtype):
+        for outputs in (1, 2):
+            X, Y = data(device, dtype, outputs)
+            model = LIMITS[kind](X, Y)
+            noisy = model.posterior(X[:3] + 0.1, observation_noise=True)
+            yield from answers(noisy, Y[:3])
+            yield noisy.joint_log_prob(Y[:3])
+        if kind == "machine":
+            yield from (model.objective(), *model.grams(X))
+        else:
+            yield from (model.log_score(), model.leave_one_out().variance)
+
+    agrees(compute)
+    X, Y = data(device)
+    model = LIMITS[kind](X, Y).fit(max_iter=2, progress=False)
+    assert {p.device for p in model.parameters()} == {device}
+    assert model.condition_on_observations(X + 0.1, Y).posterior(X).mean.device == device
+    moved = LIMITS[kind](*data(CPU)).to(device)
+    torch.testing.assert_close(
+        moved.posterior(X).mean, LIMITS[kind](X, Y).posterior(X).mean, rtol=1e-6, atol=1e-6
+    )
 
 
 def with_draws(device, dtype, method=SHORT):

@@ -87,6 +87,7 @@ def test_a_further_row_gives_the_conjugate_posterior():
     assert float(precise.effective_draws) > size
 
 
+@pytest.mark.fast_for("gaussian", "categorical")
 @pytest.mark.parametrize("likelihood", ["gaussian", "student_t", "poisson", "categorical"])
 def test_batches_of_rows_are_a_loop(likelihood):
     model = network(2, likelihood)

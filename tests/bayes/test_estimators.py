@@ -202,10 +202,43 @@ def test_weights_of_rows_are_for_factories_that_know_them():
 
     Regressor(weighted).fit(X, y, sample_weight=np.arange(40.0))
     assert torch.equal(seen[0], torch.arange(40, dtype=torch.float64))
-    with pytest.raises(TypeError, match="got sample_weight, which these engines do not know"):
+    with pytest.raises(TypeError, match="got sample_weight, which this model_factory does not kn"):
         Regressor(rbf).fit(X, y, sample_weight=np.ones(40))
-    with pytest.raises(TypeError, match="got sample_weight"):
+    with pytest.raises(TypeError, match="got sample_weight, which a stack does not know"):
         Regressor([rbf, rough]).fit(X, y, sample_weight=np.ones(40))
+    deaf = Engine("deaf", "regression", rbf)
+    with pytest.raises(TypeError, match="got sample_weight, which the engine 'deaf' does not know"):
+        Regressor(deaf).fit(X, y, sample_weight=np.ones(40))
+    for wrong in (np.ones(39), -np.ones(40), np.full(40, np.nan), np.zeros(40)):
+        with pytest.raises(ValueError, match="needs sample_weight of 40 finite numbers >= 0"):
+            Regressor(weighted).fit(X, y, sample_weight=wrong)
+
+
+def test_named_engines_take_weights_of_rows():
+    X, y = data()
+    weights = np.ones(40)
+    wrong = [3, 17, 30]
+    y[wrong] += 5.0
+    right = np.delete(np.arange(40), wrong)
+    weights[wrong] = 1e-6
+    engine = bayes.engines.process_engine("smooth", lambda d: RBFKernel())
+    light = Regressor(engine).fit(X, y, sample_weight=weights)
+    assert np.abs(light.predict(X[right]) - y[right]).mean() < 0.2
+    assert np.abs(light.predict(X[wrong]) - y[wrong]).min() > 3
+    weights[wrong] = 0.0  # as if they were not there
+    without = Regressor(engine).fit(X, y, sample_weight=weights)
+    alone = Regressor(engine).fit(X[right], y[right])
+    np.testing.assert_allclose(without.predict(X), alone.predict(X), rtol=1e-3, atol=1e-3)
+
+
+def test_named_classifiers_take_weights_of_rows():
+    X, _ = data(30)
+    y = (X[:, 0] > 0).astype(int)
+    weights = np.ones(30)
+    y[:5] = 1 - y[:5]
+    weights[:5] = 1e-6
+    found = Classifier("GP dirichlet").fit(X, y, sample_weight=weights)
+    assert (found.predict(X[:5]) != y[:5]).all()
 
 
 def test_a_fit_that_fails_changes_nothing():

@@ -157,7 +157,7 @@ def test_hyperparameters_of_some_rows_condition_all(kind):
     # those of the subset's own fit, in the units of all rows
     chosen = torch.randperm(60, generator=torch.Generator().manual_seed(0))[:20].sort().values
     small = kind(X, Y, RBFKernel().double())._copied()
-    small._condition_on(X[chosen], Y[chosen], None)
+    small._condition_on(X[chosen], Y[chosen], None, None)
     small.fit()
     found = (m.covar_module.lengthscale.item() for m in (small, model))
     assert next(found) == pytest.approx(next(found))

@@ -415,6 +415,26 @@ def test_hardly_any_noise_and_any_unit_of_y():
     assert torch.allclose(posterior.mean, torch.ones_like(posterior.mean))
 
 
+@pytest.mark.parametrize("m", [1, 2])
+def test_variances_of_any_ratio_at_one_scale(m):
+    # GPyTorch's smallest variance is 1e-10 of whatever is the unit: here 500 times the noise
+    X = torch.tensor([[0.0], [0.0], [100.0]], dtype=torch.float64)
+    Y = torch.tensor([[1.0], [0.5], [2.0]], dtype=torch.float64).expand(-1, m).contiguous()
+    noise, s = 0.1, 1e13
+    scale = LogNormal(torch.tensor(math.log(s)).double(), torch.tensor(1e-4).double())
+    known = {"train_Yvar": torch.full_like(Y, noise)}
+    model = ScaleMixtureProcess(X, Y, RBFKernel(), scale=scale, **known, **OFF)
+    posterior = model.posterior(torch.tensor([[0.0], [50.0]], dtype=torch.float64))
+    truth = torch.tensor([[noise / 2], [s]], dtype=torch.float64)
+    torch.testing.assert_close(posterior.variance, truth.expand(-1, m), rtol=0.05, atol=0)
+    left_out = model.leave_one_out().variance
+    truth = torch.tensor([[2 * noise], [2 * noise], [s]], dtype=torch.float64)
+    torch.testing.assert_close(left_out, truth.expand(-1, m), rtol=0.05, atol=0)
+    drawn = posterior.rsample(torch.Size([2000]))
+    spread = drawn.std(0) / posterior.variance.sqrt()
+    torch.testing.assert_close(spread, torch.ones_like(spread), rtol=0.1, atol=0)
+
+
 def test_conditioning_is_a_model_of_all_rows():
     X, Y = data(9, 2)
     model = ScaleMixtureProcess(X[:6], Y[:6], kernel(), scale=HalfCauchyVariance(), **OFF)

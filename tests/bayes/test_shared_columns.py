@@ -8,6 +8,7 @@ from bayes import (
     BayesianNetwork,
     GaussianProcess,
     GaussianProcessClassifier,
+    GradientDescentEnsemble,
     ScaleMixtureProcess,
     StudentTProcess,
     VariationalGaussianProcess,
@@ -46,6 +47,7 @@ ENGINES = {
     "GaussianProcessClassifier": lambda X, Y: GaussianProcessClassifier(
         X, (Y > Y.mean()).long(), kernel(), num_inducing=5
     ),
+    "GradientDescentEnsemble": lambda X, Y: GradientDescentEnsemble(X, Y, kernel().network),
     "BayesianNetwork": lambda X, Y: BayesianNetwork(
         X, Y, NetworkPrior(pooled(), input_shape=(1, 2, 2))
     ),

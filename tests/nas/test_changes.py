@@ -76,6 +76,7 @@ CHANGES = {
 FEW = ("nothing", "renamed", "widened", "widths", "inputs")  # one of each kind
 
 
+@pytest.mark.fast_for("renamed", "widened", "inputs")
 @pytest.mark.parametrize(
     "change",
     [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in CHANGES],
@@ -95,6 +96,7 @@ def test_a_changed_search_uses_the_trials_that_fit_or_starts_anew(change):
         assert 0 < before < 6
 
 
+@pytest.mark.fast_for("renamed", "moved")
 @pytest.mark.parametrize("change", ["added", "renamed", "removed", "moved", "inputs"])
 def test_undeclared_hyperparameters_are_those_of_the_latest_trials(change):
     where, hyperparameters, _ = CHANGES[change]

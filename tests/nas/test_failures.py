@@ -171,7 +171,7 @@ def command(script, storage, *more, objective="fine", trials=1):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("trials", [1, 7])
+@pytest.mark.parametrize("trials", [pytest.param(1, marks=pytest.mark.slow), 7])
 def test_a_command_whose_trials_all_fail_does_not_exit_with_zero(script, tmp_path, capsys, trials):
     path = tmp_path / "study.db"
     assert main(command(script, path)) == 0

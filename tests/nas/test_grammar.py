@@ -159,6 +159,7 @@ def test_only_options_that_can_be_completed_are_taken():
                 assert widths[node.inputs[0]] in (4, None)
 
 
+@pytest.mark.fast_for("small", "einspace")
 @pytest.mark.parametrize("name", [*SPACES, "small"])
 def test_edits_stay_in_the_space_and_change_something(name):
     space = {**SPACES, "small": small()}[name]

@@ -79,7 +79,7 @@ def seven_trials():
 
 
 @pytest.mark.usefixtures("few_candidates")
-@pytest.mark.parametrize("stop", [3, 6])
+@pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.slow), 5])
 def test_resuming_gives_the_same_trials(tmp_path, stop):
     """A new sampler on the stored study proposes what would have come, to the last bit."""
     whole = seven_trials()
@@ -118,7 +118,7 @@ def test_a_running_trial_moves_the_next_proposal_away():
     study holds a failed trial without a candidate in the place of the running one.
     """
     # Away in the codes that this surrogate compares.
-    first, second = run(8, surrogate="vectors"), run(8, surrogate="vectors")
+    first, second = run(6, surrogate="vectors"), run(6, surrogate="vectors")
     pending = begin(first)
     second.tell(second.ask(), state=TrialState.FAIL)
     with_pending, without = begin(first), begin(second)
@@ -194,7 +194,7 @@ def test_hyperparameters_are_found_from_finished_trials():
 @pytest.mark.usefixtures("few_candidates")
 @pytest.mark.parametrize("acquisition", ["lognei", lambda m, X, P, s: UpperConfidenceBound(m, 1.0)])
 def test_other_acquisitions(acquisition):
-    study = run(7, acquisition=acquisition)
+    study = run(5, acquisition=acquisition)
     begin(study)
     assert architecture_of(begin(study)) in OBJECTIVE.space
 

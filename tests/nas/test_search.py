@@ -84,6 +84,7 @@ def test_a_trial_that_raises_is_kept_with_its_error():
     assert architecture_of(study.trials[1]) in OBJECTIVE.space
 
 
+@pytest.mark.fast_for("False")
 @pytest.mark.parametrize("after_hyperparameters", [False, True])
 def test_ctrl_c_loses_nothing(tmp_path, after_hyperparameters):
     """Interrupted and resumed, the study is the one that was never interrupted."""

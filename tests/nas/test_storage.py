@@ -23,6 +23,7 @@ def run(storage, num_trials=1, objective=size, **options):
     return search(objective, SPACE, num_trials=num_trials, storage=storage, **options)
 
 
+@pytest.mark.fast_for("{x}%20y.db", "a&b=c@d:50%.db")
 @pytest.mark.parametrize(
     "name",
     ["run?a.db", "a b#c.db", "{x}%20y.db", "a&b=c@d:50%.db"],

@@ -514,6 +514,7 @@ def test_acquisitions_that_draw_anew_at_every_call():
         assert (slope != 0).any()
 
 
+@pytest.mark.fast_for("UpperConfidenceBound", "qKG", "qLogEI, constrained")
 @pytest.mark.parametrize(
     "name", ["UpperConfidenceBound", "qLogNEI", "qKG", "qLogEI, constrained", "qLogNEHVI of a list"]
 )

@@ -13,8 +13,11 @@ from pfn.experts import (
     Advice,
     Experts,
     Kernels,
+    _decomposed,
     _evidence_slope,
+    _factorised,
     _fitted_covariance,
+    _half_inverse,
     _squares_apart,
 )
 from pfn.mixing import mixed
@@ -250,7 +253,7 @@ def test_a_network_with_experts_is_trained_saved_and_asked(tmp_path):
         TINY,
         inputs="standardised",
         targets="standardised",
-        steps=12,
+        steps=4,
         batch=4,
         border_tasks=40,
         held_out_tasks=0,
@@ -289,3 +292,31 @@ def test_experts_predict_a_linear_function_before_any_training():
     with torch.no_grad():
         median = posterior.quantile(torch.tensor(0.5).double())
     assert float((median - f[30:]).abs().max()) < 0.1 * float(f.std())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_a_gpu_computes_otherwise_is_the_same(padded):
+    """Factors for decompositions, triangular solves for inverses; against numpy."""
+    X, z = data(n=9, batch=3)
+    shown = torch.arange(9) < torch.tensor([9, 6, 7])[:, None] if padded else None
+    if shown is not None:
+        X, z = X * shown[..., None], z * shown
+    kind = torch.arange(4).expand(3, 4)
+    kernels = Kernels(kind, X.new_full((3, 4, 3), 0.7), X.new_zeros(3, 4))
+    covariance = kernels.covariance(X, X, shown, shown)
+    ratios = X.new_tensor([1.0, 1e-3, 1e-6])
+    by_decomposition = _decomposed(covariance, ratios, z, shown)
+    by_factors = _factorised(covariance, ratios, z, shown)
+    for task in range(3):
+        rows = slice(None) if shown is None else slice(0, int(shown[task].sum()))
+        C, y = covariance[task][:, rows, rows].numpy(), z[task, rows].numpy()
+        for k in range(4):
+            for j, ratio in enumerate(ratios.tolist()):
+                K = C[k] + ratio * np.eye(len(y))
+                q = y @ np.linalg.solve(K, y)
+                truth = -np.linalg.slogdet(K)[1] / 2 - (2 + len(y)) / 2 * np.log(2 + q)
+                assert by_decomposition[task, k, j] == pytest.approx(truth, rel=1e-7)
+                assert by_factors[task, k, j] == pytest.approx(truth, rel=1e-7)
+    K = covariance + torch.eye(9)
+    half = _half_inverse(torch.linalg.cholesky(K))
+    np.testing.assert_allclose(half.mT @ half, np.linalg.inv(K.numpy()), atol=1e-12)

@@ -208,6 +208,26 @@ def _like(number: float) -> Callable[..., Any]:
     return rule
 
 
+def activation_of(module: nn.Module) -> Activation:
+    """The nonlinearity that a module applies to each unit.
+
+    Args:
+        module: An activation of torch, such as `nn.ReLU()`, or a `Nonlinearity`.
+
+    Raises:
+        TypeError: another module.
+    """
+    if isinstance(module, Nonlinearity):
+        return module.function
+    build = _MODULES.get(type(module))
+    if build is None:
+        raise TypeError(
+            f"{type(module).__name__} is not an elementwise nonlinearity that has expectations "
+            "here; wrap the function as priors.Nonlinearity(f)."
+        )
+    return build(module)
+
+
 def _function_rule(build: Callable[..., Activation]) -> Callable[..., Any]:
     def rule(tracer: Tracer, input: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(input, Value):

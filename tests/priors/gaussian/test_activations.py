@@ -177,6 +177,34 @@ def test_moments_of_one_variable(name, q):
 DEFINED = {"check_undefined_grad": False}  # the first check of each pair does
 
 
+@pytest.mark.fast_for(
+    "relu-relu",
+    "sign-sign",
+    "power3-power3",
+    "polynomial-polynomial",
+    "hermite-hermite",
+    "erf-erf",
+    "gelu-gelu",
+    "sin-sin",
+    "exp-exp",
+    "gaussian-gaussian",
+    "gabor-gabor",
+    "elu-elu",
+    "selu-selu",
+    "tanh-tanh",
+    "relu-leaky",
+    "abs-power2",
+    "leaky-polynomial",
+    "sign-hermite",
+    "power0-power3",
+    "leaky-tanh",
+    "gelu-relu",
+    "erf-gelu",
+    "sin-sine",
+    "gabor-gaussian",
+    "sign-erf",
+    "celu-selu",
+)
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 def test_gradients_of_both_orders(a, b):
     q = [double(v).requires_grad_() for v in (1.3, 0.8, -0.5)]
@@ -217,6 +245,20 @@ def test_gradients_are_finite_at_the_singular_places(name, dtype):
 CONSTANTS = {"polynomial of degree 0": Polynomial((1.5,)), "hermite of degree 0": Hermite(0)}
 
 
+@pytest.mark.fast_for(
+    "relu",
+    "sign",
+    "power3",
+    "polynomial",
+    "erf",
+    "gelu",
+    "exp",
+    "gabor",
+    "elu",
+    "tanh",
+    "polynomial of degree 0",
+    "hermite of degree 0",
+)
 @pytest.mark.parametrize(
     "phi", [*FUNCTIONS.values(), *CONSTANTS.values()], ids=[*FUNCTIONS, *CONSTANTS]
 )

@@ -45,7 +45,7 @@ def test_transforms_of_a_kernel_of_three_points():
 @pytest.mark.parametrize(
     ("function", "kinks"),
     [
-        (torch.nn.functional.hardtanh, (-1.0, 1.0)),
+        pytest.param(torch.nn.functional.hardtanh, (-1.0, 1.0), marks=pytest.mark.slow),
         (lambda x: (x > 0.5).to(x) * x, (0.5,)),  # a jump
     ],
     ids=["bend", "jump"],

@@ -189,7 +189,7 @@ def test_slopes_of_a_kernel_by_central_differences():
         assert (slope * along).sum().item() == pytest.approx(truth, rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.covering
+@pytest.mark.fast_for("nngp-relu", "nngp-tanh", "ntk-leaky02", "ntk-gelu")
 @pytest.mark.parametrize("name", ["relu", "leaky02", "erf", "gelu", "tanh", "cos"])
 @pytest.mark.parametrize("kind", ["nngp", "ntk"])
 def test_gradcheck(name, kind):

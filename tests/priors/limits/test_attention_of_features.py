@@ -94,6 +94,7 @@ def network(forward, width=256):
     return made
 
 
+@pytest.mark.fast_for("features_with_themselves", "features_and_preactivations", "linear_attention")
 @pytest.mark.parametrize("name", MEAN_FIELD)
 def test_kernels_are_those_of_wide_networks(name):
     x = inputs()

@@ -176,6 +176,7 @@ def test_a_skip_after_the_activation_by_monte_carlo():
     assert (stated < 1e-2 * found.diagonal().max()).all()
 
 
+@pytest.mark.fast_for("LSTM", "correlated gate", "skip after the activation")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n == "GRU" else n for n in sorted(JOINT)]
 )
@@ -196,6 +197,7 @@ def test_positive_semidefinite_over_all_blocks(name):
         torch.testing.assert_close(torch.cat(rows), whole, rtol=slack, atol=slack * float(scale))
 
 
+@pytest.mark.fast_for("GRU", "correlated gate", "heads", "skip after the activation")
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_symmetric_and_continuous_at_coinciding_points(name):
     made, d = network(name)

@@ -114,7 +114,7 @@ class TestGatedKernel:
         torch.linalg.cholesky(first + 1e-3 * torch.eye(4))
 
 
-@pytest.mark.covering
+@pytest.mark.fast_for("attention-NNGPKernel", "flatten-NTKKernel")
 @pytest.mark.parametrize("kind", [NNGPKernel, NTKKernel])
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_botorch_model_fits_and_proposes(name, kind):
@@ -185,11 +185,17 @@ class TestCosts:
         (reason,) = self.costs(nn.Sequential(nn.Linear(3, 4), module, nn.Linear(4, 1)))
         assert re.search(expected, reason)
 
+    def progress(self, monkeypatch, times):
+        """Of 50 blocks, whose clock tells these times."""
+        seconds = ((t, t, t) for t in times)
+        monkeypatch.setattr("priors.work_clock.WorkClock._now", lambda _: next(seconds))
+        cpu = torch.device("cpu")
+        return BlockProgress(50, device=cpu, shown=True, reasons=lambda: ["a slow part"])
+
     def test_a_first_block_that_makes_tables_is_no_estimate(self, monkeypatch, capsys):
         # made, then the first block after 100 s, the others every 0.1 s
         times = itertools.chain([0.0], itertools.count(100.0, 0.1))
-        monkeypatch.setattr("priors.limits.progress.time.monotonic", lambda: next(times))
-        progress = BlockProgress(50, shown=True, reasons=lambda: ["a slow part"])
+        progress = self.progress(monkeypatch, times)
         for _ in range(50):
             progress.update()  # warnings are errors
         progress.close()
@@ -197,8 +203,7 @@ class TestCosts:
 
     def test_a_long_kernel_shows_a_bar_and_minutes_are_announced(self, monkeypatch, capsys):
         times = itertools.count(0.0, 6.0)
-        monkeypatch.setattr("priors.limits.progress.time.monotonic", lambda: next(times))
-        progress = BlockProgress(50, shown=True, reasons=lambda: ["a slow part"])
+        progress = self.progress(monkeypatch, times)
         progress.update()  # the first is no evidence: it makes what all share
         with pytest.warns(UserWarning, match=r"about 5 minutes(.|\n)*\* a slow part"):
             progress.update()

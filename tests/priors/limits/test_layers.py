@@ -319,6 +319,21 @@ def finite_networks(network, x, count, tangents=0):
     return found
 
 
+@pytest.mark.fast_for(
+    "attention by hand",
+    "circular padding, pooling, flatten",
+    "concatenation and gating",
+    "conv3d",
+    "correlated gates",
+    "graph",
+    "nn.GRUCell",
+    "nn.MultiheadAttention, causal",
+    "nn.TransformerEncoder",
+    "normalised branches",
+    "stack, repeat, transpose, view",
+    "two bidirectional nn.RNN",
+    "user's nonlinearity",
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_against_finite_networks(name):
     made, x = network(name, quadrature=QuasiMonteCarlo(512))
@@ -348,6 +363,16 @@ FEW = [
 ]
 
 
+@pytest.mark.fast_for(
+    "circular padding, pooling, flatten",
+    "concatenation and gating",
+    "conv3d",
+    "embedding and positions",
+    "graph",
+    "nn.MultiheadAttention, causal",
+    "nn.RNN",
+    "user's nonlinearity",
+)
 @pytest.mark.parametrize("name", FEW)
 def test_diagonal_symmetry_and_blocks(name, monkeypatch):
     made, x = network(name, quadrature=QuasiMonteCarlo(256))
@@ -373,6 +398,15 @@ def test_diagonal_symmetry_and_blocks(name, monkeypatch):
         assert torch.linalg.eigvalsh(whole[k]).min() > -max(slack[k], 1e-9 * scale)
 
 
+@pytest.mark.fast_for(
+    "circular padding, pooling, flatten",
+    "concatenation and gating",
+    "embedding and positions",
+    "graph",
+    "nn.MultiheadAttention, causal",
+    "two bidirectional nn.RNN",
+    "user's nonlinearity",
+)
 @pytest.mark.parametrize("name", FEW)
 def test_gradients_are_finite(name):
     made, x = network(name, quadrature=QuasiMonteCarlo(64))
@@ -406,6 +440,7 @@ def test_a_recurrent_network_is_its_cell_in_a_loop(kind):
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.fast_for("circular padding, pooling, flatten", "graph")
 @pytest.mark.parametrize("name", ["circular padding, pooling, flatten", "nn.LSTMCell", "graph"])
 def test_gradient_by_finite_differences(name):
     made, x = network(name, quadrature=QuasiMonteCarlo(64))

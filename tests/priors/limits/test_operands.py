@@ -241,6 +241,16 @@ WITHOUT_TANGENTS = {"comparisons", "two resolutions", "zero padding", "replicati
 WITHOUT_TANGENTS |= {"normalised queries", "one pair of keys and values", "time first"}
 
 
+@pytest.mark.fast_for(
+    "causal convolutions",
+    "class token, positions, layer scale",
+    "decoder",
+    "einsum",
+    "matrices by hand",
+    "sines",
+    "where",
+    "zero padding",
+)
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_kernels_are_those_of_wide_networks(name):
     torch.manual_seed(0)

@@ -76,7 +76,7 @@ def by_differences(function, x, step=1e-4):
     return torch.stack(rows)
 
 
-@pytest.mark.covering
+@pytest.mark.fast_for("elu-ntk", "gelu-ntk", "leaky-nngp", "step-ntk")
 @pytest.mark.parametrize("kind", ["nngp", "ntk"])
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_transforms_of_torch_func(name, kind):

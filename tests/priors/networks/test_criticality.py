@@ -121,6 +121,7 @@ def test_gelu_fixed_point_is_a_golden_number():
     assert critical_initialisation(GELU())[2] == pytest.approx((3 + math.sqrt(17)) / 2, rel=1e-9)
 
 
+@pytest.mark.fast_for("softplus", "cos")
 @pytest.mark.parametrize("activation", [torch.sigmoid, F.softplus, torch.exp, torch.cos])
 def test_no_critical_point(activation):
     with pytest.raises(ValueError, match="no critical initialisation"):

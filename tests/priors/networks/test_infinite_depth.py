@@ -130,7 +130,7 @@ def test_singular_kernel_of_a_linear_fractional_dual_is_known():
         pytest.param(torch.tanh, marks=pytest.mark.slow),
         pytest.param(F.hardtanh, marks=pytest.mark.slow),
         with_dual(0, 0.25, 0.5, 0.25),
-        with_dual(0, 0.5, 0, 0.5),
+        pytest.param(with_dual(0, 0.5, 0, 0.5), marks=pytest.mark.slow),
     ],
 )
 def test_votes_are_the_singular_kernel(activation):
@@ -194,7 +194,7 @@ def ntk_machine(kernel, X, y, new):
 @pytest.mark.parametrize("alpha", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_deep_network_agrees_with_its_limit(alpha):
     X, y = orthant(40, 4, 0)
-    new, _ = orthant(300, 4, 1)
+    new, _ = orthant(100, 4, 1)
     classifier = InfiniteDepthClassifier(with_dual(*PUBLISHED[alpha])).fit(X, y)
     predicted, top = classifier.predict(new), classifier.decision(new).topk(2).values
     differs = [
@@ -204,7 +204,7 @@ def test_deep_network_agrees_with_its_limit(alpha):
     ]
     # only where two classes score about equal may the remaining 1 / depth decide
     assert not bool(differs[2][(top[:, 0] - top[:, 1]) > 0.02].any())
-    assert int(differs[2].sum()) <= 6
+    assert int(differs[2].sum()) <= 2
     assert int(differs[0].sum()) > int(differs[1].sum()) > int(differs[2].sum())
 
 

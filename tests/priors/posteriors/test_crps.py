@@ -87,6 +87,7 @@ def by_definition(posterior, Y, span=1e-9, size=2_001):
     return found
 
 
+@pytest.mark.fast_for("t", "t of 1.2 degrees", "mixture", "pool", "log-normal")
 @pytest.mark.parametrize("name", [name for name in POSTERIORS if name != "draws"])
 def test_the_definition(name):
     posterior = POSTERIORS[name]()

@@ -175,6 +175,28 @@ def make(nesting: tuple[str, ...]) -> Case:
 IN_TWO = ("bars",)  # the leaves that are seen at depth two among the fast tests
 
 
+@pytest.mark.fast_for(
+    "gaussian",
+    "gaussian in sigmoid",
+    "t",
+    "t in affine",
+    "t in with mixture",
+    "bars",
+    "bars in sigmoid",
+    "bars in with draws",
+    "bars in affine in with mixture",
+    "bars in sigmoid in with draws",
+    "bars in with mixture in sigmoid",
+    "bars in with mixture in with mixture",
+    "bars in with draws in affine",
+    "bars in sigmoid in sigmoid",
+    "mixture",
+    "mixture in sigmoid",
+    "mixture in with mixture",
+    "draws",
+    "draws in affine",
+    "draws in with draws",
+)
 @pytest.mark.parametrize(
     "nesting",
     [

@@ -4,6 +4,8 @@ import pytest
 import torch
 from botorch.sampling.get_sampler import get_sampler
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from linear_operator import to_linear_operator
+from linear_operator.operators import BlockDiagLinearOperator
 from torch.distributions import Normal, constraints
 from torch.distributions.transforms import (
     AffineTransform,
@@ -352,3 +354,39 @@ def test_wrong_transforms_are_refused():
         match="log_excess needs a transform that is increasing",
     ):
         TransformedPosterior(several(torch.float64), mixed).log_excess(0.0, 1)
+
+
+@pytest.mark.parametrize("kind", ["one output", "by blocks", "joint", "interleaved"])
+def test_a_unit_for_each_point_and_output(kind):
+    m = 1 if kind == "one output" else 2
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(m, 3, 3, generator=generator, dtype=torch.float64)
+    each = root @ root.mT + torch.eye(3)  # of every output
+    loc = torch.randn(3, m, generator=generator, dtype=torch.float64)
+    scale = torch.tensor([1e-3, 2.0, 1e4], dtype=torch.float64)[:, None] * torch.tensor([1.0, 3])
+    scale = scale[:, :m].double()
+    nothing = torch.zeros(3, m, dtype=torch.float64)
+    if kind == "one output":
+        base = MultivariateNormal(nothing[:, 0], each[0])
+    elif kind == "by blocks":
+        joint = BlockDiagLinearOperator(to_linear_operator(each))
+        base = MultitaskMultivariateNormal(nothing, joint, interleaved=False)
+    else:
+        dense = torch.block_diag(*each)
+        if kind == "interleaved":
+            order = torch.arange(6).reshape(2, 3).mT.flatten()
+            dense = dense[order][:, order]
+        base = MultitaskMultivariateNormal(nothing, dense, interleaved=kind == "interleaved")
+    posterior = GaussianPosterior(base, AffineTransform(loc, scale))
+    units = torch.diag_embed(scale.mT)
+    truth = units @ each @ units  # [m, 3, 3]
+    torch.testing.assert_close(posterior.mean, loc)
+    torch.testing.assert_close(posterior.variance, truth.diagonal(dim1=-2, dim2=-1).mT)
+    found = posterior.distribution.covariance_matrix
+    wanted = torch.block_diag(*truth)
+    if kind == "interleaved":
+        wanted = wanted[order][:, order]
+    torch.testing.assert_close(found, wanted)
+    Y = loc + 0.3 * scale
+    density = torch.distributions.MultivariateNormal(loc.mT, truth).log_prob(Y.mT).sum()
+    torch.testing.assert_close(posterior.joint_log_prob(Y), density)

@@ -12,6 +12,7 @@ def mean_log_score(w, scores):
     return float(torch.logsumexp(scores + torch.as_tensor(w).log(), 1).mean())
 
 
+@pytest.mark.fast_for("5-3-1.0", "30-6-4.0")
 @pytest.mark.parametrize(
     ("n", "k", "spread"), [(5, 3, 1.0), (100, 5, 2.0), (300, 8, 0.1), (30, 6, 4.0), (200, 3, 300.0)]
 )

@@ -186,6 +186,23 @@ def _plain(m, x, act):
     return m.c(h + m.b(h))
 
 
+@pytest.mark.fast_for(
+    "module",
+    "torch.relu_",
+    "F.elu",
+    "F.hardtanh",
+    "nested",
+    "clone",
+    "dropped view",
+    "add_",
+    "pow_",
+    "transposed",
+    "y -= 1",
+    "y **= 2",
+    "disjoint",
+    "view of the raw input",
+    "twice",
+)
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_are_those_of_the_forward_written_out(name):
     inplace, plain = CASES[name]

@@ -89,6 +89,7 @@ def drawn(figure):
     return [len(ax.collections) + len(ax.lines) for ax in figure.axes if ax.axison]
 
 
+@pytest.mark.fast_for("one feature", "learning curves", "table", "classes", "no function")
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_is_drawn(name):
     figure = plot_tasks(KINDS[name], 3, seed=1)

@@ -117,6 +117,7 @@ def test_sizes(name, d, n):
         assert task.y.isfinite().all()
 
 
+@pytest.mark.fast_for("kernel", "network", "tree", "linear")
 @pytest.mark.parametrize("name", LATENT)
 def test_functions_are_standardised_under_the_prior(name):
     size = TaskSize(max_features=8, num_context=30, num_queries=10)
@@ -130,6 +131,7 @@ def test_functions_are_standardised_under_the_prior(name):
     assert 0.6 < f.square().mean() < 1.7
 
 
+@pytest.mark.fast_for("kernel", "network", "causal", "tree")
 @pytest.mark.parametrize("name", LATENT)
 def test_features_are_exchangeable(name):
     """Moments of the first feature, and of it with y, agree with those of the last."""
@@ -370,6 +372,7 @@ def test_oracle_covers_as_it_says():
     assert abs(per_task.mean() - 1) < 4 * per_task.std() / math.sqrt(300)
 
 
+@pytest.mark.fast_for("0", "2", "4")
 @pytest.mark.parametrize("index", range(len(ACTIVATIONS)))
 def test_infinite_networks_are_limits_of_finite_ones(index):
     """Finite networks of the module's definition, wide, have the stated covariance."""

@@ -1,0 +1,1 @@
+"""Deep kernel machines: Gram matrices of the layers as what is learnt."""

@@ -1,0 +1,1 @@
+"""Infinite ensembles of infinitely wide networks trained by gradient descent."""
