@@ -30,6 +30,7 @@ class History:
         is_member: Whether an architecture is of the space, where that is remembered.
 
     Attributes:
+        num_objectives: Values of a trial.
         observed: Candidates whose trial has ended, `n` of them, failed ones included.
         failed: For each whether it failed, and so has no values.
         values: Their values, `n` lists of one number for each objective, larger is better; `-inf`
@@ -67,6 +68,7 @@ class History:
             elif trial.state.is_finished():
                 self.observed.append(candidate)
                 ended.append(trial)
+        self.num_objectives = len(directions)
         self.failed = [trial.state not in FINISHED for trial in ended]
         self.values = _values(ended, signs_of(directions))
         names = sorted({name for trial in ended for name in trial.constraints})

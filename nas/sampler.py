@@ -14,6 +14,7 @@ import hashlib
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gpytorch
@@ -25,6 +26,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from torch import Generator, Tensor
 
+from nas.earlier import EarlierStudies
 from nas.encoding.candidates import Candidate, Encoder
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.encoding.outcomes import half_rank, winsorised
@@ -54,6 +56,9 @@ __all__ = ["BayesianSampler"]
 # Warning filters, GPyTorch's settings and torch's random state belong to the process, and Optuna
 # may run trials in threads.
 _ONE_AT_A_TIME = threading.Lock()
+
+Earlier = tuple[list[Candidate], Tensor]
+"""Candidates of earlier studies and their targets `[n, objectives]`, standardised in each study."""
 
 NUM_ELITES = 5
 NUM_DRAWS = 10  # for a first architecture that was not tried yet
@@ -91,6 +96,10 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             continues with the trials that fit, or starts anew.
         cost_aware: Whether to divide by the seconds that a trial is expected to take, learnt from
             the complete ones; the proposals then depend on how fast the machine was.
+        warm_start: Earlier studies, read now. What they have in common with this one is learnt, and
+            a study that tells nothing loses its weight; their spaces may be others, their
+            objectives must be as many. Half of the initial trials are then the best candidates of
+            theirs that are in this space. Only `"gp"` reads them.
         seed: Determines the proposal, together with the position of the trial. If None, the name of
             the study takes its place.
         device: Device on which the surrogate is fitted and candidates are scored, in float64. None
@@ -112,6 +121,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         proxies: ProxyScores | None = None,
         num_initial: int = 8,
         cost_aware: bool = False,
+        warm_start: Sequence[optuna.Study] = (),
         seed: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -136,6 +146,12 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         self.acquisition: Acquisition = (
             ACQUISITIONS[acquisition] if isinstance(acquisition, str) else acquisition
         )
+        self.earlier = EarlierStudies(warm_start)
+        if len(self.earlier) and not self.surrogate.reads_studies:
+            raise ValueError(
+                f"The surrogate {self.surrogate!r} does not read earlier studies; use "
+                "surrogate='gp' or leave warm_start out."
+            )
         self.num_initial = num_initial
         self.cost_aware = cost_aware
         self._memory = Memory(space)
@@ -152,6 +168,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             f"{type(self).__name__}({self.space!r}, hyperparameters={known}, "
             f"surrogate={self.surrogate!r}, acquisition={acquisition}, "
             f"num_initial={self.num_initial}, cost_aware={self.cost_aware}, "
+            f"warm_start={len(self.earlier)} studies, "
             f"seed={self.seed}, device={self.device})"
         )
 
@@ -161,9 +178,11 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         """The hyperparameters, declared or found in finished trials, and a flat space's own.
 
         Raises:
-            ValueError: the acquisition is for one objective and the study has several.
+            ValueError: the acquisition is for one objective and the study has several, or an
+                earlier study has another number of them.
         """
         self._acquisition_of(len(study.directions))
+        self.earlier.check(len(study.directions))
         trials = study.get_trials(deepcopy=False)
         flat = self._flat_distributions(trials)
         if self.hyperparameters is not None:
@@ -274,7 +293,8 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         ):
             # Numerical advice from the fit: the proposal stays valid, only less sharp.
             warnings.simplefilter("ignore")
-            learnt = self._learnt(history, cube, study_seed)
+            earlier = self._earlier_rows(cube, history.num_objectives)
+            learnt = self._learnt(history, cube, earlier, study_seed)
             encoder = learnt.encoder
             X = encoder(history.observed).to(self.device)
             pending = encoder(history.pending).to(self.device) if history.pending else None
@@ -285,7 +305,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             feasible = violations == 0
             acquisition = None
             if bool(feasible.any()):
-                models = self._models(learnt, X[valued], Y)
+                models = self._models(learnt, X[valued], Y, earlier)
                 model = models[0] if len(models) == 1 else ModelList(*models)
                 with self.device:  # BoTorch makes some tensors on the default device
                     acquisition = self._acquisition_of(len(models))(
@@ -309,28 +329,50 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             warnings.warn(notice, stacklevel=2)
         return found
 
-    def _learnt(self, history: History, cube: HyperparameterCube, seed: int) -> Learnt:
+    def _learnt(
+        self, history: History, cube: HyperparameterCube, earlier: Earlier, seed: int
+    ) -> Learnt:
         """An encoder of the finished trials and, where it is kept, a fit to the first of them."""
         rows = [row for row, failed in enumerate(history.failed) if not failed]
+        known, targets = earlier
         if not self.surrogate.refits:
-            return Learnt(self.surrogate.encoder(self.space, cube, history.observed), ())
+            encoder = self.surrogate.encoder(self.space, cube, [*known, *history.observed])
+            return Learnt(encoder, ())
         rows = rows[: num_learnt_from(len(rows), self.num_initial)]
         candidates = [history.observed[row] for row in rows]
         values = [history.values[row] for row in rows]
 
         def learn() -> Learnt:
-            encoder = self.surrogate.encoder(self.space, cube, candidates)
-            X = encoder(candidates).to(self.device)
+            encoder = self.surrogate.encoder(self.space, cube, [*known, *candidates])
+            X = encoder([*known, *candidates]).to(self.device)
             with seeded(seed, self.device):  # whichever proposal it is that learns
-                columns = _targets(X.new_tensor(values)).T
+                columns = torch.cat([targets.to(X), _targets(X.new_tensor(values))]).T
                 models = [self.surrogate.fit(X, y[:, None], encoder) for y in columns]
             return Learnt(encoder, tuple(models))
 
         return self._memory.learnt((candidates, values, cube.distributions), learn)
 
-    def _models(self, learnt: Learnt, X: Tensor, Y: Tensor) -> list[Model]:
+    def _earlier_rows(self, cube: HyperparameterCube, num_objectives: int) -> Earlier:
+        known: list[Candidate] = []
+        targets = [torch.zeros(0, num_objectives, dtype=torch.float64, device="cpu")]
+        for candidates, values in self.earlier.rows(self.space, cube):
+            known += candidates
+            if candidates:
+                targets.append(_targets(torch.tensor(values, dtype=torch.float64, device="cpu")))
+            else:
+                warnings.warn(
+                    "No trial of an earlier study has values for the hyperparameters "
+                    f"{sorted(cube.distributions)}, so it does not warm this one.",
+                    stacklevel=2,
+                )
+        return known, torch.cat(targets)
+
+    def _models(self, learnt: Learnt, X: Tensor, Y: Tensor, earlier: Earlier) -> list[Model]:
         """A model of each objective, of all rows with values."""
-        encoder, columns = learnt.encoder, [y[:, None] for y in Y.T]
+        encoder, (known, targets) = learnt.encoder, earlier
+        if known:
+            X, Y = torch.cat([encoder(known).to(X), X]), torch.cat([targets.to(Y), Y])
+        columns = [y[:, None] for y in Y.T]
         if not self.surrogate.refits:
             return [self.surrogate.fit(X, y, encoder) for y in columns]
         return [
@@ -382,7 +424,11 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         generator: Generator,
     ) -> Candidate:
         """Quasi-random, so that each choice is tried early: one that was never tried looks like
-        the others to the surrogate."""
+        the others to the surrogate. With earlier studies every other one is of their best."""
+        if len(self.earlier) and position % 2 == 0:
+            best = self._best_of_earlier(cube, history)
+            if best is not None:
+                return best
         if not isinstance(self.space, FlatSpace):
             tried = {candidate.architecture for candidate in history.seen}
             drawn = (self.space.random(generator) for _ in range(NUM_DRAWS))
@@ -393,6 +439,15 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         values = HyperparameterCube({**flat, **cube.distributions}).quasi_random(position, seed)
         architecture = self.space.from_parameters({name: values.pop(name) for name in flat})
         return Candidate.of(architecture, values)
+
+    def _best_of_earlier(self, cube: HyperparameterCube, history: History) -> Candidate | None:
+        """The best candidate of earlier studies that is in this space and was not tried here."""
+        known, targets = self._earlier_rows(cube, history.num_objectives)
+        for row in targets.sum(1).argsort(descending=True, stable=True).tolist():
+            candidate = replace(known[row], study=0)
+            if candidate not in history.seen and self._memory.is_member(candidate.architecture):
+                return candidate
+        return None
 
     def _flat_distributions(self, trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
         """The parameters of a flat space under the names of the study."""

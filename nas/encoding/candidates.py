@@ -27,10 +27,12 @@ class Candidate:
     Attributes:
         architecture: The graph.
         hyperparameters: Sorted name and value pairs.
+        study: 0 for the study that asks, 1 and so on for earlier ones that warm it.
     """
 
     architecture: Architecture
     hyperparameters: tuple[tuple[str, Any], ...] = ()
+    study: int = 0
 
     @classmethod
     def of(cls, architecture: Architecture, hyperparameters: dict[str, Any]) -> Candidate:
@@ -46,12 +48,17 @@ class Candidate:
 class Encoder(ABC):
     """Candidates as rows: architecture first, then hyperparameters in the unit cube.
 
-    Made for one proposal.
+    The number of the study is a last column where there are earlier ones. Made for one proposal.
 
     Args:
         space: Of the architectures.
         cube: Encodes the hyperparameters.
+
+    Attributes:
+        num_earlier: Earlier studies.
     """
+
+    num_earlier = 0
 
     def __init__(self, space: Space, cube: HyperparameterCube) -> None:
         self.space = space
@@ -72,11 +79,13 @@ class Encoder(ABC):
     def __call__(self, candidates: Sequence[Candidate]) -> Tensor:
         """`[n, d]` in float64."""
         codes = self.codes([candidate.architecture for candidate in candidates])
-        if not self.cube.distributions:
+        rows = [
+            self.cube.row(candidate.values) + [float(candidate.study)] * bool(self.num_earlier)
+            for candidate in candidates
+        ]
+        if not rows[0]:
             return codes
-        rows = [self.cube.row(candidate.values) for candidate in candidates]
-        values = torch.tensor(rows, dtype=torch.float64, device="cpu")
-        return torch.cat([codes, values], dim=-1)
+        return torch.cat([codes, torch.tensor(rows, dtype=torch.float64, device="cpu")], dim=-1)
 
 
 class VectorEncoder(Encoder):
@@ -110,6 +119,7 @@ class TableEncoder(Encoder):
         super().__init__(space, cube)
         first = (candidate.architecture for candidate in observed)
         self.table = ArchitectureTable(first, traits=traits, store=store)
+        self.num_earlier = max(candidate.study for candidate in observed)
 
     def encode(self, architecture: Architecture) -> Tensor:
         """The number, `[1]`."""

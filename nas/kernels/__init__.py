@@ -2,8 +2,10 @@
 
 from nas.kernels.kernels import (
     BudgetKernel,
+    CodeKernel,
     DescriptorKernel,
     LinearKernel,
+    StudyKernel,
     WeisfeilerLehmanKernel,
     architecture_kernel,
 )
@@ -12,8 +14,10 @@ from nas.kernels.table import ArchitectureTable
 __all__ = [
     "ArchitectureTable",
     "BudgetKernel",
+    "CodeKernel",
     "DescriptorKernel",
     "LinearKernel",
+    "StudyKernel",
     "WeisfeilerLehmanKernel",
     "architecture_kernel",
 ]

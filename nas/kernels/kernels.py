@@ -1,9 +1,10 @@
 """Kernels between architectures, by their number in a table, and between training budgets.
 
 `WeisfeilerLehmanKernel` weighs the levels of motifs and paths, `LinearKernel` has a trend in sizes
-and counts, `DescriptorKernel` compares them one at a time, and `architecture_kernel` adds the three
-and multiplies by kernels of hyperparameters and budget. The number is a coordinate of X like any
-other, so every BoTorch acquisition function works on graphs.
+and counts, `DescriptorKernel` compares them one at a time, `CodeKernel` the choices of a flat
+space, and `architecture_kernel` adds them and multiplies by kernels of hyperparameters, budget and
+study. The number is a coordinate of X like any other, so every BoTorch acquisition function works
+on graphs.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from nas.kernels.table import ArchitectureTable
 
 __all__ = [
     "BudgetKernel",
+    "CodeKernel",
     "DescriptorKernel",
     "LinearKernel",
+    "StudyKernel",
     "WeisfeilerLehmanKernel",
     "architecture_kernel",
 ]
@@ -197,6 +200,44 @@ class LinearKernel(_Lookup):
         return rows / rows.shape[-1] ** 0.5
 
 
+class CodeKernel(_Lookup):
+    """exp(-sum_j w_j |c_j - c'_j|) on the codes of a space, 0 where an architecture has none.
+
+    In a flat space a choice has its place, such as the edge of a cell, which motifs and counts do
+    not tell. For one-hot codes this is a kernel of the choices that differ.
+
+    Args:
+        table: Of the architectures whose numbers X holds.
+        active_dims: Which column holds the number.
+    """
+
+    def __init__(self, table: ArchitectureTable, *, active_dims: Any = None) -> None:
+        super().__init__(table, active_dims=active_dims)
+        self.register_parameter("raw_weights", nn.Parameter(torch.zeros(table.code_size)))
+        self.register_constraint("raw_weights", Positive(initial_value=0.2))
+        prior = LogNormalPrior(math.log(0.2), 1.0)
+        self.register_prior("weights_prior", prior, lambda m: m.weights, _setter("weights"))
+
+    @property
+    def weights(self) -> Tensor:
+        """Of the columns of the code, `[code_size]`."""
+        return self.raw_weights_constraint.transform(self.raw_weights)
+
+    def _block(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
+        codes = self._rows(like)
+        distance = torch.cdist(codes[one, 1:], codes[two, 1:], p=1.0)
+        return codes[one, :1] * codes[two, :1].T * (-distance).exp()
+
+    def _pairs(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
+        codes = self._rows(like)
+        distance = (codes[one, 1:] - codes[two, 1:]).abs().sum(-1)
+        return codes[one, 0] * codes[two, 0] * (-distance).exp()
+
+    def _rows(self, like: Tensor) -> Tensor:
+        scale = torch.cat([like.new_ones(1), self.weights.to(like)])
+        return self.table.codes().to(like) * scale
+
+
 class BudgetKernel(Kernel):
     """(b / (b + t + t'))^a on training budgets t: curves that decay to what they end at.
 
@@ -233,22 +274,66 @@ class BudgetKernel(Kernel):
         return (1 - share) + share * (scale / (scale + sums)) ** shape
 
 
+class StudyKernel(Kernel):
+    """How alike the functions of several studies are: r_s r_t between two, 1 within each.
+
+    r is 1 for the study that is searched, so r_s is its correlation with an earlier study s, learnt
+    between 0 and 1; a coregionalisation of rank one (Bonilla et al. 2007, section 2).
+
+    Args:
+        num_earlier: Earlier studies, numbered from 1; 0 is the one that is searched.
+        active_dims: Which column holds the number of the study.
+    """
+
+    def __init__(self, num_earlier: int, *, active_dims: Any = None) -> None:
+        super().__init__(active_dims=active_dims)
+        self.register_parameter("raw_correlation", nn.Parameter(torch.zeros(num_earlier)))
+        self.register_constraint("raw_correlation", Interval(0.0, 1.0, initial_value=0.7))
+
+    @property
+    def correlation(self) -> Tensor:
+        """Of each earlier study with the one that is searched, `[num_earlier]`."""
+        return self.raw_correlation_constraint.transform(self.raw_correlation)
+
+    @property
+    def is_stationary(self) -> bool:
+        """Numbers of studies are names."""
+        return False
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        """Kernel between `x1` `[..., n1, 1]` and `x2` `[..., n2, 1]`: `[..., n1, n2]`."""
+        one, two = x1[..., 0].round().long(), x2[..., 0].round().long()
+        if not diag:
+            one, two = one[..., :, None], two[..., None, :]
+        loadings = torch.cat([x1.new_ones(1), self.correlation.to(x1)])
+        return torch.where(one == two, 1.0, loadings[one] * loadings[two])
+
+
 def architecture_kernel(
-    table: ArchitectureTable, num_hyperparameters: int = 0, *, budget: bool = False
+    table: ArchitectureTable,
+    num_hyperparameters: int = 0,
+    *,
+    budget: bool = False,
+    num_earlier: int = 0,
 ) -> Kernel:
-    """(motifs + trend + descriptors) times kernels of hyperparameters, Matern-5/2, and budget.
+    """(motifs + trend + descriptors + code) times kernels of hyperparameters, budget and study.
 
     Args:
         table: Holds the architectures of the training rows; column 0 of X are its numbers.
-        num_hyperparameters: Columns behind it, in the unit cube, each with a length scale under the
-            dimension-scaled prior of Hvarfner et al. 2024 (2402.02229, section 5).
+        num_hyperparameters: Columns behind it, in the unit cube, of a Matern-5/2 kernel, each with
+            a length scale under the dimension-scaled prior of Hvarfner et al. 2024 (2402.02229,
+            section 5).
         budget: Whether one more column is the share of the largest budget.
+        num_earlier: Of earlier studies; if there are any, the last column is the number of a
+            candidate's study.
     """
     parts: list[Kernel] = [
         _scaled(WeisfeilerLehmanKernel(table, active_dims=[0]), 0.7)
         + _scaled(LinearKernel(table, active_dims=[0]), 0.5)
         + _scaled(DescriptorKernel(table, active_dims=[0]), 0.05)
     ]
+    if table.code_size:
+        parts[0] = parts[0] + _scaled(CodeKernel(table, active_dims=[0]), 0.5)
     if num_hyperparameters:
         location = 2**0.5 + 0.5 * torch.tensor(float(num_hyperparameters)).log().item()
         prior = LogNormalPrior(location, 3**0.5)
@@ -263,6 +348,9 @@ def architecture_kernel(
         )
     if budget:
         parts.append(BudgetKernel(active_dims=[1 + num_hyperparameters]))
+    if num_earlier:
+        place = 1 + num_hyperparameters + budget
+        parts.append(StudyKernel(num_earlier, active_dims=[place]))
     return parts[0] if len(parts) == 1 else ProductKernel(*parts)
 
 

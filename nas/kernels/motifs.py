@@ -9,7 +9,7 @@ from a store does not depend on what else is in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,16 +33,26 @@ class MotifStore:
     Args:
         depth: Last level of motifs.
         assignment: Whether levels are optimal-assignment kernels, or inner products of counts.
+        code: A point of the unit cube for an architecture, None for one of another space.
 
     Attributes:
         architectures: By number.
+        codes: What `code` gives for each; empty without it.
     """
 
-    def __init__(self, *, depth: int = 2, assignment: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        depth: int = 2,
+        assignment: bool = True,
+        code: Callable[[Architecture], Tensor | None] | None = None,
+    ) -> None:
         if depth < 0:
             raise ValueError(f"depth must not be negative, got {depth}.")
         self.depth = depth
         self.assignment = assignment
+        self.code = code
+        self.codes: list[Tensor | None] = []
         self.architectures: list[Architecture] = []
         self._numbers: dict[Architecture, int] = {}
         self._counts = [_Counts() for _ in range(4 * (depth + 1) + 2)]
@@ -111,6 +121,8 @@ class MotifStore:
                 float(architecture.depth),
             )
         )
+        if self.code is not None:
+            self.codes.append(self.code(architecture))
         self.architectures.append(architecture)
 
 

@@ -41,6 +41,7 @@ class ArchitectureTable:
     Attributes:
         levels: Which levels are kept.
         operations: Operations whose number differs among the first architectures.
+        code_size: Columns of the codes of the space; 0 where there are none.
 
     Raises:
         ValueError: no architecture, or a negative depth.
@@ -69,6 +70,9 @@ class ArchitectureTable:
         spread = (sizes - self._centre).square().nanmean(0).sqrt()
         self._spread = torch.where(spread > 1e-9, spread, 1.0)
         self._scaled = sizes[:0]
+        codes = [self.store.codes[number] for number in first] if self.store.codes else []
+        self.code_size = next((len(code) for code in codes if code is not None), 0)
+        self._coded = sizes.new_zeros(0, 1 + self.code_size)
         self._last: Block | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ArchitectureTable:
@@ -111,6 +115,21 @@ class ArchitectureTable:
             new = (self._sizes(range(done, len(self))) - self._centre) / self._spread
             self._scaled = torch.cat([self._scaled, new.nan_to_num(nan=0.0)])
         return self._scaled
+
+    def codes(self) -> Tensor:
+        """Whether an architecture has a code, 1 or 0, and the code, `[n, 1 + d]`.
+
+        d is 0 where the store makes no codes; float64 on the CPU.
+        """
+        codes = self.store.codes
+        if len(self._coded) < len(codes):
+            missing = torch.zeros(1 + self.code_size, dtype=torch.float64, device="cpu")
+            new = [
+                missing if code is None else torch.cat([torch.ones_like(code[:1]), code])
+                for code in codes[len(self._coded) :]
+            ]
+            self._coded = torch.cat([self._coded, torch.stack(new)])
+        return self._coded
 
     def _telling(self, first: np.ndarray) -> list[int]:
         kept: list[tuple[int, np.ndarray]] = []

@@ -49,6 +49,7 @@ def search(
     timeout: float | None = None,
     callbacks: Sequence[Callback] = (),
     catch: tuple[type[Exception], ...] = (Exception,),
+    warm_start: optuna.Study | Sequence[optuna.Study] = (),
     seed: int | None = None,
     show_progress: bool = True,
 ) -> optuna.Study:
@@ -80,7 +81,8 @@ def search(
         workers: Number of trials that run at the same time.
         engine: Executor that runs the workers; None means this process for one worker and local
             processes for several. It is not shut down.
-        sampler: If None, `BayesianSampler(space, hyperparameters=hyperparameters, seed=seed)`.
+        sampler: If None, `BayesianSampler` with the space, the hyperparameters, `warm_start` and
+            `seed`.
         direction: `"minimize"` or `"maximize"`.
         directions: Of several objectives, in place of `direction`.
         pruner: Stops trials early that report values (`nas.report_value`, `nas.should_prune`);
@@ -90,6 +92,7 @@ def search(
             `study.stop()` in one of them, or `trial.study.stop()` in the objective, ends the call
             once the running trials end.
         catch: Exceptions that fail a trial; another ends the call, after the trial is recorded.
+        warm_start: Earlier studies that the default sampler starts from, see `BayesianSampler`.
         seed: Seed of the default sampler.
         show_progress: Whether to draw a progress bar in place of Optuna's log lines.
 
@@ -123,11 +126,14 @@ def search(
             "Dask on Ray and its `client.get_executor()`: Ray itself has no such executor."
         )
     HyperparameterCube(hyperparameters or {})  # checks the kinds
+    earlier = [warm_start] if isinstance(warm_start, optuna.Study) else list(warm_start)
     if sampler is None:
-        sampler = BayesianSampler(space, hyperparameters=hyperparameters, seed=seed)
-    elif seed is not None:
+        sampler = BayesianSampler(
+            space, hyperparameters=hyperparameters, warm_start=earlier, seed=seed
+        )
+    elif seed is not None or earlier:
         raise ValueError(
-            "seed applies to the default sampler only; give your sampler its own seed."
+            "seed and warm_start apply to the default sampler only; give your sampler its own."
         )
     opened = storage if isinstance(storage, BaseStorage) else open_storage(storage)
     study = _study(opened, study_name or "search", wanted, sampler, pruner)

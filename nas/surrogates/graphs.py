@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gpytorch
@@ -11,12 +12,13 @@ from botorch.models.model import Model
 from torch import Tensor
 
 from bayes import GaussianProcess
+from nas.architectures import Architecture
 from nas.encoding.candidates import Candidate, Encoder, TableEncoder
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.kernels import architecture_kernel
 from nas.kernels.motifs import MotifStore
 from nas.proxies import ProxyScores
-from nas.spaces import Space
+from nas.spaces import FlatSpace, Space
 from nas.surrogates.surrogate import Surrogate
 
 __all__ = ["GraphProcess"]
@@ -27,30 +29,35 @@ MAX_STORED = 1 << 15  # architectures whose features are kept
 class GraphProcess(Surrogate):
     """`GaussianProcess` with `architecture_kernel`, its hyperparameters at their mode.
 
+    In a flat space architectures are compared by their parameters too.
+
     Args:
         max_iter: Steps of the fit at most.
         proxies: Scores without training, further descriptors of the architectures.
     """
 
     refits = True
+    reads_studies = True
 
     def __init__(self, max_iter: int = 50, *, proxies: ProxyScores | None = None) -> None:
         self.max_iter = max_iter
         self.proxies = proxies
         self._store = MotifStore()
+        self._space: Space | None = None  # of the store
 
     def __repr__(self) -> str:
         return "gp" if self.proxies is None else f"gp with {list(self.proxies.names)}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_store": MotifStore()}  # found again where it is needed
+        return {**vars(self), "_store": MotifStore(), "_space": None}  # found again where needed
 
     def encoder(
         self, space: Space, cube: HyperparameterCube, observed: Sequence[Candidate]
     ) -> Encoder:
         """Numbers of a table."""
-        if len(self._store) > MAX_STORED:
-            self._store = MotifStore()
+        if self._space is not space or len(self._store) > MAX_STORED:
+            code = partial(_code, space) if isinstance(space, FlatSpace) else None
+            self._store, self._space = MotifStore(code=code), space
         return TableEncoder(space, cube, observed, traits=self.proxies, store=self._store)
 
     def fit(self, X: Tensor, Y: Tensor, encoder: Encoder) -> Model:
@@ -64,10 +71,20 @@ class GraphProcess(Surrogate):
         return model.eval()
 
 
+def _code(space: FlatSpace, architecture: Architecture) -> Tensor | None:
+    """Of a member; None of one of another space, which an earlier study may have."""
+    try:
+        return space.encode(architecture)
+    except ValueError:
+        return None
+
+
 def _process(X: Tensor, Y: Tensor, encoder: Encoder) -> GaussianProcess:
     assert isinstance(encoder, TableEncoder)
     with X.device:
-        kernel = architecture_kernel(encoder.table, encoder.cube.dimension).to(X)
+        kernel = architecture_kernel(
+            encoder.table, encoder.cube.dimension, num_earlier=encoder.num_earlier
+        ).to(X)
         return GaussianProcess(X, Y, kernel, input_transform=None, outcome_transform=None)
 
 

@@ -24,9 +24,12 @@ class Surrogate(ABC):
 
     Attributes:
         refits: Whether `refit` is there, for a surrogate whose learning costs more than its use.
+        reads_studies: Whether its rows say of which study a candidate is, so that earlier studies,
+            of other spaces too, can warm a search.
     """
 
     refits = False
+    reads_studies = False
 
     @abstractmethod
     def encoder(
