@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Self
 import gpytorch
 import torch
 from botorch.acquisition.objective import PosteriorTransform
-from botorch.models.model import Model
 from botorch.models.utils.gpytorch_modules import get_gaussian_likelihood_with_lognormal_prior
 from botorch.posteriors import Posterior
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import GaussianLikelihood
 from linear_operator import to_linear_operator
 from linear_operator.operators import (
@@ -28,13 +28,11 @@ from linear_operator.operators import (
     LinearOperator,
 )
 from torch import Tensor, nn
-from torch.distributions.transforms import AffineTransform
 
 from bayes.caching import Snapshot
 from bayes.checks import (
     check_query,
     check_training_data,
-    check_unit,
     check_variances,
     chosen_outputs,
 )
@@ -45,23 +43,16 @@ from bayes.description import (
     check_given,
     check_module,
     describe_module,
-    describe_transform,
 )
-from bayes.outcome import ElementwiseOutcome
-from bayes.outputs import OutputSubset
 from bayes.processes.deferred_covariance import DeferredCovariance
 from bayes.processes.fitting import Watch, maximise
 from bayes.processes.marginal_likelihood import exact_solves
+from bayes.transformed_model import TransformedModel, described
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.protocol import PredictivePosterior
-from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
-from priors.posteriors.transforms import (
-    DEFAULT,
-    check_range,
-    make_input_transform,
-    make_outcome_transform,
-)
+from priors.posteriors.transformed import apply_posterior_transform
+from priors.posteriors.transforms import DEFAULT, check_range
 from priors.random_state import seeded
 
 __all__ = ["StandardisedModel"]
@@ -72,7 +63,7 @@ _NOISE_VAR = 0.1
 _JOINT_QUERIES, _JOINT_NUMBERS = 512, 2**24
 
 
-class StandardisedModel(Model, gpytorch.Module):
+class StandardisedModel(TransformedModel, gpytorch.Module):
     """Base of the models, which document the arguments.
 
     A subclass calls `_hold`, and gives `_moments`, `_objective`, `_parts`, `_covariance_of` and
@@ -96,27 +87,17 @@ class StandardisedModel(Model, gpytorch.Module):
         train_Y: Tensor,
         input_transform: Any,
         outcome_transform: Any,
-        together: Sequence[Sequence[int]] = (),
+        kernel: Kernel | None = None,
     ) -> None:
         """Keep rows, transforms and a noise variance for each output."""
-        outcome = make_outcome_transform(outcome_transform, train_Y)
-        check_unit(type(self).__name__, outcome, train_Y)
-        self.outcome_transform = (
-            None if outcome is None else ElementwiseOutcome(outcome).to(train_X).eval()
-        )
-        self.input_transform = make_input_transform(input_transform, train_X, together)
-        if self.input_transform is not None:
-            self.input_transform.eval()
+        self._set_transforms(train_X, train_Y, input_transform, outcome_transform, kernel)
         outputs = train_Y.shape[-1]
         self.likelihood = get_gaussian_likelihood_with_lognormal_prior(torch.Size([outputs]))
         self.likelihood.noise = _NOISE_VAR
         self.likelihood.to(train_X)
         self.register_buffer("train_X", train_X, persistent=False)
         self.register_buffer("train_Y", train_Y, persistent=False)
-        self._given = {
-            "input_transform": describe_transform(input_transform),
-            "outcome_transform": describe_transform(outcome_transform),
-        }
+        self._given = described(input_transform, outcome_transform)
         self._kept: tuple[Snapshot, tuple[Tensor, Tensor], Any] | None = None
         self.eval()
 
@@ -136,15 +117,16 @@ class StandardisedModel(Model, gpytorch.Module):
         return self.likelihood.noise.squeeze(-1)
 
     def transformed_inputs(self, X: Tensor) -> Tensor:
-        """Inputs on the model's scale, float64."""
-        return (X if self.input_transform is None else self.input_transform(X)).double()
+        """Inputs on the model's scale, float64.
+
+        Args:
+            X: In the units of train_X, `[..., n, d]`.
+        """
+        return super().transformed_inputs(X).double()
 
     def targets(self) -> Tensor:
         """Outcomes on the model's scale, `[..., m, n]`, float64."""
-        Y = self.train_Y
-        if self.outcome_transform is not None:
-            Y = self.outcome_transform(Y)[0]
-        return Y.double().mT
+        return self.transformed_outcomes(self.train_Y).double().mT
 
     def fit(
         self,
@@ -264,14 +246,7 @@ class StandardisedModel(Model, gpytorch.Module):
                 interleaved=False,
             )
         )
-        posterior: Any = GaussianPosterior(joint)
-        if self.outcome_transform is not None:
-            transform = self.outcome_transform.of_outputs(outputs)
-            posterior = (
-                GaussianPosterior(joint, transform)
-                if isinstance(transform, AffineTransform)
-                else TransformedPosterior(posterior, transform)
-            )
+        posterior = self._in_units_of_y(GaussianPosterior(joint), outputs)
         return apply_posterior_transform(posterior_transform, posterior, X)
 
     def _functions(self, X: Tensor) -> tuple[Tensor, LinearOperator]:
@@ -371,17 +346,6 @@ class StandardisedModel(Model, gpytorch.Module):
         new.train_X, new.train_Y = X, Y
         return new
 
-    def subset_output(self, idcs: Sequence[int]) -> OutputSubset:
-        """The model of some outputs only.
-
-        Args:
-            idcs: Indices of the outputs.
-
-        Raises:
-            ValueError: an index is out of range.
-        """
-        return OutputSubset(self, idcs)
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write data, learnt values and what identifies the model to one safetensors file.
 
@@ -413,8 +377,7 @@ class StandardisedModel(Model, gpytorch.Module):
         """What `save` wrote; `make(train_X, train_Y, **construction and transforms)`."""
         tensors, description = read_safetensors(path, kind=cls.__name__)
         passed = {"input_transform": input_transform, "outcome_transform": outcome_transform}
-        described = {name: describe_transform(value) for name, value in passed.items()}
-        check_given(path, described, description["given"])
+        check_given(path, described(**passed), description["given"])
         model = make(
             tensors["train_X"], tensors["train_Y"], **passed, **description["construction"]
         )
@@ -452,17 +415,6 @@ class StandardisedModel(Model, gpytorch.Module):
             Missing and unexpected names.
         """
         return nn.Module.load_state_dict(self, *args, **kwargs)
-
-    def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode: input transforms are fitted.
-
-        Args:
-            mode: Ignored.
-        """
-        return nn.Module.train(self, False)
-
-    def _set_transformed_inputs(self) -> None:
-        """Nothing to do for BoTorch: inputs are transformed where they are used."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._kept = None

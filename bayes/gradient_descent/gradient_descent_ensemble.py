@@ -43,7 +43,7 @@ from bayes.description import describe_values
 from bayes.gradient_descent.filters import decay, left_out_weights, null_below, trained_weights
 from bayes.processes.left_out import independent_rows
 from bayes.standardised_model import StandardisedModel
-from priors.kernels.network import NTKKernel, columns_together
+from priors.kernels.network import NTKKernel
 from priors.networks.infinite import InfiniteNetwork
 from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.protocol import PredictivePosterior
@@ -163,7 +163,7 @@ class GradientDescentEnsemble(StandardisedModel):
         if input_transform is None:
             warn_about_scale(owner, train_X, kernel)
         self.covar_module = copy.deepcopy(kernel).to(train_X)
-        self._hold(train_X, train_Y, input_transform, outcome_transform, columns_together(kernel))
+        self._hold(train_X, train_Y, input_transform, outcome_transform, kernel)
         self.learning_rate = float(learning_rate)
         self.flow = _Flow(time, ridge).to(train_X)
 

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from bayes.checks import check_query, check_training_data, chosen_outputs
 from bayes.description import check_given, check_module, describe_module
-from bayes.one_data_set import OneDataSet, described
+from bayes.one_data_set import OneDataSet
+from bayes.transformed_model import described
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
 from priors.kernels.network import NNGPKernel, NTKKernel
 from priors.kernels.random_features import FeatureMap, RandomFeatureKernel, random_features

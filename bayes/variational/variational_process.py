@@ -46,10 +46,11 @@ from bayes.description import (
     describe_module,
     describe_values,
 )
-from bayes.one_data_set import OneDataSet, described
+from bayes.one_data_set import OneDataSet
 from bayes.processes.deferred_covariance import DeferredCovariance
 from bayes.processes.fitting import Stopped, Watch, maximise
 from bayes.processes.marginal_likelihood import exact_solves
+from bayes.transformed_model import described
 from bayes.variational.bound import Bound, rows_at_once
 from bayes.variational.latent import Latent
 from bayes.variational.laws import Law
