@@ -172,6 +172,19 @@ def test_copies_share_what_they_are_copies_of(index):
         torch.testing.assert_close(value, getattr(direct, name))
 
 
+def test_a_network_in_use_compares_kernels_on_more_rows_than_in_training():
+    """Relevances of many columns, of which one counts, are told by 200 rows and not by 64."""
+    X, _ = data(n=200, d=8, batch=1)
+    z = torch.sin(3 * X[..., 0])
+    network = PFN(replace(TINY, max_features=8), torch.linspace(-3, 3, 41), targets="raw").double()
+    errors = []
+    for training in (True, False):
+        with torch.no_grad():
+            experts = network.train(training).encode(X, z).experts
+        errors.append(float((experts.own.mean[0, :, 0] - z[0]).square().mean().sqrt()))
+    assert errors[1] < 0.7 * errors[0]
+
+
 def test_the_mixture_has_the_laws_of_its_experts():
     bars = BarDistribution(torch.linspace(-6, 6, 600, dtype=torch.float64), tail_scale=1.0)
     advice = Advice(
