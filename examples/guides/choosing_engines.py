@@ -100,6 +100,19 @@ print(regressor.predict_quantiles(X[test][:2].numpy(), [0.05, 0.5, 0.95]))
 print(cross_val_score(Regressor("Student t"), X[train].numpy(), y[train], cv=3))
 
 # %% [markdown]
+# ### Weights of rows
+#
+# `sample_weight` says how much a row tells beside others: the noise variance of a row is divided by its weight,
+# and in classification its log likelihood multiplied. The processes of this package take it; a stack, whose scores
+# count every row once, refuses it, and so does an engine that does not know of weights. Without scikit-learn it is
+# `train_weights` of the model.
+
+# %%
+weights = torch.linspace(0.2, 2.0, 200).numpy()  # later rows were measured more often
+weighted = Regressor("Student t").fit(X[train].numpy(), y[train], sample_weight=weights)
+print(weighted.predict(X[test][:3].numpy()))
+
+# %% [markdown]
 # ## Your own engine
 #
 # An engine is an object with a name, a kind, limits and a factory. A distribution offers it by an entry point

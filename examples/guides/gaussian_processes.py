@@ -148,7 +148,7 @@ print(model.covar_module.variances)  # the kernel was copied; yours is as it was
 # %% [markdown]
 # A fit that is stopped, by its `timeout`, `max_iter` or Ctrl-C, keeps the best hyperparameters so far and
 # warns. A fit that is expected to take longer than ten seconds shows a progress bar; one that takes minutes
-# says why.
+# of work, on a CPU processor time, says why.
 #
 # ## Columns of other kinds
 #

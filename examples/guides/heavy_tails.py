@@ -181,4 +181,5 @@ for name, (mean, deviation) in found.items():
 # %% [markdown]
 # The first three either follow the outlier or call all of the data noise, as the marginal likelihood will have
 # it: one number for all rows cannot tell which row is wrong. Against outliers, clean the data, use one of the
-# last two, or a network with a [likelihood with heavy tails](outcomes.md#outliers).
+# last two, or a network with a [likelihood with heavy tails](outcomes.md#outliers). On real rows, and where test
+# rows differ from them, see [the results](../results.md#random-scales-under-shift-outliers-and-wrong-outcomes).

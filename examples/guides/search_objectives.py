@@ -81,6 +81,14 @@ print(best.value, best.constraints, [trial.state.name for trial in study.trials]
 # %% [markdown]
 # `BayesianSampler(..., cost_aware=True)` also divides by the seconds that a candidate is expected to take.
 #
+# ## Begin with what an earlier study found
+#
+# `nas.search(..., warm_start=earlier)` takes a finished study, or several, `BayesianSampler(..., warm_start=[earlier])`
+# likewise. How much they have in common with the new one is learnt from its trials, so a study of something else loses
+# its weight. Half of the initial trials are the best candidates of earlier ones. The earlier space may be another one:
+# architectures are then compared by their motifs and sizes. Trials without a value for each hyperparameter of the new
+# search are left out.
+#
 # ## Stop a trial early
 #
 # The objective reports its value now and then, and asks. `LearningCurvePruner` learns from the curves of the

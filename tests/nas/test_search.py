@@ -220,7 +220,7 @@ def test_kill_and_resume_across_processes(tmp_path):
         ({"workers": 0}, ValueError, "workers"),
         ({"direction": "up"}, ValueError, "direction"),
         ({"workers": 2}, ValueError, "storage they can share"),
-        ({"sampler": optuna.samplers.RandomSampler(), "seed": 1}, ValueError, "own seed"),
+        ({"sampler": optuna.samplers.RandomSampler(), "seed": 1}, ValueError, "its own"),
     ],
 )
 def test_wrong_options(options, error, message):

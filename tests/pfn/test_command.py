@@ -153,7 +153,7 @@ def test_rows_without_a_target_are_predicted(folder, capsys):
 
 def test_predictions_are_made_in_double_precision(folder, capsys):
     """Targets of which single precision sees the first digits only."""
-    y = [1e8 + i for i in range(4)]
+    y = [1e8 + value for value in (0.0, 1.0, 0.5, 2.0)]
     rows = "".join(f"{i},{value}\n" for i, value in enumerate(y))
     (folder / "data.csv").write_text(f"a,y\n{rows}1.5,\n")
     assert run("predict", "data.csv", "--target", "y", "--members", 1) == 0
