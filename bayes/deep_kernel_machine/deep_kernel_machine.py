@@ -42,14 +42,11 @@ from bayes.deep_kernel_machine.gram_kernels import GramKernel, InputGram, layers
 from bayes.description import describe_values
 from bayes.processes.marginal_likelihood import exact_solves, relative_jitter
 from bayes.standardised_model import StandardisedModel
-from bayes.variational.projection import chosen_rows
+from bayes.variational.inducing_points import InducingPoints
 from priors.posteriors.transforms import DEFAULT
 from priors.representation import as_data, count
 
 __all__ = ["DeepKernelMachine"]
-
-# Rows among which inducing points are chosen.
-_CANDIDATES = 20_000
 
 
 @dataclass(frozen=True)
@@ -104,12 +101,6 @@ class _Factor(gpytorch.Module):
         """KL(N(0, G) || N(0, K)) in nats."""
         S = self()
         return 0.5 * (S.square().sum() - self.size) - S.diagonal().log().sum()
-
-
-class _InducingPoints(gpytorch.Module):
-    def __init__(self, points: Tensor, learn: bool) -> None:
-        super().__init__()
-        self.points = nn.Parameter(points.clone(), requires_grad=learn)
 
 
 class _Layers(gpytorch.Module):
@@ -201,27 +192,12 @@ class DeepKernelMachine(StandardisedModel):
         self.regularisation = _each(owner, regularisation, len(kernels) - 1)
         self.layers = _Layers(InputGram(ard_num_dims), kernels).to(train_X)
         self._hold(train_X, train_Y, input_transform, outcome_transform)
-        points, learn = self._chosen(num_inducing)
-        self.inducing = _InducingPoints(points.to(train_X), learn and learn_inducing_points)
+        rows = self.transformed_inputs(self.train_X)
+        chosen = InducingPoints.among(rows, self._prior, num_inducing, learn_inducing_points)
+        self.inducing = chosen.to(train_X)
         self.factors = nn.ModuleList(
-            _Factor(len(points), train_X, nu < math.inf) for nu in self.regularisation
+            _Factor(self.num_inducing, train_X, nu < math.inf) for nu in self.regularisation
         )
-
-    def _chosen(self, number: int) -> tuple[Tensor, bool]:
-        """Inducing points among the rows, and whether there are rows besides."""
-        with torch.no_grad():
-            distinct = torch.unique(self.transformed_inputs(self.train_X), dim=0)
-            if len(distinct) <= number:
-                return distinct, False
-            generator = torch.Generator().manual_seed(0)
-            order = torch.randperm(len(distinct), generator=generator, device="cpu")
-            distinct = distinct[order[:_CANDIDATES].to(distinct.device)]
-            kernel: Any = self._prior
-            chosen = chosen_rows(kernel, distinct, number)
-            left = torch.ones(len(distinct), dtype=torch.bool, device=distinct.device)
-            left[chosen] = False
-            others = left.nonzero()[: number - len(chosen), 0]
-            return distinct[torch.cat([chosen, others])], True
 
     def _prior(self, x1: Tensor, x2: Tensor | None = None, *, diag: bool = False) -> Tensor:
         """Kernel of the infinitely wide network, on the model's scale."""
@@ -251,9 +227,7 @@ class DeepKernelMachine(StandardisedModel):
     @property
     def inducing_points(self) -> Tensor:
         """The inducing points `[M, d]` in the units of train_X."""
-        points = self.inducing.points.detach()
-        transform = self.input_transform
-        return points if transform is None else transform.untransform(points)
+        return self.inducing.untransformed(self.input_transform)
 
     def _objective(self) -> Tensor:
         total = self._solved()[1]

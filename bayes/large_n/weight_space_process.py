@@ -38,9 +38,7 @@ from priors.kernels.network import NNGPKernel, NTKKernel
 from priors.kernels.random_features import FeatureMap, RandomFeatureKernel, random_features
 from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.transformed import apply_posterior_transform
-from priors.posteriors.transforms import (
-    DEFAULT,
-)
+from priors.posteriors.transforms import DEFAULT
 from priors.randomness import RandomSource
 from priors.representation import as_data, count
 

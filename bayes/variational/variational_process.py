@@ -52,10 +52,11 @@ from bayes.processes.fitting import Stopped, Watch, maximise
 from bayes.processes.marginal_likelihood import exact_solves
 from bayes.transformed_model import described
 from bayes.variational.bound import Bound, rows_at_once
+from bayes.variational.inducing_points import InducingPoints
 from bayes.variational.latent import Latent
 from bayes.variational.laws import Law
 from bayes.variational.natural_ascent import improved
-from bayes.variational.projection import chosen_rows, factor, project
+from bayes.variational.projection import factor, project
 from bayes.variational.stochastic import StochasticAscent
 from bayes.variational.whitened_gaussian import Factorised, WhitenedGaussian
 from priors.files import read_safetensors, tensors_under, write_safetensors_atomically
@@ -72,21 +73,11 @@ __all__ = ["VariationalProcess"]
 # Rows times numbers for each, up to which a fit looks at all rows at once.
 _WHOLE = 2**24
 _BATCH, _STEPS = 1024, 2000
-# Rows among which inducing points are chosen.
-_CANDIDATES = 20_000
 # Natural gradient steps within a fit and afterwards, and nats per row at which they end.
 _INNER_STEPS, _INNER_TOLERANCE = 20, 1e-8
 _FINAL_STEPS, _FINAL_TOLERANCE = 200, 1e-13
 # Queries whose covariance is computed with their marginals.
 _JOINT_QUERIES, _JOINT_NUMBERS = 512, 2**24
-
-
-class _InducingPoints(gpytorch.Module):
-    """Inputs `[M, d]` on the model's scale."""
-
-    def __init__(self, points: Tensor, learn: bool) -> None:
-        super().__init__()
-        self.points = nn.Parameter(points.clone(), requires_grad=learn)
 
 
 class VariationalProcess(OneDataSet, gpytorch.Module):
@@ -169,7 +160,7 @@ class VariationalProcess(OneDataSet, gpytorch.Module):
     def _make_law(self, likelihood: Any, train_Y: Tensor) -> Law:
         raise NotImplementedError
 
-    def _placed(self, number: int, given: Tensor | None, learn: bool) -> _InducingPoints:
+    def _placed(self, number: int, given: Tensor | None, learn: bool) -> InducingPoints:
         """The inducing points: those given, all rows, or those that say most of the others."""
         if given is not None:
             owner, d = type(self).__name__, self.train_X.shape[-1]
@@ -179,20 +170,9 @@ class VariationalProcess(OneDataSet, gpytorch.Module):
                     f"{tuple(given.shape)}."
                 )
             check_query(owner, given, self.train_X)
-            return _InducingPoints(self.transformed_inputs(given).detach(), learn)
-        with torch.no_grad():
-            X = self.transformed_inputs(self.train_X)
-            distinct = torch.unique(X, dim=0)
-            if len(distinct) <= number:
-                return _InducingPoints(distinct, False)
-            generator = torch.Generator().manual_seed(0)
-            order = torch.randperm(len(distinct), generator=generator, device="cpu")
-            distinct = distinct[order[:_CANDIDATES].to(X.device)]
-            chosen = chosen_rows(self.covar_module, distinct, number)
-            left = torch.ones(len(distinct), dtype=torch.bool, device=X.device)
-            left[chosen] = False
-            others = left.nonzero()[: number - len(chosen), 0]
-            return _InducingPoints(distinct[torch.cat([chosen, others])], learn)
+            return InducingPoints(self.transformed_inputs(given).detach(), learn)
+        rows = self.transformed_inputs(self.train_X)
+        return InducingPoints.among(rows, self.covar_module, number, learn)
 
     def __repr__(self) -> str:
         """Data, inducing points and the present values of the hyperparameters."""
@@ -219,9 +199,7 @@ class VariationalProcess(OneDataSet, gpytorch.Module):
     @property
     def inducing_points(self) -> Tensor:
         """The inducing points `[M, d]` in the units of train_X."""
-        points = self.inducing.points.detach()
-        transform = self.input_transform
-        return points if transform is None else transform.untransform(points)
+        return self.inducing.untransformed(self.input_transform)
 
     def targets(self) -> Tensor:
         """Outcomes on the model's scale, `[n, m]`."""
