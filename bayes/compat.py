@@ -6,16 +6,26 @@ that `ExactProcess` calls or overrides.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pyro.infer
 import torch
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["ComparesNow", "RecordingNUTS", "mean_acceptance", "potential_energy", "rows_of_plate"]
+__all__ = [
+    "ComparesNow",
+    "RecordingNUTS",
+    "mean_acceptance",
+    "one_fake_mode",
+    "potential_energy",
+    "rows_of_plate",
+]
 
 
 class RecordingNUTS(pyro.infer.NUTS):
@@ -85,3 +95,11 @@ class ComparesNow(TorchFunctionMode):
             with _disable_current_modes():
                 return func(*args)
         return func(*args, **(kwargs or {}))
+
+
+def one_fake_mode() -> AbstractContextManager[Any]:
+    """While it lasts, `make_fx` describes all values in one mode.
+
+    It would make one for each, with the traceback of the moment, which is half of its time.
+    """
+    return tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))

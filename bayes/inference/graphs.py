@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from bayes.compat import ComparesNow
+from bayes.compat import ComparesNow, one_fake_mode
 
 __all__ = ["captured", "compiled", "has_compiler"]
 
@@ -55,10 +55,11 @@ def captured(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with ComparesNow():
-                graph = make_fx(lambda *inputs: function(*inputs))(*example)
-            if any(_writes(node) for node in graph.graph.nodes):
-                graph = make_fx(torch.func.functionalize(graph))(*example)
+            with one_fake_mode():
+                with ComparesNow():
+                    graph = make_fx(lambda *inputs: function(*inputs))(*example)
+                if any(_writes(node) for node in graph.graph.nodes):
+                    graph = make_fx(torch.func.functionalize(graph))(*example)
             other = [
                 value + 0.1 * value.abs().cos() if value.is_floating_point() else value
                 for value in example

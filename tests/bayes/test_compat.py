@@ -17,6 +17,7 @@ from bayes.compat import (
     ComparesNow,
     RecordingNUTS,
     mean_acceptance,
+    one_fake_mode,
     potential_energy,
     rows_of_plate,
 )
@@ -203,3 +204,16 @@ def test_comparisons_while_tracing():
     with ComparesNow():
         graph = make_fx(function)(x)
     assert torch.equal(graph(x), 2 * x)
+
+
+def test_one_mode_for_all_values_of_a_graph():
+    def modes(graph):
+        return {id(node.meta["val"].fake_mode) for node in graph.graph.nodes if "val" in node.meta}
+
+    x = torch.randn(4, 3)
+    plain = make_fx(lambda x: x.sin().mul(2).sum(-1))(x)
+    with one_fake_mode():
+        graph = make_fx(lambda x: x.sin().mul(2).sum(-1))(x)
+    assert len(modes(plain)) > len(modes(graph)) == 1
+    assert [node.target for node in graph.graph.nodes] == [n.target for n in plain.graph.nodes]
+    assert graph.graph.find_nodes(op="placeholder")[0].meta["val"].shape == x.shape

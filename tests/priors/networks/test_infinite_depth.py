@@ -52,13 +52,15 @@ def test_exponents_of_published_duals(alpha):
 
 def scaled_deep_ntk(coefficients, xi, depth):
     """Theta_depth(xi) / a^depth, which does not underflow; cut off at 1e200."""
-    a = coefficients[1]
+    dual = torch.tensor(coefficients, dtype=xi.dtype)
+    ratio_series = dual[1:] / dual[1]
+    slope_series = torch.arange(1, len(dual)) * ratio_series
     K, ratio, theta = xi, xi, xi
     for _ in range(depth):
-        ratio = ratio * sum(c * K ** (k - 1) for k, c in enumerate(coefficients) if k) / a
-        slope = sum(k * c * K ** (k - 1) for k, c in enumerate(coefficients) if k) / a
-        theta = (ratio + theta * slope).clamp(max=1e200)
-        K = sum(c * K**k for k, c in enumerate(coefficients))
+        powers = torch.linalg.vander(K, N=len(dual))
+        ratio = ratio * (powers[..., :-1] @ ratio_series)
+        theta = (ratio + theta * (powers[..., :-1] @ slope_series)).clamp(max=1e200)
+        K = powers @ dual
     return theta
 
 

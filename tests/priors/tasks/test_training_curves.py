@@ -92,9 +92,9 @@ def test_diverged_curves_fall_and_others_rise():
         overfitting=0,
         divergence=0.3,
     )
-    task = prior.sample(400, generator=seeded(), dtype=torch.float64)
-    f = prior.curves(task, torch.linspace(1e-3, 1, 1000))
-    assert f.shape == (400, 6, 1000)
+    task = prior.sample(200, generator=seeded(), dtype=torch.float64)
+    f = prior.curves(task, torch.linspace(1e-3, 1, 500))
+    assert f.shape == (200, 6, 500)
     fallen = (f.diff().amin(-1) < -1e-9) & task.latents["diverged"]
     assert not ((f.diff().amin(-1) < -1e-9) & ~task.latents["diverged"]).any()
     # one that falls before it has risen changes nothing
