@@ -12,6 +12,7 @@ from bayes.networks.density import NetworkPosterior
 from priors import NetworkPrior
 
 pytest.importorskip("curvlinops")
+pytestmark = pytest.mark.usefixtures("without_graphs")  # fits are of a few steps
 
 double = torch.float64
 QUIET = {"num_starts": 1, "num_training_steps": 50, "progress": False}

@@ -145,7 +145,7 @@ def test_failed_trials_are_not_proposed_again():
             raise RuntimeError("diverged")
         return abs(architecture.depth - 4) + 1.0
 
-    study = run(16, objective=no_gelu, num_initial=6)
+    study = run(12, objective=no_gelu, num_initial=6)
     failed = [t.state == TrialState.FAIL for t in study.trials]
     assert sum(failed[:8]) >= 2
     assert sum(failed[8:]) <= 1

@@ -57,18 +57,21 @@ def test_metadata(name):
     assert network.coverage.max_context >= max(measured.by_context)
 
 
-LARGE = ("bo", "regression", "classification")  # the last two, minutes of a core
-
-
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in SHIPPED]
+    ("name", "options"),
+    [
+        ("learning-curve", {"num_tasks": 32, "context_sizes": (5, 80)}),
+        *(pytest.param(name, {"num_tasks": 64}, marks=pytest.mark.slow) for name in SHIPPED),
+    ],
+    ids=["two sizes", *SHIPPED],
 )
-def test_certificates_are_reproducible(name):
+def test_certificates_are_reproducible(name, options):
     """A fresh, smaller measurement agrees with the stored one within its standard errors."""
     network, recipe = pfn.load(name), RECIPES[name]()
     measured = recipe.certificate(
-        network, num_tasks=64, seed=7, lower_reference=None, progress=False
+        network, seed=7, lower_reference=None, progress=False, **options
     )
+    assert measured.by_context
     for size, row in measured.by_context.items():
         stored = network.certificate.by_context[size]
         if math.isfinite(row.gap):
