@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from botorch.models.utils import gpt_posterior_settings
 from gpytorch.distributions import MultivariateNormal
+from gpytorch.settings import min_variance
 from linear_operator import to_dense, to_linear_operator
 from linear_operator.operators import DiagLinearOperator, LinearOperator
 from torch import Tensor
@@ -104,6 +105,8 @@ class Queries:
                 )
 
             diagonal = (variance / unit.square())[..., outputs, :].to(self._X)
+            # GPyTorch does so with a warning: large scales leave nothing but rounding
+            diagonal = diagonal.clamp_min(min_variance.value(diagonal.dtype))
             lazy = DeferredCovariance(diagonal, covariance=covariance)
             return self._process.gaussians(
                 means[..., outputs, :], lazy, unit[..., outputs, :], transform

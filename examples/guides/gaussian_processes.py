@@ -189,6 +189,7 @@ print(mixed.covar_module.kernels[1].lengthscale.item())
 from botorch.models.transforms.input import InputStandardize
 from gpytorch.kernels import IndexKernel
 
+torch.sparse.check_sparse_tensor_invariants.disable()  # or torch warns of IndexKernel's gradient
 place = torch.rand(20, 2, dtype=torch.float64)
 task = (torch.arange(20) % 2).double()[:, None]
 long = torch.cat([place, task], dim=-1)

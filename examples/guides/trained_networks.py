@@ -65,13 +65,17 @@ print(stopped.leave_one_out().quantile(torch.tensor(0.5))[:2])
 # `regularisation`.
 
 # %%
+import warnings
+
 from bayes import DeepKernelMachine
 
 inputs = torch.randn(80, 4, dtype=torch.float64)
 outcomes = torch.sin(2 * inputs.sum(1, keepdim=True)) + 0.1 * torch.randn(80, 1).double()
 machine = DeepKernelMachine(inputs, outcomes, layers=["relu", "relu"], num_inducing=40)
 wide = machine.objective()
-machine.fit(max_iter=30, progress=False)  # warns that it was not at its end
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "The fit of DeepKernelMachine was stopped by max_iter")
+    machine.fit(max_iter=30, progress=False)
 print(machine)
 print("objective of the wide network", wide.item(), "and when fitted", machine.objective().item())
 before, after = machine.grams(inputs[:3])

@@ -68,9 +68,7 @@ def test_metadata(name):
 def test_certificates_are_reproducible(name, options):
     """A fresh, smaller measurement agrees with the stored one within its standard errors."""
     network, recipe = pfn.load(name), RECIPES[name]()
-    measured = recipe.certificate(
-        network, seed=7, lower_reference=None, progress=False, **options
-    )
+    measured = recipe.certificate(network, seed=7, lower_reference=None, progress=False, **options)
     assert measured.by_context
     for size, row in measured.by_context.items():
         stored = network.certificate.by_context[size]
