@@ -149,7 +149,7 @@ class Certificate:
         smallest = min((size for size in sizes if size > 0), default=1)
         for ax in axes:
             ax.set_xscale("symlog", linthresh=smallest)  # there may be none
-            ax.set_xticks(sizes, map(str, sizes), minor=False)
+            ax.set_xticks(sizes, map(str, sizes), minor=False, fontsize="small")
             ax.set_xticks([], minor=True)
             ax.set_xlabel("context rows")
         return figure

@@ -35,6 +35,8 @@ __all__ = ["Comparison", "compare"]
 Factory = Callable[[Tensor, Tensor], Any]
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 
+# Panels of a figure beside each other.
+_PANELS = 4
 # Scores and how tables name them.
 _METRICS = {
     "rmse": "RMSE",
@@ -118,19 +120,24 @@ class Comparison:
 
         shown = list(metrics or [m for m in self._metrics if m not in ("seconds", "memory")])
         rows = self.records()
-        size = (2.2 * len(shown) + 1.5, 0.4 * len(rows) + 1.2)
+        across = min(len(shown), _PANELS)
+        down = -(-len(shown) // across)
+        size = (2.2 * across + 1.5, (0.4 * len(rows) + 1.2) * down)
         figure, axes = plt.subplots(
-            1, len(shown), figsize=size, sharey=True, squeeze=False, layout="constrained"
+            down, across, figsize=size, sharey=True, squeeze=False, layout="constrained"
         )
+        for ax in axes.flat[len(shown) :]:
+            ax.remove()
         names = self._names
         nominal = {"coverage_50": 0.5, "coverage": self.level, "coverage_95": 0.95}
-        for ax, metric in zip(axes[0], shown, strict=True):
+        for ax, metric in zip(axes.flat, shown, strict=False):
             at = [row[metric] for row in rows]
             errors = [0.0 if math.isnan(e := row[f"{metric}_error"]) else e for row in rows]
             ax.errorbar(at, range(len(rows)), xerr=errors, fmt="o", color=BLUE)
             if metric in nominal:
                 ax.axvline(nominal[metric], color=GREY, linewidth=0.8)
             ax.set(xlabel=names[metric])
+            ax.locator_params(axis="x", nbins=4)
         axes[0, 0].set_yticks(range(len(rows)), [row["model"] for row in rows])
         axes[0, 0].invert_yaxis()
         return figure
