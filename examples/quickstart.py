@@ -72,7 +72,7 @@ class Sizes:
     """
 
     num_splits: int = 2
-    num_trials: int = 12
+    num_trials: int = 10
     method: Any = field(
         default_factory=lambda: DeepEnsemble(num_members=10, num_training_steps=300, progress=False)
     )
