@@ -236,6 +236,8 @@ class SpaceContract(ABC):
             values = space.to_parameters(architecture)
             assert set(values) == set(space.parameters())
             assert space.from_parameters(values) == architecture
+            sizes = space.code_sizes()
+            assert sizes is None or sum(sizes) == len(space.encode(architecture))
 
 
 class SamplerContract(ABC):

@@ -8,6 +8,7 @@ from nas.kernels.kernels import (
     StudyKernel,
     WeisfeilerLehmanKernel,
     architecture_kernel,
+    dense,
 )
 from nas.kernels.table import ArchitectureTable
 
@@ -20,4 +21,5 @@ __all__ = [
     "StudyKernel",
     "WeisfeilerLehmanKernel",
     "architecture_kernel",
+    "dense",
 ]

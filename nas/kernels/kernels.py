@@ -10,11 +10,12 @@ on graphs.
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any
 
 import torch
 from gpytorch.constraints import Interval, Positive
-from gpytorch.kernels import Kernel, MaternKernel, ProductKernel, ScaleKernel
+from gpytorch.kernels import AdditiveKernel, Kernel, MaternKernel, ProductKernel, ScaleKernel
 from gpytorch.priors import GammaPrior, LogNormalPrior, NormalPrior
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ __all__ = [
     "StudyKernel",
     "WeisfeilerLehmanKernel",
     "architecture_kernel",
+    "dense",
 ]
 
 
@@ -53,9 +55,13 @@ class _Lookup(Kernel):
             return self._pairs(one.flatten(), two.flatten(), x1).unflatten(0, one.shape)
         if one.dim() == two.dim() == 1:
             return self._block(one, two, x1)
-        # Batches share most numbers: each pair of different ones is computed once.
+        # Batches share most numbers: each pair of different ones is computed once, unless there
+        # are more of them than entries.
         rows, places = one.unique(return_inverse=True)
         columns, others = two.unique(return_inverse=True)
+        first, second = torch.broadcast_tensors(one[..., :, None], two[..., None, :])
+        if first.numel() < len(rows) * len(columns):
+            return self._pairs(first.flatten(), second.flatten(), x1).unflatten(0, first.shape)
         return self._block(rows, columns, x1)[places[..., :, None], others[..., None, :]]
 
     def _block(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
@@ -170,10 +176,11 @@ class DescriptorKernel(_Lookup):
 
     def _of_rows(self, one: Tensor, two: Tensor) -> Tensor:
         # One descriptor after another, as all of them at once would fill the memory.
-        total: Any = 0.0
+        total = one.new_zeros(())
         for place, weight in enumerate(self.weights.to(one)):
             distance = (one[..., place] - two[..., place]).abs()
-            total = total + weight * (1 + distance + distance.square() / 3) * (-distance).exp()
+            polynomial = torch.addcmul(1 + distance, distance, distance, value=1 / 3)
+            total = torch.addcmul(total, polynomial, weight * (-distance).exp())
         return total
 
 
@@ -204,7 +211,8 @@ class CodeKernel(_Lookup):
     """exp(-sum_j w_j |c_j - c'_j|) on the codes of a space, 0 where an architecture has none.
 
     In a flat space a choice has its place, such as the edge of a cell, which motifs and counts do
-    not tell. For one-hot codes this is a kernel of the choices that differ.
+    not tell. Each choice has one weight, which its columns c_j share: for one-hot codes this is a
+    kernel of the choices that differ.
 
     Args:
         table: Of the architectures whose numbers X holds.
@@ -213,14 +221,14 @@ class CodeKernel(_Lookup):
 
     def __init__(self, table: ArchitectureTable, *, active_dims: Any = None) -> None:
         super().__init__(table, active_dims=active_dims)
-        self.register_parameter("raw_weights", nn.Parameter(torch.zeros(table.code_size)))
+        self.register_parameter("raw_weights", nn.Parameter(torch.zeros(len(table.code_sizes))))
         self.register_constraint("raw_weights", Positive(initial_value=0.2))
         prior = LogNormalPrior(math.log(0.2), 1.0)
         self.register_prior("weights_prior", prior, lambda m: m.weights, _setter("weights"))
 
     @property
     def weights(self) -> Tensor:
-        """Of the columns of the code, `[code_size]`."""
+        """Of the choices, `[len(table.code_sizes)]`."""
         return self.raw_weights_constraint.transform(self.raw_weights)
 
     def _block(self, one: Tensor, two: Tensor, like: Tensor) -> Tensor:
@@ -234,7 +242,9 @@ class CodeKernel(_Lookup):
         return codes[one, 0] * codes[two, 0] * (-distance).exp()
 
     def _rows(self, like: Tensor) -> Tensor:
-        scale = torch.cat([like.new_ones(1), self.weights.to(like)])
+        sizes = torch.tensor(self.table.code_sizes, device=like.device)
+        weights = self.weights.to(like).repeat_interleave(sizes)
+        scale = torch.cat([like.new_ones(1), weights])
         return self.table.codes().to(like) * scale
 
 
@@ -332,7 +342,7 @@ def architecture_kernel(
         + _scaled(LinearKernel(table, active_dims=[0]), 0.5)
         + _scaled(DescriptorKernel(table, active_dims=[0]), 0.05)
     ]
-    if table.code_size:
+    if table.code_sizes:
         parts[0] = parts[0] + _scaled(CodeKernel(table, active_dims=[0]), 0.5)
     if num_hyperparameters:
         location = 2**0.5 + 0.5 * torch.tensor(float(num_hyperparameters)).log().item()
@@ -352,6 +362,32 @@ def architecture_kernel(
         place = 1 + num_hyperparameters + budget
         parts.append(StudyKernel(num_earlier, active_dims=[place]))
     return parts[0] if len(parts) == 1 else ProductKernel(*parts)
+
+
+def dense(kernel: Kernel, one: Tensor, two: Tensor, *, diag: bool = False) -> Tensor:
+    """The matrix of a kernel of `architecture_kernel`, without GPyTorch's deferred evaluation.
+
+    Args:
+        kernel: Sums, products and scalings of kernels that know their matrix.
+        one: Rows, `[n1, d]`.
+        two: Rows, `[n2, d]`.
+        diag: Whether only of each row with the one of the same place.
+
+    Returns:
+        `[n1, n2]`, or `[n1]`.
+    """
+    if kernel.active_dims is not None:
+        one, two = one[:, kernel.active_dims], two[:, kernel.active_dims]
+    match kernel:
+        case AdditiveKernel() | ProductKernel():
+            combine = torch.add if isinstance(kernel, AdditiveKernel) else torch.mul
+            return reduce(combine, (dense(part, one, two, diag=diag) for part in kernel.kernels))
+        case ScaleKernel():  # whose columns are those of its base
+            base = kernel.base_kernel
+            matrix: Tensor = kernel.outputscale * base.forward(one, two, diag=diag)
+        case _:
+            matrix = kernel.forward(one, two, diag=diag)
+    return matrix
 
 
 def _scaled(kernel: Kernel, variance: float) -> ScaleKernel:

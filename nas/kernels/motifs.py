@@ -34,6 +34,7 @@ class MotifStore:
         depth: Last level of motifs.
         assignment: Whether levels are optimal-assignment kernels, or inner products of counts.
         code: A point of the unit cube for an architecture, None for one of another space.
+        code_sizes: Columns of each choice in a code, see `nas.spaces.FlatSpace.code_sizes`.
 
     Attributes:
         architectures: By number.
@@ -46,12 +47,14 @@ class MotifStore:
         depth: int = 2,
         assignment: bool = True,
         code: Callable[[Architecture], Tensor | None] | None = None,
+        code_sizes: tuple[int, ...] | None = None,
     ) -> None:
         if depth < 0:
             raise ValueError(f"depth must not be negative, got {depth}.")
         self.depth = depth
         self.assignment = assignment
         self.code = code
+        self.code_sizes = code_sizes
         self.codes: list[Tensor | None] = []
         self.architectures: list[Architecture] = []
         self._numbers: dict[Architecture, int] = {}

@@ -41,7 +41,7 @@ class ArchitectureTable:
     Attributes:
         levels: Which levels are kept.
         operations: Operations whose number differs among the first architectures.
-        code_size: Columns of the codes of the space; 0 where there are none.
+        code_sizes: Columns of each choice in the codes of the space; empty where there are none.
 
     Raises:
         ValueError: no architecture, or a negative depth.
@@ -71,8 +71,9 @@ class ArchitectureTable:
         self._spread = torch.where(spread > 1e-9, spread, 1.0)
         self._scaled = sizes[:0]
         codes = [self.store.codes[number] for number in first] if self.store.codes else []
-        self.code_size = next((len(code) for code in codes if code is not None), 0)
-        self._coded = sizes.new_zeros(0, 1 + self.code_size)
+        columns = next((len(code) for code in codes if code is not None), 0)
+        self.code_sizes = (self.store.code_sizes or (1,) * columns) if columns else ()
+        self._coded = sizes.new_zeros(0, 1 + columns)
         self._last: Block | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ArchitectureTable:
@@ -123,7 +124,7 @@ class ArchitectureTable:
         """
         codes = self.store.codes
         if len(self._coded) < len(codes):
-            missing = torch.zeros(1 + self.code_size, dtype=torch.float64, device="cpu")
+            missing = self._coded.new_zeros(self._coded.shape[1])
             new = [
                 missing if code is None else torch.cat([torch.ones_like(code[:1]), code])
                 for code in codes[len(self._coded) :]

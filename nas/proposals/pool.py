@@ -17,9 +17,9 @@ __all__ = ["Pool"]
 
 NUM_MEMBERS = 1024  # up to which all architectures of a space are in the pool
 NUM_FIRST = 256
-NUM_PER_TRIAL = 64
+NUM_PER_TRIAL = 32
 MAX_POOL = 1 << 14
-MAX_PAIRS = 1 << 22  # of pool and trials, whose kernel a proposal evaluates
+MAX_PAIRS = 1 << 20  # of pool and trials, whose kernel a proposal evaluates
 
 
 class Pool:

@@ -143,6 +143,10 @@ class CellSpace(FlatSpace):
         row = [float(live[edge] == name) for edge in EDGES for name in CELL_OPERATIONS]
         return torch.tensor(row, dtype=torch.float64, device="cpu")
 
+    def code_sizes(self) -> tuple[int, ...]:
+        """An operation on each of the six edges."""
+        return (len(CELL_OPERATIONS),) * len(EDGES)
+
 
 _NAMES = tuple(f"edge_{source}_{target}" for source, target in EDGES)
 

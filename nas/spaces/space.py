@@ -94,6 +94,13 @@ class FlatSpace(Space):
             ValueError: the architecture is not in the space.
         """
 
+    def code_sizes(self) -> tuple[int, ...] | None:
+        """How many columns of `encode` each choice takes, in their order.
+
+        A Gaussian process learns one length scale for each; None gives every column its own.
+        """
+        return None
+
     def members(self, limit: int) -> list[Architecture] | None:
         """All members, each once; None where the parameters have more than `limit` choices."""
         choices = [choices_of(name, d) for name, d in self.parameters().items()]

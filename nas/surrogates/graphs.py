@@ -7,15 +7,19 @@ from functools import partial
 from typing import Any
 
 import gpytorch
+import torch
 from botorch.exceptions import ModelFittingError
 from botorch.models.model import Model
+from gpytorch.distributions import MultivariateNormal
+from linear_operator import to_linear_operator
 from torch import Tensor
 
 from bayes import GaussianProcess
+from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood
 from nas.architectures import Architecture
 from nas.encoding.candidates import Candidate, Encoder, TableEncoder
 from nas.encoding.hyperparameters import HyperparameterCube
-from nas.kernels import architecture_kernel
+from nas.kernels import architecture_kernel, dense
 from nas.kernels.motifs import MotifStore
 from nas.proxies import ProxyScores
 from nas.spaces import FlatSpace, Space
@@ -23,6 +27,7 @@ from nas.surrogates.surrogate import Surrogate
 
 __all__ = ["GraphProcess"]
 
+TOLERANCES = {"ftol": 1e-6, "gtol": 1e-4}  # of nats per row: what moves no proposal
 MAX_STORED = 1 << 15  # architectures whose features are kept
 
 
@@ -33,14 +38,18 @@ class GraphProcess(Surrogate):
 
     Args:
         max_iter: Steps of the fit at most.
+        max_rows: Of more trials hyperparameters are learnt from so many, drawn at random.
         proxies: Scores without training, further descriptors of the architectures.
     """
 
     refits = True
     reads_studies = True
 
-    def __init__(self, max_iter: int = 50, *, proxies: ProxyScores | None = None) -> None:
+    def __init__(
+        self, max_iter: int = 50, *, max_rows: int = 256, proxies: ProxyScores | None = None
+    ) -> None:
         self.max_iter = max_iter
+        self.max_rows = max_rows
         self.proxies = proxies
         self._store = MotifStore()
         self._space: Space | None = None  # of the store
@@ -57,12 +66,13 @@ class GraphProcess(Surrogate):
         """Numbers of a table."""
         if self._space is not space or len(self._store) > MAX_STORED:
             code = partial(_code, space) if isinstance(space, FlatSpace) else None
-            self._store, self._space = MotifStore(code=code), space
+            sizes = space.code_sizes() if isinstance(space, FlatSpace) else None
+            self._store, self._space = MotifStore(code=code, code_sizes=sizes), space
         return TableEncoder(space, cube, observed, traits=self.proxies, store=self._store)
 
     def fit(self, X: Tensor, Y: Tensor, encoder: Encoder) -> Model:
         """The process, fitted."""
-        return fitted(_process(X, Y, encoder), self.max_iter)
+        return fitted(_process(X, Y, encoder), self.max_iter, self.max_rows)
 
     def refit(self, X: Tensor, Y: Tensor, encoder: Encoder, earlier: Model) -> Model:
         """The process of all rows with the earlier hyperparameters."""
@@ -79,21 +89,65 @@ def _code(space: FlatSpace, architecture: Architecture) -> Tensor | None:
         return None
 
 
+class DenseProcess(GaussianProcess):
+    """Whose marginal likelihood and marginal predictions are computed from dense matrices alone.
+
+    Of some dozens of rows and many single queries the machinery of deferred kernels costs more than
+    their entries.
+    """
+
+    def _objective(self, mll: JointMarginalLogLikelihood) -> Tensor:
+        factor, whitened = self._factor()
+        log_det = 2 * factor.diagonal().log().sum()
+        total = mll.log_marginal(whitened.square().sum(), log_det, len(whitened))
+        priors: Any = self.named_priors()  # whose closures GPyTorch declares as tensors
+        for _, module, prior, closure, _ in priors:
+            total = total + prior.log_prob(closure(module)).sum()
+        return total / len(whitened)
+
+    def _conditional(
+        self, X: Tensor, outputs: Sequence[int], observation_noise: bool | Tensor
+    ) -> MultivariateNormal:
+        if X.shape[-2] > 1 or observation_noise is not False:
+            return super()._conditional(X, outputs, observation_noise)
+        factor, whitened = self._factor()
+        queries = X.reshape(-1, X.shape[-1])
+        cross = dense(self.covar_module, self.train_X, queries)
+        across = torch.linalg.solve_triangular(factor, cross, upper=False)
+        prior = dense(self.covar_module, queries, queries, diag=True)
+        variance = (prior - across.square().sum(0)).clamp_min(1e-10)
+        mean = (whitened @ across).reshape(X.shape[:-1])
+        return MultivariateNormal(mean, to_linear_operator(variance.reshape(*X.shape[:-1], 1)))
+
+    def _factor(self) -> tuple[Tensor, Tensor]:
+        """L with L L' the covariance of y at the training rows, and L^-1 y."""
+        X, y = self.train_X, self.train_targets
+        noise = self.likelihood.noise.expand(len(X)).diag_embed()
+        factor = torch.linalg.cholesky(dense(self.covar_module, X, X) + noise)
+        whitened = torch.linalg.solve_triangular(factor, y[:, None], upper=False)[:, 0]
+        return factor, whitened
+
+
 def _process(X: Tensor, Y: Tensor, encoder: Encoder) -> GaussianProcess:
     assert isinstance(encoder, TableEncoder)
     with X.device:
         kernel = architecture_kernel(
             encoder.table, encoder.cube.dimension, num_earlier=encoder.num_earlier
         ).to(X)
-        return GaussianProcess(X, Y, kernel, input_transform=None, outcome_transform=None)
+        return DenseProcess(X, Y, kernel, input_transform=None, outcome_transform=None)
 
 
-def fitted(model: GaussianProcess, max_iter: int) -> GaussianProcess:
+def fitted(model: GaussianProcess, max_iter: int, max_rows: int | None = None) -> GaussianProcess:
     """The model at the mode of its hyperparameters, or as it is where the fit fails."""
     start = {name: value.clone() for name, value in model.state_dict().items()}
     with gpytorch.settings.fast_computations(False, False, False):
         try:
-            model.fit(max_iter=max_iter, progress=False)
+            model.fit(
+                max_iter=max_iter,
+                max_rows=max_rows,
+                progress=False,
+                optimizer_kwargs={"options": TOLERANCES},
+            )
         except (ModelFittingError, RuntimeError):
             model.load_state_dict(start)  # the prior's own hyperparameters still rank points
     return model.eval()

@@ -14,12 +14,15 @@ from nas import Architecture, Node
 from nas.kernels import (
     ArchitectureTable,
     BudgetKernel,
+    CodeKernel,
     DescriptorKernel,
     LinearKernel,
     WeisfeilerLehmanKernel,
     architecture_kernel,
+    dense,
 )
 from nas.kernels.computation import computation
+from nas.kernels.motifs import MotifStore
 from nas.kernels.weisfeiler_lehman import motif_counts, unary
 from nas.spaces import CellSpace, MLPSpace
 
@@ -180,6 +183,50 @@ def test_descriptor_kernel_is_a_sum_of_matern_kernels():
         matern.lengthscale = length.detach()
         values = table.descriptors()[:, place : place + 1]
         expected = expected + weight * matern(values).to_dense()
+    torch.testing.assert_close(kernel(X).to_dense(), expected)
+
+
+def test_the_choices_of_a_flat_space_have_one_weight_each():
+    """Two cells differ on edges 1 and 4: two columns of each, of weights 0.3 and 0.7."""
+    names = ["nor_conv_3x3"] * 6
+    changed = ["nor_conv_3x3", "skip_connect", *names[2:4], "avg_pool_3x3", names[5]]
+    pair = [
+        CELLS.from_parameters(dict(zip(CELLS.parameters(), each, strict=True)))
+        for each in (names, changed)
+    ]
+    store = MotifStore(code=CELLS.encode, code_sizes=CELLS.code_sizes())
+    kernel = CodeKernel(ArchitectureTable(pair, store=store)).double()
+    assert kernel.weights.shape == (6,)
+    weights = torch.tensor([0.1, 0.3, 0.2, 0.5, 0.7, 0.4], dtype=torch.float64)
+    with torch.no_grad():
+        kernel.raw_weights.copy_(kernel.raw_weights_constraint.inverse_transform(weights))
+    gram = kernel(column(0, 1)).to_dense()
+    assert gram[0, 1].item() == pytest.approx(math.exp(-2 * (0.3 + 0.7)))
+    assert (
+        len(CodeKernel(ArchitectureTable(pair, store=MotifStore(code=CELLS.encode))).weights) == 30
+    )
+
+
+def test_dense_matrices_are_those_of_gpytorch():
+    """Of a sum times two kernels of further columns, whole and diagonal."""
+    table = ArchitectureTable(
+        cells(8), store=MotifStore(code=CELLS.encode, code_sizes=CELLS.code_sizes())
+    )
+    kernel = architecture_kernel(table, 2, num_earlier=1).double()
+    generator = Generator().manual_seed(0)
+    points = torch.rand(8, 2, generator=generator, dtype=torch.float64)
+    X = torch.cat([column(*range(8)), points, column(0, 0, 0, 0, 0, 1, 1, 1)], 1)
+    torch.testing.assert_close(dense(kernel, X[:5], X), kernel(X[:5], X).to_dense())
+    torch.testing.assert_close(dense(kernel, X, X, diag=True), kernel(X, diag=True))
+
+
+@pytest.mark.parametrize("size", [2, 6])
+def test_small_blocks_of_many_batches(size):
+    """Entry by entry where they have few of them, else from one matrix of all numbers."""
+    table = ArchitectureTable(cells(12))
+    kernel = architecture_kernel(table).double()
+    X = column(*range(12)).reshape(-1, size, 1)
+    expected = torch.stack([kernel(rows).to_dense() for rows in X])
     torch.testing.assert_close(kernel(X).to_dense(), expected)
 
 

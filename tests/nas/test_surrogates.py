@@ -6,12 +6,14 @@ import torch
 from optuna.distributions import FloatDistribution
 from torch import Generator
 
+from bayes import GaussianProcess
+from bayes.processes.marginal_likelihood import exact_solves
 from nas import BayesianSampler, architecture_of, suggest
 from nas.encoding.candidates import Candidate, PathEncoder, TableEncoder
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.kernels.paths import paths_of
 from nas.spaces import CellSpace, Grammar, op, residual, sequence
-from nas.surrogates import SURROGATES, FittedNetwork, PathEnsemble, surrogate_of
+from nas.surrogates import SURROGATES, FittedNetwork, GraphProcess, PathEnsemble, surrogate_of
 from nas.surrogates.ensembles import EnsembleModel
 from nas.testing import SyntheticObjective
 
@@ -170,6 +172,24 @@ def test_rows_of_encoders():
     assert X.shape == (6, len(paths.paths) + 30 + 1)
     varying = X[:, : len(paths.paths)]
     assert bool((varying.std(0) > 0).all())
+
+
+@pytest.mark.filterwarnings("ignore:The fit of DenseProcess was stopped")
+def test_predictions_of_single_points_are_those_of_the_process():
+    """Means and variances against the joint posterior, evidence against GPyTorch's."""
+    cube, some = candidates(20)
+    surrogate = GraphProcess(max_iter=5)
+    encoder = surrogate.encoder(CELLS, cube, some[:12])
+    X = encoder(some)
+    Y = torch.randn(12, 1, generator=Generator().manual_seed(1), dtype=torch.float64)
+    model = surrogate.fit(X[:12], Y, encoder)
+    joint, single = model.posterior(X), model.posterior(X[:, None])
+    torch.testing.assert_close(single.mean[:, 0], joint.mean)
+    torch.testing.assert_close(single.variance[:, 0], joint.variance)
+    objective = model._marginal_log_likelihood()
+    with exact_solves():
+        expected = GaussianProcess._objective(model.train(), objective)
+        torch.testing.assert_close(model._objective(objective), expected)
 
 
 def test_the_fitted_network_gets_what_it_was_trained_for():

@@ -95,7 +95,7 @@ def test_the_kernel_of_codes():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The fit of GaussianProcess was stopped")
+@pytest.mark.filterwarnings("ignore:The fit of DenseProcess was stopped")
 @pytest.mark.parametrize("alike", [True, False])
 def test_what_studies_have_in_common_is_learnt(alike):
     """The correlation rises where an earlier study agrees, and falls where it does not."""
