@@ -121,9 +121,7 @@ class _Estimator(TableEstimator, BaseEstimator):
         if isinstance(made, dict):
             _refuse(owner, given, "a stack", "Name one engine as model_factory")
             factories = {name: _limited(factory, len(rows), seed) for name, factory in made.items()}
-            self.model_ = stack(
-                factories, rows, targets, folds=self.folds, seed=seed, progress=self.progress
-            ).requires_grad_(False)
+            self.model_ = self._stacked(factories, rows, targets, seed).requires_grad_(False)
             return
         is_engine = isinstance(made, Engine)
         accepted = _arguments(made.factory if is_engine else made)
@@ -137,12 +135,16 @@ class _Estimator(TableEstimator, BaseEstimator):
                 counted = weights > 0
                 rows, targets, weights = rows[counted], targets[counted], weights[counted]
             given = {**given, "sample_weight": weights}
-        model = _limited(made, len(rows), seed)(rows, targets, **given)
-        if not isinstance(model, Model):
-            raise TypeError(
-                f"model_factory must make a BoTorch model, got a {type(model).__name__}."
-            )
+        model = _model(_limited(made, len(rows), seed)(rows, targets, **given))
         self.model_ = model.requires_grad_(False)
+
+    def _stacked(
+        self, factories: dict[str, Callable[..., Any]], rows: Tensor, targets: Tensor, seed: int
+    ) -> StackedModel:
+        if len(factories) == 1:  # nothing to weigh, and so no part of the rows to be left out
+            [(name, factory)] = factories.items()
+            return StackedModel({name: _model(factory(rows, targets))}, rows.new_ones(1))
+        return stack(factories, rows, targets, folds=self.folds, seed=seed, progress=self.progress)
 
     def _chosen(self, columns: int, classes: int) -> Any:
         """A factory or engine, or several to be stacked by name."""
@@ -222,7 +224,8 @@ class Regressor(RegressorMixin, _Estimator):
             random part of more, with a warning.
         categorical_features: "auto" takes columns of text, booleans or pandas categories; else
             the indices or names of columns, or a mask.
-        folds: Parts of the rows by which engines without closed leave-one-out scores are weighed.
+        folds: Parts of the rows by which engines without closed leave-one-out scores are weighed;
+            a single engine is not weighed.
         random_state: Seed of parts of rows.
         device: Device to run on; if None, the GPU when there is one.
         dtype: "float64" or "float32".
@@ -253,6 +256,7 @@ class Regressor(RegressorMixin, _Estimator):
             ValueError: unusable data or parameters. The estimator is then as it was.
         """
         with self._all_or_nothing():
+            _refuse_text(y)
             values, y = self._read_table(X, y, numeric=True)
             self._condition(values, y.astype(np.float64), 0, fit_params)
         return self
@@ -352,7 +356,7 @@ class Classifier(ClassifierMixin, _Estimator):
             self.classes_, numbers = np.unique(y, return_inverse=True)
             if len(self.classes_) < 2:
                 raise ValueError(
-                    f"Classifier needs at least two classes, got one class, {self.classes_[0]!r}."
+                    f"Classifier needs at least two classes, got one class, {self.classes_[0]}."
                 )
             self._condition(values, numbers, len(self.classes_), fit_params)
         return self
@@ -407,6 +411,22 @@ def _limited(chosen: Any, rows: int, seed: int) -> Callable[..., Any]:
         return chosen.factory(X, Y, **of_rows)
 
     return factory
+
+
+def _refuse_text(y: Any) -> None:
+    """scikit-learn would say that it could not convert a string to a float."""
+    first = next(filter(lambda value: isinstance(value, str), np.ravel(np.asarray(y))), None)
+    if first is not None:
+        raise ValueError(
+            f"Regressor needs numbers as y, got the text {str(first)!r}; convert it, or tell "
+            "classes with bayes.Classifier."
+        )
+
+
+def _model(made: Any) -> Model:
+    if not isinstance(made, Model):
+        raise TypeError(f"model_factory must make a BoTorch model, got {type(made).__name__}.")
+    return made
 
 
 def _arguments(factory: Callable[..., Any]) -> set[str]:

@@ -131,7 +131,7 @@ class DeepKernelMachine(StandardisedModel):
             the variance that they leave.
         regularisation: nu, how many outputs' worth of evidence holds a Gram matrix at that of the
             infinitely wide network: one for all, or one for each layer but the last; may be
-            infinite.
+            infinite. Few rows of noisy outcomes take more than 1, or their noise is fitted too.
         learn_inducing_points: Whether `fit` moves them too, unless all rows are taken.
         ard_num_dims: d, for a length scale of each input.
         input_transform: `DEFAULT` standardises by the training rows, None applies none; or a

@@ -194,7 +194,8 @@ def compare(
         The scores; printing it gives an aligned table.
 
     Raises:
-        ValueError: there are no models or no splits, or classifiers and others.
+        ValueError: there are no models or no splits, a split is of other than four parts, or
+            there are classifiers and others.
         TypeError: an entry is neither a model nor a factory, or a posterior has no density.
     """
     splits = list(splits)
@@ -203,6 +204,12 @@ def compare(
             f"compare needs at least one model and one split, got {len(models)} models and "
             f"{len(splits)} splits."
         )
+    for k, split in enumerate(splits):
+        if len(split) != 4:
+            raise ValueError(
+                "compare needs splits (train_X, train_Y, test_X, test_Y) of four tensors, split "
+                f"{k} has {len(split)}."
+            )
     found: dict[str, dict[str, list[float]]] = {name: {} for name in models}
     with tqdm(total=len(models) * len(splits), disable=not progress) as bar:
         for train_X, train_Y, test_X, test_Y in splits:

@@ -20,7 +20,9 @@ from priors.functions import draw
 from priors.posteriors.categorical import CategoricalPosterior
 from priors.posteriors.draws import log_average, normalised
 
-__all__ = ["Categorical", "class_numbers", "predicted_classes"]
+__all__ = ["Categorical", "class_numbers", "num_classes_of", "predicted_classes"]
+
+_MANY_CLASSES = 100  # more than these need as many rows
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,26 @@ def predicted_classes(
         )
     weights = normalised(log_weights, log_probabilities)
     return CategoricalPosterior(log_average(log_probabilities, weights))
+
+
+def num_classes_of(owner: str, Y: Tensor) -> int:
+    """One more than the largest class number, at least 2.
+
+    Args:
+        owner: Who asks, for the error.
+        Y: Class numbers, `[n, 1]`.
+
+    Raises:
+        ValueError: that would be more classes than rows, and many: Y numbers something else.
+    """
+    classes = max(2, int(Y.max()) + 1)
+    if classes > max(_MANY_CLASSES, len(Y)):
+        raise ValueError(
+            f"{owner} got the class number {classes - 1} with {len(Y)} rows. All numbers from 0 to "
+            "the largest are classes: number those that there are by "
+            "torch.unique(Y, return_inverse=True)[1], or give num_classes."
+        )
+    return classes
 
 
 def class_numbers(log_probabilities: Tensor, generator: torch.Generator | None) -> Tensor:

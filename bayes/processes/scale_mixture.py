@@ -82,6 +82,11 @@ class ScaleMixturePosterior(BatchMixturePosterior):
             return finite
         return torch.where(self._growing, torch.inf, finite)
 
+    def crps(self, Y: Tensor) -> Tensor:
+        if self._has_mean:
+            return super().crps(Y)
+        return PredictivePosterior.crps(self, Y)  # whose closed form would be inf - inf
+
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         return self._joint_log_prob(Y)
 
@@ -111,8 +116,12 @@ class ScaleMixturePosterior(BatchMixturePosterior):
         """
         return BatchMixturePosterior(self.components, self.log_weights).quantile(value)
 
+    @property
+    def _has_mean(self) -> bool:
+        return self._moments > 1 or not bool(self._growing.any())
+
     def _require_mean(self, what: str) -> None:
-        if self._moments <= 1 and bool(self._growing.any()):
+        if not self._has_mean:
             raise ValueError(
                 f"The posterior of the scale falls so slowly that there is no {what}: too few rows "
                 "for this scale prior. Use quantiles, or a prior with a lighter tail."

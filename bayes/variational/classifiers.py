@@ -25,6 +25,7 @@ from bayes.description import (
     describe_transform,
 )
 from bayes.likelihoods import Categorical
+from bayes.likelihoods.categorical import num_classes_of
 from bayes.processes.gaussian_process import GaussianProcess
 from bayes.variational.laws import Law, class_posterior, predicted_classes
 from bayes.variational.scaled_classes import ScaledClassesLaw
@@ -426,7 +427,7 @@ def class_labels(
     check_training_data(owner, train_X, train_Y)
     likelihood = Categorical(num_classes)
     likelihood.check_outcomes(train_Y, "train_Y")
-    classes = max(2, int(train_Y.max()) + 1) if num_classes is None else num_classes
+    classes = num_classes_of(owner, train_Y) if num_classes is None else num_classes
     if classes < 2:
         raise ValueError(f"{owner} needs 2 or more classes, got num_classes={classes}.")
     return train_Y, classes

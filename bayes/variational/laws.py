@@ -29,7 +29,7 @@ from bayes.likelihoods import (
     Poisson,
     StudentT,
 )
-from bayes.likelihoods.categorical import of_class
+from bayes.likelihoods.categorical import num_classes_of, of_class
 from bayes.variational.latent import Latent
 from bayes.variational.nodes import normal_line, normal_nodes
 from bayes.variational.outcome_posterior import OutcomePosterior, ScaledNoisePosterior
@@ -458,7 +458,7 @@ def own_law(likelihood: Likelihood, Y: Tensor) -> Law:
     columns = Y.shape[-1]
     functions = columns
     if isinstance(likelihood, Categorical):
-        functions = likelihood.num_classes or max(2, int(Y.max()) + 1)
+        functions = likelihood.num_classes or num_classes_of("Categorical", Y)
     elif isinstance(likelihood, Heteroscedastic):
         functions = 2 * columns
     fitted = likelihood.fitted_to(Y, functions)

@@ -11,6 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from priors.posteriors.crps import crps_of_gaussians
+from priors.posteriors.draws import beside
+from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.inversion import invert_cdf
 from priors.posteriors.protocol import PredictivePosterior, leading
 
@@ -70,6 +73,14 @@ class BatchMixturePosterior(PredictivePosterior):
 
     def cdf(self, Y: Tensor) -> Tensor:
         return self._average(self.components.cdf(_beside(Y)))
+
+    def crps(self, Y: Tensor) -> Tensor:
+        if not isinstance(self.components, GaussianPosterior):
+            return super().crps(Y)
+        means = self.components.mean
+        parts = (means, self.components.variance, self.log_weights.expand_as(means))
+        means, variances, log_weights = (beside(part.movedim(-3, 0), Y) for part in parts)
+        return crps_of_gaussians(means, variances, log_weights, Y)
 
     def _knots(self) -> Tensor:
         return self.components._knots().movedim(-3, 0).flatten(0, 1).sort(0).values

@@ -71,12 +71,14 @@ def crps_of_gaussians(means: Tensor, variances: Tensor, log_weights: Tensor, Y: 
     Args:
         means: `[S, *s, ..., n, m]`, whose dimensions before the batch may be 1.
         variances: Of the same shape.
-        log_weights: `[S]`, of sum 1.
+        log_weights: `[S]`, or of the dimensions of the means, broadcasting with them; of sum 1.
         Y: Targets, `[*s, ..., n, m]`.
 
     Source: Grimit, Gneiting, Berrocal & Johnson 2006, eq. 5.
     """
-    weights = log_weights.exp().reshape(-1, *[1] * (means.dim() - 1))
+    weights = log_weights.exp()
+    if weights.dim() == 1:
+        weights = weights.reshape(-1, *[1] * (means.dim() - 1))
     std = variances.sqrt()
     found = (weights * std * _expected_distance((Y - means) / std)).sum(0)
     for mean, variance, weight in zip(means, variances, weights, strict=True):

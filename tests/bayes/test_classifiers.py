@@ -305,6 +305,11 @@ def test_errors():
         GaussianProcessClassifier(X, Y, kernel(), likelihood="logit")
     with pytest.raises(ValueError, match="class numbers"):
         GaussianProcessClassifier(X, Y + 0.5, kernel())
+    for classifier in (GaussianProcessClassifier, ScaleMixtureClassifier):
+        with pytest.raises(ValueError, match="class number 100 with 10 rows"):
+            classifier(X, 100 * Y, kernel())
+    with pytest.raises(ValueError, match="class number 100 with 10 rows"):
+        VariationalGaussianProcess(X, 100 * Y, kernel(), likelihood="categorical")
     with pytest.raises(ValueError, match="for two classes"):
         GaussianProcessClassifier(X, Y + 1, kernel(), likelihood="probit")
     with pytest.raises(ValueError, match="alpha"):

@@ -139,6 +139,8 @@ def test_compare_refuses_what_it_cannot_score():
     with pytest.raises(TypeError, match="a fitted model .* or a factory"):
         compare({"bad": lambda X, Y: 3}, splits(), progress=False)
     X, Y, test_X, _ = splits()[0]
+    with pytest.raises(ValueError, match="of four tensors, split 1 has 3"):
+        compare({"a": lambda X, Y: GaussianProcess(X, Y, RBFKernel())}, [splits()[0], (X, Y, X)])
     logarithmic = SingleTaskGP(X, ((Y - Y.mean()) / Y.std()).exp(), outcome_transform=Log())
     with pytest.raises(TypeError, match="no exact marginal density"):
         as_predictive(logarithmic.posterior(test_X))

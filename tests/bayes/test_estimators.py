@@ -127,6 +127,27 @@ def test_the_default_is_the_stack_of_the_engines_that_suit(small_engines):
     assert isinstance(made.predict_distribution(X), MixturePosterior)
 
 
+def test_a_single_engine_is_fitted_once():
+    X, y = data()
+    rows = []
+
+    def counted(X, Y):
+        rows.append(len(X))
+        return rbf(X, Y)
+
+    made = Regressor([counted], progress=False).fit(X, y)
+    assert rows == [len(X)]
+    assert made.weights_ == {"engine 1": 1.0}
+    np.testing.assert_allclose(made.predict(X), Regressor(rbf).fit(X, y).predict(X))
+
+
+def test_text_is_no_target_of_regression():
+    X, y = data()
+    for text in (["a"] * len(y), np.array(["1.5"] * len(y), dtype=object)):
+        with pytest.raises(ValueError, match="needs numbers as y, got the text .* bayes.Class"):
+            Regressor(rbf).fit(X, text)
+
+
 def test_engines_by_name_and_several(small_engines):
     X, y = data()
     alone = Regressor("special").fit(X, y)

@@ -209,6 +209,7 @@ def test_it_is_the_t_process_for_an_inverse_gamma_and_scaled_noise(m, noisy):
             (b.joint_log_prob(Z), a.joint_log_prob(Z)),
             (b.log_excess(Z, 0), a.log_excess(Z, 0)),
             (b.log_excess(Z, 1), a.log_excess(Z, 1)),
+            (b.crps(Z), a.crps(Z)),
         ):
             assert torch.allclose(found, truth, rtol=1e-8, atol=1e-8)
     assert torch.allclose(mixture.log_marginal_likelihood(), t.log_marginal_likelihood(), 1e-10)

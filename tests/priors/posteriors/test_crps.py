@@ -59,6 +59,13 @@ POSTERIORS = {
         [gaussian(), gaussian(LOC + 1, SCALE / 100), student()], torch.zeros(3, dtype=F64)
     ),
     "batch": lambda: BatchMixturePosterior(gaussian(torch.stack([LOC, LOC + SCALE]), SCALE)),
+    "batch of weights": lambda: BatchMixturePosterior(
+        gaussian(torch.stack([LOC, LOC + SCALE, LOC - 4 * SCALE]), SCALE),
+        torch.arange(9, dtype=F64).reshape(3, 3, 1) % 4,  # those of each point
+    ),
+    "batch of data sets": lambda: BatchMixturePosterior(
+        gaussian(LOC + SCALE * torch.arange(4, dtype=F64).reshape(2, 2, 1), SCALE)
+    ),
     "affine": lambda: TransformedPosterior(
         student(), AffineTransform(torch.tensor(1.0, dtype=F64), torch.tensor(-10.0, dtype=F64))
     ),
@@ -102,7 +109,7 @@ def test_the_definition(name):
 def test_the_energy_form(name):
     """E|X - y| - E|X - X'| / 2 within 5 standard errors."""
     posterior = POSTERIORS[name]()
-    if posterior.shape[-2] == 3 and name != "batch":
+    if posterior.shape[-2] == 3 and not name.startswith("batch"):
         size = 20_000
     else:
         size = 5_000
