@@ -71,8 +71,8 @@ class BatchMixturePosterior(PredictivePosterior):
     def cdf(self, Y: Tensor) -> Tensor:
         return self._average(self.components.cdf(_beside(Y)))
 
-    def _knots(self) -> Tensor:
-        return self.components._knots().movedim(-3, 0).flatten(0, 1).sort(0).values
+    def _knots(self, levels: Tensor) -> Tensor:
+        return self.components._knots(levels).movedim(-3, 0).flatten(0, 1).sort(0).values
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         if self.log_weights.shape[-2] > 1:
