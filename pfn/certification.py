@@ -19,8 +19,8 @@ transform), and coherence, which exact inference has and a network only approxim
     columns     the order of the columns means nothing, if the prior says so; mean absolute change
                 of a log density when it is reversed, nats
 
-and how well the first half of a context predicts the second, under the prior: a data set that
-scores outside that range is unlike the prior (`PFN.condition` warns).
+and how well the halves of a context predict each other, under the prior: a data set that scores
+outside that range is unlike the prior (`PFN.condition` warns; see `pfn.familiarity`).
 """
 
 from __future__ import annotations

@@ -88,8 +88,9 @@ class PFN(Network):
                 used.
             check: Whether to compare how well the two halves of each data set predict each other
                 with what data sets of the prior do, where the certificate knows that; a data set
-                outside the range of 99% of them warns, and of a batch or several outputs more
-                than chance puts there. Costs two more encodings.
+                outside the range of 99% of them warns (above it, only if the inputs have no part
+                in that), and of a batch or several outputs more than chance puts there. Costs two
+                more encodings.
             fallback: Makes a model of X and y to return instead when data sets are unlike the
                 prior, such as `lambda X, y: bayes.GaussianProcess(X, y, kernel).fit()`. For a
                 batch it replaces the whole model.

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from priors.tasks.optimisation import OptimizationTaskPrior
     from priors.tasks.plots import plot_tasks
     from priors.tasks.sizes import LearningCurveSize, OptimizationSize, TaskSize
+    from priors.tasks.strokes import StrokeTaskPrior
     from priors.tasks.tables import Tabular
     from priors.tasks.task import Task, TaskPrior
     from priors.tasks.training_curves import LearningCurveTaskPrior, log_time
@@ -125,6 +126,7 @@ __all__ = [
     "RandomNoise",
     "ScaleMixturePrior",
     "StudentTMixturePosterior",
+    "StrokeTaskPrior",
     "Tabular",
     "TailCompression",
     "Task",
@@ -243,6 +245,7 @@ _HOMES = {
         "OptimizationSize",
         "TaskSize",
     ),
+    "tasks.strokes": ("StrokeTaskPrior",),
     "tasks.tables": ("Tabular",),
     "tasks.task": (
         "Task",

@@ -82,8 +82,8 @@ class BatchMixturePosterior(PredictivePosterior):
         means, variances, log_weights = (beside(part.movedim(-3, 0), Y) for part in parts)
         return crps_of_gaussians(means, variances, log_weights, Y)
 
-    def _knots(self) -> Tensor:
-        return self.components._knots().movedim(-3, 0).flatten(0, 1).sort(0).values
+    def _knots(self, levels: Tensor) -> Tensor:
+        return self.components._knots(levels).movedim(-3, 0).flatten(0, 1).sort(0).values
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         if self.log_weights.shape[-2] > 1:

@@ -25,9 +25,12 @@ __all__ = [
     "crps_of_standard_normal",
     "crps_of_standard_t",
     "knot_probabilities",
+    "shared_out",
 ]
 
-_KNOTS, _NODES = 48, 4
+# Quantiles at which panels end; of a distribution that is mixed with many, at least so many.
+_KNOTS, _FEWEST_KNOTS = 48, 12
+_NODES = 4
 _LEAST = {torch.float32: 1e-6, torch.float64: 1e-9}
 _NUMBERS_AT_ONCE = 2**21
 
@@ -112,6 +115,19 @@ def knot_probabilities(dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.linspace(-end, end, _KNOTS, dtype=dtype, device=device).sigmoid()
 
 
+def shared_out(levels: Tensor, num: int) -> list[Tensor]:
+    """Levels of `num` components of a mixture, in place of `levels` `[k]` of each.
+
+    A grid of twice as many, or of 12 for each component, of which they take every `num`th in turn:
+    where they agree, all of the grid is in their common shape, and where they are far apart, each
+    has enough for a smooth one.
+    """
+    size = max(2 * len(levels), _FEWEST_KNOTS * num)
+    low, high = levels[[0, -1]].logit().tolist()
+    grid = torch.linspace(low, high, size, dtype=levels.dtype, device=levels.device).sigmoid()
+    return [grid[i::num] for i in range(num)]
+
+
 def crps_by_quadrature(cdf: Callable[[Tensor], Tensor], knots: Tensor, Y: Tensor) -> Tensor:
     """Of any distribution: F^2 integrated up to y and (1 - F)^2 from there.
 
@@ -128,18 +144,17 @@ def crps_by_quadrature(cdf: Callable[[Tensor], Tensor], knots: Tensor, Y: Tensor
     with torch.no_grad():
         extra = [1] * (Y.dim() - knots.dim() + 1)
         knots = knots.reshape(len(knots), *extra, *knots.shape[1:])
-        below = torch.cat([knots.minimum(Y), Y.unsqueeze(0)])
-        above = torch.cat([Y.unsqueeze(0), knots.maximum(Y)])
+        ends = torch.cat([knots.expand(-1, *Y.shape), Y.unsqueeze(0)]).sort(0).values
         nodes, weights = (
             torch.as_tensor(part, dtype=Y.dtype, device=Y.device).reshape(-1, *[1] * (Y.dim() + 1))
             for part in np.polynomial.legendre.leggauss(_NODES)
         )
         found = torch.zeros_like(Y)
         size = max(1, _NUMBERS_AT_ONCE // (_NODES * max(1, Y.numel())))
-        for ends, upper in ((below, False), (above, True)):
-            for left, right in zip(ends[:-1].split(size), ends[1:].split(size), strict=True):
-                half = (right - left) / 2  # [panels, *s, ..., n, m]
-                at = (left + half + nodes * half).flatten(0, 1)
-                F = cdf(at).unflatten(0, (_NODES, -1))
-                found += (weights * half * ((1 - F) if upper else F).square()).sum((0, 1))
+        for left, right in zip(ends[:-1].split(size), ends[1:].split(size), strict=True):
+            half = (right - left) / 2  # [panels, *s, ..., n, m]
+            at = (left + half + nodes * half).flatten(0, 1)
+            F = cdf(at).unflatten(0, (_NODES, -1))
+            # Y is an end, so that a panel lies on one side of it.
+            found += (weights * half * torch.where(left < Y, F, 1 - F).square()).sum((0, 1))
     return found

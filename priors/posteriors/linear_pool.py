@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from priors.posteriors.crps import shared_out
 from priors.posteriors.draws import EmpiricalPosterior
 from priors.posteriors.inversion import invert_cdf
 from priors.posteriors.protocol import PredictivePosterior, leading
@@ -115,11 +116,13 @@ class MixturePosterior(PredictivePosterior):
             return EmpiricalPosterior(*atoms).crps(Y)
         return super().crps(Y)
 
-    def _knots(self) -> Tensor:
+    def _knots(self, levels: Tensor) -> Tensor:
         # where the components bend, without the search for quantiles
         weights = self.log_weights.tolist()
         kept = [c for c, weight in zip(self.components, weights, strict=True) if weight > -math.inf]
-        return torch.cat([component._knots() for component in kept]).sort(0).values
+        each = shared_out(levels, len(kept)) if len(kept) > 1 else [levels]
+        knots = [component._knots(own) for component, own in zip(kept, each, strict=True)]
+        return torch.cat(knots).sort(0).values
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         return self._log_average([component.joint_log_prob(Y) for component in self.components])

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from priors.posteriors.crps import knot_probabilities
 from priors.posteriors.draws import average, beside, choose, log_average, normalised
 from priors.posteriors.inversion import invert_cdf
 from priors.posteriors.protocol import PredictivePosterior, leading, probabilities
@@ -117,11 +116,11 @@ class LocationScaleMixture(PredictivePosterior):
         each = beside(self.locations, p) + beside(self.scales, p) * self._quantile(p[None])
         return invert_cdf(self, p, each.amin(0), each.amax(0))
 
-    def _knots(self) -> Tensor:
+    def _knots(self, levels: Tensor) -> Tensor:
         if len(self.locations) > _FEW:
-            return super()._knots()
+            return super()._knots(levels)
         # where the components bend, which those of the mixture may pass over
-        p = leading(knot_probabilities(self.dtype, self.device), self.locations[0])
+        p = leading(levels, self.locations[0])
         each = beside(self.locations, p) + beside(self.scales, p) * self._quantile(p[None])
         return each.flatten(0, 1).sort(0).values
 

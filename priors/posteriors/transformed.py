@@ -167,8 +167,8 @@ class TransformedPosterior(PredictivePosterior):
             return super().crps(Y)
         return self.base.crps(self.transform.inv(Y)) * self._own(self._affine.scale).abs()
 
-    def _knots(self) -> Tensor:
-        return self.transform(self.base._knots()).sort(0).values
+    def _knots(self, levels: Tensor) -> Tensor:
+        return self.transform(self.base._knots(levels)).sort(0).values
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         Y, below, above = self._within(Y)

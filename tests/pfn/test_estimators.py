@@ -28,9 +28,11 @@ from pfn import (
     PFNClassifier,
     PFNRegressor,
     TrainingConfig,
+    load,
     train,
 )
 from pfn.estimators.power_transforms import TargetTransform, YeoJohnson
+from pfn.familiarity import context_score
 from priors import Task
 from priors.posteriors.linear_pool import MixturePosterior
 
@@ -693,6 +695,29 @@ def test_the_shipped_network_knows_its_prior():
     assert PFNRegressor().fit(X, X[:, 0] + 0.3 * X[:, 1]).unlike_the_prior_ is None
     with pytest.warns(UserWarning, match="This data set is unlike the prior"):
         PFNRegressor().fit(X, np.where(np.arange(64) == 7, 1e6, 1.0))
+
+
+@pytest.mark.parametrize("rows", [4, 20])
+def test_a_line_without_noise_is_no_cause_for_a_warning(rows):
+    """Its halves tell each other better than the prior's usually do, and by their inputs."""
+    network = load("regression")
+    x = torch.linspace(0, 1, rows)[:, None]
+    y = 3 * x + 1
+    low, high = network.certificate.usual_scores(rows)
+    assert context_score(network, x[None], y[None, :, 0]).item() > high
+    assert network.condition(x, y).unlike_the_prior() is None
+    one = PFNRegressor(network, num_ensemble=1)
+    assert one.fit(x.numpy(), y[:, 0].numpy()).unlike_the_prior_ is None
+
+
+def test_one_that_is_told_well_does_not_hide_another():
+    """Of a batch, a line and a constant with one value far off."""
+    network = load("regression")
+    x = torch.linspace(0, 1, 64)[:, None]
+    far = torch.where(torch.arange(64) == 7, 1e6, 1.0)[:, None]
+    both = torch.stack([3 * x + 1, far])
+    model = network.condition(x.expand(2, -1, -1), both, check=False)
+    assert "(in 50% of its parts) unlike" in model.unlike_the_prior()
 
 
 def test_a_failed_fit_leaves_the_estimator_as_it_was(monkeypatch):

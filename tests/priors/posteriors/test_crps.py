@@ -18,6 +18,8 @@ from priors import (
     TransformedPosterior,
 )
 from priors.posteriors.batch_mixture import BatchMixturePosterior
+from priors.posteriors.crps import crps_of_gaussians
+from priors.posteriors.protocol import PredictivePosterior
 
 F64 = torch.float64
 LOC = torch.tensor([0.3, -2.0, 50.0], dtype=F64)
@@ -159,3 +161,71 @@ def test_single_precision():
     Y = (LOC[:2] + 0.5 * SCALE[:2])[:, None]
     torch.testing.assert_close(pool.crps(Y.float()), found.crps(Y.float()), rtol=1e-4, atol=1e-5)
     assert pool.crps(Y.float()).dtype == torch.float32
+
+
+class Modes(PredictivePosterior):
+    """Known by its distribution function and quantiles alone, as a network's."""
+
+    def __init__(self, known):
+        self.known = known
+
+    mean = property(lambda self: self.known.mean)
+    variance = property(lambda self: self.known.variance)
+
+    def cdf(self, Y):
+        return self.known.cdf(Y)
+
+    def quantile(self, value):
+        return self.known.quantile(value)
+
+    def log_prob(self, Y):
+        return self.known.log_prob(Y)
+
+    def rsample_from_base_samples(self, sample_shape, base_samples):
+        return self.known.rsample_from_base_samples(sample_shape, base_samples)
+
+
+@pytest.mark.parametrize("num", [2, 8, 40])
+@pytest.mark.parametrize("spread", [0.3, 3.0, 100.0])
+def test_a_pool_of_gaussians_has_the_closed_form(num, spread):
+    """Alike or far apart; within 1e-4 standard deviations, as `crps` says."""
+    generator = torch.Generator().manual_seed(num)
+    means, noise = (torch.randn(num, 50, 1, generator=generator, dtype=F64) for _ in range(2))
+    means, stds = spread * means, torch.exp(0.5 * noise)
+    weights = torch.rand(num, generator=generator, dtype=F64).log()
+    parts = [gaussian(m[:, 0], s[:, 0]) for m, s in zip(means, stds, strict=True)]
+    pool = MixturePosterior(parts, weights)
+    unit = pool.variance.sqrt()
+    for Y in (pool.mean, pool.mean - 1.5 * unit):
+        exact = crps_of_gaussians(means, stds.square(), pool.log_weights, Y)
+        assert ((pool.crps(Y) - exact).abs() < 1e-4 * unit).all()
+
+
+def test_components_with_the_same_narrow_modes():
+    """Twelve quantiles of each pass over a mode, those of all do not."""
+    modes = torch.tensor([0.0, 0.7, 1.0, 3.0], dtype=F64)[:, None, None]
+    weights = torch.tensor([0.2, 0.3, 0.25, 0.25], dtype=F64).log()
+    stds = torch.full_like(modes, 0.02)
+    parts = [Modes(GaussianMixturePosterior(modes + 0.01 * i, stds, weights)) for i in range(8)]
+    pool = MixturePosterior(parts)
+    shifts = 0.01 * torch.arange(8, dtype=F64)[:, None, None, None]
+    means = (modes + shifts).flatten(0, 1)
+    log_weights = weights.repeat(8) - math.log(8)
+    for y in (-0.5, 0.5, 2.0):
+        Y = torch.full((1, 1), y, dtype=F64)
+        exact = crps_of_gaussians(means, torch.full_like(means, 4e-4), log_weights, Y)
+        assert abs(pool.crps(Y) - exact) < 2e-2 * pool.variance.sqrt()
+
+
+def test_many_components_are_asked_at_few_values():
+    """Of eight, at no more than four for each of 96 quantiles of all and the target."""
+    asked = []
+
+    class Asked(Modes):
+        def cdf(self, Y):
+            asked.append(len(Y))
+            return super().cdf(Y)
+
+    parts = [Asked(gaussian(LOC + i, SCALE)) for i in range(8)]
+    MixturePosterior(parts).crps(LOC[:, None])
+    assert sum(asked) <= 8 * 4 * 97

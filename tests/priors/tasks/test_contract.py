@@ -13,6 +13,7 @@ from priors import (
     OptimizationTaskPrior,
     RandomKernelTaskPrior,
     RandomNoise,
+    StrokeTaskPrior,
     Tabular,
     Task,
     TaskSize,
@@ -78,6 +79,11 @@ class TestOptimisation(TaskPriorContract):
         return OptimizationTaskPrior(
             size=OptimizationSize(max_context=20, num_queries=8), output_warping=0.0
         )
+
+
+class TestStrokes(TaskPriorContract):
+    def make_task_prior(self):
+        return StrokeTaskPrior(max_shots=3, queries=1)
 
 
 class Sines:
