@@ -18,12 +18,12 @@ from torch import Tensor
 from priors.gaussian.activations.powers import Terms, rectified_dual, slopes
 from priors.gaussian.interpolation import Tables, expectations, mean, tables_of
 from priors.gaussian.pairs import are_extreme, inverse_sqrt
-from priors.gaussian.quadrature import derivative_of, jumps
+from priors.gaussian.quadrature import Function, derivative_of, jumps
 
 if TYPE_CHECKING:
     from priors.shapes import Part, Whole
 
-__all__ = ["Activation", "Numerical", "Smooth"]
+__all__ = ["Activation", "FunctionOfOne", "Numerical", "Smooth"]
 
 
 class Activation(ABC):
@@ -54,6 +54,15 @@ class Activation(ABC):
     def derivative(self, x: Tensor) -> Tensor:
         """phi', elementwise; at a kink the value of either side."""
         return derivative_of(self)(x)
+
+    def derivative_function(self, order: int) -> Function:
+        """phi^(order) as a function; equal for equal activations."""
+        if order == 0:
+            return self
+        function: Function = self.derivative
+        for _ in range(order - 1):
+            function = derivative_of(function)
+        return function
 
     @property
     def kinks(self) -> tuple[float, ...]:
@@ -161,7 +170,7 @@ def _in_range(closed: Callable[..., Any], *arguments: Any) -> Any:
     return result.to(c.dtype)
 
 
-class _Function(Activation):
+class FunctionOfOne(Activation):
     """A function without closed forms."""
 
     def duals(self, other: Activation, q1: Part, q2: Part, c: Part) -> tuple[Whole, Whole]:
@@ -170,7 +179,7 @@ class _Function(Activation):
 
 
 @dataclass(frozen=True)
-class Smooth(_Function):
+class Smooth(FunctionOfOne):
     """Any function smooth on the real line, by quadrature.
 
     Args:
@@ -184,7 +193,7 @@ class Smooth(_Function):
 
 
 @dataclass(frozen=True)
-class Numerical(_Function):
+class Numerical(FunctionOfOne):
     """Any piecewise smooth function, by quadrature.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from priors.gaussian.elementwise import Elementwise
 from priors.gaussian.interpolation.evaluation import evaluate
-from priors.gaussian.interpolation.store import HIGHEST, LOWEST, derivative, exponents
+from priors.gaussian.interpolation.store import HIGHEST, LOWEST, exponents
 from priors.gaussian.quadrature import gaussian_expectation, gaussian_mean
 
 if TYPE_CHECKING:
@@ -88,12 +88,12 @@ def _eligible(phi: Activation, psi: Activation, number: int) -> bool:
 def _by_quadrature(
     phi: Activation, psi: Activation, orders: Orders, q1: Tensor, q2: Tensor, c: Tensor
 ) -> Tensor:
-    f, g = derivative(phi, orders[0]), derivative(psi, orders[1])
+    f, g = phi.derivative_function(orders[0]), psi.derivative_function(orders[1])
     return gaussian_expectation(f, g, q1, q2, c, f_kinks=phi.kinks, g_kinks=psi.kinks)
 
 
 def _mean_by_quadrature(phi: Activation, orders: tuple[int, ...], q: Tensor) -> Tensor:
-    functions = [derivative(phi, m) for m in orders]
+    functions = [phi.derivative_function(m) for m in orders]
     if len(functions) == 1:
         return gaussian_mean(functions[0], q, kinks=phi.kinks)
     return gaussian_mean(lambda x: functions[0](x) * functions[1](x), q, kinks=phi.kinks)

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from priors.gaussian.interpolation.construction import MeanTable, best_bend, mean_table, table
 from priors.gaussian.interpolation.tables import Factors, Stack, Table
-from priors.gaussian.quadrature.functions import Function, derivative_of
+from priors.gaussian.quadrature.functions import Function
 
 if TYPE_CHECKING:
     from priors.gaussian.activations.base import Activation
 
-__all__ = ["HIGHEST", "LOWEST", "Tables", "derivative", "exponents", "tables_of"]
+__all__ = ["HIGHEST", "LOWEST", "Tables", "exponents", "tables_of"]
 
 # Binary logarithms of the variances that tables may cover, about 1e-3 and 4000, and of those that
 # the first one does at least: variances move during a fit.
@@ -148,7 +148,7 @@ class Tables:
         wide = max(LOWEST, min([low - 1, *(int(t.low) for t in tables)]))
         widest = min(HIGHEST, max([high + 1, *(int(t.high) for t in tables)]))
         usual = min(wide, _USUAL[0]), max(widest, _USUAL[1])
-        f, g = derivative(phi, orders[0]), derivative(psi, orders[1])
+        f, g = phi.derivative_function(orders[0]), psi.derivative_function(orders[1])
         for a, b in dict.fromkeys((usual, (wide, widest), (low, high))):
             if any(a <= c and d <= b for c, d in refused):
                 continue
@@ -172,7 +172,9 @@ class Tables:
         # of the slope, which needs more terms than the value
         key = (psi, device, low, high)
         if key not in self._bends:
-            self._bends[key] = best_bend(derivative(phi, 1), derivative(psi, 1), low, high, device)
+            self._bends[key] = best_bend(
+                phi.derivative_function(1), psi.derivative_function(1), low, high, device
+            )
         bend = self._bends[key]
         return None if bend is None else table(*functions, low, high, bend, device)
 
@@ -189,7 +191,7 @@ class Tables:
         None where that is not accurate.
         """
         tables = self._means.setdefault((orders, device), {})
-        functions = [derivative(phi, m) for m in orders]
+        functions = [phi.derivative_function(m) for m in orders]
         usual = min(low, _USUAL[0]), max(high, _USUAL[1])
         for a, b in dict.fromkeys(((LOWEST, HIGHEST), usual, (low, high))):
             if (a, b) not in tables:
@@ -223,16 +225,6 @@ def _untransformed(make: Callable[[], Made]) -> Made:
         with ThreadPoolExecutor(1) as other:
             return other.submit(make).result()
     return make()
-
-
-def derivative(phi: Activation, order: int) -> Function:
-    """phi^(order)."""
-    if order == 0:
-        return phi
-    function: Function = phi.derivative
-    for _ in range(order - 1):
-        function = derivative_of(function)
-    return function
 
 
 def _values(phi: Activation, device: torch.device) -> Any:

@@ -23,8 +23,15 @@ a slope that is infinite (two jumps that meet at rho = 1, a jump at q = 0) is se
 Everything is computed in float64 and returned in the dtype of its arguments.
 """
 
-from priors.gaussian.quadrature.functions import derivative_of
+from priors.gaussian.quadrature.functions import Function, derivative_of
 from priors.gaussian.quadrature.gradients import gaussian_expectation, gaussian_mean
 from priors.gaussian.quadrature.kinks import detect_kinks, jumps
 
-__all__ = ["derivative_of", "detect_kinks", "gaussian_expectation", "gaussian_mean", "jumps"]
+__all__ = [
+    "Function",
+    "derivative_of",
+    "detect_kinks",
+    "gaussian_expectation",
+    "gaussian_mean",
+    "jumps",
+]

@@ -22,6 +22,7 @@ from priors.gaussian.activations import (
     Probit,
     Sign,
     Sine,
+    logistic,
 )
 from priors.programs.registry import register_function, register_layer, unsupported
 from priors.programs.tracer import Nonlinearity, Tracer
@@ -63,7 +64,7 @@ def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
     # enough to spoil tables of the curvature. At 40 the two are one number.
     if threshold < 20:
         return Numerical(_with(F.softplus, beta=beta, threshold=threshold), (threshold / beta,))
-    return Numerical(_with(F.softplus, beta=beta, threshold=max(threshold, 40.0)), ())
+    return logistic.softplus(_with(F.softplus, beta=beta, threshold=max(threshold, 40.0)), beta)
 
 
 def _hard_sigmoid(x: Tensor) -> Tensor:
@@ -115,14 +116,14 @@ _FUNCTIONS: dict[str, Callable[..., Activation]] = {
     "cos": lambda: Sine(math.pi / 2),
     "sign": Sign,
     "exp": lambda: Exp(1.0),
-    "tanh": _smooth(torch.tanh),
-    **dict.fromkeys(("sigmoid", "expit", "special_expit"), _smooth(torch.sigmoid)),
-    "silu": _smooth(F.silu),
+    "tanh": logistic.tanh,
+    **dict.fromkeys(("sigmoid", "expit", "special_expit"), logistic.sigmoid),
+    "silu": logistic.silu,
     "mish": _smooth(_mish),
     "softplus": _softplus,
-    **dict.fromkeys(("logsigmoid", "log_sigmoid"), _smooth(F.logsigmoid)),
+    **dict.fromkeys(("logsigmoid", "log_sigmoid"), logistic.log_sigmoid),
     "softsign": lambda: Numerical(F.softsign, (0.0,)),
-    "tanhshrink": _smooth(F.tanhshrink),
+    "tanhshrink": logistic.tanhshrink,
     "hardtanh": _hardtanh,
     "relu6": lambda: _hardtanh(0.0, 6.0),
     "hardsigmoid": lambda: Numerical(_hard_sigmoid, (-3.0, 3.0)),
