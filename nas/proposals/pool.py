@@ -19,7 +19,7 @@ NUM_MEMBERS = 1024  # up to which all architectures of a space are in the pool
 NUM_FIRST = 256
 NUM_PER_TRIAL = 32
 MAX_POOL = 1 << 14
-MAX_PAIRS = 1 << 20  # of pool and trials, whose kernel a proposal evaluates
+MAX_PAIRS = 1 << 19  # of pool and trials, whose kernel a proposal evaluates
 
 
 class Pool:

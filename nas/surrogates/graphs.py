@@ -96,12 +96,14 @@ class DenseProcess(GaussianProcess):
     their entries.
     """
 
+    _kept: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # `_factor`, and of which values
+
     def _objective(self, mll: JointMarginalLogLikelihood) -> Tensor:
         factor, whitened = self._factor()
         log_det = 2 * factor.diagonal().log().sum()
         total = mll.log_marginal(whitened.square().sum(), log_det, len(whitened))
-        priors: Any = self.named_priors()  # whose closures GPyTorch declares as tensors
-        for _, module, prior, closure, _ in priors:
+        process: Any = self  # GPyTorch declares its attributes as tensors
+        for _, module, prior, closure, _ in process.named_priors():
             total = total + prior.log_prob(closure(module)).sum()
         return total / len(whitened)
 
@@ -110,7 +112,7 @@ class DenseProcess(GaussianProcess):
     ) -> MultivariateNormal:
         if X.shape[-2] > 1 or observation_noise is not False:
             return super()._conditional(X, outputs, observation_noise)
-        factor, whitened = self._factor()
+        factor, whitened = self._known_factor()
         queries = X.reshape(-1, X.shape[-1])
         cross = dense(self.covar_module, self.train_X, queries)
         across = torch.linalg.solve_triangular(factor, cross, upper=False)
@@ -118,6 +120,18 @@ class DenseProcess(GaussianProcess):
         variance = (prior - across.square().sum(0)).clamp_min(1e-10)
         mean = (whitened @ across).reshape(X.shape[:-1])
         return MultivariateNormal(mean, to_linear_operator(variance.reshape(*X.shape[:-1], 1)))
+
+    def _known_factor(self) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            return self._factor()
+        values = torch.cat([each.detach().flatten() for each in self.parameters()])
+        if self._kept is None or not torch.equal(self._kept[0], values):
+            self._kept = values, self._factor()
+        return self._kept[1]
+
+    def _clear_cache(self) -> None:
+        self._kept = None
+        super()._clear_cache()
 
     def _factor(self) -> tuple[Tensor, Tensor]:
         """L with L L' the covariance of y at the training rows, and L^-1 y."""

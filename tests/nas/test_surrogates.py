@@ -186,6 +186,19 @@ def test_predictions_of_single_points_are_those_of_the_process():
     joint, single = model.posterior(X), model.posterior(X[:, None])
     torch.testing.assert_close(single.mean[:, 0], joint.mean)
     torch.testing.assert_close(single.variance[:, 0], joint.variance)
+    further = torch.ones(2, 1, dtype=torch.float64)
+    other = model.condition_on_observations(X[12:14], further)
+    with torch.no_grad():
+        before = model.posterior(X[:, None]).mean
+        model.likelihood.noise = 2.0
+        after = model.posterior(X[:, None]).mean[:, 0]
+        torch.testing.assert_close(after, model.posterior(X).mean)
+        assert (after - before[:, 0]).abs().max() > 1e-3
+        single, joint = other.posterior(X[:, None]).mean[:, 0], other.posterior(X).mean
+        torch.testing.assert_close(single, joint)
+        model.set_train_data(X[:6], Y[:6], strict=False)
+        single, joint = model.posterior(X[:, None]).mean[:, 0], model.posterior(X).mean
+        torch.testing.assert_close(single, joint)
     objective = model._marginal_log_likelihood()
     with exact_solves():
         expected = GaussianProcess._objective(model.train(), objective)

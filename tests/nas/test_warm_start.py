@@ -112,7 +112,7 @@ def test_what_studies_have_in_common_is_learnt(alike):
     with gpytorch.settings.fast_computations(False, False, False):
         model = GraphProcess().fit(X, Y, encoder)
     kernel = next(m for m in model.modules() if isinstance(m, StudyKernel))
-    correlation = float(kernel.correlation)
+    correlation = float(kernel.correlation.detach())
     assert correlation > 0.8 if alike else correlation < 0.7
 
 
@@ -203,9 +203,9 @@ def test_hyperparameters_that_no_earlier_trial_has():
 
 @pytest.mark.slow
 def test_an_informative_study_finds_the_best_sooner():
-    """Ten pairs of runs; the mean difference of the best of 6 trials has an interval below 0."""
+    """Twenty pairs of runs; the mean difference of the best of 6 trials has an interval below 0."""
     gains = []
-    for seed in range(10):
+    for seed in range(20):
         earlier = random_study(trials=25, seed=100 + seed)
         values = []
         for warm in ([], [earlier]):
@@ -215,4 +215,4 @@ def test_an_informative_study_finds_the_best_sooner():
             values.append(study.best_value)
         gains.append(values[1] - values[0])
     gains = np.array(gains)
-    assert gains.mean() + 2.26 * gains.std(ddof=1) / 10**0.5 < 0
+    assert gains.mean() + 2.09 * gains.std(ddof=1) / 20**0.5 < 0
