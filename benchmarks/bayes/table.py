@@ -140,9 +140,41 @@ def _goal(what: str, told: list[str]) -> list[str]:
     ]
 
 
+def relevance(records: Iterable[Record]) -> list[str]:
+    """Networks without length scales of the inputs beside the same with them, as Markdown.
+
+    Means over the splits of a set, and over sets; ratios of RMSE and time as geometric means.
+    """
+    runs = {
+        (r["set"], r["rows"], r["split"], r["model"]): r for r in records if r["failure"] is None
+    }
+    lines = []
+    for model in (name for name in NETWORKS if f"{name} ARD" in NETWORKS):
+        of_sets: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
+        for (name, rows, number, which), run in runs.items():
+            other = runs.get((name, rows, number, f"{model} ARD"))
+            if which == model and other is not None:
+                rmse, time = (math.log(run[key] / other[key]) for key in ("rmse", "seconds"))
+                of_sets.setdefault((name, rows), []).append(
+                    (rmse, time, run["nlpd"] - other["nlpd"])
+                )
+        if not of_sets:
+            continue
+        means = {size: np.mean(found, 0) for size, found in of_sets.items()}
+        mean_rmse, mean_time, nlpd = np.mean(list(means.values()), 0)
+        better = [f"{name}-{rows}" for (name, rows), mean in means.items() if mean[2] < 0]
+        lines.append(
+            f"| {model} | {math.exp(mean_rmse):.2f} | {nlpd:+.2f} | {math.exp(mean_time):.2f} "
+            f"| {', '.join(better)} |"
+        )
+    head = "| without length scales | RMSE / with | NLPD less with | time / with | better without |"
+    return [head, "|---|---|---|---|---|", *lines] if lines else []
+
+
 def report(records: Iterable[Record]) -> str:
     """Tables of all sets, ranks, a summary of few lines and the goals."""
-    found = cells(r for r in records if "set" in r)
+    every = [r for r in records if "set" in r]
+    found = cells(every)
     if not found:
         return "no fits yet"
     lines = []
@@ -154,7 +186,8 @@ def report(records: Iterable[Record]) -> str:
     if ranked:
         lines.append("\nmean rank in NLPD, of models that are on all of these sets")
         lines += [f"  {ranked[m]:5.2f}  {m}" for m in sorted(ranked, key=lambda m: ranked[m])]
-    return "\n".join([*lines, "", *summary(found), "", *goals(found)])
+    parts = (summary(found), relevance(every), goals(found))
+    return "\n".join([*lines, *(line for part in parts for line in ("", *part))])
 
 
 _HEAD = ("", "RMSE", "x", "NLPD", "-", "coverage", "seconds", "x", "failures")
