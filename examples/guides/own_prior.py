@@ -97,6 +97,24 @@ plot_posterior(model, grid, observation_noise=False).figure.savefig("posterior.p
 # python -m pfn show mine.safetensors
 # ```
 #
+# ### Images from few examples
+#
+# `StrokeTaskPrior` is a prior of quite another kind: N-way K-shot tasks whose classes are drawings of random pen
+# strokes, and whose rows are small images of them, each drawn anew.
+
+# %%
+from priors import StrokeTaskPrior
+
+strokes = StrokeTaskPrior(pixels=8, ways=5)
+task = StrokeTaskPrior(shots=5).sample(1)
+print(strokes.description)
+print(task)
+
+# %% [markdown]
+# `python examples/few_shot_digits.py` trains a small network on such tasks for 40 minutes on one core, and asks it
+# which of five handwritten digits an image shows, given one or five images of each; how well it does is in
+# [Results](../results.md#few-shot-images).
+#
 # ## The shipped networks
 #
 # `pfn.load` has four networks:
