@@ -281,7 +281,7 @@ def test_scale_mixture_is_saved(tmp_path):
     model.save(tmp_path / "c.safetensors")
     again = ScaleMixtureClassifier.load(tmp_path / "c.safetensors", kernel())
     one, two = (m.posterior(X, observation_noise=True).mean for m in (model, again))
-    assert torch.equal(one, two)
+    torch.testing.assert_close(one, two, rtol=1e-13, atol=0)  # of rounding, which depends on memory
     with pytest.raises(ValueError, match="was saved with scale"):
         ScaleMixtureClassifier.load(tmp_path / "c.safetensors", kernel(), scale=LogNormal(0.0, 1.0))
 
