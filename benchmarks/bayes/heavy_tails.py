@@ -16,12 +16,12 @@ mixtures (half-Cauchy and inverse gamma scale, noise outside), GPyTorch's Studen
 inducing points), and BoTorch's relevance pursuit (0, 10, 20 or 30% of outliers, of which it chooses
 by its own evidence). Processes of a random scale have the kernel without an output scale. Of each:
 RMSE, NLPD, CRPS, coverage of central 90% intervals, processor seconds; means over draws (seeds and
-sets) with standard errors, paired by draw where "minus GP". Relevance pursuit takes ten times as
-long as all others together: `--models` leaves it out, or adds it to some of the draws.
+sets) with standard errors, paired by draw where "minus GP". Relevance pursuit takes seven times
+as long as all others together: `--models` leaves it out, or adds it to some of the draws.
 
     python -m benchmarks posteriors --shift --data ../shared/data/uci    # three hours of one core
     python -m benchmarks posteriors --shift --data FOLDER --models GP "t process" \\
-        "half-Cauchy scale" "inverse gamma scale" "Student-t noise"      # 20 minutes
+        "half-Cauchy scale" "inverse gamma scale" "Student-t noise"      # 15 minutes
     python -m benchmarks posteriors --shift --sets diabetes --seeds 1    # 5 minutes
     python -m benchmarks posteriors --shift --table                      # of what is there
 

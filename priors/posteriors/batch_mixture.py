@@ -19,6 +19,8 @@ from priors.posteriors.protocol import PredictivePosterior, leading
 
 __all__ = ["BatchMixturePosterior"]
 
+_MOST_KNOTS = 384  # of components, for quadrature of the distribution
+
 
 class BatchMixturePosterior(PredictivePosterior):
     """The mixture of the S components of a posterior `[..., S, n, m]`.
@@ -83,7 +85,13 @@ class BatchMixturePosterior(PredictivePosterior):
         return crps_of_gaussians(means, variances, log_weights, Y)
 
     def _knots(self, levels: Tensor) -> Tensor:
-        return self.components._knots(levels).movedim(-3, 0).flatten(0, 1).sort(0).values
+        of_components = self.components._knots(levels).movedim(-3, 0).flatten(0, 1).sort(0).values
+        step = -(-len(of_components) // _MOST_KNOTS)
+        if step == 1:
+            return of_components
+        # every so many of them, and quantiles of the mixture where most of its mass is
+        some = [of_components[::step], of_components[-1:], super()._knots(levels)]
+        return torch.cat(some).sort(0).values
 
     def joint_log_prob(self, Y: Tensor) -> Tensor:
         if self.log_weights.shape[-2] > 1:

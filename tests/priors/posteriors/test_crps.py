@@ -155,6 +155,21 @@ def test_targets_broadcast_and_scale(name):
     torch.testing.assert_close(wide.crps(unit * Y), unit * together)
 
 
+def test_a_pool_of_many_components_is_integrated_as_they_are():
+    """By quadrature, which takes some of their knots, against the closed form."""
+    stds = torch.cat([torch.logspace(-1, 1, 40, dtype=F64), torch.tensor([1e-3], dtype=F64)])
+    loc = torch.linspace(-1, 1, 41, dtype=F64)
+    each = gaussian(loc[:, None].expand(41, 3) * LOC, stds[:, None].expand(41, 3))
+    weights = torch.zeros(41, dtype=F64)
+    weights[-1] = 3.0  # a third of the mass in a spike
+    made = BatchMixturePosterior(each, weights)
+    assert len(made._knots()) < 500
+    pool = MixturePosterior([made, made])
+    Y = made.quantile(torch.tensor([0.01, 0.5, 0.8], dtype=F64))
+    unit = made.quantile(torch.tensor([0.25, 0.75], dtype=F64)).diff(dim=0)[0]
+    assert ((pool.crps(Y) - made.crps(Y)).abs() < 2e-4 * unit).all()
+
+
 def test_single_precision():
     found = gaussian(LOC[:2].float(), SCALE[:2].float())
     pool = MixturePosterior([found, found])
