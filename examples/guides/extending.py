@@ -114,7 +114,8 @@ class TestWaves(TaskPriorContract):
 # ## A search space
 #
 # A [flat space](../glossary.md), whose members are choices of a fixed list of parameters, needs four methods.
-# Optuna's own samplers can search it too.
+# Optuna's own samplers can search it too. `surrogate="gp"` learns one length scale for each column of `encode`; where a
+# choice takes several columns, as one-hot codes do, a fifth method `code_sizes` says how many each has, and they share it.
 
 # %%
 from optuna.distributions import CategoricalDistribution

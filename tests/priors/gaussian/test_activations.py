@@ -295,6 +295,7 @@ def test_single_precision(name):
 
 
 def test_deep_ntk_in_single_precision():
+    """A few roundings in each of 50 layers; how many depends on the processor's arithmetic."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(20, 8, generator=generator, dtype=torch.float64)
     phi = ABReLU()
@@ -311,7 +312,8 @@ def test_deep_ntk_in_single_precision():
         return theta
 
     exact = ntk(x)
-    assert ((ntk(x.float()) - exact).abs() / exact.abs()).max() < 1e-5
+    few = 4 * torch.finfo(torch.float32).eps
+    assert ((ntk(x.float()) - exact).abs() / exact.abs()).max() < 50 * few
 
 
 @pytest.mark.parametrize("name", ["relu", "gelu", "sin", "tanh", "elu"])

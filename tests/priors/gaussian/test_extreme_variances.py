@@ -29,7 +29,6 @@ from priors.gaussian.activations import (
     Sign,
     Sine,
 )
-from priors.gaussian.interpolation.store import derivative
 from priors.programs.rules.elementwise import _FUNCTIONS
 
 CLOSED = {
@@ -340,7 +339,7 @@ def test_derivatives_far_from_zero_are_those_of_the_asymptote(name, dtype):
     # quadrature goes there at large variances; torch's Mish has a second derivative of NaN
     phi = _FUNCTIONS[name]()
     x = torch.tensor([-3e4, -1e3, -200.0, 200.0, 1e3, 3e4], dtype=dtype)
-    first, second, third = (derivative(phi, order)(x) for order in (1, 2, 3))
+    first, second, third = (phi.derivative_function(order)(x) for order in (1, 2, 3))
     below, above = {
         "silu": (0, 1),
         "mish": (0, 1),
@@ -365,7 +364,7 @@ def test_softplus_is_the_logarithm_beyond_torch_s_threshold_too():
         4 * rest * (1 - rest) * (2 * rest - 1),
     ]
     for order, values in enumerate(expected):
-        found = derivative(phi, order)(x)
+        found = phi.derivative_function(order)(x)
         torch.testing.assert_close(found, values, rtol=1e-13, atol=1e-15)
 
 
