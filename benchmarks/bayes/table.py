@@ -143,32 +143,36 @@ def _goal(what: str, told: list[str]) -> list[str]:
 def relevance(records: Iterable[Record]) -> list[str]:
     """Networks without length scales of the inputs beside the same with them, as Markdown.
 
-    Means over the splits of a set, and over sets; ratios of RMSE and time as geometric means.
+    Means over the splits of a set, and over sets; ratios of RMSE and time as geometric means. The
+    last but one column is of what has the larger evidence of the two on each split.
     """
     runs = {
         (r["set"], r["rows"], r["split"], r["model"]): r for r in records if r["failure"] is None
     }
     lines = []
     for model in (name for name in NETWORKS if f"{name} ARD" in NETWORKS):
-        of_sets: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
+        of_sets: dict[tuple[str, int], list[tuple[float, ...]]] = {}
         for (name, rows, number, which), run in runs.items():
             other = runs.get((name, rows, number, f"{model} ARD"))
             if which == model and other is not None:
                 rmse, time = (math.log(run[key] / other[key]) for key in ("rmse", "seconds"))
-                of_sets.setdefault((name, rows), []).append(
-                    (rmse, time, run["nlpd"] - other["nlpd"])
-                )
+                nlpd = run["nlpd"] - other["nlpd"]
+                chosen = nlpd if run["evidence"] > other["evidence"] else 0.0
+                of_sets.setdefault((name, rows), []).append((rmse, time, nlpd, chosen))
         if not of_sets:
             continue
         means = {size: np.mean(found, 0) for size, found in of_sets.items()}
-        mean_rmse, mean_time, nlpd = np.mean(list(means.values()), 0)
+        mean_rmse, mean_time, mean_nlpd, mean_chosen = np.mean(list(means.values()), 0)
         better = [f"{name}-{rows}" for (name, rows), mean in means.items() if mean[2] < 0]
         lines.append(
-            f"| {model} | {math.exp(mean_rmse):.2f} | {nlpd:+.2f} | {math.exp(mean_time):.2f} "
-            f"| {', '.join(better)} |"
+            f"| {model} | {math.exp(mean_rmse):.2f} | {mean_nlpd:+.2f} "
+            f"| {math.exp(mean_time):.2f} | {mean_chosen:+.3f} | {', '.join(better)} |"
         )
-    head = "| without length scales | RMSE / with | NLPD less with | time / with | better without |"
-    return [head, "|---|---|---|---|---|", *lines] if lines else []
+    head = (
+        "| without length scales | RMSE / with | NLPD less with | time / with "
+        "| chosen by evidence | better without |"
+    )
+    return [head, "|---|---|---|---|---|---|", *lines] if lines else []
 
 
 def report(records: Iterable[Record]) -> str:

@@ -191,11 +191,12 @@ class TestTable:
             record("NNGP ReLU", n, rmse=r, nlpd=d) for n, r, d in ((0, 4.0, 0.3), (1, 1.0, 0.1))
         ]
         rows += [record("NNGP ReLU ARD", 0, rmse=2.0, nlpd=0.4, rows=300)]
-        rows += [record("NNGP ReLU", 0, rmse=1.0, nlpd=0.0, rows=300)]
+        rows += [record("NNGP ReLU", 0, rmse=1.0, nlpd=0.0, evidence=0.0, rows=300)]
         *_, line = table.relevance(rows)
         name = rows[-1]["set"]
-        # geometric means: 2 and 1/2 in RMSE, 1/4 and 1 in time; +0.2 and -0.4 nats
-        assert line == f"| NNGP ReLU | 1.00 | -0.10 | 0.50 | {name}-300 |"
+        # geometric means: 2 and 1/2 in RMSE, 1/4 and 1 in time; +0.2 and -0.4 nats, of which the
+        # evidence chooses the second
+        assert line == f"| NNGP ReLU | 1.00 | -0.10 | 0.50 | -0.200 | {name}-300 |"
         assert table.relevance([r for r in rows if "ARD" in r["model"]]) == []
 
     def test_of_nothing_there_is_no_table(self):
