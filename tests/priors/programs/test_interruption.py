@@ -11,6 +11,14 @@ from priors import InfiniteNetwork
 from priors.programs.interruption import signals_wait
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C raises, which a process started in the background may have been told to ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupted(nn.Module):
     """Ctrl-C comes while torch.fx has torch patched."""
 
