@@ -56,7 +56,7 @@ class Activation(ABC):
         return derivative_of(self)(x)
 
     def derivative_function(self, order: int) -> Function:
-        """phi^(order) as a function; equal for equal activations."""
+        """phi^(order) as a function; equal to that of the same activation, asked for again."""
         if order == 0:
             return self
         function: Function = self.derivative
