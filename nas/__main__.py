@@ -31,6 +31,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.fidelity import trained_in_full
 from nas.spaces import CellSpace, MLPSpace, Space
 from nas.studies.ensembles import ensemble
 from nas.studies.evaluation import SearchError, quiet
@@ -395,7 +396,10 @@ def _print_status(study: optuna.Study) -> None:
     errors = [t for t in trials if ERROR in t.user_attrs and t.number not in lost]
     if errors:
         print(f"last error trial {errors[-1].number}: {errors[-1].user_attrs[ERROR]}")
-    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    complete = trained_in_full(study)
+    lower = sum(t.state == TrialState.COMPLETE for t in trials) - len(complete)
+    if lower:
+        print(f"of these   {lower} at a lower fidelity")
     seconds = [t.duration.total_seconds() for t in complete if t.duration is not None]
     if seconds:
         print(
@@ -404,7 +408,7 @@ def _print_status(study: optuna.Study) -> None:
     if not complete:
         return
     several = len(study.directions) > 1
-    for best in study.best_trials if several else [study.best_trial]:
+    for best in study.best_trials if several else _best(study):
         print(f"best       {', '.join(f'{v:.6g}' for v in best.values)} (trial {best.number})")
         for name, value in sorted(best.params.items()):
             print(f"  {name} = {value}")
@@ -416,6 +420,13 @@ def _print_status(study: optuna.Study) -> None:
     if not several and len(complete) > 1:
         print()
         _print_table(_best_rows(study, complete))
+
+
+def _best(study: optuna.Study) -> list[FrozenTrial]:
+    try:
+        return [study.best_trial]
+    except ValueError:  # none is feasible
+        return []
 
 
 def _best_rows(study: optuna.Study, complete: Sequence[FrozenTrial]) -> list[list[str]]:
