@@ -46,9 +46,9 @@ __all__ = ["main"]
 
 COMMAND = "nas:command"  # of a study: how it was started
 _STORED = (
-    "objective", "space", "hyperparameters", "direction", "workers", "seed", "in_features",
-    "out_features", "depth", "widths", "activations", "num_classes", "in_channels", "image_size",
-    "channels", "num_cells",
+    "objective", "space", "hyperparameters", "fidelity", "direction", "workers", "seed",
+    "in_features", "out_features", "depth", "widths", "activations", "num_classes", "in_channels",
+    "image_size", "channels", "num_cells",
 )  # fmt: skip
 NUM_SHOWN = 5  # best trials in a status
 
@@ -104,8 +104,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"dictionary of Optuna distributions by name, as {given}",
     )  # fmt: skip
     run.add_argument(
-        "--direction", choices=("minimize", "maximize"), default="minimize",
-        help="what to do with the value of the objective",
+        "--fidelity", metavar="WHERE", help=f"nas.Fidelity that the objective asks, as {given}"
+    )
+    run.add_argument(
+        "--direction", choices=("minimize", "maximize"), nargs="+", default=("minimize",),
+        help="what to do with each value of the objective",
     )  # fmt: skip
     run.add_argument(
         "--workers", type=_positive, default=1, metavar="N", help="trials at the same time"
@@ -272,8 +275,9 @@ def _run(options: argparse.Namespace, command: dict[str, Any]) -> int:
     if not callable(objective):
         raise ValueError(f"{options.objective} is not callable.")
     hyperparameters = load_object(options.hyperparameters) if options.hyperparameters else None
+    fidelity = load_object(options.fidelity) if options.fidelity else None
     space = _space(options)
-    for name in ("objective", "space", "hyperparameters"):
+    for name in ("objective", "space", "hyperparameters", "fidelity"):
         command[name] = _from_anywhere(command[name])
     start = datetime.now()
     storage = open_storage(options.storage)
@@ -287,7 +291,8 @@ def _run(options: argparse.Namespace, command: dict[str, Any]) -> int:
         storage=storage,
         study_name=options.study,
         workers=options.workers,
-        direction=options.direction,
+        directions=options.direction,
+        fidelity=fidelity,
         seed=options.seed,
         timeout=options.timeout,
         show_progress=not options.no_progress,
@@ -305,10 +310,10 @@ def _note(storage: BaseStorage, options: argparse.Namespace, command: dict[str, 
         study = optuna.create_study(
             storage=storage,
             study_name=options.study,
-            direction=options.direction,
+            directions=options.direction,
             load_if_exists=True,
         )
-    if [direction.name.lower() for direction in study.directions] == [options.direction]:
+    if [direction.name.lower() for direction in study.directions] == list(options.direction):
         study.set_user_attr(COMMAND, json.dumps(command))  # otherwise `search` refuses
 
 

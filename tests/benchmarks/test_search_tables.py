@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks.nas.oracle import warped_like
 from benchmarks.nas.pareto import dominated
 from benchmarks.nas.tables import Lookup, Table
+from nas.encoding.outcomes import half_rank
 from nas.spaces import CellSpace
 
 
@@ -37,3 +40,17 @@ def test_a_screen_costs_its_share_and_is_not_recommended():
     assert lookup.spent == pytest.approx([1.0, 2.06])
     assert [lookup.seen(cost) for cost in (0.5, 1, 2, 2.06, 3)] == [0, 1, 1, 2, 2]
     assert [lookup.recommended(cost) for cost in (1, 2, 3)] == [2, 2, 1]
+
+
+def test_values_are_warped_as_the_known_ones_were():
+    """Themselves; on the line of the better half above it; in order; no worse than the worst."""
+    known = torch.randn(21, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    targets = half_rank(known)
+    torch.testing.assert_close(warped_like(known, known, targets), targets)
+    best = known.argsort(descending=True)[:2]
+    slope = (targets[best[0]] - targets[best[1]]) / (known[best[0]] - known[best[1]])
+    beyond = warped_like(known[best[:1]] + 2, known, targets)
+    torch.testing.assert_close(beyond, targets[best[:1]] + 2 * slope)
+    others = torch.linspace(-4, 4, 50, dtype=torch.float64)
+    assert bool((warped_like(others, known, targets).diff() >= 0).all())
+    assert warped_like(others, known, targets)[0] == targets.min()
