@@ -8,6 +8,8 @@ from nas import proxies, spaces
 from nas.architectures.architecture import Architecture, Node
 from nas.architectures.drawing import plot_architecture
 from nas.architectures.operations import register_operation
+from nas.encoding.conditional import Conditional
+from nas.fidelity import Fidelity
 from nas.pruning import LearningCurvePruner, ParetoPruner, report_value, should_prune
 from nas.sampler import BayesianSampler
 from nas.studies.analysis import MotifEffect, motif_effects
@@ -26,7 +28,9 @@ from priors.version import __version__
 __all__ = [
     "Architecture",
     "BayesianSampler",
+    "Conditional",
     "Ensemble",
+    "Fidelity",
     "LearningCurvePruner",
     "MotifEffect",
     "Node",

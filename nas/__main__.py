@@ -31,6 +31,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.fidelity import trained_in_full
 from nas.spaces import CellSpace, MLPSpace, Space
 from nas.studies.ensembles import ensemble
 from nas.studies.evaluation import SearchError, quiet
@@ -45,9 +46,9 @@ __all__ = ["main"]
 
 COMMAND = "nas:command"  # of a study: how it was started
 _STORED = (
-    "objective", "space", "hyperparameters", "direction", "workers", "seed", "in_features",
-    "out_features", "depth", "widths", "activations", "num_classes", "in_channels", "image_size",
-    "channels", "num_cells",
+    "objective", "space", "hyperparameters", "fidelity", "direction", "workers", "seed",
+    "in_features", "out_features", "depth", "widths", "activations", "num_classes", "in_channels",
+    "image_size", "channels", "num_cells",
 )  # fmt: skip
 NUM_SHOWN = 5  # best trials in a status
 
@@ -103,8 +104,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"dictionary of Optuna distributions by name, as {given}",
     )  # fmt: skip
     run.add_argument(
-        "--direction", choices=("minimize", "maximize"), default="minimize",
-        help="what to do with the value of the objective",
+        "--fidelity", metavar="WHERE", help=f"nas.Fidelity that the objective asks, as {given}"
+    )
+    run.add_argument(
+        "--direction", choices=("minimize", "maximize"), nargs="+", default=("minimize",),
+        help="what to do with each value of the objective",
     )  # fmt: skip
     run.add_argument(
         "--workers", type=_positive, default=1, metavar="N", help="trials at the same time"
@@ -271,8 +275,9 @@ def _run(options: argparse.Namespace, command: dict[str, Any]) -> int:
     if not callable(objective):
         raise ValueError(f"{options.objective} is not callable.")
     hyperparameters = load_object(options.hyperparameters) if options.hyperparameters else None
+    fidelity = load_object(options.fidelity) if options.fidelity else None
     space = _space(options)
-    for name in ("objective", "space", "hyperparameters"):
+    for name in ("objective", "space", "hyperparameters", "fidelity"):
         command[name] = _from_anywhere(command[name])
     start = datetime.now()
     storage = open_storage(options.storage)
@@ -286,7 +291,8 @@ def _run(options: argparse.Namespace, command: dict[str, Any]) -> int:
         storage=storage,
         study_name=options.study,
         workers=options.workers,
-        direction=options.direction,
+        directions=options.direction,
+        fidelity=fidelity,
         seed=options.seed,
         timeout=options.timeout,
         show_progress=not options.no_progress,
@@ -304,10 +310,10 @@ def _note(storage: BaseStorage, options: argparse.Namespace, command: dict[str, 
         study = optuna.create_study(
             storage=storage,
             study_name=options.study,
-            direction=options.direction,
+            directions=options.direction,
             load_if_exists=True,
         )
-    if [direction.name.lower() for direction in study.directions] == [options.direction]:
+    if [direction.name.lower() for direction in study.directions] == list(options.direction):
         study.set_user_attr(COMMAND, json.dumps(command))  # otherwise `search` refuses
 
 
@@ -395,7 +401,10 @@ def _print_status(study: optuna.Study) -> None:
     errors = [t for t in trials if ERROR in t.user_attrs and t.number not in lost]
     if errors:
         print(f"last error trial {errors[-1].number}: {errors[-1].user_attrs[ERROR]}")
-    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    complete = trained_in_full(study)
+    lower = sum(t.state == TrialState.COMPLETE for t in trials) - len(complete)
+    if lower:
+        print(f"of these   {lower} at a lower fidelity")
     seconds = [t.duration.total_seconds() for t in complete if t.duration is not None]
     if seconds:
         print(
@@ -404,7 +413,7 @@ def _print_status(study: optuna.Study) -> None:
     if not complete:
         return
     several = len(study.directions) > 1
-    for best in study.best_trials if several else [study.best_trial]:
+    for best in study.best_trials if several else _best(study):
         print(f"best       {', '.join(f'{v:.6g}' for v in best.values)} (trial {best.number})")
         for name, value in sorted(best.params.items()):
             print(f"  {name} = {value}")
@@ -416,6 +425,13 @@ def _print_status(study: optuna.Study) -> None:
     if not several and len(complete) > 1:
         print()
         _print_table(_best_rows(study, complete))
+
+
+def _best(study: optuna.Study) -> list[FrozenTrial]:
+    try:
+        return [study.best_trial]
+    except ValueError:  # none is feasible
+        return []
 
 
 def _best_rows(study: optuna.Study, complete: Sequence[FrozenTrial]) -> list[list[str]]:

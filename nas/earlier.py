@@ -17,7 +17,7 @@ from nas.encoding.candidates import Candidate
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.history import History
 from nas.spaces import Space
-from nas.trials import FINISHED, architecture_of
+from nas.trials import FINISHED, SCREENED, architecture_of
 
 __all__ = ["EarlierStudies"]
 
@@ -25,7 +25,7 @@ MAX_ROWS = 200  # of one study: the better half of them, and the newest
 
 
 class EarlierStudies:
-    """The trials of studies that came to an end with a value.
+    """The trials of studies that came to an end with a value, at the full fidelity.
 
     Args:
         studies: Earlier studies, of this space or of any other.
@@ -43,7 +43,11 @@ class EarlierStudies:
                     f"warm_start takes studies, such as optuna.load_study(...), got {study!r}."
                 )
             finished = study.get_trials(states=FINISHED)
-            kept = [trial for trial in finished if architecture_of(trial) is not None]
+            kept = [
+                trial
+                for trial in finished
+                if architecture_of(trial) is not None and SCREENED not in trial.constraints
+            ]
             if not kept:
                 raise ValueError(
                     f"The study {study.study_name!r} cannot warm another: none of its finished "

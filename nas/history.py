@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import optuna
 from optuna.study import StudyDirection
@@ -12,9 +13,10 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.architectures import Architecture
 from nas.encoding.candidates import Candidate
 from nas.encoding.hyperparameters import HyperparameterCube
+from nas.fidelity import Fidelity
 from nas.pruning.curves import curve_of
 from nas.spaces import Space
-from nas.trials import FINISHED, PROPOSED, architecture_of, signs_of
+from nas.trials import FINISHED, PROPOSED, SCREENED, architecture_of, signs_of
 
 __all__ = ["History"]
 
@@ -28,6 +30,7 @@ class History:
         cube: Others' hyperparameters are left out.
         directions: Of the objectives.
         is_member: Whether an architecture is of the space, where that is remembered.
+        fidelity: Others' levels are left out; None leaves out all below a full one.
 
     Attributes:
         num_objectives: Values of a trial.
@@ -50,6 +53,7 @@ class History:
         directions: Sequence[StudyDirection],
         *,
         is_member: Callable[[Architecture], bool] | None = None,
+        fidelity: Fidelity | None = None,
     ) -> None:
         member: Callable[[Architecture], bool] = is_member or space.__contains__
         self.observed: list[Candidate] = []
@@ -58,11 +62,13 @@ class History:
         for trial in trials:
             architecture = architecture_of(trial)
             values = {**trial.user_attrs.get(PROPOSED, {}), **trial.params}
-            if architecture is None or not member(architecture) or not cube.contains(values):
+            below = _below_full(trial, fidelity)
+            if architecture is None or not member(architecture) or below is None:
                 continue
-            candidate = Candidate.of(
-                architecture, {name: values[name] for name in cube.distributions}
-            )
+            if not cube.contains(values, architecture):
+                continue
+            own = cube.chosen(architecture, values, None)
+            candidate = replace(Candidate.of(architecture, own), below=below)
             if trial.state == TrialState.RUNNING:
                 self.pending.append(candidate)
             elif trial.state.is_finished():
@@ -70,8 +76,9 @@ class History:
                 ended.append(trial)
         self.num_objectives = len(directions)
         self.failed = [trial.state not in FINISHED for trial in ended]
-        self.values = _values(ended, signs_of(directions))
-        names = sorted({name for trial in ended for name in trial.constraints})
+        levels = [candidate.below for candidate in self.observed]
+        self.values = _values(ended, levels, signs_of(directions))
+        names = sorted({name for t in ended for name in t.constraints if name != SCREENED})
         self.constraints = {
             name: [trial.constraints.get(name, math.nan) for trial in ended] for name in names
         }
@@ -92,17 +99,29 @@ class History:
         ] or [0.0] * len(self.observed)
 
 
-def _values(ended: Sequence[FrozenTrial], signs: Sequence[float]) -> list[list[float]]:
-    complete = [trial.values for trial in ended if trial.state == TrialState.COMPLETE]
-    middles = []
-    for k, sign in enumerate(signs):
-        column = sorted(sign * values[k] for values in complete)
-        middles.append(column[len(column) // 2] if column else math.inf)
-    return [_of_trial(trial, signs, middles) for trial in ended]
+def _below_full(trial: FrozenTrial, fidelity: Fidelity | None) -> int | None:
+    if fidelity is not None:
+        return fidelity.below_full(trial)
+    return None if SCREENED in trial.constraints else 0
+
+
+def _values(
+    ended: Sequence[FrozenTrial], levels: Sequence[int], signs: Sequence[float]
+) -> list[list[float]]:
+    middles = {}
+    for level in set(levels):
+        complete = [
+            trial.values
+            for trial, own in zip(ended, levels, strict=True)
+            if trial.state == TrialState.COMPLETE and own == level
+        ]
+        columns = [sorted(sign * row[k] for row in complete) for k, sign in enumerate(signs)]
+        middles[level] = [c[len(c) // 2] if c else math.inf for c in columns]
+    return [_of_trial(t, signs, middles[level]) for t, level in zip(ended, levels, strict=True)]
 
 
 def _of_trial(trial: FrozenTrial, signs: Sequence[float], middles: Sequence[float]) -> list[float]:
-    """Values of a trial; a pruned one is at most as good as the middle of the others."""
+    """Values of a trial; a pruned one is at most as good as the middle of its fidelity."""
     if trial.state == TrialState.COMPLETE:
         return [sign * value for sign, value in zip(signs, trial.values, strict=True)]
     if trial.state != TrialState.PRUNED:

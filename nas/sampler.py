@@ -28,11 +28,14 @@ from torch import Generator, Tensor
 
 from nas.earlier import EarlierStudies
 from nas.encoding.candidates import Candidate, Encoder
+from nas.encoding.conditional import Conditional, Declared, bare, check_conditions
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.encoding.outcomes import half_rank, winsorised
+from nas.fidelity import Fidelity
 from nas.history import History
 from nas.proposals.acquisitions import ACQUISITIONS, HYPERVOLUME, Acquisition
 from nas.proposals.fronts import fronts
+from nas.proposals.levels import explained, most_for_its_cost
 from nas.proposals.maximisation import maximise
 from nas.proposals.memory import Learnt, Memory, num_learnt_from
 from nas.proposals.weights import Feasibility, Speed, Success, Weight, Weighted
@@ -44,6 +47,7 @@ from nas.trials import (
     FINISHED,
     PROPOSED,
     RELATIVE_ARCHITECTURE,
+    RELATIVE_FIDELITY,
     architecture_of,
     columns_of,
     superseded,
@@ -73,9 +77,10 @@ class BayesianSampler(optuna.samplers.BaseSampler):
 
     Args:
         space: The search space.
-        hyperparameters: Optuna distributions by name, as the objective suggests them; others that
-            it suggests are drawn uniformly, with a warning. None takes those that the
-            latest finished trials have in common, so the first trials draw them uniformly.
+        hyperparameters: Optuna distributions by name, as the objective suggests them, `Conditional`
+            where it does so for some candidates only; others that it suggests are drawn uniformly,
+            with a warning. None takes those that the latest finished trials have in common, so the
+            first trials draw them uniformly, and all trials those that only some have.
         surrogate: `"gp"`, a Gaussian process of graphs: motifs and descriptors, times a kernel of
             hyperparameters; `"network"`, that of an infinitely wide network on encoded candidates;
             `"vectors"`, one of Matern-5/2 on them; `"pfn"`, the network `pfn.load("bo")`;
@@ -100,6 +105,11 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             a study that tells nothing loses its weight; their spaces may be others, their
             objectives must be as many. Half of the initial trials are then the best candidates of
             theirs that are in this space. Only `"gp"` reads them.
+        fidelity: Levels at which the objective trains, which it asks for by `Fidelity.suggest`. The
+            candidate of the largest expected improvement at the full level is trained where a unit
+            of cost tells most about its full value (`nas.proposals.levels`), at a lower level only
+            once and within `Fidelity.share`. Initial trials are at the lowest level. Only `"gp"`
+            reads levels.
         seed: Determines the proposal, together with the position of the trial. If None, the name of
             the study takes its place.
         device: Device on which the surrogate is fitted and candidates are scored, in float64. None
@@ -107,7 +117,8 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             for one.
 
     Raises:
-        ValueError: an unknown name, or a hyperparameter named like a parameter of the space.
+        ValueError: an unknown name, a hyperparameter named like a parameter of the space, or a
+            condition that tells of what nothing has or of itself.
         TypeError: a hyperparameter without an Optuna distribution.
     """
 
@@ -115,13 +126,14 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         self,
         space: Space,
         *,
-        hyperparameters: Mapping[str, BaseDistribution] | None = None,
+        hyperparameters: Mapping[str, Declared] | None = None,
         surrogate: str | Surrogate | VectorModel = "gp",
         acquisition: str | Acquisition = "logei",
         proxies: ProxyScores | None = None,
         num_initial: int = 8,
         cost_aware: bool = False,
         warm_start: Sequence[optuna.Study] = (),
+        fidelity: Fidelity | None = None,
         seed: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -133,7 +145,8 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         if num_initial < 1:
             raise ValueError(f"num_initial must be at least 1, got {num_initial}.")
         if hyperparameters is not None:
-            HyperparameterCube(hyperparameters)  # checks the kinds
+            HyperparameterCube(hyperparameters, space)  # checks the kinds
+            check_conditions(hyperparameters, space)
             flat = set(space.parameters()) if isinstance(space, FlatSpace) else set()
             if flat & set(hyperparameters):
                 raise ValueError(
@@ -152,6 +165,12 @@ class BayesianSampler(optuna.samplers.BaseSampler):
                 f"The surrogate {self.surrogate!r} does not read earlier studies; use "
                 "surrogate='gp' or leave warm_start out."
             )
+        if fidelity is not None and not self.surrogate.reads_fidelities:
+            raise ValueError(
+                f"The surrogate {self.surrogate!r} does not read fidelities; use surrogate='gp' or "
+                "leave fidelity out."
+            )
+        self.fidelity = fidelity
         self.num_initial = num_initial
         self.cost_aware = cost_aware
         self._memory = Memory(space)
@@ -168,7 +187,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             f"{type(self).__name__}({self.space!r}, hyperparameters={known}, "
             f"surrogate={self.surrogate!r}, acquisition={acquisition}, "
             f"num_initial={self.num_initial}, cost_aware={self.cost_aware}, "
-            f"warm_start={len(self.earlier)} studies, "
+            f"warm_start={len(self.earlier)} studies, fidelity={self.fidelity}, "
             f"seed={self.seed}, device={self.device})"
         )
 
@@ -186,7 +205,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         trials = study.get_trials(deepcopy=False)
         flat = self._flat_distributions(trials)
         if self.hyperparameters is not None:
-            return {**self.hyperparameters, **flat}
+            return {**bare(self.hyperparameters), **flat}
         found = _common_parameters(trials)
         own = {DERIVATION, *flat}
         if isinstance(self.space, FlatSpace):
@@ -204,23 +223,31 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         if isinstance(self.space, FlatSpace):
             columns = columns_of(self.space, study.get_trials(deepcopy=False))
         flat = set(columns.values())
-        cube = HyperparameterCube({n: d for n, d in search_space.items() if n not in flat})
+        cube = self._cube({n: d for n, d in search_space.items() if n not in flat})
         queued = trial.system_attrs.get("fixed_params", {})
         architecture = architecture_of(trial)
         if architecture is not None and architecture not in self.space:
             architecture = None  # `suggest` refuses it
-        if architecture is not None and cube.contains(queued):
+        level = None
+        if architecture is not None and cube.contains(queued, architecture):
             proposed: dict[str, Any] = {}
         else:
             candidate = self.propose(study, trial, cube)
-            architecture = architecture or candidate.architecture
+            if self.fidelity is not None and architecture is None and not queued:
+                level = self.fidelity.levels[-1 - candidate.below]
             proposed = candidate.values
+            if architecture is not None:  # which may have other hyperparameters than the proposed
+                generator = Generator().manual_seed(self._seed(study, trial.number, "queued"))
+                proposed = cube.chosen(architecture, {**proposed, **queued}, generator)
+            architecture = architecture or candidate.architecture
         if isinstance(self.space, FlatSpace):
             choice = self.space.to_parameters(architecture)
             proposed |= {columns[n]: value for n, value in choice.items()}
         values = {n: value for n, value in {**proposed, **queued}.items() if n in search_space}
         if not isinstance(self.space, FlatSpace):
             values[RELATIVE_ARCHITECTURE] = architecture.to_json()
+        if level is not None:
+            values[RELATIVE_FIDELITY] = level
         return values
 
     def sample_independent(
@@ -246,9 +273,16 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Warns where a completed trial passed over its architecture or queued values."""
+        """Warns where a completed trial passed over its architecture, level or queued values."""
         if state == TrialState.COMPLETE:
             warn_of_ignored(trial)
+            if self.fidelity is not None and self.fidelity.name not in trial.user_attrs:
+                warnings.warn(
+                    "The objective returned without asking for the level by Fidelity.suggest("
+                    f"trial), so it counts as trained with {self.fidelity.name} = "
+                    f"{self.fidelity.full}.",
+                    stacklevel=2,
+                )
 
     def propose(
         self, study: optuna.Study, trial: FrozenTrial, cube: HyperparameterCube
@@ -269,12 +303,36 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         generator = Generator().manual_seed(seed)
         modelled, unused = _split(cube, others)
         history = History(
-            others, self.space, modelled, study.directions, is_member=self._memory.is_member
+            others,
+            self.space,
+            modelled,
+            study.directions,
+            is_member=self._memory.is_member,
+            fidelity=self.fidelity,
         )
         if history.num_finished < self.num_initial:
-            return self._initial(cube, position, self._seed(study, -1), history, generator)
+            first = self._initial(cube, position, self._seed(study, -1), history, generator)
+            return replace(first, below=max(self._affordable(history)))
         found = self._maximise(history, modelled, seed, self._seed(study, -1), generator)
-        return Candidate.of(found.architecture, {**found.values, **unused.random(generator)})
+        values = {**found.values, **unused.random(generator)}
+        values = cube.chosen(found.architecture, values, generator)
+        return replace(Candidate.of(found.architecture, values), below=found.below)
+
+    def _cube(self, distributions: Mapping[str, BaseDistribution]) -> HyperparameterCube:
+        """With the conditions that were declared."""
+        declared = self.hyperparameters or {}
+        return HyperparameterCube(
+            {name: declared.get(name, each) for name, each in distributions.items()}, self.space
+        )
+
+    def _affordable(self, history: History) -> list[int]:
+        """The levels of fidelity that a trial may have, counted from the full one, which may
+        always be."""
+        if self.fidelity is None:
+            return [0]
+        spent = [candidate.below for candidate in (*history.observed, *history.pending)]
+        levels = range(len(self.fidelity.levels))
+        return [below for below in levels if self.fidelity.affords(below, spent)]
 
     def _maximise(
         self,
@@ -297,37 +355,63 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             learnt = self._learnt(history, cube, earlier, study_seed)
             encoder = learnt.encoder
             X = encoder(history.observed).to(self.device)
-            pending = encoder(history.pending).to(self.device) if history.pending else None
+            # Of a candidate that runs at a lower level the full value will be known better.
+            pending = None
+            if history.pending:
+                pending = encoder([replace(c, below=0) for c in history.pending]).to(self.device)
             notice = self.surrogate.notice(X)
             valued = ~torch.tensor(history.failed, device=self.device)
-            Y = _targets(X.new_tensor(history.values)[valued])
+            observed = [
+                c for c, failed in zip(history.observed, history.failed, strict=True) if not failed
+            ]
+            levels = torch.tensor([c.below for c in observed], device=self.device)
+            Y = _targets(X.new_tensor(history.values)[valued], levels)
             violations = X.new_tensor(history.violations)[valued]
             feasible = violations == 0
             acquisition = None
+            models: list[Model] = []
             if bool(feasible.any()):
                 models = self._models(learnt, X[valued], Y, earlier)
                 model = models[0] if len(models) == 1 else ModelList(*models)
                 with self.device:  # BoTorch makes some tensors on the default device
                     acquisition = self._acquisition_of(len(models))(
-                        model, X[valued][feasible], pending, seed
+                        model, self._known(observed, feasible, encoder), pending, seed
                     )
             weights = self._weights(history, X, encoder)
             if weights or acquisition is None:
                 acquisition = Weighted(acquisition, weights)
-            order = _best_first(Y, violations)[:NUM_ELITES].tolist()
             pool = self._memory.pool(study_seed)
             found = maximise(
                 lambda points: acquisition(points.to(self.device)),
                 encoder,
                 pool=pool.first(len(X)),
                 is_whole=pool.is_whole,
-                elites=[history.observed[row] for row in valued.nonzero()[order, 0].tolist()],
+                elites=_elites(observed, Y, violations, levels),
                 seen=history.seen,
                 generator=generator,
             )
+            if self.fidelity is not None and models:
+                found = replace(found, below=self._level(found, history, models, encoder))
         if notice is not None:
             warnings.warn(notice, stacklevel=2)
         return found
+
+    def _known(self, observed: list[Candidate], usable: Tensor, encoder: Encoder) -> Tensor:
+        """Rows of the usable candidates at the full level: those that were trained there, or all
+        where none was."""
+        rows = [c for c, use in zip(observed, usable.tolist(), strict=True) if use]
+        full = [c for c in rows if c.below == 0]
+        return encoder(full or [replace(c, below=0) for c in rows]).to(self.device)
+
+    def _level(
+        self, found: Candidate, history: History, models: list[Model], encoder: Encoder
+    ) -> int:
+        """How many levels below the full one the candidate is to be trained."""
+        assert self.fidelity is not None
+        rows = [replace(found, below=below) for below in range(len(self.fidelity.levels))]
+        allowed = [b for b in self._affordable(history) if b == 0 or rows[b] not in history.seen]
+        shares = explained(models, encoder(rows).to(self.device))
+        return most_for_its_cost(shares, self.fidelity.costs_below, allowed)
 
     def _learnt(
         self, history: History, cube: HyperparameterCube, earlier: Earlier, seed: int
@@ -336,21 +420,27 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         rows = [row for row, failed in enumerate(history.failed) if not failed]
         known, targets = earlier
         if not self.surrogate.refits:
-            encoder = self.surrogate.encoder(self.space, cube, [*known, *history.observed])
-            return Learnt(encoder, ())
+            return Learnt(self._encoder(cube, [*known, *history.observed]), ())
         rows = rows[: num_learnt_from(len(rows), self.num_initial)]
         candidates = [history.observed[row] for row in rows]
         values = [history.values[row] for row in rows]
 
         def learn() -> Learnt:
-            encoder = self.surrogate.encoder(self.space, cube, [*known, *candidates])
+            encoder = self._encoder(cube, [*known, *candidates])
             X = encoder([*known, *candidates]).to(self.device)
+            levels = torch.tensor([c.below for c in candidates], device=self.device)
             with seeded(seed, self.device):  # whichever proposal it is that learns
-                columns = torch.cat([targets.to(X), _targets(X.new_tensor(values))]).T
+                columns = torch.cat([targets.to(X), _targets(X.new_tensor(values), levels)]).T
                 models = [self.surrogate.fit(X, y[:, None], encoder) for y in columns]
             return Learnt(encoder, tuple(models))
 
         return self._memory.learnt((candidates, values, cube.distributions), learn)
+
+    def _encoder(self, cube: HyperparameterCube, rows: list[Candidate]) -> Encoder:
+        encoder = self.surrogate.encoder(self.space, cube, rows)
+        if self.fidelity is not None:
+            encoder.shares = self.fidelity.shares
+        return encoder
 
     def _earlier_rows(self, cube: HyperparameterCube, num_objectives: int) -> Earlier:
         known: list[Candidate] = []
@@ -358,7 +448,8 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         for candidates, values in self.earlier.rows(self.space, cube):
             known += candidates
             if candidates:
-                targets.append(_targets(torch.tensor(values, dtype=torch.float64, device="cpu")))
+                rows = torch.tensor(values, dtype=torch.float64, device="cpu")
+                targets.append(_targets(rows, torch.zeros(len(rows), device="cpu")))
             else:
                 warnings.warn(
                     "No trial of an earlier study has values for the hyperparameters "
@@ -434,11 +525,12 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             drawn = (self.space.random(generator) for _ in range(NUM_DRAWS))
             fresh = next((graph for graph in drawn if graph not in tried), None)
             graph = self.space.random(generator) if fresh is None else fresh
-            return Candidate.of(graph, cube.quasi_random(position, seed))
+            values = cube.quasi_random(position, seed)
+            return Candidate.of(graph, cube.chosen(graph, values, None))
         flat = self.space.parameters()
         values = HyperparameterCube({**flat, **cube.distributions}).quasi_random(position, seed)
         architecture = self.space.from_parameters({name: values.pop(name) for name in flat})
-        return Candidate.of(architecture, values)
+        return Candidate.of(architecture, cube.chosen(architecture, values, None))
 
     def _best_of_earlier(self, cube: HyperparameterCube, history: History) -> Candidate | None:
         """The best candidate of earlier studies that is in this space and was not tried here."""
@@ -470,11 +562,18 @@ class BayesianSampler(optuna.samplers.BaseSampler):
                 "does not see it. Declare it in `hyperparameters`, under the same name.",
                 stacklevel=2,
             )
-        elif self.hyperparameters[name] != distribution:
+        elif (declared := bare(self.hyperparameters)[name]) != distribution:
             warnings.warn(
-                f"The hyperparameter {name!r} is declared as {self.hyperparameters[name]} and "
+                f"The hyperparameter {name!r} is declared as {declared} and "
                 f"suggested from {distribution}: proposals outside of it are replaced by uniform "
                 "draws. Declare it as the objective suggests it.",
+                stacklevel=2,
+            )
+        elif isinstance(self.hyperparameters[name], Conditional):
+            warnings.warn(
+                f"The objective suggests the hyperparameter {name!r} for a candidate that does not "
+                "meet its condition: it is drawn uniformly and the model does not see it. Suggest "
+                "it only where the condition holds.",
                 stacklevel=2,
             )
 
@@ -489,10 +588,26 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
 
 
-def _targets(values: Tensor) -> Tensor:
-    """What the surrogate sees of values `[n, objectives]`."""
+def _targets(values: Tensor, levels: Tensor) -> Tensor:
+    """What the surrogate sees of values `[n, objectives]`, each level `[n]` for itself."""
     warp = half_rank if values.shape[1] == 1 else winsorised
-    return torch.stack([warp(column) for column in values.T], 1)
+    targets = torch.zeros_like(values)
+    for level in levels.unique():
+        rows = levels == level
+        targets[rows] = torch.stack([warp(column) for column in values[rows].T], 1)
+    return targets
+
+
+def _elites(
+    observed: list[Candidate], Y: Tensor, violations: Tensor, levels: Tensor
+) -> list[Candidate]:
+    """The best candidates of each level, the full one first, as if trained in full."""
+    found: dict[Candidate, None] = {}
+    for level in levels.unique():
+        rows = (levels == level).nonzero()[:, 0]
+        order = _best_first(Y[rows], violations[rows])[:NUM_ELITES]
+        found |= {replace(observed[row], below=0): None for row in rows[order].tolist()}
+    return list(found)
 
 
 def _best_first(Y: Tensor, violations: Tensor) -> Tensor:
@@ -526,9 +641,9 @@ def _split(
     finished = [trial for trial in trials if trial.state in FINISHED]
     unused = {}
     for name, distribution in cube.distributions.items():
-        alone = HyperparameterCube({name: distribution})
+        alone = HyperparameterCube({name: distribution})  # whether it exists or not
         given = any(alone.contains(trial.user_attrs.get(PROPOSED, {})) for trial in finished)
         if given and not any(alone.contains(trial.params) for trial in finished):
             unused[name] = distribution
-    used = {n: d for n, d in cube.distributions.items() if n not in unused}
-    return HyperparameterCube(used), HyperparameterCube(unused)
+    used = {n: d for n, d in cube.declared.items() if n not in unused}
+    return HyperparameterCube(used, cube.space), HyperparameterCube(unused)

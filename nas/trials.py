@@ -50,6 +50,8 @@ KEPT = "kept_predictions"  # name of the file
 # What a trial that runs again does not keep: it is of the attempt, not of the candidate.
 OF_A_RUN = (ERROR, "traceback", "worker", "curve", KEPT)
 RELATIVE_ARCHITECTURE = "nas:architecture"
+RELATIVE_FIDELITY = "nas:fidelity"
+SCREENED = "trained in full"  # the constraint that trials at a lower fidelity miss
 DERIVATION = "derivation"
 MAX_RETRIES = 2  # of a trial whose worker dies
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -88,6 +90,7 @@ def suggest(trial: optuna.Trial, space: Space) -> Architecture:
     trials = [] if study is None else study.get_trials(deepcopy=False)
     proposal = {} if study is None else dict(trial.relative_params)
     graph = proposal.pop(RELATIVE_ARCHITECTURE, None)
+    proposal.pop(RELATIVE_FIDELITY, None)  # `Fidelity.suggest` reads it
     if isinstance(space, FlatSpace):
         columns = columns_of(space, trials)
         queued = _queued_parameters(trials, trial.number)

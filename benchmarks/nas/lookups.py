@@ -92,18 +92,20 @@ def _run(options: argparse.Namespace) -> None:
     for task, method, seed in tqdm(every, desc="runs"):
         lookup = Lookup(tables[task], seed)
         seconds = METHODS[method](lookup, options.queries, seed)
-        records.append(options.out, _record(lookup, method, seed, seconds))
+        records.append(options.out, _record(lookup, options.queries, method, seed, seconds))
 
 
-def _record(lookup: Lookup, method: str, seed: int, seconds: list[float]) -> dict[str, Any]:
+def _record(
+    lookup: Lookup, queries: int, method: str, seed: int, seconds: list[float]
+) -> dict[str, Any]:
     table = lookup.table
-    stops = [stop for stop in STOPS if stop <= len(lookup.rows)]
+    stops = [stop for stop in STOPS if stop <= queries]
     return {
         "task": table.name,
         "method": method,
         "seed": seed,
         "quality": [float(table.quality[lookup.recommended(stop)]) for stop in stops],
-        "seconds": [round(float(np.sum(seconds[:stop])), 3) for stop in stops],
+        "seconds": [round(float(np.sum(seconds[: lookup.seen(stop)])), 3) for stop in stops],
         "best": float(table.quality.max()),
         "average": float(table.quality.mean()),
         "machine": platform.machine(),

@@ -2,6 +2,8 @@
 
 digits      networks trained for real, against random search; what runs without a name
 lookups     tables of trained networks, against what people use, query for query
+oracle      queries to the best cell, calibration, warm starts
+pareto      accuracy and latency together, against what people use
 overhead    processor seconds for each proposal, as the trials grow
 curves      stopping by learning curves, against halving and the median
 ensembles   the networks of a study as one, against the best of them
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 
-NAMES = ("digits", "lookups", "overhead", "curves", "ensembles", "proxies")
+NAMES = ("digits", "lookups", "oracle", "pareto", "overhead", "curves", "ensembles", "proxies")
 
 
 def main(argv: list[str]) -> int:

@@ -34,6 +34,7 @@ TASKS = {
     "parkinsons_telemonitoring": LAYERS,
     "slice_localization": LAYERS,
 }
+SCREEN = 12 / 200  # of the cost of a query
 UNITS = (16, 32, 64, 128, 256, 512)
 TRAINING = {  # ordered choices are asked for by their place, so that every method knows the order
     "init_lr": (0.0005, 0.001, 0.005, 0.01, 0.05, 0.1),
@@ -53,6 +54,8 @@ class Table:
         hyperparameters: Optuna distributions of what is searched beside them.
         observed: Score of each training seed, `[n, seeds]`, larger is better, NaN where missing.
         quality: What a recommendation is judged by, `[n]`, larger is better.
+        screened: Score of a training of 12 epochs, `[n]`, larger is better; None without.
+        latency: Measured milliseconds of a batch on a phone (Pixel 3), `[n]`; None without.
         choices: For each dimension of the space and hyperparameters, its name and values, in the
             order that numbers the rows.
     """
@@ -65,6 +68,8 @@ class Table:
         observed: np.ndarray,
         quality: np.ndarray,
         choices: Mapping[str, tuple[Any, ...]],
+        screened: np.ndarray | None = None,
+        latency: np.ndarray | None = None,
     ) -> None:
         self.name = name
         self.space = space
@@ -72,6 +77,8 @@ class Table:
         self.observed = observed
         self.quality = quality
         self.choices = dict(choices)
+        self.screened = screened
+        self.latency = latency
         self.sizes = tuple(len(values) for values in self.choices.values())
 
     def __len__(self) -> int:
@@ -111,12 +118,16 @@ class Lookup:
     Attributes:
         rows: Numbers of the rows queried, in order.
         scores: What was seen, larger is better.
+        spent: What was spent when each of them was seen, a query costing 1.
+        cost: What was spent in all.
     """
 
     def __init__(self, table: Table, seed: int) -> None:
         self.table = table
         self.rows: list[int] = []
         self.scores: list[float] = []
+        self.spent: list[float] = []
+        self.cost = 0.0
         self._order = np.random.default_rng([seed, 201]).random(table.observed.shape)
         self._order[np.isnan(table.observed)] = np.inf
 
@@ -126,11 +137,23 @@ class Lookup:
         seed = np.argsort(self._order[row])[self.rows.count(row) % known]
         self.rows.append(row)
         self.scores.append(float(self.table.observed[row, seed]))
+        self.cost += 1
+        self.spent.append(self.cost)
         return self.scores[-1]
 
-    def recommended(self, queries: int) -> int:
-        """The row with the best score among the first queries."""
-        return self.rows[int(np.argmax(self.scores[:queries]))]
+    def screen(self, row: int) -> float:
+        """Train the network of a row for 12 epochs, of a schedule of their own."""
+        assert self.table.screened is not None
+        self.cost += SCREEN
+        return float(self.table.screened[row])
+
+    def seen(self, cost: float) -> int:
+        """How many queries were paid for by this."""
+        return int(np.searchsorted(self.spent, cost + 1e-9, side="right"))
+
+    def recommended(self, cost: float) -> int:
+        """The row with the best score that was seen for at most this."""
+        return self.rows[int(np.argmax(self.scores[: self.seen(cost)]))]
 
 
 class TwoLayerSpace(FlatSpace):
@@ -225,6 +248,8 @@ def _cells(task: str, frame: Any) -> Table:
         seeds.to_numpy(np.float64),
         frame[f"{task}_test_acc_e200"].to_numpy(np.float64),
         dict.fromkeys(names, CELL_OPERATIONS),
+        frame[f"{task}_val_acc_e12"].to_numpy(np.float64),
+        frame["latency_ms_pixel3"].to_numpy(np.float64),
     )
 
 

@@ -3,8 +3,8 @@
 # %% [markdown]
 # # Several objectives, constraints and early stopping
 #
-# A network should be accurate, but also small or quick; a training that goes badly need not be finished. This
-# page shows how a [study](../glossary.md) is told.
+# A network should be accurate, but also small or quick; a training that goes badly need not be finished, and few
+# epochs tell much. This page shows how a [study](../glossary.md) is told.
 #
 # ## Several objectives
 #
@@ -50,6 +50,8 @@ for trial in sorted(study.best_trials, key=lambda trial: trial.values):
     print([round(value, 3) for value in trial.values], nas.architecture_of(trial))
 
 # %% [markdown]
+# On the command line that is `--direction minimize minimize`.
+#
 # `acquisition="logei"` and `"lognei"` both mean log noisy expected hypervolume improvement here; the other names
 # are for one objective.
 #
@@ -123,6 +125,46 @@ print(f"{run} epochs of {20 * len(study.trials)}, best {study.best_value:.3f}")
 # `nas.report_value(trial, (error, size), epoch)` and `nas.should_prune(trial)` also work with several objectives,
 # which Optuna's own do not. `ParetoPruner`, the default there, stops a trial if at least half of the others were
 # on better fronts at the same step; with one objective that is the median rule.
+#
+# ## Train briefly first
+#
+# Trainings of a few epochs, or on a part of the data, cost little and tell which candidates deserve a full one.
+# `nas.Fidelity` has the levels, the last one full, and the objective asks it at which to train.
+
+# %%
+EPOCHS = nas.Fidelity("epochs", (2, 20))
+
+
+def brief_or_full(trial):
+    network = nas.suggest(trial, SPACE)
+    rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)
+    return error_after(network, rate, EPOCHS.suggest(trial))
+
+
+study = nas.search(
+    brief_or_full,
+    SPACE,
+    hyperparameters=HYPERPARAMETERS,
+    num_trials=24,
+    fidelity=EPOCHS,
+    seed=0,
+    show_progress=False,
+)
+epochs = [trial.user_attrs["epochs"] for trial in study.trials]
+print(epochs.count(2), "brief,", epochs.count(20), "full,", sum(epochs), "epochs in all")
+print(study.best_trial.user_attrs["epochs"], round(study.best_value, 3))
+
+# %% [markdown]
+# One Gaussian process learns from all levels, each on its own scale, and how alike they are. The candidate that would
+# improve most at the full level is trained where a unit of cost removes most of the variance of its full value, at a
+# lower level at most once. At most half of the cost, `Fidelity(share=0.5)`, goes to lower levels; `costs=` gives the
+# costs where they are not proportional to the levels (on the command line, `--fidelity objective.py:EPOCHS`). Where the
+# lower level tells nothing, full trainings follow.
+#
+# A trial below the full level misses a constraint, `trained in full`, so `study.best_trial`, `best_trials` and Optuna's
+# plots pass over it, as do importances and the report. Our pruners compare trials of the same level; Optuna's compare
+# all, so report values at the lower level only if its epochs are those of the full training. Queued candidates are
+# trained in full, as all are under other samplers.
 #
 # ## When to stop the search
 #

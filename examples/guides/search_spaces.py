@@ -65,12 +65,49 @@ print(transformers.random(generator))
 # %% [markdown]
 # Architectures are equal, and hash alike, if their graphs are isomorphic, whatever the order of their nodes.
 #
+# ## Hyperparameters that only some candidates have
+#
+# A momentum goes with one optimizer, a dropout with networks that have something to drop. `nas.Conditional` declares
+# when a hyperparameter exists: by values of another hyperparameter, of a parameter of a flat space or of a descriptor
+# (`num_parameters`, `depth`, `flops`, `count_linear` and so on), or by any function of the architecture.
+
+# %%
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+from nas import Conditional
+
+hyperparameters = {
+    "rate": FloatDistribution(1e-4, 1e-1, log=True),
+    "optimizer": CategoricalDistribution(("adam", "sgd")),
+    "momentum": Conditional(FloatDistribution(0.0, 0.99), {"optimizer": "sgd"}),
+    "dropout": Conditional(FloatDistribution(0.0, 0.5), lambda network: network.depth > 2),
+}
+
+
+def conditional(trial):
+    network = nas.suggest(trial, space)
+    value = abs(trial.suggest_float("rate", 1e-4, 1e-1, log=True) - 0.01)
+    if trial.suggest_categorical("optimizer", ("adam", "sgd")) == "sgd":
+        value += abs(trial.suggest_float("momentum", 0.0, 0.99) - 0.9)
+    if network.depth > 2:
+        value += trial.suggest_float("dropout", 0.0, 0.5)
+    return value
+
+
+study = nas.search(
+    conditional, space, hyperparameters=hyperparameters, num_trials=10, seed=0, show_progress=False
+)
+print(study.best_params)
+
+# %% [markdown]
+# To the Gaussian process candidates without a hyperparameter are all alike in it, and as far from each that has it,
+# whatever its value (the arc kernel of Swersky et al. 2014). A hyperparameter that is declared without a condition is
+# proposed for every candidate. One that is not declared is drawn uniformly, with a warning, and no model sees it; without
+# `hyperparameters=`, so are those that the latest trials did not all suggest, without one.
+#
 # ## Surrogates and acquisitions
 
 # %%
-from optuna.distributions import FloatDistribution
-
-
 def objective(trial):
     network = nas.suggest(trial, space)
     rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)

@@ -28,11 +28,13 @@ class Candidate:
         architecture: The graph.
         hyperparameters: Sorted name and value pairs.
         study: 0 for the study that asks, 1 and so on for earlier ones that warm it.
+        below: How many levels of fidelity below the full one it is trained.
     """
 
     architecture: Architecture
     hyperparameters: tuple[tuple[str, Any], ...] = ()
     study: int = 0
+    below: int = 0
 
     @classmethod
     def of(cls, architecture: Architecture, hyperparameters: dict[str, Any]) -> Candidate:
@@ -48,7 +50,9 @@ class Candidate:
 class Encoder(ABC):
     """Candidates as rows: architecture first, then hyperparameters in the unit cube.
 
-    The number of the study is a last column where there are earlier ones. Made for one proposal.
+    Where there are fidelities, the next column is how many levels a candidate is below the full
+    one; where there are earlier studies, the last column is the number of the study. Made for one
+    proposal.
 
     Args:
         space: Of the architectures.
@@ -56,9 +60,12 @@ class Encoder(ABC):
 
     Attributes:
         num_earlier: Earlier studies.
+        shares: Levels of fidelity in units of the full one, which is first; empty where there are
+            none. The sampler sets it for a surrogate that reads them.
     """
 
     num_earlier = 0
+    shares: tuple[float, ...] = ()
 
     def __init__(self, space: Space, cube: HyperparameterCube) -> None:
         self.space = space
@@ -80,7 +87,9 @@ class Encoder(ABC):
         """`[n, d]` in float64."""
         codes = self.codes([candidate.architecture for candidate in candidates])
         rows = [
-            self.cube.row(candidate.values) + [float(candidate.study)] * bool(self.num_earlier)
+            self.cube.row(candidate.values)
+            + [float(candidate.below)] * bool(self.shares)
+            + [float(candidate.study)] * bool(self.num_earlier)
             for candidate in candidates
         ]
         if not rows[0]:

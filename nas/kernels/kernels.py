@@ -2,20 +2,21 @@
 
 `WeisfeilerLehmanKernel` weighs the levels of motifs and paths, `LinearKernel` has a trend in sizes
 and counts, `DescriptorKernel` compares them one at a time, `CodeKernel` the choices of a flat
-space, and `architecture_kernel` adds them and multiplies by kernels of hyperparameters, budget and
-study. The number is a coordinate of X like any other, so every BoTorch acquisition function works
-on graphs.
+space, and `architecture_kernel` adds them and multiplies by kernels of hyperparameters, of fidelity
+and of the study. The number is a coordinate of X like any other, so every BoTorch acquisition
+function works on graphs.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
 import torch
 from gpytorch.constraints import Interval, Positive
-from gpytorch.kernels import AdditiveKernel, Kernel, MaternKernel, ProductKernel, ScaleKernel
+from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel, ScaleKernel
 from gpytorch.priors import GammaPrior, LogNormalPrior, NormalPrior
 from torch import Tensor, nn
 
@@ -25,7 +26,9 @@ __all__ = [
     "BudgetKernel",
     "CodeKernel",
     "DescriptorKernel",
+    "FidelityKernel",
     "LinearKernel",
+    "SharedMaternKernel",
     "StudyKernel",
     "WeisfeilerLehmanKernel",
     "architecture_kernel",
@@ -284,6 +287,108 @@ class BudgetKernel(Kernel):
         return (1 - share) + share * (scale / (scale + sums)) ** shape
 
 
+class SharedMaternKernel(Kernel):
+    """Matern-5/2 of columns of which some share a length scale.
+
+    Args:
+        sizes: How many neighbouring columns share each.
+        active_dims: Which columns.
+    """
+
+    def __init__(self, sizes: Sequence[int], *, active_dims: Any = None) -> None:
+        super().__init__(active_dims=active_dims)
+        self.sizes = tuple(sizes)
+        prior = LogNormalPrior(2**0.5 + 0.5 * math.log(len(sizes)), 3**0.5)
+        self.register_parameter("raw_lengths", nn.Parameter(torch.zeros(len(sizes))))
+        self.register_constraint("raw_lengths", Positive(initial_value=prior.mode))
+        self.register_prior("lengths_prior", prior, lambda m: m.lengths, _setter("lengths"))
+
+    @property
+    def lengths(self) -> Tensor:
+        """Length scales, `[len(sizes)]`."""
+        return self.raw_lengths_constraint.transform(self.raw_lengths)
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        """Kernel between `x1` `[..., n1, d]` and `x2` `[..., n2, d]`: `[..., n1, n2]`."""
+        sizes = torch.tensor(self.sizes, device=x1.device)
+        lengths = self.lengths.to(x1).repeat_interleave(sizes)
+        one, two = 5**0.5 * x1 / lengths, 5**0.5 * x2 / lengths
+        if diag:
+            distance = (one - two).square().sum(-1).clamp_min(1e-30).sqrt()
+        else:  # exact, and with gradient 0, between equal rows
+            distance = torch.cdist(one, two, compute_mode="donot_use_mm_for_euclid_dist")
+        return (1 + distance + distance.square() / 3) * (-distance).exp()
+
+
+class FidelityKernel(Kernel):
+    """s_i c_ij s_j between levels of fidelity: how alike they are, and the scale of each.
+
+    c is the correlation by a `BudgetKernel`, s is 1 for the full level and learnt for the others,
+    as the values of each are standardised for themselves.
+
+    Args:
+        shares: Each level in units of the full one, which is first; X holds their places.
+        active_dims: Which column holds the place.
+    """
+
+    def __init__(self, shares: Sequence[float], *, active_dims: Any = None) -> None:
+        super().__init__(active_dims=active_dims)
+        self.budget = BudgetKernel()
+        self.register_buffer("shares", torch.tensor(shares, dtype=torch.float64), persistent=False)
+        self.register_parameter("raw_scales", nn.Parameter(torch.zeros(len(shares) - 1)))
+        self.register_constraint("raw_scales", Positive(initial_value=1.0))
+        prior = LogNormalPrior(0.0, 1.0)
+        self.register_prior("scales_prior", prior, lambda m: m.scales, _setter("scales"))
+
+    @property
+    def scales(self) -> Tensor:
+        """Of the levels below the full one, `[levels - 1]`."""
+        return self.raw_scales_constraint.transform(self.raw_scales)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Between the levels, `[levels, levels]`."""
+        shares = self.shares.to(self.raw_scales)[:, None]
+        decayed = self.budget.forward(shares, shares)
+        scales = torch.cat([self.raw_scales.new_ones(1), self.scales])
+        scales = scales / decayed.diagonal().sqrt()
+        return scales[:, None] * decayed * scales
+
+    @property
+    def is_stationary(self) -> bool:
+        """Places are names."""
+        return False
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        """Kernel between `x1` `[..., n1, 1]` and `x2` `[..., n2, 1]`: `[..., n1, n2]`."""
+        one, two = x1[..., 0].round().long(), x2[..., 0].round().long()
+        if not diag:
+            one, two = one[..., :, None], two[..., None, :]
+        return self.covariance.to(x1)[one, two]
+
+
+class LevelKernel(Kernel):
+    """1 within a level of fidelity below the full one, else 0: a mean of its own for each.
+
+    Few candidates are trained in full, and the better ones, so 0 is not the same value there.
+
+    Args:
+        active_dims: Which column holds the place of the level.
+    """
+
+    @property
+    def is_stationary(self) -> bool:
+        """Places are names."""
+        return False
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        """Kernel between `x1` `[..., n1, 1]` and `x2` `[..., n2, 1]`: `[..., n1, n2]`."""
+        one, two = x1[..., 0].round(), x2[..., 0].round()
+        if not diag:
+            one, two = one[..., :, None], two[..., None, :]
+        return ((one == two) & (one > 0)).to(x1)
+
+
 class StudyKernel(Kernel):
     """How alike the functions of several studies are: r_s r_t between two, 1 within each.
 
@@ -321,19 +426,20 @@ class StudyKernel(Kernel):
 
 def architecture_kernel(
     table: ArchitectureTable,
-    num_hyperparameters: int = 0,
+    hyperparameters: Sequence[int] = (),
     *,
-    budget: bool = False,
+    shares: Sequence[float] = (),
     num_earlier: int = 0,
 ) -> Kernel:
-    """(motifs + trend + descriptors + code) times kernels of hyperparameters, budget and study.
+    """(motifs + trend + descriptors + code) times kernels of hyperparameters, fidelity and study.
 
     Args:
         table: Holds the architectures of the training rows; column 0 of X are its numbers.
-        num_hyperparameters: Columns behind it, in the unit cube, of a Matern-5/2 kernel, each with
-            a length scale under the dimension-scaled prior of Hvarfner et al. 2024 (2402.02229,
-            section 5).
-        budget: Whether one more column is the share of the largest budget.
+        hyperparameters: Columns behind it, in the unit cube, of a Matern-5/2 kernel: how many share
+            each length scale, which has the dimension-scaled prior of Hvarfner et al. 2024
+            (2402.02229, section 5).
+        shares: Of levels of fidelity, see `FidelityKernel`; if there are any, one more column is
+            the place of the level.
         num_earlier: Of earlier studies; if there are any, the last column is the number of a
             candidate's study.
     """
@@ -344,24 +450,17 @@ def architecture_kernel(
     ]
     if table.code_sizes:
         parts[0] = parts[0] + _scaled(CodeKernel(table, active_dims=[0]), 0.5)
-    if num_hyperparameters:
-        location = 2**0.5 + 0.5 * torch.tensor(float(num_hyperparameters)).log().item()
-        prior = LogNormalPrior(location, 3**0.5)
-        parts.append(
-            MaternKernel(
-                nu=2.5,
-                ard_num_dims=num_hyperparameters,
-                active_dims=list(range(1, 1 + num_hyperparameters)),
-                lengthscale_prior=prior,
-                lengthscale_constraint=Positive(initial_value=prior.mode),
-            )
-        )
-    if budget:
-        parts.append(BudgetKernel(active_dims=[1 + num_hyperparameters]))
+    place = 1 + sum(hyperparameters)
+    if hyperparameters:
+        parts.append(SharedMaternKernel(hyperparameters, active_dims=list(range(1, place))))
+    if shares:
+        parts.append(FidelityKernel(shares, active_dims=[place]))
     if num_earlier:
-        place = 1 + num_hyperparameters + budget
-        parts.append(StudyKernel(num_earlier, active_dims=[place]))
-    return parts[0] if len(parts) == 1 else ProductKernel(*parts)
+        parts.append(StudyKernel(num_earlier, active_dims=[place + bool(shares)]))
+    product = parts[0] if len(parts) == 1 else ProductKernel(*parts)
+    if shares:
+        product = product + _scaled(LevelKernel(active_dims=[place]), 1.0)
+    return product
 
 
 def dense(kernel: Kernel, one: Tensor, two: Tensor, *, diag: bool = False) -> Tensor:

@@ -136,7 +136,7 @@ class _Counts:
         self._columns: dict[Hashable, int] = {}
         self._places: list[int] = []
         self._values: list[int] = []
-        self._ends: list[int] = [0]
+        self._ends: list[int] = [0]  # of the rows that are not in the matrix yet
         self._made: tuple[Any, np.ndarray] | None = None
 
     def add(self, counts: Mapping[Hashable, int]) -> None:
@@ -148,14 +148,21 @@ class _Counts:
 
     def rows(self) -> tuple[Any, np.ndarray]:
         """All rows as a sparse matrix, and their Euclidean lengths, 1 for empty ones."""
-        from scipy.sparse import csr_array
+        from scipy.sparse import csr_array, vstack
 
-        if self._made is None or self._made[0].shape[0] < len(self._ends) - 1:
+        if self._made is None or len(self._ends) > 1:
             values = np.array(self._values, dtype=np.float64)
             shape = len(self._ends) - 1, max(1, len(self._columns))
             matrix = csr_array((values, self._places, self._ends), shape=shape)
             lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
-            self._made = matrix, np.where(lengths > 0, lengths, 1.0)
+            lengths = np.where(lengths > 0, lengths, 1.0)
+            if self._made is not None:
+                known, before = self._made
+                known.resize(known.shape[0], shape[1])
+                matrix = vstack([known, matrix], format="csr")
+                lengths = np.concatenate([before, lengths])
+            self._made = matrix, lengths
+            self._places, self._values, self._ends = [], [], [0]
         return self._made
 
 

@@ -46,6 +46,7 @@ __all__ = [
     "MaxValueEntropy",
     "ThompsonSample",
     "UpperConfidenceBound",
+    "joint_moments",
 ]
 
 Acquisition = Callable[[Model, Tensor, Tensor | None, int], AcquisitionFunction]
@@ -133,7 +134,7 @@ class ThompsonSample(AcquisitionFunction):
         rows = new if self._X is None else torch.cat([self._X, new])
         known = len(rows) - len(new)
         posterior = self.model.posterior(rows)
-        mean, covariance = _joint(posterior)
+        mean, covariance = joint_moments(posterior)
         eye = torch.eye(len(rows), dtype=mean.dtype, device=mean.device)
         factor = torch.linalg.cholesky(covariance + JITTER * eye)
         # A factor's first rows are that of the first points alone, so the same normals give them
@@ -162,7 +163,7 @@ def _moments(model: Model, X: Tensor, pending: Tensor | None) -> tuple[Tensor, T
         variance = posterior.variance[..., 0, 0]
         return posterior.mean[..., 0, 0], variance.clamp_min(1e-12).sqrt()
     together = torch.cat([X, pending.expand(*X.shape[:-2], *pending.shape)], dim=-2)
-    mean, covariance = _joint(model.posterior(together))
+    mean, covariance = joint_moments(model.posterior(together))
     across = covariance[..., :1, 1:]
     inner = covariance[..., 1:, 1:]
     eye = torch.eye(inner.shape[-1], dtype=inner.dtype, device=inner.device)
@@ -173,7 +174,7 @@ def _moments(model: Model, X: Tensor, pending: Tensor | None) -> tuple[Tensor, T
     return mean[..., 0], variance.clamp_min(1e-12).sqrt()
 
 
-def _joint(posterior: Any) -> tuple[Tensor, Tensor]:
+def joint_moments(posterior: Any) -> tuple[Tensor, Tensor]:
     """Mean `[..., q]` and covariance `[..., q, q]` over points."""
     gaussian = getattr(posterior, "mvn", None) or getattr(posterior, "distribution", None)
     if gaussian is None:

@@ -10,6 +10,7 @@ of a `Pool`. Only values of the acquisition function are used, in batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -81,12 +82,12 @@ def maximise(
         graph = candidate.architecture
         if graph not in nearby:
             nearby[graph] = encoder.space.steps(graph, NUM_STEPS, generator)
-        return [Candidate(near, candidate.hyperparameters) for near in nearby[graph]]
+        return [_candidate(encoder, near, candidate.values, generator) for near in nearby[graph]]
 
     def hyperparameter_steps(candidate: Candidate, scale: float) -> list[Candidate]:
-        values = candidate.values
+        graph, values = candidate.architecture, candidate.values
         return [
-            Candidate.of(candidate.architecture, encoder.cube.perturb(values, scale, generator))
+            _candidate(encoder, graph, encoder.cube.perturb(values, scale, generator), generator)
             for _ in range(NUM_STEPS if values else 0)
         ]
 
@@ -113,7 +114,14 @@ def _from_pool(
     if not is_whole:
         chosen = RandomSource(generator).integers(len(pool), NUM_RANDOM).tolist()
         pool = [pool[index] for index in chosen]
-    return [Candidate.of(graph, encoder.cube.random(generator)) for graph in pool]
+    return [_candidate(encoder, graph, encoder.cube.random(generator), generator) for graph in pool]
+
+
+def _candidate(
+    encoder: Encoder, graph: Architecture, values: dict[str, Any], generator: Generator
+) -> Candidate:
+    """With the hyperparameters that exist for it; those that others lacked are drawn."""
+    return Candidate.of(graph, encoder.cube.chosen(graph, values, generator))
 
 
 def _value(pair: tuple[float, Candidate]) -> float:
@@ -127,11 +135,12 @@ def _mutation(encoder: Encoder, parent: Candidate, generator: Generator) -> Cand
     for _ in range((0, 1, 1, 2)[int(draws.integers(4))]):
         graph = encoder.space.mutate(graph, generator)
     scale = SCALES[int(draws.integers(len(SCALES)))]
-    return Candidate.of(graph, encoder.cube.perturb(parent.values, scale, generator))
+    values = encoder.cube.perturb(parent.values, scale, generator)
+    return _candidate(encoder, graph, values, generator)
 
 
 def _crossing(encoder: Encoder, parents: Sequence[Candidate], generator: Generator) -> Candidate:
     """A graph of two parents, with the values of one of them."""
     one, two = RandomSource(generator).permutations(len(parents)).tolist()[:2]
     graph = encoder.space.crossover(parents[one].architecture, parents[two].architecture, generator)
-    return Candidate(graph, parents[one].hyperparameters)
+    return _candidate(encoder, graph, parents[one].values, generator)

@@ -16,7 +16,7 @@ from nas.encoding.outcomes import affine_of
 from nas.proposals.fronts import fronts
 from nas.pruning.curve_process import CurveProcess
 from nas.pruning.curves import curve_of
-from nas.trials import FINISHED, signs_of
+from nas.trials import FINISHED, SCREENED, signs_of
 
 __all__ = ["FittedCurves", "LearningCurvePruner", "ParetoPruner", "should_prune"]
 
@@ -55,9 +55,9 @@ def should_prune(trial: optuna.Trial) -> bool:
 class ParetoPruner(BasePruner):
     """The median rule for any number of objectives.
 
-    The latest values of all trials that have come as far are sorted into Pareto fronts; a trial
-    stops if at least half of the others are on better fronts. With one objective these are the
-    better values.
+    The latest values of all trials of its fidelity that have come as far are sorted into Pareto
+    fronts; a trial stops if at least half of the others are on better fronts. With one objective
+    these are the better values.
 
     Args:
         num_startup_trials: Other trials that must have come as far.
@@ -80,7 +80,9 @@ class ParetoPruner(BasePruner):
             return True
         others = []
         for other in study.get_trials(deepcopy=False):
-            curve = {} if other.number == trial.number else curve_of(other)
+            if other.number == trial.number or not _alike(other, trial):
+                continue
+            curve = curve_of(other)
             steps = [reported for reported in curve if reported <= step]
             if steps and max(curve) >= step:
                 others.append(curve[max(steps)])
@@ -96,9 +98,9 @@ class LearningCurvePruner(BasePruner):
     """Stops a trial that will hardly beat the best one.
 
     A process of learning curves (`nas.pruning.curve_process`) is fitted to the curves of the trials
-    that ended, stopped ones included, again each time that there are a seventh more. It says where
-    the curve of the trial will be at the last step of the complete ones. Reports at other steps
-    than theirs are interpolated.
+    of its fidelity that ended, stopped ones included, again each time that there are a seventh
+    more. It says where the curve of the trial will be at the last step of the complete ones.
+    Reports at other steps than theirs are interpolated.
 
     Args:
         level: The trial stops once the probability that its last value beats the best last value is
@@ -138,13 +140,15 @@ class LearningCurvePruner(BasePruner):
             return True
         if step < self.num_warmup_steps:
             return False
-        fitted = self._fitted(study)
+        fitted = self._fitted(study, trial)
         return fitted is not None and fitted.probability(curve) < self.level
 
-    def _fitted(self, study: optuna.Study) -> FittedCurves | None:
+    def _fitted(self, study: optuna.Study, trial: FrozenTrial) -> FittedCurves | None:
         """The process given the trials that ended; kept while they are the same."""
         ended = [
-            t for t in study.get_trials(deepcopy=False, states=FINISHED) if t.intermediate_values
+            t
+            for t in study.get_trials(deepcopy=False, states=FINISHED)
+            if t.intermediate_values and _alike(t, trial)
         ]
         complete = [t for t in ended if t.state == TrialState.COMPLETE]
         if len(complete) < self.num_startup_trials:
@@ -223,6 +227,11 @@ class FittedCurves:
         """Signed values in the units of the process, outliers on the bad side moved."""
         values = torch.as_tensor(values, dtype=torch.float64)
         return (values.clamp_min(self.lowest) - self.centre) / self.scale
+
+
+def _alike(one: FrozenTrial, two: FrozenTrial) -> bool:
+    """Whether two trials are of the same fidelity."""
+    return one.constraints.get(SCREENED) == two.constraints.get(SCREENED)
 
 
 def _rung(number: int) -> int:

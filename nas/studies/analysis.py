@@ -17,13 +17,14 @@ import gpytorch
 import optuna
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from torch import Tensor
 
 from nas.architectures import Architecture
 from nas.encoding.candidates import Candidate, Encoder
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.encoding.outcomes import half_rank
+from nas.fidelity import trained_in_full
 from nas.kernels.computation import Operation, bodies_of, computation
 from nas.spaces import FlatSpace, MLPSpace, Space
 from nas.surrogates import GraphProcess
@@ -181,11 +182,9 @@ def fit_study(
     study: optuna.Study, *, objective: int = 0, space: Space | None = None
 ) -> StudyModel | None:
     """The process of the newest 150 complete trials; None where there are too few to tell."""
-    trials = [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if architecture_of(trial) is not None
-    ][-MOST:]
+    trials = [trial for trial in trained_in_full(study) if architecture_of(trial) is not None][
+        -MOST:
+    ]
     sign = signs_of(study.directions)[objective]
     values = torch.tensor([sign * t.values[objective] for t in trials], dtype=torch.float64)
     if len(trials) < FEWEST or len(set(values.tolist())) < 2:

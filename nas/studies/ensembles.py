@@ -14,11 +14,12 @@ from pathlib import Path
 
 import optuna
 import torch
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nas.architectures import Architecture
+from nas.fidelity import trained_in_full
 from nas.studies.keeping import Kept, kept_of
 from nas.trials import architecture_of
 from priors import stacking_weights
@@ -208,7 +209,7 @@ def _candidates(
     """Complete trials with finite log scores, all of the same rows."""
     trials: list[FrozenTrial] = []
     kept: list[Kept] = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+    for trial in trained_in_full(study):
         one = kept_of(study, trial, folder=folder)
         if one is None or not bool(one.log_scores.isfinite().all()):
             continue

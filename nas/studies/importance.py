@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, create_trial
 
+from nas.fidelity import trained_in_full
 from nas.studies.evaluation import quiet
 from nas.trials import DERIVATION, architecture_of, signs_of
 
@@ -61,11 +62,7 @@ def importances(
         ValueError: too few trials, all values alike, nothing that varies, or a descriptor that the
             trials lack.
     """
-    trials = [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if not math.isnan(trial.values[objective])
-    ]
+    trials = [trial for trial in trained_in_full(study) if not math.isnan(trial.values[objective])]
     if len({trial.values[objective] for trial in trials}) < 2:
         raise ValueError(
             "importances needs at least two complete trials of different values, got "

@@ -20,6 +20,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.fidelity import trained_in_full
 from priors.figures import BLACK, BLUE, GREY, ORANGE, letter, log_axis
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ class Values:
     def of(cls, study: optuna.Study, objective: int) -> Values:
         trials = [
             trial
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            for trial in trained_in_full(study)
             if not any(math.isnan(value) for value in trial.values)
         ]
         numbers = np.array([trial.values[objective] for trial in trials], dtype=float)

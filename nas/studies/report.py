@@ -19,6 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.architectures.drawing import plot_architecture
+from nas.fidelity import trained_in_full
 from nas.spaces import Space
 from nas.spaces.cell import cell_string
 from nas.studies.analysis import fit_study
@@ -101,12 +102,14 @@ def write_report(
     names = objective_names(study)
     best = _best(study)
     states = [trial.state for trial in trials]
+    full = trained_in_full(study)
     requeued = len(superseded(trials))
     several = len(names) > 1
     value = "none" if not best or best[0].values is None else _text(best[0].values[0])
     facts = [
         ("trials on the Pareto front", len(best)) if several else (f"best {names[0]}", value),
-        ("complete trials", states.count(TrialState.COMPLETE)),
+        ("complete trials", len(full)),
+        ("complete at a lower fidelity", states.count(TrialState.COMPLETE) - len(full)),
         ("pruned", states.count(TrialState.PRUNED)),
         ("failed", states.count(TrialState.FAIL) - requeued),
         ("lost and queued again", requeued),

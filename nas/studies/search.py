@@ -19,7 +19,9 @@ from optuna.distributions import BaseDistribution, check_distribution_compatibil
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
+from nas.encoding.conditional import Declared, bare
 from nas.encoding.hyperparameters import HyperparameterCube
+from nas.fidelity import Fidelity
 from nas.sampler import BayesianSampler
 from nas.spaces import Space
 from nas.studies.evaluation import Objective, Watch, evaluate, quiet
@@ -36,7 +38,7 @@ def search(
     objective: Objective,
     space: Space,
     *,
-    hyperparameters: Mapping[str, BaseDistribution] | None = None,
+    hyperparameters: Mapping[str, Declared] | None = None,
     num_trials: int,
     storage: str | Path | BaseStorage | None = None,
     study_name: str | None = None,
@@ -50,6 +52,7 @@ def search(
     callbacks: Sequence[Callback] = (),
     catch: tuple[type[Exception], ...] = (Exception,),
     warm_start: optuna.Study | Sequence[optuna.Study] = (),
+    fidelity: Fidelity | None = None,
     seed: int | None = None,
     show_progress: bool = True,
 ) -> optuna.Study:
@@ -73,7 +76,8 @@ def search(
             value, or a sequence of one for each of several `directions`. With several workers it
             must be picklable (a function of an importable module).
         space: The search space.
-        hyperparameters: Optuna distributions by name, as the objective suggests them.
+        hyperparameters: Optuna distributions by name, as the objective suggests them, `Conditional`
+            where it does so for some candidates only.
         num_trials: Number of trials to run in this call.
         storage: Path of an SQLite file, an Optuna URL, or an Optuna storage; None keeps the
             study in memory.
@@ -81,8 +85,8 @@ def search(
         workers: Number of trials that run at the same time.
         engine: Executor that runs the workers; None means this process for one worker and local
             processes for several. It is not shut down.
-        sampler: If None, `BayesianSampler` with the space, the hyperparameters, `warm_start` and
-            `seed`.
+        sampler: If None, `BayesianSampler` with the space, the hyperparameters, `warm_start`,
+            `fidelity` and `seed`.
         direction: `"minimize"` or `"maximize"`.
         directions: Of several objectives, in place of `direction`.
         pruner: Stops trials early that report values (`nas.report_value`, `nas.should_prune`);
@@ -93,6 +97,8 @@ def search(
             once the running trials end.
         catch: Exceptions that fail a trial; another ends the call, after the trial is recorded.
         warm_start: Earlier studies that the default sampler starts from, see `BayesianSampler`.
+        fidelity: Levels at which the objective trains, chosen by the default sampler, see
+            `BayesianSampler`. The best trial is one of those trained in full.
         seed: Seed of the default sampler.
         show_progress: Whether to draw a progress bar in place of Optuna's log lines.
 
@@ -129,15 +135,20 @@ def search(
     earlier = [warm_start] if isinstance(warm_start, optuna.Study) else list(warm_start)
     if sampler is None:
         sampler = BayesianSampler(
-            space, hyperparameters=hyperparameters, warm_start=earlier, seed=seed
+            space,
+            hyperparameters=hyperparameters,
+            warm_start=earlier,
+            fidelity=fidelity,
+            seed=seed,
         )
-    elif seed is not None or earlier:
+    elif seed is not None or earlier or fidelity is not None:
         raise ValueError(
-            "seed and warm_start apply to the default sampler only; give your sampler its own."
+            "seed, warm_start and fidelity apply to the default sampler only; give your sampler "
+            "its own."
         )
     opened = storage if isinstance(storage, BaseStorage) else open_storage(storage)
     study = _study(opened, study_name or "search", wanted, sampler, pruner)
-    _check_kinds(study, hyperparameters or {})
+    _check_kinds(study, bare(hyperparameters or {}))
     watch = Watch(study, num_trials, show_progress)
     with quiet(show_progress), storage_errors(study.study_name), watch:
         requeue_dead(study)

@@ -28,6 +28,7 @@ from nas.surrogates.surrogate import Surrogate
 __all__ = ["GraphProcess"]
 
 TOLERANCES = {"ftol": 1e-6, "gtol": 1e-4}  # of nats per row: what moves no proposal
+MAX_JOINT = 512  # queries whose covariance is computed with their means
 MAX_STORED = 1 << 15  # architectures whose features are kept
 
 
@@ -44,6 +45,7 @@ class GraphProcess(Surrogate):
 
     refits = True
     reads_studies = True
+    reads_fidelities = True
 
     def __init__(
         self, max_iter: int = 50, *, max_rows: int = 256, proxies: ProxyScores | None = None
@@ -90,7 +92,7 @@ def _code(space: FlatSpace, architecture: Architecture) -> Tensor | None:
 
 
 class DenseProcess(GaussianProcess):
-    """Whose marginal likelihood and marginal predictions are computed from dense matrices alone.
+    """Whose marginal likelihood and predictions are computed from dense matrices alone.
 
     Of some dozens of rows and many single queries the machinery of deferred kernels costs more than
     their entries.
@@ -110,15 +112,21 @@ class DenseProcess(GaussianProcess):
     def _conditional(
         self, X: Tensor, outputs: Sequence[int], observation_noise: bool | Tensor
     ) -> MultivariateNormal:
-        if X.shape[-2] > 1 or observation_noise is not False:
+        joint = X.shape[-2] > 1
+        if (joint and (X.dim() > 2 or len(X) > MAX_JOINT)) or isinstance(observation_noise, Tensor):
             return super()._conditional(X, outputs, observation_noise)
         factor, whitened = self._known_factor()
         queries = X.reshape(-1, X.shape[-1])
         cross = dense(self.covar_module, self.train_X, queries)
         across = torch.linalg.solve_triangular(factor, cross, upper=False)
-        prior = dense(self.covar_module, queries, queries, diag=True)
-        variance = (prior - across.square().sum(0)).clamp_min(1e-10)
         mean = (whitened @ across).reshape(X.shape[:-1])
+        noise = self.likelihood.noise if observation_noise else 0.0
+        if joint:
+            covariance = dense(self.covar_module, queries, queries) - across.T @ across
+            extra = (1e-10 + noise) * torch.eye(len(X), dtype=X.dtype, device=X.device)
+            return MultivariateNormal(mean, to_linear_operator(covariance + extra))
+        prior = dense(self.covar_module, queries, queries, diag=True)
+        variance = (prior - across.square().sum(0)).clamp_min(1e-10) + noise
         return MultivariateNormal(mean, to_linear_operator(variance.reshape(*X.shape[:-1], 1)))
 
     def _known_factor(self) -> tuple[Tensor, Tensor]:
@@ -146,7 +154,10 @@ def _process(X: Tensor, Y: Tensor, encoder: Encoder) -> GaussianProcess:
     assert isinstance(encoder, TableEncoder)
     with X.device:
         kernel = architecture_kernel(
-            encoder.table, encoder.cube.dimension, num_earlier=encoder.num_earlier
+            encoder.table,
+            encoder.cube.sizes,
+            shares=encoder.shares,
+            num_earlier=encoder.num_earlier,
         ).to(X)
         return DenseProcess(X, Y, kernel, input_transform=None, outcome_transform=None)
 

@@ -26,10 +26,12 @@ class Surrogate(ABC):
         refits: Whether `refit` is there, for a surrogate whose learning costs more than its use.
         reads_studies: Whether its rows say of which study a candidate is, so that earlier studies,
             of other spaces too, can warm a search.
+        reads_fidelities: Whether its rows have a column for the level of fidelity, see `Encoder`.
     """
 
     refits = False
     reads_studies = False
+    reads_fidelities = False
 
     @abstractmethod
     def encoder(

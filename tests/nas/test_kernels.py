@@ -212,7 +212,7 @@ def test_dense_matrices_are_those_of_gpytorch():
     table = ArchitectureTable(
         cells(8), store=MotifStore(code=CELLS.encode, code_sizes=CELLS.code_sizes())
     )
-    kernel = architecture_kernel(table, 2, num_earlier=1).double()
+    kernel = architecture_kernel(table, (1, 1), num_earlier=1).double()
     generator = Generator().manual_seed(0)
     points = torch.rand(8, 2, generator=generator, dtype=torch.float64)
     X = torch.cat([column(*range(8)), points, column(0, 0, 0, 0, 0, 1, 1, 1)], 1)

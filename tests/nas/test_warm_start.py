@@ -181,7 +181,7 @@ def test_what_cannot_warm_a_study():
         BayesianSampler(SPACE, warm_start=[optuna.create_study()])
     with pytest.raises(ValueError, match="does not read earlier studies"):
         BayesianSampler(SPACE, surrogate="vectors", warm_start=[earlier])
-    with pytest.raises(ValueError, match="seed and warm_start apply to the default sampler"):
+    with pytest.raises(ValueError, match="warm_start and fidelity apply to the default sampler"):
         search(value, SPACE, num_trials=1, warm_start=earlier, sampler=earlier.sampler)
 
 
