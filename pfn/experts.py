@@ -30,7 +30,6 @@ tell relevances apart. All is in double precision.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -407,39 +406,33 @@ def _half_inverse(root: Float[Tensor, "A k n n"]) -> Float[Tensor, "A k n n"]:
 def _fitted(kernels: Kernels, noise: Tensor, X: Tensor, z: Tensor, shown: Tensor | None) -> Kernels:
     """Those of `_FITTED`, one each, with relevances fitted at these noise ratios."""
     log_w = torch.zeros_like(kernels.weight)
-    apart = _squares_apart(X)
     pairs = None if shown is None else shown[:, None, :, None] & shown[:, None, None]
     for most in _STEPS:
         weight = kernels.weight * log_w.exp()
-        C, derivative = _fitted_covariance(weight, apart)
+        C, derivative = _fitted_covariance(weight, X)
         C = C + _CONSTANT if pairs is None else (C + _CONSTANT) * pairs
         root = torch.linalg.cholesky(_add_noise(C, noise, shown))
-        inverse = _inverse(root)
-        slope = _evidence_slope(inverse, z, shown, derivative, apart) * weight
+        slope = _evidence_slope(_inverse(root), z, shown, derivative, X) * weight
         slope = slope - log_w / _SPREAD**2
         log_w = (log_w + most * torch.tanh(slope / 2)).clamp(-6.0, 4.0)
     log_prior = -0.5 * (log_w / _SPREAD).square().sum(-1)
     return replace(kernels, weight=kernels.weight * log_w.exp(), log_prior=log_prior)
 
 
-def _squares_apart(X: Float[Tensor, "A n d"]) -> Float[Tensor, "A d pairs"]:
-    """Squared differences of all pairs of rows, by column."""
-    columns = X.mT
-    return (columns[..., None] - columns[..., None, :]).square().flatten(-2)
-
-
 def _fitted_covariance(
-    weight: Float[Tensor, "A 2 d"], apart: Float[Tensor, "A d pairs"]
+    weight: Float[Tensor, "A 2 d"], X: Float[Tensor, "A n d"]
 ) -> tuple[Float[Tensor, "A 2 n n"], Float[Tensor, "A 2 n n"]]:
     """Covariances of the kinds of `_FITTED`, and derivatives in the squared distance."""
-    n = math.isqrt(apart.shape[-1])
-    r2 = weight @ apart
-    s = (5 * r2[:, 1]).sqrt()
-    squared, decay = torch.exp(-0.5 * r2[:, 0]), torch.exp(-s)
+    scaled = X[:, None] * weight[:, :, None]
+    norms = (scaled * X[:, None]).sum(-1)
+    r2 = (scaled @ X.mT[:, None]).mul_(-2).add_(norms[..., None]).add_(norms[..., None, :])
+    r2 = r2.clamp_(min=0)
+    squared = r2[:, 0].mul_(-0.5).exp_()
+    s = r2[:, 1].mul_(5).sqrt_()
+    decay = torch.exp(-s)
     rising = (1 + s) * decay
-    C = torch.stack([squared, rising + s.square() / 3 * decay], 1)
-    derivative = torch.stack([-0.5 * squared, -5 / 6 * rising], 1)
-    return C.unflatten(-1, (n, n)), derivative.unflatten(-1, (n, n))
+    C = torch.stack([squared, s.square_().mul_(decay).div_(3).add_(rising)], 1)
+    return C, torch.stack([-0.5 * squared, -5 / 6 * rising], 1)
 
 
 def _evidence_slope(
@@ -447,19 +440,19 @@ def _evidence_slope(
     z: Float[Tensor, "A n"],
     shown: Bool[Tensor, "A n"] | None,
     derivative: Float[Tensor, "A 2 n n"],
-    apart: Float[Tensor, "A d pairs"],
+    X: Float[Tensor, "A n d"],
 ) -> Float[Tensor, "A 2 d"]:
-    """d log evidence / d (w / l^2); rows that do not count are apart by nothing from each other.
+    """d log evidence / d (w / l^2), half the sum over pairs of rows of M_ij (x_i - x_j)^2.
 
-    Between one of them and another `inverse` and z are 0.
+    That is sum_i (M 1)_i x_i^2 - x' M x for every column, which needs no table of differences.
+    Rows that do not count are 0, and `inverse` and z are 0 between one of them and another.
     """
     weights = (inverse @ z[:, None, :, None])[..., 0]
     q = (weights * z[:, None]).sum(-1)
     share = (2 + _count(z, shown)[:, None]) / (2 + q)
-    gradient = torch.addcmul(
-        -inverse, (share[..., None] * weights)[..., None], weights[..., None, :]
-    )
-    return 0.5 * (gradient * derivative).flatten(-2) @ apart.mT
+    products = (share[..., None] * weights)[..., None] * weights[..., None, :]
+    M = products.sub_(inverse).mul_(derivative)
+    return M.sum(-1) @ X.square() - ((M @ X[:, None]) * X[:, None]).sum(-2)
 
 
 def _count(z: Float[Tensor, "A n"], shown: Bool[Tensor, "A n"] | None) -> Float[Tensor, " A"]:

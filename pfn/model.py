@@ -95,7 +95,7 @@ class PFNModel(Model):
         coverage.warn_outside_targets(transforms.targets(y))
         # Its own weights, in the dtype and on the device of the data, and not trained any more.
         self.pfn = network.frozen_like(X)
-        self.eval()
+        self.training = False  # as all parts of the copy are
         self._encoded = EncodedObservations.together(self.pfn, data, num_classes, column_seed)
         self._recent = Recent()
 

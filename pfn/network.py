@@ -17,11 +17,11 @@ from pfn.certificate import Certificate
 from pfn.coverage import Coverage
 from pfn.distribution import BarDistribution
 from pfn.experts import COMPARED, COMPARED_IN_TRAINING, Advice, Experts
-from pfn.frozen import frozen, without_tensors
+from pfn.frozen import frozen, tensors_of, without_tensors
 from pfn.mixing import mixed
 from priors.posteriors.standardisation import location_scale
 
-__all__ = ["Encoding", "Network"]
+__all__ = ["Copies", "Encoding", "Network"]
 
 # Context rows that the prior's location and scale count for.
 _PRIOR_ROWS = 1.0
@@ -32,8 +32,48 @@ _INPUTS, _TARGETS = ("raw", "standardised"), ("raw", "given", "standardised")
 
 
 @dataclass(frozen=True)
+class Copies:
+    """Contexts that show the same data sets in several orders of the columns.
+
+    Experts are the same in any order, and are asked once for all copies of a data set.
+
+    Attributes:
+        index: Which of B data sets each of C contexts shows, `[C]`.
+        orders: In which order its columns fill the slots, `[C, d]`.
+    """
+
+    index: Tensor
+    orders: Tensor
+
+    def rows(self, rows: Rows) -> Rows:
+        """What the contexts see of rows `[B, n, d]`."""
+        return Rows(
+            self._reordered(rows.values),
+            None if rows.missing is None else self._reordered(rows.missing),
+            None if rows.categorical is None else self._reordered(rows.categorical),
+            rows.codes,
+            None if rows.noise is None else rows.noise[self.index],
+            None if rows.advice is None else rows.advice[self.index],
+        )
+
+    def targets(self, targets: Targets) -> Targets:
+        """The targets of the contexts."""
+        return Targets(targets.values[self.index], targets.units[self.index])
+
+    def advice(self, advice: Advice) -> Advice:
+        """The advice on rows of the contexts."""
+        return Advice(**{name: value[self.index] for name, value in vars(advice).items()})
+
+    def _reordered(self, values: Tensor) -> Tensor:
+        orders = self.orders if values.dim() == 2 else self.orders[:, None]
+        return values[self.index].take_along_dim(orders, -1)
+
+
+@dataclass(frozen=True)
 class Encoding:
     """Encoded contexts and the units in which the network sees them.
+
+    B data sets; as many contexts unless there are copies.
 
     Attributes:
         context: What queries attend to.
@@ -50,6 +90,7 @@ class Encoding:
         num_classes: `[B]`, in classification.
         order: Which columns fill the slots, `[D]` at most; None for all of them as given.
         experts: Of a network that has some.
+        copies: None for one context of each data set.
     """
 
     context: Context
@@ -65,9 +106,11 @@ class Encoding:
     num_classes: Tensor | None = None
     order: Tensor | None = None
     experts: Experts | None = None
+    copies: Copies | None = None
 
     def select(self, index: Tensor) -> Encoding:
-        """The data sets `index` `[B']`, with repetitions."""
+        """The data sets `index` `[B']`, with repetitions; of one context each."""
+        assert self.copies is None
 
         def rows(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[index]
@@ -157,7 +200,7 @@ class Network(nn.Module):
         It shares its tensors with the last such copy if they would be equal: copying costs a small
         network as much as encoding does, and one network is conditioned on many data sets.
         """
-        tensors = [*self.parameters(), *self.buffers()]
+        tensors = list(tensors_of(self))
         if any(t.is_inference() for t in tensors):  # which do not record changes
             return self._frozen(like)
         # In-place changes raise the version, others move the data.
@@ -203,6 +246,7 @@ class Network(nn.Module):
         num_classes: Tensor | None = None,
         codes: Tensor | None = None,
         column_seed: int = 0,
+        copies: Copies | None = None,
     ) -> Encoding:
         """Encode contexts.
 
@@ -217,6 +261,8 @@ class Network(nn.Module):
                 `column_seed`.
             column_seed: Seed of the column codes, or of the order in which columns fill slots;
                 see `PFN.condition`.
+            copies: Of a network of slots, contexts of the same data sets with columns in other
+                orders, which answer the same queries side by side.
         """
         B, _, d = X.shape
         column_location, column_scale = self._column_units(X, mask)
@@ -248,7 +294,12 @@ class Network(nn.Module):
                 experts = Experts.of(rows.values, z, self.architecture.experts, mask, compared)
             encoding = replace(encoding, experts=experts)
             rows = replace(rows, advice=experts.own.features(z))
-        return replace(encoding, context=self.network.encode(rows, Targets(z, told), mask))
+        targets = Targets(z, told)
+        if copies is not None:
+            rows, targets = copies.rows(rows), copies.targets(targets)
+            mask = None if mask is None else mask[copies.index]
+        context = self.network.encode(rows, targets, mask)
+        return replace(encoding, context=context, copies=copies)
 
     def append(
         self, encoding: Encoding, X: Tensor, y: Tensor, *, noise_var: Tensor | None = None
@@ -258,6 +309,7 @@ class Network(nn.Module):
         They see the encoded rows and those before them, which stay as they are: exact order
         invariance holds among the rows encoded together, and is learnt for appended ones.
         """
+        assert encoding.copies is None
         z = y.long() if self.architecture.classes else (y - encoding.location) / encoding.scale
         rows, _ = self._advised(encoding, self._rows(encoding, X, noise_var), z)
         context = self.network.append(encoding.context, rows, Targets(z, encoding.told))
@@ -269,11 +321,11 @@ class Network(nn.Module):
         """Logits of y and of f at queries `[B, m, d]`, in the network's units.
 
         Args:
-            encoding: The context.
-            X: Queries.
+            encoding: The contexts.
+            X: Queries of the data sets; logits are of each context.
             noise_var: Known variances of the noise in y at the queries, `[B, m]`.
         """
-        rows, advice = self._advised(encoding, self._rows(encoding, X, noise_var))
+        rows, advice = self._asked(encoding, X, noise_var)
         logits_y, logits_f = self.network.decode(encoding.context, rows)
         if logits_f is not None:
             logits_f = self._mixed(logits_f, advice, noisy=False)
@@ -283,9 +335,19 @@ class Network(nn.Module):
         self, encoding: Encoding, X: Tensor, *, noisy: bool, noise_var: Tensor | None = None
     ) -> Tensor:
         """The logits of y, or of f where the network has them, alone; see `decode`."""
-        rows, advice = self._advised(encoding, self._rows(encoding, X, noise_var))
+        rows, advice = self._asked(encoding, X, noise_var)
         logits = self.network.decode_one(encoding.context, rows, noisy=noisy)
         return self._possible(encoding, self._mixed(logits, advice, noisy=noisy))
+
+    def _asked(
+        self, encoding: Encoding, X: Tensor, noise_var: Tensor | None
+    ) -> tuple[Rows, Advice | None]:
+        """Queries as the contexts see them, with what experts say of them."""
+        rows, advice = self._advised(encoding, self._rows(encoding, X, noise_var))
+        copies = encoding.copies
+        if copies is None:
+            return rows, advice
+        return copies.rows(rows), None if advice is None else copies.advice(advice)
 
     def _advised(
         self, encoding: Encoding, rows: Rows, z: Tensor | None = None
@@ -307,7 +369,9 @@ class Network(nn.Module):
         if encoding.num_classes is None:
             return logits
         classes = torch.arange(self.architecture.classes, device=logits.device)
-        impossible = classes >= encoding.num_classes[:, None, None]
+        number = encoding.num_classes
+        number = number if encoding.copies is None else number[encoding.copies.index]
+        impossible = classes >= number[:, None, None]
         return logits.masked_fill(impossible, -torch.inf)
 
     def units(self, y: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

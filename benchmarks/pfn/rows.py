@@ -10,8 +10,10 @@ same network as it comes, both in one pass; paired by split.
 
     python -m benchmarks pfn rows --data ../shared/data/uci    # about an hour on one core
     python -m benchmarks pfn rows --data ../shared/data/uci --quick    # a minute
+    python -m benchmarks pfn rows --data ../shared/data/uci --sets power-plant --sizes 512 2000
 
-An interrupted run goes on where it stopped: pieces are kept under `runs/`.
+An interrupted run goes on where it stopped: pieces are kept under `runs/`, and parts of a run, by
+`--sets`, `--sizes` and `--models`, are pieces of the whole one.
 """
 
 from __future__ import annotations
@@ -49,14 +51,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of UCI sets, NAME.npz")
     parser.add_argument("--splits", type=int, help="random splits of each set (3)")
     parser.add_argument("--network", default="regression", help="shipped name or file")
+    parser.add_argument("--sets", nargs="+", help="only these sets")
+    parser.add_argument("--sizes", nargs="+", type=int, help="only so many rows (all of ROWS)")
+    parser.add_argument("--models", nargs="+", choices=(*MODELS, AS_IT_COMES, TUNED))
     parser.add_argument("--processes", type=int, default=1, help="at the same time (1)")
     options = parser.parse_args(argv)
     try:
         tables = [table for table in load_tables(options.data) if table.classes is None]
     except FileNotFoundError as error:
         parser.error(str(error))
+    unknown = sorted(set(options.sets or ()) - {table.name for table in tables})
+    if unknown:
+        parser.error(f"no set {unknown[0]!r}; known are {', '.join(t.name for t in tables)}")
+    tables = [table for table in tables if table.name in (options.sets or [table.name])]
     seeds = range(options.seed, options.seed + (options.splits or (1 if options.quick else 3)))
-    sizes = ROWS[:2] if options.quick else ROWS
+    sizes = tuple(options.sizes or (ROWS[:2] if options.quick else ROWS))
     seconds = 3.0 if options.quick else 60.0
     if options.quick:
         tables = [table for table in tables if table.name in ("yacht", LARGE[0])]
@@ -66,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         (table.name, model, seed, rows, seconds, folder, *network, device)
         for seed in seeds
         for table in tables
-        for model, rows in _runs(table, sizes)
+        for model, rows in _runs(table, sizes, options.models)
     ]
     cache = jobs.cache_file("rows", *(str(m.__file__) for m in (datasets, scores, tabular_models)))
     found = jobs.run(evaluate, tasks, cache, options.processes)
@@ -77,13 +86,15 @@ def main(argv: list[str] | None = None) -> int:
             (model, rows): [
                 found[task] for task in tasks if task[:2] == (table.name, model) and task[3] == rows
             ]
-            for model, rows in _runs(table, sizes)
+            for model, rows in _runs(table, sizes, options.models)
         }
         results["rows"][table.name] = [
             {"model": model, "rows": rows, **_means(runs)}
             for (model, rows), runs in of_set.items()
             if model in MODELS
         ]
+        if not {(AS_IT_COMES, 512), (TUNED, 512)} <= of_set.keys():
+            continue
         before, after = of_set[AS_IT_COMES, 512], of_set[TUNED, 512]
         results["tuning"][table.name] = {
             **{f"before_{key}": value for key, value in _means(before).items()},
@@ -138,6 +149,8 @@ def report(results: dict[str, Any]) -> None:
         for line in lines:
             values = "".join(f"{line[metric]:>12.3f}" for metric in METRICS)
             print(f"  {line['model']:<22}{line['rows']:>8}{values}")
+    if not results["tuning"]:
+        return
     print(f"\n{'fine-tuning':<24}{'before':>10}{'after':>10}{'difference':>22}   steps")
     for name, line in results["tuning"].items():
         gap = line["difference"]
@@ -147,8 +160,8 @@ def report(results: dict[str, Any]) -> None:
         print(f"  {name:<22}{scored}{told:>22}   {line['steps']}")
 
 
-def _runs(table: Table, sizes: tuple[int, ...]) -> list[tuple[str, int]]:
-    """What is run on a set: models with their rows."""
+def _runs(table: Table, sizes: tuple[int, ...], models: list[str] | None) -> list[tuple[str, int]]:
+    """What is run on a set: models with their rows; only `models`, if some are named."""
     runs = [(model, 512) for model in (AS_IT_COMES, TUNED)]
     if table.name in LARGE:
         most = int(0.8 * len(table.y))
@@ -158,7 +171,7 @@ def _runs(table: Table, sizes: tuple[int, ...]) -> list[tuple[str, int]]:
             for model in MODELS
             if rows <= MOST.get(model, rows)
         ]
-    return runs
+    return [run for run in runs if models is None or run[0] in models]
 
 
 def _tuned(network: pfn.PFN, split: Split, seconds: float, seed: int) -> pfn.PFN:

@@ -9,8 +9,11 @@ and compiled.
 
 Optimiser: a step of Muon for the matrices of `bo`, ours beside torch's.
 
-Latency: conditioning on 100 or 500 rows and asking 1, 64 or 1000 queries, and asking a model that
-is already conditioned.
+Latency: conditioning on 20, 100 or 500 rows and asking 1, 64 or 1000 queries, and asking a model
+that is already conditioned; what matrix products of the network alone would take at the rate above
+(eigenvalues and factors of its experts come on top); and BoTorch's SingleTaskGP as it comes, made
+of the same rows and asked without any fit. Ensembles: `PFNRegressor` with 1 and 8 members, fit and
+prediction of 100 rows, without the comparison with the prior.
 
 Competitor: the transformer over rows of the package `pfns` 0.4.2 with the sizes of our network over
 rows ("bo"), in an environment of its own that `make pfns` makes. BoTorch's `PFNModel` runs that
@@ -33,11 +36,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from botorch.models import SingleTaskGP
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import pfn
 from benchmarks.commands import command
 from benchmarks.pfn import common
 from benchmarks.pfn.timing import median_seconds
@@ -188,9 +194,9 @@ def untrained(architecture: ArchitectureConfig, config: TrainingConfig) -> PFN:
 
 
 def latencies(
-    name: str, sizes: list[tuple[int, int]], device: torch.device, repeats: int
+    name: str, sizes: list[tuple[int, int]], device: torch.device, repeats: int, peak: float
 ) -> list[dict[str, Any]]:
-    """Seconds to condition and ask, and to ask only."""
+    """Seconds to condition and ask, to ask only, and of matrix products at the rate `peak`."""
     config = RECIPES[name]().config
     network = untrained(config.architecture, config).to(device)
     found = []
@@ -208,6 +214,9 @@ def latencies(
                 _ = network.condition(X, y, check=False).posterior(queries).mean
 
             cached, whole = (median_seconds(f, 3 * repeats, device) for f in (ask, both))
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                both()
+            products = counter.get_total_flops() / peak
         found.append(
             {
                 "network": name,
@@ -217,13 +226,55 @@ def latencies(
                 "cached_wall_s": cached[1],
                 "not_cached_cpu_s": whole[0],
                 "not_cached_wall_s": whole[1],
+                "products_s": products,
             }
         )
         print(
             f"{name:14} n = {n:4}, q = {q:4}: {1e3 * whole[0]:8.2f} ms, conditioned before "
-            f"{1e3 * cached[0]:8.2f} ms",
+            f"{1e3 * cached[0]:8.2f} ms, products of the whole {1e3 * products:8.2f} ms",
             flush=True,
         )
+    return found
+
+
+def process_latencies(
+    sizes: list[tuple[int, int]], device: torch.device, repeats: int
+) -> list[dict[str, Any]]:
+    """Seconds to make a SingleTaskGP and ask it, nothing fitted."""
+    found = []
+    for n, q in sizes:
+        generator = torch.Generator().manual_seed(0)
+        X, queries = (torch.rand(k, FEATURES, generator=generator).to(device) for k in (n, q))
+        y = torch.randn(n, 1, generator=generator).to(device)
+
+        def both(X: Tensor = X, y: Tensor = y, queries: Tensor = queries) -> None:
+            _ = SingleTaskGP(X, y).posterior(queries, observation_noise=True).variance
+
+        with torch.no_grad():
+            cpu, wall = median_seconds(both, 3 * repeats, device)
+        found.append({"context": n, "queries": q, "cpu_s": cpu, "wall_s": wall})
+        print(f"{'SingleTaskGP':14} n = {n:4}, q = {q:4}: {1e3 * cpu:8.2f} ms", flush=True)
+    return found
+
+
+def ensembles(rows: list[int], device: torch.device, repeats: int) -> list[dict[str, Any]]:
+    """Seconds of `PFNRegressor` with one member and with eight."""
+    network, found = pfn.load("regression"), []
+    for n in rows:
+        random = np.random.default_rng(0)
+        X, queries = random.normal(size=(n, FEATURES)), random.normal(size=(100, FEATURES))
+        y = np.sin(X[:, 0]) + 0.3 * X[:, 1] * X[:, 2] + 0.1 * random.normal(size=n)
+        for members in (1, 8):
+            made = pfn.PFNRegressor(network, num_ensemble=members, check=False, device=device)
+            fit = median_seconds(lambda m=made, X=X, y=y: m.fit(X, y), repeats, device)
+            ask = median_seconds(lambda m=made, q=queries: m.predict(q), repeats, device)
+            row = {"context": n, "members": members, "fit_cpu_s": fit[0], "predict_cpu_s": ask[0]}
+            found.append(row)
+            print(
+                f"PFNRegressor n = {n:4}, {members} members: fit {1e3 * fit[0]:8.1f} ms, "
+                f"predict 100 rows {1e3 * ask[0]:8.1f} ms",
+                flush=True,
+            )
     return found
 
 
@@ -277,7 +328,7 @@ def main(argv: list[str]) -> int:
     options.repeats = options.repeats or (2 if options.quick else 5)
     device = common.device()
     rows = [64] if options.quick else options.rows
-    sizes = [(n, q) for n in (100, 500) for q in (1, 64, 1000)][: 2 if options.quick else 6]
+    sizes = [(n, q) for n in (20, 100, 500) for q in (1, 64, 1000)][: 2 if options.quick else 9]
     peaks = {
         str(dtype).removeprefix("torch."): peak(dtype, device, 1024 if options.quick else 4096)
         for dtype in (torch.float32, torch.bfloat16)
@@ -298,7 +349,11 @@ def main(argv: list[str]) -> int:
         for name in options.networks:
             results["training"] += training_rates(name, rows, device, peaks, options)
         for name in options.networks:
-            results["latency"] += latencies(name, sizes, device, options.repeats)
+            fastest = peaks["float32"]
+            results["latency"] += latencies(name, sizes, device, options.repeats, fastest)
+        results["process_latency"] = process_latencies(sizes, device, options.repeats)
+        contexts = [50] if options.quick else [50, 500]
+        results["ensembles"] = ensembles(contexts, device, options.repeats)
     if THEIRS.exists() and device.type == "cpu":
         results["pfns"] = competitor(rows, sizes, options.repeats)
         if "error" in results["pfns"]:

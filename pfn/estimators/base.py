@@ -18,10 +18,10 @@ from sklearn.utils.validation import check_array, check_is_fitted, check_X_y, va
 from torch import Tensor
 
 from pfn.estimators.ensemble import EnsemblePlan, Member
+from pfn.estimators.groups import EncodedGroup, encode_together
 from pfn.estimators.power_transforms import standardisation
 from pfn.estimators.relevance import relevance
 from pfn.familiarity import unlike_the_prior
-from pfn.network import Encoding
 from pfn.prior_fitted_network import PFN, load
 from priors.tables import Columns, TableEstimator, imputation, imputed, read_columns, refuse_missing
 
@@ -55,12 +55,12 @@ class PFNEstimator(TableEstimator, BaseEstimator):
     _target_units: tuple[float, float]
     _members: list[Member]
     _views_differ: bool
-    _encodings: list[Encoding]
+    _groups: list[EncodedGroup]
 
     def __getstate__(self) -> dict[str, Any]:
         """Encodings are left out: they are large, bound to a device, and quickly made again."""
         state = dict(super().__getstate__())
-        state.pop("_encodings", None)
+        state.pop("_groups", None)
         if "network_" in state and self._where.device.type != "cpu":
             state["network_"] = copy.deepcopy(self.network_).cpu()
         return state
@@ -69,7 +69,7 @@ class PFNEstimator(TableEstimator, BaseEstimator):
         super().__setstate__(state)
         if "_members" in state:
             self.network_ = self.network_.to(_device(self.device))
-            self._encodings = [self._encode(member) for member in self._members]
+            self._groups = self._encoded()
 
     def _check_parameters(self) -> None:
         for name in ("num_ensemble", "batch_size"):
@@ -166,7 +166,7 @@ class PFNEstimator(TableEstimator, BaseEstimator):
         )
         self._views_differ = ranking is not None
         self._members = plan.members(check_random_state(self.random_state))
-        self._encodings = [self._encode(member) for member in self._members]
+        self._groups = self._encoded()
         self.unlike_the_prior_ = self._compare_with_prior() if self.check else None
         if self.unlike_the_prior_ is not None:
             warnings.warn(f"{self.unlike_the_prior_} {_WHAT_TO_DO}", stacklevel=3)
@@ -226,38 +226,26 @@ class PFNEstimator(TableEstimator, BaseEstimator):
         if self._limit > trained and n > self._limit:
             self.network_.coverage.warn_beyond_training(int(self._limit))
 
-    def _data(self, member: Member) -> tuple[Tensor, Tensor]:
-        """What a member sees, `[1, n, d]` and `[1, n]`."""
-        X, y = self._X[member.rows], self._y[member.rows]
-        if member.target is not None:
-            y = member.target.apply(y)
-        if member.classes is not None:
-            y = member.classes[y]
-        return self._tensor(member.inputs_of(X))[None], self._tensor(y)[None]
-
-    def _encode(self, member: Member) -> Encoding:
-        number = None
-        if member.classes is not None:
-            number = torch.tensor([len(member.classes)], device=self._where.device)
+    def _encoded(self) -> list[EncodedGroup]:
         with torch.no_grad():
-            return self.network_.encode(
-                *self._data(member),
-                categorical=self._kinds(member),
-                num_classes=number,
-                column_seed=member.column_seed,
-            )
+            return encode_together(self.network_, self._members, self._X, self._y, self._kinds())
 
     def _compare_with_prior(self) -> str | None:
         """Of what the first member sees, which nothing transforms."""
-        X, y = self._data(self._members[0])
-        return unlike_the_prior(self.network_, X, y, categorical=self._kinds(self._members[0]))
+        first, kinds = self._members[0], self._kinds()
+        X, y = (
+            self._tensor(v)[None]
+            for v in (first.inputs_of(self._X[first.rows]), first.targets_of(self._y))
+        )
+        known = (
+            None if kinds is None else torch.tensor(first.kinds_of(kinds), device=X.device)[None]
+        )
+        return unlike_the_prior(self.network_, X, y, categorical=known)
 
-    def _kinds(self, member: Member) -> Tensor | None:
-        """Which columns are categories, `[1, d]`, for a network that was trained to use that."""
-        kinds = member.kinds_of(self._columns.categorical[self._features])
-        if not self.network_.coverage.categorical:
-            return None
-        return torch.tensor(kinds, device=self._where.device)[None]
+    def _kinds(self) -> np.ndarray | None:
+        """Which features are categories, `[d]`, for a network that was trained to use that."""
+        known = self.network_.coverage.categorical
+        return self._columns.categorical[self._features] if known else None
 
     @property
     def _where(self) -> Tensor:
@@ -283,18 +271,29 @@ class PFNEstimator(TableEstimator, BaseEstimator):
         return rows
 
     def _batches(self, X: np.ndarray) -> Iterator[np.ndarray]:
-        for start in range(0, len(X), self.batch_size):
-            yield X[start : start + self.batch_size]
+        return _cut(X, self.batch_size)
 
-    def _logits(self, index: int, X: np.ndarray) -> Tensor:
-        """Logits of y under a member at the queries `[n, d]`, `[n, K]`."""
-        member, encoding = self._members[index], self._encodings[index]
-        found = []
+    def _logits(self, X: np.ndarray) -> list[Tensor]:
+        """Logits of y under each member at the queries `[n, d]`, `[n, K]`."""
+        found: dict[int, Tensor] = {}
         with torch.no_grad():
-            for rows in self._batches(X):
-                queries = self._tensor(member.inputs_of(rows))[None]
-                found.append(self.network_.decode(encoding, queries)[0][0])
-        return torch.cat(found)
+            for group in self._groups:
+                size = max(1, self.batch_size // len(group.members))
+                logits = torch.cat([group.logits(rows) for rows in _cut(X, size)], dim=1)
+                found.update(zip(group.members, logits, strict=True))
+        return [found[i] for i in range(len(found))]
+
+    def _units_of_members(self) -> list[tuple[Tensor, Tensor]]:
+        """Location and scale of the targets that each member sees."""
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for group in self._groups:
+            found.update(zip(group.members, group.units, strict=True))
+        return [found[i] for i in range(len(found))]
+
+
+def _cut(X: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(X), size):
+        yield X[start : start + size]
 
 
 def _device(device: Any) -> torch.device:

@@ -121,8 +121,8 @@ class PFNClassifier(ClassifierMixin, PFNEstimator):
         """
         values = self._queries(X)
         found = []
-        for i, member in enumerate(self._members):
-            log_probabilities = self._logits(i, values).log_softmax(-1)
+        for member, logits in zip(self._members, self._logits(values), strict=True):
+            log_probabilities = logits.log_softmax(-1)
             found.append(log_probabilities[:, self._where.new_tensor(member.classes).long()])
         stacked = torch.stack(found)
         if self._views_differ:

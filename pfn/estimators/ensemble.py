@@ -61,9 +61,30 @@ class Member:
     target: TargetTransform | None
     components: PrincipalComponents | None = None
 
+    @property
+    def width(self) -> int:
+        """Number of its inputs."""
+        return self.columns.size if self.components is None else self.components.directions.shape[1]
+
+    @property
+    def data(self) -> tuple[bytes, int, int]:
+        """Equal for members that see the same columns, whatever their order."""
+        return self.rows.tobytes(), id(self.inputs), id(self.target)
+
+    def transformed(self, X: np.ndarray) -> np.ndarray:
+        """Inputs in the order given."""
+        return X if self.inputs is None else self.inputs.apply(X)
+
     def inputs_of(self, X: np.ndarray) -> np.ndarray:
-        X = X if self.inputs is None else self.inputs.apply(X)
+        X = self.transformed(X)
         return X[:, self.columns] if self.components is None else self.components.apply(X)
+
+    def targets_of(self, y: np.ndarray) -> np.ndarray:
+        """What it sees of the targets `[n]`."""
+        y = y[self.rows]
+        if self.classes is not None:
+            return self.classes[y]
+        return y if self.target is None else self.target.apply(y)
 
     def kinds_of(self, categorical: np.ndarray) -> np.ndarray:
         """Which of its inputs are categories."""
@@ -112,6 +133,9 @@ class EnsemblePlan:
         if not random_members and len(self.y) <= self.limit:
             number = min(number, len(cycle))  # the others would be copies
         members = []
+        # Members that see the same rows share their transforms.
+        inputs_of: dict[bytes, InputTransform | None] = {}
+        targets_of: dict[bytes, TargetTransform] = {}
         for i in range(number):
             columns, seed, classes = np.arange(d), 0, None
             if i and architecture.cell_layers:
@@ -125,8 +149,13 @@ class EnsemblePlan:
                 classes = random.permutation(number) if i else np.arange(number)
             of_inputs, of_targets = cycle[i % len(cycle)]
             for rows in self._contexts(random):
-                inputs = self._input_transform(rows) if of_inputs else None
-                target = TargetTransform.fit(self.y[rows]) if of_targets else None
+                key = rows.tobytes()
+                if of_inputs and key not in inputs_of:
+                    inputs_of[key] = self._input_transform(rows)
+                if of_targets and key not in targets_of:
+                    targets_of[key] = TargetTransform.fit(self.y[rows])
+                inputs = inputs_of[key] if of_inputs else None
+                target = targets_of[key] if of_targets else None
                 member = Member(rows, columns, seed, classes, inputs, target)
                 if self.ranking is not None and i % 4 == 2:
                     # Fewer the next time: the last ones are noise where columns are many.

@@ -180,10 +180,9 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
         assert bars is not None
         location, scale = (torch.tensor(v, dtype=torch.float64) for v in self._target_units)
         components: list[PredictivePosterior] = []
-        for i, (member, encoding) in enumerate(zip(self._members, self._encodings, strict=True)):
-            logits = self._logits(i, X).double()[:, None]
-            posterior: PredictivePosterior = BarPosterior(bars, logits)
-            at, unit = encoding.location[0].double(), encoding.scale[0].double()
+        units = self._units_of_members()
+        for member, logits, (at, unit) in zip(self._members, self._logits(X), units, strict=True):
+            posterior: PredictivePosterior = BarPosterior(bars, logits.double()[:, None])
             if member.target is None:
                 at, unit = location.to(at) + scale.to(at) * at, scale.to(at) * unit
             posterior = TransformedPosterior(posterior, AffineTransform(at, unit))

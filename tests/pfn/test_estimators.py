@@ -32,9 +32,11 @@ from pfn import (
     train,
 )
 from pfn.estimators.power_transforms import TargetTransform, YeoJohnson
+from pfn.experts import Experts
 from pfn.familiarity import context_score
 from priors import Task
 from priors.posteriors.linear_pool import MixturePosterior
+from priors.random_state import seeded
 
 SIZES = ArchitectureConfig(
     max_features=2, embedding=24, layers=2, heads=2, hidden=48, thinking_rows=4, bars=40
@@ -265,6 +267,42 @@ def test_an_ensemble_is_the_mixture_of_its_members(cells):
     np.testing.assert_allclose(made.predict(Q), torch.stack(means).mean(0), rtol=1e-9)
     expected = torch.stack(densities).mean(0).log()
     np.testing.assert_allclose(made.log_likelihood(Q, targets), expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("num_ensemble", [6, 20])
+def test_members_that_differ_by_the_order_of_columns_share_experts(num_ensemble, monkeypatch):
+    """And predict what each of them does on data that were permuted before."""
+    sizes = dataclasses.replace(SIZES, max_features=4, experts=2)
+    with seeded(0):
+        network = PFN(
+            sizes, torch.linspace(-4, 4, 41), inputs="standardised", targets="standardised"
+        )
+        for parameter in network.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    encoded = []
+    of = Experts.of.__func__
+    monkeypatch.setattr(
+        Experts,
+        "of",
+        classmethod(lambda cls, rows, *rest: encoded.append(rows) or of(cls, rows, *rest)),
+    )
+    random = np.random.RandomState(0)
+    X, Q = random.randn(24, 3) ** 3, random.randn(5, 3)
+    y = np.exp(X[:, 0] / 4 + X[:, 1])
+    made = PFNRegressor(network, num_ensemble=num_ensemble, dtype="float64", check=False)
+    made.fit(X, y)
+    views = 4 if num_ensemble <= 16 else 8  # data as they are or transformed; two passes of 20
+    assert sum(len(rows) for rows in encoded) == views
+    logits = made._logits(made._prepare(Q))
+    assert len(logits) == num_ensemble
+    for member, found in zip(made._members, logits, strict=True):
+        rows = torch.as_tensor(member.inputs_of(made._X))[None]
+        targets = torch.as_tensor(member.targets_of(made._y))[None]
+        encoding = made.network_.encode(rows, targets)
+        queries = torch.as_tensor(member.inputs_of(made._prepare(Q)))[None]
+        wanted = made.network_.decode_one(encoding, queries, noisy=True)[0]
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-8)
+    assert float((logits[0] - logits[4]).abs().max()) > 1e-3  # orders do matter
 
 
 def test_an_ensemble_of_classifiers_averages_probabilities():
@@ -556,8 +594,8 @@ def test_members_see_groups_and_components_of_many_columns():
         np.testing.assert_allclose(found * signs, wanted, atol=1e-8)
         assert not member.kinds_of(made._columns.categorical).any()
     each = [
-        made._logits(i, made._X).softmax(-1).numpy()[:, member.classes]
-        for i, member in enumerate(made._members)
+        logits.softmax(-1).numpy()[:, member.classes]
+        for member, logits in zip(made._members, made._logits(made._X), strict=True)
     ]
     product = np.prod(each, axis=0) ** (1 / 8)
     product /= product.sum(1, keepdims=True)
@@ -632,8 +670,8 @@ def test_pickle_clone_and_parameters():
     stored = pickle.dumps(made)
     again = pickle.loads(stored)
     np.testing.assert_array_equal(again.predict(X), made.predict(X))
-    keys = sum(key.numel() for key in made._encodings[0].context.keys)
-    assert "_encodings" not in made.__getstate__()
+    keys = sum(key.numel() for key in made._groups[0].encoding.context.keys)
+    assert "_groups" not in made.__getstate__()
     assert keys > 0
     assert clone(made).get_params().keys() == made.get_params().keys()
     assert not hasattr(clone(made), "network_")
@@ -742,10 +780,10 @@ def test_a_failed_fit_leaves_the_estimator_as_it_was(monkeypatch):
     )
     before = made.predict(X)
 
-    def encode(self, member):
+    def encode(self):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(PFNRegressor, "_encode", encode)
+    monkeypatch.setattr(PFNRegressor, "_encoded", encode)
     with pytest.raises(RuntimeError, match="out of memory"):
         made.fit(frame, y)
     np.testing.assert_array_equal(made.predict(X), before)
