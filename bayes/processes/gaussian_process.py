@@ -133,6 +133,7 @@ class GaussianProcess(ExactProcess):
                 draws.stats,
                 what="hyperparameters",
                 smaller_steps=draws.smaller_steps,
+                members_apart=draws.members_apart,
             )
         every = position.flatten(0, 1)
         kept = torch.linspace(0, len(every) - 1, min(num_draws, len(every))).round().long()
