@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help demo test test-slow check docs dist bench neural-tangents pfns blackjax bde clean
+.PHONY: help demo test test-slow check docs dist bench neural-tangents pfns blackjax bde saas clean
 
 help:
 	@echo "make demo       fit, query and search on real data; figures and report in out/"
@@ -19,6 +19,7 @@ help:
 	@echo "make pfns       the competitor of 'benchmarks pfn throughput', 1 GB in .venv-pfns"
 	@echo "make blackjax   the competitors of 'benchmarks networks', 1 GB in .venv-blackjax"
 	@echo "make bde        the competitor of 'benchmarks networks --accuracy', 1 GB in .venv-bde"
+	@echo "make saas       the competitor of 'benchmarks networks --saas', 2 GB in .venv-saas"
 
 # torch first and pinned: left to the other packages, pip may pull another build of it.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -100,5 +101,15 @@ bde: .venv-bde/.installed
 		sklearn-contrib-bde==1.0.2 jax==0.10.2 scikit-learn==1.9.1
 	touch $@
 
+# BoTorch's fully Bayesian models need a jax older than the other competitors'.
+saas: .venv-saas/.installed
+
+.venv-saas/.installed: constraints.txt
+	test -x .venv-saas/bin/python || $(PYTHON) -m venv .venv-saas
+	.venv-saas/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-saas/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		botorch==0.18.1 numpyro==0.22.0 jax==0.9.2 jaxlib==0.9.2
+	touch $@
+
 clean:
-	rm -rf .venv .venv-neural-tangents .venv-pfns .venv-blackjax .venv-bde out runs dist docs/site docs/executed .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-neural-tangents .venv-pfns .venv-blackjax .venv-bde .venv-saas out runs dist docs/site docs/executed .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

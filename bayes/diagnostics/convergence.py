@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from bayes.inference import Draws
-from bayes.inference.chain_statistics import bulk_ess, e_bfmi, nested_r_hat, r_hat, tail_ess
+from bayes.inference.chain_statistics import e_bfmi, nested_r_hat
 from bayes.inference.convergence import (
     GROUP,
     MAX_R_HAT,
     MIN_EFFECTIVE,
     MIN_EFFECTIVE_PER_CHAIN,
-    grouped,
+    agreement,
+    effective_sizes,
 )
 from bayes.inference.draws import SMALLER_STEPS
 from bayes.networks.bayesian_network import BayesianNetwork
@@ -54,14 +55,16 @@ class ConvergenceReport:
         names: Of the quantities, k of them.
         values: Their draws, `[chains, draws, k]`.
         r_hat: Rank-normalised split R-hat of each, `[k]`; from eight chains on of groups of four
-            chains. NaN of a single chain.
-        nested_r_hat: Nested R-hat of these groups, `[k]`; None of fewer than eight chains.
+            chains, of members of an ensemble of their halves. NaN of a single chain.
+        nested_r_hat: Nested R-hat of these groups, `[k]`; None of fewer than eight chains and of
+            members.
         bulk_ess: Effective sample size of the bulk, `[k]`.
         tail_ess: Effective sample size of the 5% and 95% quantiles, `[k]`.
         e_bfmi: Of each chain, `[chains]`; None where the method has no energy.
         energy: `[chains, draws]`, or None.
         diverging: Draws that diverged; None where the method does not tell.
         smaller_steps: What to do where draws diverge, as of `Draws`.
+        members_apart: Whether chains are judged each for itself, as of `Draws`.
     """
 
     owner: str
@@ -75,6 +78,7 @@ class ConvergenceReport:
     energy: Tensor | None
     diverging: int | None
     smaller_steps: str = SMALLER_STEPS
+    members_apart: bool = False
 
     @property
     def wanted_ess(self) -> int:
@@ -97,26 +101,32 @@ class ConvergenceReport:
                 f"{self.smaller_steps[:1].upper()}{self.smaller_steps[1:]}; if that does not help, "
                 "use a likelihood with more noise, or tighter priors on scales."
             )
-        if chains < 2:
+        if chains < 2 and not self.members_apart:
             found.append(
                 "One chain cannot show whether chains agree. Take num_chains of 4 or more."
             )
         elif self._largest(self.r_hat) > MAX_R_HAT:
             number = int((self.r_hat > MAX_R_HAT).sum())
-            found.append(
-                f"Chains disagree on {number} of {_quantities(len(self.names))}: R-hat up to "
-                f"{self._largest(self.r_hat):.3f} ({self._worst_by_r_hat}), wanted at most "
-                f"{MAX_R_HAT}. Raise num_warmup and num_samples; if it stays, chains are in "
-                "different modes: average over more of them, or start them elsewhere."
+            who = "Chains disagree on"
+            then = (
+                "; if it stays, chains are in different modes: average over more of them, or "
+                "start them elsewhere."
             )
-        for what, sizes in (("bulk", self.bulk_ess), ("tails", self.tail_ess)):
+            if self.members_apart:
+                who, then = "Members still move in", "."
+            found.append(
+                f"{who} {number} of {_quantities(len(self.names))}: R-hat up to "
+                f"{self._largest(self.r_hat):.3f} ({self._worst_by_r_hat}), wanted at most "
+                f"{MAX_R_HAT}. Raise num_warmup and num_samples{then}"
+            )
+        for what, sizes in (("bulk of", self.bulk_ess), ("tails of", self.tail_ess)):
             least = float(sizes.nan_to_num(nan=math.inf).min())
             if least < self.wanted_ess:
                 more = math.ceil(self.wanted_ess / max(least, 1.0))
                 found.append(
-                    f"The {what} of {self.names[int(sizes.nan_to_num(nan=math.inf).argmin())]} "
-                    f"have {least:.0f} effective draws, wanted {self.wanted_ess}. Take about "
-                    f"{more} times as many num_samples."
+                    f"There are {least:.0f} effective draws in the {what} "
+                    f"{self.names[int(sizes.nan_to_num(nan=math.inf).argmin())]}, wanted "
+                    f"{self.wanted_ess}. Take about {more} times as many num_samples."
                 )
         if self.e_bfmi is not None and float(self.e_bfmi.min()) < MIN_E_BFMI:
             low = int((self.e_bfmi < MIN_E_BFMI).sum())
@@ -149,7 +159,10 @@ class ConvergenceReport:
         each = f"{count(chains, 'chain')} of {count(draws, 'draw')}"
         lines = [f"Convergence of {self.owner}: {each}, {_quantities(k)}"]
         nested = self.nested_r_hat
-        r_hats = f"R-hat up to {self._largest(self.r_hat):.3f}" if chains > 1 else "no R-hat"
+        within = " within members" if self.members_apart else ""
+        r_hats = f"R-hat up to {self._largest(self.r_hat):.3f}{within}"
+        if chains < 2 and not self.members_apart:
+            r_hats = "no R-hat"
         if nested is not None:
             r_hats += f" (nested, groups of {GROUP}: {self._largest(nested):.3f})"
         lines.append(
@@ -160,17 +173,22 @@ class ConvergenceReport:
         divergent = "" if self.diverging is None else count(self.diverging, "divergence")
         if energy or divergent:
             lines.append("  " + "; ".join(part for part in (energy, divergent) if part))
-        lines += ["", f"  {'the worst':30} {'R-hat':>7} {'bulk':>7} {'tails':>7}"]
+        wide = max(30, *(len(self.names[index]) for index in self._worst()))
+        lines += ["", f"  {'the worst':{wide}} {'R-hat':>7} {'bulk':>7} {'tails':>7}"]
         for index in self._worst():
             lines.append(
-                f"  {self.names[index][:30]:30} {float(self.r_hat[index]):7.3f} "
+                f"  {self.names[index]:{wide}} {float(self.r_hat[index]):7.3f} "
                 f"{float(self.bulk_ess[index]):7.0f} {float(self.tail_ess[index]):7.0f}"
             )
         lines.append("")
         lines += [f"* {trouble}" for trouble in self.troubles] or [
-            "No sign of trouble: chains agree, and there are enough effective draws."
+            f"No sign of trouble: {self._agree}, and there are enough effective draws."
         ]
         return "\n".join(lines)
+
+    @property
+    def _agree(self) -> str:
+        return "members have settled" if self.members_apart else "chains agree"
 
     def _worst(self) -> list[int]:
         """The quantities with the fewest effective draws."""
@@ -314,14 +332,14 @@ def _of(owner: str, names: list[str], values: Tensor, draws: Draws) -> Convergen
         owner,
         tuple(names),
         values,
-        r_hat(grouped(values)) if chains > 1 else nan,
-        nested_r_hat(values, GROUP) if chains >= 2 * GROUP else None,
-        bulk_ess(values),
-        tail_ess(values),
+        agreement(values, draws.members_apart) if chains > 1 or draws.members_apart else nan,
+        nested_r_hat(values, GROUP) if chains >= 2 * GROUP and not draws.members_apart else None,
+        *effective_sizes(values, draws.members_apart),
         None if energy is None or energy.shape[1] < 2 else e_bfmi(energy),
         energy,
         int(stats["diverging"].sum()) if "diverging" in stats else None,
         draws.smaller_steps,
+        draws.members_apart,
     )
 
 

@@ -15,7 +15,15 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["bulk_ess", "e_bfmi", "nested_r_hat", "r_hat", "tail_ess"]
+__all__ = [
+    "bulk_ess",
+    "e_bfmi",
+    "member_r_hat",
+    "nested_r_hat",
+    "r_hat",
+    "standardised_members",
+    "tail_ess",
+]
 
 
 def r_hat(values: Tensor) -> Tensor:
@@ -25,8 +33,37 @@ def r_hat(values: Tensor) -> Tensor:
         return values.new_full(values.shape[-1:], math.nan).double()
     flat = halves.flatten(0, 1)
     folded = (halves - _quantile(flat, 0.5)).abs()
-    found = torch.maximum(_r_hat(_rank_normalised(halves)), _r_hat(_rank_normalised(folded)))
+    ranks = [_rank_normalised(numbers) for numbers in (halves, folded)]
+    found = torch.maximum(*(_r_hat(numbers, numbers.mean(1).var(0)) for numbers in ranks))
     return _where_finite(values, found)
+
+
+def member_r_hat(values: Tensor) -> Tensor:
+    """R-hat of chains that stay at modes of their own, `[k]`; NaN of fewer than 4 draws.
+
+    As `r_hat`, of `standardised_members`; the variance between is that between the halves of a
+    chain, averaged over the chains.
+
+    Args:
+        values: `[chains, draws, k]`.
+    """
+    halves = _split(standardised_members(values))
+    if halves is None:
+        return values.new_full(values.shape[-1:], math.nan).double()
+    folded = (halves - _quantile(halves.flatten(0, 1), 0.5)).abs()
+    found = []
+    for numbers in (halves, folded):
+        numbers = _rank_normalised(numbers)
+        first, second = numbers.mean(1).unflatten(0, (2, -1))  # [chains, k]
+        found.append(_r_hat(numbers, (first - second).square().mean(0) / 2))
+    return _where_finite(values, torch.maximum(*found))
+
+
+def standardised_members(values: Tensor) -> Tensor:
+    """Each chain less its own mean, over its own deviation, `[chains, draws, k]`."""
+    values = values.double()
+    std = values.std(1, keepdim=True)
+    return (values - values.mean(1, keepdim=True)) / torch.where(std > 0, std, 1.0)
 
 
 def nested_r_hat(values: Tensor, size: int) -> Tensor:
@@ -118,11 +155,10 @@ def _rank_normalised(values: Tensor) -> Tensor:
     return scores.mT.unflatten(0, values.shape[:2])
 
 
-def _r_hat(values: Tensor) -> Tensor:
+def _r_hat(values: Tensor, variance_between: Tensor) -> Tensor:
     draws = values.shape[1]
-    between = draws * values.mean(1).var(0)
     within = values.var(1).mean(0)
-    return ((between / within + draws - 1) / draws).sqrt()
+    return ((draws * variance_between / within + draws - 1) / draws).sqrt()
 
 
 def _ess(values: Tensor) -> Tensor:

@@ -139,6 +139,7 @@ class ChainMethod(ABC):
                 draws.stats,
                 what="draws",
                 smaller_steps=draws.smaller_steps,
+                members_apart=draws.members_apart,
             )
         return draws
 
@@ -159,6 +160,11 @@ class ChainMethod(ABC):
     def _smaller_steps(self) -> str:
         """What to do where draws diverge, as `Draws.smaller_steps`."""
         return SMALLER_STEPS
+
+    @property
+    def _members_apart(self) -> bool:
+        """Whether chains are not meant to meet, as `Draws.members_apart`."""
+        return False
 
     def _compiles(self, device: torch.device) -> bool:
         wanted = self.compile
@@ -243,6 +249,7 @@ class _Run:
             stats,
             num_gradients=self._gradients(),
             smaller_steps=self.method._smaller_steps,
+            members_apart=self.method._members_apart,
         )
 
     def _gradients(self) -> dict[str, int]:

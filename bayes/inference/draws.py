@@ -33,6 +33,8 @@ class Draws:
         log_evidence: Estimate of the log marginal likelihood in nats, or None; of a fitted
             `BayesianNetwork` in units of its Y.
         smaller_steps: How the method takes smaller steps, as advice where draws diverge.
+        members_apart: Whether each chain is a member that stays at a mode of its own, so that it is
+            judged for itself and not by what the others draw.
         identity: The same object in copies of other dtype or device, and in no other draws.
     """
 
@@ -43,6 +45,7 @@ class Draws:
     center: dict[str, Tensor] | None = None
     log_evidence: float | None = None
     smaller_steps: str = SMALLER_STEPS
+    members_apart: bool = False
     identity: object = field(default_factory=object, repr=False, compare=False)
 
     def __repr__(self) -> str:

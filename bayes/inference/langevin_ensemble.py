@@ -38,7 +38,8 @@ _FIRST_STEP = 0.005
 class LangevinEnsemble(ChainMethod):
     """Members trained to modes of the posterior, then unadjusted microcanonical Langevin from each.
 
-    For networks too large or too multimodal for exact samplers; `num_chains` members.
+    For networks too large or too multimodal for exact samplers; `num_chains` members, each of which
+    is judged for itself: that they differ from each other is what they are for.
 
     Attributes:
         num_training_steps: Gradient steps of the training, over all rows.
@@ -71,6 +72,10 @@ class LangevinEnsemble(ChainMethod):
     @property
     def _smaller_steps(self) -> str:
         return f"lower energy_var below {self.energy_var:g}"
+
+    @property
+    def _members_apart(self) -> bool:
+        return True
 
     def _kernel(self, evaluation: Evaluation) -> Kernel:
         return LangevinKernel(

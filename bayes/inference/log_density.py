@@ -81,11 +81,19 @@ class LogDensity:
             like: Gives dtype and device.
 
         Raises:
-            ValueError: a hundred tries found none for some chain.
+            ValueError: the function does not give one number for each position, or a hundred tries
+                found no such start for some chain.
         """
         position = self._propose(generator, num_chains, like)
         for _ in range(100):
             value, gradient = value_and_gradient(self.function, position)
+            if value.shape != (num_chains,):
+                raise ValueError(
+                    f"The function of this LogDensity gives shape {tuple(value.shape)} of "
+                    f"positions {tuple(position.shape)}; one log density for each row is wanted, "
+                    f"({num_chains},). LogDensity(function, dimension, batched=False) takes a "
+                    "function of a single position [d]."
+                )
             bad = ~(value.isfinite() & gradient.isfinite().all(-1))
             if not bool(bad.any()):
                 return position

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bayes.compat import RecordingNUTS, mean_acceptance, potential_energy
 from bayes.inference.draws import Draws, isolated
+from bayes.inference.pyro_density import check_arguments
 from bayes.inference.settings import check_settings
 
 __all__ = ["NUTS"]
@@ -60,7 +61,11 @@ class NUTS:
             draw, kinetic energy minus lp), diverging, tree_depth (doublings of the trajectory),
             n_steps (leapfrog steps, 2^(tree_depth - 1) to 2^tree_depth - 1), acceptance_rate
             and step_size.
+
+        Raises:
+            TypeError: the model takes arguments.
         """
+        check_arguments(model)
         chains = [self._chain(model, like, number) for number in range(self.num_chains)]
         return Draws(
             samples={

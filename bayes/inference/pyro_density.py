@@ -6,6 +6,7 @@ Sites are laid one after another in a vector; those with a constrained support g
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from bayes.compat import rows_of_plate
 from bayes.inference.draws import isolated
 from bayes.inference.log_density import HasLogDensity, LogDensity
 
-__all__ = ["density_of"]
+__all__ = ["check_arguments", "density_of"]
 
 
 def density_of(model: Callable[[], object] | LogDensity, like: Tensor) -> LogDensity:
@@ -31,7 +32,7 @@ def density_of(model: Callable[[], object] | LogDensity, like: Tensor) -> LogDen
         like: Gives dtype and device of positions.
 
     Raises:
-        TypeError: none of them.
+        TypeError: none of them, or a Pyro model with arguments.
         NotImplementedError: the Pyro model has discrete sites, minibatches, or a support that
             depends on other sites; names the site.
         ValueError: it has no latent sites.
@@ -45,7 +46,31 @@ def density_of(model: Callable[[], object] | LogDensity, like: Tensor) -> LogDen
             f"A sampler needs a Pyro model or a LogDensity, got {type(model).__name__}; a function "
             "of positions is LogDensity(function, dimension)."
         )
+    check_arguments(model)
     return _of_pyro(model, like)
+
+
+def check_arguments(model: Callable[..., object]) -> None:
+    """Refuse a Pyro model that has to be called with something.
+
+    Raises:
+        TypeError: names what it takes.
+    """
+    try:
+        parameters = inspect.signature(model).parameters.values()
+    except (TypeError, ValueError):  # of what is not written in Python
+        return
+    needed = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if needed:
+        named = ", ".join(needed)
+        raise TypeError(
+            f"A sampler calls its Pyro model without arguments, and this one takes {named}; pass "
+            f"functools.partial(model, {named})."
+        )
 
 
 class _Site:

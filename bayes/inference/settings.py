@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 __all__ = ["check_settings"]
@@ -10,16 +11,21 @@ __all__ = ["check_settings"]
 def check_settings(
     method: object, *, at_least_one: Sequence[str] = (), positive: Sequence[str] = ()
 ) -> None:
-    """Refuse settings that are out of range, by name.
+    """Refuse settings that are out of range or counts that are not whole numbers, by name.
 
     Args:
         method: Whose attributes they are.
-        at_least_one: Names of those >= 1.
+        at_least_one: Names of those >= 1, which count something.
         positive: Names of those > 0.
 
     Raises:
-        ValueError: one of them is not.
+        TypeError: a count is not a whole number.
+        ValueError: one of them is out of range.
     """
+    for name in at_least_one:
+        value = getattr(method, name)
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{type(method).__name__} needs {name} as an int, got {value!r}.")
     for names, bound in ((at_least_one, ">= 1"), (positive, "> 0")):
         for name in names:
             value = getattr(method, name)

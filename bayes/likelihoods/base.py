@@ -22,6 +22,7 @@ from torch import Tensor
 
 from priors.posteriors.categorical import ClassProbabilityPosterior
 from priors.posteriors.draws import EmpiricalPosterior
+from priors.representation import count
 
 __all__ = [
     "Likelihood",
@@ -269,8 +270,8 @@ def check_functions(likelihood: Likelihood, found: int, needed: int, why: str) -
     """Refuse a network with another number of outputs than a likelihood needs."""
     if found != needed:
         raise ValueError(
-            f"The network gives {found} outputs, but {type(likelihood).__name__} needs {needed}: "
-            f"{why}. Its last layer must have {needed} outputs."
+            f"The network has {count(found, 'output')}, but {type(likelihood).__name__} needs "
+            f"{needed}: {why}. Its last layer must have {count(needed, 'output')}."
         )
 
 

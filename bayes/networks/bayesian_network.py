@@ -259,6 +259,7 @@ class BayesianNetwork(Model):
                 torch.cat([f.flatten(2), *others.values()], dim=-1),
                 self.draws.stats,
                 smaller_steps=self.draws.smaller_steps,
+                members_apart=self.draws.members_apart,
             )
         return self
 
@@ -515,6 +516,7 @@ class BayesianNetwork(Model):
                 "log_evidence": draws.log_evidence,
                 "num_gradients": draws.num_gradients,
                 "smaller_steps": draws.smaller_steps,
+                "members_apart": draws.members_apart,
                 "max_bytes": self.max_bytes,
                 "likelihood": self.likelihood.description(),
                 "weights": self.weight_prior.description(),
@@ -591,6 +593,7 @@ class BayesianNetwork(Model):
                 center=tensors_under("center", tensors) or None,
                 log_evidence=description["log_evidence"],
                 smaller_steps=description["smaller_steps"],
+                members_apart=description["members_apart"],
             )
         )
         check_fingerprint(path, "network", model._fingerprint(), tensors["fingerprint"])

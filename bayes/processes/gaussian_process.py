@@ -31,6 +31,7 @@ from bayes.processes.hyperparameters import HyperparameterPosterior, Hyperparame
 from bayes.processes.left_out import independent_rows
 from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood
 from bayes.processes.rows import takes_missing
+from priors.kernel_batch import expanded_kernel
 from priors.posteriors.batch_mixture import BatchMixturePosterior
 from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.protocol import PredictivePosterior
@@ -133,6 +134,7 @@ class GaussianProcess(ExactProcess):
                 draws.stats,
                 what="hyperparameters",
                 smaller_steps=draws.smaller_steps,
+                members_apart=draws.members_apart,
             )
         every = position.flatten(0, 1)
         kept = torch.linspace(0, len(every) - 1, min(num_draws, len(every))).round().long()
@@ -234,7 +236,7 @@ class GaussianProcess(ExactProcess):
         Yvar = None if self.train_Yvar is None else repeated(self.train_Yvar)
         values = Hyperparameters(self).values(self._drawn)
         outputs = [1] if self.num_outputs > 1 else []
-        kernel = self.covar_module.expand_batch(torch.Size([size, *outputs]))
+        kernel = expanded_kernel(self.covar_module, torch.Size([size, *outputs]))
         likelihood = None
         if not self._has_fixed_noise:
             likelihood = GaussianLikelihood()

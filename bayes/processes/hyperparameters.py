@@ -21,6 +21,7 @@ from torch.distributions.transforms import Transform
 
 from bayes.inference import HasLogDensity, LogDensity
 from bayes.processes.marginal_likelihood import exact_solves
+from priors.kernel_batch import expanded_kernel
 
 if TYPE_CHECKING:
     from bayes.processes.exact_process import ExactProcess
@@ -186,7 +187,7 @@ class HyperparameterPosterior(HasLogDensity):
 
     def batch(self, size: int) -> _Parts:
         """Kernel and likelihood whose parameters may have `size` values each."""
-        kernel = self.parts.kernel.expand_batch(torch.Size([size]))
+        kernel = expanded_kernel(self.parts.kernel, torch.Size([size]))
         return _Parts(kernel, copy.deepcopy(self.parts.likelihood))
 
     def _log_likelihood(self, parts: _Parts) -> Tensor:

@@ -11,11 +11,12 @@ test rows, sampler and seeds; the noise variance is learnt.
 (regression, standardised), matched to the NNGP kernel of a convolutional network on scikit-learn's
 8 x 8 digits.
 
-Scores are those of 16 chains of ChEES: NLL (nats per value, in units of Y), RMSE, and R-hat and
-effective draws of the predictions. "matched minus fixed" is paired by split, with a 95% interval
-(Student t over splits).
+Scores are those of 16 chains of ChEES, `--draws` each after a warm-up as long: NLL (nats per value,
+in units of Y), RMSE, and R-hat and effective draws of the predictions. "matched minus fixed" is
+paired by split, with a 95% interval (Student t over splits).
 
     python -m benchmarks networks --priors --data FOLDER            # 10 splits: hours on one core
+    python -m benchmarks networks --priors --data FOLDER --draws 100 --rows 100    # a part
     python -m benchmarks networks --priors --data FOLDER --quick    # a split of 30 rows of each
     python -m benchmarks networks --priors --table                  # of what is there
 
@@ -69,7 +70,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--splits", type=int, default=10, help="random splits of each set (10)")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--rows", nargs="+", type=int, choices=ROWS, default=list(ROWS))
-    parser.add_argument("--quick", action="store_true", help="one split of 30 rows, few draws")
+    parser.add_argument("--draws", type=int, default=300, help="of a chain, and its warm-up (300)")
+    parser.add_argument("--quick", action="store_true", help="one split of 30 rows, 30 draws")
     parser.add_argument("--table", action="store_true", help="print what is there")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(argv)
@@ -92,13 +94,14 @@ def _run(options: argparse.Namespace) -> None:
     done = {_key(r) for r in records.read(options.out)}
     splits = range(1 if options.quick else options.splits)
     rows = [30] if options.quick else options.rows
+    draws = 30 if options.quick else options.draws
     jobs = [
         (name, size, number, prior)
         for number in splits
         for size in rows
         for name in options.sets
         for prior in PRIORS
-        if (name, size, number, prior, options.quick) not in done
+        if (name, size, number, prior, draws) not in done
     ]
     for name, size, number, prior in tqdm(jobs, desc="fits"):
         if name == "digits":
@@ -106,14 +109,14 @@ def _run(options: argparse.Namespace) -> None:
         else:
             cut = split(tables[name], min(size, _MOST.get(name, size)), number)
             data = cut.train_X, cut.train_Y, cut.test_X, cut.test_Y
-        found = measure(name, prior, *data, seed=number, quick=options.quick)
-        record = {"set": name, "rows": size, "split": number, "prior": prior, **found}
-        record |= {"quick": options.quick, "torch": version("torch")}
+        found = measure(name, prior, *data, seed=number, draws=draws)
+        record = {"set": name, "rows": size, "split": number, "prior": prior, "draws": draws}
+        record |= {**found, "torch": version("torch")}
         records.append(options.out, {**record, "machine": platform.machine()})
 
 
 def _key(record: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(record[k] for k in ("set", "rows", "split", "prior", "quick"))
+    return tuple(record[k] for k in ("set", "rows", "split", "prior", "draws"))
 
 
 def digits(rows: int, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -134,7 +137,7 @@ def measure(
     test_Y: Tensor,
     *,
     seed: int,
-    quick: bool,
+    draws: int,
 ) -> dict[str, float]:
     """Scores of a network with one of the priors."""
     start, target = network(name, train_X.shape[-1])
@@ -149,7 +152,6 @@ def measure(
             start, target, TrainingBox(scaled), num_sets=2, seed=seed, progress=False
         )
     matching = time.process_time() - before
-    draws = 30 if quick else 300
     method = ChEES(draws, draws, 16, seed=seed, progress=False, compile=False, max_steps=128)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # convergence is recorded
@@ -195,12 +197,12 @@ def network(name: str, features: int) -> tuple[NetworkPrior, GaussianProcessPrio
 def table(found: list[dict[str, Any]]) -> str:
     """Means by set and rows, the paired difference of NLL with its 95% interval, and the goal."""
     lines = [
-        f"{'set':12} {'rows':>4} splits  NLL fixed  matched  {'matched - fixed':>24}  RMSE ratio"
-        "  R-hat  seconds"
+        f"{'set':12} {'rows':>4} draws splits  NLL fixed  matched  {'matched - fixed':>24}"
+        "  RMSE ratio  R-hat  seconds"
     ]
-    better: dict[int, list[str]] = {}
-    for name, rows, quick in dict.fromkeys((r["set"], r["rows"], r["quick"]) for r in found):
-        some = [r for r in found if (r["set"], r["rows"], r["quick"]) == (name, rows, quick)]
+    better: dict[tuple[int, int], list[str]] = {}
+    for name, rows, draws in dict.fromkeys((r["set"], r["rows"], r["draws"]) for r in found):
+        some = [r for r in found if (r["set"], r["rows"], r["draws"]) == (name, rows, draws)]
         by_prior = {p: {r["split"]: r for r in some if r["prior"] == p} for p in PRIORS}
         both = sorted(set(by_prior["fixed"]) & set(by_prior["matched"]))
         if not both:
@@ -211,18 +213,20 @@ def table(found: list[dict[str, Any]]) -> str:
         }
         difference = values["matched"]["nll"] - values["fixed"]["nll"]
         low, high = interval(difference)
-        if high < 0 and not quick:
-            better.setdefault(rows, []).append(name)
+        if high < 0:
+            better.setdefault((rows, draws), []).append(name)
         ratio = values["matched"]["rmse"].mean() / values["fixed"]["rmse"].mean()
         seconds = np.mean([v["seconds"].mean() for v in values.values()])
         lines.append(
-            f"{name:12} {rows:4d} {len(both):6d} {values['fixed']['nll'].mean():10.3f} "
+            f"{name:12} {rows:4d} {draws:5d} {len(both):6d} {values['fixed']['nll'].mean():10.3f} "
             f"{values['matched']['nll'].mean():8.3f}  {difference.mean():+7.3f} "
             f"[{low:+.3f}, {high:+.3f}]  {ratio:10.2f} {max(r['r_hat'] for r in some):6.2f} "
-            f"{seconds:8.1f}{'  (quick)' if quick else ''}"
+            f"{seconds:8.1f}"
         )
-    for rows, names in sorted(better.items()):
-        lines.append(f"{rows} rows: below zero with 95% on {len(names)}, {', '.join(names)}")
+    for (rows, draws), names in sorted(better.items()):
+        lines.append(
+            f"{rows} rows, {draws} draws: below zero with 95% on {len(names)}, {', '.join(names)}"
+        )
     return "\n".join(lines)
 
 

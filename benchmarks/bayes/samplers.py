@@ -22,6 +22,7 @@ that is given, here 2, its default, 4 and 8: the best of them counts.
     python -m benchmarks networks --matching ...     # ways of matching priors, see `matching`
     python -m benchmarks networks --priors ...       # what a match is worth, see `matched_priors`
     python -m benchmarks networks --accuracy ...     # on small tables, see `network_accuracy`
+    python -m benchmarks networks --saas ...         # beside BoTorch's own model, see `saas`
     python -m benchmarks networks --shift ...        # classes of shifted inputs, see `shift`
 
 A run appends to `--out` and skips what is there.
@@ -47,7 +48,7 @@ from torch import Tensor
 from bayes import HMC, MCLMC, NUTS, ChEES
 from bayes.inference.chain_statistics import bulk_ess
 from bayes.networks.inference_data import import_arviz, many_chains
-from benchmarks.bayes import matched_priors, matching, network_accuracy, shift
+from benchmarks.bayes import matched_priors, matching, network_accuracy, saas, shift
 from benchmarks.bayes import sampling_problems as problems
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +58,7 @@ _PARTS = {
     "--accuracy": network_accuracy.main,
     "--matching": matching.main,
     "--priors": matched_priors.main,
+    "--saas": saas.main,
     "--shift": shift.main,
 }
 # by its mean number of steps

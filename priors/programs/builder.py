@@ -123,8 +123,8 @@ class Builder:
                 shape: Any = self.shape(inputs[0])
                 return self._function(function, args, kwargs, shape)
             raise ValueError(
-                f"{self.where} needs the shape of one input; give input_shape, for example "
-                "InfiniteNetwork(module, input_shape=(3, 8, 8))."
+                f"{self.where} needs the shape of one input; give input_shape: (64,) for rows of "
+                "64 columns, (3, 8, 8) for images of 3 channels."
             )
         result, again = (self._stand_in(function, args, kwargs, n) for n in (BATCH, BATCH + 1))
         several = isinstance(result, tuple | list)

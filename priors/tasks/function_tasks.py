@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from priors.functions import FunctionPrior, GaussianProcessPrior, ScaleMixturePrior, draw
+from priors.kernel_batch import expanded_kernel
 from priors.networks.variances import LayerVariances
 from priors.randomness import RandomSource
 from priors.representation import as_distribution
@@ -154,7 +155,7 @@ class FunctionTaskPrior:
         if not self.hyperprior:
             return self.function_prior
         prior = deepcopy(_with_kernel(self.function_prior))
-        prior.kernel = prior.kernel.expand_batch(torch.Size([batch])).to(X)
+        prior.kernel = expanded_kernel(prior.kernel, torch.Size([batch])).to(X)
         for parameter in prior.kernel.parameters():
             parameter.data = parameter.data.clone()  # an expanded one shares memory
         for name in self.hyperprior:

@@ -319,6 +319,7 @@ def test_a_file_keeps_all_of_the_draws_and_the_memory(tmp_path):
         center={name: value[0, 0] for name, value in samples.items()},
         log_evidence=-3.5,
         smaller_steps="lower step_size",
+        members_apart=True,
     )
     model._keep(every)
     model.max_bytes = 12_345
@@ -327,7 +328,7 @@ def test_a_file_keeps_all_of_the_draws_and_the_memory(tmp_path):
     assert loaded.max_bytes == 12_345
     for part in dataclasses.fields(Draws):
         kept, found = getattr(every, part.name), getattr(loaded.draws, part.name)
-        if part.name == "smaller_steps":
+        if part.name in ("smaller_steps", "members_apart"):
             assert found == kept
         elif part.name != "identity":
             torch.testing.assert_close(found, kept, rtol=0, atol=0, msg=part.name)

@@ -53,6 +53,19 @@ def test_as_arviz(name):
         assert np.allclose(found, truth["f"].to_numpy(), rtol=1e-8, equal_nan=True), which
 
 
+def test_halves_of_members_are_compared_as_those_of_one_chain():
+    one = CASES["one chain"]
+    found = chain_statistics.member_r_hat(one)
+    assert torch.allclose(found, chain_statistics.r_hat(one))
+    # rounding exchanges ranks
+    assert torch.allclose(chain_statistics.member_r_hat(3 * one - 7), found, rtol=1e-3)
+    # the variance between halves of independent draws is what chance gives: R-hat about 1
+    members = autoregressive(0.0, chains=200, draws=50, k=20) * 5 + 100 * torch.randn(200, 1, 1)
+    found = chain_statistics.member_r_hat(members)
+    assert float((found - 1).abs().max()) < 0.01
+    assert float(chain_statistics.r_hat(members).min()) > 1.5
+
+
 def test_bfmi_as_arviz():
     energy = CASES["slow"][..., 0]
     data = import_arviz().from_dict(sample_stats={"energy": energy.numpy()})

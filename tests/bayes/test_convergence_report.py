@@ -39,7 +39,7 @@ def test_independent_draws_are_fine():
     ("page", "words"),
     [
         (found(chains() + torch.arange(4.0)[:, None, None]), "Chains disagree on 2 of 2 quant"),
-        (found(chains().cumsum(1)), "effective draws, wanted 400"),
+        (found(chains().cumsum(1)), "effective draws in the bulk of theta"),
         (found(chains(), diverging=torch.ones(4, 400)), "1600 of 1600 draws diverged"),
         (found(chains(), energy=chains(4, 400, 1)[..., 0].cumsum(1)), "E-BFMI"),
         (found(chains(1)), "One chain cannot show"),
@@ -59,6 +59,34 @@ def test_divergences_are_told_with_what_the_method_can_do():
     page = report(Draws({"theta": chains()}, stats, smaller_steps="lower energy_var below 0.1"))
     assert "Lower energy_var below 0.1; if that does not help, use a likelihood with" in str(page)
     assert "Take smaller steps; if" in str(found(chains(), **stats))
+
+
+def test_members_that_stay_apart_are_judged_each_for_itself():
+    values = chains(8, 400) * torch.rand(8, 1, 2) + 100 * torch.arange(8.0)[:, None, None]
+
+    def judged(values):
+        stats = {"diverging": torch.zeros(values.shape[:2])}
+        return report(Draws({"theta": values}, stats, members_apart=True))
+
+    page = judged(values)
+    assert page.is_fine
+    assert "members have settled" in str(page)
+    assert page.nested_r_hat is None
+    assert "Chains disagree" in str(report(Draws({"theta": values}, {"lp": torch.zeros(8, 400)})))
+    assert judged(values[:1]).is_fine  # one member need not agree with any other
+    drifting = values.clone()
+    drifting[3] += torch.linspace(0, 10, 400)[:, None]
+    assert "Members still move in 2 of 2 quantities" in str(judged(drifting))
+    assert "effective draws in the bulk of theta" in str(judged(values.cumsum(1)))
+
+
+def test_names_are_told_apart_however_long():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4, 400, 2, generator=generator)
+    name = "kernel.base_kernel.lengthscale_prior"
+    page = report(Draws({name: values}, {"lp": torch.zeros(4, 400)}))
+    assert f"{name}[0] " in str(page)
+    assert f"{name}[1] " in str(page)
 
 
 def test_many_short_chains_have_a_nested_r_hat():

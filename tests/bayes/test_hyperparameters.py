@@ -10,7 +10,7 @@ from botorch.acquisition import (
     qLogExpectedImprovement,
     qUpperConfidenceBound,
 )
-from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
+from gpytorch.kernels import LinearKernel, MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.priors import GammaPrior, LogNormalPrior
 from torch import nn
 
@@ -270,6 +270,40 @@ def saas_truth(X, Y, noise, shrinkage):
 
 
 @pytest.mark.slow
+def test_sums_of_kernels_are_drawn_and_predict_as_each_of_their_draws():
+    """GPyTorch expands no part of a sum: see `expanded_kernel`."""
+    X, Y = data()
+    linear = LinearKernel(variance_prior=GammaPrior(2.0, 1.0)).double()
+    model = GaussianProcess(X, Y, matern() + linear, input_transform=None, outcome_transform=None)
+    target = HyperparameterPosterior(model)
+    u = torch.randn(3, target.dimension, generator=torch.Generator().manual_seed(2)).double()
+    density = target.log_density().function(u)
+    model._use(u)
+    drawn = model.hyperparameter_draws()
+    posterior = model.posterior(X[:4])
+    for number in range(3):
+        kernel = matern() + LinearKernel(variance_prior=GammaPrior(2.0, 1.0)).double()
+        one = GaussianProcess(X, Y, kernel, input_transform=None, outcome_transform=None)
+        one.covar_module.kernels[0].outputscale = drawn["kernel.kernels.0.outputscale"][number]
+        lengthscale = drawn["kernel.kernels.0.base_kernel.lengthscale"][number]
+        one.covar_module.kernels[0].base_kernel.lengthscale = lengthscale
+        one.covar_module.kernels[1].variance = drawn["kernel.kernels.1.variance"][number]
+        one.likelihood.noise = drawn["likelihood.noise_covar.noise"][number]
+        assert torch.allclose(posterior.components.mean[number], one.posterior(X[:4]).mean)
+        alone = HyperparameterPosterior(one).log_density().function(u[number : number + 1])
+        assert torch.allclose(alone, density[number])
+        prior = sum(
+            prior.log_prob(closure(module)).sum()
+            for part in (one.covar_module, one.likelihood)
+            for _, module, prior, closure, _ in part.named_priors()
+        )
+        lower = one.likelihood.noise_covar.raw_noise_constraint.lower_bound
+        jacobian = u[number].sum()  # all are logarithms, above their lower bounds
+        truth = one.log_marginal_likelihood() + prior + jacobian
+        assert float(lower) > 0
+        assert torch.allclose(density[number], truth, atol=1e-6)
+
+
 def test_the_saas_posterior_is_that_of_quadrature():
     """Of six rows at two inputs, one of which matters."""
     X = torch.tensor([[0.0, 0.3], [0.2, 0.9], [0.4, 0.1], [0.6, 0.7], [0.8, 0.5], [1.0, 0.2]])

@@ -332,7 +332,7 @@ def test_outcomes_are_checked():
     def make(k, Y, likelihood, **settings):
         return BayesianNetwork(X, Y, prior[k], likelihood=likelihood, **settings)
 
-    with pytest.raises(ValueError, match="gives 3 outputs, but Gaussian needs 1: one for each"):
+    with pytest.raises(ValueError, match="has 3 outputs, but Gaussian needs 1: one for each"):
         make(3, Y, "gaussian")
     with pytest.raises(ValueError, match="Heteroscedastic needs 2: one for the mean and one"):
         make(1, Y, "heteroscedastic")

@@ -19,6 +19,7 @@ from bayes import (
     ChEES,
     LangevinEnsemble,
     LogDensity,
+    MeanField,
     Rows,
 )
 from bayes.inference import graphs
@@ -461,6 +462,41 @@ def test_gradients_of_the_training_are_of_the_warm_up():
     assert draws.num_gradients == {"warmup": 7 + 1 + 5 * 4 * 2, "sampling": 3 * 4 * 2}
 
 
+def test_a_function_of_one_position_is_told_from_one_of_many():
+    """One number for all chains would be the density of none of them."""
+    with pytest.raises(ValueError, match=r"gives shape \(\) of positions \(8, 2\).*batched=False"):
+        run(HMC(**{**QUICK, "num_chains": 8}), LogDensity(lambda x: -x.square().sum(), 2))
+    density = LogDensity(lambda x: -x.square().sum(), 2, batched=False)
+    position = torch.tensor([[1.0, 2.0], [0.0, 3.0]])
+    assert density.function(position).tolist() == [-5.0, -9.0]
+
+
+@pytest.mark.parametrize("method", [HMC(), NUTS(), MeanField()])
+def test_a_model_with_arguments_is_told_what_to_do(method):
+    def model(X, y=None):
+        raise AssertionError("called")
+
+    with pytest.raises(TypeError, match=r"takes X; pass functools.partial\(model, X\)"):
+        method.run(model, torch.zeros(1))
+
+
+def test_members_stay_at_modes_of_their_own():
+    """A method says so in its draws, by which they are judged."""
+
+    def two_modes(x):
+        each = torch.logaddexp(-50 * (x[:, 0] - 2).square(), -50 * (x[:, 0] + 2).square())
+        return each - 50 * x[:, 1].square()
+
+    method = LangevinEnsemble(200, 100, 8, num_training_steps=200, progress=False)
+    draws = method.run(LogDensity(two_modes, 2), torch.zeros(1).double())  # and no warning
+    assert draws.members_apart
+    means = draws.samples["x"].mean(1)[:, 0]
+    assert bool((means > 1).any())
+    assert bool((means < -1).any())
+    one_mode = LogDensity(lambda x: -x.square().sum(-1), 1)
+    assert not run(HMC(**QUICK), one_mode).members_apart
+
+
 def test_rows_are_needed_for_minibatches():
     density = LogDensity(lambda x: -x.square().sum(-1), 2)
     with pytest.raises(ValueError, match="Rows"):
@@ -472,6 +508,8 @@ def test_rows_are_needed_for_minibatches():
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="num_chains >= 1"):
         HMC(num_chains=0)
+    with pytest.raises(TypeError, match=r"num_samples as an int, got 10.5"):
+        HMC(num_samples=10.5)
     with pytest.raises(ValueError, match="num_chains >= 2"):
         ChEES(num_chains=1)
     with pytest.raises(ValueError, match="target_accept_prob"):

@@ -11,7 +11,7 @@ from benchmarks.bayes import matched_priors, matching, records, samplers
 
 
 def record(name, rows, split, prior, nll, **other):
-    scores = {"rmse": 1.0, "r_hat": 1.01, "seconds": 2.0, "quick": False}
+    scores = {"rmse": 1.0, "r_hat": 1.01, "seconds": 2.0, "draws": 100}
     return {
         "set": name,
         "rows": rows,
@@ -31,9 +31,11 @@ def test_differences_are_paired_by_split():
     found += [record("yacht", 100, 3, "fixed", 1000.0)]  # its other half is not there yet
     text = matched_priors.table(found)
     assert " -1.000 [-1.248, -0.752]" in text
-    assert "100 rows: below zero with 95% on 1, yacht" in text
-    quick = [{**one, "quick": True} for one in found]
-    assert "below zero" not in matched_priors.table(quick)
+    assert "100 rows, 100 draws: below zero with 95% on 1, yacht" in text
+    shorter = [{**one, "draws": 50, "nll": -one["nll"]} for one in found]  # chains of their own
+    both = matched_priors.table([*found, *shorter])
+    assert " +1.000 [+0.752, +1.248]" in both
+    assert "100 rows, 50 draws" not in both
 
 
 def test_the_interval_is_that_of_a_t_test():
@@ -59,16 +61,19 @@ def test_what_is_there_is_not_run_again(tmp_path, monkeypatch, capsys):
     path = tmp_path / "found.jsonl"
     asked = []
 
-    def measure(name, prior, *data, seed, quick):
-        asked.append((name, prior, len(data[0]), seed, quick))
+    def measure(name, prior, *data, seed, draws):
+        asked.append((name, prior, len(data[0]), seed, draws))
         return {"nll": 1.0, "rmse": 1.0, "r_hat": 1.0, "seconds": 1.0}
 
     monkeypatch.setattr(matched_priors, "measure", measure)
     told = ["--priors", "--sets", "digits", "--rows", "30", "--splits", "2", "--out", str(path)]
     assert samplers.main(told) == 0
-    assert asked == [("digits", p, 30, s, False) for s in (0, 1) for p in ("fixed", "matched")]
+    assert asked == [("digits", p, 30, s, 300) for s in (0, 1) for p in ("fixed", "matched")]
     assert samplers.main(told) == 0
     assert len(asked) == len(records.read(path)) == 4
+    assert samplers.main([*told, "--draws", "50"]) == 0
+    assert len(asked) == len(records.read(path)) == 8
+    assert asked[-1] == ("digits", "matched", 30, 1, 50)
     assert "digits" in capsys.readouterr().out
     monkeypatch.delenv("WIDEPRIOR_DATA", raising=False)
     options = ["--sets", "yacht", "--out", str(path)]

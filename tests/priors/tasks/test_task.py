@@ -85,6 +85,20 @@ def test_hyperparameters_are_drawn_per_task_and_used():
         assert abs(part.mean()) < 4 * part.std() / len(part) ** 0.5
 
 
+def test_hyperparameters_of_a_sum_of_kernels_are_drawn_and_used():
+    names = ["kernels.0.outputscale", "kernels.1.outputscale"]
+    prior = tasks(
+        ScaleKernel(RBFKernel()) + ScaleKernel(RBFKernel()),
+        hyperprior={name: Gamma(1.0, 1.0) for name in names},
+    )
+    task = prior.sample(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    variance = task.latents[names[0]] + task.latents[names[1]]
+    residual = task.f[:, 0, 0].square() - variance
+    for chosen in (variance > 2, variance <= 2):
+        part = residual[chosen]
+        assert abs(part.mean()) < 4 * part.std() / len(part) ** 0.5
+
+
 def test_hyperprior_of_a_vector_is_drawn_per_element():
     kernel = RBFKernel(ard_num_dims=2)
     task = tasks(kernel, hyperprior={"lengthscale": LogNormal(torch.zeros(2), torch.ones(2))})
