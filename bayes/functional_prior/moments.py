@@ -2,10 +2,13 @@
 
 The objective is
 
-    || K_network(X) - K_target(X) ||_F^2 / || K_target(X) ||_F^2,
+    mean over t of (s_network(t) - s_target(t))^2 / mean over t of s_target(t)^2,
 
-the degree-2 polynomial maximum mean discrepancy of priors of mean zero. With one hidden layer
-K_network is the NNGP kernel K at every width, and the objective is free of sampling. Otherwise
+s(t)^2 = t' K(X) t, over directions t on the sphere: the squared sliced 2-Wasserstein distance of
+centred Gaussians with these second moments, which has this closed form given t. Unlike the
+Frobenius norm of K_network - K_target it is a distance of draws, not governed by the directions of
+largest variance. With one hidden layer K_network is the NNGP kernel K at every width, and the
+objective is free of sampled functions. Otherwise
 
     K_network(v) = K(v) + D(v),    D = E[f f'] at the network's widths - K,
 
@@ -31,6 +34,7 @@ from bayes.functional_prior.second_moments import (
     sampled_second_moment,
     target_second_moment,
 )
+from bayes.functional_prior.sliced import directions_like
 from bayes.functional_prior.variables import Variables
 from bayes.inference.settings import check_settings
 from priors.functions import FunctionPrior
@@ -57,14 +61,16 @@ class MomentMatching:
         num_networks: Networks drawn for what the limit leaves out; none with one hidden layer.
         num_corrections: Expansions of that at most.
         num_functions: Functions drawn of a target whose second moment has no closed form.
+        num_directions: Directions on the sphere.
     """
 
     num_networks: int = 256
     num_corrections: int = 8
     num_functions: int = 4096
+    num_directions: int = 1024
 
     def __post_init__(self) -> None:
-        check_settings(self, at_least_one=("num_networks", "num_functions"))
+        check_settings(self, at_least_one=("num_networks", "num_functions", "num_directions"))
         if self.num_corrections < 0:
             raise ValueError(
                 f"MomentMatching needs num_corrections >= 0, got {self.num_corrections}."
@@ -93,6 +99,7 @@ class MomentMatching:
             target_second_moment(target, X, num_functions=self.num_functions, seed=seed)[0]
             for X in sets
         ]
+        sliced = _Sliced(truths, [directions_like(X, self.num_directions, generator) for X in sets])
         prior.to(sets[0])
         variables = Variables(prior, _typical_variance(truths))
         limit = InfiniteNetwork(prior)
@@ -105,27 +112,26 @@ class MomentMatching:
         ) as bar:
 
             def of_the_limit() -> Tensor:
-                return _error([limit.nngp(X) for X in sets], truths)
+                return sliced.distance([limit.nngp(X) for X in sets])
 
             variables.restarts(lambda: variables.minimise(of_the_limit), num_restarts, generator)
             bar.update()
             if limit_is_exact(prior):
                 return
             networks = _Networks(prior, sets, variables, self.num_networks, seed)
-            value, radius = networks.error(truths), _RADIUS
+            value, radius = networks.distance(sliced), _RADIUS
             for _ in range(self.num_corrections):
                 start = variables.get()
                 expansion = networks.beyond_the_limit(limit)
 
                 def corrected(expansion: _Expansion = expansion) -> Tensor:
                     kernels = [limit.nngp(X) for X in sets]
-                    return _error(
-                        [K + D for K, D in zip(kernels, expansion.at(variables), strict=True)],
-                        truths,
+                    return sliced.distance(
+                        [K + D for K, D in zip(kernels, expansion.at(variables), strict=True)]
                     )
 
                 variables.minimise(corrected, radius=radius, max_iter=_ITERATIONS)
-                found = networks.error(truths)
+                found = networks.distance(sliced)
                 bar.update()
                 if found < value * (1 - _ENOUGH):
                     value = found
@@ -161,9 +167,9 @@ class _Networks:
                 for index, X in enumerate(self.sets)
             ]
 
-    def error(self, truths: list[Tensor]) -> float:
+    def distance(self, sliced: _Sliced) -> float:
         """The sampled objective."""
-        return float(_error(self.moments(), truths))
+        return float(sliced.distance(self.moments()))
 
     def beyond_the_limit(self, limit: InfiniteNetwork) -> _Expansion:
         """What they have besides the limit, to first order around the present variances."""
@@ -206,9 +212,26 @@ class _Expansion:
         return found
 
 
-def _error(found: list[Tensor], truths: list[Tensor]) -> Tensor:
-    errors = [(F - K).square().sum() / K.square().sum() for F, K in zip(found, truths, strict=True)]
-    return torch.stack(errors).mean()
+class _Sliced:
+    """The objective, at fixed directions `[n, k]` of each measurement set."""
+
+    def __init__(self, truths: list[Tensor], directions: list[Tensor]) -> None:
+        self.directions = directions
+        self.wanted = [_deviations(K, t) for K, t in zip(truths, directions, strict=True)]
+
+    def distance(self, found: list[Tensor]) -> Tensor:
+        """Of second moments `[n, n]`, one for each set."""
+        distances = [
+            (_deviations(F, t) - s).square().mean() / s.square().mean()
+            for F, t, s in zip(found, self.directions, self.wanted, strict=True)
+        ]
+        return torch.stack(distances).mean()
+
+
+def _deviations(K: Tensor, directions: Tensor) -> Tensor:
+    """sqrt(t' K t), `[k]`; K may have lost a little of its positive definiteness."""
+    variances = ((K @ directions) * directions).sum(0)
+    return variances.clamp_min(1e-12 * float(K.detach().diagonal().mean())).sqrt()
 
 
 def _typical_variance(truths: list[Tensor]) -> float:

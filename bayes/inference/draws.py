@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import pyro
 from torch import Tensor
 
+from bayes.inference.arviz_export import as_inference_data, sample_stats
 from priors.random_state import seeded
 from priors.representation import count
 
@@ -47,6 +48,11 @@ class Draws:
     smaller_steps: str = SMALLER_STEPS
     members_apart: bool = False
     identity: object = field(default_factory=object, repr=False, compare=False)
+
+    def to_arviz(self) -> Any:
+        """The draws as an `arviz.InferenceData`: groups posterior and, of chains, sample_stats."""
+        posterior = {name: value.cpu().numpy() for name, value in self.samples.items()}
+        return as_inference_data({"posterior": posterior, **sample_stats(self.stats)}, {})
 
     def __repr__(self) -> str:
         some = next(iter((*self.samples.values(), *self.stats.values())), None)

@@ -3,64 +3,37 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from bayes.inference import Draws
+from bayes.inference.arviz_export import as_inference_data, sample_stats
 from bayes.networks.density import NetworkPosterior
 
 if TYPE_CHECKING:
     from bayes.networks.bayesian_network import BayesianNetwork
 
-__all__ = ["import_arviz", "inference_data", "many_chains"]
+__all__ = ["inference_data"]
 
 # Parameters of likelihoods with one number for each output.
 _OF_OUTPUTS = ("noise_var", "scale", "df")
 # Of the groups of the prior.
 _PRIOR_DRAWS = 500
-# Statistics of samplers that are not real numbers.
-_KINDS = {"diverging": bool, "tree_depth": int, "n_steps": int}
-
-
-def import_arviz() -> Any:
-    """The module, which takes seconds to load, without what it announces."""
-    with warnings.catch_warnings():
-        # It announces version 1, which this package does not use, on every import.
-        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
-        import arviz
-    return arviz
-
-
-@contextmanager
-def many_chains() -> Iterator[None]:
-    """Chains may outnumber draws, which ArviZ takes for axes in the wrong order."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "More chains", UserWarning)
-        yield
 
 
 def inference_data(model: BayesianNetwork, seed: int) -> Any:
-    """See `BayesianNetwork.to_arviz`. All that is of ArviZ's version is in this function."""
+    """See `BayesianNetwork.to_arviz`."""
     groups = _groups(model, seed)
     prior = _groups(_with_draws_of_the_prior(model, seed), seed)
     groups["prior"] = prior["posterior"]
     groups["prior_predictive"] = prior["posterior_predictive"]
     groups["observed_data"] = {"y": model.train_Y.cpu().numpy()}
-    stats = model.fitted_draws().stats
-    if stats:
-        groups["sample_stats"] = {
-            name: value.cpu().numpy().astype(_KINDS.get(name, value.cpu().numpy().dtype))
-            for name, value in stats.items()
-        }
+    groups |= sample_stats(model.fitted_draws().stats)
     of_outputs = [name for name in model.likelihood_of_draws() if name in _OF_OUTPUTS]
     dims = {"y": ["row", "output"], **dict.fromkeys(of_outputs, ["output"])}
-    with many_chains():
-        return import_arviz().from_dict(**groups, dims=dims)
+    return as_inference_data(groups, dims)
 
 
 def _with_draws_of_the_prior(model: BayesianNetwork, seed: int) -> BayesianNetwork:

@@ -21,8 +21,8 @@ from botorch.posteriors import Posterior
 from botorch.sampling.base import MCSampler
 from torch import Tensor
 
+from bayes.inference.arviz_export import import_arviz
 from bayes.networks.drawn_networks import DrawnNetworks, drawn_networks, register_paths
-from bayes.networks.inference_data import import_arviz
 from bayes.networks.predictions import (
     check_draws,
     check_takes_variances,

@@ -46,8 +46,8 @@ import torch
 from torch import Tensor
 
 from bayes import HMC, MCLMC, NUTS, ChEES
+from bayes.inference.arviz_export import import_arviz, many_chains
 from bayes.inference.chain_statistics import bulk_ess
-from bayes.networks.inference_data import import_arviz, many_chains
 from benchmarks.bayes import matched_priors, matching, network_accuracy, saas, shift
 from benchmarks.bayes import sampling_problems as problems
 

@@ -9,7 +9,7 @@ import torch
 
 from bayes import HMC, MCLMC, BayesianNetwork, ChEES, MeanField
 from bayes.inference import Draws
-from bayes.networks.inference_data import import_arviz
+from bayes.inference.arviz_export import import_arviz
 from priors.networks.finite import NetworkPrior
 
 mpl.use("Agg")
@@ -158,3 +158,16 @@ def test_plots_of_arviz(data, name):
 def test_independent_draws_have_no_statistics():
     model = network().fit(MeanField(num_steps=3, num_draws=4, progress=False))
     assert "sample_stats" not in model.to_arviz().groups()
+
+
+def test_draws_of_any_model_are_exported():
+    generator = torch.Generator().manual_seed(0)
+    samples = {"mu": torch.randn(4, 50, generator=generator)}
+    samples["theta"] = torch.randn(4, 50, 3, generator=generator)
+    stats = {"energy": torch.rand(4, 50, generator=generator), "diverging": torch.zeros(4, 50)}
+    data = Draws(samples, stats).to_arviz()
+    assert data.groups() == ["posterior", "sample_stats"]
+    assert np.array_equal(data.posterior["theta"].values, samples["theta"].numpy())
+    assert data.sample_stats["diverging"].dtype == bool
+    assert len(import_arviz().summary(data, kind="diagnostics")) == 4
+    assert Draws(samples, {}).to_arviz().groups() == ["posterior"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bayes.inference import chain_statistics
-from bayes.networks.inference_data import import_arviz, many_chains
+from bayes.inference.arviz_export import import_arviz, many_chains
 
 
 def autoregressive(coefficient, chains=4, draws=200, k=3, seed=0):

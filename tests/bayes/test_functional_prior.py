@@ -13,11 +13,13 @@ from bayes.functional_prior import (
     match_quality,
     match_report,
 )
+from bayes.functional_prior.moments import _Sliced
 from bayes.functional_prior.second_moments import (
     limit_is_exact,
     sampled_second_moment,
     target_second_moment,
 )
+from bayes.functional_prior.sliced import directions_like, sliced_wasserstein
 from bayes.functional_prior.variables import Variables
 from priors.functions import GaussianProcessPrior, ScaleMixturePrior
 from priors.kernels.network import NNGPKernel
@@ -151,7 +153,7 @@ def test_what_cannot_be_matched_is_refused():
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        (MomentMatching, ("num_networks", "num_functions")),
+        (MomentMatching, ("num_networks", "num_functions", "num_directions")),
         (SlicedMatching, ("num_functions", "num_directions", "target_share", "max_iter")),
         (WassersteinMatching, ("num_iterations", "critic_steps", "critic_pool", "learning_rate")),
     ],
@@ -276,9 +278,11 @@ def test_corrections_end_where_the_sampled_objective_is_least():
     X = inputs(5)
     truth, _ = target_second_moment(rbf(2.0), X, num_functions=2, seed=0)
 
+    sliced = _Sliced([truth], [directions_like(X, 1024, torch.Generator().manual_seed(0))])
+
     def error(prior):
         moment, _ = sampled_second_moment(prior, X, num_networks=50, seed=0)
-        return (moment - truth).square().sum() / truth.square().sum()
+        return sliced.distance([moment])
 
     found = {}
     for corrections in (0, 8):
@@ -289,6 +293,20 @@ def test_corrections_end_where_the_sampled_objective_is_least():
     best = Variables(direct).minimise(lambda: error(direct), max_iter=20)
     assert found[8] < found[0]
     assert found[8] - best < 0.2 * (found[0] - best)
+
+
+def test_the_objective_of_moments_is_the_sliced_distance_of_gaussians():
+    generator = torch.Generator().manual_seed(0)
+    roots = torch.randn(2, 6, 6, generator=generator, dtype=torch.float64)
+    F, K = roots @ roots.mT
+    directions = directions_like(F, 64, generator)
+    sliced = _Sliced([K], [directions])
+    noise = torch.randn(2, 40_000, 6, generator=generator, dtype=torch.float64)
+    f, g = noise @ roots.mT
+    drawn = sliced_wasserstein(f, g, directions).square() / (g @ directions).square().mean()
+    assert float(sliced.distance([F])) == pytest.approx(float(drawn), rel=0.05)
+    assert float(sliced.distance([K])) == 0
+    assert float(sliced.distance([4 * K])) == pytest.approx(1.0)
 
 
 def test_targets_of_all_kinds_have_their_second_moments():
