@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from nas.architectures import Architecture
-from nas.kernels.computation import bodies_of, computation
+from nas.kernels.computation import Operation, bodies_of, computation
 from nas.kernels.paths import path_counts
 from nas.kernels.weisfeiler_lehman import motif_counts, unary
 
@@ -104,17 +105,13 @@ class MotifStore:
         return [*self.sizes[number], *(math.log1p(counts.get(name, 0)) for name in operations)]
 
     def _add(self, architecture: Architecture) -> None:
-        network = computation(architecture.nodes)
-        cells = [computation(body.nodes) for body in bodies_of(architecture)]
-        levels: list[Mapping[Any, int]] = [
-            counts
-            for graphs in ([network], cells)
-            for with_arguments in (False, True)
-            for counts in motif_counts(graphs, self.depth, with_arguments=with_arguments)
-        ]
-        levels += [path_counts([network]), path_counts(cells)]
+        network = tuple(computation(architecture.nodes))
+        cells = tuple(tuple(computation(body.nodes)) for body in bodies_of(architecture))
+        *motifs, paths = _levels((network,), self.depth, self.assignment)
+        *of_cells, paths_of_cells = _levels(cells, self.depth, self.assignment)
+        levels = [*motifs, *of_cells, paths, paths_of_cells]
         for kept, counts in zip(self._counts, levels, strict=True):
-            kept.add(unary(counts) if self.assignment else counts)
+            kept.add(counts)
         names = [step.name for graph in (network, *cells) for step in graph]
         self.operations.append({name: names.count(name) for name in set(names)})
         self.sizes.append(
@@ -127,6 +124,23 @@ class MotifStore:
         if self.code is not None:
             self.codes.append(self.code(architecture))
         self.architectures.append(architecture)
+
+
+@lru_cache(maxsize=1 << 14)
+def _levels(
+    graphs: tuple[tuple[Operation, ...], ...], depth: int, assignment: bool
+) -> tuple[Mapping[Any, int], ...]:
+    """Motifs of some graphs by names, by names and arguments, and their paths.
+
+    Kept, as networks of a space often differ in their cells alone, and cells in what is empty.
+    """
+    levels: list[Mapping[Any, int]] = [
+        counts
+        for with_arguments in (False, True)
+        for counts in motif_counts(graphs, depth, with_arguments=with_arguments)
+    ]
+    levels.append(path_counts(graphs))
+    return tuple(unary(counts) if assignment else counts for counts in levels)
 
 
 class _Counts:
