@@ -9,6 +9,7 @@ acquisitions  seconds of BoTorch's acquisition functions, beside SingleTaskGP
 surrogate   Bayesian optimisation of test functions against SingleTaskGP
 rows        more rows than a network was trained on, and a minute of fine-tuning
 curves      forecasts of real learning curves against a Gaussian process and the last value
+collinear   columns that are nearly the same, with and without whitened members
 recipes     what holds small networks back at low noise, one change of the recipe at a time
 
 Without a name all of them run, one after the other; options go to each.
@@ -28,6 +29,7 @@ NAMES = (
     "surrogate",
     "rows",
     "curves",
+    "collinear",
     "recipes",
 )
 

@@ -39,6 +39,7 @@ class PFNEstimator(TableEstimator, BaseEstimator):
     network: Any
     num_ensemble: int
     power_transforms: bool | str
+    whitening: bool = False
     categorical_features: Any
     max_context: Any
     context_strategy: str
@@ -163,6 +164,7 @@ class PFNEstimator(TableEstimator, BaseEstimator):
             limit=self._limit,
             strategy=self.context_strategy,
             ranking=ranking,
+            whitening=self.whitening,
         )
         self._views_differ = ranking is not None
         self._members = plan.members(check_random_state(self.random_state))

@@ -9,9 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pfn.estimators.power_transforms import InputTransform, TargetTransform, standardisation
+from pfn.estimators.whitening import Whitening
 from pfn.network import Network
 
 __all__ = ["EnsemblePlan", "Member", "PrincipalComponents"]
+
+# Members of every eight that see columns that are alike whitened; the inputs of these have no power
+# transforms, which would bend differences of columns.
+_WHITENED = (3, 4, 7)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Member:
         inputs: Power transforms of the inputs.
         target: Power transform of the targets; the network standardises them itself.
         components: What it sees in place of columns, if not None.
+        whitening: Of columns that are alike, before anything else.
     """
 
     rows: np.ndarray
@@ -60,6 +66,7 @@ class Member:
     inputs: InputTransform | None
     target: TargetTransform | None
     components: PrincipalComponents | None = None
+    whitening: Whitening | None = None
 
     @property
     def width(self) -> int:
@@ -67,12 +74,13 @@ class Member:
         return self.columns.size if self.components is None else self.components.directions.shape[1]
 
     @property
-    def data(self) -> tuple[bytes, int, int]:
+    def data(self) -> tuple[bytes, int, int, int]:
         """Equal for members that see the same columns, whatever their order."""
-        return self.rows.tobytes(), id(self.inputs), id(self.target)
+        return self.rows.tobytes(), id(self.inputs), id(self.target), id(self.whitening)
 
     def transformed(self, X: np.ndarray) -> np.ndarray:
         """Inputs in the order given."""
+        X = X if self.whitening is None else self.whitening.apply(X)
         return X if self.inputs is None else self.inputs.apply(X)
 
     def inputs_of(self, X: np.ndarray) -> np.ndarray:
@@ -110,6 +118,7 @@ class EnsemblePlan:
         ranking: Columns, the most informative first, of which each member sees as many as the
             network has slots; None where all see all. The first sees the best of them, the others
             random groups in turn, and every fourth principal components of all.
+        whitening: Whether some members see columns that are alike as their principal components.
     """
 
     network: Network
@@ -122,6 +131,7 @@ class EnsemblePlan:
     limit: float
     strategy: str
     ranking: np.ndarray | None = None
+    whitening: bool = False
 
     def members(self, random: np.random.RandomState) -> list[Member]:
         """The members; the first sees the data as they are."""
@@ -136,6 +146,7 @@ class EnsemblePlan:
         # Members that see the same rows share their transforms.
         inputs_of: dict[bytes, InputTransform | None] = {}
         targets_of: dict[bytes, TargetTransform] = {}
+        whitening_of: dict[bytes, Whitening | None] = {}
         for i in range(number):
             columns, seed, classes = np.arange(d), 0, None
             if i and architecture.cell_layers:
@@ -156,7 +167,10 @@ class EnsemblePlan:
                     targets_of[key] = TargetTransform.fit(self.y[rows])
                 inputs = inputs_of[key] if of_inputs else None
                 target = targets_of[key] if of_targets else None
-                member = Member(rows, columns, seed, classes, inputs, target)
+                if key not in whitening_of:
+                    whitening_of[key] = self._whitening(rows)
+                whitening = whitening_of[key] if i % 8 in _WHITENED and not of_inputs else None
+                member = Member(rows, columns, seed, classes, inputs, target, whitening=whitening)
                 if self.ranking is not None and i % 4 == 2:
                     # Fewer the next time: the last ones are noise where columns are many.
                     kept = math.ceil(architecture.max_features * 0.75 ** (i // 4))
@@ -202,6 +216,11 @@ class EnsemblePlan:
         varies = [len(np.unique(column[~np.isnan(column)])) > 1 for column in X.T]
         numeric = ~self.categorical & varies
         return InputTransform.fit(X, numeric) if numeric.any() else None
+
+    def _whitening(self, rows: np.ndarray) -> Whitening | None:
+        if not self.whitening or self.network.inputs != "standardised":
+            return None  # in fixed units a sum of columns means nothing
+        return Whitening.fit(self.X[rows], ~self.categorical)
 
     def _contexts(self, random: np.random.RandomState) -> list[np.ndarray]:
         """Rows of the contexts of a member."""

@@ -38,6 +38,10 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
             transform that is fitted to their context; in a network trained on standardised ones.
             "auto": in ensembles of such networks. Means and variances of members with transformed
             targets are quadratures.
+        whitening: Whether three of every eight members see columns whose correlations are above
+            0.9 as their principal components in units of their deviations, so that small
+            differences between such columns can be seen; in a network trained on standardised
+            inputs. Without such columns nothing changes.
         categorical_features: "auto" takes columns of text, booleans or pandas categories; else
             the indices or names of columns, or a mask.
         max_context: Most rows of a context: "network" for as many as it was trained on, a
@@ -70,6 +74,7 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
         *,
         num_ensemble: int = 8,
         power_transforms: bool | str = "auto",
+        whitening: bool = True,
         categorical_features: str | Sequence[Any] | None = "auto",
         max_context: str | int | None = "network",
         context_strategy: str = "subsample",
@@ -82,6 +87,7 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
         self.network = network
         self.num_ensemble = num_ensemble
         self.power_transforms = power_transforms
+        self.whitening = whitening
         self.categorical_features = categorical_features
         self.max_context = max_context
         self.context_strategy = context_strategy
