@@ -339,15 +339,15 @@ def outcome(seed, budget, useful, fidelity):
 @pytest.mark.slow
 def test_screens_that_tell_something_find_better_candidates_at_the_same_cost():
     """By more than two standard errors of the paired differences."""
-    seeds = range(6)
+    seeds = range(20)
     gain = np.array([outcome(s, 6, True, BRIEF)[0] - outcome(s, 6, True, None)[0] for s in seeds])
     assert gain.mean() > 2 * gain.std(ddof=1) / math.sqrt(len(gain))
 
 
 @pytest.mark.slow
 def test_screens_that_tell_nothing_cost_no_more_than_their_share():
-    """All but one training of half of the budget is full, and what is found is no worse than with
-    half of the budget and without levels, within two standard errors."""
+    """Half of the budget is for full trainings, up to one of them, and what is found is no worse
+    than with half of the budget and without levels, within two standard errors."""
     seeds = range(6)
     found = [outcome(seed, 10, False, BRIEF) for seed in seeds]
     assert all(full >= 4 for _, full in found)
