@@ -94,7 +94,7 @@ def _encode_in_orders(
     categorical: np.ndarray | None,
 ) -> tuple[list[Member], Encoding]:
     """Each data set once, and of it a context for each member that sees it."""
-    places: dict[tuple[bytes, int, int], int] = {}
+    places: dict[tuple[bytes, int, int, int], int] = {}
     index = [places.setdefault(member.data, len(places)) for member in members]
     views = [members[index.index(place)] for place in range(len(places))]
     inputs = np.stack([view.transformed(X[view.rows]) for view in views])
