@@ -13,8 +13,7 @@ over all these quantities; seconds are the processor's, of one thread, compilati
 
 BoTorch's are `--seeds` fits of one chain each, as its `fit_fully_bayesian_model_nuts` makes them
 (dense metric, trees of at most 6 doublings), with 512 iterations of warm-up, which is its default,
-and 500 draws, all kept, where the default keeps 16 of 256; "a default fit" costs what 512 + 256
-iterations of these cost.
+and 500 draws, all kept, where the default keeps 16 of 256. JAX compiles in the first of them.
 
     python -m benchmarks networks --saas            # minutes
     python -m benchmarks networks --saas --table    # of what is there
@@ -53,7 +52,6 @@ PYTHON = ROOT / ".venv-saas" / "bin" / "python"
 BOTORCH, OURS = "BoTorch", "ChEES"
 LEAST_NOISE = 1e-4
 _WARMUP, _DRAWS = 512, 500
-_DEFAULT_ITERATIONS = 512 + 256
 
 
 class ShiftedGammaPrior(GammaPrior):
@@ -196,18 +194,12 @@ def distances(found: list[dict[str, Any]]) -> Tensor | None:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Costs, and how far means are from each other."""
-    lines = [
-        f"{'':10}{'draws':>8}{'effective':>11}{'seconds':>9}{'a second':>10}{'a default fit':>15}"
-    ]
+    lines = [f"{'':10}{'draws':>8}{'effective':>11}{'a second':>10}  seconds of each fit"]
     for record in found:
-        seconds = sum(record["seconds"])
-        usual = "-"
-        if record["method"] == BOTORCH:
-            each = seconds / len(record["seconds"])
-            usual = f"{each * _DEFAULT_ITERATIONS / (_WARMUP + _DRAWS):.1f} s"
+        each = ", ".join(f"{seconds:.1f}" for seconds in record["seconds"])
         lines.append(
-            f"{record['method']:10}{record['draws']:8d}{record['effective']:11.0f}{seconds:9.1f}"
-            f"{record['effective'] / seconds:10.1f}{usual:>15}"
+            f"{record['method']:10}{record['draws']:8d}{record['effective']:11.0f}"
+            f"{record['effective'] / sum(record['seconds']):10.1f}  {each}"
         )
     far = distances(found)
     if far is not None:

@@ -113,7 +113,7 @@ def methods(seed: int, chains: int, draws: int) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> None:
-    done = {(r["problem"], r["method"], r["seed"]) for r in _read(options.out)}
+    done = {(*_setting(r), r["seed"]) for r in _read(options.out)}
     draws = 200 if options.quick else 500
     for seed in range(1 if options.quick else options.seeds):
         for problem in options.problems:
@@ -121,7 +121,7 @@ def _run(options: argparse.Namespace) -> None:
             for name in (*ours, *_OTHERS):
                 if options.methods and name not in options.methods:
                     continue
-                if (problem, name, seed) in done:
+                if (problem, options.chains, draws, name, seed) in done:
                     continue
                 if name in ours:
                     found = _measure(problem, ours[name])
@@ -226,21 +226,26 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line]
 
 
+def _setting(record: dict[str, Any]) -> tuple[str, int, int, str]:
+    return record["problem"], record["chains"], record["draws"], record["method"]
+
+
 def table(records: list[dict[str, Any]]) -> str:
     """Medians over seeds."""
     lines = [
-        f"{'problem':15} {'method':26} seeds  per gradient  with warm-up  per second  seconds"
-        "  means off"
+        f"{'problem':15} chains draws {'method':26} seeds  per gradient  with warm-up  per second"
+        "  seconds  means off"
     ]
-    keys = list(dict.fromkeys((r["problem"], r["method"]) for r in records))
-    for problem, method in sorted(keys):
-        some = [r for r in records if (r["problem"], r["method"]) == (problem, method)]
+    for setting in sorted({_setting(r) for r in records}):
+        some = [r for r in records if _setting(r) == setting]
+        problem, chains, draws, method = setting
 
         def median(key: str, some: list[dict[str, Any]] = some) -> float:
             return statistics.median(r["effective"] / r[key] for r in some)
 
         lines.append(
-            f"{problem:15} {method:26} {len(some):5d} {median('gradients'):13.4f} "
+            f"{problem:15} {chains:6d} {draws:5d} {method:26} {len(some):5d} "
+            f"{median('gradients'):13.4f} "
             f"{median('all'):13.4f} {median('seconds'):11.1f} "
             f"{statistics.median(r['seconds'] for r in some):8.1f} {_off(some, records):>10}"
         )

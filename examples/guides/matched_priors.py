@@ -43,8 +43,8 @@ print(matched.variances)
 #
 # Which method?
 #
-# * `"moments"`, the default, matches E[f(x) f(x')]. With one hidden layer that is a closed form at every width;
-#   deeper networks get a sampled correction to the limit. Seconds.
+# * `"moments"`, the default, matches E[f(x) f(x')], by the sliced distance of Gaussians with these moments. With one
+#   hidden layer that is a closed form at every width; deeper networks get a sampled correction to the limit. Seconds.
 # * `"sliced"` compares draws along random directions, and so sees tails. Take it for targets that are not
 #   Gaussian.
 # * `"wasserstein"` is the adversarial method of Tran et al. 2022, for comparison. Minutes.

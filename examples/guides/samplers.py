@@ -46,7 +46,12 @@ print(draws.num_gradients, "gradients per chain")
 
 # %% [markdown]
 # `run` warns of divergences, of R-hat above 1.01 and of fewer than 400 effective draws. Draws are
-# `[chains, draws, *event]`, statistics have ArviZ's names.
+# `[chains, draws, *event]`, statistics have ArviZ's names. Members of a `LangevinEnsemble` stay at modes of
+# their own and are judged by their halves, not by each other.
+#
+# A model with arguments is passed as `functools.partial(model, X, y)`.
+#
+# `bayes.report(draws)` judges them, and `draws.to_arviz()` gives them to ArviZ.
 #
 # ## A log density of your own
 #

@@ -122,41 +122,6 @@ def gp_regr():
     return model, quantities, mean, [0.0128, 0.00776, 0.00503], [1.2881, 0.78935, 0.5]
 
 
-def gp_pois_regr():
-    x = torch.arange(-10, 11, 2, dtype=torch.float64)
-    k = tensor(40.0, 37, 29, 12, 4, 3, 9, 19, 77, 82, 33)
-    square = (x[:, None] - x).square()
-
-    def function(rho, alpha, raw):
-        rho, alpha = rho[..., None, None], alpha[..., None, None]
-        covariance = alpha.square() * (-0.5 * square / rho.square()).exp()
-        jitter = 1e-10 * torch.eye(11, dtype=torch.float64)
-        root = torch.linalg.cholesky(covariance + jitter)
-        return (root @ raw.unsqueeze(-1)).squeeze(-1)
-
-    def model():
-        rho = pyro.sample("rho", dist.Gamma(scalar(25.0), scalar(4.0)))
-        alpha = pyro.sample("alpha", dist.HalfNormal(scalar(2.0)))
-        raw = pyro.sample("raw", dist.Normal(torch.zeros_like(k), 1.0).to_event(1))
-        rate = function(rho, alpha, raw).exp()
-        pyro.sample("k", dist.Poisson(rate).to_event(1), obs=k)
-
-    def quantities(draws):
-        rho, alpha = draws["rho"], draws["alpha"]
-        f = function(rho, alpha, draws["raw"])
-        return torch.cat([rho.unsqueeze(-1), alpha.unsqueeze(-1), f], -1)
-
-    mean = [5.66652941021132, 2.92134418379513, 3.63574060402204, 3.6886122237674]
-    mean += [3.25466563615865, 2.40916833234055, 1.56153312269637, 1.2952616184373]
-    mean += [1.93120329718491, 3.17960664748282, 4.25292132252809, 4.41509940077751]
-    mean += [3.50681694306204]
-    error = [0.00677, 0.00792, 0.0015, 0.00127, 0.00144, 0.00196, 0.00244, 0.00266, 0.00225]
-    error += [0.00144, 0.000969, 0.000925, 0.00163]
-    std = [0.67644, 0.78642, 0.1548, 0.12724, 0.14248, 0.19445, 0.24534, 0.26498, 0.22342]
-    std += [0.1435, 0.096164, 0.092732, 0.16253]
-    return model, quantities, mean, error, std
-
-
 def ar_k():
     rows = AR.unfold(0, 6, 1)
     before, now = rows[:, :5].flip(-1), rows[:, 5]
@@ -237,7 +202,6 @@ def test_published_means(posterior):
     [
         (ChEES(target_accept_prob=0.95), eight_schools_noncentered),
         (ChEES(target_accept_prob=0.95), gp_regr),
-        (ChEES(target_accept_prob=0.95), gp_pois_regr),
         (ChEES(target_accept_prob=0.95), ar_k),
         (ChEES(target_accept_prob=0.95), garch11),
         (HMC(target_accept_prob=0.95), eight_schools_noncentered),

@@ -52,7 +52,7 @@ def test_the_table_says_how_far_means_are_apart():
     found += [record(saas.BOTORCH, [1.0, 4.0])]
     text = saas.table(found)
     assert f"at most {2 / (0.4 * 2**0.5):.1f} standard errors, 2 of them" in text
-    assert "1.5 s" in text  # 768 of 1,012 iterations that took 2 seconds
+    assert "     100.0  2.0, 2.0" in text  # effective draws a second
 
 
 def test_functions_are_those_of_each_draw():

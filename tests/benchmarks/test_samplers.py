@@ -26,6 +26,7 @@ def test_moments_have_their_errors():
 def record(method, seed, means, **other):
     numbers = {"effective": 100.0, "gradients": 1000.0, "all": 2000.0, "seconds": 4.0}
     found = {"problem": "SAAS", "method": method, "seed": seed, **numbers}
+    found |= {"chains": 16, "draws": 500}
     return {**found, "means": means, "errors": [0.3, 0.4], **other}
 
 
@@ -39,3 +40,8 @@ def test_the_table_compares_means_with_those_of_the_reference():
     assert "0.1000" in ours
     reference = next(line for line in lines if samplers.REFERENCE in line)
     assert reference.split()[-1] == "-"
+
+
+def test_runs_of_other_lengths_are_not_taken_together():
+    found = [record("ChEES", 0, [1.0, 2.0]), record("ChEES", 0, [1.0, 2.0], draws=200)]
+    assert len(samplers.table(found).splitlines()) == 3
