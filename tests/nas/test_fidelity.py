@@ -347,7 +347,7 @@ def test_screens_that_tell_something_find_better_candidates_at_the_same_cost():
 def test_screens_that_tell_nothing_cost_no_more_than_their_share():
     """Half of the budget is for full trainings, up to one of them, and what is found is no worse
     than with half of the budget and without levels, within two standard errors."""
-    seeds = range(6)
+    seeds = range(5)
     found = [outcome(seed, 10, False, BRIEF) for seed in seeds]
     assert all(full >= 4 for _, full in found)
     gain = np.array([best - outcome(s, 5, False, None)[0] for s, (best, _) in enumerate(found)])
