@@ -465,7 +465,7 @@ def test_inputs_are_checked():
     prior = NetworkPrior(module(), bias_var=1.0)
     with pytest.raises(TypeError, match="NetworkPrior"):
         BayesianNetwork(X, Y, module())
-    with pytest.raises(ValueError, match="must have 1 outputs"):
+    with pytest.raises(ValueError, match="must have 1 output"):
         BayesianNetwork(X, Y[:, :1], prior)
     with pytest.raises(ValueError, match="one data set"):
         BayesianNetwork(X.expand(2, 15, 2), Y.expand(2, 15, 2), prior)
