@@ -53,6 +53,7 @@ class TestVectors(SurrogateContract):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The network 'bo' uses the 10 columns")
 class TestFittedNetwork(SurrogateContract):
     def make_surrogate(self):
         return "pfn"

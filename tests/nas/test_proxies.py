@@ -250,6 +250,7 @@ class TestAsDescriptor:
         assert DescriptorKernel(table).weights.shape == (count + 2,)
 
     @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:The fit of DenseProcess was stopped by max_iter")
     def test_a_useless_proxy_gets_less_weight_than_a_useful_one(self):
         graphs = list(dict.fromkeys(
             nas.spaces.MLPSpace(3, 2).random(torch.Generator().manual_seed(seed))
