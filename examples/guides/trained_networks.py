@@ -98,6 +98,7 @@ print("representation of three rows", after)
 
 # %%
 import math
+import warnings
 
 from sklearn.datasets import load_diabetes
 
@@ -112,11 +113,12 @@ train, test = order[:100], order[100:300]
 def machine_of(nu):
     def made(X, Y):
         machine = DeepKernelMachine(X, Y, layers=2, num_inducing=30, regularisation=nu)
-        return machine.fit(max_iter=100, progress=False)  # warns that it was not at its end
+        return machine.fit(max_iter=100, progress=False)
 
     return made
 
 
+warnings.filterwarnings("ignore", "The fit of DeepKernelMachine was stopped by max_iter=100")
 rows = X[train], Y[train], X[test], Y[test]
 held = {f"regularisation {nu}": machine_of(nu) for nu in (1.0, 10.0, math.inf)}
 print(compare(held, [rows], progress=False).to_pandas()[["rmse", "nlpd", "coverage"]])
