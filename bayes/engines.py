@@ -1,23 +1,18 @@
 """The engines of this package by name, for estimators: processes of common priors.
 
-Noise variances are learnt down to 1e-7 of the outcomes' variance, under a wide prior: some tables
-have none. Beyond 1,000 rows, kernel and noise are learnt on a random part of 1,000, and the process
-is then conditioned on all rows, exactly. Classifiers learn on all rows, through inducing points
-where they are variational. All take `sample_weight`, tensors `[n]` > 0, of their rows.
+Beyond 1,000 rows, kernel and noise are learnt on a random part of 1,000, and the process is then
+conditioned on all rows, exactly. Classifiers learn on all rows, through inducing points where they
+are variational. All take `sample_weight`, tensors `[n]` > 0, of their rows.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
-from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor, nn
 
@@ -32,8 +27,6 @@ from priors.scales import HalfCauchyVariance
 
 __all__ = ["classifiers", "engines", "process_engine", "processes"]
 
-_NOISE_FLOOR = 1e-7
-_NO_NOISE, _SOME_NOISE = 1e-6, 1e-4
 _ROWS_OF_FIT, _MOST_ROWS = 1_000, 5_000
 _WIDTH = 64  # of layers that stand for infinitely wide ones
 
@@ -115,26 +108,8 @@ def _fitted(
     Y: Tensor,
     sample_weight: Tensor | None = None,
 ) -> ExactProcess:
-    noise = GaussianLikelihood(
-        noise_prior=LogNormalPrior(-4.0, 3.0),
-        noise_constraint=GreaterThan(_NOISE_FLOOR, initial_value=0.1),
-    ).to(X)
-    model = process(X, Y, kernel(X.shape[-1]).to(X), likelihood=noise, train_weights=sample_weight)
-    model.fit(progress=False, max_rows=fit_rows)
-    if bool((model.likelihood.noise < _NO_NOISE).any()):
-        model = _better(model, _again_with_noise(model, fit_rows))
-    return model
-
-
-def _again_with_noise(model: ExactProcess, fit_rows: int) -> ExactProcess:
-    """Fitted from more noise: where there is hardly any, nothing leads an optimiser back to it."""
-    other = copy.deepcopy(model)
-    other.likelihood.noise = torch.full_like(other.likelihood.noise, _SOME_NOISE)
-    return other.fit(progress=False, max_rows=fit_rows)
-
-
-def _better(one: ExactProcess, other: ExactProcess) -> ExactProcess:
-    return max(one, other, key=lambda model: float(model.log_marginal_likelihood()))
+    model = process(X, Y, kernel(X.shape[-1]).to(X), train_weights=sample_weight)
+    return model.fit(progress=False, max_rows=fit_rows)
 
 
 def _half_cauchy(X: Tensor, *rest: Any, **options: Any) -> ScaleMixtureProcess:

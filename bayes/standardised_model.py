@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Self
 import gpytorch
 import torch
 from botorch.acquisition.objective import PosteriorTransform
-from botorch.models.utils.gpytorch_modules import get_gaussian_likelihood_with_lognormal_prior
 from botorch.posteriors import Posterior
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.kernels import Kernel
@@ -44,6 +43,7 @@ from bayes.description import (
     check_module,
     describe_module,
 )
+from bayes.noise import learnt_noise
 from bayes.processes.deferred_covariance import DeferredCovariance
 from bayes.processes.fitting import Watch, maximise
 from bayes.processes.marginal_likelihood import exact_solves
@@ -57,8 +57,6 @@ from priors.random_state import seeded
 
 __all__ = ["StandardisedModel"]
 
-# Where a learnt noise variance starts, as in the exact processes.
-_NOISE_VAR = 0.1
 # Queries whose covariance is computed with their marginals.
 _JOINT_QUERIES, _JOINT_NUMBERS = 512, 2**24
 
@@ -91,10 +89,7 @@ class StandardisedModel(TransformedModel, gpytorch.Module):
     ) -> None:
         """Keep rows, transforms and a noise variance for each output."""
         self._set_transforms(train_X, train_Y, input_transform, outcome_transform, kernel)
-        outputs = train_Y.shape[-1]
-        self.likelihood = get_gaussian_likelihood_with_lognormal_prior(torch.Size([outputs]))
-        self.likelihood.noise = _NOISE_VAR
-        self.likelihood.to(train_X)
+        self.likelihood = learnt_noise(train_Y.shape[-1:], train_X)
         self.register_buffer("train_X", train_X, persistent=False)
         self.register_buffer("train_Y", train_Y, persistent=False)
         self._given = described(input_transform, outcome_transform)

@@ -40,6 +40,7 @@ from bayes.checks import (
     chosen_outputs,
     warn_about_scale,
 )
+from bayes.conditioning import unrepeated
 from bayes.description import (
     FINGERPRINT_ROWS,
     check_fingerprint,
@@ -49,6 +50,7 @@ from bayes.description import (
     describe_transform,
     describe_values,
 )
+from bayes.noise import learnt_noise
 from bayes.outcome import ElementwiseOutcome
 from bayes.processes.fitting import Watch, maximise
 from bayes.processes.left_out import left_out_moments
@@ -69,11 +71,6 @@ from priors.random_state import seeded
 from priors.representation import as_data
 
 __all__ = ["ExactProcess"]
-
-# Where a learnt noise variance starts, on the model's scale. From BoTorch's start, 0.007, the
-# optimiser often ends at a function through all the outcomes, where there is a better optimum with
-# noise; from 0.5 and above it may miss the optimum of outcomes with hardly any.
-_NOISE_VAR = 0.1
 
 
 class ExactProcess(ProcessRows, ABC):
@@ -113,11 +110,15 @@ class ExactProcess(ProcessRows, ABC):
                 )
         outcome = make_outcome_transform(outcome_transform, train_Y)
         check_unit(owner, outcome, train_Y)
+        noise = copy.deepcopy(likelihood)
+        if train_Yvar is None and likelihood is None:
+            of_each = train_Y.mT.shape[:-1] if train_Y.shape[-1] > 1 else train_Y.shape[:-2]
+            noise = learnt_noise(of_each, train_X)
         super().__init__(
             train_X,
             train_Y,
             train_Yvar,
-            likelihood=copy.deepcopy(likelihood),
+            likelihood=noise,
             covar_module=copy.deepcopy(kernel),
             mean_module=ZeroMean(),
             outcome_transform=None if outcome is None else ElementwiseOutcome(outcome),
@@ -125,8 +126,6 @@ class ExactProcess(ProcessRows, ABC):
                 input_transform, train_X, columns_together(kernel)
             ),
         )
-        if train_Yvar is None and likelihood is None:
-            self.likelihood.noise = _NOISE_VAR
         self._hyperparameter_batch = train_Y.shape[:-2]
         self._hold(train_X, train_Y, train_Yvar, train_weights)
         self.eval()
@@ -272,9 +271,9 @@ class ExactProcess(ProcessRows, ABC):
 
     def _objective(self, mll: JointMarginalLogLikelihood) -> Tensor:
         """Log marginal likelihood and log priors in training mode, nats per row."""
-        rows = [self.transform_inputs(inputs) for inputs in self.train_inputs]
-        prior = MultivariateNormal(self.mean_module(*rows), self.covar_module(*rows))
-        objective: Tensor = mll(prior, self.train_targets, *rows)
+        X = self._for_each_output(self.transform_inputs(unrepeated(self.train_X)))
+        prior = MultivariateNormal(self.mean_module(X), self.covar_module(X))
+        objective: Tensor = mll(prior, self.train_targets, X)
         return objective
 
     def _costs(self) -> list[str]:

@@ -56,8 +56,8 @@ class GaussianProcess(ExactProcess):
             the model's `repr`. It is used as it is: wrap it in `gpytorch.kernels.ScaleKernel` for
             a learnt output scale.
         train_Yvar: Known noise variances, `[..., n, m]`, units of Y squared. Without them a
-            single noise variance per output is learnt, from 0.1 on the model's scale and under
-            BoTorch's prior.
+            single noise variance per output is learnt, from 0.1 on the model's scale, under
+            BoTorch's prior LogNormal(-4, 1) and down to 1e-6 (1e-4 in float32).
         train_weights: Weights of the rows, `[..., n]`, > 0: the learnt noise variance of each is
             divided by its weight. That of predictions is of weight 1.
         likelihood: A GPyTorch Gaussian likelihood to use instead, copied.

@@ -418,11 +418,15 @@ class ProcessRows(SingleTaskGP):
         self._has_transformed_inputs = False
 
     def _set_inputs(self, X: Tensor) -> None:
-        X = X.expand(*self._input_batch_shape, *X.shape[-2:])
-        if self.num_outputs > 1:
-            X = X.unsqueeze(-3).expand(*self._aug_batch_shape, *X.shape[-2:])
-        self.train_inputs = (X,)
+        self.train_inputs = (self._for_each_output(X),)
         self._clear_cache()
+
+    def _for_each_output(self, X: Tensor) -> Tensor:
+        """Rows `[..., n, d]` as GPyTorch has them: `[..., m, n, d]` of several outputs."""
+        X = X.expand(*self._input_batch_shape, *X.shape[-2:])
+        if self.num_outputs == 1:
+            return X
+        return X.unsqueeze(-3).expand(*self._aug_batch_shape, *X.shape[-2:])
 
     def _by_output(self, rows: Tensor) -> Tensor:
         """`[..., n, m]` as GPyTorch has it: `[..., m, n]`, or `[..., n]` of one output."""

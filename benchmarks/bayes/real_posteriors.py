@@ -7,7 +7,7 @@ which are then conditioned on `--rows` rows once, exactly. Engines: Gaussian pro
 length per input (RBF, Matern 5/2, NNGP of GELU and ReLU, NTK of GELU), a Student t process and a
 half-Cauchy scale mixture (Matern 5/2), the shipped PFN (512 random rows where there are more), and
 the stack of them all with its defaults, which weighs by leave-one-out in closed form or ten folds
-of the training rows. Noise variances are learnt down to 1e-7 of the outcomes' variance.
+of the training rows.
 Competitors: the density forest and boosting of `benchmarks pfn real`, tuned by cross-validation.
 
 Scores: RMSE, NLPD (nats per row, units of y), CRPS (units of y), means over splits with standard

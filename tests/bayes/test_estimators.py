@@ -307,31 +307,7 @@ def test_processes_learn_on_some_rows_and_know_all(number):
     X, y = (torch.as_tensor(part) for part in data(15))
     model = bayes.engines.processes(fit_rows=10)[number].factory(X, y[:, None])
     assert model.train_X.shape == (15, 3)
-    assert float(model.likelihood.noise.detach()) >= 1e-7
     torch.testing.assert_close(model.input_transform.offset[0], X.mean(0))
     whole = bayes.engines.processes(fit_rows=15)[number].factory(X, y[:, None])
     learnt, of_all = (torch.nn.utils.parameters_to_vector(m.parameters()) for m in (model, whole))
     assert not torch.allclose(learnt, of_all)
-
-
-class Stuck(GaussianProcess):
-    """Fits that end with hardly any noise, or where they started."""
-
-    starts: list = []
-
-    def fit(self, **options):
-        self.starts.append(self.likelihood.noise.item())
-        if len(self.starts) == 1:
-            self.likelihood.noise = 2e-7
-        return self
-
-
-@pytest.mark.parametrize("noisy", [True, False])
-def test_engines_that_end_without_noise_start_again_with_some(noisy):
-    X = torch.linspace(0, 1, 30, dtype=torch.float64)[:, None]
-    Y = X.sin() + (0.02 * torch.cos(50 * X) if noisy else 0)
-    Stuck.starts.clear()
-    engine = bayes.engines.process_engine("stuck", lambda d: RBFKernel(), Stuck)
-    noise = engine.factory(X, Y).likelihood.noise.item()
-    assert Stuck.starts == pytest.approx([0.1, 1e-4])
-    assert noise == pytest.approx(1e-4 if noisy else 2e-7)

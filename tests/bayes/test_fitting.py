@@ -431,6 +431,45 @@ def test_outcomes_with_hardly_any_noise_are_not_smoothed():
     assert model.likelihood.noise.item() < 0.01
 
 
+@pytest.mark.parametrize("process", PROCESSES)
+def test_little_noise_is_found(process):
+    """A hundred thousandth of the variance: sd of the estimate is 0.14 of it, and noise is a ratio
+    to the scale for the t process."""
+    X = torch.linspace(0, 1, 100, dtype=torch.float64)[:, None]
+    noise = torch.randn(100, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    smooth = torch.sin(5 * X)
+    Y = smooth + noise * math.sqrt(1e-5) * smooth.std()
+    model = process(X, Y, ScaleKernel(RBFKernel()) if process is GaussianProcess else RBFKernel())
+    model.fit()
+    single = model.posterior(X[:1], observation_noise=True).variance
+    found = (single - model.posterior(X[:1]).variance) / Y.var()
+    assert found.item() == pytest.approx(1e-5, rel=0.6)
+
+
+def test_single_precision_keeps_more_noise():
+    X = torch.linspace(0, 1, 100)[:, None]
+    model = GaussianProcess(X, torch.sin(5 * X), ScaleKernel(RBFKernel())).fit()
+    assert model.likelihood.noise.item() == pytest.approx(1e-4, rel=1e-5)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_batches_of_several_outputs(process):
+    """Outputs of data sets are learnt together as data sets of one output are."""
+    X, Y = (torch.stack(rows) for rows in zip(*(data(20, seed=k) for k in range(3)), strict=True))
+    several = process(X, torch.cat([Y, Y.exp()], -1), RBFKernel()).fit()
+    one = process(torch.cat([X, X]), torch.cat([Y, Y.exp()]), RBFKernel()).fit()
+    torch.testing.assert_close(
+        several.covar_module.lengthscale, one.covar_module.lengthscale, rtol=1e-3, atol=0
+    )
+    mean = several.posterior(X).mean
+    torch.testing.assert_close(
+        mean,
+        one.posterior(torch.cat([X, X])).mean.view(2, 3, 20).movedim(0, -1),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
 def test_a_given_likelihood_starts_where_it_is():
     X, Y = data()
     likelihood = GaussianLikelihood()
