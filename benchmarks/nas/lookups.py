@@ -15,101 +15,54 @@ tables needs pyarrow, and `optuna-cmaes` the package cmaes.
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import sys
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
-import scipy.stats
-import torch
-from tqdm import tqdm
 
-from benchmarks.bayes import records
 from benchmarks.nas.methods import METHODS
+from benchmarks.nas.runs import carry_out, half_width, parser_of
 from benchmarks.nas.tables import TASKS, Lookup, load_table
 
 __all__ = ["main", "report"]
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "search_lookups.jsonl"
 STOPS = (10, 25, 50, 100)
 
 
 def main(argv: list[str]) -> int:
     """Run what is missing and print the tables."""
-    options = _options(argv)
-    if not options.table:
-        try:
-            _run(options)
-        except FileNotFoundError as error:
-            print(f"benchmarks search lookups: {error}", file=sys.stderr)
-            return 2
-    found = records.read(options.out)
-    for task in TASKS:
-        rows = [r for r in found if r.get("task") == task and r["seed"] >= options.first]
-        if rows:
-            print(report(task, rows))
-    return 0
-
-
-def _options(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks search lookups", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    at = os.environ.get("WIDEPRIOR_DATA")
-    usual = None if at is None else Path(at) / "nas"
-    parser.add_argument("--data", type=Path, default=usual, help="folder of the tables")
+    parser = parser_of("lookups", __doc__, seeds=30)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=30, help="runs of each method (30)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first seed (0)")
     parser.add_argument("--queries", type=int, default=STOPS[-1], help="of each run (100)")
-    parser.add_argument("--out", type=Path, default=RESULT, help="file of results, JSON lines")
-    parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
-    return parser.parse_args(argv)
-
-
-def _run(options: argparse.Namespace) -> None:
-    if options.data is None:
-        raise FileNotFoundError("--data FOLDER with the tables is needed, or WIDEPRIOR_DATA.")
-    torch.set_num_threads(1)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    found = records.read(options.out)
-    done = {(r["task"], r["method"], r["seed"]) for r in found}
-    tables = {task: load_table(task, options.data) for task in options.tasks}
-    every = [
-        (task, method, seed)
-        for seed in range(options.first, options.first + options.seeds)
+    options = parser.parse_args(argv)
+    seeds = range(options.first, options.first + options.seeds)
+    wanted = [
+        {"task": task, "method": method, "seed": seed}
+        for seed in seeds
         for task in options.tasks
         for method in options.methods
-        if (task, method, seed) not in done
     ]
-    for task, method, seed in tqdm(every, desc="runs"):
-        lookup = Lookup(tables[task], seed)
-        seconds = METHODS[method](lookup, options.queries, seed)
-        records.append(options.out, _record(lookup, options.queries, method, seed, seconds))
+
+    def reports(found: list[dict[str, Any]]) -> str:
+        rows = [r for r in found if r["seed"] >= options.first]
+        by_task = {task: [r for r in rows if r["task"] == task] for task in TASKS}
+        return "\n".join(report(task, rows) for task, rows in by_task.items() if rows)
+
+    return carry_out(options, wanted, partial(_run, options.data, options.queries), reports)
 
 
-def _record(
-    lookup: Lookup, queries: int, method: str, seed: int, seconds: list[float]
-) -> dict[str, Any]:
-    table = lookup.table
+def _run(data: Path | None, queries: int, *, task: str, method: str, seed: int) -> dict[str, Any]:
+    table = load_table(task, data)
+    lookup = Lookup(table, seed)
+    seconds = METHODS[method](lookup, queries, seed)
     stops = [stop for stop in STOPS if stop <= queries]
     return {
-        "task": table.name,
-        "method": method,
-        "seed": seed,
         "quality": [float(table.quality[lookup.recommended(stop)]) for stop in stops],
         "seconds": [round(float(np.sum(seconds[: lookup.seen(stop)])), 3) for stop in stops],
         "best": float(table.quality.max()),
         "average": float(table.quality.mean()),
-        "machine": platform.machine(),
-        "versions": {name: version(name) for name in ("torch", "botorch", "optuna")},
     }
 
 
@@ -138,11 +91,7 @@ def report(task: str, rows: list[dict[str, Any]]) -> str:
             continue
         length = min(len(r["quality"]) for r in runs)
         quality = np.array([r["quality"][:length] for r in runs])
-        half = np.full(length, np.nan)
-        if len(runs) > 1:
-            error = scipy.stats.sem(quality, axis=0)
-            half = scipy.stats.t.ppf(0.975, len(runs) - 1) * error
-        mean = quality.mean(0)
+        half, mean = half_width(quality), quality.mean(0)
         improvement = 100 * (mean - average) / abs(average)
         paired = [(r["quality"][:length], random[r["seed"]]) for r in runs if r["seed"] in random]
         wins = [

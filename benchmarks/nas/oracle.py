@@ -17,11 +17,8 @@ Reading the tables needs pyarrow.
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +26,10 @@ import numpy as np
 import optuna
 import scipy.stats
 import torch
-from tqdm import tqdm
 
 import nas
-from benchmarks.bayes import records
 from benchmarks.nas.methods import METHODS
+from benchmarks.nas.runs import carry_out, half_width, parser_of
 from benchmarks.nas.tables import Lookup, Table, load_table
 from nas.encoding.candidates import Candidate
 from nas.encoding.hyperparameters import HyperparameterCube
@@ -42,12 +38,12 @@ from nas.surrogates import GraphProcess
 
 __all__ = ["main", "report", "warped_like"]
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "search_oracle.jsonl"
 MAX_QUERIES = 500
 NUM_KNOWN, NUM_OTHERS = 50, 1000
 NUM_EARLIER = 50
 STOPS = (10, 25)
-Part = Callable[[dict[str, Table], str, str, int], dict[str, Any]]
+Tables = Callable[[str], Table]
+Part = Callable[[Tables, str, str, int], dict[str, Any]]
 
 
 class _Found(Exception):
@@ -69,8 +65,8 @@ class _Oracle(Lookup):
         return self.scores[-1]
 
 
-def _queries(tables: dict[str, Table], task: str, method: str, seed: int) -> dict[str, Any]:
-    lookup, found = _Oracle(tables[task]), False
+def _queries(tables: Tables, task: str, method: str, seed: int) -> dict[str, Any]:
+    lookup, found = _Oracle(tables(task)), False
     try:
         METHODS[method](lookup, MAX_QUERIES, seed)
     except _Found:
@@ -78,8 +74,8 @@ def _queries(tables: dict[str, Table], task: str, method: str, seed: int) -> dic
     return {"queries": len(lookup.rows) if found else None}
 
 
-def _calibration(tables: dict[str, Table], task: str, method: str, seed: int) -> dict[str, Any]:
-    table = tables[task]
+def _calibration(tables: Tables, task: str, method: str, seed: int) -> dict[str, Any]:
+    table = tables(task)
     rng = np.random.default_rng([seed, 5])
     rows = rng.permutation(len(table))[: NUM_KNOWN + NUM_OTHERS]
     lookup = Lookup(table, seed)
@@ -101,11 +97,11 @@ def _calibration(tables: dict[str, Table], task: str, method: str, seed: int) ->
     }
 
 
-def _transfer(tables: dict[str, Table], task: str, method: str, seed: int) -> dict[str, Any]:
-    earlier = _searched(Lookup(tables["cifar10"], seed), NUM_EARLIER, seed, ())
-    lookup = Lookup(tables[task], seed)
+def _transfer(tables: Tables, task: str, method: str, seed: int) -> dict[str, Any]:
+    earlier = _searched(Lookup(tables("cifar10"), seed), NUM_EARLIER, seed, ())
+    lookup = Lookup(tables(task), seed)
     _searched(lookup, STOPS[-1], seed, [earlier])
-    return {"quality": [float(tables[task].quality[lookup.recommended(stop)]) for stop in STOPS]}
+    return {"quality": [float(tables(task).quality[lookup.recommended(stop)]) for stop in STOPS]}
 
 
 def _searched(
@@ -159,52 +155,22 @@ PARTS: dict[str, tuple[Part, tuple[str, ...], tuple[str, ...]]] = {
 
 def main(argv: list[str]) -> int:
     """Run what is missing and print what is there."""
-    options = _options(argv)
-    if not options.table:
-        try:
-            _run(options)
-        except FileNotFoundError as error:
-            print(f"benchmarks search oracle: {error}", file=sys.stderr)
-            return 2
-    print(report(records.read(options.out)))
-    return 0
-
-
-def _options(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks search oracle", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    at = os.environ.get("WIDEPRIOR_DATA")
-    usual = None if at is None else Path(at) / "nas"
-    parser.add_argument("--data", type=Path, default=usual, help="folder of the tables")
+    parser = parser_of("oracle", __doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="of the queries (gp)")
-    parser.add_argument("--seeds", type=int, default=10, help="runs of each (10)")
-    parser.add_argument("--out", type=Path, default=RESULT, help="file of results, JSON lines")
-    parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
-    return parser.parse_args(argv)
-
-
-def _run(options: argparse.Namespace) -> None:
-    if options.data is None:
-        raise FileNotFoundError("--data FOLDER with the tables is needed, or WIDEPRIOR_DATA.")
-    torch.set_num_threads(1)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    found = records.read(options.out)
-    done = {(r["part"], r["task"], r["method"], r["seed"]) for r in found}
-    tables = {task: load_table(task, options.data) for task in ("cifar10", "cifar100")}
-    every = [
-        (part, task, method, seed)
+    options = parser.parse_args(argv)
+    wanted = [
+        {"part": part, "task": task, "method": method, "seed": seed}
         for part in options.parts
-        for seed in range(options.seeds)
+        for seed in range(options.first, options.first + options.seeds)
         for task in PARTS[part][1]
         for method in (part == "queries" and options.methods) or PARTS[part][2]
-        if (part, task, method, seed) not in done
     ]
-    for part, task, method, seed in tqdm(every, desc="runs"):
-        measured = PARTS[part][0](tables, task, method, seed)
-        versions = {name: version(name) for name in ("torch", "botorch", "optuna")}
-        of = {"part": part, "task": task, "method": method, "seed": seed}
-        records.append(options.out, {**of, **measured, "versions": versions})
+    return carry_out(options, wanted, partial(_run, options.data), report)
+
+
+def _run(data: Path | None, *, part: str, task: str, method: str, seed: int) -> dict[str, Any]:
+    return PARTS[part][0](partial(load_table, folder=data), task, method, seed)
 
 
 def report(found: Sequence[dict[str, Any]]) -> str:
@@ -227,11 +193,7 @@ def report(found: Sequence[dict[str, Any]]) -> str:
             names = [name for name in ("spearman", "coverage", "quality") if name in runs[0]]
             for name in names:
                 values = np.array([r[name] for r in runs]).reshape(len(runs), -1)
-                half = 0.0
-                if len(runs) > 1:
-                    error = scipy.stats.sem(values, axis=0)
-                    half = scipy.stats.t.ppf(0.975, len(runs) - 1) * error
-                pairs = zip(values.mean(0), np.broadcast_to(half, values.shape[1:]), strict=True)
+                pairs = zip(values.mean(0), half_width(values), strict=True)
                 line += f", {name} " + " ".join(f"{m:.3f}±{h:.3f}" for m, h in pairs)
         lines.append(line)
     return "\n".join(lines)

@@ -16,29 +16,21 @@ needs pyarrow.
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-import scipy.stats
-import torch
-from tqdm import tqdm
 
 import nas
-from benchmarks.bayes import records
+from benchmarks.nas.runs import carry_out, half_width, parser_of
 from benchmarks.nas.tables import Lookup, Table, load_table
 
 __all__ = ["dominated", "main", "report"]
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "search_pareto.jsonl"
 STOPS = (25, 50, 100, 150)
 REFERENCE = (15.0, 25.0)  # percent, ms
 SAMPLERS: dict[str, Callable[[Table, int], optuna.samplers.BaseSampler]] = {
@@ -52,50 +44,20 @@ SAMPLERS: dict[str, Callable[[Table, int], optuna.samplers.BaseSampler]] = {
 
 def main(argv: list[str]) -> int:
     """Run what is missing and print the table."""
-    options = _options(argv)
-    if not options.table:
-        try:
-            _run(options)
-        except FileNotFoundError as error:
-            print(f"benchmarks search pareto: {error}", file=sys.stderr)
-            return 2
-    print(report(records.read(options.out)))
-    return 0
-
-
-def _options(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks search pareto", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    at = os.environ.get("WIDEPRIOR_DATA")
-    usual = None if at is None else Path(at) / "nas"
-    parser.add_argument("--data", type=Path, default=usual, help="folder of the tables")
+    parser = parser_of("pareto", __doc__)
     parser.add_argument("--methods", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
-    parser.add_argument("--seeds", type=int, default=10, help="runs of each method (10)")
     parser.add_argument("--queries", type=int, default=STOPS[-1], help="of each run (150)")
-    parser.add_argument("--out", type=Path, default=RESULT, help="file of results, JSON lines")
-    parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
-    return parser.parse_args(argv)
-
-
-def _run(options: argparse.Namespace) -> None:
-    if options.data is None:
-        raise FileNotFoundError("--data FOLDER with the tables is needed, or WIDEPRIOR_DATA.")
-    torch.set_num_threads(1)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    done = {(r["method"], r["seed"]) for r in records.read(options.out)}
-    table = load_table("cifar10", options.data)
-    every = [
-        (method, seed)
-        for seed in range(options.seeds)
+    options = parser.parse_args(argv)
+    wanted = [
+        {"method": method, "seed": seed}
+        for seed in range(options.first, options.first + options.seeds)
         for method in options.methods
-        if (method, seed) not in done
     ]
-    for method, seed in tqdm(every, desc="runs"):
-        records.append(options.out, _searched(table, method, seed, options.queries))
+    return carry_out(options, wanted, partial(_run, options.data, options.queries), report)
 
 
-def _searched(table: Table, method: str, seed: int, queries: int) -> dict[str, Any]:
-    """One run as a record."""
+def _run(data: Path | None, queries: int, *, method: str, seed: int) -> dict[str, Any]:
+    table = load_table("cifar10", data)
     assert table.latency is not None
     lookup, seconds = Lookup(table, seed), []
     study = optuna.create_study(
@@ -116,12 +78,8 @@ def _searched(table: Table, method: str, seed: int, queries: int) -> dict[str, A
         front = rows[_front(seen, table.latency[rows])]
         found.append(dominated(error[front], table.latency[front]) / whole)
     return {
-        "method": method,
-        "seed": seed,
         "share": found,
         "seconds": [round(float(np.sum(seconds[:stop])), 3) for stop in STOPS],
-        "machine": platform.machine(),
-        "versions": {name: version(name) for name in ("torch", "botorch", "optuna")},
     }
 
 
@@ -177,7 +135,5 @@ def report(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _with_half_width(values: np.ndarray) -> list[str]:
-    half = np.full(values.shape[1], np.nan)
-    if len(values) > 1:
-        half = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values, axis=0)
-    return [f"{m:.2f}±{h:.2f}" for m, h in zip(values.mean(0), half, strict=True)]
+    pairs = zip(values.mean(0), half_width(values), strict=True)
+    return [f"{m:.2f}±{h:.2f}" for m, h in pairs]

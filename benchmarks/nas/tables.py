@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -212,16 +213,19 @@ class TwoLayerSpace(FlatSpace):
         return torch.tensor([*widths, *tanh], dtype=torch.float64, device="cpu")
 
 
-def load_table(task: str, folder: Path) -> Table:
+@cache
+def load_table(task: str, folder: Path | None) -> Table:
     """The table of a task.
 
     Args:
         task: Name in `TASKS`.
-        folder: Holds the file of it.
+        folder: Holds the file of it; None where nothing was said.
 
     Raises:
         FileNotFoundError: the file is missing.
     """
+    if folder is None:
+        raise FileNotFoundError("--data FOLDER with the tables is needed, or WIDEPRIOR_DATA.")
     path = folder / TASKS[task]
     if not path.exists():
         raise FileNotFoundError(

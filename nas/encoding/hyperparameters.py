@@ -1,24 +1,12 @@
-"""Hyperparameters as points of the unit cube, for a Gaussian process and for local moves.
-
-A number takes one coordinate, linear or logarithmic as its distribution says; a categorical
-takes one coordinate for each choice (one-hot).
-
-A hyperparameter that exists only for some candidates has a code in which those without it are all
-the same point, as far from each that has it: 0 where it is not, and else a number is a point of a
-quarter of the unit circle, (sin, cos) of pi / 2 times its coordinate, and a categorical as it is
-above. This is the arc kernel of Swersky et al. 2014 (1409.4011, section 3) with its angle fixed at
-a quarter turn; its radius is the length scale that the coordinates share.
-"""
+"""Hyperparameters as points of the unit cube, for a Gaussian process and for local moves."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from optuna.distributions import (
-    BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
@@ -28,6 +16,7 @@ from torch.quasirandom import SobolEngine
 
 from nas.architectures import Architecture
 from nas.compat import contains
+from nas.encoding.columns import columns_of, from_unit, reflect, to_unit
 from nas.encoding.conditional import Conditional, Declared, bare, descriptor
 from nas.spaces import FlatSpace, Space
 from priors.randomness import RandomSource
@@ -73,6 +62,10 @@ class HyperparameterCube:
         self.distributions = dict(sorted(bare(distributions).items()))
         self.conditions = {n: d for n, d in distributions.items() if isinstance(d, Conditional)}
         self.space = space
+        self._columns = {
+            name: columns_of(distribution, conditional=name in self.conditions)
+            for name, distribution in self.distributions.items()
+        }
         self._order = self._parents_first()
 
     @property
@@ -88,14 +81,7 @@ class HyperparameterCube:
     @property
     def sizes(self) -> tuple[int, ...]:
         """How many coordinates share each length scale, in their order."""
-        sizes: list[int] = []
-        for name, distribution in self.distributions.items():
-            number = _coordinates(distribution)
-            if name in self.conditions:
-                sizes.append(max(2, number))
-            else:
-                sizes += [1] * number
-        return tuple(sizes)
+        return tuple(size for column in self._columns.values() for size in column.sizes)
 
     def chosen(
         self, architecture: Architecture, values: Mapping[str, Any], generator: Generator | None
@@ -173,18 +159,9 @@ class HyperparameterCube:
     def row(self, values: Mapping[str, Any]) -> list[float]:
         """The coordinates of `encode`."""
         row: list[float] = []
-        for name, distribution in self.distributions.items():
-            conditional = name in self.conditions
-            if conditional and name not in values:
-                row += [0.0] * max(2, _coordinates(distribution))
-            elif isinstance(distribution, CategoricalDistribution):
-                row += [float(values[name] == choice) for choice in distribution.choices]
-                row += [0.0] * (conditional and len(distribution.choices) < 2)
-            elif conditional:
-                angle = math.pi / 2 * _to_unit(values[name], distribution)
-                row += [math.sin(angle), math.cos(angle)]
-            else:
-                row.append(_to_unit(values[name], distribution))
+        for name, column in self._columns.items():
+            absent = name in self.conditions and name not in values
+            row += column.absent if absent else column.point(values[name])
         return row
 
     def contains(self, values: Mapping[str, Any], architecture: Architecture | None = None) -> bool:
@@ -238,59 +215,12 @@ class HyperparameterCube:
                 continue
             if isinstance(distribution, CategoricalDistribution):
                 again = chance < scale
-                moved[name] = _from_unit(place, distribution) if again else values[name]
+                moved[name] = from_unit(place, distribution) if again else values[name]
             else:
-                unit = _to_unit(values[name], distribution) + scale * step
-                moved[name] = _from_unit(_reflect(unit), distribution)
+                unit = to_unit(values[name], distribution) + scale * step
+                moved[name] = from_unit(reflect(unit), distribution)
         return moved
 
     def _at(self, uniform: Tensor) -> Values:
         pairs = zip(self.distributions.items(), uniform.tolist(), strict=True)
-        return {name: _from_unit(unit, distribution) for (name, distribution), unit in pairs}
-
-
-def _coordinates(distribution: BaseDistribution) -> int:
-    if isinstance(distribution, CategoricalDistribution):
-        return len(distribution.choices)
-    return 1
-
-
-def _bounds(distribution: FloatDistribution | IntDistribution) -> tuple[float, float]:
-    """Bounds on the scale that the unit coordinate is linear in.
-
-    Integers get half a step on each side, so that the end values are as likely as the others.
-    """
-    low, high = float(distribution.low), float(distribution.high)
-    if isinstance(distribution, IntDistribution):
-        low, high = low - 0.5 * distribution.step, high + 0.5 * distribution.step
-    if distribution.log:
-        return math.log(low), math.log(high)
-    return low, high
-
-
-def _to_unit(value: float, distribution: BaseDistribution) -> float:
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    low, high = _bounds(distribution)
-    if high == low:
-        return 0.5
-    return ((math.log(value) if distribution.log else float(value)) - low) / (high - low)
-
-
-def _from_unit(unit: float, distribution: BaseDistribution) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        size = len(distribution.choices)
-        return distribution.choices[min(int(unit * size), size - 1)]
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    low, high = _bounds(distribution)
-    value = low + unit * (high - low)
-    value = math.exp(value) if distribution.log else value
-    if distribution.step is not None:
-        steps = round((value - distribution.low) / distribution.step)
-        value = distribution.low + steps * distribution.step
-    value = min(max(value, distribution.low), distribution.high)
-    return round(value) if isinstance(distribution, IntDistribution) else float(value)
-
-
-def _reflect(unit: float) -> float:
-    folded = unit % 2.0
-    return 2.0 - folded if folded > 1.0 else folded
+        return {name: from_unit(unit, distribution) for (name, distribution), unit in pairs}

@@ -233,9 +233,7 @@ def test_small_blocks_of_many_batches(size):
 def test_budget_kernel_is_the_mixture_of_decays():
     """By quadrature over the rate, a gamma law of shape a and rate b."""
     kernel = BudgetKernel().double()
-    shape, scale, share = (
-        kernel._value(n, torch.zeros(1).double()) for n in ("shape", "scale", "share")
-    )
+    shape, scale, share = kernel.shape, kernel.scale, kernel.share
     times = torch.tensor([[0.0], [0.3], [1.0]], dtype=torch.float64)
     rates = torch.linspace(1e-6, 80, 400_001, dtype=torch.float64)
     density = torch.distributions.Gamma(shape, scale).log_prob(rates).exp()
