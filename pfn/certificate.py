@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Certificate", "CertificateRow"]
 
+ECE_BINS = 15
+
 
 @dataclass(frozen=True)
 class CertificateRow:
@@ -79,8 +81,11 @@ class Certificate:
         coherence: "martingale", "order" and, of tasks of several exchangeable columns, "columns",
             with 10 context rows; see `pfn.certification`. Empty in classification.
         ece: Expected calibration error of the most probable class by number of context rows, in
-            15 equal bins of its probability (Guo et al. 2017, 1706.04599, equation 3). Bins of few
-            queries make it larger. Empty in regression.
+            `ECE_BINS` equal bins of its probability (Guo et al. 2017, 1706.04599, equation 3).
+            Empty in regression.
+        ece_error: Standard error of `ece`, of tasks that are dependent within a batch.
+        ece_expected: What `ece` would be on average for as many tasks if the network were
+            calibrated: above 0, as bins have few queries.
         scores: Quantiles 0.005, 0.05, 0.5, 0.95, 0.995 of `familiarity.context_score` under the
             prior, by number of context rows.
     """
@@ -96,6 +101,8 @@ class Certificate:
     pit: dict[int, list[float]] = field(default_factory=dict)
     coherence: dict[str, float] = field(default_factory=dict)
     ece: dict[int, float] = field(default_factory=dict)
+    ece_error: dict[int, float] = field(default_factory=dict)
+    ece_expected: dict[int, float] = field(default_factory=dict)
     scores: dict[int, list[float]] = field(default_factory=dict)
 
     @property
@@ -196,7 +203,7 @@ class Certificate:
                 for key, row in values[table].items()
             }
         for table in _LISTS:
-            values[table] = {str(key): row for key, row in values[table].items()}
+            values[table] = {str(k): None if v != v else v for k, v in values[table].items()}
         return values
 
     @classmethod
@@ -211,7 +218,10 @@ class Certificate:
             table: {key(k): row(numbers) for k, numbers in values.get(table, {}).items()}
             for table, key in _TABLES.items()
         }
-        lists = {table: {int(k): v for k, v in values.get(table, {}).items()} for table in _LISTS}
+        lists = {
+            table: {int(k): math.nan if v is None else v for k, v in values.get(table, {}).items()}
+            for table in _LISTS
+        }
         plain: dict[str, Any] = {
             name: values[name] for name in ("prior", "reference", "seed", "coherence")
         }
@@ -270,7 +280,14 @@ class Certificate:
                 for key, row in rows.items()
             ]
         lines += [f"coherence: {name} {value:.4f}" for name, value in self.coherence.items()]
-        lines += [f"calibration error with {n} rows: {value:.4f}" for n, value in self.ece.items()]
+        if self.ece:
+            lines.append(f"expected calibration error, {ECE_BINS} equal bins of confidence")
+            lines.append(f"{'context':>11} {'ECE':>8} {'± s.e.':>8} {'if calibrated':>14}")
+        lines += [
+            f"{n:>11} {value:>8.4f} {self.ece_error.get(n, math.nan):>8.4f} "
+            f"{self.ece_expected.get(n, math.nan):>14.4f}"
+            for n, value in self.ece.items()
+        ]
         return "\n".join(lines)
 
 
@@ -288,4 +305,4 @@ _TITLES = {
     "low_noise": "noise<1e-4",
     "other_noise": "noise>=1e-4",
 }
-_LISTS = ("pit", "scores", "ece")
+_LISTS = ("pit", "scores", "ece", "ece_error", "ece_expected")

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pfn.certificate import Certificate, CertificateRow
+from pfn.certificate import ECE_BINS, Certificate, CertificateRow
 from pfn.familiarity import context_score
 from pfn.posteriors import predictive
 from pfn.prior_fitted_network import PFN
@@ -45,7 +45,6 @@ __all__ = ["certify"]
 
 _LEVELS = (0.5, 0.8, 0.9, 0.95)
 _PIT_BINS = 20
-_ECE_BINS = 15
 _LOW_NOISE = -4  # decades below this one
 _NO_DECADE = 99  # of tasks without a finite, positive noise variance
 _SCORE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -173,7 +172,7 @@ def certify(
         other_noise=measured.rest_of_low_noise(),
         pit=measured.pits() if pfn.bars is not None else {},
         coherence=_means(coherence),
-        ece=measured.calibration_errors() if pfn.bars is None else {},
+        **(measured.calibration_errors() if pfn.bars is None else {}),
         scores={n: _quantiles(parts) for n, parts in scores.items()},
     )
 
@@ -284,7 +283,9 @@ class _Measurements:
             self.keys[name].append(torch.full((len(values),), value, device="cpu"))
         number = torch.arange(len(values), device="cpu")
         self.keys["task"].append(batch + number + (own * n << 32))
-        self._judged.setdefault(n, []).append(judged.flatten(0, 1).double().cpu())
+        of_queries = judged.flatten(0, 1).double().cpu()
+        of_batch = of_queries.new_full((len(of_queries), 1), batch)
+        self._judged.setdefault(n, []).append(torch.cat([of_queries, of_batch], dim=-1))
 
     def table(
         self, name: str, *, least: int = -_NO_DECADE, below: int = _NO_DECADE + 1
@@ -311,23 +312,41 @@ class _Measurements:
         """Shares of the transforms in equal bins, by number of context rows."""
         shares = {}
         for n, parts in sorted(self._judged.items()):
-            counts = torch.histc(torch.cat(parts), bins=_PIT_BINS, min=0.0, max=1.0)
+            counts = torch.histc(torch.cat(parts)[:, 0], bins=_PIT_BINS, min=0.0, max=1.0)
             shares[n] = (counts / counts.sum()).tolist()
         return shares
 
-    def calibration_errors(self) -> dict[int, float]:
-        """Expected calibration errors by number of context rows."""
-        return {n: _ece(*torch.cat(parts).T) for n, parts in sorted(self._judged.items())}
+    def calibration_errors(self) -> dict[str, dict[int, float]]:
+        """Of the expected calibration error what a certificate has, by number of context rows."""
+        found = {n: _ece(*torch.cat(parts).T) for n, parts in sorted(self._judged.items())}
+        return {
+            name: {n: values[i] for n, values in found.items()}
+            for i, name in enumerate(("ece", "ece_error", "ece_expected"))
+        }
 
 
 _KEYS = ("context", "features", "noise")
 
 
-def _ece(confidence: Tensor, right: Tensor) -> float:
-    """Mean of |share right - mean confidence| over equal bins of confidence, by their queries."""
-    index = (confidence * _ECE_BINS).long().clamp_max(_ECE_BINS - 1)
-    apart = confidence.new_zeros(_ECE_BINS).index_add_(0, index, right - confidence)
-    return float(apart.abs().sum()) / len(confidence)
+def _ece(confidence: Tensor, right: Tensor, batch: Tensor) -> tuple[float, float, float]:
+    """Expected calibration error, its standard error, and its mean if the network is calibrated.
+
+    The error is the sum over equal bins of |a|, a the sum of right - confidence in the bin over the
+    number N of queries. Where no a is near 0 their signs are known and the error is a mean over
+    queries. In a calibrated network a is normal about 0, and |a| sqrt(2 / pi) of its deviation.
+
+    Args:
+        confidence: Probability of the most probable class, `[N]`.
+        right: 1 where it was right, `[N]`.
+        batch: What the queries belong to within which they are dependent, `[N]`.
+    """
+    index = (confidence * ECE_BINS).long().clamp_max(ECE_BINS - 1)
+    apart = right - confidence
+    sums = confidence.new_zeros(ECE_BINS).index_add_(0, index, apart)
+    signed = sums.sign()[index] * apart
+    deviations = [_error(torch.where(index == k, apart, 0.0), batch) for k in index.unique()]
+    expected = math.sqrt(2 / math.pi) * sum(deviations)
+    return float(signed.mean()), _error(signed, batch), expected
 
 
 def _row(values: Tensor, context: Tensor, batch: Tensor, task: Tensor) -> CertificateRow:

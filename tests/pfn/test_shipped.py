@@ -54,6 +54,11 @@ def test_metadata(name):
     if not network.architecture.classes:
         columns = {"columns"} if network.coverage.exchangeable else set()
         assert measured.coherence.keys() == {"martingale", "order"} | columns
+        assert not measured.ece
+    else:
+        assert list(measured.ece) == list(measured.ece_error) == list(measured.by_context)
+        for n, error in measured.ece_error.items():
+            assert measured.ece[n] > measured.ece_expected[n] - 4 * error
     assert network.coverage.max_context >= max(measured.by_context)
 
 

@@ -339,6 +339,18 @@ class TestCertificate:
         assert str(again) == str(measured)
         assert "calibration only" in str(measured)
 
+    def test_certificates_of_older_files(self):
+        values = load("classification").certificate.to_json()
+        for name in ("ece", "ece_error", "ece_expected"):
+            values.pop(name)
+        older = Certificate.from_json(values)
+        assert older.ece == older.ece_error == {}
+        assert "calibration error" not in str(older)
+        few = Certificate.from_json({**values, "ece": {"5": 0.1}, "ece_error": {"5": None}})
+        assert math.isnan(few.ece_error[5])
+        assert Certificate.from_json(few.to_json()).to_json() == few.to_json()
+        assert "5   0.1000      nan" in str(few)
+
     def test_the_reference_is_that_of_the_prior(self):
         made = train(fixed_gp(), config=config(steps=1), device="cpu", progress=False)
         few = {"num_tasks": 8, "num_queries": 4, "progress": False}
@@ -391,7 +403,33 @@ class TestCertificate:
             inside = (confidence >= low / 15) & (confidence < (low + 1) / 15 + (low == 14))
             gap = (right[inside].mean() - confidence[inside].mean()).abs()
             wanted += float(gap * inside.double().mean())
-        assert _ece(confidence, right) == pytest.approx(wanted)
+        found, _, _ = _ece(confidence, right, torch.arange(500))
+        assert found == pytest.approx(wanted)
+
+    def test_the_standard_error_of_the_calibration_error(self):
+        """Queries of a batch share whether they are right; the deviation over repetitions."""
+        generator = torch.Generator().manual_seed(0)
+        batch = torch.arange(60).repeat_interleave(10)
+
+        def repeated(truth):
+            found = []
+            for _ in range(150):
+                confidence = 0.5 + 0.5 * torch.rand(600, generator=generator, dtype=torch.float64)
+                shared = torch.rand(60, 1, generator=generator).expand(60, 10)
+                own = torch.rand(60, 10, generator=generator)
+                same = torch.rand(60, 1, generator=generator) < 0.3
+                u = torch.where(same, shared, own).flatten()
+                found.append(_ece(confidence, (u < truth(confidence)).double(), batch))
+            return torch.tensor(found, dtype=torch.float64)
+
+        # Everywhere 0.2 too confident: the signs of all bins are known.
+        ece, error, _ = repeated(lambda confidence: confidence - 0.2).T
+        spread = ece.std()
+        assert float(error.mean() / spread) == pytest.approx(1, abs=4 / 300**0.5)
+        ece, _, expected = repeated(lambda confidence: confidence).T
+        close = 4 * float((ece - expected).std()) / 150**0.5
+        assert float(expected.mean()) == pytest.approx(float(ece.mean()), abs=close)
+        assert float(expected.mean()) > 0.02  # not a comparison of zeros
 
     def test_tasks_that_the_prior_refuses_have_no_gap(self):
         class Refusing:
