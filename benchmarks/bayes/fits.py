@@ -38,7 +38,8 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from benchmarks.bayes import queries, records, stress, table
+from benchmarks import records
+from benchmarks.bayes import queries, stress, table
 from benchmarks.bayes.competitors import COMPETITORS
 from benchmarks.bayes.limits import NotEnded, Stopwatch, processor_limit
 from benchmarks.bayes.problems import Problem, chosen_sizes, regression_tables, split

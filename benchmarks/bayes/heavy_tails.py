@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import platform
 import sys
 import time
@@ -62,7 +61,7 @@ from bayes import (
     StudentTProcess,
     VariationalGaussianProcess,
 )
-from benchmarks.bayes import records
+from benchmarks import records, runs
 from priors import HalfCauchyVariance, as_predictive
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "heavy_tails.jsonl"
@@ -77,18 +76,10 @@ _OUTLIERS = (0.0, 0.1, 0.2, 0.3)
 
 def main(argv: list[str]) -> int:
     """Fit what is missing and print the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks posteriors --shift", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    at = os.environ.get("WIDEPRIOR_DATA")
-    usual = None if at is None else Path(at) / "uci"
-    parser.add_argument("--data", type=Path, default=usual, help="folder of UCI sets, NAME.npz")
+    parser = runs.parser_of("posteriors --shift", __doc__, RESULT, data="uci")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--table", action="store_true", help="print what is there")
-    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     if not options.table:

@@ -25,14 +25,10 @@ A run appends to `--out` and skips what is there, split 0 of everything first, f
 
 from __future__ import annotations
 
-import argparse
+import functools
 import math
-import os
-import platform
-import sys
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +38,10 @@ import sklearn.datasets
 import torch
 from gpytorch.kernels import RBFKernel
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bayes import BayesianNetwork, ChEES, match_functional_prior, report
 from bayes.functional_prior import TrainingBox
-from benchmarks.bayes import records
+from benchmarks import runs
 from benchmarks.bayes.problems import regression_tables, split
 from benchmarks.pfn.datasets import Table
 from priors import GaussianProcessPrior, NetworkPrior, NNGPKernel
@@ -60,63 +55,33 @@ _MOST = {"yacht": 200}
 
 def main(argv: list[str]) -> int:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks networks --priors", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    at = os.environ.get("WIDEPRIOR_DATA")
-    usual = None if at is None else Path(at) / "uci"
-    parser.add_argument("--data", type=Path, default=usual, help="folder of UCI sets, NAME.npz")
+    parser = runs.parser_of("networks --priors", __doc__, RESULT, data="uci")
     parser.add_argument("--splits", type=int, default=10, help="random splits of each set (10)")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--rows", nargs="+", type=int, choices=ROWS, default=list(ROWS))
     parser.add_argument("--draws", type=int, default=300, help="of a chain, and its warm-up (300)")
     parser.add_argument("--quick", action="store_true", help="one split of 30 rows, 30 draws")
-    parser.add_argument("--table", action="store_true", help="print what is there")
-    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not options.table:
-        if options.data is None and set(options.sets) - {"digits"}:
-            print("benchmarks networks --priors: --data FOLDER of the UCI sets", file=sys.stderr)
-            return 2
-        try:
-            _run(options)
-        except FileNotFoundError as error:
-            print(f"benchmarks networks --priors: {error}", file=sys.stderr)
-            return 2
-    print(table(records.read(options.out)))
-    return 0
-
-
-def _run(options: argparse.Namespace) -> None:
-    tables = {} if set(options.sets) == {"digits"} else regression_tables(options.data)
-    done = {_key(r) for r in records.read(options.out)}
-    splits = range(1 if options.quick else options.splits)
-    rows = [30] if options.quick else options.rows
     draws = 30 if options.quick else options.draws
-    jobs = [
-        (name, size, number, prior)
-        for number in splits
-        for size in rows
+    wanted = [
+        {"set": name, "rows": size, "split": number, "prior": prior, "draws": draws}
+        for number in range(1 if options.quick else options.splits)
+        for size in ([30] if options.quick else options.rows)
         for name in options.sets
         for prior in PRIORS
-        if (name, size, number, prior, draws) not in done
     ]
-    for name, size, number, prior in tqdm(jobs, desc="fits"):
+    tables = functools.cache(lambda: regression_tables(runs.folder(options)))
+
+    def run(**told: Any) -> dict[str, Any]:
+        name, size, number = told["set"], told["rows"], told["split"]
         if name == "digits":
             data = digits(size, number)
         else:
-            cut = split(tables[name], min(size, _MOST.get(name, size)), number)
+            cut = split(tables()[name], min(size, _MOST.get(name, size)), number)
             data = cut.train_X, cut.train_Y, cut.test_X, cut.test_Y
-        found = measure(name, prior, *data, seed=number, draws=draws)
-        record = {"set": name, "rows": size, "split": number, "prior": prior, "draws": draws}
-        record |= {**found, "torch": version("torch")}
-        records.append(options.out, {**record, "machine": platform.machine()})
+        return measure(name, told["prior"], *data, seed=number, draws=draws)
 
-
-def _key(record: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(record[k] for k in ("set", "rows", "split", "prior", "draws"))
+    return runs.carry_out(options, wanted, run, table)
 
 
 def digits(rows: int, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

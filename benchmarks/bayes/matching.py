@@ -19,12 +19,10 @@ A run appends to `--out` and skips what is there.
 
 from __future__ import annotations
 
-import argparse
+import functools
 import math
-import platform
 import statistics
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +38,7 @@ from bayes.functional_prior import (
     TrainingBox,
     WassersteinMatching,
 )
-from benchmarks.bayes import records
+from benchmarks import records, runs
 from priors import GaussianProcessPrior, NetworkPrior
 
 RESULT = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "matching.jsonl"
@@ -49,25 +47,23 @@ _FEATURES, _ROWS, _WIDTH = 8, 100, 100
 
 def main(argv: list[str]) -> int:
     """Match what is missing and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks networks --matching", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--table", action="store_true", help="print what is there")
+    parser = runs.parser_of("networks --matching", __doc__, RESULT)
     parser.add_argument("--pooled", type=int, metavar="N", help="sets of rows for what is there")
     parser.add_argument("--quick", action="store_true", help="one seed, few steps of the dual")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", choices=["start", *methods(False)])
-    parser.add_argument("--out", type=Path, default=RESULT)
+    names = ["start", *methods(False)]
+    parser.add_argument("--methods", nargs="+", choices=names, default=names)
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
     if options.pooled:
+        torch.set_num_threads(1)
         print(pooled([r for r in records.read(options.out) if not r["quick"]], options.pooled))
         return 0
-    if not options.table:
-        _run(options)
-    print(table(records.read(options.out)))
-    return 0
+    wanted = [
+        {"method": name, "seed": seed, "quick": options.quick}
+        for seed in range(1 if options.quick else options.seeds)
+        for name in options.methods
+    ]
+    return runs.carry_out(options, wanted, measure, table)
 
 
 def methods(quick: bool) -> dict[str, MatchingMethod]:
@@ -92,42 +88,34 @@ def problem(seed: int) -> tuple[NetworkPrior, GaussianProcessPrior, TrainingBox,
     return prior, GaussianProcessPrior(kernel), TrainingBox(train, num_points=_ROWS), held_out
 
 
-def _run(options: argparse.Namespace) -> None:
-    done = {(r["method"], r["seed"], r["quick"]) for r in records.read(options.out)}
-    available = methods(options.quick)
-    warm = False
-    for seed in range(1 if options.quick else options.seeds):
-        for name in ("start", *available):
-            wanted = options.methods is None or name in options.methods
-            if not wanted or (name, seed, options.quick) in done:
-                continue
-            prior, target, box, held_out = problem(seed)
-            if not warm:
-                match_functional_prior(prior, target, box, progress=False)
-                warm = True
-            before = time.process_time()
-            if name != "start":
-                prior = match_functional_prior(
-                    prior, target, box, method=available[name], num_sets=2, seed=seed
-                )
-            seconds = time.process_time() - before
-            report = match_report(prior, target, held_out)
-            record: dict[str, Any] = {
-                "method": name,
-                "seed": seed,
-                "quick": options.quick,
-                "seconds": seconds,
-                "covariance_error": match_quality(prior, target, held_out).covariance_error,
-                "distance": report.distance,
-                "floor": float(report.floor.mean()),
-                "variances": {
-                    kind: {k: v.item() for k, v in getattr(prior.variances, kind).items()}
-                    for kind in ("weight_var", "bias_var")
-                },
-                "torch": version("torch"),
-                "machine": platform.machine(),
-            }
-            records.append(options.out, record)
+def measure(method: str, seed: int, quick: bool) -> dict[str, Any]:
+    """Seconds of a match, and how close it comes."""
+    prior, target, box, held_out = problem(seed)
+    _make_tables()
+    before = time.process_time()
+    if method != "start":
+        prior = match_functional_prior(
+            prior, target, box, method=methods(quick)[method], num_sets=2, seed=seed
+        )
+    seconds = time.process_time() - before
+    report = match_report(prior, target, held_out)
+    return {
+        "seconds": seconds,
+        "covariance_error": match_quality(prior, target, held_out).covariance_error,
+        "distance": report.distance,
+        "floor": float(report.floor.mean()),
+        "variances": {
+            kind: {k: v.item() for k, v in getattr(prior.variances, kind).items()}
+            for kind in ("weight_var", "bias_var")
+        },
+    }
+
+
+@functools.cache
+def _make_tables() -> None:
+    """Those of the limit, which are made once in a process."""
+    prior, target, box, _ = problem(0)
+    match_functional_prior(prior, target, box, progress=False)
 
 
 def pooled(found: list[dict[str, Any]], number: int) -> str:

@@ -21,15 +21,11 @@ A run appends to `--out` and skips what is there, split 0 of everything first.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +40,10 @@ from gpytorch.constraints import GreaterThan
 from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bayes import BayesianNetwork, DeepEnsemble, LangevinEnsemble, Laplace, LowRank, MeanField
 from bayes.inference import InferenceMethod
-from benchmarks.bayes import records
+from benchmarks import runs
 from priors import NetworkPrior
 from priors.posteriors.gaussian import as_predictive
 
@@ -86,53 +81,30 @@ NAMES = (_GP, _BDE, *methods(1, 0, True))
 
 def main(argv: list[str]) -> int:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks networks --accuracy", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    at = os.environ.get("WIDEPRIOR_DATA")
-    usual = None if at is None else Path(at) / "uci"
-    parser.add_argument("--data", type=Path, default=usual, help="folder of UCI sets, NAME.npz")
+    parser = runs.parser_of("networks --accuracy", __doc__, RESULT, data="uci")
     parser.add_argument("--splits", type=int, default=20, help="of each set (20)")
     parser.add_argument("--members", type=int, default=8, help="networks of an ensemble (8)")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--methods", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--quick", action="store_true", help="one split, few steps")
-    parser.add_argument("--table", action="store_true", help="print what is there")
-    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not options.table:
-        if options.data is None or not options.data.is_dir():
-            print("benchmarks networks --accuracy: --data FOLDER of the UCI sets", file=sys.stderr)
-            return 2
-        _run(options)
-    print(table(records.read(options.out)))
-    return 0
-
-
-def _run(options: argparse.Namespace) -> None:
-    done = {_key(r) for r in records.read(options.out)}
-    jobs = [
-        (number, name, method)
+    names = list(options.methods)
+    if _BDE in names and not (BDE.exists() or options.table):
+        print(f"{_BDE} is left out: `make bde` makes its environment", file=sys.stderr)
+        names.remove(_BDE)
+    settings = {"members": options.members, "quick": options.quick}
+    wanted = [
+        {"set": name, "method": method, "split": number, **settings}
         for number in range(1 if options.quick else options.splits)
         for name in options.sets
-        for method in options.methods
-        if (name, method, number, options.members, options.quick) not in done
+        for method in names
     ]
-    if _BDE in options.methods and not BDE.exists():
-        print(f"{_BDE} is left out: `make bde` makes its environment", file=sys.stderr)
-        jobs = [job for job in jobs if job[-1] != _BDE]
-    for number, name, method in tqdm(jobs, desc="fits"):
-        rows = split(options.data / f"{name}.npz", number)
-        found = measure(method, rows, options.members, number, options.quick)
-        record = {"set": name, "method": method, "split": number, "members": options.members}
-        record |= {"quick": options.quick, **found, "torch": version("torch")}
-        records.append(options.out, {**record, "machine": platform.machine()})
 
+    def run(**told: Any) -> dict[str, Any]:
+        rows = split(runs.folder(options) / f"{told['set']}.npz", told["split"])
+        return measure(told["method"], rows, told["members"], told["split"], told["quick"])
 
-def _key(record: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(record[k] for k in ("set", "method", "split", "members", "quick"))
+    return runs.carry_out(options, wanted, run, table)
 
 
 def split(path: Path, number: int) -> Rows:

@@ -37,7 +37,7 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor, nn
 
 from bayes import GaussianProcess, ScaleMixtureProcess
-from benchmarks.bayes.records import append, read
+from benchmarks.records import append, read
 from priors import HalfCauchyVariance, NNGPKernel
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "posterior_speed.jsonl"

@@ -24,13 +24,9 @@ A run appends to `--out` and skips what is there, split 0 of everything first.
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import sys
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +35,10 @@ import sklearn.datasets
 import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-from tqdm import tqdm
 
 from bayes import engines as own
 from bayes import stack
-from benchmarks.bayes import records
+from benchmarks import runs
 from benchmarks.pfn import scores, tabular_models
 from benchmarks.pfn.datasets import Split
 from pfn.engines import regression as pfn_engine
@@ -65,44 +60,26 @@ METRICS = ("rmse", "nlpd", "crps", "seconds")
 
 def main(argv: list[str]) -> int:
     """Run what is missing and print the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks posteriors --real", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    at = os.environ.get("WIDEPRIOR_DATA")
-    usual = None if at is None else Path(at) / "uci"
-    parser.add_argument("--data", type=Path, default=usual, help="folder of UCI sets, NAME.npz")
+    parser = runs.parser_of("posteriors --real", __doc__, RESULT, data="uci")
     parser.add_argument("--splits", type=int, default=20, help="of each set at most (20)")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--fit-rows", type=int, default=2_000, help="for hyperparameters (2,000)")
     parser.add_argument("--rows", type=int, default=10_000, help="conditioned on at most (10,000)")
-    parser.add_argument("--table", action="store_true", help="print what is there")
-    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not options.table:
-        if options.data is None or not options.data.is_dir():
-            print("benchmarks posteriors --real: --data FOLDER of the UCI sets", file=sys.stderr)
-            return 2
-        _run(options)
-    print(table(records.read(options.out)))
-    return 0
-
-
-def _run(options: argparse.Namespace) -> None:
-    done = {(r["set"], r["split"]) for r in records.read(options.out)}
-    jobs = [
-        (number, name)
+    settings = {"fit_rows": options.fit_rows, "rows": options.rows}
+    wanted = [
+        {"set": name, "split": number, **settings}
         for number in range(options.splits)
         for name in options.sets
-        if number < SETS[name] and (name, number) not in done
+        if number < SETS[name]
     ]
-    for number, name in tqdm(jobs, desc="splits"):
-        rows = split(options.data, name, number)
-        found, weights = measure(rows, number, options.fit_rows, options.rows)
-        record = {"set": name, "split": number, "scores": found, "weights": weights}
-        record |= {"fit_rows": options.fit_rows, "rows": options.rows, "torch": version("torch")}
-        records.append(options.out, {**record, "machine": platform.machine()})
+
+    def run(**told: Any) -> dict[str, Any]:
+        rows = split(runs.folder(options), told["set"], told["split"])
+        found, weights = measure(rows, told["split"], told["fit_rows"], told["rows"])
+        return {"scores": found, "weights": weights}
+
+    return runs.carry_out(options, wanted, run, table)
 
 
 def split(folder: Path, name: str, number: int) -> Split:

@@ -44,7 +44,7 @@ from torch import Tensor
 from bayes import ChEES, GaussianProcess, SaasPrior
 from bayes.inference import InferenceMethod
 from bayes.inference.chain_statistics import bulk_ess, tail_ess
-from benchmarks.bayes import records
+from benchmarks import records, runs
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "saas.jsonl"
@@ -130,13 +130,8 @@ def summary(values: Tensor) -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks networks --saas", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = runs.parser_of("networks --saas", __doc__, RESULT)
     parser.add_argument("--seeds", type=int, default=4, help="of BoTorch's fits, a chain each (4)")
-    parser.add_argument("--table", action="store_true", help="print what is there")
-    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     if not options.table:

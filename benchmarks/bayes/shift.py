@@ -22,11 +22,8 @@ A run appends to `--out` and skips what is there.
 
 from __future__ import annotations
 
-import argparse
-import platform
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +33,10 @@ import scipy.optimize
 import sklearn.datasets
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bayes import BayesianNetwork, DeepEnsemble, LangevinEnsemble, Laplace
 from bayes.inference import InferenceMethod
-from benchmarks.bayes import records
+from benchmarks import runs
 from priors import NetworkPrior
 
 RESULT = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "shift.jsonl"
@@ -53,41 +49,18 @@ _TRAIN, _TEST, _HELD_OUT, _MEMBERS = 300, 500, 60, 8
 
 def main(argv: list[str]) -> int:
     """Fit what is missing and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks networks --shift", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = runs.parser_of("networks --shift", __doc__, RESULT)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--quick", action="store_true", help="one seed, few steps")
-    parser.add_argument("--table", action="store_true", help="print what is there")
-    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not options.table:
-        _run(options)
-    print(table(records.read(options.out)))
-    return 0
-
-
-def _run(options: argparse.Namespace) -> None:
-    done = {_key(r) for r in records.read(options.out)}
-    jobs = [
-        (seed, noise, method)
+    wanted = [
+        {"method": method, "noise": noise, "seed": seed, "quick": options.quick}
         for seed in range(1 if options.quick else options.seeds)
         for noise in NOISE
         for method in options.methods
-        if (method, noise, seed, options.quick) not in done
     ]
-    for seed, noise, method in tqdm(jobs, desc="fits"):
-        found = measure(method, noise, seed, options.quick)
-        record = {"method": method, "noise": noise, "seed": seed, "quick": options.quick, **found}
-        record |= {"torch": version("torch"), "machine": platform.machine()}
-        records.append(options.out, record)
-
-
-def _key(record: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(record[k] for k in ("method", "noise", "seed", "quick"))
+    return runs.carry_out(options, wanted, measure, table)
 
 
 def rows(noise: float, seed: int) -> tuple[Tensor, Tensor, dict[int, Tensor], Tensor]:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from bayes import GaussianProcess, StudentTProcess
 from bayes.processes.exact_process import ExactProcess
 from bayes.processes.fitting import runaway_values
-from benchmarks.bayes import records
+from benchmarks import records
 from benchmarks.bayes.limits import NotEnded, Stopwatch, processor_limit
 from priors import NNGPKernel, Nonlinearity, NTKKernel
 from priors.gaussian.activations import Erf, Sine

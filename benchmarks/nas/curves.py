@@ -43,8 +43,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import NuSVR
 
-from benchmarks.bayes.records import append, read
 from benchmarks.commands import command
+from benchmarks.records import append, read
 from nas import LearningCurvePruner
 from nas.pruning.pruners import FittedCurves
 

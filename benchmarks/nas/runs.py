@@ -1,31 +1,19 @@
-"""Benchmarks of many runs, each of which is a line of JSON: those that are there are not run again.
-
-A run is told by what it was asked for, such as its method and its seed, which its line repeats
-before what was measured.
-"""
+"""Benchmarks of the search: runs of methods by seed."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import scipy.stats
-import torch
-from tqdm import tqdm
 
-from benchmarks.bayes import records
+from benchmarks import runs
 
 __all__ = ["carry_out", "half_width", "parser_of"]
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 Record = dict[str, Any]
 
 
@@ -40,17 +28,10 @@ def parser_of(
         seeds: Runs of each method where nothing else is said.
         data: Whether it reads tables.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks search {name}", description=doc)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    if data:
-        at = os.environ.get("WIDEPRIOR_DATA")
-        usual = None if at is None else Path(at) / "nas"
-        parser.add_argument("--data", type=Path, default=usual, help="folder of the tables")
+    out = runs.RESULTS / f"search_{name}.jsonl"
+    parser = runs.parser_of(f"search {name}", doc, out, data="nas" if data else None)
     parser.add_argument("--seeds", type=int, default=seeds, help=f"runs of each ({seeds})")
     parser.add_argument("--first", type=int, default=0, help="number of the first seed (0)")
-    usual = RESULTS / f"search_{name}.jsonl"
-    parser.add_argument("--out", type=Path, default=usual, help="file of results, JSON lines")
-    parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
     return parser
 
 
@@ -60,31 +41,10 @@ def carry_out(
     measure: Callable[..., Record],
     report: Callable[[list[Record]], str],
 ) -> int:
-    """Run what is missing and print what is there.
-
-    Args:
-        options: Of a `parser_of`.
-        wanted: What tells each run from the others, in the order in which they run.
-        measure: Takes that as keyword arguments and returns what is kept of the run.
-        report: From all lines of the file to a text.
-
-    Returns:
-        The exit status, 2 where a table is missing.
-    """
-    found = records.read(options.out)
-    if not options.table:
-        torch.set_num_threads(1)
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        missing = [run for run in wanted if not any(run.items() <= each.items() for each in found)]
-        try:
-            for run in tqdm(missing, desc="runs"):
-                found.append({**run, **measure(**run), **_made_with()})
-                records.append(options.out, found[-1])
-        except FileNotFoundError as error:
-            print(f"python -m benchmarks search: {error}", file=sys.stderr)
-            return 2
-    print(report(found))
-    return 0
+    """`benchmarks.runs.carry_out` without Optuna's messages."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    packages = ("torch", "botorch", "optuna")
+    return runs.carry_out(options, wanted, measure, report, packages)
 
 
 def half_width(values: Sequence[Any] | np.ndarray) -> np.ndarray:
@@ -93,8 +53,3 @@ def half_width(values: Sequence[Any] | np.ndarray) -> np.ndarray:
     if len(array) < 2:
         return np.full(array.shape[1:], np.nan)
     return np.asarray(scipy.stats.t.ppf(0.975, len(array) - 1) * scipy.stats.sem(array, axis=0))
-
-
-def _made_with() -> Record:
-    versions = {name: version(name) for name in ("torch", "botorch", "optuna")}
-    return {"machine": platform.machine(), "versions": versions}

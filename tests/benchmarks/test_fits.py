@@ -10,7 +10,8 @@ import scipy.stats
 import torch
 
 pytest.importorskip("sklearn")
-from benchmarks.bayes import fits, queries, records, table
+from benchmarks import records
+from benchmarks.bayes import fits, queries, table
 from benchmarks.bayes.competitors import BOTORCH, NETWORKS, SKLEARN, BoTorchProcess, SklearnProcess
 from benchmarks.bayes.limits import NotEnded, processor_limit
 from benchmarks.bayes.problems import chosen_sizes, split

@@ -3,7 +3,8 @@
 import sklearn.datasets
 import torch
 
-from benchmarks.bayes import heavy_tails, records
+from benchmarks import records
+from benchmarks.bayes import heavy_tails
 
 
 def test_training_outcomes_alone_are_wrong():

@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 import torch
 
-from benchmarks.bayes import matched_priors, matching, records, samplers
+from benchmarks import records
+from benchmarks.bayes import matched_priors, matching, samplers
 
 
 def record(name, rows, split, prior, nll, **other):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.bayes import network_accuracy, records, samplers
+from benchmarks import records
+from benchmarks.bayes import network_accuracy, samplers
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from torch.distributions import Gamma, HalfCauchy, MultivariateNormal
 
 from bayes import ChEES
 from bayes.processes.hyperparameters import HyperparameterPosterior
-from benchmarks.bayes import records, saas
+from benchmarks import records
+from benchmarks.bayes import saas
 
 
 def botorchs(u, X, Y):

@@ -6,7 +6,8 @@ import sklearn.datasets
 import torch
 
 from bayes import calibration
-from benchmarks.bayes import records, samplers, shift
+from benchmarks import records
+from benchmarks.bayes import samplers, shift
 from priors.posteriors.categorical import CategoricalPosterior
 
 

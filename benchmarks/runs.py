@@ -1,0 +1,97 @@
+"""Benchmarks of many runs, each of which is a line of JSON: those that are there are not run again.
+
+A run is told by what it was asked for, such as its method and its seed, which its line repeats
+before what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import records
+
+__all__ = ["RESULTS", "carry_out", "folder", "parser_of"]
+
+RESULTS = Path(__file__).resolve().parent / "results"
+Record = dict[str, Any]
+
+
+def parser_of(
+    command: str, doc: str | None, out: Path, *, data: str | None = None
+) -> argparse.ArgumentParser:
+    """The options that all of them have.
+
+    Args:
+        command: What stands behind `python -m benchmarks`.
+        doc: What `--help` says.
+        out: Where results are kept unless `--out` says otherwise.
+        data: The folder of WIDEPRIOR_DATA that is read, "uci" or "nas"; None reads none.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks {command}", description=doc)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    if data is not None:
+        at = os.environ.get("WIDEPRIOR_DATA")
+        usual = None if at is None else Path(at) / data
+        tables = "UCI sets, NAME.npz" if data == "uci" else "the tables"
+        parser.add_argument("--data", type=Path, default=usual, help=f"folder of {tables}")
+    parser.add_argument("--out", type=Path, default=out, help="file of results, JSON lines")
+    parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def folder(options: argparse.Namespace) -> Path:
+    """Where the data are.
+
+    Raises:
+        FileNotFoundError: nothing was said, or it is no folder.
+    """
+    at: Path | None = options.data
+    if at is None or not at.is_dir():
+        raise FileNotFoundError("--data FOLDER of the tables is needed, or WIDEPRIOR_DATA.")
+    return at
+
+
+def carry_out(
+    options: argparse.Namespace,
+    wanted: Iterable[Record],
+    measure: Callable[..., Record],
+    report: Callable[[list[Record]], str],
+    packages: Sequence[str] = ("torch",),
+) -> int:
+    """Run what is missing and print what is there.
+
+    Args:
+        options: Of a `parser_of`.
+        wanted: What tells each run from the others, in the order in which they run.
+        measure: Takes that as keyword arguments and returns what is kept of the run.
+        report: From all lines of the file to a text.
+        packages: Whose versions a line bears.
+
+    Returns:
+        The exit status, 2 where data are missing.
+    """
+    torch.set_num_threads(1)
+    found = records.read(options.out)
+    if not options.table:
+        missing = [run for run in wanted if not any(run.items() <= each.items() for each in found)]
+        made_with = {"machine": platform.machine(), "versions": {p: version(p) for p in packages}}
+        try:
+            for run in tqdm(missing, desc="runs"):
+                found.append({**run, **measure(**run), **made_with})
+                records.append(options.out, found[-1])
+        except FileNotFoundError as error:
+            print(f"python -m benchmarks {options.command}: {error}", file=sys.stderr)
+            return 2
+    print(report(found))
+    return 0
