@@ -23,11 +23,13 @@ from bayes.processes.student_t_process import StudentTProcess
 from bayes.variational.classifiers import GaussianProcessClassifier
 from priors.engines import Engine, installed_engines
 from priors.kernels.network import NNGPKernel, NTKKernel
+from priors.posteriors.standardisation import location_scale
 from priors.scales import HalfCauchyVariance
 
 __all__ = ["classifiers", "engines", "process_engine", "processes"]
 
 _ROWS_OF_FIT, _MOST_ROWS = 1_000, 5_000
+_NO_NOISE = 2e-6  # of the outcomes' variance; GPyTorch rounds up what is below 1e-6
 _WIDTH = 64  # of layers that stand for infinitely wide ones
 
 
@@ -52,6 +54,9 @@ def processes(fit_rows: int = _ROWS_OF_FIT) -> list[Engine]:
     """
     return [
         process_engine("NNGP GELU", partial(_nngp, nn.GELU), fit_rows=fit_rows),
+        process_engine(
+            "NNGP GELU, no noise", partial(_nngp, nn.GELU), fit_rows=fit_rows, noise=False
+        ),
         process_engine("NNGP ReLU", partial(_nngp, nn.ReLU), fit_rows=fit_rows),
         process_engine("NTK GELU", _ntk, fit_rows=fit_rows),
         process_engine("Matern", _matern, fit_rows=fit_rows),
@@ -83,6 +88,7 @@ def process_engine(
     process: Callable[..., ExactProcess] = GaussianProcess,
     *,
     fit_rows: int = _ROWS_OF_FIT,
+    noise: bool = True,
     is_default: bool = True,
 ) -> Engine:
     """An exact process with a kernel as an engine.
@@ -93,10 +99,12 @@ def process_engine(
         process: `GaussianProcess`, `StudentTProcess` or what else makes an exact process of rows,
             kernel and likelihood.
         fit_rows: Most rows on which kernel and noise are learnt, a random part of more.
+        noise: Whether a noise variance is learnt. Without, it is two millionths of the
+            outcomes' variance: with few rows its prior hides that outcomes have none.
         is_default: Whether it belongs to the default stack.
     """
 
-    factory = partial(_fitted, kernel, process, fit_rows)
+    factory = partial(_fitted, kernel, process, fit_rows, noise)
     return Engine(name, "regression", factory, max_rows=_MOST_ROWS, is_default=is_default)
 
 
@@ -104,11 +112,18 @@ def _fitted(
     kernel: Callable[[int], Kernel],
     process: Callable[..., ExactProcess],
     fit_rows: int,
+    noise: bool,
     X: Tensor,
     Y: Tensor,
     sample_weight: Tensor | None = None,
 ) -> ExactProcess:
-    model = process(X, Y, kernel(X.shape[-1]).to(X), train_weights=sample_weight)
+    known = None
+    if not noise:
+        known = _NO_NOISE * location_scale(Y)[1].square().expand_as(Y)
+        if sample_weight is not None:
+            known = known * (sample_weight.max() / sample_weight).unsqueeze(-1)
+            sample_weight = None
+    model = process(X, Y, kernel(X.shape[-1]).to(X), train_Yvar=known, train_weights=sample_weight)
     return model.fit(progress=False, max_rows=fit_rows)
 
 

@@ -301,7 +301,7 @@ def test_engines_of_this_package():
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(k, marks=[pytest.mark.slow] if k < 5 else []) for k in range(7)]
+    "number", [pytest.param(k, marks=[pytest.mark.slow] if k < 6 else []) for k in range(8)]
 )
 def test_processes_learn_on_some_rows_and_know_all(number):
     X, y = (torch.as_tensor(part) for part in data(15))
@@ -311,3 +311,28 @@ def test_processes_learn_on_some_rows_and_know_all(number):
     whole = bayes.engines.processes(fit_rows=15)[number].factory(X, y[:, None])
     learnt, of_all = (torch.nn.utils.parameters_to_vector(m.parameters()) for m in (model, whole))
     assert not torch.allclose(learnt, of_all)
+
+
+def test_an_engine_without_noise_weighs_rows_by_known_noise():
+    X, y = (torch.as_tensor(part) for part in data(15))
+    weights = torch.linspace(0.5, 2.0, 15, dtype=torch.float64)
+    engine = bayes.engines.process_engine("smooth", lambda d: RBFKernel(), noise=False)
+    model = engine.factory(X, y[:, None], sample_weight=weights)
+    noise = model.likelihood.noise
+    torch.testing.assert_close(noise * weights, (2e-6 * weights.max()).expand(15))
+    constant = engine.factory(X, torch.full_like(y[:, None], 3.0))
+    torch.testing.assert_close(constant.posterior(X).mean, torch.full_like(y[:, None], 3.0))
+
+
+def test_outcomes_without_noise_are_predicted_better_without():
+    """40 rows of a deterministic function: noise is learnt, as its prior wants."""
+    X = torch.rand(240, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    Y = torch.sin(3 * X[:, :1]) * X[:, 1:2] + torch.exp(X[:, 2:])
+    density = {}
+    for noise in (True, False):
+        engine = bayes.engines.process_engine(
+            "Matern", lambda d: MaternKernel(2.5, ard_num_dims=d), noise=noise
+        )
+        posterior = engine.factory(X[:40], Y[:40]).posterior(X[40:], observation_noise=True)
+        density[noise] = posterior.log_prob(Y[40:]).mean().item()
+    assert density[False] > density[True] + 0.1
