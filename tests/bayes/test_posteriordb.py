@@ -251,7 +251,6 @@ def test_starts_far_out_leave_no_trace(rescued, monkeypatch):
     [
         (ChEES(target_accept_prob=0.95), eight_schools_noncentered),
         (ChEES(target_accept_prob=0.95), gp_regr),
-        (ChEES(target_accept_prob=0.95), gp_pois_regr),
         (ChEES(target_accept_prob=0.95), ar_k),
         (ChEES(target_accept_prob=0.95), garch11),
         (HMC(target_accept_prob=0.95), eight_schools_noncentered),
