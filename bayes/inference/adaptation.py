@@ -11,9 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["DualAveraging", "Rescue", "RunningScale", "State", "van_der_corput"]
+__all__ = ["ARRIVED", "DualAveraging", "Rescue", "RunningScale", "State", "van_der_corput"]
 
 State = dict[str, Any]
+
+# Share of the warm-up in which chains go where the mass is. What is met on the way says nothing of
+# how it is there.
+ARRIVED = 0.15
 
 
 class DualAveraging:
@@ -76,6 +80,11 @@ class RunningScale:
         }
 
     @classmethod
+    def anew(cls, state: State) -> State:
+        """The state from which all before is forgotten; deviations stay until there are others."""
+        return {**cls.start(state["position"]), "scale": state["scale"]}
+
+    @classmethod
     def update(cls, state: State, position: Tensor) -> State:
         """The state after an iteration that ended at `[chains, d]`."""
         count = state["scale_count"] + 1
@@ -100,16 +109,19 @@ class RunningScale:
 
 
 class Rescue:
-    """Chains that never move are put where others are, early in the warm-up.
+    """Chains that are lost are put where others are, early in the warm-up.
 
     Of many starts one may be far out where the density is steep: there no step that suits the
     others is ever accepted, and the mean acceptance hardly tells. A network whose noise starts at
-    a hundredth of its residuals is such a place.
+    a hundredth of its residuals is such a place. Or a first step, downhill from such a start, ends
+    far out where it is flat, from where all ways back are refused.
     """
 
     # Iterations in a row, the acceptance that counts as none, and the share of the warm-up after
-    # which a chain that sticks is left for diagnostics to show.
+    # which a chain that is lost is left for diagnostics to show.
     _PATIENCE, _NONE, _EARLY = 10, 1e-3, 0.5
+    # How far below the median a log density is lost, by that of the best above it, d / 2 at least
+    _FAR = 10.0
 
     @staticmethod
     def start(position: Tensor) -> State:
@@ -119,23 +131,36 @@ class Rescue:
     @classmethod
     def update(
         cls, state: State, acceptance: Tensor, done: float, generator: torch.Generator
-    ) -> State:
+    ) -> tuple[State, bool]:
         """The state after an iteration of these acceptance probabilities `[chains]`.
 
         Chains move only while most of the others do: else it is the step size that is wrong.
+
+        Returns:
+            The state, and whether chains moved: what was learnt of lost ones is to be forgotten.
         """
         refusals = torch.where(acceptance < cls._NONE, state["refusals"] + 1, 0)
-        stuck, moving = refusals >= cls._PATIENCE, refusals == 0
-        if done < cls._EARLY and bool(stuck.any()) and 2 * int(moving.sum()) > len(moving):
+        lost = refusals >= cls._PATIENCE
+        if done >= ARRIVED:
+            lost = lost | cls._far(state["lp"], state["position"].shape[-1])
+        others = ~lost & (refusals == 0)
+        rescued = done < cls._EARLY and bool(lost.any()) and 2 * int(others.sum()) > len(others)
+        if rescued:
             to = torch.multinomial(
-                moving.to(state["position"]), len(moving), replacement=True, generator=generator
+                others.to(state["position"]), len(others), replacement=True, generator=generator
             )
             for name in ("position", "lp", "gradient"):
                 value = state[name]
-                there = stuck.unsqueeze(-1) if value.dim() == 2 else stuck
+                there = lost.unsqueeze(-1) if value.dim() == 2 else lost
                 state = {**state, name: torch.where(there, value[to], value)}
-            refusals = torch.where(stuck, 0, refusals)
-        return {**state, "refusals": refusals}
+            refusals = torch.where(lost, 0, refusals)
+        return {**state, "refusals": refusals}, rescued
+
+    @classmethod
+    def _far(cls, lp: Tensor, dimension: int) -> Tensor:
+        """Which log densities are far below those of most, as no posterior has them."""
+        median = lp.median()
+        return median - lp > cls._FAR * (lp.max() - median).clamp_min(0.5 * dimension)
 
 
 def van_der_corput(number: int) -> float:

@@ -147,11 +147,18 @@ def _quantile(flat: Tensor, level: float) -> Tensor:
 def _rank_normalised(values: Tensor) -> Tensor:
     """Normal scores of ranks over chains and draws; equal values share their mean rank."""
     flat = values.flatten(0, 1).mT.contiguous()  # [k, N]
-    ordered = flat.sort(-1).values
-    below = torch.searchsorted(ordered, flat)
-    up_to = torch.searchsorted(ordered, flat, right=True)
+    ordered, order = flat.sort(-1)
+    # where runs of equal values begin and end, numbers of those below and up to them
+    number = flat.shape[-1]
+    place = torch.arange(number, device=flat.device).expand_as(order)
+    starts = torch.ones_like(order, dtype=torch.bool)
+    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    below = torch.where(starts, place, 0).cummax(-1).values
+    ends = starts.roll(-1, -1)  # the first value starts a run, so the last ends one
+    up_to = torch.where(ends, place + 1, number).flip(-1).cummin(-1).values.flip(-1)
     rank = (below + up_to + 1).double() / 2
-    scores = torch.special.ndtri((rank - 3 / 8) / (flat.shape[-1] + 1 / 4))
+    found = torch.special.ndtri((rank - 3 / 8) / (number + 1 / 4))
+    scores = torch.empty_like(found).scatter_(-1, order, found)
     return scores.mT.unflatten(0, values.shape[:2])
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bayes.inference.adaptation import RunningScale, State, van_der_corput
+from bayes.inference.adaptation import ARRIVED, RunningScale, State, van_der_corput
 from bayes.inference.chains import ChainMethod
 from bayes.inference.evaluation import Evaluation
 from bayes.inference.hamiltonian import HamiltonianKernel, Trajectory
@@ -33,9 +33,6 @@ __all__ = ["ChEES"]
 
 # Of Adam on log T: a step, and how long squares of derivatives are remembered.
 _RATE, _MEMORY = 0.025, 0.95
-# Share of the warm-up before which T stays: on the way to where the mass is, longer is better, and
-# T would grow past its first optimum.
-_ARRIVED = 0.15
 # How far log T moves in one iteration at most.
 _FURTHEST = 0.35
 
@@ -86,7 +83,8 @@ class _ChEESKernel(HamiltonianKernel):
         length = share * math.exp(state["log_length"])
         derivative = float(self._derivative(state, trajectory)) * length
         state = {**state, **RunningScale.update(state, state["position"])}
-        if done < _ARRIVED or not math.isfinite(derivative):
+        # on the way to where the mass is, longer is better: T would grow past its first optimum
+        if done < ARRIVED or not math.isfinite(derivative):
             return state
         count = state["length_count"] + 1
         square = _MEMORY * state["length_square"] + (1 - _MEMORY) * derivative**2

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from bayes.inference.graphs import captured, compiled
+from bayes.inference.graphs import Graph, captured, compiled
 from bayes.inference.log_density import LogDensity, value_and_gradient
 
 __all__ = ["Evaluation"]
@@ -58,7 +58,7 @@ class Evaluation:
         Returns:
             Position, momentum, log density and gradient at the end.
         """
-        if self.compile and not isinstance(self._graph(position), fx.GraphModule):
+        if self.compile and not isinstance(self._graph(position), Graph):
             self.compile = False  # what it does depends on values
         while number > 0:
             block = _BLOCK if self.compile and number >= _BLOCK else 1
@@ -88,13 +88,15 @@ class Evaluation:
 
     def _block(self, number: int, position: Tensor) -> Callable[..., Any]:
         graph = self._graph(position)
+        # what a compiler can look into
+        function = graph.module if isinstance(graph, Graph) else graph
 
         def block(
             position: Tensor, momentum: Tensor, size: Tensor
         ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             for _ in range(number):
                 position = position + size * momentum
-                value, gradient = graph(position)
+                value, gradient = function(position)
                 momentum = momentum + size * gradient
             return position, momentum, value, gradient
 

@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from bayes.compat import ComparesNow, one_fake_mode
 
-__all__ = ["captured", "compiled", "has_compiler"]
+__all__ = ["Graph", "captured", "compiled", "has_compiler"]
 
 _aten = torch.ops.aten
 # Operations that hand on their first argument, in graphs that nobody differentiates.
@@ -37,6 +37,24 @@ _FILLING = {
     _aten.new_full.default,
     _aten.new_empty.default,
 }
+
+
+class Graph:
+    """A flat graph of operations.
+
+    Called, it runs them one after another, operations and constants bound beforehand: looking them
+    up, as the code of `module` does at every call, costs as much again as small tensors do.
+
+    Args:
+        module: The graph, from which a compiler makes programs.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+        self._function = _straight(module)
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self._function(*inputs)
 
 
 def captured(
@@ -65,19 +83,21 @@ def captured(
                 for value in example
             ]
             _simplify(graph)
-            expected, found = function(*other), graph(*other)
+            straight = Graph(graph)
+            expected, found = function(*other), straight(*other)
         except Exception:  # whatever tracing stumbles over, the function itself is right
             return function
     same = all(
         torch.allclose(a, b, rtol=1e-3, atol=1e-6, equal_nan=True)
         for a, b in zip(expected, found, strict=True)
     )
-    return graph if same else function
+    return straight if same else function
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as one fused program, made at its first call; takes seconds."""
-    return torch.compile(function, dynamic=False)
+    plain = function.module if isinstance(function, Graph) else function
+    return torch.compile(plain, dynamic=False)
 
 
 def has_compiler(device: torch.device) -> bool:
@@ -91,8 +111,9 @@ def has_compiler(device: torch.device) -> bool:
 def _simplify(graph: fx.GraphModule) -> None:
     """Leave out what does nothing, and compute once what depends on no input."""
     for node in list(graph.graph.nodes):
-        if node.op == "call_function" and _hands_on(node):
-            node.replace_all_uses_with(node.args[0])
+        source = _source(node) if node.op == "call_function" else None
+        if source is not None:
+            node.replace_all_uses_with(source)
     graph.graph.eliminate_dead_code()
     _fold(graph)
     graph.graph.eliminate_dead_code()
@@ -105,12 +126,68 @@ def _writes(node: fx.Node) -> bool:
     return schema is not None and bool(schema.is_mutable)
 
 
-def _hands_on(node: fx.Node) -> bool:
-    if node.target in _PASSING:
-        return True
-    if node.target is _aten.pow.Tensor_Scalar:
-        return bool(node.args[1] == 1)
-    return node.target in _RESHAPING and _shape(node) == _shape(node.args[0])
+def _source(node: Any) -> Any:
+    """The node whose value this one hands on, if it does nothing else."""
+    first = node.args[0] if node.args else None
+    if not isinstance(first, fx.Node):
+        return None
+    same = _shape(node) is not None and _shape(node) == _shape(first)
+    if node.target in _PASSING or (node.target in _RESHAPING and same):
+        return first
+    if node.target is _aten.pow.Tensor_Scalar and node.args[1] == 1:
+        return first
+    if node.target is _aten.add.Tensor and node.args[1] == 0 and same:
+        return first
+    # a sum over the one member of a dimension that was put in for it
+    if node.target is _aten.sum.dim_IntList and first.target is _aten.unsqueeze.default:
+        inner: Any = first.args[0]
+        at: Any = first.args[1]
+        if _shape(node) == _shape(inner) and node.args[1] == [at % len(_shape(first))]:
+            return inner
+    return None
+
+
+def _straight(module: Any) -> Callable[..., tuple[Tensor, ...]]:
+    """The operations of a graph as a function, all that they need among its globals."""
+    bound: dict[str, Any] = {}
+    lines: list[str] = []
+
+    def constant(value: Any) -> str:
+        bound[f"c{len(bound)}"] = value
+        return f"c{len(bound) - 1}"
+
+    def told(value: Any) -> str:
+        if isinstance(value, fx.Node):
+            return names[value]
+        if isinstance(value, (list, tuple)):
+            inner = "".join(f"{told(v)}, " for v in value)
+            return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+        return constant(value)
+
+    names: dict[fx.Node, str] = {}
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    last_use = {source: node for node in module.graph.nodes for source in node.all_input_nodes}
+    for node in module.graph.nodes:
+        names[node] = f"v{len(names)}"
+        if node.op == "get_attr":
+            names[node] = constant(operator.attrgetter(node.target)(module))
+        elif node.op == "call_function":
+            # below the operation's own call, which is Python
+            call = constant(getattr(node.target, "_op", node.target))
+            words = [told(v) for v in node.args]
+            words += [f"{name}={told(v)}" for name, v in node.kwargs.items()]
+            lines.append(f"{names[node]} = {call}({', '.join(words)})")
+        elif node.op == "output":
+            lines.append(f"return {told(tuple(node.args[0]))}")
+        if node.op != "call_function":
+            continue
+        read = [n for n in node.all_input_nodes if last_use[n] is node and n.op != "get_attr"]
+        if read:
+            lines.append(f"del {', '.join(names[n] for n in read)}")
+    head = ", ".join(names[node] for node in inputs)
+    exec("\n    ".join([f"def function({head}):", *lines]), bound)
+    function: Callable[..., tuple[Tensor, ...]] = bound["function"]
+    return function
 
 
 def _fold(graph: fx.GraphModule) -> None:
@@ -138,5 +215,5 @@ def _fold(graph: fx.GraphModule) -> None:
 
 
 def _shape(node: Any) -> Any:
-    """Shape of a node's value; that of constants is not known."""
-    return node.meta["val"].shape if "val" in node.meta else None
+    """Shape of a node's value; constants' is not known, and several values have none."""
+    return getattr(node.meta.get("val"), "shape", None)

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayes.inference.adaptation import DualAveraging, Rescue, RunningScale, State, van_der_corput
+from bayes.inference.adaptation import (
+    ARRIVED,
+    DualAveraging,
+    Rescue,
+    RunningScale,
+    State,
+    van_der_corput,
+)
 from bayes.inference.chains import Kernel
 from bayes.inference.evaluation import Evaluation
 
@@ -25,6 +32,9 @@ __all__ = ["HamiltonianKernel", "Trajectory"]
 _DIVERGENT = 1000.0
 # Share of the warm-up after which scales and lengths stay, while the step size still adapts.
 _FROZEN = 0.8
+# Leapfrog steps of a trajectory on the way to where the mass is: downhill, where it is steep and
+# steps are short, a few go as far as many.
+_ON_THE_WAY = 32
 
 
 @dataclass(frozen=True)
@@ -94,10 +104,16 @@ class HamiltonianKernel(Kernel):
         return step
 
     def warm_up(self, state: State, done: float, generator: torch.Generator) -> State:
-        state, trajectory = self._iterate(state, generator)
+        most = self.max_steps if "arrived" in state else min(_ON_THE_WAY, self.max_steps)
+        state, trajectory = self._iterate(state, generator, most)
         acceptance = float(trajectory.acceptance.mean())
         state = {**state, **self.step_size.update(state, acceptance)}
-        state = Rescue.update(state, trajectory.acceptance, done, generator)
+        state, rescued = Rescue.update(state, trajectory.acceptance, done, generator)
+        arrives = done >= ARRIVED and "arrived" not in state
+        if arrives:
+            state = {**state, "arrived": 1.0}
+        if arrives or rescued:
+            state = {**state, **RunningScale.anew(state)}
         if done < _FROZEN:
             return self.adapt(state, trajectory, done)
         if not state.get("frozen"):  # the step size anew, for scales that stay
@@ -114,7 +130,7 @@ class HamiltonianKernel(Kernel):
     def sample(
         self, state: State, generator: torch.Generator
     ) -> tuple[State, dict[str, Tensor | float]]:
-        state, trajectory = self._iterate(state, generator)
+        state, trajectory = self._iterate(state, generator, self.max_steps)
         return state, {
             "lp": state["lp"],
             "energy": trajectory.energy,
@@ -124,11 +140,13 @@ class HamiltonianKernel(Kernel):
             "step_size": math.exp(state["log_step"]),
         }
 
-    def _iterate(self, state: State, generator: torch.Generator) -> tuple[State, Trajectory]:
+    def _iterate(
+        self, state: State, generator: torch.Generator, most: int
+    ) -> tuple[State, Trajectory]:
         iteration = int(state["iteration"]) + 1
         length = van_der_corput(iteration) * math.exp(state["log_length"])
         steps = math.ceil(length / math.exp(state["log_step"]))
-        steps = min(max(1, steps), self.max_steps)
+        steps = min(max(1, steps), most)
         state, trajectory = self._move(state, steps, generator)
         return {**state, "iteration": float(iteration)}, trajectory
 

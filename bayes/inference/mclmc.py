@@ -329,7 +329,9 @@ class _AdjustedKernel(_TurningKernel):
         state, stats = self.sample(state, generator)
         acceptance = torch.as_tensor(stats["acceptance_rate"])
         state = {**state, **self.step_size.update(state, float(acceptance.mean()))}
-        state = Rescue.update(state, acceptance, done, generator)
+        state, rescued = Rescue.update(state, acceptance, done, generator)
+        if rescued:
+            state = {**state, **RunningScale.anew(state)}
         if done < _SECOND:
             return {**state, **RunningScale.update(state, state["position"])}
         if "scaled" not in state:  # the step size anew, for scales that stay

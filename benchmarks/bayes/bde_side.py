@@ -33,7 +33,7 @@ def main() -> None:
     inputs = [(X - train_X.mean(0)) / spread for X in (train_X, test_X)]
     model = BdeRegressor(
         n_members=told["members"],
-        hidden_layers=[16, 16],
+        hidden_layers=[16] * told["depth"],
         seed=told["seed"],
         epochs=told["epochs"],
         patience=None,

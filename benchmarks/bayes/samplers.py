@@ -3,7 +3,7 @@
 The smallest bulk or tail effective sample size over function values at ten rows (or parameters of
 eight schools, or logarithms of hyperparameters) and the log density, divided by the gradients of
 all chains after the warm-up, by those with it, and by the processor seconds of the whole run, its
-start and compilation included.
+start and compilation included; libraries and their tracers are imported before.
 Per gradient is a figure of the method, which load does not touch; per second one of the machine.
 "Means off" is the largest distance of a mean (of all that is asked but the log density) to that of
 NumPyro's NUTS, in standard errors of both: chance gives 2 to 3, beyond 4 someone is wrong, or has
@@ -17,7 +17,7 @@ that is given, here 2, its default, 4 and 8: the best of them counts.
 
     python -m benchmarks networks --speed            # 10 seeds: hours
     python -m benchmarks networks --speed --quick    # one seed of each, minutes
-    python -m benchmarks networks --speed --seeds 3 --problems "eight schools"
+    python -m benchmarks networks --speed --seeds 3 --problems "eight schools" --chains 512
     python -m benchmarks networks --table            # of what is there
     python -m benchmarks networks --matching ...     # ways of matching priors, see `matching`
     python -m benchmarks networks --priors ...       # what a match is worth, see `matched_priors`
@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # the tracer, which is otherwise imported by the first run
 from torch import Tensor
 
 from bayes import HMC, MCLMC, NUTS, ChEES

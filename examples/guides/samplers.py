@@ -49,6 +49,10 @@ print(draws.num_gradients, "gradients per chain")
 # `[chains, draws, *event]`, statistics have ArviZ's names. Members of a `LangevinEnsemble` stay at modes of
 # their own and are judged by their halves, not by each other.
 #
+# Chains start at random, and some starts are far from the mass. `HMC`, `ChEES` and `MCLMC(adjusted=True)`
+# take a chain that never moves, or that is still far below the others when most have arrived, to where those are; in
+# the first half of the warm-up alone, so what is drawn is not touched by it.
+#
 # A model with arguments is passed as `functools.partial(model, X, y)`.
 #
 # `bayes.report(draws)` judges them, and `draws.to_arviz()` gives them to ArviZ.

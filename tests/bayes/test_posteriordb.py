@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from bayes import HMC, MCLMC, ChEES
+from bayes.inference.adaptation import Rescue
 
 AR = torch.tensor(
     [
@@ -122,6 +123,40 @@ def gp_regr():
     return model, quantities, mean, [0.0128, 0.00776, 0.00503], [1.2881, 0.78935, 0.5]
 
 
+def gp_pois_regr():
+    """Most starts are where exp(f) is astronomic, from where a step throws some far out."""
+    x = torch.arange(-10, 11, 2, dtype=torch.float64)
+    counts = tensor(40.0, 37, 29, 12, 4, 3, 9, 19, 77, 82, 33)
+    square = (x[:, None] - x).square()
+
+    def functions(rho, alpha, white):
+        covariance = alpha.square() * (-0.5 * square / rho.square()).exp()
+        root = torch.linalg.cholesky(covariance + 1e-10 * torch.eye(11, dtype=torch.float64))
+        return (root @ white.unsqueeze(-1)).squeeze(-1)
+
+    def model():
+        rho = pyro.sample("rho", dist.Gamma(scalar(25.0), scalar(4.0)))
+        alpha = pyro.sample("alpha", dist.HalfNormal(scalar(2.0)))
+        white = pyro.sample("white", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+        rate = functions(rho, alpha, white).exp()
+        pyro.sample("k", dist.Poisson(rate).to_event(1), obs=counts)
+
+    def quantities(draws):
+        rho, alpha = draws["rho"].unsqueeze(-1), draws["alpha"].unsqueeze(-1)
+        f = functions(rho.unsqueeze(-1), alpha.unsqueeze(-1), draws["white"])
+        return torch.cat([rho, alpha, f], -1)
+
+    mean = [5.66652941021132, 2.92134418379513, 3.63574060402204, 3.6886122237674]
+    mean += [3.25466563615865, 2.40916833234055, 1.56153312269637, 1.2952616184373]
+    mean += [1.93120329718491, 3.17960664748282, 4.25292132252809, 4.41509940077751]
+    mean += [3.50681694306204]
+    error = [0.00677, 0.00792, 0.00150, 0.00127, 0.00144, 0.00196, 0.00244, 0.00266, 0.00225]
+    error += [0.00144, 0.000969, 0.000925, 0.00163]
+    std = [0.67644, 0.78642, 0.1548, 0.12724, 0.14248, 0.19445, 0.24534, 0.26498, 0.22342]
+    std += [0.1435, 0.096164, 0.092732, 0.16253]
+    return model, quantities, mean, error, std
+
+
 def ar_k():
     rows = AR.unfold(0, 6, 1)
     before, now = rows[:, :5].flip(-1), rows[:, 5]
@@ -194,6 +229,20 @@ def test_published_means(posterior):
     method = ChEES(num_samples=20, num_warmup=80, num_chains=64, progress=False)
     off, _, _ = compared(method, posterior)
     assert float(off.abs().max()) < 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rescued", [True, False])
+def test_starts_far_out_leave_no_trace(rescued, monkeypatch):
+    """A short run from starts far out; errors of a standard deviation are of 64 chains."""
+    if not rescued:
+        monkeypatch.setattr(Rescue, "_FAR", float("inf"))
+    method = ChEES(num_samples=40, num_warmup=100, num_chains=64, progress=False)
+    off, ratio, _ = compared(method, gp_pois_regr)
+    assert (float(ratio.max()) < 1.2) == rescued
+    if rescued:
+        assert float(off.abs().max()) < 4
+        assert float(ratio.min()) > 0.8
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def test_splits_are_those_of_the_file(data):
 def test_what_is_there_is_not_run_again(data, monkeypatch, capsys):
     asked = []
 
-    def measure(method, rows, members, seed, quick):
+    def measure(method, rows, members, seed, quick, depth):
         asked.append((method, len(rows[0]), members, seed))
         return {"nll": float(seed), "rmse": 1.0, "gradients": None, "seconds": 2.0}
 
@@ -43,6 +43,25 @@ def test_what_is_there_is_not_run_again(data, monkeypatch, capsys):
     assert "0.500 ± 0.500" in capsys.readouterr().out
     assert samplers.main(["--accuracy", "--data", str(data / "nowhere")]) == 2
     assert "--data" in capsys.readouterr().err
+
+
+def test_airfoil_comes_with_its_competitor(data, monkeypatch):
+    """Standardised by the training rows, a fifth for the test; no row twice."""
+    folder = data / "lib" / "python3" / "site-packages" / "bde" / "data"
+    folder.mkdir(parents=True)
+    lines = ["a,b,target"] + [f"{i},{i % 3},{2 * i}" for i in range(10)]
+    (folder / "airfoil.csv").write_text("\n".join(lines))
+    monkeypatch.setattr(network_accuracy, "BDE", data / "bin" / "python")
+    train_X, train_Y, test_X, test_Y = network_accuracy.airfoil(0)
+    assert (len(train_X), len(test_X)) == (8, 2)
+    assert sorted(torch.cat([train_X, test_X])[:, 0].tolist()) == list(range(10))
+    assert float(train_Y.mean()) == pytest.approx(0, abs=1e-12)
+    assert float(train_Y.std(correction=0)) == pytest.approx(1)
+    both = torch.cat([train_X, test_X])[:, :1], torch.cat([train_Y, test_Y])
+    slopes = both[1].diff(dim=0) / both[0].diff(dim=0)
+    assert float(slopes.std()) < 1e-9
+    depth = network_accuracy.prior(5, 4).module
+    assert sum(isinstance(layer, torch.nn.Linear) for layer in depth) == 5
 
 
 def test_ensembles_have_equal_gradients():
