@@ -67,6 +67,14 @@ print("accuracy", classifier.score(test_X, test_y))
 print(classifier.classes_, classifier.predict_proba(test_X.iloc[:1]).round(3))
 
 # %% [markdown]
+# An ensemble has a logistic regression of all columns beside the network, with a weight by what both would have said of
+# rows that were left out: where the truth is linear the regression knows it and the network has to find it out.
+# `linear=False` is the network alone.
+
+# %%
+print("weight of the logistic regression", classifier.linear_weight_)
+
+# %% [markdown]
 # ## From the command line
 #
 # Rows whose target is empty are predicted:
