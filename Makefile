@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help demo test test-slow check docs dist bench neural-tangents pfns blackjax bde saas clean
+.PHONY: help demo test test-slow check docs dist bench neural-tangents pfns curve-priors blackjax bde saas clean
 
 help:
 	@echo "make demo       fit, query and search on real data; figures and report in out/"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench      the benchmarks, quickly; without --quick by hand, see docs/pages/results.md"
 	@echo "make neural-tangents  the competitor of 'benchmarks kernels', 2 GB in .venv-neural-tangents"
 	@echo "make pfns       the competitor of 'benchmarks pfn throughput', 1 GB in .venv-pfns"
+	@echo "make curve-priors  priors of learning curves for 'benchmarks pfn curves', 1 GB in .venv-curve-priors"
 	@echo "make blackjax   the competitors of 'benchmarks networks', 1 GB in .venv-blackjax"
 	@echo "make bde        the competitor of 'benchmarks networks --accuracy', 1 GB in .venv-bde"
 	@echo "make saas       the competitor of 'benchmarks networks --saas', 2 GB in .venv-saas"
@@ -83,6 +84,17 @@ pfns: .venv-pfns/.installed
 		--constraint constraints.txt pfns==0.4.2
 	touch $@
 
+# lcpfn asks for a torch that has no Python 3.11; its prior needs none of what that pin is for.
+curve-priors: .venv-curve-priors/.installed
+
+.venv-curve-priors/.installed: constraints.txt
+	test -x .venv-curve-priors/bin/python || $(PYTHON) -m venv .venv-curve-priors
+	.venv-curve-priors/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-curve-priors/bin/pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt ifbo==0.4.1
+	.venv-curve-priors/bin/pip install --quiet --disable-pip-version-check --no-deps lcpfn==0.1.3
+	touch $@
+
 # Samplers in JAX, which is no dependency of ours.
 blackjax: .venv-blackjax/.installed
 
@@ -112,4 +124,4 @@ saas: .venv-saas/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-neural-tangents .venv-pfns .venv-blackjax .venv-bde .venv-saas out runs dist docs/site docs/executed .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-neural-tangents .venv-pfns .venv-curve-priors .venv-blackjax .venv-bde .venv-saas out runs dist docs/site docs/executed .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

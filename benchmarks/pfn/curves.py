@@ -18,6 +18,8 @@ the predicted smooth curve from the values that were shown, which have hardly an
 
     python -m benchmarks pfn curves --data ../shared/data/nas    # ten minutes on one core
     python -m benchmarks pfn curves --data FOLDER --quick        # a minute
+    make curve-priors
+    python -m benchmarks pfn curves --parts priors    # curves that other people's priors draw: 20
 
 An interrupted run goes on where it stopped. The data are taskset_curves.npz (Adriaensen et al.'s
 and Kadra et al.'s, github.com/releaunifreiburg/DPL) and nasbench_nlp_curves.csv.gz
@@ -45,7 +47,7 @@ from torch import Tensor
 
 import pfn
 from benchmarks.commands import command
-from benchmarks.pfn import common, jobs, scores
+from benchmarks.pfn import common, curve_priors, jobs, scores
 from priors.posteriors.gaussian import as_predictive
 from priors.tasks.training_curves import log_time
 
@@ -66,7 +68,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--network", default="learning-curve", help="shipped name or file")
     parser.add_argument("--curves", type=int, help="of each set (64)")
     parser.add_argument("--processes", type=int, default=1, help="at the same time (1)")
+    parser.add_argument("--parts", nargs="+", choices=("real", "priors"), default=["real"])
     options = parser.parse_args(argv)
+    if "priors" in options.parts:
+        if not curve_priors.THEIRS.exists():
+            parser.error("other people's priors need their packages: make curve-priors")
+        common.device()  # one thread
+        found = curve_priors.measure(
+            curves=options.curves or (2 if options.quick else 64),
+            network=options.network,
+            seed=options.seed,
+            processes=options.processes,
+        )
+        curve_priors.report(found["results"])
+        record = {"command": command("pfn curves", argv), **found}
+        print(common.write("curve_priors", options, record))
+    if "real" not in options.parts:
+        return 0
     if options.data is None:
         parser.error("the curves are not in the package: --data FOLDER; --help says where from")
     for file in FILES.values():

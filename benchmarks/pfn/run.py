@@ -8,8 +8,10 @@ throughput  training tasks per second and latency, against the transformer of `p
 acquisitions  seconds of BoTorch's acquisition functions, beside SingleTaskGP
 surrogate   Bayesian optimisation of test functions against SingleTaskGP
 rows        more rows than a network was trained on, and a minute of fine-tuning
-curves      forecasts of real learning curves against a Gaussian process and the last value
+curves      forecasts of real learning curves against a Gaussian process and the last value, and of
+            curves of the priors of LC-PFN and FT-PFN against MCMC
 collinear   columns that are nearly the same, with and without whitened members
+linear_member  a logistic regression in an ensemble of classification, on tasks of its prior
 recipes     what holds small networks back at low noise, one change of the recipe at a time
 
 Without a name all of them run, one after the other; options go to each.
@@ -30,6 +32,7 @@ NAMES = (
     "rows",
     "curves",
     "collinear",
+    "linear_member",
     "recipes",
 )
 

@@ -67,6 +67,21 @@ print("accuracy", classifier.score(test_X, test_y))
 print(classifier.classes_, classifier.predict_proba(test_X.iloc[:1]).round(3))
 
 # %% [markdown]
+# An ensemble has a logistic regression of all columns beside the network, with a weight by what both would have said of
+# rows that were left out: where the truth is linear the regression knows it and the network has to find it out.
+# `linear=False` is the network alone.
+
+# %%
+from sklearn.metrics import log_loss
+
+X = random.randn(400, 8)
+y = X @ np.linspace(-1, 1, 8) + 0.2 * random.randn(400) > 0
+for linear in (False, "auto"):
+    made = pfn.PFNClassifier(linear=linear).fit(X[:100], y[:100])
+    loss, weight = log_loss(y[100:], made.predict_proba(X[100:])), made.linear_weight_
+    print(f"log loss {loss:.3f}, weight of the logistic regression {weight:.2f}")
+
+# %% [markdown]
 # ## From the command line
 #
 # Rows whose target is empty are predicted:

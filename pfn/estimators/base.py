@@ -7,7 +7,7 @@ import math
 import numbers
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -258,16 +258,21 @@ class PFNEstimator(TableEstimator, BaseEstimator):
 
     # Queries
 
-    def _queries(self, X: Any) -> np.ndarray:
+    def _numbers(self, X: Any) -> np.ndarray:
+        """A table as numbers, NaN where missing."""
         check_is_fitted(self)
         table = read_columns(X)
         validate_data(self, X, reset=False, skip_check_array=True)
-        values = check_array(
+        values: np.ndarray = check_array(
             self._columns.encode(table),
             dtype=np.float64,
             ensure_all_finite="allow-nan",
             estimator=self,
         )
+        return values
+
+    def _queries(self, values: np.ndarray) -> np.ndarray:
+        """What the network is asked, of a table as numbers."""
         rows = self._prepare(values)
         self.network_.coverage.warn_outside_range(self._tensor(rows))
         return rows
@@ -275,11 +280,11 @@ class PFNEstimator(TableEstimator, BaseEstimator):
     def _batches(self, X: np.ndarray) -> Iterator[np.ndarray]:
         return _cut(X, self.batch_size)
 
-    def _logits(self, X: np.ndarray) -> list[Tensor]:
+    def _logits(self, X: np.ndarray, groups: Sequence[EncodedGroup] | None = None) -> list[Tensor]:
         """Logits of y under each member at the queries `[n, d]`, `[n, K]`."""
         found: dict[int, Tensor] = {}
         with torch.no_grad():
-            for group in self._groups:
+            for group in self._groups if groups is None else groups:
                 size = max(1, self.batch_size // len(group.members))
                 logits = torch.cat([group.logits(rows) for rows in _cut(X, size)], dim=1)
                 found.update(zip(group.members, logits, strict=True))

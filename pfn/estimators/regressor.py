@@ -125,7 +125,7 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
             return_std: Return also the standard deviations of y, noise included.
         """
         means, stds = [], []
-        for rows in self._batches(self._queries(X)):
+        for rows in self._batches(self._queries(self._numbers(X))):
             posterior = self._posterior(rows)
             means.append(_numpy(posterior.mean))
             if return_std:
@@ -143,7 +143,7 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
         p = checked_probabilities(quantiles)
         found = [
             _numpy(self._posterior(rows).quantile(self._double(p)).movedim(0, -1))
-            for rows in self._batches(self._queries(X))
+            for rows in self._batches(self._queries(self._numbers(X)))
         ]
         return np.concatenate(found)
 
@@ -158,7 +158,7 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
             A mixture over the members; with mean, variance, log_prob, cdf, quantile and samples,
             which are independent over queries given the member.
         """
-        return self._posterior(self._queries(X))
+        return self._posterior(self._queries(self._numbers(X)))
 
     def log_likelihood(self, X: Any, y: Any) -> np.ndarray:
         """Log predictive densities of targets, `[m]`, in nats, per unit of y.
@@ -167,7 +167,7 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
             X: Table `[m, d]`.
             y: Targets `[m]`.
         """
-        values = self._queries(X)
+        values = self._queries(self._numbers(X))
         refuse_missing(y)
         _, y = check_X_y(values, y, ensure_all_finite="allow-nan", y_numeric=True)
         y = y.astype(np.float64)

@@ -99,3 +99,28 @@ def test_the_benchmark_runs_from_end_to_end(tmp_path, monkeypatch, capsys):
     first = capsys.readouterr().out
     assert surrogate.main([*arguments, "--processes", "2"]) == 0  # all is there already
     assert capsys.readouterr().out == first
+
+
+def test_competitors_are_those_of_an_earlier_result(tmp_path):
+    path = tmp_path / "earlier.json"
+    runs = {m: [run(float(s), 0.1) for s in (3, 4, 5)] for m in optimisation.METHODS}
+    record = {"evaluations": 2, "seeds": [3, 4, 5], "runs": {"branin": runs, "camel": runs}}
+    path.write_text(json.dumps(record))
+    found = surrogate.competitors(path, ["branin"], [5, 3], 2)
+    assert list(found) == ["branin"]
+    assert set(found["branin"]) == set(optimisation.METHODS) - set(optimisation.NETWORKS)
+    assert [r["regrets"][0] for r in found["branin"]["random"]] == [5.0, 3.0]
+    with pytest.raises(ValueError, match="2 evaluations, not 3"):
+        surrogate.competitors(path, ["branin"], [3], 3)
+    with pytest.raises(ValueError, match="6"):
+        surrogate.competitors(path, ["branin"], [6], 2)
+    with pytest.raises(KeyError):
+        surrogate.competitors(path, ["levy4"], [3], 2)
+
+
+def test_only_some_methods():
+    of_methods = {"network": [run(1.0, 0.1)], "random": [run(1.0, 1.0)]}
+    found = surrogate.summarise({"f": of_methods})
+    assert set(found["overall_network_minus"]) == {"random"}
+    assert found["overall_network_minus"]["random"]["mean"] == pytest.approx(-1.0)
+    surrogate.report(found, 1, 2)

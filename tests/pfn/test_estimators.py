@@ -309,7 +309,8 @@ def test_an_ensemble_of_classifiers_averages_probabilities():
     network = random_network(4)
     X, y = data()
     y = np.digitize(y, [2.0, 4.0])
-    made = PFNClassifier(network, dtype="float64", num_ensemble=3, power_transforms=False).fit(X, y)
+    options = {"dtype": "float64", "power_transforms": False, "linear": False}
+    made = PFNClassifier(network, num_ensemble=3, **options).fit(X, y)
     expected = []
     for member in made._members:
         numbers = torch.tensor(member.classes[y], dtype=torch.float64)
@@ -570,14 +571,11 @@ def test_members_see_groups_and_components_of_many_columns():
     labels = random.randint(4, size=60)
     labels[:50] = np.digitize(X[:50, 3], [-4, 0, 4])
     X[4, 2] = np.nan
-    made = PFNClassifier(
-        random_network(4), categorical_features=[5], dtype="float64", num_ensemble=8
-    )
+    options = {"categorical_features": [5], "dtype": "float64", "linear": False}
+    made = PFNClassifier(random_network(4), num_ensemble=8, **options)
     with pytest.warns(UserWarning, match="each member of the ensemble sees a part"):
         made.fit(X, labels)
-    alone = PFNClassifier(
-        random_network(4), categorical_features=[5], dtype="float64", num_ensemble=1
-    )
+    alone = PFNClassifier(random_network(4), num_ensemble=1, **options)
     with pytest.warns(UserWarning, match="individually most informative"):
         alone.fit(X, labels)
     first, *others = made._members
