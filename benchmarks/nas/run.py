@@ -2,6 +2,7 @@
 
 digits      networks trained for real, against random search; what runs without a name
 lookups     tables of trained networks, against what people use, query for query
+functions   known functions of networks and hyperparameters, against what people use
 oracle      queries to the best cell, calibration, warm starts
 pareto      accuracy and latency together, against what people use
 overhead    processor seconds for each proposal, as the trials grow
@@ -14,7 +15,17 @@ from __future__ import annotations
 
 import importlib
 
-NAMES = ("digits", "lookups", "oracle", "pareto", "overhead", "curves", "ensembles", "proxies")
+NAMES = (
+    "digits",
+    "lookups",
+    "functions",
+    "oracle",
+    "pareto",
+    "overhead",
+    "curves",
+    "ensembles",
+    "proxies",
+)
 
 
 def main(argv: list[str]) -> int:

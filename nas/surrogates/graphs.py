@@ -112,22 +112,53 @@ class DenseProcess(GaussianProcess):
     def _conditional(
         self, X: Tensor, outputs: Sequence[int], observation_noise: bool | Tensor
     ) -> MultivariateNormal:
-        joint = X.shape[-2] > 1
-        if (joint and (X.dim() > 2 or len(X) > MAX_JOINT)) or isinstance(observation_noise, Tensor):
+        if isinstance(observation_noise, Tensor) or (X.dim() > 2 and X.requires_grad):
             return super()._conditional(X, outputs, observation_noise)
+        noise = self.likelihood.noise if observation_noise else X.new_zeros(1)
+        if X.shape[-2] == 1:
+            mean, variance = self._marginal(X.reshape(-1, X.shape[-1]))
+            variance = (variance + noise).reshape(*X.shape[:-1], 1)
+            return MultivariateNormal(mean.reshape(X.shape[:-1]), to_linear_operator(variance))
+        points = X.reshape(-1, *X.shape[-2:])
+        blocks = points.split(max(1, MAX_JOINT - X.shape[-2]))
+        moments = [found for block in blocks if (found := self._joint(block)) is not None]
+        if len(moments) < len(blocks):
+            return super()._conditional(X, outputs, observation_noise)
+        mean, covariance = (torch.cat(parts) for parts in zip(*moments, strict=True))
+        extra = (1e-10 + noise) * torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)
+        covariance = (covariance + extra).reshape(*X.shape[:-1], X.shape[-2])
+        return MultivariateNormal(mean.reshape(X.shape[:-1]), to_linear_operator(covariance))
+
+    def _marginal(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and variances `[n]` at `rows` `[n, d]`."""
+        mean, across = self._across(rows)
+        prior = dense(self.covar_module, rows, rows, diag=True)
+        return mean, (prior - across.square().sum(0)).clamp_min(1e-10)
+
+    def _joint(self, points: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Means `[b, q]` and covariances `[b, q, q]` at `points` `[b, q, d]`.
+
+        Those of an acquisition function share all but one of their rows, so they are read off the
+        covariance of the different ones; None where these are too many.
+        """
+        rows, places = points.flatten(0, 1), None
+        if len(points) > 1:
+            rows, places = rows.unique(dim=0, return_inverse=True)
+        if len(rows) > MAX_JOINT:
+            return None
+        mean, across = self._across(rows)
+        covariance = dense(self.covar_module, rows, rows) - across.T @ across
+        if places is None:
+            return mean[None], covariance[None]
+        places = places.reshape(points.shape[:2])
+        return mean[places], covariance[places[:, :, None], places[:, None, :]]
+
+    def _across(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Means `[n]`, and L^-1 K of the training rows and these, see `_factor`."""
         factor, whitened = self._known_factor()
-        queries = X.reshape(-1, X.shape[-1])
-        cross = dense(self.covar_module, self.train_X, queries)
+        cross = dense(self.covar_module, self.train_X, rows)
         across = torch.linalg.solve_triangular(factor, cross, upper=False)
-        mean = (whitened @ across).reshape(X.shape[:-1])
-        noise = self.likelihood.noise if observation_noise else 0.0
-        if joint:
-            covariance = dense(self.covar_module, queries, queries) - across.T @ across
-            extra = (1e-10 + noise) * torch.eye(len(X), dtype=X.dtype, device=X.device)
-            return MultivariateNormal(mean, to_linear_operator(covariance + extra))
-        prior = dense(self.covar_module, queries, queries, diag=True)
-        variance = (prior - across.square().sum(0)).clamp_min(1e-10) + noise
-        return MultivariateNormal(mean, to_linear_operator(variance.reshape(*X.shape[:-1], 1)))
+        return whitened @ across, across
 
     def _known_factor(self) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():

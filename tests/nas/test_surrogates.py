@@ -186,6 +186,12 @@ def test_predictions_of_single_points_are_those_of_the_process():
     joint, single = model.posterior(X), model.posterior(X[:, None])
     torch.testing.assert_close(single.mean[:, 0], joint.mean)
     torch.testing.assert_close(single.variance[:, 0], joint.variance)
+    apart = torch.stack([torch.cat([each[None], X[:5]]) for each in X[5:]])  # as acquisitions ask
+    for noisy in (False, True):
+        ours = model._conditional(apart, [0], noisy)
+        theirs = GaussianProcess._conditional(model, apart, [0], noisy)
+        torch.testing.assert_close(ours.mean, theirs.mean)
+        torch.testing.assert_close(ours.covariance_matrix, theirs.covariance_matrix)
     further = torch.ones(2, 1, dtype=torch.float64)
     other = model.condition_on_observations(X[12:14], further)
     with torch.no_grad():
