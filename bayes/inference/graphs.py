@@ -142,7 +142,9 @@ def _source(node: Any) -> Any:
     if node.target is _aten.sum.dim_IntList and first.target is _aten.unsqueeze.default:
         inner: Any = first.args[0]
         at: Any = first.args[1]
-        if _shape(node) == _shape(inner) and node.args[1] == [at % len(_shape(first))]:
+        number = len(_shape(first))
+        over = [dim % number for dim in node.args[1] or ()]
+        if _shape(node) == _shape(inner) and over == [at % number]:
             return inner
     return None
 

@@ -356,6 +356,22 @@ def test_a_graph_computes_what_the_function_does():
     assert torch.ops.aten.exp.default not in called
 
 
+def test_a_graph_leaves_out_what_does_nothing():
+    """Sums over a dimension of one, zeros that are added; not sums and zeros that broadcast."""
+
+    def function(x):
+        one = x[:, 0].unsqueeze(-1).sum(-1) + 0.0
+        return one * 2, x.unsqueeze(-1).sum(1), torch.zeros(2, 3, 5, dtype=x.dtype) + 0 + x
+
+    x = torch.randn(3, 5, dtype=torch.float64)
+    graph = graphs.captured(function, x)
+    assert isinstance(graph, graphs.Graph)
+    assert all(map(torch.equal, graph(x), function(x)))
+    called = [node.target for node in graph.module.graph.nodes if node.op == "call_function"]
+    assert called.count(torch.ops.aten.sum.dim_IntList) == 1
+    assert called.count(torch.ops.aten.add.Tensor) == 1
+
+
 def test_chains_whose_factorisation_fails_leave_the_others_alone():
     def log_prob(x):
         matrix = x[:, :1, None] * torch.eye(2, dtype=x.dtype)
