@@ -114,7 +114,8 @@ def main(argv: list[str] | None = None) -> int:
         "runs": runs,
     }
     report(summary, len(seeds), evaluations)
-    path = common.write("surrogate", options, results)
+    name = "surrogate" if options.competitors is None else "surrogate_network"
+    path = common.write(name, options, results)
     plot(runs, path.with_suffix(".png"))
     print(path)
     return 0
