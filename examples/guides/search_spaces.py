@@ -128,7 +128,7 @@ print(round(study.best_value, 3), nas.architecture_of(study.best_trial))
 # %% [markdown]
 # | `surrogate` | model |
 # |---|---|
-# | `"gp"` | Gaussian process: motifs and paths of the graph (Weisfeiler-Lehman), a trend and curves in sizes and counts, times hyperparameters, and a mean |
+# | `"gp"` | Gaussian process: motifs and paths of the graph (Weisfeiler-Lehman), a trend and curves in sizes and counts, times hyperparameters |
 # | `"network"` | Gaussian process of an infinitely wide network on the encoded candidate |
 # | `"vectors"` | Gaussian process with a Matern kernel on the encoded candidate |
 # | `"pfn"` | the network `pfn.load("bo")`, on as many columns and trials as it was trained for |

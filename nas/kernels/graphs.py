@@ -66,8 +66,6 @@ class WeisfeilerLehmanKernel(LookupKernel):
     k counts motifs that two graphs share, normalised to 1 on the diagonal: exp of it has products
     of motifs too, as an RBF kernel on the counts has, and tends to 1 + (k - 1) / l for large l.
     The weights are a softmax, so depth is learnt with them: a level without use gets little weight.
-    k is from 0 to 1, and the prior of l, about 1, keeps graphs from being all unlike: each would
-    have a value of its own then, which fits any data and predicts none.
 
     Args:
         table: Of the architectures whose numbers X holds.
@@ -82,7 +80,7 @@ class WeisfeilerLehmanKernel(LookupKernel):
         self.linear = linear
         learn_weights(self, len(table.levels))
         if not linear:
-            learn_positive(self, "length", LogNormalPrior(0.0, 0.5), start=1.0)
+            learn_positive(self, "length", LogNormalPrior(-1.0, 1.0), start=0.3)
 
     @property
     def weights(self) -> Tensor:

@@ -2,8 +2,8 @@
 
 `WeisfeilerLehmanKernel` weighs the levels of motifs and paths, `LinearKernel` has a trend in sizes
 and counts, `DescriptorKernel` compares them one at a time, `CodeKernel` the choices of a flat
-space; `architecture_kernel` adds them, multiplies by kernels of hyperparameters, of fidelity and of
-the study, and adds a constant.
+space; `architecture_kernel` adds them and multiplies by kernels of hyperparameters, of fidelity and
+of the study.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any
 
 import torch
 from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel, ScaleKernel
@@ -31,17 +30,6 @@ from nas.kernels.table import ArchitectureTable
 __all__ = ["architecture_kernel", "dense"]
 
 
-class ConstantKernel(Kernel):
-    """1: a mean that is not known. That of the trials is not it, as a search finds good ones."""
-
-    has_lengthscale = False
-
-    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
-        """Kernel between `x1` `[..., n1, d]` and `x2` `[..., n2, d]`: `[..., n1, n2]`."""
-        ones = x1.new_ones(x1.shape[:-1])
-        return ones if diag else ones[..., :, None] * x2.new_ones(x2.shape[:-1])[..., None, :]
-
-
 def architecture_kernel(
     table: ArchitectureTable,
     hyperparameters: Sequence[int] = (),
@@ -49,7 +37,7 @@ def architecture_kernel(
     shares: Sequence[float] = (),
     num_earlier: int = 0,
 ) -> Kernel:
-    """(motifs + trend + descriptors + code) hyperparameters fidelity study + constant.
+    """(motifs + trend + descriptors + code) times kernels of hyperparameters, fidelity and study.
 
     Args:
         table: Holds the architectures of the training rows; column 0 of X are its numbers.
@@ -78,7 +66,7 @@ def architecture_kernel(
     product = parts[0] if len(parts) == 1 else ProductKernel(*parts)
     if shares:
         product = product + _scaled(LevelKernel(active_dims=[place]), 1.0)
-    return product + _scaled(ConstantKernel(active_dims=[0]), 1.0)
+    return product
 
 
 def dense(kernel: Kernel, one: Tensor, two: Tensor, *, diag: bool = False) -> Tensor:

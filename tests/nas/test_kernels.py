@@ -23,7 +23,6 @@ from nas.kernels import (
 )
 from nas.kernels.computation import computation
 from nas.kernels.motifs import MotifStore
-from nas.kernels.product import ConstantKernel
 from nas.kernels.weisfeiler_lehman import motif_counts, unary
 from nas.spaces import CellSpace, MLPSpace
 
@@ -244,23 +243,6 @@ def test_budget_kernel_is_the_mixture_of_decays():
     expected = (1 - share) + share * mixture
     torch.testing.assert_close(kernel(times).to_dense(), expected, rtol=1e-4, atol=1e-4)
     assert torch.linalg.eigvalsh(kernel(times).to_dense()).min() > 0
-
-
-def test_a_mean_that_is_not_known_is_a_constant():
-    """Of all rows, also in batches; and a shift of the values is learnt for a shift."""
-    kernel = ConstantKernel().double()
-    X = torch.rand(2, 3, 4, dtype=torch.float64)
-    assert kernel(X[0], X[1]).to_dense().tolist() == [[1.0] * 3] * 3
-    assert kernel(X[:, None], X).to_dense().shape == (2, 2, 3, 3)
-    assert kernel(X, diag=True).tolist() == [[1.0] * 3] * 2
-    table = ArchitectureTable(cells(12))
-    shifted = architecture_kernel(table).double().requires_grad_(False)
-    rows = column(*range(12))
-    gram = dense(shifted, rows, rows)
-    shifted.kernels[-1].outputscale = 1e6
-    weights = torch.linalg.solve(dense(shifted, rows, rows), torch.ones(12).double())
-    assert float(weights.sum() * 1e6) == pytest.approx(1.0, abs=1e-4)
-    assert torch.linalg.eigvalsh(gram).min() > 0
 
 
 def test_what_matters_is_learnt():
