@@ -56,7 +56,7 @@ def test_page_is_self_contained_and_escaped(study, tmp_path):
     assert "Against &lt;random&gt;" in page
     assert "a &amp; b" in page
     assert "<td>0.1235</td>" in page
-    assert "http" not in page
+    assert "://" not in page
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     # progress, cost, best architecture, importance, hyperparameters, sizes, timeline, extra
     assert len(images) == 8
