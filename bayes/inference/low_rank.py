@@ -42,44 +42,45 @@ class LowRank(Variational):
 
 
 class _Factored(Guide):
-    """z = location + factor u + exp(log std) e."""
+    """z = location + std (factor u + e).
+
+    The factor is in units of the deviations, so that steps of an optimiser mean as much where these
+    are small: in units of z, the noise of some thousand of them adds up to wide columns.
+    """
 
     def __init__(self, start: Tensor, std: float, rank: int, generator: torch.Generator) -> None:
         self.location = start.clone()
         self.log_std = torch.full_like(start, math.log(std))
         # random: columns that are equal would stay so
         self.factor = start.new_empty(len(start), rank).normal_(generator=generator)
-        self.factor *= std / math.sqrt(rank)
+        self.factor /= math.sqrt(rank)
         self.parameters = [self.location, self.log_std, self.factor]
 
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
         dimension, rank = self.factor.shape
         e = self.location.new_empty(number, dimension).normal_(generator=generator)
         u = self.location.new_empty(number, rank).normal_(generator=generator)
-        return self.location + u @ self.factor.mT + self.log_std.exp() * e, [e, u]
+        away = u @ self.factor.mT + e
+        return self.location + self.log_std.exp() * away, [away, u]
 
     def score(self, position: Tensor) -> Tensor:
-        # (F F^T + S)^-1 = S^-1 - S^-1 F (I + F^T S^-1 F)^-1 F^T S^-1
-        inverse = (-2 * self.log_std).exp()
-        scaled = inverse * (self.location - position)
-        inner = torch.cholesky_solve((scaled @ self.factor).mT, self._capacitance()).mT
-        return scaled - inner @ self.factor.mT * inverse
+        # (F F^T + I)^-1 = I - F (I + F^T F)^-1 F^T
+        std = self.log_std.exp()
+        away = (self.location - position) / std
+        inner = torch.cholesky_solve((away @ self.factor).mT, self._capacitance()).mT
+        return (away - inner @ self.factor.mT) / std
 
     def pull(self, gradient: Tensor, normals: list[Tensor]) -> list[Tensor]:
-        e, u = normals
-        return [
-            gradient.mean(0),
-            (gradient * e).mean(0) * self.log_std.exp(),
-            gradient.mT @ u / len(u),
-        ]
+        away, u = normals
+        scaled = gradient * self.log_std.exp()
+        return [gradient.mean(0), (scaled * away).mean(0), scaled.mT @ u / len(u)]
 
     def entropy(self) -> Tensor:
         constant = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
         return constant.sum() + self._capacitance().diagonal().log().sum()
 
     def _capacitance(self) -> Tensor:
-        """The Cholesky factor of I + F^T S^-1 F."""
-        scaled = self.factor * (-self.log_std).exp().unsqueeze(-1)
-        inner = scaled.mT @ scaled
+        """The Cholesky factor of I + F^T F."""
+        inner = self.factor.mT @ self.factor
         inner.diagonal().add_(1)
         return torch.linalg.cholesky(inner)

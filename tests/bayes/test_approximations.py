@@ -91,6 +91,13 @@ def test_a_guide_of_full_rank_is_exact_for_linear_regression(method):
     assert bound == pytest.approx(evidence, abs=0.02)
 
 
+def test_columns_stay_narrow_where_the_posterior_is():
+    """Deviations of 0.02, steps of 0.03: in units of z, the columns' noise alone made it 5.6."""
+    model, Z, _, var, _ = linear(300, 40)
+    model.fit(LowRank(num_steps=400, num_draws=2000, **QUIET))
+    assert (model.posterior(Z).variance / var).mean() < 3
+
+
 def test_independent_guides_miss_correlations_and_their_bound_says_so():
     model, _, _, _, evidence = linear()
     model.fit(MeanField(num_steps=400, learning_rate=0.2, **QUIET))
