@@ -184,7 +184,7 @@ class PFNClassifier(ClassifierMixin, PFNEstimator):
         if self._linear_member is None:
             return found
         of_linear = self._linear_member.log_probabilities(values)
-        return pool(found, of_linear.astype(found.dtype), self.linear_weight_)
+        return pool(found.astype(np.float64), of_linear, self.linear_weight_)
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable classes, `[m]`.
