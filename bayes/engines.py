@@ -97,7 +97,7 @@ def process_engine(
         name: Of the engine.
         kernel: Makes the kernel of d inputs.
         process: `GaussianProcess`, `StudentTProcess` or what else makes an exact process of rows,
-            kernel and likelihood.
+            kernel, `train_Yvar` and `train_weights`.
         fit_rows: Most rows on which kernel and noise are learnt, a random part of more.
         noise: Whether a noise variance is learnt. Without, it is two millionths of the
             outcomes' variance: with few rows its prior hides that outcomes have none.

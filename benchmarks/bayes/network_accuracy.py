@@ -25,8 +25,6 @@ A run appends to `--out` and skips what is there, split 0 of everything first.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import time
 import warnings
@@ -48,6 +46,7 @@ from torch import Tensor, nn
 from bayes import BayesianNetwork, DeepEnsemble, LangevinEnsemble, Laplace, LowRank, MeanField
 from bayes.inference import InferenceMethod
 from benchmarks import runs
+from benchmarks.bayes import side
 from pfn import PFNRegressor
 from priors import NetworkPrior
 from priors.posteriors.gaussian import as_predictive
@@ -208,15 +207,7 @@ def _measure_bde(
         "steps": ours.num_samples * ours.num_steps,
         "thinning": ours.num_steps,
     }
-    output = subprocess.run(
-        [str(BDE), str(Path(__file__).with_name("bde_side.py"))],
-        input=json.dumps(told),
-        capture_output=True,
-        text=True,
-    )
-    if output.returncode:
-        raise RuntimeError(f"bde failed: {output.stderr[-500:]}")
-    found: dict[str, float | None] = json.loads(output.stdout.splitlines()[-1])
+    found: dict[str, float | None] = side.answer(_BDE, BDE, "bde_side.py", told)
     return found
 
 

@@ -24,9 +24,7 @@ A run appends to `--out` and skips what is there.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
-import subprocess
 import sys
 import time
 import warnings
@@ -45,6 +43,7 @@ from bayes import ChEES, GaussianProcess, SaasPrior
 from bayes.inference import InferenceMethod
 from bayes.inference.chain_statistics import bulk_ess, tail_ess
 from benchmarks import records, runs
+from benchmarks.bayes import side
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "saas.jsonl"
@@ -160,15 +159,7 @@ def _run(options: argparse.Namespace) -> None:
             "warmup": _WARMUP,
             "draws": _DRAWS,
         }
-        output = subprocess.run(
-            [str(PYTHON), str(Path(__file__).with_name("saas_side.py"))],
-            input=json.dumps(told),
-            capture_output=True,
-            text=True,
-        )
-        if output.returncode:
-            raise RuntimeError(f"{BOTORCH} failed: {output.stderr[-500:]}")
-        found = json.loads(output.stdout.splitlines()[-1])
+        found = side.answer(BOTORCH, PYTHON, "saas_side.py", told)
         values = torch.tensor(found["values"], dtype=torch.float64)
         _keep(options.out, BOTORCH, values, found["seconds"], found["versions"])
 

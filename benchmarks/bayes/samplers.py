@@ -34,7 +34,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -49,7 +48,8 @@ from torch import Tensor
 from bayes import HMC, MCLMC, NUTS, ChEES
 from bayes.inference.arviz_export import import_arviz, many_chains
 from bayes.inference.chain_statistics import bulk_ess
-from benchmarks.bayes import matched_priors, matching, network_accuracy, saas, shift
+from benchmarks import records
+from benchmarks.bayes import matched_priors, matching, network_accuracy, saas, shift, side
 from benchmarks.bayes import sampling_problems as problems
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     if options.speed:
         _run(options)
-    print(table(_read(options.out)))
+    print(table(records.read(options.out)))
     return 0
 
 
@@ -114,7 +114,7 @@ def methods(seed: int, chains: int, draws: int) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> None:
-    done = {(*_setting(r), r["seed"]) for r in _read(options.out)}
+    done = {(*_setting(r), r["seed"]) for r in records.read(options.out)}
     draws = 200 if options.quick else 500
     for seed in range(1 if options.quick else options.seeds):
         for problem in options.problems:
@@ -140,9 +140,7 @@ def _run(options: argparse.Namespace) -> None:
                     "chains": options.chains,
                     "draws": draws,
                 }
-                options.out.parent.mkdir(exist_ok=True)
-                with options.out.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+                records.append(options.out, record)
                 print(json.dumps(record), flush=True)
 
 
@@ -209,36 +207,27 @@ def _measure_jax(
         told["Y"] = targets.tolist()
         told["stds"] = [float(s) for s in model.prior.parameter_std().values()]
         told["shapes"] = [list(p.shape) for p in model.prior.module.parameters()]
-    script = Path(__file__).with_name("jax_samplers.py")
-    output = subprocess.run(
-        [str(JAX), str(script)], input=json.dumps(told), capture_output=True, text=True
-    )
-    if output.returncode:
-        print(f"{method} failed: {output.stderr[-500:]}", file=sys.stderr)
+    try:
+        found = side.answer(method, JAX, "jax_samplers.py", told)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
         return None
-    found = json.loads(output.stdout.splitlines()[-1])
     values = torch.tensor(found.pop("values"), dtype=torch.float64)
     return {"effective": smallest(values), **found, **moments(values)}
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
 
 
 def _setting(record: dict[str, Any]) -> tuple[str, int, int, str]:
     return record["problem"], record["chains"], record["draws"], record["method"]
 
 
-def table(records: list[dict[str, Any]]) -> str:
+def table(found: list[dict[str, Any]]) -> str:
     """Medians over seeds."""
     lines = [
         f"{'problem':15} chains draws {'method':26} seeds  per gradient  with warm-up  per second"
         "  seconds  means off"
     ]
-    for setting in sorted({_setting(r) for r in records}):
-        some = [r for r in records if _setting(r) == setting]
+    for setting in sorted({_setting(r) for r in found}):
+        some = [r for r in found if _setting(r) == setting]
         problem, chains, draws, method = setting
 
         def median(key: str, some: list[dict[str, Any]] = some) -> float:
@@ -248,27 +237,27 @@ def table(records: list[dict[str, Any]]) -> str:
             f"{problem:15} {chains:6d} {draws:5d} {method:26} {len(some):5d} "
             f"{median('gradients'):13.4f} "
             f"{median('all'):13.4f} {median('seconds'):11.1f} "
-            f"{statistics.median(r['seconds'] for r in some):8.1f} {_off(some, records):>10}"
+            f"{statistics.median(r['seconds'] for r in some):8.1f} {_off(some, found):>10}"
         )
     return "\n".join(lines)
 
 
-def _off(some: list[dict[str, Any]], records: list[dict[str, Any]]) -> str:
+def _off(some: list[dict[str, Any]], found: list[dict[str, Any]]) -> str:
     """How far, in standard errors, the worst mean over seeds is from that of the reference."""
     first = some[0]
-    reference = [r for r in records if (r["problem"], r["method"]) == (first["problem"], REFERENCE)]
+    reference = [r for r in found if (r["problem"], r["method"]) == (first["problem"], REFERENCE)]
     if first["method"] == REFERENCE or not reference or "means" not in first:
         return "-"
     (one, error), (other, its) = (_pooled(group) for group in (some, reference))
     return f"{float(((one - other).abs() / (error.square() + its.square()).sqrt()).max()):.1f}"
 
 
-def _pooled(records: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+def _pooled(found: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
     """Means over seeds, and their standard errors."""
-    errors = torch.tensor([r["errors"] for r in records])
+    errors = torch.tensor([r["errors"] for r in found])
     return (
-        torch.tensor([r["means"] for r in records]).mean(0),
-        errors.square().sum(0).sqrt() / len(records),
+        torch.tensor([r["means"] for r in found]).mean(0),
+        errors.square().sum(0).sqrt() / len(found),
     )
 
 
