@@ -1,5 +1,6 @@
 """Shared by the tests of searches."""
 
+import optuna
 import pytest
 
 
@@ -11,3 +12,12 @@ def few_candidates(monkeypatch):
     monkeypatch.setattr("nas.proposals.maximisation.SCALES", (0.1,))
     monkeypatch.setattr("nas.proposals.pool.NUM_FIRST", 16)
     monkeypatch.setattr("nas.proposals.pool.NUM_PER_TRIAL", 2)
+
+
+@pytest.fixture
+def quiet_optuna():
+    """Errors alone are told."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield
+    optuna.logging.set_verbosity(level)

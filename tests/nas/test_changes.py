@@ -18,12 +18,7 @@ def space(inputs=4, outputs=2, widths=(8, 16), depth=(1, 2)):
     return MLPSpace(inputs, outputs, depth=depth, widths=widths, activations=("relu", "tanh"))
 
 
-@pytest.fixture(autouse=True)
-def _quiet_optuna(few_candidates):
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(level)
+pytestmark = pytest.mark.usefixtures("few_candidates", "quiet_optuna")
 
 
 class Asked(list):

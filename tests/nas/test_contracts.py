@@ -1,6 +1,5 @@
 """Our surrogates, acquisitions and proxies satisfy the contracts of an outsider's."""
 
-import optuna
 import pytest
 from botorch.models import SingleTaskGP
 
@@ -9,15 +8,7 @@ from nas.proxies import PROXIES
 from nas.surrogates import GraphProcess, PathEnsemble
 from nas.testing import AcquisitionContract, ProxyContract, SurrogateContract
 
-pytestmark = pytest.mark.usefixtures("few_candidates")
-
-
-@pytest.fixture(autouse=True)
-def _quiet_optuna():
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(level)
+pytestmark = pytest.mark.usefixtures("few_candidates", "quiet_optuna")
 
 
 class TestGraphs(SurrogateContract):

@@ -28,12 +28,7 @@ SPACE = MLPSpace(4, 2, depth=(1, 3), widths=(8, 16, 32), residual=False)
 EPOCHS = Fidelity("epochs", (5, 50), costs=(1, 4))
 
 
-@pytest.fixture(autouse=True)
-def _quiet_optuna():
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(level)
+pytestmark = pytest.mark.usefixtures("quiet_optuna")
 
 
 def size(trial):

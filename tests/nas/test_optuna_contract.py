@@ -17,12 +17,7 @@ from nas.trials import ARCHITECTURE
 SPACE = MLPSpace(4, 2, depth=(1, 1), widths=(8, 16))
 
 
-@pytest.fixture(autouse=True)
-def _quiet_optuna():
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(level)
+pytestmark = pytest.mark.usefixtures("quiet_optuna")
 
 
 @pytest.mark.covering

@@ -17,13 +17,7 @@ from nas.pruning.curve_process import CurveProcess
 from nas.pruning.curves import CURVE, curve_of
 from nas.pruning.pruners import FittedCurves
 
-
-@pytest.fixture(autouse=True)
-def _quiet_optuna():
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(level)
+pytestmark = pytest.mark.usefixtures("quiet_optuna")
 
 
 class TestReports:

@@ -26,12 +26,7 @@ from priors.posteriors.gaussian import GaussianPosterior
 OBJECTIVE = SyntheticObjective()
 
 
-@pytest.fixture(autouse=True)
-def _quiet_optuna():
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(level)
+pytestmark = pytest.mark.usefixtures("quiet_optuna")
 
 
 def sampler(seed=0, **options):

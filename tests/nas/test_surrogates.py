@@ -21,12 +21,7 @@ OBJECTIVE = SyntheticObjective()
 CELLS = CellSpace(num_cells=1, channels=4, image_size=8)
 
 
-@pytest.fixture(autouse=True)
-def _quiet_optuna():
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(level)
+pytestmark = pytest.mark.usefixtures("quiet_optuna")
 
 
 def candidates(number, seed=0):

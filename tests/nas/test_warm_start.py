@@ -25,12 +25,7 @@ OTHER = MLPSpace(8, 2, depth=(2, 4), widths=(8, 32))
 RATE = {"rate": FloatDistribution(1e-4, 1.0, log=True)}
 
 
-@pytest.fixture(autouse=True)
-def _quiet_optuna():
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(level)
+pytestmark = pytest.mark.usefixtures("quiet_optuna")
 
 
 def value(trial, space=SPACE):
