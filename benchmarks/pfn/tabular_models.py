@@ -28,13 +28,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import scipy.stats
 import torch
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from botorch.models.transforms import Normalize, Standardize
 from gpytorch.mlls import ExactMarginalLogLikelihood
-from scipy.special import logsumexp
 from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
@@ -206,18 +206,27 @@ def _forest_density(split: Split, seed: int, device: str) -> Prediction:
             weights = _shared_leaves(forest(leaf).fit(X[rest], y[rest]), X[rest], X[held_out])
             for share in np.logspace(-2.5, -0.5, 9):
                 for degrees in (4.0, 30.0):  # no Gaussian: its tails underflow
-                    kernel = scipy.stats.t(degrees, y[rest], share * y.std())
-                    density = logsumexp(kernel.logpdf(y[held_out, None]), axis=1, b=weights)
-                    totals[leaf, share, degrees] += density.sum()
+                    kernel = scipy.stats.t(degrees, scale=share * y.std())
+                    density = _averaged(kernel.pdf, weights, y[rest], y[held_out])
+                    totals[leaf, share, degrees] += np.log(density).sum()
     leaf, share, degrees = max(totals, key=lambda setting: totals[setting])
     weights = _shared_leaves(forest(leaf).fit(X, y), X, split.test_X)
-    kernel, targets = scipy.stats.t(degrees, y, share * y.std()), split.test_y[:, None]
+    kernel = scipy.stats.t(degrees, scale=share * y.std())
     return Prediction(
         weights @ y,
-        logsumexp(kernel.logpdf(targets), axis=1, b=weights),
-        (weights * kernel.cdf(targets)).sum(1),
-        _crps_on_a_grid(kernel, weights, y, split.test_y),
+        np.log(_averaged(kernel.pdf, weights, y, split.test_y)),
+        _averaged(kernel.cdf, weights, y, split.test_y),
+        _crps_on_a_grid(scipy.stats.t(degrees, y, share * y.std()), weights, y, split.test_y),
     )
+
+
+def _averaged(
+    function: Callable[[np.ndarray], np.ndarray], weights: Any, y: np.ndarray, at: np.ndarray
+) -> np.ndarray:
+    """Weighed sums over training rows of a function of target less theirs, `[m]`."""
+    pairs = weights.tocoo()
+    values = pairs.data * function(at[pairs.row] - y[pairs.col])
+    return np.bincount(pairs.row, values, minlength=len(at))
 
 
 def _crps_on_a_grid(kernel: Any, weights: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -229,7 +238,7 @@ def _crps_on_a_grid(kernel: Any, weights: np.ndarray, y: np.ndarray, at: np.ndar
     low, high = min(y.min(), at.min()) - reach, max(y.max(), at.max()) + reach
     grid = np.linspace(low, high, 4_000)
     step = grid[1] - grid[0]
-    below = kernel.cdf(grid[:, None]) @ weights.T  # [grid, m]
+    below = (weights @ kernel.cdf(grid[:, None]).T).T  # [grid, m]
     found = np.zeros(len(at))
     for i, target in enumerate(at):
         F = below[:, i]
@@ -247,14 +256,21 @@ def _crps_on_a_grid(kernel: Any, weights: np.ndarray, y: np.ndarray, at: np.ndar
     return found
 
 
-def _shared_leaves(forest: Any, X: np.ndarray, queries: np.ndarray) -> np.ndarray:
+def _shared_leaves(forest: Any, X: np.ndarray, queries: np.ndarray) -> scipy.sparse.csr_array:
     """Weights `[m, n]` of training rows: how much they share the leaves of queries; of sum 1."""
     own, asked = forest.apply(X), forest.apply(queries)
-    weights = np.zeros((len(queries), len(X)))
-    for tree in range(own.shape[1]):
-        same = asked[:, tree, None] == own[:, tree]
-        weights += same / same.sum(1, keepdims=True)
-    return weights / own.shape[1]
+    trees, nodes = own.shape[1], int(own.max()) + 1
+
+    def leaves(reached: np.ndarray) -> scipy.sparse.csr_array:
+        columns = (reached + nodes * np.arange(trees)).ravel()
+        rows = np.repeat(np.arange(len(reached)), trees)
+        return scipy.sparse.csr_array(
+            (np.ones(len(rows)), (rows, columns)), shape=(len(reached), nodes * trees)
+        )
+
+    members = leaves(own)
+    sizes = np.maximum(members.sum(0), 1)
+    return (leaves(asked) / sizes[None]) @ members.T / trees
 
 
 def residual_density(residuals: np.ndarray) -> tuple[float, float]:
