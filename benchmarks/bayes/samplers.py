@@ -191,8 +191,19 @@ def _measure_jax(
     if not JAX.exists():
         print(f"{method} is left out: `make blackjax` makes its environment", file=sys.stderr)
         return None
-    told: dict[str, Any] = {"problem": problem, "method": method, "seed": seed}
-    told |= {"chains": chains, "draws": draws}
+    told = {**told_of(problem), "method": method, "seed": seed, "chains": chains, "draws": draws}
+    try:
+        found = side.answer(method, JAX, "jax_samplers.py", told)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return None
+    values = torch.tensor(found.pop("values"), dtype=torch.float64)
+    return {"effective": smallest(values), **found, **moments(values)}
+
+
+def told_of(problem: str) -> dict[str, Any]:
+    """What determines a problem's density, for those who write it themselves."""
+    told: dict[str, Any] = {"problem": problem}
     if problem == "SAAS":
         target, _, model = problems.saas()
         noise = model.likelihood.noise_covar
@@ -205,15 +216,10 @@ def _measure_jax(
         targets, _ = model.targets()
         told["X"] = model.transformed_inputs(X).tolist()
         told["Y"] = targets.tolist()
-        told["stds"] = [float(s) for s in model.prior.parameter_std().values()]
-        told["shapes"] = [list(p.shape) for p in model.prior.module.parameters()]
-    try:
-        found = side.answer(method, JAX, "jax_samplers.py", told)
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return None
-    values = torch.tensor(found.pop("values"), dtype=torch.float64)
-    return {"effective": smallest(values), **found, **moments(values)}
+        parameters, stds = dict(model.prior.module.named_parameters()), model.prior.parameter_std()
+        told["stds"] = [float(stds[name]) for name in parameters]
+        told["shapes"] = [list(p.shape) for p in parameters.values()]
+    return told
 
 
 def _setting(record: dict[str, Any]) -> tuple[str, int, int, str]:

@@ -13,6 +13,35 @@ def test_hyperparameters_have_the_order_of_the_jax_density():
     assert names == [("outputscale", 1), ("lengthscale", 9), ("tau", 10), ("noise", 11)]
 
 
+@pytest.mark.parametrize("problem", ["network 1x10", "network 2x16"])
+def test_what_others_are_told_of_a_network_determines_its_density(problem):
+    told = samplers.told_of(problem)
+    target, _, model = sampling_problems.network(problem)
+    X, Y = (torch.tensor(told[name], dtype=torch.float64) for name in ("X", "Y"))
+    generator = torch.Generator().manual_seed(0)
+    position = torch.randn(2, target.dimension, generator=generator, dtype=torch.float64)
+    eps, sites = target.split(position)
+    drawn = model.whitening.weights(eps)
+    normal = torch.distributions.Normal
+    expected = []
+    for k in range(2):
+        parts = [drawn[name][k] for name, _ in model.prior.module.named_parameters()]
+        assert [list(part.shape) for part in parts] == told["shapes"]
+        stds = zip(told["stds"], parts, strict=True)
+        prior = sum(normal(0, std).log_prob(part).sum() for std, part in stds)
+        f = X
+        for weight, bias in zip(parts[:-2:2], parts[1:-2:2], strict=True):
+            f = torch.tanh(f @ weight.T + bias)
+        f = f @ parts[-2].T + parts[-1]
+        log_var = sites["log_noise_var"][k]
+        likelihood = normal(f, (log_var / 2).exp()).log_prob(Y).sum()
+        expected.append(likelihood + prior + normal(-2.0, 1.5).log_prob(log_var).sum())
+    ours = target.log_prior(position) + target.log_likelihood(position).sum((-2, -1))
+    assert float(ours[1] - ours[0]) == pytest.approx(
+        float(expected[1] - expected[0]), rel=1e-6
+    )  # deviations are single
+
+
 def test_moments_have_their_errors():
     generator = torch.Generator().manual_seed(0)
     values = 3 + 2 * torch.randn(40, 100, 3, generator=generator, dtype=torch.float64)
