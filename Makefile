@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help demo test test-slow check docs dist bench neural-tangents pfns curve-priors blackjax bde saas clean
+.PHONY: help demo test test-slow check docs dist bench neural-tangents pfns curve-priors blackjax bde saas tuners clean
 
 help:
 	@echo "make demo       fit, query and search on real data; figures and report in out/"
@@ -20,6 +20,7 @@ help:
 	@echo "make curve-priors  priors of learning curves for 'benchmarks pfn curves', 1 GB in .venv-curve-priors"
 	@echo "make blackjax   the competitors of 'benchmarks networks', 1 GB in .venv-blackjax"
 	@echo "make bde        the competitor of 'benchmarks networks --accuracy', 1 GB in .venv-bde"
+	@echo "make tuners     competitors of 'benchmarks search lookups', 1 GB in .venv-tuners"
 	@echo "make saas       the competitor of 'benchmarks networks --saas', 2 GB in .venv-saas"
 
 # torch first and pinned: left to the other packages, pip may pull another build of it.
@@ -123,5 +124,13 @@ saas: .venv-saas/.installed
 		botorch==0.18.1 numpyro==0.22.0 jax==0.9.2 jaxlib==0.9.2
 	touch $@
 
+tuners: .venv-tuners/.installed
+
+.venv-tuners/.installed:
+	test -x .venv-tuners/bin/python || $(PYTHON) -m venv .venv-tuners
+	.venv-tuners/bin/pip install --quiet --disable-pip-version-check \
+		smac==2.4.1 syne-tune==0.16.0 huggingface_hub==2.4.0
+	touch $@
+
 clean:
-	rm -rf .venv .venv-neural-tangents .venv-pfns .venv-curve-priors .venv-blackjax .venv-bde .venv-saas out runs dist docs/site docs/executed .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-neural-tangents .venv-pfns .venv-curve-priors .venv-blackjax .venv-bde .venv-saas .venv-tuners out runs dist docs/site docs/executed .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

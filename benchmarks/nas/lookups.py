@@ -10,7 +10,9 @@ together. All methods have the same space, queries and training seeds; what they
     python -m benchmarks search lookups --tasks cifar10 --methods gp optuna-tpe --seeds 5
 
 One line of JSON for each task, method and seed; those that are there are not run again. Reading the
-tables needs pyarrow, and `optuna-cmaes` the package cmaes.
+tables needs pyarrow, and `optuna-cmaes` the package cmaes; `smac` (SMAC 2.4.1, its facade for mixed
+spaces) and `syne-tune-cqr` (Syne Tune 0.16.0) have an environment of their own, from `make tuners`,
+and are left out without it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.nas.methods import METHODS
+from benchmarks.nas.methods import METHODS, at_hand
 from benchmarks.nas.runs import carry_out, half_width, parser_of
 from benchmarks.nas.tables import TASKS, Lookup, load_table
 
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> int:
     """Run what is missing and print the tables."""
     parser = parser_of("lookups", __doc__, seeds=30)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=at_hand())
     parser.add_argument("--queries", type=int, default=STOPS[-1], help="of each run (100)")
     options = parser.parse_args(argv)
     seeds = range(options.first, options.first + options.seeds)

@@ -6,8 +6,12 @@ seconds that each of its proposals took.
 
 from __future__ import annotations
 
+import json
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -18,10 +22,12 @@ from benchmarks.nas.tables import Lookup
 from nas import BayesianSampler
 from nas.surrogates import GraphProcess
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "Method", "at_hand"]
 
 Method = Callable[[Lookup, int, int], list[float]]
 
+TUNERS = Path(__file__).resolve().parents[2] / ".venv-tuners" / "bin" / "python"
+ELSEWHERE = ("smac", "syne-tune-cqr")
 PROCESS = GraphProcess()  # runs of one space share what it keeps of architectures
 POPULATION, TOURNAMENT = 20, 5  # a population of 50, as usual, would be random for half of the run
 
@@ -103,6 +109,47 @@ def flat(make: Callable[[int], optuna.samplers.BaseSampler]) -> Method:
     return run
 
 
+def elsewhere(method: str) -> Method:
+    """A tuner of `tuners_side.py`, in the environment that `make tuners` makes."""
+
+    def run(lookup: Lookup, queries: int, seed: int) -> list[float]:
+        if not TUNERS.exists():
+            raise FileNotFoundError(f"{method} wants an environment of its own: `make tuners`.")
+        distributions = lookup.table.distributions()
+        told = {"method": method, "queries": queries, "seed": seed}
+        told["space"] = {name: _sent(each) for name, each in distributions.items()}
+        script = Path(__file__).with_name("tuners_side.py")
+        seconds = []
+        with subprocess.Popen(
+            [str(TUNERS), str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None
+            print(json.dumps(told), file=process.stdin, flush=True)
+            for _ in range(queries):
+                line = process.stdout.readline()
+                if not line:
+                    raise RuntimeError(f"{method} stopped; run {script.name} by hand to see why.")
+                answer = json.loads(line)
+                seconds.append(answer["seconds"])
+                row = lookup.table.row(lookup.table.values_at(answer["chosen"]))
+                print(-lookup.query(row), file=process.stdin, flush=True)
+        return seconds
+
+    return run
+
+
+def _sent(distribution: optuna.distributions.BaseDistribution) -> list[Any] | int:
+    """Categories, or the number of ordered places from 0 on."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, IntDistribution) and distribution.low == 0
+    return distribution.high + 1
+
+
 def bayesian(surrogate: str) -> Method:
     """Our sampler, the architecture as one parameter of its own."""
 
@@ -167,8 +214,14 @@ METHODS: dict[str, Method] = {
     "optuna-cmaes": flat(
         lambda seed: optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
     ),
+    **{method: elsewhere(method) for method in ELSEWHERE},
     "gp": bayesian("gp"),
     "gp-screens": screening,
     "vectors": bayesian("vectors"),
     "ensemble": bayesian("ensemble"),
 }
+
+
+def at_hand() -> list[str]:
+    """Names of the methods that can run here."""
+    return [method for method in METHODS if method not in ELSEWHERE or TUNERS.exists()]
