@@ -82,7 +82,9 @@ def main() -> None:
         start = time.process_time()
         asked = ask()
         chosen = {name: dict(asked.config)[name] for name in told["space"]}
-        chosen = {name: getattr(value, "item", lambda v=value: v)() for name, value in chosen.items()}
+        chosen = {
+            name: getattr(value, "item", lambda v=value: v)() for name, value in chosen.items()
+        }
         line = {"chosen": chosen, "seconds": time.process_time() - start}
         print(json.dumps(line), file=answers, flush=True)
         tell(asked, float(sys.stdin.readline()))
