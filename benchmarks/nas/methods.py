@@ -127,7 +127,8 @@ def elsewhere(method: str) -> Method:
             stderr=subprocess.DEVNULL,
             text=True,
         ) as process:
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             print(json.dumps(told), file=process.stdin, flush=True)
             for _ in range(queries):
                 line = process.stdout.readline()
@@ -146,7 +147,8 @@ def _sent(distribution: optuna.distributions.BaseDistribution) -> list[Any] | in
     """Categories, or the number of ordered places from 0 on."""
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
-    assert isinstance(distribution, IntDistribution) and distribution.low == 0
+    assert isinstance(distribution, IntDistribution)
+    assert distribution.low == 0
     return distribution.high + 1
 
 
