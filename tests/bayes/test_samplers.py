@@ -31,7 +31,7 @@ from bayes.inference.log_density import value_and_gradient
 from bayes.inference.pyro_density import density_of
 from bayes.networks.density import NetworkPosterior
 from bayes.testing import SamplerContract, moments_in_errors
-from priors import NetworkPrior
+from priors import NetworkPrior, NNGPKernel
 
 QUICK = {"num_samples": 20, "num_warmup": 100, "num_chains": 64, "progress": False}
 
@@ -189,6 +189,42 @@ def test_a_linear_network_is_linear_regression(method, bias):
     assert float(first.abs().max()) < 4
     assert float(second.abs().max()) < 4
     assert set(draws.num_gradients) == {"warmup", "sampling"}
+
+
+@pytest.mark.slow
+def test_a_wide_network_has_the_posterior_of_its_limit():
+    """200 units against the process of the NNGP; 4 units have another one."""
+    X = torch.tensor([[-1.5], [-0.5], [0.2], [1.0], [1.8]]).double()
+    Y = torch.tensor([[1.0], [-0.6], [-0.4], [0.9], [0.3]]).double()
+    Z = torch.linspace(-2.5, 2.5, 6, dtype=torch.float64)[:, None]
+    variances = {"weight_var": 4.0, "bias_var": 1.0}
+    with torch.no_grad():
+        kernel = NNGPKernel(wide(2), **variances).double()
+        joint = kernel(torch.cat([Z, X])).to_dense()
+    noisy = joint[6:, 6:] + 0.1 * torch.eye(5, dtype=torch.float64)
+    gain = torch.linalg.solve(noisy, joint[6:, :6]).mT
+    mean = (gain @ Y)[:, 0]
+    std = (joint[:6, :6] - gain @ joint[6:, :6]).diagonal().sqrt()
+
+    def off(width):
+        model = BayesianNetwork(
+            X,
+            Y,
+            NetworkPrior(wide(width), **variances),
+            train_Yvar=torch.full_like(Y, 0.1),
+            input_transform=None,
+            outcome_transform=None,
+        )
+        fitted(model, ChEES(**QUICK | {"num_samples": 30}))
+        f = model.functions_of_draws(Z)[..., 0].unflatten(0, (64, 30))
+        return torch.cat(moments_in_errors(f, mean, std)).abs().max()
+
+    assert off(200) < 4
+    assert off(4) > 4
+
+
+def wide(width):
+    return nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, 1))
 
 
 def test_the_density_of_a_network_is_that_of_its_pyro_model():
