@@ -151,8 +151,10 @@ class Evidence:
         def log_prior(h: Tensor) -> Tensor:
             return self.model.log_prior(torch.cat([weights, h]))
 
+        # not by `torch.func.hessian`, which turns float32 into float64 on its way
         found, prior = (
-            -torch.func.hessian(function)(self.start).detach() for function in (self, log_prior)
+            -torch.func.jacrev(torch.func.grad(function))(self.start).detach()
+            for function in (self, log_prior)
         )
         values, vectors = torch.linalg.eigh((found + found.mT) / 2)
         others = ((vectors.mT @ prior) * vectors.mT).sum(-1)

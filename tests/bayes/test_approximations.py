@@ -138,6 +138,19 @@ def test_the_last_layer_has_the_noise_of_all_weights():
     torch.testing.assert_close(*found)
 
 
+def test_variances_are_learnt_in_single_precision():
+    X, Y = data()
+    found = []
+    for dtype in (torch.float32, double):
+        model = BayesianNetwork(
+            X.to(dtype), Y.to(dtype), NetworkPrior(nn.Linear(3, 1)), learn_variances=True
+        )
+        model.fit(Laplace(num_draws=2, num_starts=1, num_training_steps=50, **QUIET))
+        found.append(model.draws.samples["whitened_log_var"].mean((0, 1)).double())
+        assert model.posterior(X.to(dtype)).mean.dtype == dtype
+    torch.testing.assert_close(*found, atol=0.01, rtol=0)
+
+
 @pytest.mark.parametrize(
     "method", [LowRank(rank=4, num_draws=8000, num_steps=500, learning_rate=0.2, **QUIET)]
 )
