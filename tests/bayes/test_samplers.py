@@ -356,6 +356,18 @@ def test_supports_that_move_and_minibatches_are_refused_by_name():
         density_of(3, like)
 
 
+def test_a_mixture_has_the_support_of_its_components():
+    shares = dist.Categorical(torch.tensor([0.3, 0.7]).double())
+    law = dist.MixtureSameFamily(shares, dist.Gamma(torch.tensor([2.0, 9.0]).double(), 1.0))
+    density = density_of(lambda: pyro.sample("x", law), torch.zeros(1).double())
+    z = torch.linspace(-2, 2, 5).double()
+    truth = law.log_prob(z.exp()) + z
+    assert torch.allclose(density.function(z.unsqueeze(-1)), truth)
+    on_a_sphere = dist.ProjectedNormal(torch.ones(3).double())
+    with pytest.raises(NotImplementedError, match="The site 'x' .* has the support Sphere"):
+        density_of(lambda: pyro.sample("x", on_a_sphere), torch.zeros(1).double())
+
+
 def test_a_model_whose_course_depends_on_values_is_followed():
     """It has no graph of operations and no batch; |x| by a branch is as |x| without."""
     like = torch.zeros((), dtype=torch.float64)
@@ -626,6 +638,17 @@ def test_chains_that_disagree_and_divergences_are_told():
 
     with pytest.warns(UserWarning, match="draws have R-hat up to"):
         HMC(**QUICK).run(LogDensity(two_modes, 1), torch.zeros(1).double())
+
+
+def test_chains_of_nuts_that_disagree_are_told():
+    def model():
+        x = pyro.sample("x", dist.Uniform(-30.0, 30.0))
+        pyro.factor("apart", torch.logaddexp(-2 * (x - 20) ** 2, -2 * (x + 20) ** 2))
+
+    with pytest.warns(UserWarning, match="This run of NUTS may not have converged: draws have R-h"):
+        NUTS(num_samples=8, num_warmup=8, num_chains=2, progress=False, seed=1).run(
+            model, torch.zeros(1)
+        )
 
 
 def test_a_missing_compiler_is_told(monkeypatch):
