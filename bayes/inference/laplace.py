@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ from bayes.inference.draws import Draws, isolated
 from bayes.inference.evaluation import Evaluation
 from bayes.inference.evidence import Evidence, blocks_of_rows, jacobian
 from bayes.inference.kronecker import KroneckerFactors
-from bayes.inference.log_density import HasParts, LogDensity, value_and_gradient
+from bayes.inference.log_density import HasParts, LogDensity
 from bayes.inference.precisions import Dense, Diagonal, Gaussian, Implicit
 from bayes.inference.pyro_density import density_of
 from bayes.inference.settings import check_settings
@@ -181,12 +180,6 @@ class Laplace:
     ) -> tuple[Tensor, Tensor]:
         """The highest mode `[d]`, and the log density at every step of the training."""
         start = density.start(generator, self.num_starts, like)
-        learning = isinstance(model, HasParts) and self._learns(model, start)
-        if isinstance(model, HasParts) and learning:
-            # the same for all, which compete, and typical: noise at its mode has no lower end
-            typical = polished(partial(value_and_gradient, model.log_prior), start[:1])
-            start[:, model.num_weights :] = typical[:, model.num_weights :]
-            density = _held(density, model.num_weights)
         evaluation = Evaluation(density, compile=False)
         found, history = trained(
             evaluation,
@@ -204,25 +197,24 @@ class Laplace:
                 "Laplace found no mode: the training diverged, and its parameters are no longer "
                 "finite. Use a smaller learning_rate, or check that the density has a maximum."
             )
-        if isinstance(model, HasParts) and learning:
-            return self._of_largest_evidence(model, evaluation, best), history
-        return polished(evaluation, best)[0], history
-
-    def _learns(self, model: HasParts, position: Tensor) -> bool:
-        """Whether there is something besides weights, found by the evidence."""
-        return self.structure == "full" and position.shape[-1] > model.num_weights
+        mode = polished(evaluation, best)
+        full = self.structure == "full"
+        if isinstance(model, HasParts) and full and mode.shape[-1] > model.num_weights:
+            held = Evaluation(_held(density, model.num_weights), compile=False)
+            return self._of_largest_evidence(model, held, mode), history
+        return mode[0], history
 
     def _of_largest_evidence(
         self, model: HasParts, evaluation: Evaluation, position: Tensor
     ) -> Tensor:
-        """A mode near a position, with all that is not a weight where the evidence is largest.
+        """A mode near that of all numbers, with what is not a weight where the evidence is larger.
 
         Args:
             model: The network.
             evaluation: Of a density whose gradient moves weights alone.
             position: Where to begin, `[1, d]`.
         """
-        evidence = Evidence(model, polished(evaluation, position, num_steps=_FEW)[0])
+        evidence = Evidence(model, position[0])
         radius = _RADIUS
         for _ in range(_ROUNDS):
             moved, _ = trained(
