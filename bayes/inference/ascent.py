@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bayes.inference.log_density import value_and_gradient
-
 __all__ = ["polished", "trained"]
 
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -62,17 +60,18 @@ def trained(
     return position if noisy else best, history
 
 
-def polished(function: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:
+def polished(objective: Objective, position: Tensor, *, num_steps: int = 200) -> Tensor:
     """The maximum near `position` `[1, d]` to the precision of its dtype, by L-BFGS.
 
     Args:
-        function: Positions `[1, d]` to log densities `[1]`.
+        objective: Positions `[1, d]` to values `[1]` and gradients `[1, d]`.
         position: Where to begin; comes back where nothing better is found.
+        num_steps: At most.
     """
     best = position.detach().clone().requires_grad_()
     optimiser = torch.optim.LBFGS(
         [best],
-        max_iter=200,
+        max_iter=num_steps,
         history_size=20,
         tolerance_grad=1e-9,
         tolerance_change=1e-14,
@@ -80,14 +79,12 @@ def polished(function: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:
     )
 
     def closure() -> float:
-        value, gradient = value_and_gradient(function, best)
+        value, gradient = objective(best.detach())
         best.grad = -gradient
         return -float(value)
 
-    with torch.no_grad():
-        before = function(position)
+    before, _ = objective(position)
     optimiser.step(closure)
-    with torch.no_grad():
-        found = best.detach()
-        better = bool(found.isfinite().all()) and bool(function(found) >= before)
-    return found if better else position.detach()
+    found = best.detach()
+    after, _ = objective(found)
+    return found if bool(found.isfinite().all() and after >= before) else position.detach()

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bayes.inference.adaptation import State
-from bayes.inference.convergence import warn_unless_converged
+from bayes.inference.convergence import warn_of_draws
 from bayes.inference.draws import SMALLER_STEPS, Draws
 from bayes.inference.evaluation import Evaluation
 from bayes.inference.graphs import has_compiler
@@ -132,15 +132,7 @@ class ChainMethod(ABC):
         run.complete()
         draws = run.draws()
         if density.identified:
-            quantities = [value.reshape(*value.shape[:2], -1) for value in draws.samples.values()]
-            warn_unless_converged(
-                f"run of {self._name}",
-                torch.cat(quantities, -1),
-                draws.stats,
-                what="draws",
-                smaller_steps=draws.smaller_steps,
-                members_apart=draws.members_apart,
-            )
+            warn_of_draws(self._name, draws)
         return draws
 
     def _initial(self, density: LogDensity, generator: torch.Generator, like: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from bayes.inference.chain_statistics import (
     standardised_members,
     tail_ess,
 )
-from bayes.inference.draws import SMALLER_STEPS
+from bayes.inference.draws import SMALLER_STEPS, Draws
 
 __all__ = [
     "GROUP",
@@ -35,6 +35,7 @@ __all__ = [
     "agreement",
     "effective_sizes",
     "grouped",
+    "warn_of_draws",
     "warn_unless_converged",
 ]
 
@@ -98,6 +99,25 @@ def warn_unless_converged(
             f"This {owner} may not have converged: {'; '.join(troubles)}.",
             stacklevel=stacklevel + 1,
         )
+
+
+def warn_of_draws(method: str, draws: Draws) -> None:
+    """The same of all that was drawn, where chains should agree in it.
+
+    Args:
+        method: Its name, whose `run` was called.
+        draws: Of Markov chains.
+    """
+    quantities = [value.reshape(*value.shape[:2], -1) for value in draws.samples.values()]
+    warn_unless_converged(
+        f"run of {method}",
+        torch.cat(quantities, -1),
+        draws.stats,
+        what="draws",
+        smaller_steps=draws.smaller_steps,
+        members_apart=draws.members_apart,
+        stacklevel=3,
+    )
 
 
 def _worst(quantities: Tensor, members_apart: bool) -> tuple[float, float]:

@@ -2,10 +2,11 @@
 
 Of a network, in whitened weights w ~ N(0, 1), the precision is I + J^T L J, the generalised
 Gauss-Newton matrix (Martens 2020, 1412.1193; Daxberger et al. 2021, 2106.14806): J `[n k, D]` are
-the derivatives of the outputs at the rows in the weights, L the negative second derivative of the
-log likelihood in the outputs, of which negative curvature is left out. The likelihood's own
-parameters are given the curvature of the density with the network held at its mode, and are
-independent of the weights. Functions are then those of the linearised network
+the derivatives of the outputs at the rows in the weights, L the curvature of minus the log
+likelihood in the outputs, nowhere negative. The likelihood's own parameters, and variances of the
+prior that are drawn by samplers, go where the evidence is largest, with the weights integrated out
+(`evidence`); the former have its curvature there and are independent of the weights, the latter
+stay there. Functions are then those of the linearised network
 
     f(w*) + J(x) (w - w*),
 
@@ -14,9 +15,6 @@ itself, draws of weights from it underfit.
 
 Everything else with a density gets the curvature of the density itself over its unconstrained
 numbers.
-
-With n k < D the matrix is never formed: draws are e - J' (I + J J')^-1 (J e + e'), of the same law
-(Matheron's rule), and its determinant is that of I + J J'.
 """
 
 from __future__ import annotations
@@ -31,32 +29,41 @@ from torch import Tensor
 from bayes.inference.ascent import polished, trained
 from bayes.inference.draws import Draws, isolated
 from bayes.inference.evaluation import Evaluation
+from bayes.inference.evidence import Evidence, blocks_of_rows, jacobian
 from bayes.inference.kronecker import KroneckerFactors
 from bayes.inference.log_density import HasParts, LogDensity
+from bayes.inference.precisions import Dense, Diagonal, Gaussian, Implicit
 from bayes.inference.pyro_density import density_of
 from bayes.inference.settings import check_settings
 
 __all__ = ["Laplace"]
 
-# Numbers of a block of derivatives of outputs in weights.
-_BLOCK = 2**25
+# Rounds in which evidence and mode follow each other at most, the gain in nats that ends them, by
+# how much logarithms move in one, and steps of the search for its mode.
+_ROUNDS, _ENOUGH, _RADIUS, _FEW = 10, 0.01, 2.0, 50
+
+_Parts = list[tuple[slice | Tensor, Gaussian | KroneckerFactors]]
 
 
 @dataclass(frozen=True)
 class Laplace:
     """A Gaussian about the maximum a posteriori, with linearised functions.
 
-    Exact for Bayesian linear regression with known noise.
+    Exact for Bayesian linear regression with known noise. Unknown noise is that of the largest
+    evidence, and so are the layer variances of a model with `learn_variances`; both need the
+    derivatives of all n k outputs in all weights at once, whichever weights are free.
 
     Attributes:
         weights: "all", or "last_layer": the others stay at the mode.
         structure: "full"; or "kronecker" or "diagonal", for more weights and rows than a matrix
             has room for. The first has a Kronecker product for each layer and none between them,
             and needs curvlinops-for-pytorch; the second is too wide where many weights share a
-            task.
+            task. With either, unknown noise stays at the mode of weights and noise together, which
+            is too low, and layer variances are not learnt.
         num_draws: Draws that make the posterior; in pairs about the mode.
         num_starts: Modes that are sought; the highest is taken.
-        num_training_steps: Gradient steps towards each, before a last search.
+        num_training_steps: Gradient steps towards each, before a last search; where there is
+            noise or a variance to learn, as many again at most from the highest.
         learning_rate: Of Adam at the beginning; it falls to a hundredth, along a cosine.
         linearised: Whether predictions are those of the linearised network.
         seed: Of all random numbers.
@@ -102,45 +109,32 @@ class Laplace:
             RuntimeError: the density has no maximum, or is not curved downwards where it was
                 found, or the precision cannot be factorised in this dtype.
             NotImplementedError: `weights="last_layer"` or `structure="kronecker"` of anything but
-                a network; a network whose weights are not Gaussian or have variances that are
-                drawn, or has layers without Kronecker factors.
+                a network; a network whose weights are not Gaussian or whose length scales are
+                drawn, or, unless the structure is "full", its variances, or that has layers
+                without Kronecker factors.
             ImportError: `structure="kronecker"` without curvlinops-for-pytorch.
         """
-        if self.weights != "all" and not isinstance(model, HasParts):
-            raise NotImplementedError(
-                'Laplace(weights="last_layer") needs a network with a last layer, as '
-                'BayesianNetwork has; use weights="all" for other models.'
-            )
-        if self.structure == "kronecker" and not isinstance(model, HasParts):
-            raise NotImplementedError(
-                'Laplace(structure="kronecker") needs a network with layers, as BayesianNetwork '
-                'has; use structure="full" for other models.'
-            )
-        if isinstance(model, HasParts) and not model.is_plain:
-            raise NotImplementedError(
-                "Laplace needs Gaussian weights of fixed variances; use ChEES(), "
-                "LangevinEnsemble() or LowRank() with other weight priors."
-            )
+        self._check(model)
         with isolated(self.seed, like):
             density = density_of(model, like)
             generator = torch.Generator(like.device)
             generator.manual_seed(self.seed)
-            mode, history = self._mode(density, generator, like)
-            parts = (
-                _of_network(model, mode, self)
-                if isinstance(model, HasParts)
-                else [(slice(None), _curvature(density, mode, self.structure))]
-            )
+            mode, history = self._mode(model, density, generator, like)
+            with torch.no_grad():
+                height = float(density.function(mode.unsqueeze(0)))
+            parts: _Parts
+            if isinstance(model, HasParts):
+                parts, log_det = _of_network(model, mode, self)
+            else:
+                found = _curvature(density, mode, self.structure)
+                parts, log_det = [(slice(None), found)], found.log_det
             change = like.new_zeros(-(-self.num_draws // 2), len(mode))
-            log_det = 0.0
             for where, part in parts:
                 change[:, where] = part.draw(len(change), generator)
-                log_det += part.log_det
             position = mode + torch.cat([change, -change])[: self.num_draws]
             with torch.no_grad():
                 samples = density.constrain(position.unsqueeze(0))
                 center = density.constrain(mode)
-                height = float(density.function(mode.unsqueeze(0)))
         evidence = height + 0.5 * len(mode) * math.log(2 * math.pi) - 0.5 * log_det
         linearised = self.linearised and self.weights == "all" and isinstance(model, HasParts)
         return Draws(
@@ -151,9 +145,40 @@ class Laplace:
             log_evidence=evidence if self.weights == "all" else None,
         )
 
+    def _check(self, model: object) -> None:
+        """Refuse what these settings cannot approximate."""
+        network = isinstance(model, HasParts)
+        if self.weights != "all" and not network:
+            raise NotImplementedError(
+                'Laplace(weights="last_layer") needs a network with a last layer, as '
+                'BayesianNetwork has; use weights="all" for other models.'
+            )
+        if self.structure == "kronecker" and not network:
+            raise NotImplementedError(
+                'Laplace(structure="kronecker") needs a network with layers, as BayesianNetwork '
+                'has; use structure="full" for other models.'
+            )
+        if not isinstance(model, HasParts):
+            return
+        if not model.is_gaussian:
+            raise NotImplementedError(
+                "Laplace needs Gaussian weights and fixed length scales; use ChEES(), "
+                "LangevinEnsemble() or LowRank() with other weight priors."
+            )
+        if model.num_variances and self.structure != "full":
+            raise NotImplementedError(
+                f'Laplace(structure="{self.structure}") needs fixed variances of the weights; '
+                'structure="full" learns them.'
+            )
+
     def _mode(
-        self, density: LogDensity, generator: torch.Generator, like: Tensor
+        self,
+        model: Callable[[], object] | LogDensity,
+        density: LogDensity,
+        generator: torch.Generator,
+        like: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        """The highest mode `[d]`, and the log density at every step of the training."""
         start = density.start(generator, self.num_starts, like)
         evaluation = Evaluation(density, compile=False)
         found, history = trained(
@@ -172,70 +197,63 @@ class Laplace:
                 "Laplace found no mode: the training diverged, and its parameters are no longer "
                 "finite. Use a smaller learning_rate, or check that the density has a maximum."
             )
-        return polished(density.function, best)[0], history
+        mode = polished(evaluation, best)
+        full = self.structure == "full"
+        if isinstance(model, HasParts) and full and mode.shape[-1] > model.num_weights:
+            held = Evaluation(_held(density, model.num_weights), compile=False)
+            return self._of_largest_evidence(model, held, mode), history
+        return mode[0], history
 
+    def _of_largest_evidence(
+        self, model: HasParts, evaluation: Evaluation, position: Tensor
+    ) -> Tensor:
+        """A mode near that of all numbers, with what is not a weight where the evidence is larger.
 
-class _Gaussian:
-    """N(0, P^-1), by its draws and log det P."""
-
-    log_det: float
-
-    def draw(self, number: int, generator: torch.Generator) -> Tensor:
-        """`[number, d]`."""
-        raise NotImplementedError
-
-
-class _Diagonal(_Gaussian):
-    def __init__(self, precision: Tensor) -> None:
-        self.precision = precision
-        self.log_det = float(precision.log().sum())
-
-    def draw(self, number: int, generator: torch.Generator) -> Tensor:
-        normals = self.precision.new_empty(number, len(self.precision)).normal_(generator=generator)
-        return normals * self.precision.rsqrt()
-
-
-class _Dense(_Gaussian):
-    def __init__(self, precision: Tensor) -> None:
-        factor, failed = torch.linalg.cholesky_ex(precision)
-        if bool(failed):
-            raise RuntimeError(
-                "Laplace: the log density is not curved downwards at the maximum that was found; "
-                "it may lie at the edge of the support, or need more num_training_steps."
+        Args:
+            model: The network.
+            evaluation: Of a density whose gradient moves weights alone.
+            position: Where to begin, `[1, d]`.
+        """
+        evidence = Evidence(model, position[0])
+        radius = _RADIUS
+        for _ in range(_ROUNDS):
+            moved, _ = trained(
+                evaluation,
+                evidence.position_at(evidence.improved(radius)).unsqueeze(0),
+                -(-self.num_training_steps // _ROUNDS),
+                self.learning_rate / _ROUNDS,
+                name="evidence",
+                progress=False,
             )
-        self.factor = factor
-        self.log_det = float(2 * factor.diagonal().log().sum())
-
-    def draw(self, number: int, generator: torch.Generator) -> Tensor:
-        normals = self.factor.new_empty(len(self.factor), number).normal_(generator=generator)
-        return torch.linalg.solve_triangular(self.factor.mT, normals, upper=True).mT
-
-
-class _Implicit(_Gaussian):
-    """P = I + A^T A of more columns than rows."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-        inner = rows @ rows.mT
-        inner.diagonal().add_(1)
-        self.factor, failed = torch.linalg.cholesky_ex(inner)
-        if bool(failed):
-            dtype = str(inner.dtype).removeprefix("torch.")
-            raise RuntimeError(
-                f"Laplace: the precision of the weights has no Cholesky factor in {dtype}; give "
-                "training data in float64, or a likelihood with more noise."
-            )
-        self.log_det = float(2 * self.factor.diagonal().log().sum())
-
-    def draw(self, number: int, generator: torch.Generator) -> Tensor:
-        count, dimension = self.rows.shape
-        first = self.rows.new_empty(number, dimension).normal_(generator=generator)
-        second = self.rows.new_empty(number, count).normal_(generator=generator)
-        missed = (first @ self.rows.mT + second).mT
-        return first - torch.cholesky_solve(missed, self.factor).mT @ self.rows
+            moved = polished(evaluation, moved, num_steps=_FEW)
+            found = Evidence(model, moved[0])
+            gain = found.here() - evidence.here()
+            if gain > 0:
+                evidence = found
+            else:
+                radius /= 4
+            if abs(gain) < _ENOUGH or radius < _RADIUS / 50:
+                break
+        return polished(evaluation, evidence.position.unsqueeze(0))[0]
 
 
-def _curvature(density: LogDensity, mode: Tensor, structure: str) -> _Gaussian:
+def _held(density: LogDensity, number: int) -> LogDensity:
+    """The same density, whose gradient leaves all but the first numbers where they are."""
+
+    def function(position: Tensor) -> Tensor:
+        first, others = position[:, :number], position[:, number:].detach()
+        return density.function(torch.cat([first, others], dim=-1))
+
+    return LogDensity(function, density.dimension)
+
+
+def _free(model: HasParts, weights: str, like: Tensor) -> Tensor:
+    """Numbers of the weights that are not held at the mode."""
+    every = torch.arange(model.num_weights, device=like.device)
+    return every if weights == "all" else every[model.last_layer()]
+
+
+def _curvature(density: LogDensity, mode: Tensor, structure: str) -> Gaussian:
     """Of minus a log density."""
 
     def negative(position: Tensor) -> Tensor:
@@ -244,24 +262,17 @@ def _curvature(density: LogDensity, mode: Tensor, structure: str) -> _Gaussian:
     precision = torch.func.hessian(negative)(mode).detach()
     precision = (precision + precision.mT) / 2
     if structure == "full":
-        return _Dense(precision)
+        return Dense(precision)
     diagonal = precision.diagonal()
     if not bool((diagonal > 0).all()):
         raise RuntimeError("Laplace: the log density is not curved downwards at its maximum.")
-    return _Diagonal(diagonal)
+    return Diagonal(diagonal)
 
 
-def _of_network(
-    model: HasParts, mode: Tensor, method: Laplace
-) -> list[tuple[slice | Tensor, _Gaussian | KroneckerFactors]]:
-    """Gaussians of the free weights and of the likelihood's parameters, with their places."""
-    number = model.num_weights
-    weights, parameters = mode[:number], mode[number:]
-    free = torch.arange(number, device=mode.device)
-    if method.weights == "last_layer":
-        free = free[model.last_layer()]
-
-    found: list[tuple[slice | Tensor, _Gaussian | KroneckerFactors]] = []
+def _of_network(model: HasParts, mode: Tensor, method: Laplace) -> tuple[_Parts, float]:
+    """Gaussians of weights and of the likelihood's parameters, and log det of all precisions."""
+    free = _free(model, method.weights, mode)
+    found: _Parts = []
     if method.structure == "kronecker":
         root = _curvature_root(model, model.functions(mode).detach(), mode)
         for layer in model.kronecker_factors(mode, root):
@@ -269,62 +280,59 @@ def _of_network(
                 found.append((layer.places.flatten(), layer))
     else:
         found.append((free, _of_weights(model, mode, free, method.structure)))
-    if len(parameters):
-        with torch.no_grad():
-            f = model.functions(mode)
+    log_det = sum(part.log_det for _, part in found)
+    number = model.num_weights
+    if len(mode) == number:
+        return found, log_det
+    if method.structure == "full":
+        precision = Evidence(model, mode).precision()
+    else:
+        precision = _of_parameters(model, mode)
+    log_det += Dense(precision).log_det
+    if own := len(mode) - number - model.num_variances:  # given the variances, which stay
+        found.append((slice(len(mode) - own, None), Dense(precision[-own:, -own:])))
+    return found, log_det
 
-        def negative(some: Tensor) -> Tensor:
-            position = torch.cat([weights, some])
-            return -(model.log_likelihood_of(f, position).sum() + model.log_prior(position))
 
-        curvature = torch.func.hessian(negative)(parameters).detach()
-        found.append((slice(number, None), _Dense((curvature + curvature.mT) / 2)))
-    return found
-
-
-def _of_weights(model: HasParts, mode: Tensor, free: Tensor, structure: str) -> _Gaussian:
-    """Of the weights of these numbers."""
+def _of_parameters(model: HasParts, mode: Tensor) -> Tensor:
+    """Precision of the likelihood's parameters with the weights held, `[p, p]`."""
     weights, parameters = mode[: model.num_weights], mode[model.num_weights :]
+    with torch.no_grad():
+        f = model.functions(mode)
 
-    def of_row(some: Tensor, row: Tensor) -> Tensor:
-        every = torch.cat([weights.index_copy(0, free, some), parameters])
-        return model.functions(every, index=row.unsqueeze(0))[0]
+    def negative(some: Tensor) -> Tensor:
+        position = torch.cat([weights, some])
+        return -(model.log_likelihood_of(f, position).sum() + model.log_prior(position))
 
-    rows = _rooted(model, mode, of_row, weights[free], structure)
+    precision = torch.func.hessian(negative)(parameters).detach()
+    return (precision + precision.mT) / 2
+
+
+def _of_weights(model: HasParts, mode: Tensor, free: Tensor, structure: str) -> Gaussian:
+    """Of the weights of these numbers."""
+    rows = _rooted(model, mode, free, structure)
     if structure == "diagonal":
-        return _Diagonal(1 + rows)
+        return Diagonal(1 + rows)
     if len(rows) < rows.shape[-1]:
-        return _Implicit(rows)
+        return Implicit(rows)
     precision = rows.mT @ rows
     precision.diagonal().add_(1)
-    return _Dense(precision)
+    return Dense(precision)
 
 
-def _rooted(
-    model: HasParts,
-    mode: Tensor,
-    of_row: Callable[[Tensor, Tensor], Tensor],
-    weights: Tensor,
-    structure: str,
-) -> Tensor:
-    """A `[n k, D]` with A^T A = J^T L J, or, if diagonal, the diagonal of that, `[D]`."""
+def _rooted(model: HasParts, mode: Tensor, free: Tensor, structure: str) -> Tensor:
+    """A `[n k, F]` with A^T A = J^T L J, or, if diagonal, the diagonal of that, `[F]`."""
     f = model.functions(mode).detach()
     root = _curvature_root(model, f, mode)
-    n, k = f.shape
-    block = max(1, _BLOCK // (k * len(weights)))
     parts = []
-    # row by row, whose derivatives pass through no other rows
-    jacobians = torch.func.vmap(torch.func.jacrev(of_row), (None, 0))
-    for rows in torch.arange(n, device=f.device).split(block):
-        jacobian = jacobians(weights, rows)
-        part = (root[rows].mT @ jacobian.detach()).flatten(0, 1)
+    for rows in blocks_of_rows(model, f.shape[-1], free):
+        part = (root[rows].mT @ jacobian(model, mode, free, rows)).flatten(0, 1)
         parts.append(part if structure == "full" else part.square().sum(0, keepdim=True))
     return torch.cat(parts) if structure == "full" else torch.cat(parts).sum(0)
 
 
 def _curvature_root(model: HasParts, f: Tensor, mode: Tensor) -> Tensor:
-    """R `[n, k, k]` with R R^T = minus the second derivative of each row's log likelihood in f."""
-
-    curvature = -model.likelihood_hessian(f, mode).detach()
+    """R `[n, k, k]` with R R^T = the curvature of each row's likelihood in f."""
+    curvature = model.likelihood_curvature(f, mode).detach()
     values, vectors = torch.linalg.eigh((curvature + curvature.mT) / 2)
     return vectors * values.clamp_min(0).sqrt().unsqueeze(-2)

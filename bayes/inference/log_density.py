@@ -137,8 +137,13 @@ class HasParts(HasLogDensity):
     """
 
     @property
-    def is_plain(self) -> bool:
-        """Whether whitened weights are standard normal, and all else is of the likelihood."""
+    def is_gaussian(self) -> bool:
+        """Whether whitened weights are standard normal and all else only multiplies them."""
+        raise NotImplementedError
+
+    @property
+    def num_variances(self) -> int:
+        """How many numbers after the weights are of the prior."""
         raise NotImplementedError
 
     @property
@@ -153,6 +158,10 @@ class HasParts(HasLogDensity):
 
     def last_layer(self) -> Tensor:
         """Which weights belong to the readout, in which functions are linear, `[D]` bools."""
+        raise NotImplementedError
+
+    def scales(self, position: Tensor) -> Tensor:
+        """By what drawn variances multiply each whitened weight, `[..., D]`."""
         raise NotImplementedError
 
     def functions(self, position: Tensor, *, index: Tensor | None = None) -> Tensor:
@@ -171,14 +180,14 @@ class HasParts(HasLogDensity):
         """The same of given outputs `[..., n, k]`, with the likelihood parameters of `position`."""
         raise NotImplementedError
 
-    def likelihood_hessian(self, functions: Tensor, position: Tensor) -> Tensor:
-        """Second derivatives of each row's log likelihood in its outputs, `[..., n, k, k]`."""
+    def likelihood_curvature(self, functions: Tensor, position: Tensor) -> Tensor:
+        """Of minus each row's log likelihood in its outputs, nowhere negative, `[..., n, k, k]`."""
         raise NotImplementedError
 
     def kronecker_factors(self, position: Tensor, roots: Tensor) -> list[KroneckerFactors]:
         """Of the curvature of each layer at a position `[d]`, given R `[n, k, k]` of each row.
 
-        R R' is minus the second derivative of the row's log likelihood in its outputs.
+        R R' is the `likelihood_curvature` of the row.
         """
         raise NotImplementedError
 

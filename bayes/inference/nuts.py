@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from bayes.compat import RecordingNUTS, mean_acceptance, potential_energy
+from bayes.inference.convergence import warn_of_draws
 from bayes.inference.draws import Draws, isolated
+from bayes.inference.log_density import HasLogDensity
 from bayes.inference.pyro_density import check_arguments
 from bayes.inference.settings import check_settings
 
@@ -64,10 +66,14 @@ class NUTS:
 
         Raises:
             TypeError: the model takes arguments.
+
+        Warns:
+            Of divergences, chains that disagree and few effective draws; not of weights of a
+            network, in which chains need not agree.
         """
         check_arguments(model)
         chains = [self._chain(model, like, number) for number in range(self.num_chains)]
-        return Draws(
+        draws = Draws(
             samples={
                 name: torch.stack([chain.samples[name] for chain in chains])
                 for name in chains[0].samples
@@ -78,6 +84,9 @@ class NUTS:
             },
             smaller_steps=f"raise target_accept_prob above {self.target_accept_prob:g}",
         )
+        if not isinstance(model, HasLogDensity):
+            warn_of_draws("NUTS", draws)
+        return draws
 
     def _chain(self, model: Callable[[], object], like: Tensor, number: int) -> Draws:
         stats: dict[str, list[float]] = {

@@ -15,6 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 from torch.distributions.transforms import Transform
 
 from bayes.compat import rows_of_plate
@@ -79,7 +80,7 @@ class _Site:
     def __init__(self, name: str, node: dict[str, Any], start: int) -> None:
         value = node["value"].detach()
         self.name, self.dtype = name, value.dtype
-        self.transform: Transform = biject_to(node["fn"].support)
+        self.transform = _way_to(name, node["fn"].support)
         with torch.no_grad():
             self.free_shape = self.transform.inv(value).shape
         self.part = slice(start, start + self.free_shape.numel())
@@ -91,6 +92,20 @@ class _Site:
     def log_jacobian(self, free: Tensor, value: Tensor) -> Tensor:
         """Of one position, a scalar."""
         return self.transform.log_abs_det_jacobian(free, value).sum()
+
+
+def _way_to(name: str, support: Any) -> Transform:
+    """From unconstrained numbers to a support; that of a mixture is that of its components."""
+    if isinstance(support, MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    try:
+        found: Transform = biject_to(support)
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"The site {name!r} of the Pyro model has the support {support}, to which there is no "
+            "way from unconstrained numbers; draw it on another one and transform it in the model."
+        ) from error
+    return found
 
 
 def _of_pyro(model: Callable[[], object], like: Tensor) -> LogDensity:
@@ -173,7 +188,7 @@ def _check_fixed(site: _Site, other: dict[str, Any] | None) -> None:
     if other is not None:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            moved = biject_to(other["fn"].support)
+            moved = _way_to(site.name, other["fn"].support)
             zero = other["value"].new_zeros(site.free_shape)
             fixed = moved.inv(other["value"]).shape == site.free_shape and torch.equal(
                 site.transform(zero), moved(zero)

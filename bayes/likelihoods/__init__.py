@@ -6,12 +6,13 @@ from bayes.likelihoods.gaussian import Gaussian, Heteroscedastic
 from bayes.likelihoods.named import from_description, named
 from bayes.likelihoods.ordinal import Ordinal
 from bayes.likelihoods.poisson import Poisson
-from bayes.likelihoods.student_t import StudentT
+from bayes.likelihoods.student_t import HeteroscedasticStudentT, StudentT
 
 __all__ = [
     "Categorical",
     "Gaussian",
     "Heteroscedastic",
+    "HeteroscedasticStudentT",
     "Likelihood",
     "NormalPrior",
     "Ordinal",

@@ -246,6 +246,29 @@ class Likelihood(ABC):
         )
         return found.reshape(*lead, *found.shape[1:])
 
+    def curvature(
+        self, Y: Tensor, f: Tensor, parameters: Mapping[str, Tensor], Yvar: Tensor | None = None
+    ) -> Tensor:
+        """Curvature of minus the log likelihood of each row in f, nowhere negative.
+
+        That of `hessian` without its negative part, or the expected one where that has a simple
+        form and the other may be negative.
+
+        Args:
+            Y: Outcomes, `[n, m]`.
+            f: Network outputs, `[..., n, k]`.
+            parameters: By name, `[..., p]`.
+            Yvar: Known noise variances, broadcasting with Y, where `takes_variances`.
+
+        Returns:
+            Positive semidefinite, `[..., n, k, k]`.
+        """
+        found = -self.hessian(Y, f, parameters, Yvar)
+        if found.shape[-1] == 1:
+            return found.clamp_min(0)
+        values, vectors = torch.linalg.eigh((found + found.mT) / 2)
+        return (vectors * values.clamp_min(0).unsqueeze(-2)) @ vectors.mT
+
     def description(self) -> dict[str, Any]:
         """Class name and fields as JSON values."""
         return {"class": type(self).__name__, **dataclasses.asdict(self)}  # type: ignore[call-overload]

@@ -47,6 +47,12 @@ class Gaussian(Likelihood):
         log_var = per_row(parameters["log_noise_var"]) if Yvar is None else Yvar.log()
         return normal_log_density(Y - f, log_var)
 
+    def curvature(
+        self, Y: Tensor, f: Tensor, parameters: Mapping[str, Tensor], Yvar: Tensor | None = None
+    ) -> Tensor:
+        log_var = per_row(parameters["log_noise_var"]) if Yvar is None else Yvar.log()
+        return torch.diag_embed((-log_var).exp().expand_as(f))
+
     def noise_free(self, f: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         return f
 
@@ -106,6 +112,15 @@ class Heteroscedastic(Likelihood):
     ) -> Tensor:
         mean, log_var = self._parts(f)
         return normal_log_density(Y - mean, log_var)
+
+    def curvature(
+        self, Y: Tensor, f: Tensor, parameters: Mapping[str, Tensor], Yvar: Tensor | None = None
+    ) -> Tensor:
+        # expected: that of the outcomes is negative in some direction wherever they miss the mean
+        log_var = self._parts(f)[1]
+        return torch.diag_embed(
+            torch.cat([(-log_var).exp(), torch.full_like(log_var, 0.5)], dim=-1)
+        )
 
     def noise_free(self, f: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         return self._parts(f)[0]

@@ -10,7 +10,7 @@ from bayes.likelihoods.categorical import Categorical
 from bayes.likelihoods.gaussian import Gaussian, Heteroscedastic
 from bayes.likelihoods.ordinal import Ordinal
 from bayes.likelihoods.poisson import Poisson
-from bayes.likelihoods.student_t import StudentT
+from bayes.likelihoods.student_t import HeteroscedasticStudentT, StudentT
 
 __all__ = ["from_description", "named"]
 
@@ -18,6 +18,7 @@ _NAMED: dict[str, type[Likelihood]] = {
     "gaussian": Gaussian,
     "heteroscedastic": Heteroscedastic,
     "student_t": StudentT,
+    "heteroscedastic_student_t": HeteroscedasticStudentT,
     "categorical": Categorical,
     "ordinal": Ordinal,
     "poisson": Poisson,

@@ -71,9 +71,10 @@ class BayesianNetwork(Model):
         prior: Network and layer variances; copied. Its `module` must have finite widths; dropout
             is off. A `WeightPrior` has other laws of the weights.
         likelihood: How outcomes arise from the network's outputs: "gaussian", "heteroscedastic"
-            (2m outputs: means, then log noise variances), "student_t", "categorical" (an output
-            for each class), "ordinal" (one output), "poisson" (log rates), or a `Likelihood` with
-            settings, such as `StudentT(df=4)`.
+            (2m outputs: means, then log noise variances), "student_t",
+            "heteroscedastic_student_t" (2m outputs: locations, then log squared scales),
+            "categorical" (an output for each class), "ordinal" (one output), "poisson" (log
+            rates), or a `Likelihood` with settings, such as `StudentT(df=4)`.
         train_Yvar: Known noise variances of the Gaussian likelihood, `[n, m]`, units of Y squared;
             queries get their mean.
         log_noise_var_prior: `Gaussian(log_noise_var_prior=...)` in short.
@@ -317,8 +318,7 @@ class BayesianNetwork(Model):
 
         def outputs(some: slice, rows: Tensor) -> Tensor:
             if draws.center is not None:
-                center = draws.center["eps"]
-                return linearised(prior, center, eps[some] - center, rows)
+                return linearised(prior, draws.center, eps[some], rows)
             drawn = {name: samples[name][some] for name in prior.sites()}
             return prior.functions(eps[some], drawn, rows)
 

@@ -60,10 +60,15 @@ class NetworkPosterior(HasParts):
         pyro.sample("y", _Outcomes(model.likelihood, f, parameters, known), obs=targets)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether whitened weights are standard normal, and all else is of the likelihood."""
+    def is_gaussian(self) -> bool:
+        """Whether whitened weights are standard normal and all else only multiplies them."""
         prior = self.model.weight_prior
-        return prior.is_gaussian and not prior.sites()
+        return prior.is_gaussian and prior.log_lengthscale_prior() is None
+
+    @property
+    def num_variances(self) -> int:
+        """How many numbers after the weights are of the prior."""
+        return sum(self.model.weight_prior.sites().values())
 
     @property
     def num_rows(self) -> int:
@@ -78,6 +83,12 @@ class NetworkPosterior(HasParts):
     def last_layer(self) -> Tensor:
         """Which weights belong to the readout, in which functions are linear, `[D]` bools."""
         return self.model.whitening.belong_to(self.model.prior.readout_parameters())
+
+    def scales(self, position: Tensor) -> Tensor:
+        """By what drawn variances multiply each whitened weight, `[..., D]`."""
+        _, parameters = self.split(position)
+        weights = self.model.weight_prior
+        return weights.scales({name: parameters[name] for name in weights.sites()}, position)
 
     def parameter_priors(self) -> dict[str, NormalPrior]:
         """Of the likelihood's unconstrained parameters by site; none where the noise is known."""
@@ -151,11 +162,11 @@ class NetworkPosterior(HasParts):
         parameters = self.split(position)[1]
         return self.model.likelihood.log_prob(targets, functions, parameters, known)
 
-    def likelihood_hessian(self, functions: Tensor, position: Tensor) -> Tensor:
-        """Second derivatives of each row's log likelihood in its outputs, `[..., n, k, k]`."""
+    def likelihood_curvature(self, functions: Tensor, position: Tensor) -> Tensor:
+        """Of minus each row's log likelihood in its outputs, nowhere negative, `[..., n, k, k]`."""
         targets, known = self.model.targets()
         parameters = self.split(position)[1]
-        return self.model.likelihood.hessian(targets, functions, parameters, known)
+        return self.model.likelihood.curvature(targets, functions, parameters, known)
 
     def kronecker_factors(self, position: Tensor, roots: Tensor) -> list[KroneckerFactors]:
         """Of the curvature of each layer at a position `[d]`, given R `[n, k, k]` of each row."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,14 +65,14 @@ def evaluate_in_blocks(
 
 
 def linearised(
-    prior: WeightPrior, center: Tensor, change: Tensor, X: Tensor, *, each: bool = False
+    prior: WeightPrior, center: Mapping[str, Tensor], eps: Tensor, X: Tensor, *, each: bool = False
 ) -> Tensor:
-    """Outputs of the network linearised in its whitened weights, f(center) + J change.
+    """Outputs of the network linearised in its whitened weights, f(center) + J (eps - center).
 
     Args:
         prior: Of weights that are Gaussian.
-        center: Whitened weights, `[D]`.
-        change: Of S networks, `[S, D]`.
+        center: By site, `[*event]`; the whitened weights "eps" `[D]` among them.
+        eps: Of S networks, `[S, D]`.
         X: Inputs, `[..., q, d]`.
         each: Whether each network has inputs of its own, `[S, ..., q, d]`.
 
@@ -80,14 +80,16 @@ def linearised(
         `[S, ..., q, k]`.
     """
 
+    drawn = {name: center[name] for name in prior.sites()}
+
     def one(change: Tensor, x: Tensor) -> Tensor:
         def functions(eps: Tensor) -> Tensor:
-            return prior.functions(eps, {}, x)
+            return prior.functions(eps, drawn, x)
 
-        value, slope, *_ = torch.func.jvp(functions, (center,), (change,))
+        value, slope, *_ = torch.func.jvp(functions, (center["eps"],), (change,))
         return value + slope
 
-    return torch.func.vmap(one, in_dims=(0, 0 if each else None))(change, X)
+    return torch.func.vmap(one, in_dims=(0, 0 if each else None))(eps - center["eps"], X)
 
 
 def _numbers_per_row(network: NetworkPrior, X: Tensor) -> int:
@@ -167,8 +169,7 @@ class DrawnNetworks(DeterministicModel):
             drawn = {name: samples[name] for name in prior.sites()}
             f = prior.functions(samples["eps"], drawn, grouped, each=True)
         else:
-            center = draws.center["eps"]
-            f = linearised(prior, center, samples["eps"] - center, grouped, each=True)
+            f = linearised(prior, draws.center, samples["eps"], grouped, each=True)
         own = {name: beside_rows(samples[name], f) for name in likelihood_draws(model)}
         value = model.likelihood.noise_free(f, own).transpose(0, 1)
         value = value.reshape(*batch, *value.shape[-2:])

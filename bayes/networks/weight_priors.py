@@ -256,6 +256,23 @@ class WeightPrior:
             found["lengthscale"] = lengths
         return found
 
+    def scales(self, drawn: Mapping[str, Tensor], like: Tensor) -> Tensor:
+        """By what drawn variances multiply each whitened weight, `[..., D]`.
+
+        Args:
+            drawn: By site, `[..., p]`.
+            like: `[..., any]`, gives the leading shape.
+        """
+        factors = self._factors(drawn)
+        ones = like.new_ones(like.shape[:-1])
+        return torch.cat(
+            [
+                factors.get(name, ones).unsqueeze(-1).expand(*ones.shape, size)
+                for name, size in Whitening(self.network).sizes().items()
+            ],
+            dim=-1,
+        )
+
     def _factors(self, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """By what parameters are multiplied, `[...]`, by name."""
         program, own = self.network.program, self.network.variances

@@ -11,6 +11,7 @@
 # | an activation | `priors.Nonlinearity`, or a subclass of `priors.Activation` | `priors.testing.ActivationContract` |
 # | a kernel, a posterior, a model | GPyTorch's `Kernel`, `PredictivePosterior`, BoTorch's `Model` | `KernelContract`, `PosteriorContract`, `ModelContract` |
 # | a prior over tasks | an object with `sample` | `TaskPriorContract` |
+# | a likelihood of a network | a subclass of `bayes.Likelihood` | none: compare with the density elsewhere, and draws with the density |
 # | an inference method | `run(model, like) -> Draws` | `bayes.testing.InferenceMethodContract`, `SamplerContract` |
 # | an acquisition function of an engine | BoTorch's `AcquisitionFunction` on `posterior.log_excess` | none: compare with Monte Carlo |
 # | an operation, a space, a sampler | `nas.register_operation`, `nas.spaces.Space` | `nas.testing.OperationContract`, `SpaceContract`, `SamplerContract` |

@@ -10,6 +10,7 @@
 # | real numbers | `"gaussian"` | m |
 # | the same, with noise that depends on the input | `"heteroscedastic"` | 2m: means, then log noise variances |
 # | the same, with outliers | `"student_t"`, or `StudentT(df=4)` | m |
+# | both | `"heteroscedastic_student_t"` | 2m: locations, then log squared scales |
 # | classes 0, 1, ... | `"categorical"` | one for each class |
 # | ordered classes | `"ordinal"` | 1 |
 # | counts | `"poisson"` | m: log rates, beyond the mean count |

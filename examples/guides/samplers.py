@@ -134,7 +134,11 @@ for method in methods:
 # | `MeanField` | the closest independent Gaussians | underfits wide networks on few rows; `likelihood_weight="data"` underfits less, and with `learn_variances=True` learns layer variances and length scales without a grid |
 #
 # After `fit(Laplace())`, `model.draws.log_evidence` estimates the log marginal likelihood, by which priors
-# and architectures can be compared without held-out rows.
+# and architectures can be compared without held-out rows. Unknown noise is where it is largest, and with
+# `learn_variances=True` so are the layer variances: the mode of noise and weights together would have too little
+# of it, and none where the network can pass through its data. `weights="last_layer"` takes the other layers'
+# features for known. Where these fit the training rows too well, as with more weights than rows, its intervals are much
+# too narrow; take all weights there.
 #
 # ## Long runs
 #

@@ -18,7 +18,7 @@ from bayes import (
     MeanField,
     WeightPrior,
 )
-from bayes.inference.laplace import _Implicit
+from bayes.inference.precisions import Implicit
 from bayes.networks.density import NetworkPosterior
 from bayes.testing import InferenceMethodContract
 from priors import NetworkPrior
@@ -76,6 +76,79 @@ def test_laplace_is_exact_for_linear_regression(n, d):
     torch.testing.assert_close(posterior.mean, mean, atol=1e-6, rtol=0)  # draws in pairs
     # 4,000 pairs give a variance to sqrt(2 / 4000), five times that
     torch.testing.assert_close(posterior.variance, var, atol=0, rtol=0.12)
+
+
+@pytest.mark.parametrize("learn", [False, True], ids=["noise", "noise and variances"])
+@pytest.mark.parametrize(("n", "d"), [(12, 3), (3, 6)], ids=["more rows", "more weights"])
+def test_noise_and_variances_are_those_of_the_largest_evidence(n, d, learn):
+    """Of linear regression: all in closed form but the search, at whose end the slope is zero.
+
+    Whose mode with the weights would have another noise, 0.4 lower in its logarithm here.
+    """
+    X, Y = data(n, d)
+    prior = NetworkPrior(nn.Linear(d, 1), weight_var=1.7, bias_var=0.4)
+    plain = {"input_transform": None, "outcome_transform": None}
+    model = BayesianNetwork(X, Y, prior, learn_variances=learn, **plain)
+    model.fit(Laplace(num_starts=1, num_training_steps=50, num_draws=4000, **QUIET))
+    drawn = {name: value[0] for name, value in model.draws.samples.items() if name != "eps"}
+    found = torch.cat([value.mean(0) for value in drawn.values()])
+    laws = prior.variances.log_priors().values()
+
+    def exact(h):
+        weight, bias = torch.tensor(1.7), torch.tensor(0.4)
+        if learn:
+            weight, bias = ((m + s * z).exp() for (m, s), z in zip(laws, h, strict=False))
+        covariance = weight / d * X @ X.mT + bias + h[-1].exp() * torch.eye(n, dtype=double)
+        law = torch.distributions.MultivariateNormal(torch.zeros(n, dtype=double), covariance)
+        standard = torch.cat([h[:-1], (h[-1:] + 2) / 1.5])
+        normal = torch.distributions.Normal(0.0, 1.0).log_prob(standard).sum() - math.log(1.5)
+        return law.log_prob(Y[:, 0]) + normal
+
+    assert torch.func.grad(exact)(found).abs().max() < 1e-3
+    precision = -torch.func.hessian(exact)(found)
+    assert (torch.linalg.eigvalsh(precision) > 0).all()
+    p = len(found)
+    evidence = exact(found) + p / 2 * math.log(2 * math.pi) - torch.logdet(precision) / 2
+    assert model.draws.log_evidence == pytest.approx(evidence.item(), abs=1e-4)
+    noise = drawn["log_noise_var"]
+    # a variance of 2,000 pairs to sqrt(2 / 2000)
+    assert noise.var().item() == pytest.approx(1 / precision[-1, -1].item(), rel=0.15)
+    if learn:  # which stay, and with which functions are drawn
+        assert (drawn["whitened_log_var"] == drawn["whitened_log_var"][0]).all()
+        weight, bias = ((m + s * z).exp() for (m, s), z in zip(laws, found, strict=False))
+        Z = data(5, d, seed=1)[0]
+        noise_var = found[-1].exp() * torch.eye(n, dtype=double)
+        cross = weight / d * Z @ X.mT + bias
+        covariance = weight / d * X @ X.mT + bias + noise_var
+        mean = cross @ torch.linalg.solve(covariance, Y)
+        var = weight / d * Z @ Z.mT + bias - cross @ torch.linalg.solve(covariance, cross.mT)
+        posterior = model.posterior(Z)
+        torch.testing.assert_close(posterior.mean, mean, atol=1e-5, rtol=0)
+        torch.testing.assert_close(posterior.variance[:, 0], var.diagonal(), atol=0, rtol=0.15)
+
+
+def test_the_last_layer_has_the_noise_of_all_weights():
+    """That of its own evidence would be that of features which pass through the data."""
+    X, Y = data(20)
+    found = []
+    for weights in ("all", "last_layer"):
+        model = BayesianNetwork(X, Y, network(width=2))
+        model.fit(Laplace(weights, num_draws=2, num_starts=1, num_training_steps=10, **QUIET))
+        found.append(model.draws.samples["log_noise_var"].mean())
+    torch.testing.assert_close(*found)
+
+
+def test_variances_are_learnt_in_single_precision():
+    X, Y = data()
+    found = []
+    for dtype in (torch.float32, double):
+        model = BayesianNetwork(
+            X.to(dtype), Y.to(dtype), NetworkPrior(nn.Linear(3, 1)), learn_variances=True
+        )
+        model.fit(Laplace(num_draws=2, num_starts=1, num_training_steps=50, **QUIET))
+        found.append(model.draws.samples["whitened_log_var"].mean((0, 1)).double())
+        assert model.posterior(X.to(dtype)).mean.dtype == dtype
+    torch.testing.assert_close(*found, atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -204,8 +277,22 @@ def test_precision_of_a_network(likelihood):
     total = posterior.log_prior(center) + posterior.log_likelihood(center).sum()
     log_det = torch.logdet(precision)
     if likelihood == "gaussian":
-        residual = (model.targets()[0] - f).square().sum() / 2 * (-center[-1]).exp()
-        log_det = log_det + (residual + 1.5**-2).log()
+        # the noise has the curvature of the evidence given it
+        number, y = posterior.num_weights, model.targets()[0]
+        eye, inner = torch.eye(number, dtype=double), torch.einsum("nia,nib->ab", J, J)
+
+        def given(log_var):
+            here = torch.cat([center[:-1], log_var.unsqueeze(0)])
+            inverse = (-log_var).exp()
+            slope = torch.einsum("nia,ni->a", J, (y - f)) * inverse - center[:-1]
+            P = eye + inner * inverse
+            gain = slope @ torch.linalg.solve(P, slope) - torch.logdet(P)
+            likelihood = -0.5 * ((y - f).square() * inverse + log_var).sum()
+            return likelihood + posterior.log_prior(here) + 0.5 * gain
+
+        step = 1e-3
+        low, middle, high = (given(center[-1] + c * step) for c in (-1, 0, 1))
+        log_det = log_det + (-(high - 2 * middle + low) / step**2).log()
         total = total - 15 * Y.std().log()  # in units of Y
     evidence = total + len(center) / 2 * math.log(2 * math.pi) - log_det / 2
     assert model.draws.log_evidence == pytest.approx(evidence.item(), abs=1e-4)
@@ -213,7 +300,7 @@ def test_precision_of_a_network(likelihood):
 
 def test_functions_are_those_of_the_linearised_network():
     X, Y = data(10)
-    model = BayesianNetwork(X, Y, network())
+    model = BayesianNetwork(X, Y, network(), train_Yvar=torch.full_like(Y, 0.09))
     model.fit(Laplace(num_draws=6, num_starts=1, num_training_steps=50, **QUIET))
     Z = data(4, seed=3)[0]
     posterior = NetworkPosterior(model)
@@ -229,7 +316,7 @@ def test_functions_are_those_of_the_linearised_network():
 
 def test_linearised_draws_are_saved(tmp_path):
     X, Y = data(10)
-    model = BayesianNetwork(X, Y, network())
+    model = BayesianNetwork(X, Y, network(), train_Yvar=torch.full_like(Y, 0.09))
     model.fit(Laplace(num_draws=6, num_starts=1, num_training_steps=5, **QUIET))
     model.save(tmp_path / "m")
     again = BayesianNetwork.load(tmp_path / "m", network())
@@ -278,9 +365,9 @@ def test_laplace_says_where_it_needs_float64():
     few = torch.randn(2, 3, 60, generator=generator, dtype=double)
     rows = 1e4 * few[0, :, :30].mT @ few[1]
     with pytest.raises(RuntimeError, match="no Cholesky factor in float32; .* float64"):
-        _Implicit(rows.float())
+        Implicit(rows.float())
     exact = torch.linalg.svdvals(rows).square().log1p().sum()
-    assert _Implicit(rows).log_det == pytest.approx(float(exact), rel=1e-6)
+    assert Implicit(rows).log_det == pytest.approx(float(exact), rel=1e-6)
 
 
 def test_a_guide_that_diverges_is_told():
@@ -371,7 +458,7 @@ def test_what_cannot_be_weighted_is_refused():
 
 def test_sample_paths_of_linearised_draws():
     X, Y = data(10)
-    model = BayesianNetwork(X, Y, network())
+    model = BayesianNetwork(X, Y, network(), train_Yvar=torch.full_like(Y, 0.09))
     model.fit(Laplace(num_draws=6, num_starts=1, num_training_steps=5, **QUIET))
     path = model.sample_path(torch.Size([5]), generator=torch.Generator().manual_seed(0))
     Z = data(4, seed=3)[0]
@@ -385,13 +472,22 @@ def test_laplace_refuses_other_weights():
     model = BayesianNetwork(X, Y, WeightPrior(network(), weights="laplace"))
     with pytest.raises(NotImplementedError, match="Gaussian weights"):
         model.fit(Laplace(**QUIET))
+    module = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1))
+    scaled = NetworkPrior(module, ard_num_dims=3)
+    model = BayesianNetwork(X, Y, scaled, learn_variances=True)
+    with pytest.raises(NotImplementedError, match="fixed length scales"):
+        model.fit(Laplace(**QUIET))
+    model = BayesianNetwork(X, Y, network(), learn_variances=True)
+    with pytest.raises(NotImplementedError, match=r'structure="diagonal"\) needs fixed variances'):
+        model.fit(Laplace(structure="diagonal", **QUIET))
 
 
 def test_the_evidence_is_of_outcomes_in_their_own_units():
     X, Y = data(10)
     found = []
     for unit in (1.0, 1024.0):  # a power of two, so that all else is the same to the last bit
-        model = BayesianNetwork(X, unit * Y, network())
+        known = torch.full_like(Y, 0.09 * unit**2)
+        model = BayesianNetwork(X, unit * Y, network(), train_Yvar=known)
         model.fit(Laplace(num_draws=4, num_starts=1, num_training_steps=50, **QUIET))
         found.append(model.draws.log_evidence)
     assert found[0] - found[1] == pytest.approx(10 * math.log(1024.0), abs=1e-6)

@@ -328,6 +328,7 @@ def test_the_saas_posterior_is_that_of_quadrature():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This run of NUTS")  # whose errors are reckoned with
 def test_the_saas_posterior_is_that_of_pyros_nuts():
     """The same density written out as a Pyro model of its own."""
     import pyro

@@ -18,6 +18,7 @@ from bayes.likelihoods import (
     Categorical,
     Gaussian,
     Heteroscedastic,
+    HeteroscedasticStudentT,
     Ordinal,
     Poisson,
     StudentT,
@@ -29,7 +30,8 @@ from priors.networks.finite import NetworkPrior
 
 FAST = MeanField(num_steps=15, num_draws=12, progress=False)
 pytestmark = pytest.mark.usefixtures("without_graphs")  # fits are of a few steps
-NAMES = ["gaussian", "heteroscedastic", "student_t", "categorical", "ordinal", "poisson"]
+NAMES = ["gaussian", "heteroscedastic", "student_t", "heteroscedastic_student_t"]
+NAMES += ["categorical", "ordinal", "poisson"]
 
 
 def normals(*shape, seed=0, dtype=torch.float64):
@@ -44,7 +46,7 @@ def outcomes(name, n=7, m=2, dtype=torch.float64):
     Y = normals(n, m, seed=1, dtype=dtype)
     if name == "poisson":
         return (2 * Y).abs().round(), m
-    return 3 * Y + 1, 2 * m if name == "heteroscedastic" else m
+    return 3 * Y + 1, 2 * m if name.startswith("heteroscedastic") else m
 
 
 def case(name, chains=4):
@@ -67,6 +69,10 @@ def by_scipy(name, Y, f, parameters):
     if name == "heteroscedastic":
         mean, log_var = np.split(f, 2, axis=-1)
         return stats.norm.logpdf(y, mean, np.exp((log_var - 2) / 2))
+    if name == "heteroscedastic_student_t":
+        mean, log_square = np.split(f, 2, axis=-1)
+        df = 1 + np.exp(own["log_excess_df"])
+        return stats.t.logpdf(y, df, mean, np.exp((log_square - 2) / 2))
     if name == "student_t":
         df = 1 + np.exp(own["log_excess_df"])
         return stats.t.logpdf(y, df, f, np.exp(own["log_scale"]))
@@ -112,6 +118,28 @@ def test_hessians_by_differences_of_gradients(name):
     step = 1e-5 * torch.eye(f.shape[-1], dtype=f.dtype)
     columns = [(gradient(f + s) - gradient(f - s)) / 2e-5 for s in step]
     assert torch.allclose(found, torch.stack(columns, dim=-1), atol=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_curvatures_are_of_the_density_or_expected(name):
+    """E[second derivatives of outcomes drawn given f] = E[outer products of slopes], Fisher's."""
+    likelihood, Y, f, parameters = case(name)
+    found = likelihood.curvature(Y, f, parameters)
+    assert (torch.linalg.eigvalsh(found) > -1e-9).all()
+    f, parameters = f[:1], {site: value[:1] for site, value in parameters.items()}
+    number, generator = 4000, torch.Generator().manual_seed(0)
+    many = f.expand(number, *f.shape[1:]).clone().requires_grad_()
+    own = {site: value.expand(number, -1) for site, value in parameters.items()}
+    drawn = likelihood.sample(many.detach(), own, generator=generator)
+    log_prob = torch.func.vmap(likelihood.log_prob)(drawn, many, own)
+    (slope,) = torch.autograd.grad(log_prob.sum(), many)
+    outer = slope.unsqueeze(-1) * slope.unsqueeze(-2)
+    error = outer.std(0) / number**0.5
+    # of outcomes themselves where it does not depend on them, by their distribution otherwise
+    curvatures = [likelihood.curvature(y, f, parameters)[0] for y in drawn[:200]]
+    each = torch.stack(curvatures)
+    error = (error.square() + each.var(0) / len(each)).sqrt()
+    assert ((each.mean(0) - outer.mean(0)).abs() < 5 * error + 1e-9).all()
 
 
 def test_hessian_of_known_variances():
@@ -237,7 +265,7 @@ def test_predictions_are_averages_over_draws(name):
         assert torch.allclose(noise_free.log_prob(Y), y.log_prob(Y.expand(2, *Y.shape)))
     else:
         inner = y if transform is None else y.base
-        assert (y.variance >= noise_free.variance).all() or name == "student_t"
+        assert (y.variance >= noise_free.variance).all() or "student_t" in name
         assert inner.shape == y.shape
         assert torch.allclose(
             model.posterior(X, output_indices=[1], observation_noise=True).mean, y.mean[..., 1:]
@@ -297,6 +325,14 @@ def test_settings():
     f, scale = normals(3, 7, 2), {"log_scale": normals(3, 2, seed=1)}
     truth = stats.t.logpdf(Y, 4, f, scale["log_scale"].exp()[:, None])
     assert np.allclose(StudentT(df=4).log_prob(Y, f, scale), truth)
+    headed, both = HeteroscedasticStudentT(df=4), torch.cat([f, normals(3, 7, 2, seed=2)], -1)
+    assert headed.priors(2) == headed.constrained({}) == {}
+    truth = stats.t.logpdf(Y, 4, f, (both[..., 2:] / 2 - 1).exp())
+    assert np.allclose(headed.log_prob(Y, both, {}), truth)
+    found = headed.of_outcomes(both, {}, [1]).log_prob(Y[:, 1:])
+    assert np.allclose(found, np.log(np.exp(truth[..., 1:]).mean(0)))
+    with pytest.raises(ValueError, match='HeteroscedasticStudentT needs .*="heteroscedastic"'):
+        HeteroscedasticStudentT(df=1.0)
     counts, _ = outcomes("poisson")
     rate = Poisson(log_base_rate=(0.0, 1.0)).fitted_to(counts, 2)
     truth = stats.poisson.logpmf(counts, torch.exp(f + torch.tensor([0.0, 1.0])))

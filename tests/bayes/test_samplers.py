@@ -31,7 +31,7 @@ from bayes.inference.log_density import value_and_gradient
 from bayes.inference.pyro_density import density_of
 from bayes.networks.density import NetworkPosterior
 from bayes.testing import SamplerContract, moments_in_errors
-from priors import NetworkPrior
+from priors import NetworkPrior, NNGPKernel
 
 QUICK = {"num_samples": 20, "num_warmup": 100, "num_chains": 64, "progress": False}
 
@@ -191,6 +191,42 @@ def test_a_linear_network_is_linear_regression(method, bias):
     assert set(draws.num_gradients) == {"warmup", "sampling"}
 
 
+@pytest.mark.slow
+def test_a_wide_network_has_the_posterior_of_its_limit():
+    """200 units against the process of the NNGP; 4 units have another one."""
+    X = torch.tensor([[-1.5], [-0.5], [0.2], [1.0], [1.8]]).double()
+    Y = torch.tensor([[1.0], [-0.6], [-0.4], [0.9], [0.3]]).double()
+    Z = torch.linspace(-2.5, 2.5, 6, dtype=torch.float64)[:, None]
+    variances = {"weight_var": 4.0, "bias_var": 1.0}
+    with torch.no_grad():
+        kernel = NNGPKernel(wide(2), **variances).double()
+        joint = kernel(torch.cat([Z, X])).to_dense()
+    noisy = joint[6:, 6:] + 0.1 * torch.eye(5, dtype=torch.float64)
+    gain = torch.linalg.solve(noisy, joint[6:, :6]).mT
+    mean = (gain @ Y)[:, 0]
+    std = (joint[:6, :6] - gain @ joint[6:, :6]).diagonal().sqrt()
+
+    def off(width):
+        model = BayesianNetwork(
+            X,
+            Y,
+            NetworkPrior(wide(width), **variances),
+            train_Yvar=torch.full_like(Y, 0.1),
+            input_transform=None,
+            outcome_transform=None,
+        )
+        fitted(model, ChEES(**QUICK | {"num_samples": 30}))
+        f = model.functions_of_draws(Z)[..., 0].unflatten(0, (64, 30))
+        return torch.cat(moments_in_errors(f, mean, std)).abs().max()
+
+    assert off(200) < 4
+    assert off(4) > 4
+
+
+def wide(width):
+    return nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, 1))
+
+
 def test_the_density_of_a_network_is_that_of_its_pyro_model():
     """Up to a constant, gradients included, and of rows on average."""
     generator = torch.Generator().manual_seed(0)
@@ -318,6 +354,18 @@ def test_supports_that_move_and_minibatches_are_refused_by_name():
         density_of(lambda: None, like)
     with pytest.raises(TypeError, match="LogDensity"):
         density_of(3, like)
+
+
+def test_a_mixture_has_the_support_of_its_components():
+    shares = dist.Categorical(torch.tensor([0.3, 0.7]).double())
+    law = dist.MixtureSameFamily(shares, dist.Gamma(torch.tensor([2.0, 9.0]).double(), 1.0))
+    density = density_of(lambda: pyro.sample("x", law), torch.zeros(1).double())
+    z = torch.linspace(-2, 2, 5).double()
+    truth = law.log_prob(z.exp()) + z
+    assert torch.allclose(density.function(z.unsqueeze(-1)), truth)
+    on_a_sphere = dist.ProjectedNormal(torch.ones(3).double())
+    with pytest.raises(NotImplementedError, match="The site 'x' .* has the support Sphere"):
+        density_of(lambda: pyro.sample("x", on_a_sphere), torch.zeros(1).double())
 
 
 def test_a_model_whose_course_depends_on_values_is_followed():
@@ -590,6 +638,17 @@ def test_chains_that_disagree_and_divergences_are_told():
 
     with pytest.warns(UserWarning, match="draws have R-hat up to"):
         HMC(**QUICK).run(LogDensity(two_modes, 1), torch.zeros(1).double())
+
+
+def test_chains_of_nuts_that_disagree_are_told():
+    def model():
+        x = pyro.sample("x", dist.Uniform(-30.0, 30.0))
+        pyro.factor("apart", torch.logaddexp(-2 * (x - 20) ** 2, -2 * (x + 20) ** 2))
+
+    with pytest.warns(UserWarning, match="This run of NUTS may not have converged: draws have R-h"):
+        NUTS(num_samples=8, num_warmup=8, num_chains=2, progress=False, seed=1).run(
+            model, torch.zeros(1)
+        )
 
 
 def test_a_missing_compiler_is_told(monkeypatch):

@@ -132,6 +132,7 @@ def test_the_network_prior_is_that_of_bayes():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This run of NUTS")  # judged below
 def test_nuts_agrees_with_the_grid(data):
     """The sampler of `bayes` on observed data; the released code of the PFN paper has none."""
     tasks, X, y, _, _ = data
