@@ -60,7 +60,7 @@ dist: $(INSTALLED)
 	$(BIN)/twine check --strict dist/*
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks search --quick
+	$(BIN)/python -m benchmarks search digits --methods random gp --seeds 2 --trials 12 --out out/digits.jsonl
 	$(BIN)/python -m benchmarks pfn --quick
 	$(BIN)/python -m benchmarks kernels --quick
 

@@ -33,11 +33,12 @@ from nas.encoding.hyperparameters import HyperparameterCube
 from nas.encoding.outcomes import half_rank, winsorised
 from nas.fidelity import Fidelity
 from nas.history import History
-from nas.proposals.acquisitions import ACQUISITIONS, HYPERVOLUME, Acquisition
+from nas.proposals.acquisitions import ACQUISITIONS, HYPERVOLUME, SCREENS, Acquisition
 from nas.proposals.fronts import fronts
 from nas.proposals.levels import explained, most_for_its_cost
 from nas.proposals.maximisation import maximise
 from nas.proposals.memory import Learnt, Memory, num_learnt_from
+from nas.proposals.volumes import Screened
 from nas.proposals.weights import Feasibility, Speed, Success, Weight, Weighted
 from nas.proxies import ProxyScores
 from nas.spaces import FlatSpace, Space
@@ -368,18 +369,22 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             Y = _targets(X.new_tensor(history.values)[valued], levels)
             violations = X.new_tensor(history.violations)[valued]
             feasible = violations == 0
-            acquisition = None
+            acquisition = screen = None
             models: list[Model] = []
             if bool(feasible.any()):
                 models = self._models(learnt, X[valued], Y, earlier)
                 model = models[0] if len(models) == 1 else ModelList(*models)
+                make = self._acquisition_of(len(models))
+                known = self._known(observed, feasible, encoder)
                 with self.device:  # BoTorch makes some tensors on the default device
-                    acquisition = self._acquisition_of(len(models))(
-                        model, self._known(observed, feasible, encoder), pending, seed
-                    )
+                    acquisition = make(model, known, pending, seed)
+                    screen = SCREENS[make](model, known, pending, seed) if make in SCREENS else None
             weights = self._weights(history, X, encoder)
             if weights or acquisition is None:
                 acquisition = Weighted(acquisition, weights)
+                screen = None if screen is None else Weighted(screen, weights)
+            if screen is not None:
+                acquisition = Screened(acquisition, screen)
             pool = self._memory.pool(study_seed)
             found = maximise(
                 lambda points: acquisition(points.to(self.device)),

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import scipy.stats
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -34,7 +35,7 @@ from tqdm import tqdm
 
 import nas
 from benchmarks.commands import command
-from benchmarks.nas.digits import ROOT, load_study, paired
+from benchmarks.nas.digits import ROOT, load_study
 from nas.studies.ensembles import chosen_members
 
 METHODS = ("best", "average of 10", "ensemble of 5", "ensemble of 10")
@@ -102,6 +103,18 @@ def pools(scores: dict[str, Tensor]) -> dict[str, dict[str, float]]:
             for rows, each in scores.items()
         }
         for method, (members, weights) in chosen.items()
+    }
+
+
+def paired(differences: np.ndarray) -> dict[str, float]:
+    """Mean of paired differences with its 95% Student t interval and two-sided p-value."""
+    mean, error = differences.mean(), scipy.stats.sem(differences)
+    low, high = scipy.stats.t.interval(0.95, len(differences) - 1, loc=mean, scale=error)
+    return {
+        "mean": float(mean),
+        "low": float(low),
+        "high": float(high),
+        "p_value": float(scipy.stats.ttest_1samp(differences, 0.0).pvalue),
     }
 
 

@@ -1,6 +1,6 @@
 """The benchmarks of architecture search: `python -m benchmarks search NAME [options]`.
 
-digits      networks trained for real, against random search; what runs without a name
+digits      networks trained for real, against what people use; what runs without a name
 lookups     tables of trained networks, against what people use, query for query
 functions   known functions of networks and hyperparameters, against what people use
 oracle      queries to the best cell, calibration, warm starts

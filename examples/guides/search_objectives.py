@@ -53,7 +53,9 @@ for trial in sorted(study.best_trials, key=lambda trial: trial.values):
 # On the command line that is `--direction minimize minimize`.
 #
 # `acquisition="logei"` and `"lognei"` both mean log noisy expected hypervolume improvement here; the other names
-# are for one objective.
+# are for one objective. With Gaussian surrogates only the front of what was observed is drawn, and what a candidate
+# adds to it is exact; that is computed for the 128 candidates of a proposal that are best if each observed point has
+# the value expected of it. Of an `acquisition` of your own for several objectives no candidate is left out.
 #
 # ## Constraints and failures
 #

@@ -193,7 +193,7 @@ class Architecture:
         """
         return GraphNetwork(self, self.input_shape)
 
-    @property
+    @cached_property
     def depth(self) -> int:
         """Weight layers on the longest path from input to output."""
         depths: list[int] = []

@@ -24,7 +24,8 @@ __all__ = ["count_flops", "count_parameters", "output_of", "output_shape"]
 
 Arguments = tuple[tuple[str, "Value"], ...]
 Shapes = tuple[Shape, ...]
-Measure = Callable[[Operation, str, Shapes, Arguments], int]
+Measured = tuple[int, Shape]
+Measure = Callable[[Operation, str, Shapes, Arguments], Measured]
 
 
 def count_parameters(architecture: Architecture) -> int:
@@ -69,19 +70,20 @@ def _output_or_none(
     operation: Operation, name: str, shapes: Shapes, arguments: Arguments
 ) -> Shape | None:
     try:
-        return _output(operation, name, shapes, arguments)
+        return _parameters(operation, name, shapes, arguments)[1]
     except ValueError:
         return None
 
 
-def _total(graph: Architecture, shape: Shape, measure: Measure) -> tuple[int, Shape]:
+def _total(graph: Architecture, shape: Shape, measure: Measure) -> Measured:
     shapes, total = [tuple(shape)], 0
     for node in graph.nodes[1:]:
         reads = tuple(shapes[source] for source in node.inputs)
         if node.body is None:
             operation = operations.OPERATIONS[node.operation]
-            total += measure(operation, node.operation, reads, node.arguments)
-            shapes.append(_output(operation, node.operation, reads, node.arguments))
+            cost, output = measure(operation, node.operation, reads, node.arguments)
+            total += cost
+            shapes.append(output)
             continue
         output, remaining = reads[0], int(dict(node.arguments)["count"])
         while remaining:
@@ -96,30 +98,20 @@ def _total(graph: Architecture, shape: Shape, measure: Measure) -> tuple[int, Sh
 
 # The operation itself is among the keys, so one that was replaced is measured anew.
 @lru_cache(maxsize=1 << 14)
-def _measured(
-    operation: Operation, name: str, shapes: Shapes, arguments: Arguments
-) -> tuple[int, Shape]:
+def _parameters(operation: Operation, name: str, shapes: Shapes, arguments: Arguments) -> Measured:
     module, shape = _on_meta(name, shapes, arguments)
     return sum(parameter.numel() for parameter in module.parameters()), tuple(shape)
 
 
-def _parameters(operation: Operation, name: str, shapes: Shapes, arguments: Arguments) -> int:
-    return _measured(operation, name, shapes, arguments)[0]
-
-
-def _output(operation: Operation, name: str, shapes: Shapes, arguments: Arguments) -> Shape:
-    return _measured(operation, name, shapes, arguments)[1]
-
-
 @lru_cache(maxsize=1 << 14)
-def _flops(operation: Operation, name: str, shapes: Shapes, arguments: Arguments) -> int:
-    module, _ = _on_meta(name, shapes, arguments)
+def _flops(operation: Operation, name: str, shapes: Shapes, arguments: Arguments) -> Measured:
+    module, shape = _on_meta(name, shapes, arguments)
     with torch.device("meta"):
-        inputs = [torch.empty(1, *shape) for shape in shapes]
+        inputs = [torch.empty(1, *each) for each in shapes]
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         module.eval()(*inputs)
-    return int(counter.get_total_flops())
+    return int(counter.get_total_flops()), tuple(shape)
 
 
 def _on_meta(name: str, shapes: Shapes, arguments: Arguments) -> tuple[nn.Module, Shape]:

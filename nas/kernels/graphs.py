@@ -19,6 +19,8 @@ from nas.kernels.table import ArchitectureTable
 
 __all__ = ["CodeKernel", "DescriptorKernel", "LinearKernel", "WeisfeilerLehmanKernel"]
 
+AT_ONCE = 1 << 16  # entries
+
 
 class LookupKernel(Kernel):
     """A kernel of the column of numbers of a table."""
@@ -142,6 +144,10 @@ class DescriptorKernel(LookupKernel):
         return self.table.descriptors().to(like) / self.lengths.to(like) * 5**0.5
 
     def _of_rows(self, one: Tensor, two: Tensor) -> Tensor:
+        if math.prod(torch.broadcast_shapes(one.shape, two.shape)) < AT_ONCE:
+            distance = (one - two).abs()
+            polynomial = torch.addcmul(1 + distance, distance, distance, value=1 / 3)
+            return (polynomial * (-distance).exp()) @ self.weights.to(one)
         # One descriptor after another, as all of them at once would fill the memory.
         total = one.new_zeros(())
         for place, weight in enumerate(self.weights.to(one)):

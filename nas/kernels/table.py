@@ -21,6 +21,7 @@ from nas.kernels.motifs import Block, MotifStore
 __all__ = ["ArchitectureTable"]
 
 MAX_COMPARED = 256  # first architectures that decide which levels say something
+NUM_LATEST = 2  # a prediction asks for two, and each model of a table for the same
 
 
 class ArchitectureTable:
@@ -74,7 +75,7 @@ class ArchitectureTable:
         columns = next((len(code) for code in codes if code is not None), 0)
         self.code_sizes = (self.store.code_sizes or (1,) * columns) if columns else ()
         self._coded = sizes.new_zeros(0, 1 + columns)
-        self._last: Block | None = None
+        self._latest: list[Block] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ArchitectureTable:
         return self  # kernels that are copied share it
@@ -94,10 +95,12 @@ class ArchitectureTable:
             has none of the motifs: cells, in one without cells. It is 0 there.
         """
         rows, columns = one.cpu().numpy(), two.cpu().numpy()
-        if self._last is None or not self._last.holds(rows, columns):
+        found = next((block for block in self._latest if block.holds(rows, columns)), None)
+        if found is None:
             grams = [self.store.gram(level, rows, columns) for level in self.levels]
-            self._last = Block(rows, columns, torch.from_numpy(np.stack(grams)))
-        return self._last.values
+            found = Block(rows, columns, torch.from_numpy(np.stack(grams)))
+            self._latest = [found, *self._latest[: NUM_LATEST - 1]]
+        return found.values
 
     def pairs(self, one: Tensor, two: Tensor) -> Tensor:
         """The entries of `gram` for pairs of numbers `[n]`: `[levels, n]`."""

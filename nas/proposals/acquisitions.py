@@ -25,17 +25,16 @@ from botorch.acquisition import LogExpectedImprovement as GaussianLogExpectedImp
 from botorch.acquisition.multi_objective.logei import (
     qLogNoisyExpectedHypervolumeImprovement,
 )
+from botorch.models import ModelList
 from botorch.models.model import Model
-from botorch.posteriors.posterior_list import PosteriorList
-from botorch.sampling.base import MCSampler
 from botorch.sampling.get_sampler import get_sampler
 from botorch.sampling.list_sampler import ListSampler
-from botorch.sampling.normal import IIDNormalSampler, SobolQMCNormalSampler
-from botorch.utils.multi_objective.hypervolume import infer_reference_point
+from botorch.sampling.normal import SobolQMCNormalSampler
 from torch import Generator, Tensor
 
 from nas.compat import uncompiled
-from nas.proposals.fronts import fronts
+from nas.proposals.moments import is_gaussian, joint_moments
+from nas.proposals.volumes import ExpectedVolume, PlugInVolume, reference_of
 from priors.posteriors.acquisition import LogExpectedImprovement
 from priors.posteriors.protocol import PredictivePosterior
 
@@ -43,10 +42,10 @@ __all__ = [
     "ACQUISITIONS",
     "HYPERVOLUME",
     "Acquisition",
+    "SCREENS",
     "MaxValueEntropy",
     "ThompsonSample",
     "UpperConfidenceBound",
-    "joint_moments",
 ]
 
 Acquisition = Callable[[Model, Tensor, Tensor | None, int], AcquisitionFunction]
@@ -174,17 +173,6 @@ def _moments(model: Model, X: Tensor, pending: Tensor | None) -> tuple[Tensor, T
     return mean[..., 0], variance.clamp_min(1e-12).sqrt()
 
 
-def joint_moments(posterior: Any) -> tuple[Tensor, Tensor]:
-    """Mean `[..., q]` and covariance `[..., q, q]` over points."""
-    gaussian = getattr(posterior, "mvn", None) or getattr(posterior, "distribution", None)
-    if gaussian is None:
-        raise TypeError(
-            f"This acquisition needs a joint Gaussian posterior; {type(posterior).__name__} has "
-            "none. Choose 'logei'."
-        )
-    return gaussian.mean, gaussian.covariance_matrix
-
-
 def _gumbel_maxima(mean: Tensor, deviation: Tensor) -> Tensor:
     """Draws of the maximum by quantiles: the Gumbel law through its quartiles, at even levels."""
 
@@ -248,36 +236,34 @@ def _thompson(model: Model, X: Tensor, X_pending: Tensor | None, seed: int) -> A
 def _log_hypervolume_improvement(
     model: Model, X: Tensor, X_pending: Tensor | None, seed: int
 ) -> AcquisitionFunction:
-    """Over the uncertain front at observed points (Daulton et al. 2021, 2105.08195, eq. 3), in the
-    logarithm of Ament et al. 2023, 2310.20708."""
+    """Over the uncertain front at observed points, in closed form but for that front; where the
+    models are not Gaussian sampled (Ament et al. 2023, 2310.20708)."""
+    assert isinstance(model, ModelList)
     with torch.no_grad():
         posterior: Any = model.posterior(X)
-    mean = posterior.mean
-    reference = infer_reference_point(mean[fronts(mean) == 0])
+    if all(is_gaussian(one) for one in posterior.posteriors):
+        return ExpectedVolume(model, X, X_pending, seed)
+    shape = torch.Size([NUM_VOLUME_SAMPLES])
+    samplers = [
+        get_sampler(one, shape, seed=seed + k) for k, one in enumerate(posterior.posteriors)
+    ]
     with uncompiled():
         return qLogNoisyExpectedHypervolumeImprovement(
             model,
-            reference,
+            reference_of(model, X),
             X,
-            sampler=_sampler_of(posterior, seed),
+            sampler=ListSampler(*samplers),
             X_pending=X_pending,
             prune_baseline=True,
             cache_root=False,  # models need not be of GPyTorch
         )
 
 
-def _sampler_of(posterior: Any, seed: int) -> MCSampler:
-    """Of several outputs, independent: scrambled Sobol sequences of any two seeds are not."""
-    shape = torch.Size([NUM_VOLUME_SAMPLES])
-    if not isinstance(posterior, PosteriorList):
-        return get_sampler(posterior, shape, seed=seed)
-    samplers = []
-    posteriors: Any = posterior.posteriors
-    for k, one in enumerate(posteriors):
-        sampler = get_sampler(one, shape, seed=seed + k)
-        normal = isinstance(sampler, SobolQMCNormalSampler)
-        samplers.append(IIDNormalSampler(shape, seed=seed + k) if normal else sampler)
-    return ListSampler(*samplers)
+def _plug_in_volume(
+    model: Model, X: Tensor, X_pending: Tensor | None, seed: int
+) -> AcquisitionFunction:
+    assert isinstance(model, ModelList)
+    return PlugInVolume(model, X, X_pending)
 
 
 def _sampler(seed: int) -> SobolQMCNormalSampler:
@@ -297,3 +283,6 @@ HYPERVOLUME: dict[str, Acquisition] = {
     "lognei": _log_hypervolume_improvement,
 }
 """What the names stand for with several objectives."""
+
+SCREENS: dict[Acquisition, Acquisition] = {_log_hypervolume_improvement: _plug_in_volume}
+"""Of those that cost much, cheaper ones that say which candidates they are asked about."""

@@ -16,7 +16,7 @@ import torch
 from botorch.models.model import Model
 from torch import Tensor
 
-from nas.proposals.acquisitions import joint_moments
+from nas.proposals.moments import joint_moments
 
 __all__ = ["explained", "most_for_its_cost"]
 

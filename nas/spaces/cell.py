@@ -69,7 +69,7 @@ class CellSpace(FlatSpace):
 
     def parameters(self) -> dict[str, BaseDistribution]:
         """One operation for each edge, `edge_0_1` to `edge_2_3`."""
-        return {name: CategoricalDistribution(CELL_OPERATIONS) for name in _NAMES}
+        return dict(_PARAMETERS)
 
     def from_parameters(self, values: Mapping[str, Any]) -> Architecture:
         """The network of the cell with these operations on its edges.
@@ -77,9 +77,11 @@ class CellSpace(FlatSpace):
         Raises:
             ValueError: an edge is missing or has another operation.
         """
-        chosen = self.checked_parameters(values)
+        operations = tuple(values.get(name) for name in _NAMES)
+        if any(each not in CELL_OPERATIONS for each in operations):
+            self.checked_parameters(values)  # raises, and says what is wrong
         return _network(
-            tuple(chosen[name] for name in _NAMES),
+            operations,
             (self.in_channels, self.image_size, self.image_size),
             self.channels,
             self.num_cells,
@@ -149,6 +151,7 @@ class CellSpace(FlatSpace):
 
 
 _NAMES = tuple(f"edge_{source}_{target}" for source, target in EDGES)
+_PARAMETERS = {name: CategoricalDistribution(CELL_OPERATIONS) for name in _NAMES}
 
 
 # A search asks for the same networks again and again; what it finds out about one stays with it.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import gpytorch
@@ -11,6 +12,7 @@ import torch
 from botorch.exceptions import ModelFittingError
 from botorch.models.model import Model
 from gpytorch.distributions import MultivariateNormal
+from gpytorch.priors import LogNormalPrior
 from linear_operator import to_linear_operator
 from torch import Tensor
 
@@ -77,10 +79,10 @@ class GraphProcess(Surrogate):
         return fitted(_process(X, Y, encoder), self.max_iter, self.max_rows)
 
     def refit(self, X: Tensor, Y: Tensor, encoder: Encoder, earlier: Model) -> Model:
-        """The process of all rows with the earlier hyperparameters."""
-        model = _process(X, Y, encoder)
-        model.load_state_dict(earlier.state_dict())
-        return model.eval()
+        """The earlier process, of all rows: its hyperparameters are all that counts of it."""
+        assert isinstance(earlier, DenseProcess)
+        earlier.set_train_data(X, Y, strict=False)
+        return earlier
 
 
 def _code(space: FlatSpace, architecture: Architecture) -> Tensor | None:
@@ -100,14 +102,15 @@ class DenseProcess(GaussianProcess):
 
     _kept: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # `_factor`, and of which values
 
+    @cached_property
+    def _all_priors(self) -> _Priors:
+        return _Priors(self)
+
     def _objective(self, mll: JointMarginalLogLikelihood) -> Tensor:
         factor, whitened = self._factor()
         log_det = 2 * factor.diagonal().log().sum()
         total = mll.log_marginal(whitened.square().sum(), log_det, len(whitened))
-        process: Any = self  # GPyTorch declares its attributes as tensors
-        for _, module, prior, closure, _ in process.named_priors():
-            total = total + prior.log_prob(closure(module)).sum()
-        return total / len(whitened)
+        return (total + self._all_priors.log_density()) / len(whitened)
 
     def _conditional(
         self, X: Tensor, outputs: Sequence[int], observation_noise: bool | Tensor
@@ -179,6 +182,38 @@ class DenseProcess(GaussianProcess):
         factor = torch.linalg.cholesky(dense(self.covar_module, X, X) + noise)
         whitened = torch.linalg.solve_triangular(factor, y[:, None], upper=False)[:, 0]
         return factor, whitened
+
+
+class _Priors:
+    """The priors of a process: log-normal ones are evaluated all at once.
+
+    Of some dozens of rows ten densities one by one cost as much as the likelihood.
+
+    Args:
+        process: Whose hyperparameters they are of, on the device where it stays.
+    """
+
+    def __init__(self, process: Any) -> None:
+        every = [
+            (prior, partial(closure, of)) for _, of, prior, closure, _ in process.named_priors()
+        ]
+        self.others = [each for each in every if not isinstance(each[0], LogNormalPrior)]
+        log_normal = [each for each in every if isinstance(each[0], LogNormalPrior)]
+        self.positive = [value for _, value in log_normal]
+        sizes = [value().numel() for value in self.positive]
+        pairs = list(zip(log_normal, sizes, strict=True))
+        self.location = torch.cat([prior.loc.expand(size) for (prior, _), size in pairs])
+        self.scale = torch.cat([prior.scale.expand(size) for (prior, _), size in pairs])
+        self.constant = (self.scale.log() + 0.5 * math.log(2 * math.pi)).sum()
+
+    def log_density(self) -> Tensor:
+        """Of the present values, a scalar."""
+        logs = torch.cat([value().flatten() for value in self.positive]).log()
+        standard = (logs - self.location) / self.scale
+        total = -(0.5 * standard.square() + logs).sum() - self.constant
+        for prior, value in self.others:
+            total = total + prior.log_prob(value()).sum()
+        return total
 
 
 def _process(X: Tensor, Y: Tensor, encoder: Encoder) -> GaussianProcess:

@@ -65,7 +65,8 @@ class Surrogate(ABC):
             X: Rows of `encoder`, `[n, d]`; those that the earlier model was fitted to come first.
             Y: Standardised targets, `[n, 1]`.
             encoder: What wrote the rows, made for those of the earlier model.
-            earlier: What `fit` gave for them.
+            earlier: What `fit` gave for them, or an earlier `refit` of it; may be changed and
+                returned.
         """
         raise NotImplementedError(f"{type(self).__name__} sets `refits`, so it needs `refit`.")
 

@@ -97,13 +97,14 @@ def test_a_process_of_more_rows_keeps_what_it_learnt():
     X = encoder(candidates)
     Y = torch.linspace(-1.0, 1.0, len(X), dtype=torch.float64)[:, None]
     earlier = surrogate.fit(X[:8], Y[:8], encoder)
+    learnt = {name: value.clone() for name, value in earlier.state_dict().items()}
     model = surrogate.refit(X[:-1], Y[:-1], encoder, earlier)
-    for name, value in earlier.state_dict().items():
+    assert model.state_dict().keys() == learnt.keys()
+    for name, value in learnt.items():
         assert torch.equal(model.state_dict()[name], value), name
-    kernel = earlier.covar_module
     with torch.no_grad():
-        gram = kernel(X).to_dense()
-        noise = earlier.likelihood.noise * torch.eye(len(X) - 1, dtype=torch.float64)
+        gram = model.covar_module(X).to_dense()
+        noise = model.likelihood.noise * torch.eye(len(X) - 1, dtype=torch.float64)
         expected = gram[-1, :-1] @ torch.linalg.solve(gram[:-1, :-1] + noise, Y[:-1])
         found = model.posterior(X[-1:]).mean[0]
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
