@@ -151,7 +151,7 @@ class TestVolume:
         assert bool((found.diff() > 0).all())
         torch.testing.assert_close(found[-1].exp().item(), 50.0**2 - 1)
 
-    @pytest.mark.parametrize("objectives", [2, 3])
+    @pytest.mark.parametrize("objectives", [2, pytest.param(3, marks=pytest.mark.slow)])
     def test_the_screen_keeps_the_best(self, monkeypatch, objectives):
         """Of 10 random problems the best of 24 screened candidates has 95% of what the best of 200
         has, but for one at most."""
