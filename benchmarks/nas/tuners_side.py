@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-Chosen = dict[str, Any]
-
 
 def smac(
     space: dict[str, Any], queries: int, seed: int
@@ -81,12 +79,10 @@ def main() -> None:
     for _ in range(told["queries"]):
         start = time.process_time()
         asked = ask()
-        chosen = {name: dict(asked.config)[name] for name in told["space"]}
-        chosen = {
-            name: getattr(value, "item", lambda v=value: v)() for name, value in chosen.items()
-        }
+        chosen = {name: asked.config[name] for name in told["space"]}
         line = {"chosen": chosen, "seconds": time.process_time() - start}
-        print(json.dumps(line), file=answers, flush=True)
+        # numbers of NumPy become Python's
+        print(json.dumps(line, default=lambda value: value.item()), file=answers, flush=True)
         tell(asked, float(sys.stdin.readline()))
 
 
