@@ -29,6 +29,8 @@ Muon's own arithmetic takes 13 ms of a step of 55 ms with 16 tasks.
     python -m benchmarks pfn mimicry --reuse                    # measure the saved networks again
     python -m benchmarks pfn mimicry --parts gp --dimensions 2 --minutes 50 --more
                                                                 # train a saved network on
+    python -m benchmarks pfn mimicry --parts gp --dimensions 1 --minutes 8 --batch 512 --embedding 128
+                                                # on a GPU
     python -m benchmarks pfn mimicry --quick                    # 6 min
 """
 
@@ -223,6 +225,8 @@ def trained(
                 initial=known,
             )
         network.metadata["training"]["processor_seconds"] = round(time.process_time() - start, 1)
+        if torch.cuda.is_available():
+            network.metadata["training"]["device"] = torch.cuda.get_device_name()
         network.save(path)
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     return pfn.load(path).to(device()), entries
@@ -278,6 +282,7 @@ def about(network: PFN, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "minutes": network.training_seconds / 60,
         "processor_minutes": sum(t.get("processor_seconds", 0.0) for t in trainings) / 60,
         "curve": curve(entries, trainings[0]["config"]["batch"]),
+        "devices": sorted({t.get("device", "cpu") for t in trainings}),
     }
 
 
@@ -361,8 +366,16 @@ def _exact_martingale(prior: GaussianTasks, task: Task) -> float:
 
 
 def _config(features: int, options: argparse.Namespace) -> TrainingConfig:
-    changes = architecture(max_features=features)
-    return replace(TRAINING, matrix_learning_rate=options.matrix_learning_rate, **changes)
+    changes = architecture(
+        max_features=features, embedding=options.embedding, hidden=2 * options.embedding
+    )
+    return replace(
+        TRAINING,
+        batch=options.batch,
+        held_out_batch=TRAINING.batch,
+        matrix_learning_rate=options.matrix_learning_rate,
+        **changes,
+    )
 
 
 def gaussian_processes(options: argparse.Namespace) -> dict[str, Any]:
@@ -655,6 +668,10 @@ def options_of(argv: Sequence[str]) -> argparse.Namespace:
         type=float,
         default=TRAINING.matrix_learning_rate,
         help="of Muon in `gp` and `processes` (2e-2); lower for short continuations",
+    )
+    made.add_argument("--batch", type=int, default=TRAINING.batch, help="tasks a step there (32)")
+    made.add_argument(
+        "--embedding", type=int, default=ARCHITECTURE.embedding, help="of the networks there (64)"
     )
     made.add_argument("--networks", type=Path, default=ROOT / "runs" / "mimicry")
     made.add_argument("--reuse", action="store_true", help="do not train networks that are saved")
