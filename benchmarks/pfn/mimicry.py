@@ -29,8 +29,8 @@ Muon's own arithmetic takes 13 ms of a step of 55 ms with 16 tasks.
     python -m benchmarks pfn mimicry --reuse                    # measure the saved networks again
     python -m benchmarks pfn mimicry --parts gp --dimensions 2 --minutes 50 --more
                                                                 # train a saved network on
-    python -m benchmarks pfn mimicry --parts gp --dimensions 1 --minutes 8 --batch 512 --embedding 128
-                                                # on a GPU
+    python -m benchmarks pfn mimicry --parts gp --minutes 8 --batch 512 --embedding 128
+                                                # larger networks, on a GPU
     python -m benchmarks pfn mimicry --quick                    # 6 min
 """
 
