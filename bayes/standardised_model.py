@@ -43,7 +43,8 @@ from bayes.description import (
     check_module,
     describe_module,
 )
-from bayes.noise import learnt_noise
+from bayes.log_priors import log_priors
+from bayes.noise import learnt_noise, less_noise
 from bayes.processes.deferred_covariance import DeferredCovariance
 from bayes.processes.fitting import Watch, maximise
 from bayes.processes.marginal_likelihood import exact_solves
@@ -72,7 +73,6 @@ class StandardisedModel(TransformedModel, gpytorch.Module):
 
     train_X: Tensor
     train_Y: Tensor
-    named_priors: Callable[[], Any]
     likelihood: GaussianLikelihood
 
     def _check(self, train_X: Tensor, train_Y: Tensor) -> None:
@@ -167,10 +167,11 @@ class StandardisedModel(TransformedModel, gpytorch.Module):
             with exact_solves(), seeded(seed, self.train_X.device):
                 maximise(
                     self,
-                    lambda: (self._objective() + self._log_priors()) / self.train_X.shape[-2],
+                    lambda: (self._objective() + log_priors(self)) / self.train_X.shape[-2],
                     watch,
                     num_restarts=num_restarts,
                     max_iter=max_iter,
+                    other_start=less_noise(self.likelihood),
                 )
         return self
 
@@ -181,12 +182,6 @@ class StandardisedModel(TransformedModel, gpytorch.Module):
     def _costs(self) -> list[str]:
         """What makes an evaluation slow, and what would be cheaper."""
         return []
-
-    def _log_priors(self) -> Tensor | float:
-        total: Tensor | float = 0.0
-        for _, module, prior, closure, _ in self.named_priors():
-            total = total + prior.log_prob(closure(module)).double().sum()
-        return total
 
     def _log_jacobian(self) -> Tensor:
         """What a log density in the units of Y has less than one on the model's scale."""

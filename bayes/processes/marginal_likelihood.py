@@ -13,6 +13,7 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from linear_operator import to_dense
 from torch import Tensor
 
+from bayes.log_priors import log_priors
 from bayes.processes.quadratic_form import quadratic_and_log_det
 
 __all__ = ["JointMarginalLogLikelihood", "exact_solves", "relative_jitter"]
@@ -75,9 +76,7 @@ class JointMarginalLogLikelihood(ExactMarginalLogLikelihood):
             **kwargs: Passed to the likelihood.
         """
         total = self.evidence(function_dist, target, *params, **kwargs)
-        for _, module, prior_of_parameter, closure, _ in self.model.named_priors():
-            total = total + prior_of_parameter.log_prob(closure(module)).sum()
-        return total / function_dist.event_shape.numel()
+        return (total + log_priors(self.model)) / function_dist.event_shape.numel()
 
     def evidence(self, function_dist: Any, target: Tensor, *params: Any, **kwargs: Any) -> Tensor:
         """Log density of the outcomes without the hyperparameters' priors, a scalar in nats.

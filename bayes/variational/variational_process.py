@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import gpytorch
@@ -46,6 +46,7 @@ from bayes.description import (
     describe_module,
     describe_values,
 )
+from bayes.log_priors import log_priors
 from bayes.one_data_set import OneDataSet
 from bayes.processes.deferred_covariance import DeferredCovariance
 from bayes.processes.fitting import Stopped, Watch, maximise
@@ -91,7 +92,6 @@ class VariationalProcess(OneDataSet, gpytorch.Module):
     q_linear: Tensor
     q_precision: Tensor
     law: Law
-    named_priors: Callable[[], Any]
 
     def __init__(
         self,
@@ -305,10 +305,7 @@ class VariationalProcess(OneDataSet, gpytorch.Module):
         return values if weights is None else values * weights[index][..., 0].to(values)
 
     def _log_priors(self) -> Tensor | float:
-        total = self.law.log_prior()
-        for _, module, prior, closure, _ in self.named_priors():
-            total = total + prior.log_prob(closure(module)).sum()
-        return total
+        return self.law.log_prior() + log_priors(self)
 
     def _climb(self, watch: Watch, batch_size: int, steps: int, seed: int) -> None:
         """Stochastic ascent; see `StochasticAscent`."""

@@ -13,9 +13,12 @@ from gpytorch.constraints import GreaterThan, Positive
 from gpytorch.kernels import Kernel, RBFKernel, ScaleKernel
 from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.priors import LogNormalPrior
+from linear_operator.utils.errors import NanError
 from torch import nn
 
 from bayes import GaussianProcess, StudentTProcess
+from bayes.log_priors import log_priors
+from bayes.noise import learnt_noise, less_noise
 from bayes.processes.fitting import ParameterVector, Watch, maximise, runaway_values
 from bayes.processes.marginal_likelihood import relative_jitter
 from benchmarks.bayes.stress import WELL, random_problem, verdict
@@ -429,6 +432,75 @@ def test_outcomes_with_hardly_any_noise_are_not_smoothed():
     Y = torch.sin(3 * X[:, :1]) + X[:, 1:].relu()
     model = GaussianProcess(X, Y, NNGPKernel(deep(nn.GELU(), inputs=2), ard_num_dims=2)).fit()
     assert model.likelihood.noise.item() < 0.01
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_fine_structure_is_not_taken_for_noise(process):
+    """There are two optima, one with the fine wave as noise of 0.3% of the variance."""
+    X = torch.linspace(0, 1, 60, dtype=torch.float64)[:, None]
+    between = (X[1:] + X[:-1]) / 2
+
+    def function(X):
+        return torch.sin(6 * X) + 0.05 * torch.sin(25 * X)
+
+    kernel = ScaleKernel(RBFKernel()) if process is GaussianProcess else RBFKernel()
+    model = process(X, function(X), kernel).fit()
+    error = model.posterior(between).mean - function(between)
+    assert error.square().mean().sqrt() < 1e-3
+    assert model.likelihood.noise.item() < 1e-5
+
+
+def test_noise_that_is_there_takes_one_start():
+    likelihood = learnt_noise(torch.Size(), torch.zeros(1, dtype=torch.float64))
+    other = less_noise(likelihood)
+    likelihood.noise = 0.02
+    assert other() is None
+    likelihood.noise = 0.002
+    other()()
+    assert likelihood.noise.item() == pytest.approx(1e-4)
+    assert less_noise(likelihood)() is None, "it began with little"
+
+
+def test_another_start_is_within_the_bounds_of_a_given_likelihood():
+    likelihood = GaussianLikelihood(noise_constraint=GreaterThan(2e-3))
+    likelihood.noise = torch.tensor([[0.5]])
+    other = less_noise(likelihood)
+    likelihood.noise = 0.003
+    other()()
+    assert likelihood.noise.item() == pytest.approx(4e-3)
+
+
+@pytest.mark.parametrize("better", [-1.0, 1.0])
+def test_the_better_of_two_starts_is_kept(better):
+    """Optima at about -1, where the first start ends, and 1."""
+    bowl = Bowl()
+
+    def objective():
+        return -(bowl.b.square() - 1).square().sum() + 0.1 * better * bowl.b.sum()
+
+    def other():
+        assert bowl.b.tolist() == pytest.approx([-1, -1], abs=0.1), "the first start has ended"
+
+        def change():
+            assert bowl.b.tolist() == [-2.0, -2.0], "the values that it began with"
+            bowl.b.data.fill_(2.0)
+
+        return change
+
+    bowl.b.data.fill_(-2.0)
+    maximise(bowl, objective, watch(), other_start=other)
+    assert bowl.b.tolist() == pytest.approx([better, better], abs=0.1)
+
+
+def test_a_value_that_leaves_the_support_of_its_prior_is_a_step_too_far():
+    """In double precision softplus is zero from -745 on."""
+    kernel = ScaleKernel(RBFKernel(), outputscale_prior=LogNormalPrior(1.0, 1.5))
+    model = GaussianProcess(*data(), kernel)
+    with torch.no_grad():
+        assert math.isfinite(log_priors(model))
+    model.covar_module.raw_outputscale.data.fill_(-800.0)
+    with pytest.raises(NanError, match="outputscale_prior"):
+        log_priors(model)
 
 
 @pytest.mark.parametrize("process", PROCESSES)

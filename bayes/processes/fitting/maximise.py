@@ -38,6 +38,7 @@ def maximise(
     num_restarts: int = 0,
     max_iter: int | None = None,
     optimizer_kwargs: Mapping[str, Any] | None = None,
+    other_start: Callable[[], Callable[[], None] | None] | None = None,
 ) -> None:
     """Set a model's parameters to the best that the optimiser finds.
 
@@ -51,6 +52,8 @@ def maximise(
             start has no finite objective at all, a few are made anyway.
         max_iter: Iterations of the optimiser in each start.
         optimizer_kwargs: Passed to `scipy.optimize.minimize`.
+        other_start: Called where the first start ended; gives what changes the values of that start
+            into those of another, or None.
 
     Raises:
         ValueError: restarts are asked for, but no hyperparameter has a prior.
@@ -63,10 +66,18 @@ def maximise(
             "register priors on its kernel or fit from several starting values yourself."
         )
     search = _Search(ParameterVector(model), objective, watch)
+    first = search.best
     options = _options(max_iter, optimizer_kwargs)
     stopped: str | None = None
     try:
         stopped = search.run(options)
+        if other_start is not None and search.found:
+            search.keep_best()
+            change = other_start()
+            if change is not None:
+                search.vector.assign(first)
+                change()
+                stopped = search.run(options) or stopped
         chances = num_restarts if search.found or not has_priors else _SECOND_CHANCES
         for _ in range(chances):
             if search.found and num_restarts == 0:
