@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from gpytorch.constraints import GreaterThan
@@ -11,7 +11,7 @@ from gpytorch.likelihoods import GaussianLikelihood, Likelihood
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
-__all__ = ["learnt_noise", "less_noise"]
+__all__ = ["NoiseLevel", "learnt_noise", "less_noise"]
 
 # The least noise variance, on the model's scale. Deterministic outcomes have none, and at BoTorch's
 # floor of 1e-4 their intervals are several times too wide; in single precision a kernel matrix of
@@ -42,7 +42,33 @@ def learnt_noise(batch_shape: torch.Size, like: Tensor) -> GaussianLikelihood:
     return likelihood
 
 
-def less_noise(likelihood: Likelihood) -> Callable[[], Callable[[], None] | None]:
+@dataclass(frozen=True)
+class NoiseLevel:
+    """The noise variance that a fit learns, by how to read and to set it.
+
+    Attributes:
+        read: Gives variances on the model's scale.
+        assign: Sets them.
+        least: What they are bounded by.
+    """
+
+    read: Callable[[], Tensor]
+    assign: Callable[[Tensor], object]
+    least: float = 0.0
+
+    @staticmethod
+    def of(likelihood: Likelihood) -> NoiseLevel | None:
+        """That of a likelihood, None where it has none that is known."""
+        if isinstance(likelihood, GaussianLikelihood):
+            return NoiseLevel(
+                lambda: likelihood.noise,
+                lambda noise: likelihood.initialize(noise=noise),
+                float(likelihood.noise_covar.raw_noise_constraint.lower_bound),
+            )
+        return getattr(likelihood, "noise_level", None)
+
+
+def less_noise(level: NoiseLevel | None) -> Callable[[], Callable[[], object] | None]:
     """Another start of a fit that ends with little noise, from still less of it.
 
     Where outcomes have hardly any noise, the marginal likelihood often has two optima; from a start
@@ -50,22 +76,21 @@ def less_noise(likelihood: Likelihood) -> Callable[[], Callable[[], None] | None
     the other is better. Where there is noise a second start is not worth its time.
 
     Args:
-        likelihood: Of the model, with the noise variances of the first start.
+        level: Of the model, at the first start.
 
     Returns:
-        To be called where the first start ended: gives what sets the noise variances of the other,
-        or None if there is no need of one.
+        To be called where the first start ended: gives what sets the noise of the other, or None
+        if there is no need of one.
     """
-    if not isinstance(likelihood, GaussianLikelihood):
+    if level is None:
         return lambda: None
-    first = likelihood.noise.detach().clone()
-    least = likelihood.noise_covar.raw_noise_constraint.lower_bound
+    first = level.read().detach().clone()
+    less = max(2 * level.least, _LESS)
 
-    def other() -> Callable[[], None] | None:
-        fallen = (first > _LITTLE) & (likelihood.noise < _LITTLE)
+    def other() -> Callable[[], object] | None:
+        fallen = (first > _LITTLE) & (level.read() < _LITTLE)
         if not fallen.any():
             return None
-        noise = torch.where(fallen, (2 * least).clamp_min(_LESS).to(first), first)
-        return partial(likelihood.initialize, noise=noise)
+        return lambda: level.assign(first.masked_fill(fallen, less))
 
     return other

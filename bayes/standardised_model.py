@@ -44,7 +44,7 @@ from bayes.description import (
     describe_module,
 )
 from bayes.log_priors import log_priors
-from bayes.noise import learnt_noise, less_noise
+from bayes.noise import NoiseLevel, learnt_noise, less_noise
 from bayes.processes.deferred_covariance import DeferredCovariance
 from bayes.processes.fitting import Watch, maximise
 from bayes.processes.marginal_likelihood import exact_solves
@@ -171,7 +171,7 @@ class StandardisedModel(TransformedModel, gpytorch.Module):
                     watch,
                     num_restarts=num_restarts,
                     max_iter=max_iter,
-                    other_start=less_noise(self.likelihood),
+                    other_start=less_noise(NoiseLevel.of(self.likelihood)),
                 )
         return self
 

@@ -50,7 +50,7 @@ from bayes.description import (
     describe_transform,
     describe_values,
 )
-from bayes.noise import learnt_noise, less_noise
+from bayes.noise import NoiseLevel, learnt_noise, less_noise
 from bayes.outcome import ElementwiseOutcome
 from bayes.processes.fitting import Watch, maximise
 from bayes.processes.left_out import left_out_moments
@@ -247,7 +247,7 @@ class ExactProcess(ProcessRows, ABC):
                         num_restarts=num_restarts,
                         max_iter=max_iter,
                         optimizer_kwargs=optimizer_kwargs,
-                        other_start=less_noise(self.likelihood),
+                        other_start=less_noise(NoiseLevel.of(self.likelihood)),
                     )
             finally:
                 self.eval()

@@ -23,6 +23,7 @@ from linear_operator.operators import DiagLinearOperator
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor, nn
 
+from bayes.noise import NoiseLevel
 from bayes.processes.marginal_likelihood import relative_jitter
 
 __all__ = ["InputNoise"]
@@ -41,6 +42,12 @@ class InputNoise(_GaussianLikelihoodBase):
 
     def __init__(self, kernel: Kernel, points: Tensor, num_outputs: int) -> None:
         super().__init__(_NoiseOfInputs(kernel, points, num_outputs))
+
+    @property
+    def noise_level(self) -> NoiseLevel:
+        """Of inputs far from all others."""
+        log_mean: Tensor = self.noise_covar.log_mean
+        return NoiseLevel(log_mean.exp, lambda noise: log_mean.data.copy_(noise.log()))
 
 
 class _NoiseOfInputs(Noise):

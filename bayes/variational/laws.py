@@ -30,6 +30,7 @@ from bayes.likelihoods import (
     StudentT,
 )
 from bayes.likelihoods.categorical import num_classes_of, of_class
+from bayes.noise import NoiseLevel
 from bayes.variational.latent import Latent
 from bayes.variational.nodes import normal_line, normal_nodes
 from bayes.variational.outcome_posterior import OutcomePosterior, ScaledNoisePosterior
@@ -138,6 +139,11 @@ class Law(gpytorch.Module, ABC):
     def inverse_scale(self) -> Tensor | float:
         """E[1 / s] of a random scale s of the functions' variance; 1 without one."""
         return 1.0
+
+    @property
+    def noise_level(self) -> NoiseLevel | None:
+        """Of normal noise, None of other laws."""
+        return None
 
     def values(self) -> dict[str, Tensor]:
         """Its parameters as a user reads them, by name."""
@@ -251,6 +257,11 @@ class _ColumnLaw(_LikelihoodLaw):
 
 class _GaussianLaw(_ColumnLaw):
     """Normal noise: everything closed."""
+
+    @property
+    def noise_level(self) -> NoiseLevel:
+        log_var: Tensor = self.log_noise_var
+        return NoiseLevel(log_var.exp, lambda noise: log_var.data.copy_(noise.log()))
 
     def expected_log_prob(self, Y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         log_var = self.own_parameters(mean)["log_noise_var"]

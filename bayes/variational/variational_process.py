@@ -47,6 +47,7 @@ from bayes.description import (
     describe_values,
 )
 from bayes.log_priors import log_priors
+from bayes.noise import less_noise
 from bayes.one_data_set import OneDataSet
 from bayes.processes.deferred_covariance import DeferredCovariance
 from bayes.processes.fitting import Stopped, Watch, maximise
@@ -266,7 +267,12 @@ class VariationalProcess(OneDataSet, gpytorch.Module):
             if whole:
                 with seeded(seed, self.train_X.device):
                     maximise(
-                        self, self._objective, watch, num_restarts=num_restarts, max_iter=max_iter
+                        self,
+                        self._objective,
+                        watch,
+                        num_restarts=num_restarts,
+                        max_iter=max_iter,
+                        other_start=less_noise(self.law.noise_level),
                     )
             else:
                 self._climb(watch, batch_size, steps, seed)

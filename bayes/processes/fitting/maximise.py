@@ -38,7 +38,7 @@ def maximise(
     num_restarts: int = 0,
     max_iter: int | None = None,
     optimizer_kwargs: Mapping[str, Any] | None = None,
-    other_start: Callable[[], Callable[[], None] | None] | None = None,
+    other_start: Callable[[], Callable[[], object] | None] | None = None,
 ) -> None:
     """Set a model's parameters to the best that the optimiser finds.
 
