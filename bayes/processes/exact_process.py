@@ -15,7 +15,7 @@ import copy
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -247,7 +247,7 @@ class ExactProcess(ProcessRows, ABC):
                         num_restarts=num_restarts,
                         max_iter=max_iter,
                         optimizer_kwargs=optimizer_kwargs,
-                        other_start=less_noise(NoiseLevel.of(self.likelihood)),
+                        other_start=self._other_start(),
                     )
             finally:
                 self.eval()
@@ -271,6 +271,10 @@ class ExactProcess(ProcessRows, ABC):
             for name, parameter in self.named_parameters():
                 parameter.copy_(learnt[name])
         return self
+
+    def _other_start(self) -> Callable[[], Callable[[], object] | None] | None:
+        """See `maximise`."""
+        return less_noise(NoiseLevel.of(self.likelihood))
 
     def _objective(self, mll: JointMarginalLogLikelihood) -> Tensor:
         """Log marginal likelihood and log priors in training mode, nats per row."""
