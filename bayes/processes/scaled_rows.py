@@ -23,6 +23,7 @@ from torch import Tensor
 __all__ = ["FactoredRows", "ScaledRows", "log_likelihoods"]
 
 _NOTHING = 1e-10  # a share of the kernel in a direction that is rounding
+_NO_WEIGHT = 1e-20  # of the largest
 
 
 class ScaledRows:
@@ -220,28 +221,32 @@ class _LogLikelihoods(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, s = ctx.rows, ctx.s
+        rows = ctx.rows
         of_covariance, of_noise, of_targets = ctx.shapes
-        g = grads[0][..., None, :, None]  # [*batch, 1, S, 1]
+        # Of nodes for an integral over s all but some dozens have no weight.
+        size = grads[0].abs().flatten(0, -2).amax(0) if grads[0].dim() > 1 else grads[0].abs()
+        used = ~(size <= _NO_WEIGHT * size.max())  # nan stays
+        s = ctx.s[used]
+        g = grads[0][..., None, used, None]  # [*batch, 1, S, 1]
         gs = g * s[:, None]
         c = rows.factors(s)
-        a = rows.white.unsqueeze(-2) / c  # [*batch, m, S, n], in the basis
         P = rows.basis
+        a = (rows.white.unsqueeze(-2) / c) @ P.mT  # [*batch, m, S, n]
 
-        def slopes(weights: Tensor) -> Tensor:
-            """Sum over scales of weights times the derivative in C, without P on both sides."""
-            inner = (weights * a).mT @ a
-            return 0.5 * (inner - torch.diag_embed((weights / c).expand_as(a).sum(-2)))
+        def in_basis(weights: Tensor) -> Tensor:
+            """Sum over scales of weights times the eigenvalues of C^-1, `[*batch, m, n]`."""
+            return (weights / c).expand_as(a).sum(-2)
 
-        full = P @ slopes(gs) @ P.mT
+        full = (gs * a).mT @ a - (P * in_basis(gs).unsqueeze(-2)) @ P.mT
         if rows.scale_noise:
             diagonal = full.diagonal(dim1=-2, dim2=-1)
         else:
-            diagonal = ((P @ slopes(g)) * P).sum(-1)
-        y = -(P @ (g * a).sum(-2).unsqueeze(-1)).squeeze(-1)
+            inverse = (P.square() @ in_basis(g).unsqueeze(-1)).squeeze(-1)
+            diagonal = (g * a.square()).sum(-2) - inverse
+        y = -(g * a).sum(-2)
         return (
-            full.sum_to_size(of_covariance),
-            diagonal.sum_to_size(of_noise),
+            0.5 * full.sum_to_size(of_covariance),
+            0.5 * diagonal.sum_to_size(of_noise),
             y.sum_to_size(of_targets),
             None,
             None,
