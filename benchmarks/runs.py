@@ -1,21 +1,27 @@
 """Benchmarks of many runs, each of which is a line of JSON: those that are there are not run again.
 
 A run is told by what it was asked for, such as its method and its seed, which its line repeats
-before what was measured.
+before what was measured. The same command may be started several times, for as many cores: each
+takes runs that no other has begun.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from benchmarks import records
@@ -82,16 +88,37 @@ def carry_out(
         The exit status, 2 where data are missing.
     """
     torch.set_num_threads(1)
-    found = records.read(options.out)
     if not options.table:
-        missing = [run for run in wanted if not any(run.items() <= each.items() for each in found)]
+        missing = [run for run in wanted if not _is_there(run, options.out)]
         made_with = {"machine": platform.machine(), "versions": {p: version(p) for p in packages}}
         try:
             for run in tqdm(missing, desc="runs"):
-                found.append({**run, **measure(**run), **made_with})
-                records.append(options.out, found[-1])
+                with _claim(run, options.out) as claimed:
+                    if claimed and not _is_there(run, options.out):
+                        records.append(options.out, {**run, **measure(**run), **made_with})
         except FileNotFoundError as error:
             print(f"python -m benchmarks {options.command}: {error}", file=sys.stderr)
             return 2
-    print(report(found))
+    print(report(records.read(options.out)))
     return 0
+
+
+def _is_there(run: Record, out: Path) -> bool:
+    return any(run.items() <= each.items() for each in records.read(out))
+
+
+@contextmanager
+def _claim(run: Record, out: Path) -> Iterator[bool]:
+    """Whether no other process is at this run; the system lets go of it when the process ends."""
+    about = json.dumps([str(out.resolve()), run], sort_keys=True)
+    name = f"wideprior-run-{hashlib.sha256(about.encode()).hexdigest()[:16]}.lock"
+    lock = FileLock(Path(tempfile.gettempdir()) / name, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

@@ -206,6 +206,8 @@ print(joint.covar_module.kernels[1].covar_matrix.to_dense())
 #
 # A deterministic simulator has none, and the model is better off when it is told: the prior of a learnt noise
 # variance has a few parts in a thousand in mind, and with few rows hardly anything in them speaks against it.
+# Where a fit ends below a hundredth of the outcomes' variance it starts once more from hardly any noise and keeps the
+# better optimum, so that fine structure is not taken for noise; from few rows the prior still holds it back.
 # `train_Yvar=` takes known noise variances in squared units of `Y`; two millionths of the variance of `Y` are as good as
 # none (GPyTorch rounds up what is below one).
 

@@ -36,6 +36,27 @@ def test_a_stopped_benchmark_goes_on_with_what_is_missing(tmp_path, capsys):
     )
 
 
+def test_the_same_command_in_two_processes_shares_the_runs(tmp_path):
+    out = tmp_path / "results.jsonl"
+    options = parser_of("lookups", __doc__).parse_args(["--out", str(out)])
+    ran = []
+
+    def second(method, seed):
+        ran.append(("second", method, seed))
+        return {"value": 0}
+
+    def first(method, seed):
+        ran.append(("first", method, seed))
+        carry_out(options, WANTED, second, len)
+        return {"value": 0}
+
+    carry_out(options, WANTED, first, len)
+    assert ran[0] == ("first", "one", 0)
+    assert [run[0] for run in ran[1:]] == ["second"] * 3
+    assert sorted(run[1:] for run in ran) == sorted((r["method"], r["seed"]) for r in WANTED)
+    assert len(out.read_text().splitlines()) == 4
+
+
 def test_tables_alone_run_nothing(tmp_path, capsys):
     out = str(tmp_path / "none.jsonl")
     options = parser_of("lookups", __doc__).parse_args(["--table", "--out", out])
