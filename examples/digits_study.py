@@ -22,7 +22,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from nas import Architecture, architecture_of, suggest
-from nas.spaces import MLPSpace
+from nas.spaces import MLPSpace, Space
 
 SPACE = MLPSpace(64, 10)
 HYPERPARAMETERS = {
@@ -79,6 +79,7 @@ def train(
         seed: Of the initial weights and of the order of the rows.
     """
     data = digits()["train"]
+    X = data.X.reshape(-1, *architecture.input_shape)  # of 64 pixels, or images
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = architecture.build().to(DEVICE)
@@ -90,51 +91,62 @@ def train(
         order = torch.randperm(len(data.y), generator=generator).to(DEVICE)
         for rows in order.split(BATCH_SIZE)[: len(data.y) // BATCH_SIZE]:
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(network(data.X[rows]), data.y[rows])
+            loss = nn.functional.cross_entropy(network(X[rows]), data.y[rows])
             loss.backward()
             optimizer.step()
             schedule.step()
     return network.eval()
 
 
-def log_loss(network: nn.Module, rows: str) -> float:
+def log_loss(network: nn.Module, architecture: Architecture, rows: str) -> float:
     """Mean negative log probability of the true digit on the named rows, in nats."""
     data = digits()[rows]
     with torch.no_grad():
-        return float(nn.functional.cross_entropy(network(data.X), data.y))
+        outputs = network(data.X.reshape(-1, *architecture.input_shape))
+        return float(nn.functional.cross_entropy(outputs, data.y))
 
 
 def mean_loss(
-    trial: optuna.Trial | optuna.trial.FrozenTrial, rows: str, *, first_seed: int
+    trial: optuna.Trial | optuna.trial.FrozenTrial,
+    rows: str,
+    *,
+    first_seed: int,
+    repeats: int = NUM_REPEATS,
 ) -> float:
-    """Log loss of the candidate of a trial, averaged over `NUM_REPEATS` trainings, in nats.
+    """Log loss of the candidate of a trial, averaged over trainings, in nats.
 
     Args:
         trial: It must have its architecture and hyperparameters.
         rows: `"validation"` or `"test"`.
         first_seed: Training seeds count from here.
+        repeats: Trainings.
     """
     architecture = architecture_of(trial)
     assert architecture is not None
     learning_rate, weight_decay = (trial.params[name] for name in HYPERPARAMETERS)
-    losses = [
-        log_loss(train(architecture, learning_rate, weight_decay, seed=first_seed + repeat), rows)
-        for repeat in range(NUM_REPEATS)
-    ]
-    return sum(losses) / NUM_REPEATS
+    losses = []
+    for seed in range(first_seed, first_seed + repeats):
+        network = train(architecture, learning_rate, weight_decay, seed=seed)
+        losses.append(log_loss(network, architecture, rows))
+    return sum(losses) / repeats
 
 
-def objective(trial: optuna.Trial) -> float:
+def objective(trial: optuna.Trial, space: Space = SPACE, *, repeats: int = NUM_REPEATS) -> float:
     """Mean validation log loss of the candidate of a trial, in nats.
 
     The training seeds follow from the candidate, so that a trial that is run again gives the
     same value.
+
+    Args:
+        trial: The running trial.
+        space: Of networks from 64 pixels, or images of 8 by 8, to 10 classes.
+        repeats: Trainings.
     """
-    architecture = suggest(trial, SPACE)
+    architecture = suggest(trial, space)
     learning_rate = trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)
     weight_decay = trial.suggest_float("weight_decay", 1e-4, 3.0, log=True)
     key = f"{architecture.to_json()} {learning_rate!r} {weight_decay!r}"
-    return mean_loss(trial, "validation", first_seed=zlib.crc32(key.encode()))
+    return mean_loss(trial, "validation", first_seed=zlib.crc32(key.encode()), repeats=repeats)
 
 
 def held_out_loss(trial: optuna.trial.FrozenTrial) -> float:

@@ -2,6 +2,7 @@
 
 digits      networks trained for real, against what people use; what runs without a name
 lookups     tables of trained networks, against what people use, query for query
+grammars    networks of grammars trained for real, in searches that are killed
 functions   known functions of networks and hyperparameters, against what people use
 oracle      queries to the best cell, calibration, warm starts
 pareto      accuracy and latency together, against what people use
@@ -18,6 +19,7 @@ import importlib
 NAMES = (
     "digits",
     "lookups",
+    "grammars",
     "functions",
     "oracle",
     "pareto",
