@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 from gpytorch.constraints import GreaterThan
 from gpytorch.likelihoods import GaussianLikelihood, Likelihood
+from gpytorch.likelihoods.noise_models import HomoskedasticNoise
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
-__all__ = ["NoiseLevel", "learnt_noise", "less_noise"]
+from bayes.log_priors import log_priors
+
+__all__ = ["LessNoise", "NoiseLevel", "learnt_noise"]
 
 # The least noise variance, on the model's scale. Deterministic outcomes have none, and at BoTorch's
 # floor of 1e-4 their intervals are several times too wide; in single precision a kernel matrix of
@@ -21,8 +24,8 @@ _FLOOR = {torch.float64: 1e-6, torch.float32: 1e-4}
 # the outcomes, where there is a better optimum with noise; from 0.5 and above it may miss the
 # optimum of outcomes with hardly any.
 _START = 0.1
-# A fit that began above the first and ended below it is begun once more, with the second.
-_LITTLE, _LESS = 1e-2, 1e-4
+# Where the other start has it, see `LessNoise`, and what may be fine structure, not noise.
+_LESS, _LITTLE = 1e-4, 1e-2
 
 
 def learnt_noise(batch_shape: torch.Size, like: Tensor) -> GaussianLikelihood:
@@ -44,53 +47,69 @@ def learnt_noise(batch_shape: torch.Size, like: Tensor) -> GaussianLikelihood:
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """The noise variance that a fit learns, by how to read and to set it.
+    """The noise variance that a fit learns.
 
     Attributes:
         read: Gives variances on the model's scale.
         assign: Sets them.
+        log_prior: Gives the log density of their priors, nats.
         least: What they are bounded by.
     """
 
     read: Callable[[], Tensor]
     assign: Callable[[Tensor], object]
+    log_prior: Callable[[], Tensor | float]
     least: float = 0.0
 
     @staticmethod
     def of(likelihood: Likelihood) -> NoiseLevel | None:
-        """That of a likelihood, None where it has none that is known."""
-        if isinstance(likelihood, GaussianLikelihood):
+        """That of a likelihood, None where it learns none that is known."""
+        noise = getattr(likelihood, "noise_covar", None)
+        if isinstance(noise, HomoskedasticNoise):
+            if not noise.raw_noise.requires_grad:
+                return None
             return NoiseLevel(
-                lambda: likelihood.noise,
-                lambda noise: likelihood.initialize(noise=noise),
-                float(likelihood.noise_covar.raw_noise_constraint.lower_bound),
+                lambda: noise.noise,
+                lambda values: noise.initialize(noise=values),
+                lambda: log_priors(noise),
+                float(noise.raw_noise_constraint.lower_bound),
             )
-        return getattr(likelihood, "noise_level", None)
+        return getattr(noise, "level", None)
 
 
-def less_noise(level: NoiseLevel | None) -> Callable[[], Callable[[], object] | None]:
-    """Another start of a fit that ends with little noise, from still less of it.
+class LessNoise:
+    """Another start of a fit, from hardly any noise.
 
-    Where outcomes have hardly any noise, the marginal likelihood often has two optima; from a start
-    with noise optimisers end at the one that takes what is fine in the function for noise, though
-    the other is better. Where there is noise a second start is not worth its time.
+    The marginal likelihood often has two optima. From a start with noise optimisers may end at the
+    one that takes for noise what oscillates or is fine in the function; from one without, at a
+    function through all outcomes where there is noise. The prior of the noise variance, which has
+    a few parts in a thousand in mind, is no judge between the two: the optimum of the other start
+    must be better with it and without it.
 
     Args:
         level: Of the model, at the first start.
-
-    Returns:
-        To be called where the first start ended: gives what sets the noise of the other, or None
-        if there is no need of one.
+        num_rows: By which objectives are divided.
     """
-    if level is None:
-        return lambda: None
-    first = level.read().detach().clone()
-    less = max(2 * level.least, _LESS)
 
-    def other() -> Callable[[], object] | None:
-        fallen = (first > _LITTLE) & (level.read() < _LITTLE)
-        if not fallen.any():
-            return None
-        return lambda: level.assign(first.masked_fill(fallen, less))
+    def __init__(self, level: NoiseLevel, num_rows: int) -> None:
+        self._level, self._num_rows = level, num_rows
+        self._first = level.read().detach().clone()
 
-    return other
+    @property
+    def is_another(self) -> bool:
+        """Whether the first start has much more noise."""
+        return bool((self._first > 10 * _LESS).any())
+
+    def is_little(self) -> bool:
+        """Whether the present noise may be fine structure, which takes long to be found."""
+        return bool((self._level.read() < _LITTLE).any())
+
+    def begin(self) -> None:
+        """Set the noise of this start, all else being as at the first."""
+        less = max(2 * self._level.least, _LESS)
+        self._level.assign(self._first.clamp_max(less))
+
+    def log_prior(self) -> float:
+        """Log density of the present noise under its prior, nats per row."""
+        with torch.no_grad():
+            return float(self._level.log_prior()) / self._num_rows

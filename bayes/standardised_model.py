@@ -44,7 +44,7 @@ from bayes.description import (
     describe_module,
 )
 from bayes.log_priors import log_priors
-from bayes.noise import NoiseLevel, learnt_noise, less_noise
+from bayes.noise import LessNoise, NoiseLevel, learnt_noise
 from bayes.processes.deferred_covariance import DeferredCovariance
 from bayes.processes.fitting import Watch, maximise
 from bayes.processes.marginal_likelihood import exact_solves
@@ -156,12 +156,14 @@ class StandardisedModel(TransformedModel, gpytorch.Module):
                 f"fit needs num_restarts >= 0 and max_iter >= 1, got {num_restarts} and {max_iter}."
             )
         if any(parameter.requires_grad for parameter in self.parameters()):
+            level = NoiseLevel.of(self.likelihood)
+            less_noise = None if level is None else LessNoise(level, self.train_X.shape[-2])
             watch = Watch(
                 type(self).__name__,
                 device=self.train_X.device,
                 timeout=timeout,
                 progress=progress,
-                num_starts=1 + num_restarts,
+                num_starts=2 + num_restarts,
                 reasons=self._costs,
             )
             with exact_solves(), seeded(seed, self.train_X.device):
@@ -171,7 +173,7 @@ class StandardisedModel(TransformedModel, gpytorch.Module):
                     watch,
                     num_restarts=num_restarts,
                     max_iter=max_iter,
-                    other_start=less_noise(NoiseLevel.of(self.likelihood)),
+                    less_noise=less_noise,
                 )
         return self
 

@@ -15,7 +15,7 @@ import copy
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -50,7 +50,7 @@ from bayes.description import (
     describe_transform,
     describe_values,
 )
-from bayes.noise import NoiseLevel, learnt_noise, less_noise
+from bayes.noise import LessNoise, NoiseLevel, learnt_noise
 from bayes.outcome import ElementwiseOutcome
 from bayes.processes.fitting import Watch, maximise
 from bayes.processes.left_out import left_out_moments
@@ -184,8 +184,8 @@ class ExactProcess(ProcessRows, ABC):
     ) -> Self:
         """Maximise marginal likelihood times priors over kernel and noise, from the present values.
 
-        Where that ends at a noise variance below a hundredth of the outcomes', the optimiser starts
-        once more with a ten-thousandth, and the better optimum is kept: there are often two.
+        The optimiser starts there and, where noise is learnt, once more from hardly any: there are
+        often two optima, of which the better is kept (`bayes.noise.LessNoise` says how it judges).
         Stopped by a limit or by Ctrl-C, it keeps the best so far and warns.
 
         Args:
@@ -228,13 +228,14 @@ class ExactProcess(ProcessRows, ABC):
                     seed=seed,
                 )
         mll = self._marginal_log_likelihood()
+        less_noise = self._less_noise()
         if any(parameter.requires_grad for parameter in self.parameters()):
             watch = Watch(
                 type(self).__name__,
                 device=self.train_X.device,
                 timeout=timeout,
                 progress=progress,
-                num_starts=1 + num_restarts,
+                num_starts=1 + (less_noise is not None) + num_restarts,
                 reasons=self._costs,
             )
             self.train()
@@ -247,7 +248,7 @@ class ExactProcess(ProcessRows, ABC):
                         num_restarts=num_restarts,
                         max_iter=max_iter,
                         optimizer_kwargs=optimizer_kwargs,
-                        other_start=self._other_start(),
+                        less_noise=less_noise,
                     )
             finally:
                 self.eval()
@@ -272,9 +273,10 @@ class ExactProcess(ProcessRows, ABC):
                 parameter.copy_(learnt[name])
         return self
 
-    def _other_start(self) -> Callable[[], Callable[[], object] | None] | None:
-        """See `maximise`."""
-        return less_noise(NoiseLevel.of(self.likelihood))
+    def _less_noise(self) -> LessNoise | None:
+        """The other start of a fit."""
+        level = NoiseLevel.of(self.likelihood)
+        return None if level is None else LessNoise(level, self.train_targets.shape[-1])
 
     def _objective(self, mll: JointMarginalLogLikelihood) -> Tensor:
         """Log marginal likelihood and log priors in training mode, nats per row."""

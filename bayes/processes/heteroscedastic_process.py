@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bayes.checks import check_query, check_training_data
 from bayes.processes.gaussian_process import GaussianProcess
-from bayes.processes.input_noise import InputNoise
+from bayes.processes.input_noise import InputNoise, IntegratedNoiseLogLikelihood
+from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood
 from priors.posteriors.transforms import DEFAULT, make_input_transform
 
 __all__ = ["HeteroscedasticGaussianProcess"]
@@ -24,11 +25,12 @@ class HeteroscedasticGaussianProcess(GaussianProcess):
     """A Gaussian process whose noise variance is a learnt function of the inputs.
 
     y = f(x) + e with e ~ N(0, exp(b + h(x))), f and h Gaussian processes (Goldberg et al. 1998). h
-    is at its most probable value, which `fit` finds together with all hyperparameters by the
-    marginal likelihood of y (Kersting et al. 2007 alternate); given it everything is exact, and the
-    posterior a `priors.GaussianPosterior` as that of `GaussianProcess`. How uncertain h itself is
+    is at its most probable value (Kersting et al. 2007); given it everything is exact, and the
+    posterior a `priors.GaussianPosterior` as that of `GaussianProcess`. `fit` learns
+    hyperparameters by the marginal likelihood with h integrated out, by Laplace's approximation,
+    which is `log_marginal_likelihood` too: how uncertain h is keeps it from following chance. It
     does not widen the intervals of y: with few rows,
-    `VariationalGaussianProcess(likelihood="heteroscedastic")` integrates over it.
+    `VariationalGaussianProcess(likelihood="heteroscedastic")` integrates over h there as well.
 
     Args:
         train_X: Inputs, `[n, d]`.
@@ -152,6 +154,9 @@ class HeteroscedasticGaussianProcess(GaussianProcess):
         """
         further = {"noise_kernel": noise_kernel}
         return cls._load(path, kernel, further, None, input_transform, outcome_transform)
+
+    def _marginal_log_likelihood(self) -> JointMarginalLogLikelihood:
+        return IntegratedNoiseLogLikelihood(self.likelihood, self)
 
     def _construction(self) -> dict[str, Any]:
         return {"num_noise_points": self._num_noise_points}

@@ -3,10 +3,16 @@
     y = f(x) + e,  e ~ N(0, exp(b + h(x))),  h ~ GP(0, k_h)
 
 (Goldberg, Williams & Bishop 1998). h is represented by its values at M inputs Z, as
-h(x) = k_h(x, Z) L^-T v with L L' = k_h(Z, Z) and v ~ N(0, I), and the v of highest posterior is
-taken (Kersting et al. 2007, most likely noise; here together with the hyperparameters, by gradients
-of the marginal likelihood, not by alternating). Whitened, the prior of v does not reward a noise
-that is flat.
+h(x) = k_h(x, Z) L^-T v with L L' = k_h(Z, Z) and v ~ N(0, I). Predictions are those of one v, the
+most likely (Kersting et al. 2007). Hyperparameters that are chosen together with it follow chance
+in the residuals: a large k_h allows any h with a small v. With v integrated out, by Laplace's
+approximation, they do not:
+
+    log p(y) = log p(y | v) + log N(v; 0, I) + M log(2 pi) / 2 - log det(I + A' F A) / 2,
+
+A = k_h(X, Z) L^-T, and F the expected information of y about the log noise variances of its rows
+(that of a normal distribution about parameters of its covariance S, e.g. Rasmussen & Williams 2006,
+eq. 5.9), F_ij = (S^-1)_ij^2 D_i D_j / 2 with D the noise variances.
 """
 
 from __future__ import annotations
@@ -24,9 +30,9 @@ from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor, nn
 
 from bayes.noise import NoiseLevel
-from bayes.processes.marginal_likelihood import relative_jitter
+from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood, relative_jitter
 
-__all__ = ["InputNoise"]
+__all__ = ["InputNoise", "IntegratedNoiseLogLikelihood"]
 
 _LEAST = 1e-7  # of the outcomes' variance
 
@@ -43,12 +49,6 @@ class InputNoise(_GaussianLikelihoodBase):
     def __init__(self, kernel: Kernel, points: Tensor, num_outputs: int) -> None:
         super().__init__(_NoiseOfInputs(kernel, points, num_outputs))
 
-    @property
-    def noise_level(self) -> NoiseLevel:
-        """Of inputs far from all others."""
-        log_mean: Tensor = self.noise_covar.log_mean
-        return NoiseLevel(log_mean.exp, lambda noise: log_mean.data.copy_(noise.log()))
-
 
 class _NoiseOfInputs(Noise):
     def __init__(self, kernel: Kernel, points: Tensor, num_outputs: int) -> None:
@@ -58,19 +58,35 @@ class _NoiseOfInputs(Noise):
         outputs = [num_outputs] if num_outputs > 1 else []
         self.whitened = nn.Parameter(points.new_zeros(*outputs, len(points)))
         self.log_mean = nn.Parameter(points.new_full((*outputs, 1), -2.0))
-        self.register_prior("whitened_prior", NormalPrior(0.0, 1.0), "whitened")
         self.register_prior("log_mean_prior", NormalPrior(-3.0, 3.0), "log_mean")
 
-    def log_variance(self, X: Tensor) -> Tensor:
-        """b + h at inputs `[..., n, d]`; `[..., n]`, of several outputs `[..., m, n]`."""
+    @property
+    def level(self) -> NoiseLevel | None:
+        """Of inputs far from all others."""
+        log_mean = self.log_mean
+        if not log_mean.requires_grad:
+            return None
+        prior = self.log_mean_prior
+        return NoiseLevel(
+            log_mean.exp,
+            lambda noise: log_mean.data.copy_(noise.log()),
+            lambda: prior.log_prob(log_mean).sum(),
+        )
+
+    def basis(self, X: Tensor) -> Tensor:
+        """k_h(X, Z) L^-T at inputs `[..., n, d]`, `[..., n, M]`: h is its product with v."""
         covariance = to_dense(self.kernel(self.points))
         with relative_jitter(covariance.diagonal()):
             eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
             # always a little: what is nearly singular has gradients of rounding errors
             factor = psd_safe_cholesky(covariance + 1e-6 * covariance.diagonal().mean() * eye)
-        weights = torch.linalg.solve_triangular(factor.mT, self.whitened.unsqueeze(-1), upper=True)
-        h = to_dense(self.kernel(X, self.points)) @ weights  # one, or one for each output
-        return self.log_mean + h.squeeze(-1)
+        cross = to_dense(self.kernel(X, self.points))
+        return torch.linalg.solve_triangular(factor.mT, cross, upper=True, left=False)
+
+    def log_variance(self, X: Tensor) -> Tensor:
+        """b + h at inputs `[..., n, d]`; `[..., n]`, of several outputs `[..., m, n]`."""
+        basis = self.basis(X)  # for all outputs, or one for each
+        return self.log_mean + (basis @ self.whitened.unsqueeze(-1)).squeeze(-1)
 
     def forward(
         self, *params: Any, shape: torch.Size | None = None, **kwargs: Any
@@ -80,3 +96,33 @@ class _NoiseOfInputs(Noise):
         if shape is not None:  # rows may be those of one output for all
             variance = variance.expand(torch.broadcast_shapes(variance.shape, shape))
         return DiagLinearOperator(variance)
+
+
+class IntegratedNoiseLogLikelihood(JointMarginalLogLikelihood):
+    """The marginal likelihood of a model with `InputNoise`, h integrated out; see the module."""
+
+    def evidence(self, function_dist: Any, target: Tensor, *params: Any, **kwargs: Any) -> Tensor:
+        """Log density of the outcomes, a scalar in nats, by Laplace's approximation at v."""
+        (X,) = params
+        noise: Any = self.likelihood.noise_covar
+        basis = noise.basis(X)
+        information = self._information(function_dist, X)
+        precision = basis.mT @ information @ basis
+        precision = precision + torch.eye(precision.shape[-1]).to(precision)
+        log_det = 2 * psd_safe_cholesky(precision).diagonal(dim1=-2, dim2=-1).log().sum()
+        given = super().evidence(function_dist, target, *params, **kwargs)
+        return given - 0.5 * noise.whitened.square().sum() - 0.5 * log_det
+
+    def _information(self, function_dist: Any, X: Tensor) -> Tensor:
+        """F, expected information about log noise variances of the rows, `[..., n, n]`."""
+        prior = to_dense(function_dist.lazy_covariance_matrix)
+        covariance = to_dense(self.likelihood(function_dist, X).lazy_covariance_matrix)
+        variance = (covariance - prior).diagonal(dim1=-2, dim2=-1)
+        of_h = self.likelihood.noise_covar.log_variance(X).exp()
+        slope = variance * of_h / (of_h + _LEAST)  # what rows weigh is in the variance
+        known = getattr(self.likelihood, "known", None)
+        if known is not None:
+            slope = torch.where(known.isnan(), slope, 0.0)
+        with relative_jitter(covariance.diagonal(dim1=-2, dim2=-1)):
+            inverse = torch.cholesky_inverse(psd_safe_cholesky(covariance))
+        return 0.5 * inverse.square() * slope.unsqueeze(-1) * slope.unsqueeze(-2)

@@ -142,7 +142,7 @@ class Law(gpytorch.Module, ABC):
 
     @property
     def noise_level(self) -> NoiseLevel | None:
-        """Of normal noise, None of other laws."""
+        """Of normal noise that is learnt, None of other laws."""
         return None
 
     def values(self) -> dict[str, Tensor]:
@@ -259,9 +259,13 @@ class _GaussianLaw(_ColumnLaw):
     """Normal noise: everything closed."""
 
     @property
-    def noise_level(self) -> NoiseLevel:
+    def noise_level(self) -> NoiseLevel | None:
         log_var: Tensor = self.log_noise_var
-        return NoiseLevel(log_var.exp, lambda noise: log_var.data.copy_(noise.log()))
+        if not log_var.requires_grad:
+            return None
+        return NoiseLevel(
+            log_var.exp, lambda noise: log_var.data.copy_(noise.log()), self.log_prior
+        )
 
     def expected_log_prob(self, Y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         log_var = self.own_parameters(mean)["log_noise_var"]

@@ -47,7 +47,7 @@ from bayes.description import (
     describe_values,
 )
 from bayes.log_priors import log_priors
-from bayes.noise import less_noise
+from bayes.noise import LessNoise
 from bayes.one_data_set import OneDataSet
 from bayes.processes.deferred_covariance import DeferredCovariance
 from bayes.processes.fitting import Stopped, Watch, maximise
@@ -255,12 +255,15 @@ class VariationalProcess(OneDataSet, gpytorch.Module):
             return self
         whole = batch_size >= n
         steps = _STEPS if max_iter is None else max_iter
+        level = self.law.noise_level
+        less_noise = None if level is None else LessNoise(level, n)
+        starts = 1 + (less_noise is not None) + num_restarts
         watch = Watch(
             type(self).__name__,
             device=self.train_X.device,
             timeout=timeout,
             progress=progress,
-            num_starts=1 + num_restarts if whole else max(1, steps // 50),
+            num_starts=starts if whole else max(1, steps // 50),
             reasons=lambda: [],
         )
         with exact_solves():
@@ -272,7 +275,7 @@ class VariationalProcess(OneDataSet, gpytorch.Module):
                         watch,
                         num_restarts=num_restarts,
                         max_iter=max_iter,
-                        other_start=less_noise(self.law.noise_level),
+                        less_noise=less_noise,
                     )
             else:
                 self._climb(watch, batch_size, steps, seed)

@@ -106,7 +106,7 @@ class DenseProcess(GaussianProcess):
     def _all_priors(self) -> _Priors:
         return _Priors(self)
 
-    def _other_start(self) -> None:
+    def _less_noise(self) -> None:
         """None: it takes time of every proposal and finds hardly better candidates."""
 
     def _objective(self, mll: JointMarginalLogLikelihood) -> Tensor:

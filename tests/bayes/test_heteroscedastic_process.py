@@ -75,11 +75,65 @@ def test_given_the_noise_it_is_a_process_of_known_variances(outputs):
     torch.testing.assert_close(one.mean, other.mean)
     torch.testing.assert_close(one.variance, other.variance)
     torch.testing.assert_close(model.leave_one_out().mean, known.leave_one_out().mean)
-    torch.testing.assert_close(model.log_marginal_likelihood(), known.log_marginal_likelihood())
     noisy = model.posterior(queries, observation_noise=True).variance
     torch.testing.assert_close(noisy, one.variance + model.noise_variance(queries))
     more = model.condition_on_observations(X[:2] + 0.1, Y[:2])
     assert more.posterior(queries).mean.shape == (4, outputs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_the_evidence_is_that_of_the_integral_over_noise(outputs):
+    """By importance sampling, of noise functions about the most likely one."""
+    X, Y = data(40)
+    Y = torch.cat([Y, Y.flip(0)], -1)[:, :outputs]
+    noise_kernel = ScaleKernel(RBFKernel())
+    model = HeteroscedasticGaussianProcess(
+        X,
+        Y,
+        kernel(),
+        noise_kernel=noise_kernel,
+        num_noise_points=4,
+        outcome_transform=None,
+    )
+    noise = model.likelihood.noise_covar
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter is noise.whitened)
+    with torch.enable_grad():
+        model.fit(progress=False)
+    known = GaussianProcess(X, Y, kernel(), train_Yvar=torch.ones_like(Y), outcome_transform=None)
+
+    def given(v):
+        noise.whitened.copy_(v)
+        known.likelihood.noise = model.noise_variance(X).mT.reshape(known.likelihood.noise.shape)
+        known._clear_cache()
+        return known.log_marginal_likelihood()
+
+    found, mode = model.log_marginal_likelihood(), noise.whitened.clone()
+    generator = torch.Generator().manual_seed(0)
+    around = torch.distributions.StudentT(4.0, mode, 0.8)
+    logs = []
+    for _ in range(400):
+        step = torch.randn(mode.shape, generator=generator, dtype=mode.dtype)
+        chi = torch.randn(4, *mode.shape, generator=generator, dtype=mode.dtype).square().mean(0)
+        v = mode + 0.8 * step / chi.sqrt()
+        prior = torch.distributions.Normal(0.0, 1.0).log_prob(v).sum()
+        logs.append(given(v) + prior - around.log_prob(v).sum())
+    truth = torch.stack(logs).logsumexp(0) - math.log(len(logs))
+    assert found.item() == pytest.approx(truth.item(), abs=0.5 * outputs)
+    assert given(mode) - 0.5 * mode.square().sum() > truth + 1.0 * outputs, "without the integral"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_noise_that_is_the_same_everywhere_is_found_to_be(seed):
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.rand(100, 1, generator=generator, dtype=torch.float64)
+    Y = torch.sin(8 * X) + 0.1 * torch.randn(100, 1, generator=generator, dtype=torch.float64)
+    model = HeteroscedasticGaussianProcess(X, Y, kernel()).fit()
+    grid = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)[:, None]
+    with torch.no_grad():
+        ratio = model.noise_variance(grid).sqrt() / 0.1
+    assert ratio.log().abs().max() < math.log(1.5)
 
 
 @torch.no_grad()
