@@ -206,8 +206,8 @@ print(joint.covar_module.kernels[1].covar_matrix.to_dense())
 #
 # A deterministic simulator has none, and the model is better off when it is told: the prior of a learnt noise
 # variance has a few parts in a thousand in mind, and with few rows hardly anything in them speaks against it.
-# Where a fit ends below a hundredth of the outcomes' variance it starts once more from hardly any noise and keeps the
-# better optimum, so that fine structure is not taken for noise; from few rows the prior still holds it back.
+# Fits start once more from hardly any noise and keep the better optimum, so that oscillations and fine structure are not
+# taken for noise; from few rows the prior still holds them back.
 # `train_Yvar=` takes known noise variances in squared units of `Y`; two millionths of the variance of `Y` are as good as
 # none (GPyTorch rounds up what is below one).
 
@@ -235,7 +235,9 @@ for noise, options in told.items():
 # ## Noise that depends on the inputs
 #
 # `HeteroscedasticGaussianProcess` learns the noise variance as a function of the inputs, a second Gaussian process
-# of its logarithm at its most probable value. All else is as above: given the noise, the posterior is exact.
+# of its logarithm. Hyperparameters are learnt with that process integrated out, by Laplace's approximation, so that noise
+# that is the same everywhere is found to be; predictions are those of its most probable value, given which the posterior
+# is exact.
 
 # %%
 from bayes import HeteroscedasticGaussianProcess
