@@ -108,7 +108,8 @@ class IntegratedNoiseLogLikelihood(JointMarginalLogLikelihood):
         basis = noise.basis(X)
         information = self._information(function_dist, X)
         precision = basis.mT @ information @ basis
-        precision = precision + torch.eye(precision.shape[-1]).to(precision)
+        eye = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
+        precision = precision + eye
         log_det = 2 * psd_safe_cholesky(precision).diagonal(dim1=-2, dim2=-1).log().sum()
         given = super().evidence(function_dist, target, *params, **kwargs)
         return given - 0.5 * noise.whitened.square().sum() - 0.5 * log_det
