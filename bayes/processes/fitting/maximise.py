@@ -30,8 +30,8 @@ _WINDOW, _STAGES = 2.0, 10
 # How near an optimum is another start on its way to it: logarithms, and nats per row.
 _NEAR, _NEAR_VALUE = 0.1, 1e-3
 # Evaluations after which another start is given up unless it is ahead. Where oscillations were
-# taken for noise it was within 25; where fine structure was, it took up to 100.
-_PATIENCE = 30
+# taken for noise it was within 25; where fine structure was, it took up to 75.
+_PATIENCE, _LONG_PATIENCE = 30, 120
 # Of the objective per row: changes that no prediction shows.
 _OPTIONS = {"ftol": 1e-9, "gtol": 1e-5, "maxcor": 20}
 
@@ -113,7 +113,7 @@ def _from_less_noise(
         return found.value + less_noise.log_prior()
 
     search.keep_best()
-    patience = math.inf if less_noise.is_little() else _PATIENCE
+    patience = _LONG_PATIENCE if less_noise.is_little() else _PATIENCE
     search.vector.assign(start)
     less_noise.begin()
     other = _Search(search.vector, search.objective, search.watch, search, patience)
