@@ -8,7 +8,8 @@ flat parameters cannot search these.
 
 Each search is a process with an SQLite file. In the middle of a trial, when half of them are done,
 it is killed (SIGKILL), and the same command goes on. Of every run: the validation log losses in
-order; the held-out log loss of the best, trained anew three times; what the kill cost. Runs with
+order; the held-out log loss of the best, trained anew three times; trials that failed, the one that
+was killed among them, that were lost, and that ran twice. Runs with
 "killed" false are not disturbed: their trials are to be the same, one by one.
 
     python -m benchmarks search grammars                      # 5 seeds, 20 trials: an hour or two
@@ -134,7 +135,7 @@ def _run(*, space: str, method: str, seed: int, trials: int, killed: bool) -> di
                 "depth": architecture.depth,
                 **best.params,
             },
-            "interrupted": sum(t.state is TrialState.FAIL for t in study.trials),
+            "failed": sum(t.state is TrialState.FAIL for t in study.trials),
             "lost": sum(not t.state.is_finished() for t in study.trials),
             "doubled": len(candidates) - len(set(candidates)),
             "seconds": round(time.perf_counter() - started, 1),
@@ -174,7 +175,7 @@ def report(found: Sequence[dict[str, Any]]) -> str:
         if len(both) > 1:
             less = np.array([_losses(runs["gp"][s]) - _losses(runs["random"][s]) for s in both])
             lines.append(f"  {space:<9} gp less random, {len(both)} seeds  {_told(less)}")
-    counts = {name: sum(r[name] for r in disturbed) for name in ("interrupted", "lost", "doubled")}
+    counts = {name: sum(r[name] for r in disturbed) for name in ("failed", "lost", "doubled")}
     told = ", ".join(f"{count} trials {name}" for name, count in counts.items())
     lines.append(f"of {len(disturbed)} searches that were killed: {told}")
     for calm in (r for r in found if not r["killed"]):
