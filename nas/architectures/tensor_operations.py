@@ -268,6 +268,8 @@ def _batch_norm(shapes: Shapes) -> Built:
 def _norm(shapes: Shapes) -> Built:
     """Group normalisation of one group for images, layer normalisation for others."""
     shape = one(shapes)
+    if math.prod(shape) == 1:  # of which GroupNorm takes no single example
+        return nn.LayerNorm(shape), shape
     if len(shape) == 3:
         return nn.GroupNorm(1, shape[0]), shape
     return nn.LayerNorm(shape[-1]), shape

@@ -96,8 +96,16 @@ def run(space, architecture):
     x = torch.randn(2, *space.input_shape)
     with torch.no_grad():
         y = architecture.build()(x)
+        one = architecture.build().eval()(x[:1])
     assert y.shape == (2, *space.output_shape)
-    assert y.shape[1:] == architecture.output_shape
+    assert one.shape[1:] == y.shape[1:] == architecture.output_shape
+    assert architecture.flops >= 0
+
+
+def test_images_of_one_number_are_normalised():
+    """As behind patches of the size of the image and one channel."""
+    grammar = {"network": sequence(op("norm"), op("flatten"), op("linear", out_features=2))}
+    run(space := Grammar((1, 1, 1), grammar, output_shape=(2,)), space.random(generator()))
 
 
 @pytest.mark.parametrize("name", SPACES)
