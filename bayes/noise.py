@@ -95,6 +95,11 @@ class LessNoise:
         self._level, self._num_rows = level, num_rows
         self._first = level.read().detach().clone()
 
+    @classmethod
+    def beside(cls, level: NoiseLevel | None, num_rows: int) -> LessNoise | None:
+        """That of a model, None where it learns no noise that is known."""
+        return None if level is None else cls(level, num_rows)
+
     @property
     def is_another(self) -> bool:
         """Whether the first start has much more noise."""

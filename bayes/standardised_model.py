@@ -157,13 +157,13 @@ class StandardisedModel(TransformedModel, gpytorch.Module):
             )
         if any(parameter.requires_grad for parameter in self.parameters()):
             level = NoiseLevel.of(self.likelihood)
-            less_noise = None if level is None else LessNoise(level, self.train_X.shape[-2])
+            less_noise = LessNoise.beside(level, self.train_X.shape[-2])
             watch = Watch(
                 type(self).__name__,
                 device=self.train_X.device,
                 timeout=timeout,
                 progress=progress,
-                num_starts=2 + num_restarts,
+                num_starts=1 + (less_noise is not None) + num_restarts,
                 reasons=self._costs,
             )
             with exact_solves(), seeded(seed, self.train_X.device):

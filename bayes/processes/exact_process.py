@@ -275,8 +275,7 @@ class ExactProcess(ProcessRows, ABC):
 
     def _less_noise(self) -> LessNoise | None:
         """The other start of a fit."""
-        level = NoiseLevel.of(self.likelihood)
-        return None if level is None else LessNoise(level, self.train_targets.shape[-1])
+        return LessNoise.beside(NoiseLevel.of(self.likelihood), self.train_targets.shape[-1])
 
     def _objective(self, mll: JointMarginalLogLikelihood) -> Tensor:
         """Log marginal likelihood and log priors in training mode, nats per row."""

@@ -255,8 +255,7 @@ class VariationalProcess(OneDataSet, gpytorch.Module):
             return self
         whole = batch_size >= n
         steps = _STEPS if max_iter is None else max_iter
-        level = self.law.noise_level
-        less_noise = None if level is None else LessNoise(level, n)
+        less_noise = LessNoise.beside(self.law.noise_level, n)
         starts = 1 + (less_noise is not None) + num_restarts
         watch = Watch(
             type(self).__name__,

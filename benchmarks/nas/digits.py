@@ -31,7 +31,7 @@ import optuna
 import nas
 from benchmarks.nas.runs import carry_out, half_width, parser_of
 
-__all__ = ["load_study", "main", "report"]
+__all__ = ["load_study", "losses", "main", "report", "with_half_width"]
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = ROOT / "examples" / "digits_study.py"
@@ -123,20 +123,22 @@ def report(found: Sequence[dict[str, Any]]) -> str:
         lines.append(f"  {method:<11}{len(runs):>3} runs  {_means([*runs.values()])}")
         pairs = [(runs_of["gp"][seed], r) for seed, r in runs.items() if seed in runs_of["gp"]]
         if method != "gp" and len(pairs) > 1:
-            less = np.array([_losses(ours) - _losses(other) for ours, other in pairs])
-            lines[-1] += f"   gp less it, {len(pairs)} seeds  {_with_half_width(less)}"
+            less = np.array([losses(ours) - losses(other) for ours, other in pairs])
+            lines[-1] += f"   gp less it, {len(pairs)} seeds  {with_half_width(less)}"
         lines[-1] += f"   {np.mean([r['seconds'] for r in runs.values()]):.0f} s"
     return "\n".join(lines)
 
 
-def _losses(run: dict[str, Any]) -> np.ndarray:
+def losses(run: dict[str, Any]) -> np.ndarray:
+    """Of the best by validation: validation and test, `[2]`."""
     return np.array([min(run["validation"]), run["test"]])
 
 
 def _means(runs: Sequence[dict[str, Any]]) -> str:
-    return _with_half_width(np.array([_losses(run) for run in runs]))
+    return with_half_width(np.array([losses(run) for run in runs]))
 
 
-def _with_half_width(values: np.ndarray) -> str:
+def with_half_width(values: np.ndarray) -> str:
+    """Means of the columns of values `[runs, 2]` with 95% intervals."""
     pairs = zip(values.mean(0), half_width(values), strict=True)
     return "  ".join(f"{mean:.4f}±{half:.4f}" for mean, half in pairs)

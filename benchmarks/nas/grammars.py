@@ -41,8 +41,8 @@ import torch
 from optuna.trial import TrialState
 
 import nas
-from benchmarks.nas.digits import load_study
-from benchmarks.nas.runs import carry_out, half_width, parser_of
+from benchmarks.nas.digits import load_study, losses, with_half_width
+from benchmarks.nas.runs import carry_out, parser_of
 from nas.spaces import Einspace, ResNetSpace, Space
 
 __all__ = ["go_on", "main", "report"]
@@ -169,12 +169,14 @@ def report(found: Sequence[dict[str, Any]]) -> str:
                 runs[r["method"]][r["seed"]] = r
         for method, of_seed in runs.items():
             if of_seed:
-                values = np.array([_losses(r) for r in of_seed.values()])
-                lines.append(f"  {space:<9} {method:<7}{len(values):>3} runs  {_told(values)}")
+                values = np.array([losses(r) for r in of_seed.values()])
+                lines.append(
+                    f"  {space:<9} {method:<7}{len(values):>3} runs  {with_half_width(values)}"
+                )
         both = runs["gp"].keys() & runs["random"].keys()
         if len(both) > 1:
-            less = np.array([_losses(runs["gp"][s]) - _losses(runs["random"][s]) for s in both])
-            lines.append(f"  {space:<9} gp less random, {len(both)} seeds  {_told(less)}")
+            less = np.array([losses(runs["gp"][s]) - losses(runs["random"][s]) for s in both])
+            lines.append(f"  {space:<9} gp less random, {len(both)} seeds  {with_half_width(less)}")
     counts = {name: sum(r[name] for r in disturbed) for name in ("failed", "lost", "doubled")}
     told = ", ".join(f"{count} trials {name}" for name, count in counts.items())
     lines.append(f"of {len(disturbed)} searches that were killed: {told}")
@@ -191,12 +193,3 @@ def report(found: Sequence[dict[str, Any]]) -> str:
 
 def _key(run: dict[str, Any]) -> tuple[Any, ...]:
     return run["space"], run["method"], run["seed"]
-
-
-def _losses(run: dict[str, Any]) -> np.ndarray:
-    return np.array([min(run["validation"]), run["test"]])
-
-
-def _told(values: np.ndarray) -> str:
-    pairs = zip(values.mean(0), half_width(values), strict=True)
-    return "  ".join(f"{mean:+.4f}±{half:.4f}" for mean, half in pairs)
