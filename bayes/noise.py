@@ -89,16 +89,30 @@ class LessNoise:
     Args:
         level: Of the model, at the first start.
         num_rows: By which objectives are divided.
+        approach: An objective, nats per row, that is to be ahead on the way before the model's own
+            is looked at. Where a scale is unknown that explains any misfit, the model's own drives
+            nothing away from a smooth function; that of a known scale does.
     """
 
-    def __init__(self, level: NoiseLevel, num_rows: int) -> None:
+    def __init__(
+        self,
+        level: NoiseLevel,
+        num_rows: int,
+        approach: Callable[[], Tensor] | None = None,
+    ) -> None:
+        self.approach = approach
         self._level, self._num_rows = level, num_rows
         self._first = level.read().detach().clone()
 
     @classmethod
-    def beside(cls, level: NoiseLevel | None, num_rows: int) -> LessNoise | None:
+    def beside(
+        cls,
+        level: NoiseLevel | None,
+        num_rows: int,
+        approach: Callable[[], Tensor] | None = None,
+    ) -> LessNoise | None:
         """That of a model, None where it learns no noise that is known."""
-        return None if level is None else cls(level, num_rows)
+        return None if level is None else cls(level, num_rows, approach)
 
     @property
     def is_another(self) -> bool:

@@ -76,6 +76,8 @@ __all__ = ["ExactProcess"]
 class ExactProcess(ProcessRows, ABC):
     """An exactly conditioned process; its subclasses are the models and document the arguments."""
 
+    _has_unknown_scale = False  # which multiplies the kernel, beside its own variances
+
     def __init__(
         self,
         train_X: Tensor,
@@ -275,7 +277,11 @@ class ExactProcess(ProcessRows, ABC):
 
     def _less_noise(self) -> LessNoise | None:
         """The other start of a fit."""
-        return LessNoise.beside(NoiseLevel.of(self.likelihood), self.train_targets.shape[-1])
+        level, num_rows = NoiseLevel.of(self.likelihood), self.train_targets.shape[-1]
+        if not self._has_unknown_scale:
+            return LessNoise.beside(level, num_rows)
+        gaussian = JointMarginalLogLikelihood(self.likelihood, self)
+        return LessNoise.beside(level, num_rows, lambda: self._objective(gaussian))
 
     def _objective(self, mll: JointMarginalLogLikelihood) -> Tensor:
         """Log marginal likelihood and log priors in training mode, nats per row."""

@@ -115,6 +115,7 @@ class ScaleMixtureProcess(ExactProcess):
     All else is inherited from BoTorch's `SingleTaskGP`.
     """
 
+    _has_unknown_scale = True
     _kept: tuple[Any, ScaledRows] | None = None
     _kept_nodes: tuple[ScaledRows, Snapshot, ScaleNodes] | None = None
 

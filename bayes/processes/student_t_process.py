@@ -74,6 +74,8 @@ class StudentTProcess(ExactProcess):
     All else is inherited from BoTorch's `SingleTaskGP`.
     """
 
+    _has_unknown_scale = True
+
     def __init__(
         self,
         train_X: Tensor,

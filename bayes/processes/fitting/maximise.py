@@ -118,6 +118,8 @@ def _from_less_noise(
     less_noise.begin()
     other = _Search(search.vector, search.objective, search.watch, search, patience)
     try:
+        if less_noise.approach is not None:
+            _get_ahead(search, less_noise.approach, patience, options)
         return other.run(options)
     except _Known:
         return None
@@ -126,8 +128,33 @@ def _from_less_noise(
             search.best, search.value = other.best, other.value
 
 
+def _get_ahead(
+    search: _Search, objective: Callable[[], Tensor], patience: float, options: Mapping[str, Any]
+) -> None:
+    """Set the parameters to where another objective is larger than at the best of a search.
+
+    Raises:
+        _Known: it is not soon ahead, or comes to the same place.
+    """
+    start = search.vector.values()
+    known = _Search(search.vector, objective, search.watch)
+    known.visit(search.best)
+    search.vector.assign(start)
+    way = _Search(search.vector, objective, search.watch, known, patience, stops_ahead=True)
+    try:
+        way.run(options)
+    except _Ahead:
+        way.keep_best()
+    else:
+        raise _Known
+
+
 class _Known(Exception):
     """Raised inside the optimiser where another start has found as much or more."""
+
+
+class _Ahead(Exception):
+    """Raised inside the optimiser where it has found more than another start."""
 
 
 class _Search:
@@ -139,6 +166,7 @@ class _Search:
         watch: Limits and progress.
         known: Another search, to whose optimum there is no need to go again.
         patience: Evaluations after which this one is to be ahead of it.
+        stops_ahead: Whether to stop as soon as it is.
     """
 
     def __init__(
@@ -148,10 +176,11 @@ class _Search:
         watch: Watch,
         known: _Search | None = None,
         patience: float = math.inf,
+        stops_ahead: bool = False,
     ) -> None:
         self.vector, self.objective, self.watch, self.known = vector, objective, watch, known
         self.best, self.value = vector.values(), math.inf
-        self.patience = patience
+        self.patience, self.stops_ahead = patience, stops_ahead
 
     @property
     def found(self) -> bool:
@@ -166,7 +195,7 @@ class _Search:
         for _ in range(_STAGES):
             within, outer = self.vector.bounds(_WINDOW), self.vector.bounds()
             result = minimize(
-                self._evaluate,
+                self.visit,
                 self.vector.values(),
                 jac=True,
                 bounds=list(map(tuple, within)),
@@ -190,7 +219,8 @@ class _Search:
         near = np.abs(point - self.best).max(initial=0.0) < _NEAR
         return bool(near and abs(value - self.value) < _NEAR_VALUE)
 
-    def _evaluate(self, point: np.ndarray) -> tuple[float, np.ndarray]:
+    def visit(self, point: np.ndarray) -> tuple[float, np.ndarray]:
+        """Minus the objective at a point, and its gradient."""
         self.watch.before()
         self.vector.assign(point)
         value, gradient = math.nan, np.zeros_like(point)
@@ -211,6 +241,8 @@ class _Search:
         self.watch.after(-self.value)
         self.patience -= 1
         if self.known is not None:
+            if self.stops_ahead and self.value < self.known.value:
+                raise _Ahead
             behind = self.patience <= 0 and self.value >= self.known.value
             if behind or (fine and self.known.is_near(point, value)):
                 raise _Known
