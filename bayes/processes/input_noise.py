@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from bayes.noise import NoiseLevel
 from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood, relative_jitter
+from bayes.processes.quadratic_form import quadratic_log_det_and_inverse
 
 __all__ = ["InputNoise", "IntegratedNoiseLogLikelihood"]
 
@@ -83,9 +84,10 @@ class _NoiseOfInputs(Noise):
         cross = to_dense(self.kernel(X, self.points))
         return torch.linalg.solve_triangular(factor.mT, cross, upper=True, left=False)
 
-    def log_variance(self, X: Tensor) -> Tensor:
+    def log_variance(self, X: Tensor, basis: Tensor | None = None) -> Tensor:
         """b + h at inputs `[..., n, d]`; `[..., n]`, of several outputs `[..., m, n]`."""
-        basis = self.basis(X)  # for all outputs, or one for each
+        if basis is None:
+            basis = self.basis(X)  # for all outputs, or one for each
         return self.log_mean + (basis @ self.whitened.unsqueeze(-1)).squeeze(-1)
 
     def forward(
@@ -105,25 +107,20 @@ class IntegratedNoiseLogLikelihood(JointMarginalLogLikelihood):
         """Log density of the outcomes, a scalar in nats, by Laplace's approximation at v."""
         (X,) = params
         noise: Any = self.likelihood.noise_covar
-        basis = noise.basis(X)
-        information = self._information(function_dist, X)
-        precision = basis.mT @ information @ basis
-        eye = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
-        precision = precision + eye
-        log_det = 2 * psd_safe_cholesky(precision).diagonal(dim1=-2, dim2=-1).log().sum()
-        given = super().evidence(function_dist, target, *params, **kwargs)
-        return given - 0.5 * noise.whitened.square().sum() - 0.5 * log_det
-
-    def _information(self, function_dist: Any, X: Tensor) -> Tensor:
-        """F, expected information about log noise variances of the rows, `[..., n, n]`."""
         prior = to_dense(function_dist.lazy_covariance_matrix)
         covariance = to_dense(self.likelihood(function_dist, X).lazy_covariance_matrix)
+        with relative_jitter(covariance.diagonal(dim1=-2, dim2=-1)):
+            quadratic, log_det, inverse = quadratic_log_det_and_inverse(covariance, target)
+        given = self.log_marginal(quadratic.sum(), log_det.sum(), target.numel())
+        basis = noise.basis(X)
+        of_h = noise.log_variance(X, basis).exp()
         variance = (covariance - prior).diagonal(dim1=-2, dim2=-1)
-        of_h = self.likelihood.noise_covar.log_variance(X).exp()
         slope = variance * of_h / (of_h + _LEAST)  # what rows weigh is in the variance
         known = getattr(self.likelihood, "known", None)
         if known is not None:
             slope = torch.where(known.isnan(), slope, 0.0)
-        with relative_jitter(covariance.diagonal(dim1=-2, dim2=-1)):
-            inverse = torch.cholesky_inverse(psd_safe_cholesky(covariance))
-        return 0.5 * inverse.square() * slope.unsqueeze(-1) * slope.unsqueeze(-2)
+        weighed = slope.unsqueeze(-1) * basis
+        precision = 0.5 * weighed.mT @ inverse.square() @ weighed
+        eye = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
+        log_det_of_v = 2 * psd_safe_cholesky(precision + eye).diagonal(dim1=-2, dim2=-1).log().sum()
+        return given - 0.5 * noise.whitened.square().sum() - 0.5 * log_det_of_v

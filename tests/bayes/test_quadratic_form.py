@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bayes.processes.quadratic_form import quadratic_and_log_det
+from bayes.processes.quadratic_form import quadratic_and_log_det, quadratic_log_det_and_inverse
 
 
 def covariance_and_targets(*batch, n=5, dtype=torch.float64):
@@ -20,6 +20,9 @@ def test_values_against_a_dense_inverse(batch):
     expected = torch.einsum("...i,...ij,...j->...", y, torch.linalg.inv(C), y)
     torch.testing.assert_close(quadratic, expected)
     torch.testing.assert_close(log_det, torch.linalg.slogdet(C).logabsdet)
+    *same, inverse = quadratic_log_det_and_inverse(C, y)
+    torch.testing.assert_close(same, [quadratic, log_det])
+    torch.testing.assert_close(inverse, torch.linalg.inv(C))
 
 
 @pytest.mark.parametrize("batch", [(), (3,)])
@@ -29,8 +32,13 @@ def test_gradients_against_differences(batch):
     def of_symmetric(C, y):  # a difference of one entry is no covariance
         return quadratic_and_log_det((C + C.mT) / 2, y)
 
+    def with_inverse(C, y):
+        quadratic, log_det, inverse = quadratic_log_det_and_inverse((C + C.mT) / 2, y)
+        return quadratic, log_det, inverse.square()
+
     C, y = C.requires_grad_(), y.requires_grad_()
     assert torch.autograd.gradcheck(of_symmetric, (C, y))
+    assert torch.autograd.gradcheck(with_inverse, (C, y))
 
 
 def test_one_covariance_of_several_targets_gathers_their_gradients():
