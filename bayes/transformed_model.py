@@ -22,7 +22,7 @@ from priors.kernels.network import columns_together
 from priors.posteriors.gaussian import GaussianPosterior
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior
-from priors.posteriors.transforms import make_input_transform, make_outcome_transform
+from priors.posteriors.transforms import fitted_input_transform, make_outcome_transform
 
 __all__ = ["TransformedModel", "described"]
 
@@ -45,9 +45,7 @@ class TransformedModel(Model):
             None if outcome is None else ElementwiseOutcome(outcome).to(X).eval()
         )
         together = () if kernel is None else columns_together(kernel)
-        self.input_transform = make_input_transform(input_transform, X, together)
-        if self.input_transform is not None:
-            self.input_transform.eval()
+        self.input_transform = fitted_input_transform(input_transform, X, together)
 
     def transformed_inputs(self, X: Tensor) -> Tensor:
         """Inputs on the model's scale.

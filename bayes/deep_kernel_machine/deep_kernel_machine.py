@@ -135,7 +135,7 @@ class DeepKernelMachine(StandardisedModel):
         learn_inducing_points: Whether `fit` moves them too, unless all rows are taken.
         ard_num_dims: d, for a length scale of each input.
         input_transform: `DEFAULT` standardises by the training rows, None applies none; or a
-            BoTorch `InputTransform`.
+            BoTorch `InputTransform`, copied.
         outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
             elementwise `torch.distributions` transform from the model's scale to Y's.
 

@@ -100,7 +100,7 @@ class GradientDescentEnsemble(StandardisedModel):
             parametrisation, in the loss.
         input_transform: `DEFAULT` standardises by the training rows, columns that meet the same
             weights (the pixels of a channel) together; None applies none; or a BoTorch
-            `InputTransform`.
+            `InputTransform`, copied.
         outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
             elementwise `torch.distributions` transform from the model's scale to Y's.
 

@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from botorch.acquisition.objective import PosteriorTransform
+from botorch.models.transforms.input import InputTransform
 from botorch.posteriors import Posterior
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.kernels import Kernel
@@ -67,7 +68,7 @@ class WeightSpaceProcess(OneDataSet):
         num_features: Width of the random features of a kernel.
         seed: Seed of the random features.
         input_transform: `DEFAULT` standardises by the training rows, None applies none; or a
-            BoTorch `InputTransform`.
+            BoTorch `InputTransform`, copied.
         outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
             elementwise `torch.distributions` transform from the model's scale to Y's.
 
@@ -375,6 +376,8 @@ class WeightSpaceProcess(OneDataSet):
         check_module(path, "feature map", features, description["features"])
         like = state["like"]
         Y = like.new_zeros(1, len(state["noise"]))
+        if isinstance(input_transform, InputTransform):  # it learnt from all rows, not from this
+            given["input_transform"] = copy.deepcopy(input_transform).eval()
         model = cls(like, Y, features, **given)
         model.load_state_dict(state)
         model.num_rows = description["num_rows"]

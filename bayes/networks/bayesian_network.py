@@ -56,7 +56,7 @@ from priors.files import read_safetensors, tensors_under, write_safetensors_atom
 from priors.networks.finite import NetworkPrior
 from priors.networks.shared_columns import shared_columns
 from priors.posteriors.protocol import PredictivePosterior
-from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
+from priors.posteriors.transforms import DEFAULT, fitted_input_transform, make_outcome_transform
 from priors.representation import as_data
 
 __all__ = ["BayesianNetwork"]
@@ -82,7 +82,7 @@ class BayesianNetwork(Model):
             length scales of the inputs if there are any, are drawn too.
         input_transform: `DEFAULT` standardises by the training rows, columns that meet the same
             weights (the pixels of a channel) together; None applies none; or a BoTorch
-            `InputTransform`.
+            `InputTransform`, copied.
         outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
             elementwise `torch.distributions` transform from the model's scale to Y's. Classes
             and counts have none.
@@ -183,7 +183,7 @@ class BayesianNetwork(Model):
         self.register_buffer("train_Y", train_Y)
         self.register_buffer("train_Yvar", train_Yvar)
         together = shared_columns(self.prior.program)
-        self.input_transform = make_input_transform(input_transform, train_X, together)
+        self.input_transform = fitted_input_transform(input_transform, train_X, together)
         outcome = make_outcome_transform(outcome_transform, train_Y)
         check_unit("BayesianNetwork", outcome, train_Y)
         self.outcome_transform = (
@@ -191,8 +191,6 @@ class BayesianNetwork(Model):
         )
         self.draws: Draws | None = None
         self._drawn_under: Snapshot | None = None
-        if self.input_transform is not None:
-            self.input_transform.eval()
         with torch.no_grad():
             inputs = self.transformed_inputs(train_X)
             outputs = self.prior.apply_parameters(

@@ -66,7 +66,7 @@ from priors.files import read_safetensors, tensors_under, write_safetensors_atom
 from priors.kernels.network import NNGPKernel, NTKKernel, columns_together
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior, apply_posterior_transform
-from priors.posteriors.transforms import DEFAULT, make_input_transform, make_outcome_transform
+from priors.posteriors.transforms import DEFAULT, fitted_input_transform, make_outcome_transform
 from priors.random_state import seeded
 from priors.representation import as_data
 
@@ -124,7 +124,7 @@ class ExactProcess(ProcessRows, ABC):
             covar_module=copy.deepcopy(kernel),
             mean_module=ZeroMean(),
             outcome_transform=None if outcome is None else ElementwiseOutcome(outcome),
-            input_transform=make_input_transform(
+            input_transform=fitted_input_transform(
                 input_transform, train_X, columns_together(kernel)
             ),
         )

@@ -63,7 +63,7 @@ class GaussianProcess(ExactProcess):
         likelihood: A GPyTorch Gaussian likelihood to use instead, copied.
         input_transform: `DEFAULT` standardises by the training rows, columns that meet the same
             weights (the pixels of a channel) together; None applies none; or a BoTorch
-            `InputTransform`. `priors.MissingInputs(train_X)` takes NaN among the inputs.
+            `InputTransform`, copied. `priors.MissingInputs(train_X)` takes NaN among the inputs.
         outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
             elementwise `torch.distributions` transform from the model's scale to Y's.
 

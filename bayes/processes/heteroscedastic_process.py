@@ -16,7 +16,8 @@ from bayes.checks import check_query, check_training_data
 from bayes.processes.gaussian_process import GaussianProcess
 from bayes.processes.input_noise import InputNoise, IntegratedNoiseLogLikelihood
 from bayes.processes.marginal_likelihood import JointMarginalLogLikelihood
-from priors.posteriors.transforms import DEFAULT, make_input_transform
+from priors.kernels.network import columns_together
+from priors.posteriors.transforms import DEFAULT, fitted_input_transform
 
 __all__ = ["HeteroscedasticGaussianProcess"]
 
@@ -89,7 +90,7 @@ class HeteroscedasticGaussianProcess(GaussianProcess):
         self._num_noise_points = num_noise_points
         noise = InputNoise(
             copy.deepcopy(noise_kernel).to(train_X),
-            _points(train_X, input_transform, num_noise_points),
+            _points(train_X, input_transform, kernel, num_noise_points),
             train_Y.shape[-1],
         )
         super().__init__(
@@ -168,11 +169,10 @@ def _noise_kernel(d: int) -> Kernel:
     return ScaleKernel(base, outputscale_prior=GammaPrior(2.0, 1.0))
 
 
-def _points(train_X: Tensor, input_transform: Any, number: int) -> Tensor:
+def _points(train_X: Tensor, input_transform: Any, kernel: Any, number: int) -> Tensor:
     """Some different rows on the model's scale."""
-    transform = make_input_transform(input_transform, train_X)
-    if transform is not None:
-        transform.eval()
+    together = columns_together(kernel) if isinstance(kernel, Kernel) else ()  # or refused later
+    transform = fitted_input_transform(input_transform, train_X, together)
     X = torch.unique(train_X, dim=0)
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(X), generator=generator, device="cpu")[:number]

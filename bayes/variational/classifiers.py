@@ -66,7 +66,7 @@ class GaussianProcessClassifier(Model):
             what the label counts.
         input_transform: `DEFAULT` standardises by the training rows, columns that meet the same
             weights (the pixels of a channel) together; None applies none; or a BoTorch
-            `InputTransform`.
+            `InputTransform`, copied.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -307,7 +307,7 @@ class ScaleMixtureClassifier(VariationalProcess):
         learn_inducing_points: Whether `fit` moves them too, unless all rows are taken.
         input_transform: `DEFAULT` standardises by the training rows, columns that meet the same
             weights (the pixels of a channel) together; None applies none; or a BoTorch
-            `InputTransform`.
+            `InputTransform`, copied.
 
     Raises:
         TypeError: an argument is of the wrong kind.

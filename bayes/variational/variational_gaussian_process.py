@@ -41,7 +41,7 @@ class VariationalGaussianProcess(VariationalProcess):
         learn_inducing_points: Whether `fit` moves them too, unless all rows are taken.
         input_transform: `DEFAULT` standardises by the training rows, columns that meet the same
             weights (the pixels of a channel) together; None applies none; or a BoTorch
-            `InputTransform`.
+            `InputTransform`, copied.
         outcome_transform: `DEFAULT` standardises by the training rows, None applies none; or an
             elementwise `torch.distributions` transform from the model's scale to Y's. Classes and
             counts have none.

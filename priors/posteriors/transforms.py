@@ -2,14 +2,16 @@
 
 All engines take `input_transform` and `outcome_transform`. `DEFAULT` standardises by the training
 rows (columns that a network gives the same weights together), `None` leaves the data alone, and
-anything else is used as given: a BoTorch `InputTransform` for inputs, an elementwise monotone
-`torch.distributions` transform from the model's scale z to the user's y for outcomes, such as
-`TailCompression(Y)` for what is to be optimised. Statistics are those of the training rows and
+anything else is used as given: a BoTorch `InputTransform` for inputs, of which models take a copy
+that learns from the training rows what it learns, an elementwise monotone `torch.distributions`
+transform from the model's scale z to the user's y for outcomes, such as `TailCompression(Y)` for
+what is to be optimised. Statistics are those of the training rows and
 never change afterwards.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,6 +36,7 @@ __all__ = [
     "TailCompression",
     "affine_beyond",
     "check_range",
+    "fitted_input_transform",
     "make_input_transform",
     "make_outcome_transform",
     "of_outputs",
@@ -82,6 +85,34 @@ def make_input_transform(
             f"{type(input_transform).__name__}."
         )
     return input_transform
+
+
+def fitted_input_transform(
+    input_transform: Any, train_X: Tensor, together: Sequence[Sequence[int]] = ()
+) -> InputTransform | None:
+    """A copy of an input transform that has learnt from the rows whatever it learns.
+
+    One in evaluation mode has learnt before, and keeps what it has, as in BoTorch.
+
+    Args:
+        input_transform: As of `make_input_transform`.
+        train_X: Training inputs, `[..., n, d]`.
+        together: As of `make_input_transform`.
+
+    Returns:
+        In evaluation mode, on the device and in the dtype of `train_X`.
+
+    Raises:
+        TypeError: `input_transform` is something else.
+        ValueError: a group has a column that `train_X` has not.
+    """
+    made = make_input_transform(input_transform, train_X, together)
+    if made is None:
+        return None
+    made = copy.deepcopy(made).to(train_X)
+    with torch.no_grad():
+        made(train_X)
+    return made.eval()
 
 
 def make_outcome_transform(outcome_transform: Any, train_Y: Tensor) -> Transform | None:

@@ -9,6 +9,7 @@ from bayes import (
     GaussianProcess,
     GaussianProcessClassifier,
     GradientDescentEnsemble,
+    HeteroscedasticGaussianProcess,
     ScaleMixtureProcess,
     StudentTProcess,
     VariationalGaussianProcess,
@@ -69,3 +70,10 @@ def test_the_order_of_pixels_is_nothing_to_a_model_whose_network_pools_them():
     straight, turned = (model.posterior(Q) for Q in (queries, queries[:, [3, 0, 2, 1]]))
     assert torch.allclose(straight.mean, turned.mean)
     assert torch.allclose(straight.variance, turned.variance)
+
+
+def test_points_of_a_noise_function_are_on_the_scale_of_the_rows():
+    X, Y = images()
+    model = HeteroscedasticGaussianProcess(X, Y, kernel(), num_noise_points=5)
+    points = model.likelihood.noise_covar.points
+    assert torch.cdist(points, (X - X.mean()) / X.std()).amin(-1).max() < 1e-6
