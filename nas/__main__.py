@@ -23,6 +23,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from nas.studies.export import WEIGHTS, export
 from nas.studies.report import write_report
 from nas.studies.search import search
 from nas.studies.storage import StorageError, open_storage, shown, storage_errors
-from nas.trials import ERROR, architecture_of, signs_of, superseded
+from nas.trials import ERROR, architecture_of, seconds_of, signs_of, superseded
 from priors.objects import load_object
 
 __all__ = ["main"]
@@ -319,13 +320,16 @@ def _note(storage: BaseStorage, options: argparse.Namespace, command: dict[str, 
 
 def _status(options: argparse.Namespace) -> int:
     with storage_errors(options.study):
-        _print_status(_load(options))
+        study = _load(options)
+        _register_operations(study)
+        _print_status(study)
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
     with storage_errors(options.study):
         study = _load(options)
+        _register_operations(study)
         try:
             print(write_report(study, options.out, space=_stored_space(study)))
         except OSError as error:
@@ -345,9 +349,22 @@ def _stored_space(study: optuna.Study) -> Space | None:
         return None
 
 
+def _register_operations(study: optuna.Study) -> None:
+    """Import the module of the objective where architectures need operations of its own."""
+    stored = study.user_attrs.get(COMMAND)
+    try:
+        for trial in study.get_trials(deepcopy=False):
+            architecture_of(trial)
+    except ValueError:
+        if stored is not None:
+            with suppress(ValueError):  # what is missing is said of the architecture
+                load_object(json.loads(stored)["objective"])
+
+
 def _export(options: argparse.Namespace) -> int:
     with storage_errors(options.study):
         study = _load(options)
+        _register_operations(study)
         try:
             path = export(study, options.out, trial=options.trial, kept=options.kept)
             print(path)
@@ -405,7 +422,7 @@ def _print_status(study: optuna.Study) -> None:
     lower = sum(t.state == TrialState.COMPLETE for t in trials) - len(complete)
     if lower:
         print(f"of these   {lower} at a lower fidelity")
-    seconds = [t.duration.total_seconds() for t in complete if t.duration is not None]
+    seconds = [seconds_of(t) for t in complete if t.duration is not None]
     if seconds:
         print(
             f"seconds    {sum(seconds) / len(seconds):.3g} for a trial, {sum(seconds):.3g} in all"
@@ -441,7 +458,7 @@ def _best_rows(study: optuna.Study, complete: Sequence[FrozenTrial]) -> list[lis
     names = sorted({name for trial in best for name in trial.params})
     rows = [["trial", "value", "seconds", "parameters", *names]]
     for trial in best:
-        duration = "" if trial.duration is None else f"{trial.duration.total_seconds():.3g}"
+        duration = "" if trial.duration is None else f"{seconds_of(trial):.3g}"
         row = [str(trial.number), f"{trial.values[0]:.6g}", duration]
         row.append(str(trial.user_attrs.get("num_parameters", "")))
         for name in names:

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas.trials import RELATIVE_FIDELITY, SCREENED
 
-__all__ = ["Fidelity", "trained_in_full"]
+__all__ = ["Fidelity", "is_feasible", "trained_in_full"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,11 @@ def trained_in_full(study: optuna.Study) -> list[FrozenTrial]:
     """The complete trials of a study that were not trained at a lower level, not copied."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return [trial for trial in complete if SCREENED not in trial.constraints]
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial keeps all constraints that it told, its level of fidelity among them."""
+    return all(value <= 0 for value in trial.constraints.values())
 
 
 def _increases(numbers: Sequence[float]) -> bool:

@@ -16,7 +16,7 @@ from nas.encoding.hyperparameters import HyperparameterCube
 from nas.fidelity import Fidelity
 from nas.pruning.curves import curve_of
 from nas.spaces import Space
-from nas.trials import FINISHED, PROPOSED, SCREENED, architecture_of, signs_of
+from nas.trials import FINISHED, PROPOSED, SCREENED, architecture_of, seconds_of, signs_of
 
 __all__ = ["History"]
 
@@ -40,7 +40,7 @@ class History:
             is as bad as can be, NaN where the trial failed.
         constraints: By name `n` numbers, at most 0 where the candidate is feasible; NaN where the
             trial did not say.
-        seconds: How long they took; NaN unless they are complete.
+        seconds: How long they took once proposed; NaN unless they are complete.
         pending: Candidates that are running.
         seen: All of them.
     """
@@ -137,6 +137,4 @@ def _of_trial(trial: FrozenTrial, signs: Sequence[float], middles: Sequence[floa
 
 
 def _seconds(trial: optuna.trial.FrozenTrial) -> float:
-    if trial.state != TrialState.COMPLETE or trial.duration is None:
-        return math.nan
-    return trial.duration.total_seconds()
+    return seconds_of(trial) if trial.state == TrialState.COMPLETE else math.nan

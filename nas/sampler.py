@@ -26,6 +26,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from torch import Generator, Tensor
 
+from nas.checks import check_whole
 from nas.earlier import EarlierStudies
 from nas.encoding.candidates import Candidate, Encoder
 from nas.encoding.conditional import Conditional, Declared, bare, check_conditions
@@ -118,9 +119,9 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             for one.
 
     Raises:
-        ValueError: an unknown name, a hyperparameter named like a parameter of the space, or a
-            condition that tells of what nothing has or of itself.
-        TypeError: a hyperparameter without an Optuna distribution.
+        ValueError: an unknown name, a hyperparameter named like a parameter of the space, a
+            condition that tells of what nothing has or of itself, or a device that is not there.
+        TypeError: a hyperparameter without an Optuna distribution, or an argument of another kind.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         proxies: ProxyScores | None = None,
         num_initial: int = 8,
         cost_aware: bool = False,
-        warm_start: Sequence[optuna.Study] = (),
+        warm_start: optuna.Study | Sequence[optuna.Study] = (),
         fidelity: Fidelity | None = None,
         seed: int | None = None,
         device: torch.device | str | None = None,
@@ -143,8 +144,15 @@ class BayesianSampler(optuna.samplers.BaseSampler):
                 f"acquisition must be one of {sorted(ACQUISITIONS)} or a callable, got "
                 f"{acquisition!r}."
             )
-        if num_initial < 1:
-            raise ValueError(f"num_initial must be at least 1, got {num_initial}.")
+        if not (isinstance(acquisition, str) or callable(acquisition)):
+            raise TypeError(f"acquisition must be a name or a callable, got {acquisition!r}.")
+        for name, value, kind in (
+            ("proxies", proxies, ProxyScores),
+            ("fidelity", fidelity, Fidelity),
+        ):
+            if not (value is None or isinstance(value, kind)):
+                raise TypeError(f"{name} must be a {kind.__name__} or None, got {value!r}.")
+        check_whole(num_initial=num_initial)
         if hyperparameters is not None:
             HyperparameterCube(hyperparameters, space)  # checks the kinds
             check_conditions(hyperparameters, space)
@@ -160,7 +168,9 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         self.acquisition: Acquisition = (
             ACQUISITIONS[acquisition] if isinstance(acquisition, str) else acquisition
         )
-        self.earlier = EarlierStudies(warm_start)
+        self.earlier = EarlierStudies(
+            [warm_start] if isinstance(warm_start, optuna.Study) else warm_start
+        )
         if len(self.earlier) and not self.surrogate.reads_studies:
             raise ValueError(
                 f"The surrogate {self.surrogate!r} does not read earlier studies; use "
@@ -176,7 +186,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
         self.cost_aware = cost_aware
         self._memory = Memory(space)
         self.seed = seed
-        self.device = torch.device("cpu" if device is None else device)
+        self.device = _usable("cpu" if device is None else device)
 
     def __repr__(self) -> str:
         known = "found in trials" if self.hyperparameters is None else sorted(self.hyperparameters)
@@ -192,6 +202,11 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             f"seed={self.seed}, device={self.device})"
         )
 
+    def check(self, num_objectives: int) -> None:
+        """Raises a `ValueError` unless it can propose for a study of so many objectives."""
+        self._acquisition_of(num_objectives)
+        self.earlier.check(num_objectives)
+
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
@@ -201,8 +216,7 @@ class BayesianSampler(optuna.samplers.BaseSampler):
             ValueError: the acquisition is for one objective and the study has several, or an
                 earlier study has another number of them.
         """
-        self._acquisition_of(len(study.directions))
-        self.earlier.check(len(study.directions))
+        self.check(len(study.directions))
         trials = study.get_trials(deepcopy=False)
         flat = self._flat_distributions(trials)
         if self.hyperparameters is not None:
@@ -622,6 +636,15 @@ def _best_first(Y: Tensor, violations: Tensor) -> Tensor:
     for key in reversed(place):
         order = order[key[order].argsort(stable=True)]
     return order
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    """The device, on which a tensor can be made."""
+    try:
+        return torch.zeros(0, device=device).device
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"The device {str(device)!r} cannot be used here: {reason}") from error
 
 
 def _common_parameters(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:

@@ -9,6 +9,8 @@ nothing needs to be remembered between the two.
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -35,6 +37,7 @@ __all__ = [
     "enqueue",
     "numbered",
     "requeue",
+    "seconds_of",
     "signs_of",
     "suggest",
     "superseded",
@@ -45,10 +48,11 @@ ARCHITECTURE = "architecture"
 PROPOSED = "proposed_hyperparameters"
 REQUEUED_FROM = "requeued_from"
 RETRIES = "retries"
+BEGAN = "began"  # when the candidate was there, seconds since 1970
 ERROR = "error"
 KEPT = "kept_predictions"  # name of the file
 # What a trial that runs again does not keep: it is of the attempt, not of the candidate.
-OF_A_RUN = (ERROR, "traceback", "worker", "curve", KEPT)
+OF_A_RUN = (ERROR, "traceback", "worker", "curve", "unproposed", BEGAN, KEPT)
 RELATIVE_ARCHITECTURE = "nas:architecture"
 RELATIVE_FIDELITY = "nas:fidelity"
 SCREENED = "trained in full"  # the constraint that trials at a lower fidelity miss
@@ -60,6 +64,14 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 def signs_of(directions: Sequence[StudyDirection]) -> list[float]:
     """By which the values of each objective are multiplied so that larger is better."""
     return [1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in directions]
+
+
+def seconds_of(trial: FrozenTrial) -> float:
+    """What a trial took since its candidate was proposed; NaN while it runs."""
+    if trial.datetime_complete is None or trial.datetime_start is None:
+        return math.nan
+    start = trial.user_attrs.get(BEGAN, trial.datetime_start.timestamp())
+    return max(0.0, trial.datetime_complete.timestamp() - start)
 
 
 def suggest(trial: optuna.Trial, space: Space) -> Architecture:
@@ -89,6 +101,8 @@ def suggest(trial: optuna.Trial, space: Space) -> Architecture:
     study = getattr(trial, "study", None)  # none where a finished trial is replayed
     trials = [] if study is None else study.get_trials(deepcopy=False)
     proposal = {} if study is None else dict(trial.relative_params)
+    if study is not None and BEGAN not in trial.user_attrs:
+        trial.set_user_attr(BEGAN, time.time())
     graph = proposal.pop(RELATIVE_ARCHITECTURE, None)
     proposal.pop(RELATIVE_FIDELITY, None)  # `Fidelity.suggest` reads it
     if isinstance(space, FlatSpace):

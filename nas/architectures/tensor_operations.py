@@ -68,6 +68,21 @@ class MatrixProduct(nn.Module):
         return self.scale * (x @ y)
 
 
+class ImageNorm(nn.GroupNorm):
+    """Group normalisation of one group, of images in any memory layout.
+
+    PyTorch's own ends the process in the backward pass of a channels-last input that needs no
+    gradient, as the permuted pixels of a batch are.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(1, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised `[b, channels, h, w]`."""
+        return super().forward(x.contiguous())
+
+
 class Permute(nn.Module):
     """Dimensions in another order."""
 
@@ -271,7 +286,7 @@ def _norm(shapes: Shapes) -> Built:
     if math.prod(shape) == 1:  # of which GroupNorm takes no single example
         return nn.LayerNorm(shape), shape
     if len(shape) == 3:
-        return nn.GroupNorm(1, shape[0]), shape
+        return ImageNorm(shape[0]), shape
     return nn.LayerNorm(shape[-1]), shape
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from nas.architectures import Architecture
+from nas.architectures.operations import OPERATIONS
 from nas.spaces import FlatSpace, Space
 
 __all__ = ["Conditional", "Declared", "bare", "check_conditions", "descriptor"]
@@ -28,10 +29,20 @@ class Conditional:
             another hyperparameter, of a parameter of a flat space, or of a descriptor of the
             architecture: `num_parameters`, `depth`, `flops`, `count_linear` and so on for the
             number of each operation. With several workers a function must be picklable.
+
+    Raises:
+        TypeError: the condition is neither.
     """
 
     distribution: BaseDistribution
     condition: Callable[[Architecture], bool] | Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not (callable(self.condition) or isinstance(self.condition, Mapping)):
+            raise TypeError(
+                "A condition must be a function of the architecture or a dictionary of names to "
+                f"values, got {self.condition!r}."
+            )
 
     def met(self, name: str, value: Any) -> bool:
         """Whether a value of a name is one that the condition asks for."""
@@ -54,24 +65,41 @@ def descriptor(architecture: Architecture, name: str) -> float:
 
 
 def check_conditions(declared: Mapping[str, Declared], space: Space) -> None:
-    """Raises a `ValueError` where a condition tells of a name that nothing has.
+    """Raises a `ValueError` where a condition tells of a name that nothing has, or of no choice.
 
     Args:
         declared: The hyperparameters.
         space: Of the architectures.
     """
-    flat = set(space.parameters()) if isinstance(space, FlatSpace) else set()
+    parameters = space.parameters() if isinstance(space, FlatSpace) else {}
+    flat = set(parameters)
     for name, each in declared.items():
         if not isinstance(each, Conditional) or callable(each.condition):
             continue
         for asked in each.condition:
-            if asked in {*declared, *flat, *DESCRIPTORS} or asked.startswith(COUNT):
+            counted = asked.removeprefix(COUNT) if asked.startswith(COUNT) else None
+            if asked in {*declared, *flat, *DESCRIPTORS} or counted in OPERATIONS:
+                _check_values(name, each, asked, {**parameters, **bare(declared)}.get(asked))
                 continue
             raise ValueError(
                 f"The condition of the hyperparameter {name!r} tells of {asked!r}, which is no "
                 f"hyperparameter {sorted(declared)}, no parameter of a flat space {sorted(flat)} "
                 f"and none of {list(DESCRIPTORS)} and {COUNT}<operation>."
             )
+
+
+def _check_values(
+    name: str, declared: Conditional, asked: str, distribution: BaseDistribution | None
+) -> None:
+    """Refuse a condition that no choice of a categorical hyperparameter meets."""
+    if isinstance(distribution, CategoricalDistribution) and not any(
+        declared.met(asked, choice) for choice in distribution.choices
+    ):
+        assert isinstance(declared.condition, Mapping)
+        raise ValueError(
+            f"The condition of the hyperparameter {name!r} is never met: {asked!r} is one of "
+            f"{distribution.choices}, not {declared.condition[asked]!r}."
+        )
 
 
 def bare(declared: Mapping[str, Declared]) -> dict[str, BaseDistribution]:

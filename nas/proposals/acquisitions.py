@@ -35,7 +35,8 @@ from torch import Generator, Tensor
 from nas.compat import uncompiled
 from nas.proposals.moments import is_gaussian, joint_moments
 from nas.proposals.volumes import ExpectedVolume, PlugInVolume, reference_of
-from priors.posteriors.acquisition import LogExpectedImprovement
+from pfn.model import PFNModel
+from priors.posteriors.acquisition import GaussianApproximation, LogExpectedImprovement
 from priors.posteriors.protocol import PredictivePosterior
 
 __all__ = [
@@ -214,6 +215,7 @@ def _log_expected_improvement(
 def _log_noisy_expected_improvement(
     model: Model, X: Tensor, X_pending: Tensor | None, seed: int
 ) -> AcquisitionFunction:
+    model = _of_moments(model)
     return qLogNoisyExpectedImprovement(model, X, _sampler(seed), X_pending=X_pending)
 
 
@@ -239,6 +241,7 @@ def _log_hypervolume_improvement(
     """Over the uncertain front at observed points, in closed form but for that front; where the
     models are not Gaussian sampled (Ament et al. 2023, 2310.20708)."""
     assert isinstance(model, ModelList)
+    model = ModelList(*map(_of_moments, model.models))
     with torch.no_grad():
         posterior: Any = model.posterior(X)
     if all(is_gaussian(one) for one in posterior.posteriors):
@@ -263,7 +266,13 @@ def _plug_in_volume(
     model: Model, X: Tensor, X_pending: Tensor | None, seed: int
 ) -> AcquisitionFunction:
     assert isinstance(model, ModelList)
-    return PlugInVolume(model, X, X_pending)
+    return PlugInVolume(ModelList(*map(_of_moments, model.models)), X, X_pending)
+
+
+def _of_moments(model: Model) -> Model:
+    """The model, a PFN by its marginal means and variances alone: it draws from a joint posterior
+    one point after another, which takes minutes for the candidates of a proposal."""
+    return GaussianApproximation(model) if isinstance(model, PFNModel) else model
 
 
 def _sampler(seed: int) -> SobolQMCNormalSampler:

@@ -18,6 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch import Tensor
 
 from nas.architectures.architecture import Architecture, Node
+from nas.checks import check_whole
 from nas.spaces.space import FlatSpace
 
 __all__ = ["CELL_OPERATIONS", "CellSpace", "cell_string"]
@@ -49,12 +50,15 @@ class CellSpace(FlatSpace):
         channels: int = 16,
         num_cells: int = 5,
     ) -> None:
-        sizes = (num_classes, in_channels, image_size, channels, num_cells)
-        if min(sizes) < 1 or image_size % 4:
-            raise ValueError(
-                "CellSpace needs positive sizes and an image_size divisible by 4, got num_classes, "
-                f"in_channels, image_size, channels, num_cells = {sizes}."
-            )
+        check_whole(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            image_size=image_size,
+            channels=channels,
+            num_cells=num_cells,
+        )
+        if image_size % 4:
+            raise ValueError(f"image_size must be divisible by 4, got {image_size}.")
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.image_size = image_size
@@ -110,7 +114,10 @@ class CellSpace(FlatSpace):
 
         Raises:
             ValueError: the string has another form or an unknown operation.
+            TypeError: it is no string.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"A cell is given as a string, got {type(text).__name__}.")
         form = "+".join("|" + "|".join(f"op~{j}" for j in range(i)) + "|" for i in range(1, 4))
         edges = {}
         for target, part in enumerate(text.strip().split("+"), start=1):

@@ -11,8 +11,9 @@ The output of a derivation, of any shape, is averaged over its positions and rea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from nas.checks import check_choices, check_whole
 from nas.spaces.expressions import Expression, branches, copies, op, routing, sequence
 from nas.spaces.grammar import Grammar, Rule
 
@@ -34,12 +35,12 @@ class Einspace(Grammar):
         max_choices: Choices after which a network is ended.
 
     Raises:
-        ValueError: a shape of another kind, or no width.
+        ValueError: a shape of another kind, or an empty or impossible choice.
     """
 
     def __init__(
         self,
-        input_shape: Iterable[int],
+        input_shape: Sequence[int],
         out_features: int,
         *,
         widths: Sequence[int] = (16, 32, 64, 128, 256, 512),
@@ -47,11 +48,13 @@ class Einspace(Grammar):
         max_depth: int = 40,
         max_choices: int = 40,
     ) -> None:
+        check_choices(1, input_shape=input_shape, widths=widths, patches=patches)
+        check_whole(out_features=out_features, max_depth=max_depth, max_choices=max_choices)
         shape = tuple(int(size) for size in input_shape)
-        if len(shape) not in (2, 3) or not widths:
+        if len(shape) not in (2, 3):
             raise ValueError(
-                "Einspace needs inputs (channels, height, width) or (length, features) and at "
-                f"least one width, got {shape}."
+                "Einspace needs inputs (channels, height, width) or (length, features), got "
+                f"{shape}."
             )
         other = (1 - COMPUTATION) / 3
         modules: list[tuple[float, Expression]] = [

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nas.architectures.architecture import Architecture, Node
 from nas.architectures.operations import ACTIVATIONS
+from nas.checks import check_choices, check_whole
 from nas.spaces.space import FlatSpace
 
 __all__ = ["MLPSpace"]
@@ -54,18 +55,13 @@ class MLPSpace(FlatSpace):
         layer_norm: bool | Sequence[bool] = False,
         hourglass: bool | Sequence[bool] = False,
     ) -> None:
-        for name, size in (("in_features", in_features), ("out_features", out_features)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}.")
-        if len(depth) != 2 or not 1 <= depth[0] <= depth[1]:
+        check_whole(in_features=in_features, out_features=out_features)
+        check_choices(1, depth=depth, widths=widths)
+        check_choices(activations=activations)
+        if len(depth) != 2 or depth[0] > depth[1]:
             raise ValueError(f"depth must be (least, largest) with 1 <= least, got {depth}.")
-        if not widths or min(widths) < 1:
-            raise ValueError(
-                "widths must hold at least one positive number and no other ones, got "
-                f"{tuple(widths)}."
-            )
         unknown = set(activations) - set(ACTIVATIONS)
-        if unknown or not activations:
+        if unknown:
             raise ValueError(
                 f"activations must be one or more of {sorted(ACTIVATIONS)}, got "
                 f"{tuple(activations)}."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nas.checks import check_choices, check_whole
 from nas.spaces.expressions import Expression, op, residual, sequence
 from nas.spaces.grammar import Grammar
 
@@ -43,12 +44,20 @@ class ResNetSpace(Grammar):
         max_blocks: int = 3,
         kernels: Sequence[int] = (3, 5),
     ) -> None:
-        sizes = (num_classes, in_channels, image_size, num_stages, max_blocks)
-        if min(sizes) < 1 or image_size % 2 ** (num_stages - 1) or not widths or not kernels:
+        check_whole(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            image_size=image_size,
+            num_stages=num_stages,
+            max_blocks=max_blocks,
+        )
+        check_choices(1, widths=widths, kernels=kernels)
+        if any(kernel % 2 == 0 for kernel in kernels):
+            raise ValueError(f"kernels must be odd, got {tuple(kernels)}.")
+        if image_size % 2 ** (num_stages - 1):
             raise ValueError(
-                "ResNetSpace needs positive sizes, at least one width and kernel, and an "
-                f"image_size divisible by 2 for each stage after the first; got {image_size} and "
-                f"{num_stages} stages."
+                "image_size must be divisible by 2 for each stage after the first, got "
+                f"{image_size} and {num_stages} stages."
             )
         stages = [f"stage_{number}" for number in range(1, num_stages + 1)]
         rules: dict[str, Expression | list[Expression]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nas.checks import check_choices, check_whole
 from nas.spaces.expressions import Expression, op, residual, sequence
 from nas.spaces.grammar import Grammar
 
@@ -45,10 +46,15 @@ class TransformerSpace(Grammar):
         activations: Sequence[str] = ("relu", "gelu"),
         max_layers: int = 8,
     ) -> None:
-        if min(length, in_features, out_features, total_heads, max_layers) < 1:
-            raise ValueError("TransformerSpace needs positive sizes.")
-        if not widths or not feedforward or not activations:
-            raise ValueError("TransformerSpace needs at least one of each choice.")
+        check_whole(
+            length=length,
+            in_features=in_features,
+            out_features=out_features,
+            total_heads=total_heads,
+            max_layers=max_layers,
+        )
+        check_choices(1, widths=widths, feedforward=feedforward)
+        check_choices(activations=activations)
         depths = [n for n in range(1, max_layers + 1) if total_heads % n == 0]
         rules: dict[str, Expression | list[Expression]] = {
             "network": sequence(

@@ -136,7 +136,9 @@ class StudyModel:
             if size < 1e-6 * len(counts):
                 continue
             slope = rest / size
-            key = tuple(round(value, 9) for value in slope.tolist())
+            # Of either sign: of two operations that take each other's place one tells all.
+            sign = slope[slope.abs().argmax()].sign()
+            key = tuple(round(value, 9) for value in (sign * slope).tolist())
             variance = float(slope @ covariance @ slope)
             effect = MotifEffect(
                 motif, float(slope @ mean), math.sqrt(max(variance, 0.0)), int((number > 0).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from nas.sampler import BayesianSampler
 from nas.studies.presence import WORKER, here
-from nas.trials import ERROR, numbered, requeue, warn_of_ignored
+from nas.trials import BEGAN, ERROR, numbered, requeue, warn_of_ignored
 
 __all__ = ["Objective", "SearchError", "Watch", "evaluate", "quiet"]
 
@@ -23,6 +24,7 @@ Objective = Callable[[optuna.Trial], float | Sequence[float]]
 MAX_EQUAL_FAILURES = 5  # from the start of a call, before it is given up
 NAN = "The objective returned nan."
 TRACEBACK = "traceback"
+UNPROPOSED = "unproposed"
 _KIND_ERRORS = (  # Optuna's, which do not name what they are about
     "Cannot set different distribution kind to the same parameter name.",
     "Cannot set different log configuration to the same parameter name.",
@@ -31,7 +33,8 @@ _KIND_ERRORS = (  # Optuna's, which do not name what they are about
 
 
 class SearchError(RuntimeError):
-    """A search cannot continue: its objective fails in every trial, or its workers do not start."""
+    """A search cannot continue: its objective fails in every trial, its sampler cannot propose, or
+    its workers do not start."""
 
 
 def evaluate(objective: Objective, trial: optuna.Trial, job: str = "") -> float | list[float]:
@@ -44,6 +47,7 @@ def evaluate(objective: Objective, trial: optuna.Trial, job: str = "") -> float 
     """
     trial.set_user_attr(WORKER, here(job))
     try:
+        _wait_for_proposal(trial)
         value = _numbers(objective(trial), len(trial.study.directions))
         if not isinstance(trial.study.sampler, BayesianSampler):  # which does it itself
             warn_of_ignored(numbered(trial.study, trial.number))
@@ -68,6 +72,16 @@ def evaluate(objective: Objective, trial: optuna.Trial, job: str = "") -> float 
         trial.set_user_attr(ERROR, f"{type(error).__name__}: {error}")
         trial.study.tell(trial, state=TrialState.FAIL)
         raise
+
+
+def _wait_for_proposal(trial: optuna.Trial) -> None:
+    """Have the sampler propose, whose errors and time are not the objective's."""
+    try:
+        trial.relative_params  # noqa: B018  # Optuna asks when they are first read
+    except Exception:
+        trial.set_user_attr(UNPROPOSED, True)
+        raise
+    trial.set_user_attr(BEGAN, time.time())
 
 
 def _numbers(value: Any, wanted: int) -> float | list[float]:
@@ -95,7 +109,8 @@ def _described(error: Exception) -> str:
     if isinstance(error, ValueError) and str(error) in _KIND_ERRORS:
         text += (
             " A parameter keeps its kind, log scale and choices: suggest it as `hyperparameters` "
-            "declares it and as the study has it, or under another name."
+            "declares it and as the study has it, or under another name, and pass `nas.suggest` "
+            "the space that is searched."
         )
     return text
 
@@ -127,7 +142,8 @@ class Watch:
         """Take note of a trial that ended.
 
         Raises:
-            SearchError: it is the last of a few that failed in the same way, and no other ended.
+            SearchError: the sampler could not propose its candidate, or it is the last of a few
+                that failed in the same way, and no other ended.
         """
         self.bar.update()
         if self.active:
@@ -138,6 +154,11 @@ class Watch:
             elif TrialState.COMPLETE in states:
                 notes["best"] = _best_value(self.study)
             self.bar.set_postfix(notes)
+        if trial.state == TrialState.FAIL and UNPROPOSED in trial.user_attrs:
+            raise SearchError(
+                f"The sampler could not propose a candidate for trial {trial.number}, which keeps "
+                f"the traceback: {trial.user_attrs.get(ERROR)}"
+            )
         if trial.state != TrialState.FAIL or _may_be_the_candidate(trial):
             self.failures = None
         if self.failures is None:

@@ -8,6 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.architectures import Architecture, Node
+from nas.architectures.operations import OPERATIONS
 from nas.studies.keeping import kept_of
 from nas.trials import architecture_of
 from priors.files import write_safetensors_atomically
@@ -52,7 +53,9 @@ def export(
     """Write a network of a study as code and weights.
 
     `network.py` holds the architecture, the hyperparameters and a function `build()`;
-    `weights.safetensors` its `state_dict`, where the objective called `nas.keep_predictions`.
+    `weights.safetensors` its `state_dict`, where the objective called `nas.keep_predictions`. The
+    modules that register operations of your own are imported by `network.py`, so they must be on
+    its path.
 
     Args:
         study: Its study.
@@ -136,6 +139,7 @@ def _code(
         imports = ["from pathlib import Path", "", "from safetensors.torch import load_file", ""]
         imports.append("from nas import Architecture, Node")
     assert trial.values is not None
+    imports += _registrations(architecture)
     summary = "The trained network" if trained else "The network with fresh weights"
     return _HEAD.format(
         number=trial.number,
@@ -149,6 +153,23 @@ def _code(
         f"{_shape(architecture.output_shape)}.",
         body=_TRAINED if trained else _UNTRAINED,
     )
+
+
+def _registrations(architecture: Architecture) -> list[str]:
+    """Lines that import the modules in which operations of the user's own are registered."""
+    own: dict[str, list[str]] = {}
+    for name in architecture.operation_counts():
+        module = OPERATIONS[name].build.__module__
+        if module.partition(".")[0] != "nas":
+            own.setdefault(module, []).append(name)
+    lines = []
+    for module, names in sorted(own.items()):
+        told = f"registers {', '.join(map(repr, sorted(names)))}"
+        if module == "__main__":
+            lines.append(f"# The script that {told} (nas.register_operation) must have run.")
+        else:
+            lines.append(f"import {module}  # noqa: F401  # {told}")
+    return ["", *lines] if lines else []
 
 
 def _shape(shape: tuple[int, ...]) -> str:

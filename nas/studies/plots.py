@@ -11,6 +11,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.fidelity import trained_in_full
+from nas.fidelity import is_feasible, trained_in_full
 from priors.figures import BLACK, BLUE, GREY, ORANGE, letter, log_axis
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def objective_names(study: optuna.Study) -> list[str]:
 
 
 def plot_progress(study: optuna.Study, *, objective: int = 0) -> Figure:
-    """Value of each trial and the best so far, with failed trials marked at the bottom.
+    """Value of each trial and the best feasible so far, failed trials marked at the bottom.
 
     Args:
         study: With any number of trials, none included.
@@ -62,10 +63,17 @@ def plot_progress(study: optuna.Study, *, objective: int = 0) -> Figure:
     values = Values.of(study, objective)
     if values.trials:
         numbers = np.array([trial.number for trial in values.trials])
-        values.scatter(ax, numbers, color=GREY, s=22, label="trial")
-        better = np.maximum if values.maximise else np.minimum
-        incumbent = better.accumulate(values.numbers)
-        ax.step(numbers, incumbent, where="post", color=BLUE, lw=2, label="best so far")
+        for feasible, style in (
+            (True, {"color": GREY, "label": "trial"}),
+            (False, {"facecolors": "none", "edgecolors": GREY, "label": "infeasible"}),
+        ):
+            kept = np.flatnonzero(values.feasible == feasible).tolist()
+            values.scatter(ax, numbers[kept], kept=kept, s=22, **style)
+        since = values.feasible.cumsum() > 0
+        ax.step(
+            numbers[since], values.best_so_far()[since],
+            where="post", color=BLUE, lw=2, label="best so far",
+        )  # fmt: skip
         values.set_axis(ax.yaxis)
     else:
         ax.set_yticks([])
@@ -139,7 +147,7 @@ def plot_hyperparameters(study: optuna.Study, *, objective: int = 0) -> Figure |
 
 
 def plot_sizes(study: optuna.Study, *, objective: int = 0) -> Figure | None:
-    """Value against the number of parameters, best trial marked; None with fewer than two.
+    """Value against the number of parameters, best feasible trial marked; None with fewer than two.
 
     Args:
         study: With any number of trials.
@@ -155,17 +163,18 @@ def plot_sizes(study: optuna.Study, *, objective: int = 0) -> Figure | None:
     depths = [trial.user_attrs["depth"] for trial in trials]
     span = {"vmin": min(depths), "vmax": max(*depths, min(depths) + 1)}
     values.scatter(ax, sizes, kept=kept, c=depths, cmap=_SHADES, s=28, **span)
-    choose = np.argmax if values.maximise else np.argmin
-    best = int(choose(values.numbers[kept]))
-    ax.scatter(
-        sizes[best], values.numbers[kept][best], s=130, facecolors="none", edgecolors=ORANGE,
-        lw=2, label="best",
-    )  # fmt: skip
+    best = values.best_of(kept)
+    if best is not None:
+        ax.scatter(
+            sizes[best], values.numbers[kept][best], s=130, facecolors="none", edgecolors=ORANGE,
+            lw=2, label="best",
+        )  # fmt: skip
     values.set_axis(ax.yaxis)
     ax.set(xlabel="parameters of the network")
     if min(sizes) > 0 and max(sizes) > 3 * min(sizes):
         log_axis(ax.xaxis)
-    ax.legend(frameon=False, fontsize="small")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize="small")
     _colour_bar(figure, ax, "weight layers", span["vmin"], span["vmax"])
     return figure
 
@@ -243,6 +252,25 @@ class Values:
         maximise = study.directions[objective] == StudyDirection.MAXIMIZE
         low, high = _range(numbers, maximise)
         return cls(trials, numbers, objective_names(study)[objective], maximise, low, high)
+
+    @cached_property
+    def feasible(self) -> np.ndarray:
+        """For each whether it keeps all constraints, `[n]`."""
+        return np.array([is_feasible(trial) for trial in self.trials], dtype=bool)
+
+    def best_so_far(self) -> np.ndarray:
+        """Of the feasible ones up to each, `[n]`; before the first the worst there can be."""
+        worst = -math.inf if self.maximise else math.inf
+        better = np.maximum if self.maximise else np.minimum
+        return better.accumulate(np.where(self.feasible, self.numbers, worst))
+
+    def best_of(self, rows: Sequence[int]) -> int | None:
+        """Place in `rows` of the best feasible finite one, None where there is none."""
+        found = np.flatnonzero(self.feasible[rows] & np.isfinite(self.numbers[rows]))
+        if not len(found):
+            return None
+        choose = np.argmax if self.maximise else np.argmin
+        return int(found[choose(self.numbers[rows][found])])
 
     def showing(self, rows: np.ndarray) -> Values:
         """With some finite values on the axis, however far they are."""

@@ -33,7 +33,7 @@ from nas.studies.plots import (
     plot_sizes,
 )
 from nas.studies.timeline import plot_cost, plot_timeline
-from nas.trials import ERROR, architecture_of, superseded
+from nas.trials import ERROR, architecture_of, seconds_of, superseded
 from priors.representation import count
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ def _trial_row(
         "state": trial.state.name,
         "best": trial.number in {one.number for one in best},
         "cells": [_text(value) for value in values],
-        "seconds": "" if trial.duration is None else _text(trial.duration.total_seconds()),
+        "seconds": "" if trial.duration is None else _text(seconds_of(trial)),
     }
 
 

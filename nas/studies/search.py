@@ -11,14 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from multiprocessing import current_process
+from numbers import Real
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
+from nas.checks import check_whole
 from nas.encoding.conditional import Declared, bare
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.fidelity import Fidelity
@@ -108,23 +110,22 @@ def search(
     Raises:
         ValueError: impossible numbers, several workers without a storage they can share, or a
             stored study of other directions or with a hyperparameter of another kind.
-        TypeError: several workers and an objective, sampler, pruner or callback that they cannot
-            import, hyperparameters that are not distributions by name, or an engine that is no
-            `Executor`.
+        TypeError: an argument is of the wrong kind, or several workers and an objective, sampler,
+            pruner or callback that they cannot import.
         StorageError: the storage cannot be opened, or cannot be written any more.
         SearchError: the first five trials of the call fail in the same line of code (other than
-            by a nan or for want of memory), or worker processes do not start.
+            by a nan or for want of memory), the sampler cannot propose, or worker processes do
+            not start.
     """
     if getattr(current_process(), "_inheriting", False):
         # A worker process imports a script that calls this function without a `__main__` guard:
         # it must not start a search of its own. The process that started it says what to do.
         raise SystemExit(1)
-    if num_trials < 1:
-        raise ValueError(f"num_trials must be at least 1, got {num_trials}.")
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}.")
-    if timeout is not None and not timeout > 0:
-        raise ValueError(f"timeout must be a positive number of seconds, got {timeout}.")
+    check_whole(num_trials=num_trials, workers=workers)
+    if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
+        raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}.")
+    callbacks = _callables(callbacks)
+    _check_kinds_of_objects(objective, space, sampler, pruner, catch)
     wanted = _directions(direction, directions)
     if engine is not None and not isinstance(engine, Executor):
         raise TypeError(
@@ -146,9 +147,11 @@ def search(
             "seed, warm_start and fidelity apply to the default sampler only; give your sampler "
             "its own."
         )
+    if isinstance(sampler, BayesianSampler):
+        sampler.check(len(wanted))
     opened = storage if isinstance(storage, BaseStorage) else open_storage(storage)
     study = _study(opened, study_name or "search", wanted, sampler, pruner)
-    _check_kinds(study, bare(hyperparameters or {}))
+    _check_stored(study, bare(hyperparameters or {}))
     watch = Watch(study, num_trials, show_progress)
     with quiet(show_progress), storage_errors(study.study_name), watch:
         requeue_dead(study)
@@ -165,6 +168,33 @@ def search(
                 callbacks=[lambda _, trial: watch.update(trial), *callbacks],
             )
     return study
+
+
+def _callables(callbacks: Any) -> list[Callback]:
+    found = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+    if not all(map(callable, found)):
+        raise TypeError(f"callbacks must be functions of a study and a trial, got {callbacks!r}.")
+    return found
+
+
+def _check_kinds_of_objects(
+    objective: object, space: object, sampler: object, pruner: object, catch: object
+) -> None:
+    if not callable(objective):
+        raise TypeError(f"objective must be a function of a trial, got {objective!r}.")
+    if not isinstance(space, Space):
+        raise TypeError(
+            f"space must be a nas.spaces.Space, such as MLPSpace(64, 10), got {space!r}."
+        )
+    for name, value, kind in (
+        ("sampler", sampler, optuna.samplers.BaseSampler),
+        ("pruner", pruner, optuna.pruners.BasePruner),
+    ):
+        if not (value is None or isinstance(value, kind)):
+            raise TypeError(f"{name} must be an Optuna {kind.__name__} or None, got {value!r}.")
+    kinds = catch if isinstance(catch, tuple) else (catch,)
+    if not all(isinstance(each, type) and issubclass(each, BaseException) for each in kinds):
+        raise TypeError(f"catch must be a tuple of exception classes, got {catch!r}.")
 
 
 def _directions(one: Direction, several: Sequence[Direction] | None) -> list[Direction]:
@@ -206,7 +236,7 @@ def _study(
     return study
 
 
-def _check_kinds(study: optuna.Study, hyperparameters: Mapping[str, BaseDistribution]) -> None:
+def _check_stored(study: optuna.Study, hyperparameters: Mapping[str, BaseDistribution]) -> None:
     """Optuna fixes the kind of a parameter when it is first suggested in a study."""
     stored: dict[str, BaseDistribution] = {}
     for trial in study.get_trials(deepcopy=False):

@@ -34,9 +34,14 @@ def open_storage(storage: str | Path | None, *, must_exist: bool = False) -> Bas
 
     Raises:
         StorageError: it cannot be opened; the message says why.
+        TypeError: neither a path nor a URL.
     """
     if storage is None:
         return optuna.storages.InMemoryStorage()
+    if not isinstance(storage, str | Path):
+        raise TypeError(
+            f"storage must be a path, an Optuna URL or an Optuna storage, got {storage!r}."
+        )
     from sqlalchemy.exc import SQLAlchemyError  # slow to load
 
     url, file = _place(storage)

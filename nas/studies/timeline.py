@@ -13,6 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.studies.plots import Values
+from nas.trials import seconds_of
 from priors.figures import BLACK, BLUE, GREY, ORANGE
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def plot_timeline(study: optuna.Study) -> Figure | None:
 
 
 def plot_cost(study: optuna.Study, *, objective: int = 0) -> Figure | None:
-    """The best value against the time that trials had taken together; None if none is complete.
+    """The best value against the time that trials had taken together; None if none has a finite
+    feasible one.
 
     Failed and pruned trials cost too.
 
@@ -93,12 +95,18 @@ def plot_cost(study: optuna.Study, *, objective: int = 0) -> Figure | None:
     """
     trials = sorted(_ended(study), key=lambda trial: _when(trial.datetime_complete))
     values = Values.of(study, objective)
-    known = {t.number: v for t, v in zip(values.trials, values.numbers, strict=True)}
+    known = {
+        trial.number: value
+        for trial, value, feasible in zip(
+            values.trials, values.numbers, values.feasible, strict=True
+        )
+        if feasible and np.isfinite(value)
+    }
     if not any(trial.number in known for trial in trials):
         return None
     from matplotlib.figure import Figure
 
-    spent = np.cumsum([_seconds(trial) for trial in trials])
+    spent = np.cumsum([seconds_of(trial) for trial in trials])
     size, unit = _unit(float(spent[-1]))
     rows = [k for k, trial in enumerate(trials) if trial.number in known]
     numbers = np.array([known[trials[k].number] for k in rows])
@@ -131,10 +139,6 @@ def _ended(study: optuna.Study) -> list[FrozenTrial]:
 def _when(time: datetime | None) -> float:
     assert time is not None
     return time.timestamp()
-
-
-def _seconds(trial: FrozenTrial) -> float:
-    return max(0.0, _when(trial.datetime_complete) - _when(trial.datetime_start))
 
 
 def _without_pauses(

@@ -60,6 +60,9 @@ def surrogate_of(
                 f"surrogate must be one of {list(SURROGATES)}, a Surrogate or a callable, got "
                 f"{choice!r}."
             )
+    kind: object = choice
+    if isinstance(kind, type) and issubclass(kind, Surrogate):
+        raise TypeError(f"surrogate must be made, {kind.__name__}(...), not the class itself.")
     if not callable(choice):
         raise TypeError(
             f"surrogate must be a name, a Surrogate or a callable, got {type(choice).__name__}."

@@ -73,6 +73,12 @@ class TestEffects:
         tried = {c.architecture for c in model.candidates}
         assert tanh.count == sum("tanh" in str(architecture) for architecture in tried)
 
+    def test_what_takes_the_place_of_another_is_said_once(self, model):
+        """Of either sign: of two such motifs one goes with good values, the other with bad."""
+        effects = model.effects()
+        sizes = [(round(abs(e.effect), 9), round(e.std, 9)) for e in effects]
+        assert len(set(sizes)) == len(effects)
+
     def test_moments_are_those_of_a_slope_of_the_posterior(self, model):
         """Against draws of the function, and numpy's least squares on each."""
         effect = next(e for e in model.effects() if e.motif == "gelu")

@@ -112,6 +112,14 @@ def test_shared_length_scales_are_a_matern_kernel_of_scaled_columns():
     [
         ({"a": Conditional(FloatDistribution(0, 1), {"rates": 1})}, "tells of 'rates'"),
         ({"a": Conditional(FloatDistribution(0, 1), {"a": 0.5})}, "in a circle"),
+        ({"a": Conditional(FloatDistribution(0, 1), {"count_liner": 1})}, "tells of 'count_liner'"),
+        (
+            {
+                "kind": CategoricalDistribution(("sgd", "adam")),
+                "a": Conditional(FloatDistribution(0, 1), {"kind": "adamw"}),
+            },
+            r"is never met: 'kind' is one of \('sgd', 'adam'\), not 'adamw'",
+        ),
     ],
 )
 def test_conditions_of_nothing_or_of_themselves(declared, message):

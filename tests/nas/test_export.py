@@ -1,6 +1,7 @@
 """A network out of a study, and the commands that resume and export one."""
 
 import importlib.util
+import sys
 
 import optuna
 import pytest
@@ -9,7 +10,9 @@ from optuna.trial import create_trial
 
 import nas
 from nas.__main__ import main
+from nas.architectures.operations import OPERATIONS
 from nas.studies.export import architecture_code
+from nas.trials import _parsed
 
 SCRIPT = """
 import torch
@@ -28,6 +31,26 @@ def objective(trial):
     return torch.nn.functional.cross_entropy(network(X), Y).item()
 
 def plain(trial):
+    return float(nas.suggest(trial, SPACE).num_parameters)
+"""
+
+OWN_OPERATION = """
+import torch
+import nas
+
+class Doubled(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+nas.register_operation("doubled", lambda shapes: (Doubled(), shapes[0]))
+SPACE = nas.spaces.Grammar(
+    (3,),
+    {"network": nas.spaces.sequence("layer", nas.spaces.op("linear", out_features=2)),
+     "layer": [nas.spaces.op("doubled"), nas.spaces.sequence("layer", "layer")]},
+    output_shape=(2,),
+)
+
+def objective(trial):
     return float(nas.suggest(trial, SPACE).num_parameters)
 """
 
@@ -148,3 +171,26 @@ def test_what_cannot_be_exported_or_resumed(storage, tmp_path, capsys):
     optuna.create_study(study_name="foreign", storage=f"sqlite:///{storage}")
     assert main(["resume", "--storage", str(storage), "--study", "foreign", "--trials", "1"]) == 1
     assert "was not started by `nas search`" in capsys.readouterr().err
+
+
+def test_operations_of_the_script_are_known_to_every_command(tmp_path, capsys, monkeypatch):
+    """Other processes import what registers them; the registration is undone here meanwhile."""
+    script = tmp_path / "own_operation.py"
+    script.write_text(OWN_OPERATION)
+    storage = tmp_path / "study.db"
+    known = dict(OPERATIONS)
+    assert main(started(script, storage)) == 0
+    for command in (["status"], ["report", "--out", str(tmp_path / "r.html")],
+                    ["export", "--out", str(tmp_path / "best")]):  # fmt: skip
+        OPERATIONS.clear()
+        OPERATIONS.update(known)
+        sys.modules.pop("own_operation")
+        _parsed.cache_clear()
+        assert main([*command, "--storage", str(storage)]) == 0, capsys.readouterr().err
+    code = (tmp_path / "best" / "network.py").read_text()
+    assert "import own_operation  # noqa: F401  # registers 'doubled'" in code
+    OPERATIONS.clear()
+    OPERATIONS.update(known)
+    sys.modules.pop("own_operation")
+    assert imported(tmp_path / "best" / "network.py").build()(torch.ones(1, 3)).shape == (1, 2)
+    OPERATIONS.pop("doubled")

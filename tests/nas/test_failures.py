@@ -4,6 +4,7 @@ import asyncio
 import html
 import math
 import re
+import time
 
 import optuna
 import pytest
@@ -16,6 +17,7 @@ from nas.__main__ import main
 from nas.encoding.outcomes import half_rank
 from nas.spaces import MLPSpace
 from nas.studies.evaluation import MAX_EQUAL_FAILURES
+from nas.trials import seconds_of
 
 SPACE = MLPSpace(4, 2, depth=(1, 1), widths=(8, 16))
 SCRIPT = """
@@ -223,3 +225,39 @@ def test_a_report_of_huge_values(tmp_path):
     study = run(lambda t: size(t) * (1e160 if t.number % 2 else -1e305), 4)
     page = html.unescape(write_report(study, tmp_path / "r.html").read_text())
     assert "<td>-1.14e+307</td>" in page
+
+
+class _Unable(optuna.samplers.RandomSampler):
+    """Which proposes for three trials, each time after a fifth of a second."""
+
+    def sample_relative(self, study, trial, search_space):
+        time.sleep(0.2)
+        if trial.number == 3:
+            raise RuntimeError("nothing left to propose")
+        return {}
+
+
+def test_a_sampler_that_cannot_propose_ends_the_search():
+    """Whatever trials may fail with, and however many were fine before."""
+    study = optuna.create_study(study_name="unable")
+    with pytest.raises(SearchError, match="for trial 3, .*: RuntimeError: nothing left"):
+        search(
+            size,
+            SPACE,
+            num_trials=9,
+            storage=study._storage,
+            study_name="unable",
+            sampler=_Unable(seed=0),
+            show_progress=False,
+        )
+    *fine, last = study.trials
+    assert [trial.state for trial in fine] == [TrialState.COMPLETE] * 3
+    assert last.state == TrialState.FAIL
+    assert "nothing left" in last.user_attrs["traceback"]
+
+
+def test_seconds_of_a_trial_are_not_those_of_its_proposal():
+    study = run(size, 3, sampler=_Unable(seed=0))
+    for trial in study.trials:
+        assert trial.duration.total_seconds() >= 0.2
+        assert seconds_of(trial) < 0.1

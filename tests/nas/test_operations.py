@@ -72,3 +72,15 @@ def test_bad_registrations():
         register_operation("other", 3)
     with pytest.raises(ValueError, match="register_operation"):
         Architecture((Architecture.input((3,)), Node.of("unheard", 0)))
+
+
+def test_pixels_in_another_memory_layout_are_normalised():
+    """PyTorch's group normalisation ends the process here, in its backward pass."""
+    nodes = (Architecture.input((3, 8, 8)), Node.of("permute", 0, order="312"), Node.of("norm", 1))
+    module = Architecture(nodes).build()
+    x = torch.randn(2, 3, 8, 8)
+    y = module(x)
+    assert not x.permute(0, 3, 1, 2).is_contiguous()
+    torch.testing.assert_close(y, torch.nn.functional.group_norm(x.permute(0, 3, 1, 2), 1))
+    y.square().sum().backward()
+    assert all(p.grad is not None for p in module.parameters())

@@ -24,7 +24,7 @@ RATE = FloatDistribution(1e-4, 1e-2, log=True)
 MOMENTUM = FloatDistribution(0.0, 1.0)
 
 
-def trial(number, value, **attributes):
+def trial(number, value, constraints=None, **attributes):
     """Every third trial has the first optimiser, which alone has a momentum."""
     kind = number % 3
     params = {"optimiser": OPTIMISER.choices[kind], "rate": 10.0 ** (-4 + number % 5 / 2)}
@@ -36,6 +36,7 @@ def trial(number, value, **attributes):
         params=params,
         distributions=distributions,
         user_attrs=attributes,
+        constraints=constraints,
     )
 
 
@@ -184,3 +185,40 @@ def test_three_objectives_have_a_panel_for_each_pair():
         ("objective 2", "objective 3"),
     ]
     assert plot_pareto_front(made([], ["minimize"] * 2)) is None
+
+
+def limited(values, sizes):
+    """Trials whose size must be at most 5."""
+    study = optuna.create_study()
+    for number, (value, size) in enumerate(zip(values, sizes, strict=True)):
+        constraints = {"size": size - 5.0}
+        study.add_trial(trial(number, value, constraints, num_parameters=size, depth=2))
+    return study
+
+
+def test_the_best_is_a_feasible_one():
+    study = limited([3.0, 1.0, 2.0, 0.5], [4, 8, 5, 9])
+    (ax,) = plot_progress(study).axes
+    (line,) = (line for line in ax.lines if line.get_label() == "best so far")
+    assert line.get_ydata().tolist() == [3.0, 3.0, 2.0, 2.0]
+    ax, _ = plot_sizes(study).axes
+    (ring,) = (points for points in ax.collections if points.get_label() == "best")
+    assert ring.get_offsets().tolist() == [[5.0, 2.0]]
+    assert study.best_trial.number == 2
+
+
+def test_without_a_feasible_trial_none_is_the_best():
+    study = limited([3.0, 1.0], [6, 8])
+    (ax,) = plot_progress(study).axes
+    assert "best so far" not in [line.get_label() for line in ax.lines if len(line.get_ydata())]
+    ax, _ = plot_sizes(study).axes
+    assert "best" not in [points.get_label() for points in ax.collections]
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+@pytest.mark.parametrize("share", ["one", "all"])
+def test_a_report_of_infinite_values(direction, value, share, tmp_path):
+    values = [value] * 9 if share == "all" else [1.0, value, *map(float, range(2, 9))]
+    study = made(values, (direction,), num_parameters=5, depth=2)
+    write_report(study, tmp_path / "report.html")

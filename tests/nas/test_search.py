@@ -15,7 +15,9 @@ import pytest
 from optuna.trial import TrialState
 
 from nas import BayesianSampler, StorageError, architecture_of, search, suggest
+from nas.spaces import MLPSpace
 from nas.studies.storage import open_storage
+from nas.surrogates import GraphProcess
 from nas.testing import SyntheticObjective
 from nas.trials import MAX_RETRIES, requeue
 
@@ -260,3 +262,66 @@ def test_logging_is_left_as_it_was(capfd):
     err = capfd.readouterr().err
     assert f"best={study.best_value:.4g}" in err
     assert "Trial 0 finished" not in err
+
+
+WRONG = [
+    ({"num_trials": "3"}, ValueError, "num_trials must be a whole number of at least 1, got '3'"),
+    ({"num_trials": 2.5}, ValueError, "num_trials must be a whole number"),
+    ({"num_trials": True}, ValueError, "num_trials must be a whole number"),
+    ({"timeout": "3"}, ValueError, "timeout must be a positive number"),
+    ({"callbacks": [3]}, TypeError, "callbacks must be functions"),
+    ({"sampler": "tpe"}, TypeError, "sampler must be an Optuna BaseSampler"),
+    ({"pruner": "median"}, TypeError, "pruner must be an Optuna BasePruner"),
+    ({"storage": 3}, TypeError, "storage must be a path"),
+    ({"catch": ("x",)}, TypeError, "catch must be a tuple of exception classes"),
+    ({"objective": "train"}, TypeError, "objective must be a function of a trial"),
+    ({"space": None}, TypeError, "space must be a nas.spaces.Space"),
+    ({"space": MLPSpace}, TypeError, "space must be a nas.spaces.Space"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), WRONG)
+def test_arguments_of_another_kind(options, error, message):
+    given = {"objective": lambda trial: 0.0, "space": MLPSpace(4, 2), "num_trials": 1, **options}
+    with pytest.raises(error, match=message):
+        search(given.pop("objective"), given.pop("space"), **given)
+
+
+def test_one_callback_needs_no_sequence():
+    called = []
+    search(
+        lambda trial: float(suggest(trial, MLPSpace(4, 2)).depth),
+        MLPSpace(4, 2),
+        num_trials=2,
+        callbacks=lambda study, trial: called.append(trial.number),
+        show_progress=False,
+    )
+    assert called == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"acquisition": 3}, TypeError, "acquisition must be a name or a callable"),
+        ({"surrogate": GraphProcess}, TypeError, "not the class itself"),
+        ({"proxies": ["a"]}, TypeError, "proxies must be a ProxyScores"),
+        ({"fidelity": 3}, TypeError, "fidelity must be a Fidelity"),
+        ({"num_initial": 2.5}, ValueError, "num_initial must be a whole number"),
+        ({"device": "cuda:99"}, ValueError, "'cuda:99' cannot be used here"),
+    ],
+)
+def test_samplers_of_other_arguments(options, error, message):
+    with pytest.raises(error, match=message):
+        BayesianSampler(MLPSpace(4, 2), **options)
+
+
+def test_a_sampler_for_one_objective_is_refused_before_the_first_trial():
+    sampler = BayesianSampler(MLPSpace(4, 2), acquisition="ucb")
+    with pytest.raises(ValueError, match="'ucb' is for one objective"):
+        search(
+            lambda trial: (0.0, 0.0),
+            MLPSpace(4, 2),
+            num_trials=1,
+            sampler=sampler,
+            directions=["minimize", "minimize"],
+        )

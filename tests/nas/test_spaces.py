@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator
 
-from nas.spaces import CellSpace, MLPSpace
+from nas.spaces import CellSpace, Einspace, MLPSpace, ResNetSpace, TransformerSpace
 from nas.testing import SpaceContract
 
 CELL = (
@@ -205,3 +205,26 @@ def test_a_cell_without_a_path_is_encoded_as_nothing():
 def test_impossible_cell_space():
     with pytest.raises(ValueError, match="divisible by 4"):
         CellSpace(image_size=30)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (lambda: MLPSpace("a", 10), "in_features must be a whole number"),
+        (lambda: MLPSpace(64.5, 10), "in_features must be a whole number"),
+        (lambda: MLPSpace(64, 10, depth=3), "depth must be a sequence"),
+        (lambda: MLPSpace(64, 10, widths=[1.5]), "widths must be a sequence of one or more whole"),
+        (lambda: MLPSpace(64, 10, activations="relu"), "activations must be a sequence"),
+        (lambda: CellSpace(2.5), "num_classes must be a whole number"),
+        (lambda: CellSpace(image_size=6), "divisible by 4"),
+        (lambda: ResNetSpace(kernels=(2, 3)), "kernels must be odd"),
+        (lambda: ResNetSpace(widths=(0,)), "widths must be a sequence"),
+        (lambda: TransformerSpace(4, 4, 4, widths=16), "widths must be a sequence"),
+        (lambda: Einspace((9, 4), 0), "out_features must be a whole number"),
+        (lambda: Einspace((3, 8, 8), 4, widths=(0,)), "widths must be a sequence"),
+        (lambda: Einspace(64, 10), "input_shape must be a sequence"),
+    ],
+)
+def test_impossible_choices(space, message):
+    with pytest.raises(ValueError, match=message):
+        space()

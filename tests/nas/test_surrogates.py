@@ -1,21 +1,27 @@
 """Surrogates by name, and what each makes of trials."""
 
+import math
+
+import numpy as np
 import optuna
 import pytest
 import torch
+from botorch.models import ModelList
 from optuna.distributions import FloatDistribution
 from torch import Generator
 
 from bayes import GaussianProcess
 from bayes.processes.marginal_likelihood import exact_solves
-from nas import BayesianSampler, architecture_of, suggest
+from nas import BayesianSampler, architecture_of, search, suggest
 from nas.encoding.candidates import Candidate, PathEncoder, TableEncoder
 from nas.encoding.hyperparameters import HyperparameterCube
 from nas.kernels.paths import paths_of
-from nas.spaces import CellSpace, Grammar, op, residual, sequence
+from nas.proposals.acquisitions import ACQUISITIONS, HYPERVOLUME
+from nas.spaces import CellSpace, Grammar, MLPSpace, op, residual, sequence
 from nas.surrogates import SURROGATES, FittedNetwork, GraphProcess, PathEnsemble, surrogate_of
 from nas.surrogates.ensembles import EnsembleModel
 from nas.testing import SyntheticObjective
+from priors.posteriors.acquisition import GaussianApproximation
 
 OBJECTIVE = SyntheticObjective()
 CELLS = CellSpace(num_cells=1, channels=4, image_size=8)
@@ -278,3 +284,34 @@ def test_what_is_no_surrogate():
         surrogate_of("forest")
     with pytest.raises(TypeError, match="got int"):
         surrogate_of(3)
+
+
+def test_a_network_does_not_stay_in_corners():
+    """A kernel that grows with the distance from the centre expects most of what is farthest."""
+    rate = FloatDistribution(1e-4, 1e-1, log=True)
+    space = MLPSpace(8, 2, depth=(1, 2), widths=(4, 8))
+
+    def objective(trial):
+        suggest(trial, space)
+        return abs(math.log10(trial.suggest_float("rate", 1e-4, 1e-1, log=True)) + 3)
+
+    hyperparameters = {"rate": rate}
+    sampler = BayesianSampler(
+        space, hyperparameters=hyperparameters, surrogate="network", num_initial=6, seed=0
+    )
+    study = search(objective, space, hyperparameters=hyperparameters, num_trials=14,
+                   sampler=sampler, show_progress=False)  # fmt: skip
+    assert np.median([trial.value for trial in study.trials[-6:]]) < 0.3
+
+
+def test_the_moments_of_a_fitted_network_stand_for_joint_samples():
+    """Which it draws one point after another."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(6, 2, generator=generator, dtype=torch.float64)
+    Y = X.sum(-1, keepdim=True)
+    model = FittedNetwork()._condition(X, Y, 1)
+    acquisition = ACQUISITIONS["lognei"](model, X, None, 0)
+    assert isinstance(acquisition.model, GaussianApproximation)
+    other = HYPERVOLUME["logei"](ModelList(model, model), X, None, 0)
+    assert all(isinstance(one, GaussianApproximation) for one in other.model.models)
+    assert bool(torch.isfinite(other(X[:, None] * 0.9)).all())
