@@ -131,5 +131,5 @@ python -m nas report --storage digits.db --out report.html
 # ## What can go wrong
 #
 # A trial that raises is recorded with its traceback, and the study continues, unless the first five trials of
-# a call fail in the same line: `nas.SearchError` then reports the error. If a worker is killed, its trial is
-# queued again.
+# a call fail in the same line: `nas.SearchError` then reports the error. So it does at once if the sampler cannot
+# propose. If a worker is killed, its trial is queued again.
