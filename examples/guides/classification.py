@@ -35,7 +35,10 @@ for likelihood in ("softmax", "probit", "dirichlet"):
 
 # %% [markdown]
 # `posterior(X).mean` are class probabilities. "softmax" takes any number of classes, "probit" two, and "dirichlet"
-# is exact regression on transformed labels, the quickest by far for few rows.
+# is exact regression on transformed labels, the quickest by far for few rows. Its `alpha` says how sure labels are:
+# `fit` chooses it by rows left out, `alpha=0.01` takes every label for right and a third of the time. On 200 labels that
+# are noise, three in ten of them ones, that had a log loss of 1.04 on other rows where the chosen 0.3 has the 0.61 of the
+# base rate; on iris, wine and breast cancer 0.01 is what is chosen.
 #
 # ## A scale that is not known
 #

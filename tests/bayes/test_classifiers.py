@@ -228,7 +228,9 @@ def test_dirichlet_is_exact_regression_of_transformed_labels():
     X, Y = data(12, classes=3)
     Xs = data(3, seed=1)[0]
     k = kernel()
-    model = GaussianProcessClassifier(X, Y, k, likelihood="dirichlet", input_transform=None)
+    model = GaussianProcessClassifier(
+        X, Y, k, likelihood="dirichlet", alpha=0.01, input_transform=None
+    )
     concentration = torch.nn.functional.one_hot(Y[:, 0].long(), 3).double() + 0.01
     noise = torch.log(1 / concentration + 1)
     Z = concentration.log() - noise / 2
@@ -253,6 +255,85 @@ def test_dirichlet_is_exact_regression_of_transformed_labels():
     mean = (Z + noise / 2).exp()
     assert torch.allclose(mean, concentration)
     assert torch.allclose((noise.exp() - 1) * mean.square(), concentration)
+
+
+@torch.no_grad()
+def test_scores_of_alphas_are_of_rows_left_out():
+    """By a solve without each row, whose class is then averaged over draws of the functions."""
+    X, Y = data(8, classes=3)
+    k, weights = kernel(), torch.linspace(0.5, 2, 8).double()
+    model = GaussianProcessClassifier(
+        X, Y, k, likelihood="dirichlet", alpha=0.1, train_weights=weights, input_transform=None
+    )
+    concentration = weights[:, None] * torch.nn.functional.one_hot(Y[:, 0].long(), 3) + 0.1
+    noise = torch.log(1 / concentration + 1)
+    Z = concentration.log() - noise / 2
+    location = Z.mean(0)
+    unit = (Z - location).square().mean().sqrt()
+    K = unit**2 * k(X).to_dense()
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(100_000, 3, generator=generator, dtype=torch.float64)
+    truth, squared_error = 0.0, 0.0
+    for i in range(8):
+        others = [j for j in range(8) if j != i]
+        moments = []
+        for c in range(3):
+            gram = K[others][:, others] + torch.diag(noise[others, c])
+            gain = torch.linalg.solve(gram, K[others, i])
+            mean = location[c] + gain @ (Z[others, c] - location[c])
+            moments.append((mean, (K[i, i] - gain @ K[others, i]).sqrt()))
+        means, stds = (torch.stack(part) for part in zip(*moments, strict=True))
+        draws = (means + stds * normal).softmax(-1)[:, int(Y[i])]
+        share = weights[i] / weights.sum()
+        truth += float(share * draws.mean().log())
+        squared_error += float(share * draws.std() / draws.mean()) ** 2 / len(draws)
+    found = model._left_out_score(model.process)
+    assert abs(found - truth) < 4 * math.sqrt(squared_error) + 2e-3
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.3])
+def test_alpha_is_chosen_by_how_many_labels_are_wrong(wrong):
+    generator = torch.Generator().manual_seed(3)
+    X = torch.randn(400, 2, generator=generator, dtype=torch.float64)
+    flipped = torch.rand(400, generator=generator, dtype=torch.float64) < wrong
+    Y = ((X[:, 0] > 0) ^ flipped).double()[:, None]
+    train, test = slice(0, 100), slice(100, None)
+
+    def nlpd(alpha):
+        model = GaussianProcessClassifier(
+            X[train], Y[train], kernel(), likelihood="dirichlet", alpha=alpha
+        ).fit(progress=False)
+        log_prob = model.posterior(X[test], observation_noise=True).log_prob(Y[test])
+        return model.alpha, -float(log_prob.detach().mean())
+
+    alpha, found = nlpd(None)
+    _, sure = nlpd(0.01)
+    if wrong:
+        assert alpha > 0.01
+        assert found < min(sure - 0.05, math.log(2))
+    else:
+        assert (alpha, found) == (0.01, pytest.approx(sure))
+
+
+def test_files_know_the_alpha_and_whether_it_was_chosen(tmp_path):
+    X, Y = data(30)
+    for alpha in (None, 0.05):
+        model = GaussianProcessClassifier(X, Y, kernel(), likelihood="dirichlet", alpha=alpha)
+        model.fit(progress=False)
+        model.save(tmp_path / "c.safetensors")
+        loaded = GaussianProcessClassifier.load(tmp_path / "c.safetensors", kernel())
+        torch.testing.assert_close(loaded.posterior(X).mean, model.posterior(X).mean)
+        assert loaded.alpha == model.alpha
+        assert loaded._chooses_alpha == (alpha is None)
+
+
+def test_a_timeout_is_for_all_alphas_together():
+    X, Y = data(30)
+    model = GaussianProcessClassifier(X, Y, kernel(), likelihood="dirichlet")
+    with pytest.warns(UserWarning, match="timeout") as caught:
+        model.fit(timeout=0.0, progress=False)
+    assert len(caught) == 1
+    assert model.alpha == 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -166,7 +166,7 @@ def test_classifiers(likelihood, tmp_path):
     loaded = GaussianProcessClassifier.load(tmp_path / "model.safetensors", kernel())
     torch.testing.assert_close(loaded.posterior(Xs).mean, model.posterior(Xs).mean)
     if likelihood == "dirichlet":  # a label counts as often as its weight: eq. 6 of the paper
-        concentration = 0.01 + float(weights[0])
+        concentration = model.alpha + float(weights[0])
         variance = model.process.train_Yvar[0, int(Y[0])]
         assert float(variance) == pytest.approx(math.log(1 / concentration + 1))
 
