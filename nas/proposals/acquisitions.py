@@ -240,8 +240,8 @@ def _log_hypervolume_improvement(
 ) -> AcquisitionFunction:
     """Over the uncertain front at observed points, in closed form but for that front; where the
     models are not Gaussian sampled (Ament et al. 2023, 2310.20708)."""
+    model = _of_moments(model)
     assert isinstance(model, ModelList)
-    model = ModelList(*map(_of_moments, model.models))
     with torch.no_grad():
         posterior: Any = model.posterior(X)
     if all(is_gaussian(one) for one in posterior.posteriors):
@@ -265,13 +265,16 @@ def _log_hypervolume_improvement(
 def _plug_in_volume(
     model: Model, X: Tensor, X_pending: Tensor | None, seed: int
 ) -> AcquisitionFunction:
+    model = _of_moments(model)
     assert isinstance(model, ModelList)
-    return PlugInVolume(ModelList(*map(_of_moments, model.models)), X, X_pending)
+    return PlugInVolume(model, X, X_pending)
 
 
 def _of_moments(model: Model) -> Model:
-    """The model, a PFN by its marginal means and variances alone: it draws from a joint posterior
+    """The model, PFNs by their marginal means and variances alone: they draw from a joint posterior
     one point after another, which takes minutes for the candidates of a proposal."""
+    if isinstance(model, ModelList):
+        return ModelList(*(_of_moments(one) for one in model.models))  # type: ignore[arg-type]
     return GaussianApproximation(model) if isinstance(model, PFNModel) else model
 
 

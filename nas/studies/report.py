@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Section", "write_report"]
 
+_FEWEST = 10  # trials trained in full of which importances say something
 _LONGEST = 40  # characters of a cell that is not a sentence
 _ALWAYS = ("complete trials", "failed")  # also where they are 0
 _READING = (
@@ -179,6 +180,8 @@ def _sections(
 
 
 def _importance_section(study: optuna.Study, objective: int, of: str) -> list[Section]:
+    if len(trained_in_full(study)) < _FEWEST:
+        return []
     try:
         shares = importances(study, objective=objective)
     except ValueError:  # too little to tell

@@ -86,6 +86,11 @@ def _place(storage: str | Path) -> tuple[str | None, Path | None]:
     from sqlalchemy.engine import URL, make_url
     from sqlalchemy.exc import ArgumentError
 
+    if isinstance(storage, str) and storage.startswith("journal:"):
+        raise StorageError(
+            f"Cannot open the study storage {storage}: a journal has no URL; pass "
+            "optuna.storages.JournalStorage(...) itself."
+        )
     if isinstance(storage, str) and "://" in storage:
         try:
             url = make_url(storage)

@@ -222,3 +222,9 @@ def test_a_report_of_infinite_values(direction, value, share, tmp_path):
     values = [value] * 9 if share == "all" else [1.0, value, *map(float, range(2, 9))]
     study = made(values, (direction,), num_parameters=5, depth=2)
     write_report(study, tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("number", [9, 10])
+def test_few_trials_have_no_importances(number, tmp_path):
+    path = write_report(made([float(k) for k in range(number)]), tmp_path / "report.html")
+    assert ("PED-ANOVA" in path.read_text()) is (number == 10)

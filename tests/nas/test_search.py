@@ -251,6 +251,8 @@ def test_unwritable_storage(tmp_path):
     (tmp_path / "text.db").write_text("this is not a database " * 100)
     with pytest.raises(StorageError, match=r"Cannot open the study storage .*text\.db"):
         run(1, storage=tmp_path / "text.db")
+    with pytest.raises(StorageError, match=r"a journal has no URL; pass .*JournalStorage"):
+        open_storage("journal:///study.log")
     with pytest.raises(StorageError, match="no study storage"):
         open_storage(tmp_path / "absent.db", must_exist=True)
 
