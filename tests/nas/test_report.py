@@ -58,8 +58,8 @@ def test_page_is_self_contained_and_escaped(study, tmp_path):
     assert "<td>0.1235</td>" in page
     assert "://" not in page
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    # progress, cost, best architecture, importance, hyperparameters, sizes, timeline, extra
-    assert len(images) == 8
+    # progress, cost, best architecture, hyperparameters, sizes, timeline, extra
+    assert len(images) == 7
     assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in images)
     assert str(architecture_of(study.best_trial)).splitlines()[0].replace("->", "→") in page
     assert page.count('<tr class="COMPLETE') == 5
