@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,10 +67,13 @@ class Comparison:
             or of the process, NaN where the system does not tell), each `[splits]`; of classifiers
             "accuracy", "nlpd", "brier", "ece", "seconds" and "memory".
         level: Nominal probability behind "coverage" and "interval_score".
+        failures: By model, what went wrong first with one that failed, whose scores of that split
+            are NaN.
     """
 
     scores: dict[str, dict[str, Tensor]]
     level: float
+    failures: dict[str, str] = field(default_factory=dict)
 
     @property
     def _metrics(self) -> list[str]:
@@ -170,7 +174,8 @@ class Comparison:
             return "  ".join([first, *rest[1:]]).rstrip()
 
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        return "\n".join([line(heads), rule, *(line(row) for row in cells)])
+        failed = [f"{name} failed on {reason}" for name, reason in self.failures.items()]
+        return "\n".join([line(heads), rule, *(line(row) for row in cells), *failed])
 
 
 def compare(
@@ -191,14 +196,21 @@ def compare(
         progress: Whether to show a bar.
 
     Returns:
-        The scores; printing it gives an aligned table.
+        The scores; printing it gives an aligned table. A model that fails on a split, or whose
+        posterior has no density, has NaN there, with a warning and in `failures`.
 
     Raises:
         ValueError: there are no models or no splits, a split is of other than four parts, or
             there are classifiers and others.
-        TypeError: an entry is neither a model nor a factory, or a posterior has no density.
+        TypeError: an entry is neither a model nor a factory.
+        RuntimeError: every model failed.
     """
     splits = list(splits)
+    if any(not isinstance(split, Sequence) for split in splits):
+        raise ValueError(
+            "compare needs a list of splits, each a tuple (train_X, train_Y, test_X, test_Y), got "
+            f"{type(splits[0]).__name__}s; put a single split into a list, [(X, Y, Xt, Yt)]."
+        )
     if not models or not splits:
         raise ValueError(
             f"compare needs at least one model and one split, got {len(models)} models and "
@@ -210,33 +222,62 @@ def compare(
                 "compare needs splits (train_X, train_Y, test_X, test_Y) of four tensors, split "
                 f"{k} has {len(split)}."
             )
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in models}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in models}
+    failures: dict[str, str] = {}
     with tqdm(total=len(models) * len(splits), disable=not progress) as bar:
-        for train_X, train_Y, test_X, test_Y in splits:
+        for k, split in enumerate(splits):
             for name, given in models.items():
                 bar.set_description_str(name)
-                _synchronise(test_X)
-                start = time.perf_counter()
-                with peak_memory(test_X.device) as peak:
-                    model = _made(name, given, train_X, train_Y)
-                    with torch.no_grad():
-                        posterior = model.posterior(test_X, observation_noise=True)
-                        scores = _scores(posterior, test_Y, level)
-                _synchronise(test_X)
-                scores["seconds"] = time.perf_counter() - start
-                scores["memory"] = peak.mib
-                for metric, value in scores.items():
-                    found[name].setdefault(metric, []).append(value)
+                try:
+                    found[name].append(_scores_of(name, given, split, level))
+                except _Unusable:
+                    raise
+                except Exception as error:  # whatever a model fails with
+                    found[name].append({})
+                    reason = f"split {k} with {type(error).__name__}: {error}"
+                    failures.setdefault(name, reason)
+                    warnings.warn(f"compare has no scores of {name!r}, on {reason}", stacklevel=2)
                 bar.update()
-    if len({tuple(values) for values in found.values()}) > 1:
+    kinds = {tuple(scores) for each in found.values() for scores in each if scores}
+    if not kinds:
+        told = "; ".join(f"{name} on {reason}" for name, reason in failures.items())
+        raise RuntimeError(f"compare has no scores, all models failed: {told}")
+    if len(kinds) > 1:
         raise ValueError("compare scores regressors or classifiers, got both; compare each apart.")
+    (metrics,) = kinds
     return Comparison(
         {
-            name: {m: torch.tensor(v, dtype=torch.float64, device="cpu") for m, v in values.items()}
-            for name, values in found.items()
+            name: {
+                metric: torch.tensor(
+                    [scores.get(metric, math.nan) for scores in each],
+                    dtype=torch.float64,
+                    device="cpu",
+                )
+                for metric in metrics
+            }
+            for name, each in found.items()
         },
         level,
+        failures,
     )
+
+
+class _Unusable(TypeError):
+    """What the caller passed is no model at all: no failure of one."""
+
+
+def _scores_of(name: str, given: Any, split: Split, level: float) -> dict[str, float]:
+    """All scores of a model on a split, and what they cost."""
+    train_X, train_Y, test_X, test_Y = split
+    _synchronise(test_X)
+    start = time.perf_counter()
+    with peak_memory(test_X.device) as peak:
+        model = _made(name, given, train_X, train_Y)
+        with torch.no_grad():
+            posterior = model.posterior(test_X, observation_noise=True)
+            scores = _scores(posterior, test_Y, level)
+    _synchronise(test_X)
+    return {**scores, "seconds": time.perf_counter() - start, "memory": peak.mib}
 
 
 def _made(name: str, given: Any, train_X: Tensor, train_Y: Tensor) -> Any:
@@ -245,7 +286,7 @@ def _made(name: str, given: Any, train_X: Tensor, train_Y: Tensor) -> Any:
     if model is None and callable(given):
         model = given(train_X, train_Y)
     if not hasattr(model, "posterior"):
-        raise TypeError(
+        raise _Unusable(
             f"compare needs {name!r} to be a fitted model with posterior(X, "
             "observation_noise=True), or a factory (train_X, train_Y) -> model; got "
             f"{type(given).__name__}."

@@ -133,7 +133,33 @@ def test_compare_with_one_split_has_no_standard_error():
     assert "±" not in str(table)
 
 
+def test_compare_leaves_out_a_model_that_fails_and_names_it():
+    def sometimes(X, Y):
+        if torch.equal(X, splits()[1][0]):
+            raise RuntimeError("no luck")
+        return GaussianProcess(X, Y, RBFKernel())
+
+    models = {"bad": sometimes, "GP": lambda X, Y: GaussianProcess(X, Y, RBFKernel())}
+    with pytest.warns(UserWarning, match=r"'bad', on split 1 with RuntimeError: no luck"):
+        table = compare(models, splits(3), progress=False)
+    bad, good = table.scores["bad"], table.scores["GP"]
+    assert bad["nlpd"].isnan().tolist() == [False, True, False]
+    assert bad["nlpd"][[0, 2]].tolist() == pytest.approx(good["nlpd"][[0, 2]].tolist())
+    assert all(values[1].isnan() for values in bad.values())
+    assert table.failures == {"bad": "split 1 with RuntimeError: no luck"}
+    assert str(table).endswith("bad failed on split 1 with RuntimeError: no luck")
+    assert math.isnan(table.records()[0]["rmse"])
+    table.plot()
+    with (
+        pytest.warns(UserWarning, match="'bad', on split 0"),
+        pytest.raises(RuntimeError, match="all models failed: bad on split 0 with RuntimeError"),
+    ):
+        compare({"bad": sometimes}, splits(3)[1:2], progress=False)
+
+
 def test_compare_refuses_what_it_cannot_score():
+    with pytest.raises(ValueError, match=r"a list of splits.*got Tensors; put a single split"):
+        compare({"a": lambda X, Y: GaussianProcess(X, Y, RBFKernel())}, splits()[0])
     with pytest.raises(ValueError, match="at least one model and one split"):
         compare({}, splits())
     with pytest.raises(TypeError, match="a fitted model .* or a factory"):
