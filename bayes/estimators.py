@@ -30,6 +30,7 @@ from priors.tables import (
     checked_probabilities,
     read_columns,
     refuse_missing,
+    refuse_text,
 )
 
 try:
@@ -256,7 +257,7 @@ class Regressor(RegressorMixin, _Estimator):
             ValueError: unusable data or parameters. The estimator is then as it was.
         """
         with self._all_or_nothing():
-            _refuse_text(y)
+            refuse_text("Regressor", y, "bayes.Classifier")
             values, y = self._read_table(X, y, numeric=True)
             self._condition(values, y.astype(np.float64), 0, fit_params)
         return self
@@ -413,16 +414,6 @@ def _limited(chosen: Any, rows: int, seed: int) -> Callable[..., Any]:
     return factory
 
 
-def _refuse_text(y: Any) -> None:
-    """scikit-learn would say that it could not convert a string to a float."""
-    first = next(filter(lambda value: isinstance(value, str), np.ravel(np.asarray(y))), None)
-    if first is not None:
-        raise ValueError(
-            f"Regressor needs numbers as y, got the text {str(first)!r}; convert it, or tell "
-            "classes with bayes.Classifier."
-        )
-
-
 def _model(made: Any) -> Model:
     if not isinstance(made, Model):
         raise TypeError(f"model_factory must make a BoTorch model, got {type(made).__name__}.")
@@ -445,13 +436,20 @@ def _refuse(owner: str, given: Mapping[str, Any], who: str, instead: str) -> Non
 def _checked_weights(owner: str, weights: Any, rows: int) -> np.ndarray:
     """Weights of rows as numbers."""
     found = np.asarray(weights, dtype=np.float64)
-    fine = found.shape == (rows,) and np.isfinite(found).all() and (found >= 0).all()
-    if not fine or not found.any():
-        raise ValueError(
-            f"{owner}.fit needs sample_weight of {rows} finite numbers >= 0, one for each row and "
-            f"some above 0, got shape {found.shape}."
-        )
-    return found
+    if found.shape != (rows,):
+        got = f"shape {found.shape}"
+    elif not np.isfinite(found).all():
+        got = f"{found[~np.isfinite(found)][0]}"
+    elif not (found >= 0).all():
+        got = f"{found.min():g}"
+    elif not found.any():
+        got = "only zeros"
+    else:
+        return found
+    raise ValueError(
+        f"{owner}.fit needs sample_weight of {rows} finite numbers >= 0, one for each row and "
+        f"some above 0, got {got}."
+    )
 
 
 def _unusable(chosen: Any) -> str:

@@ -30,6 +30,7 @@ __all__ = [
     "is_missing",
     "read_columns",
     "refuse_missing",
+    "refuse_text",
 ]
 
 _FEW = 10  # different values of a category that is numbered
@@ -153,18 +154,30 @@ class Column:
         )
 
     def warn_of_numbers_as_text(self) -> None:
-        """Warn if more values than categories usually have are text that reads as numbers."""
+        """Warn if text makes categories of more numbers than categories usually have.
+
+        Of numbers that are text themselves, or beside some text that is none.
+        """
         if self.order is not None:
             return
-        texts = {value for _, value in self._present() if isinstance(value, str)}
-        count = sum(map(_reads_as_number, texts))
-        if count > max(_FEW, 0.9 * len(texts)):
-            warnings.warn(
-                f"column {self.name!r} holds {count} different numbers as text, which are "
-                "treated as categories. Convert the column to numbers, or name it in "
-                "categorical_features.",
-                stacklevel=5,
-            )
+        values = {value for _, value in self._present()}
+        texts = {value for value in values if isinstance(value, str)}
+        words = {value for value in texts if not _reads_as_number(value)}
+        apart = sum(_is_number(value) for value in values)
+        count = apart + len(texts) - len(words)
+        if not texts or count <= max(_FEW, 0.9 * (count + len(words))):
+            return
+        what = f"{count} different numbers"
+        if words:
+            few = ", ".join(map(repr, sorted(words)[:3])) + (", ..." if len(words) > 3 else "")
+            what += f" and {len(words)} {'text' if len(words) == 1 else 'texts'} ({few})"
+        else:
+            what += " as text"
+        warnings.warn(
+            f"column {self.name!r} holds {what}, which are treated as categories. Convert the "
+            "column to numbers, NaN where there is none, or name it in categorical_features.",
+            stacklevel=5,
+        )
 
     def warn_of_unknown(self, known: dict[Any, int]) -> None:
         """Warn if no value is a category of the training data."""
@@ -220,7 +233,7 @@ def read_columns(X: Any) -> list[Column]:
     Raises:
         TypeError: a sparse matrix, dates (but as pandas categories), or values that are neither
             text nor numbers.
-        ValueError: no table of two dimensions with rows and columns, or infinite values.
+        ValueError: no table of two dimensions with rows and columns, or complex or infinite values.
     """
     from sklearn.utils import check_array
 
@@ -233,6 +246,16 @@ def read_columns(X: Any) -> list[Column]:
         array = np.asarray(X, dtype=object)  # a list of text and numbers keeps its numbers
     if array is not None and array.dtype.kind in "mM":
         raise TypeError(f"X has dtype {array.dtype}; convert it to numbers or categories first.")
+    if array is not None and array.dtype.kind == "c":
+        raise ValueError(
+            f"Complex data not supported: X has dtype {array.dtype}; make columns of its real and "
+            "imaginary parts."
+        )
+    if array is not None and array.ndim == 1:  # scikit-learn prints all of it
+        raise ValueError(
+            f"Expected 2D array, got 1D array instead: X has shape {array.shape}. Reshape your "
+            "data by X.reshape(-1, 1) if it is a single column, X.reshape(1, -1) if a single row."
+        )
     if array is None or array.dtype.kind not in "OUSTb":
         numeric = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan")
         return [Column(i, column) for i, column in enumerate(numeric.T)]
@@ -260,6 +283,22 @@ def refuse_missing(y: Any) -> None:
         raise ValueError(
             f"y lacks {missing} of {len(values)} values; drop those rows from X and y, or give "
             "missing classes a name."
+        )
+
+
+def refuse_text(owner: str, y: Any, instead: str) -> None:
+    """Before anything else reads y: scikit-learn converts text that reads as numbers.
+
+    Args:
+        owner: Who needs numbers.
+        y: Targets.
+        instead: What tells classes.
+    """
+    first = next(filter(lambda value: isinstance(value, str), np.ravel(np.asarray(y))), None)
+    if first is not None:
+        raise ValueError(
+            f"{owner} needs numbers as y, got the text {str(first)!r}; convert it, or tell "
+            f"classes with {instead}."
         )
 
 

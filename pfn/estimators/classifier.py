@@ -96,7 +96,7 @@ class PFNClassifier(ClassifierMixin, PFNEstimator):
 
         Args:
             X: Table `[n, d]`; numbers, text, booleans, categories, missing values.
-            y: Classes `[n]`, of any kind that sorts.
+            y: Classes `[n]`, of any kind that sorts; two or more.
 
         Raises:
             TypeError: a network or values of an unusable kind.
@@ -108,6 +108,10 @@ class PFNClassifier(ClassifierMixin, PFNEstimator):
             X, y = self._read_table(X, y, numeric=False)
             check_classification_targets(y)
             self.classes_, y = np.unique(y, return_inverse=True)
+            if len(self.classes_) < 2:
+                raise ValueError(
+                    f"PFNClassifier needs at least two classes, got one class, {self.classes_[0]}."
+                )
             self.network_ = self._load_network(classes=True)
             most = self.network_.architecture.classes
             if len(self.classes_) > most:

@@ -230,8 +230,14 @@ def test_weights_of_rows_are_for_factories_that_know_them():
     deaf = Engine("deaf", "regression", rbf)
     with pytest.raises(TypeError, match="got sample_weight, which the engine 'deaf' does not know"):
         Regressor(deaf).fit(X, y, sample_weight=np.ones(40))
-    for wrong in (np.ones(39), -np.ones(40), np.full(40, np.nan), np.zeros(40)):
-        with pytest.raises(ValueError, match="needs sample_weight of 40 finite numbers >= 0"):
+    for wrong, told in (
+        (np.ones(39), r"shape \(39,\)"),
+        (-np.ones(40), "-1"),
+        (np.full(40, np.nan), "nan"),
+        (np.zeros(40), "only zeros"),
+    ):
+        message = f"needs sample_weight of 40 finite numbers >= 0.* got {told}"
+        with pytest.raises(ValueError, match=message):
             Regressor(weighted).fit(X, y, sample_weight=wrong)
 
 

@@ -622,11 +622,30 @@ def test_trained_networks_predict(trained_files):
     np.testing.assert_allclose(made.predict_proba(X).sum(1), 1, rtol=1e-12)
 
 
-def test_one_class_is_certain():
-    X, _ = data()
-    made = PFNClassifier(random_network(4), num_ensemble=1).fit(X, ["only"] * len(X))
-    assert (made.predict_proba(X) == 1).all()
-    assert (made.predict(X) == "only").all()
+def test_targets_that_do_not_differ():
+    """They say nothing of how much targets vary, or of other classes."""
+    X, y = data()
+    with pytest.raises(ValueError, match="at least two classes, got one class, only"):
+        PFNClassifier(random_network(4)).fit(X, ["only"] * len(X))
+    made = PFNRegressor(random_network(), num_ensemble=1)
+    with pytest.raises(ValueError, match="one row"):
+        made.fit(X[:1], [1e8])
+    with pytest.warns(UserWarning, match="All 2 targets are 5: .* intervals mean nothing"):
+        made.fit(X[:2], [5.0, 5.0])
+    made.fit(X[:2], [5.0, 6.0])
+    with pytest.raises(ValueError, match="needs numbers as y, got the text .* with PFNClassifier"):
+        made.fit(X, y.astype(str))
+
+
+def test_tables_of_another_shape_or_kind_are_not_printed():
+    X, y = data()
+    for wrong, message in (
+        (X[:, 0], r"got 1D array instead: X has shape \(\d+,\)\. Reshape your data"),
+        (X + 1j, "Complex data not supported: X has dtype complex128"),
+    ):
+        with pytest.raises(ValueError, match=message) as raised:
+            PFNRegressor(random_network()).fit(wrong, y)
+        assert len(str(raised.value)) < 200
 
 
 def test_batches_and_dtypes_do_not_matter():

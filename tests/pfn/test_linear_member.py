@@ -143,7 +143,6 @@ def test_when_there_is_a_linear_member():
     assert weight(X, y, num_ensemble=1, linear=True) > 0
     assert weight(X, y, num_ensemble=2, linear=False) == 0
     assert weight(X[:9], y[:9], num_ensemble=2, linear=True) == 0
-    assert weight(X, np.zeros(40), num_ensemble=2, linear=True) == 0
     with pytest.raises(ValueError, match="linear must be True, False or 'auto', got 'yes'"):
         PFNClassifier(network, linear="yes").fit(X, y)
 

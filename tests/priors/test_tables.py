@@ -69,6 +69,14 @@ def test_numbers_as_text_warn():
     with pytest.warns(UserWarning, match="column 0 holds 29"):
         encode(np.array([["n/a"], *([text] for text in texts[1:])]))
     encode(pd.DataFrame({"a": texts}), chosen=["a"])  # as declared
+    numbers = np.linspace(0, 1, 30).tolist()
+    for stray, told in ((["?"], r"1 text \('\?'\)"), (["?", "-", "?"], r"2 texts \('-', '\?'\)")):
+        with pytest.warns(UserWarning, match=f"column 'a' holds 30 different numbers and {told}, "):
+            assert encode(pd.DataFrame({"a": numbers + stray}))[0] == [True]
+    with pytest.warns(UserWarning, match="column 0 holds 30 different numbers and 1 text"):
+        encode([[value] for value in [*texts[:15], *numbers[15:], "?"]])
+    encode(pd.DataFrame({"a": [*numbers, "?"]}), chosen=["a"])
+    encode(pd.DataFrame({"a": [0, 1, 2, "three"] * 10}))
     encode(pd.DataFrame({"a": ["0", "1", "2"] * 10}))
     encode(pd.DataFrame({"a": [f"name {text}" for text in texts]}))
 
