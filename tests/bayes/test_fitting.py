@@ -177,6 +177,14 @@ class TestMaximise:
             maximise(Bowl(), objective, watch())
 
 
+def test_a_window_holds_what_is_a_logarithm_by_its_name():
+    module = gpytorch.Module()
+    for name in ("log_scale", "logit", "raw_log_scale"):
+        module.register_parameter(name, torch.nn.Parameter(torch.zeros(1).double()))
+    free = [-math.inf, math.inf]
+    assert ParameterVector(module).bounds(2.0).tolist() == [[-2.0, 2.0], free, free]
+
+
 def test_a_vector_of_parameters():
     vector = ParameterVector(Bowl())
     assert len(vector) == 3
@@ -470,8 +478,14 @@ def scale_process(noise_too):
 
 @pytest.mark.parametrize(
     "model",
-    [GaussianProcess, StudentTProcess, scale_process(False), scale_process(True)],
-    ids=["Gaussian", "Student t", "mixture", "mixture and noise"],
+    [
+        GaussianProcess,
+        VariationalGaussianProcess,
+        StudentTProcess,
+        scale_process(False),
+        scale_process(True),
+    ],
+    ids=["Gaussian", "variational", "Student t", "mixture", "mixture and noise"],
 )
 def test_oscillations_are_not_taken_for_noise(model):
     """sin 40 x and 10% noise, of which networks' kernels see nothing from where fits start. An

@@ -31,7 +31,8 @@ class ParameterVector:
     """All parameters of a module that require a gradient.
 
     A parameter that is bounded from below by a positive number and not transformed by its
-    constraint (BoTorch's noise) appears as its logarithm, as such values differ by factors.
+    constraint (BoTorch's noise) appears as its logarithm, as such values differ by factors. One
+    whose name begins with `log_` is a logarithm already.
 
     Args:
         module: A GPyTorch module, whose constraints are kept.
@@ -39,8 +40,8 @@ class ParameterVector:
 
     def __init__(self, module: gpytorch.Module) -> None:
         self._slots = [
-            _slot(parameter, constraint)
-            for _, parameter, constraint in module.named_parameters_and_constraints()
+            _slot(name, parameter, constraint)
+            for name, parameter, constraint in module.named_parameters_and_constraints()
             if parameter.requires_grad
         ]
 
@@ -93,9 +94,11 @@ class ParameterVector:
         return float(value.detach()), np.concatenate(parts)
 
 
-def _slot(parameter: Tensor, constraint: gpytorch.constraints.Interval | None) -> _Slot:
+def _slot(name: str, parameter: Tensor, constraint: gpytorch.constraints.Interval | None) -> _Slot:
     if constraint is None or constraint.enforced:
-        is_scale = constraint is not None and _is_exponential(constraint, parameter)
+        is_scale = name.rpartition(".")[-1].startswith("log_") or (
+            constraint is not None and _is_exponential(constraint, parameter)
+        )
         return _Slot(parameter, False, (-math.inf, math.inf), is_scale)
     lower, upper = float(constraint.lower_bound), float(constraint.upper_bound)
     if lower > 0:
