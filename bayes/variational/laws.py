@@ -24,6 +24,7 @@ from bayes.likelihoods import (
     Categorical,
     Gaussian,
     Heteroscedastic,
+    HeteroscedasticStudentT,
     Likelihood,
     Ordinal,
     Poisson,
@@ -50,6 +51,8 @@ __all__ = [
 
 # Nodes of an expected log likelihood, of one function and of several.
 _NODES, _JOINT_NODES = 64, 256
+# Nodes of a log scale that is a function.
+_SCALE_NODES = 32
 # Nodes of predictions of one function, at least and at most.
 _FEWEST, _MOST = 64, 2048
 _JOINT_PREDICTION = 1024
@@ -349,6 +352,47 @@ class _HeteroscedasticLaw(_LikelihoodLaw):
         return self._joint(marginal, latent, outputs)
 
 
+class _HeteroscedasticStudentTLaw(_LikelihoodLaw):
+    """Student t noise whose log squared scale is a second half of functions."""
+
+    def __init__(
+        self, likelihood: Likelihood, num_functions: int, num_columns: int, like: Tensor
+    ) -> None:
+        super().__init__(likelihood, num_functions, num_columns, like)
+        self.num_nodes = _NODES * _SCALE_NODES
+
+    def _nodes(self, mean: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Of pairs: each column of outcomes has a location and a scale, and no others."""
+        x, log_weights = normal_line(size, mean)
+        h, of_scale = normal_line(_SCALE_NODES, mean)
+        pairs = torch.cartesian_prod(x, h).repeat_interleave(self.num_outputs, dim=-1)
+        pairs = pairs.reshape(len(pairs), *[1] * (mean.dim() - 1), self.num_functions)
+        return pairs, (log_weights[:, None] + of_scale).flatten()
+
+    def noise_free(self, latent: Latent, outputs: Sequence[int]) -> Posterior:
+        return latent.of_functions(outputs).posterior()
+
+    def outcomes(self, latent: Latent, outputs: Sequence[int]) -> Posterior:
+        assert isinstance(self.likelihood, HeteroscedasticStudentT)
+        index, scales = list(outputs), [self.num_outputs + k for k in outputs]
+        h, log_weights = normal_line(_SCALE_NODES, latent.mean)
+        h = h.reshape(-1, *[1] * latent.mean.dim())
+        h = latent.mean[..., scales] + latent.variance[..., scales].sqrt() * h
+        df = self.likelihood.df
+        if df is None:
+            known = self.values()["df"].to(latent.mean)[index]
+        else:
+            known = latent.mean.new_full((len(index),), df)
+        marginal = ScaledNoisePosterior(
+            latent.mean[..., index],
+            latent.variance[..., index],
+            (0.5 * (self.likelihood.log_square_scale + h)).exp(),
+            known,
+            log_weights,
+        )
+        return self._joint(marginal, latent, outputs)
+
+
 class CategoricalLaw(_LikelihoodLaw):
     """Classes by softmax of as many functions."""
 
@@ -461,6 +505,7 @@ _LAWS: Mapping[type[Likelihood], type[_LikelihoodLaw]] = {
     Poisson: _PoissonLaw,
     Ordinal: _LikelihoodLaw,
     Heteroscedastic: _HeteroscedasticLaw,
+    HeteroscedasticStudentT: _HeteroscedasticStudentTLaw,
     Categorical: CategoricalLaw,
 }
 
@@ -474,7 +519,7 @@ def own_law(likelihood: Likelihood, Y: Tensor) -> Law:
     functions = columns
     if isinstance(likelihood, Categorical):
         functions = likelihood.num_classes or num_classes_of("Categorical", Y)
-    elif isinstance(likelihood, Heteroscedastic):
+    elif isinstance(likelihood, Heteroscedastic | HeteroscedasticStudentT):
         functions = 2 * columns
     fitted = likelihood.fitted_to(Y, functions)
     return _LAWS.get(type(likelihood), _LikelihoodLaw)(fitted, functions, columns, Y)

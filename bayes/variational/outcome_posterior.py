@@ -99,14 +99,24 @@ class ScaledNoisePosterior(GaussianMixturePosterior):
     Args:
         means: Of the functions, `[..., q, m]`.
         variances: Of the functions, `[..., q, m]`.
-        scale: s, `[m]`.
+        scale: s, `[m]`; or with `scale_log_weights` values of it, `[J, ..., q, m]`.
         df: Degrees of freedom > 1, `[m]`.
+        scale_log_weights: Log probabilities of these values, `[J]`.
     """
 
-    def __init__(self, means: Tensor, variances: Tensor, scale: Tensor, df: Tensor) -> None:
+    def __init__(
+        self,
+        means: Tensor,
+        variances: Tensor,
+        scale: Tensor,
+        df: Tensor,
+        scale_log_weights: Tensor | None = None,
+    ) -> None:
         from scipy import stats  # slow to load
 
-        x, log_weights = normal_line(128, means)
+        if scale_log_weights is None:
+            scale, scale_log_weights = scale.expand_as(means)[None], means.new_zeros(1)
+        x, log_weights = normal_line(128 if len(scale) == 1 else 64, means)
         half = df.detach().double().cpu().numpy() / 2
         p = torch.special.ndtr(x.double().cpu()).numpy()[:, None]
         above = torch.special.ndtr(-x.double().cpu()).numpy()[:, None]
@@ -116,10 +126,12 @@ class ScaledNoisePosterior(GaussianMixturePosterior):
             torch.from_numpy(stats.gamma.isf(above, half)),
         )
         w = (w / torch.from_numpy(half)).to(means)  # [S, m]
-        noise = (scale.square() / w).reshape(len(w), *[1] * (means.dim() - 1), len(scale))
-        super().__init__(means.expand(len(w), *means.shape), variances + noise, log_weights)
+        w = w.reshape(len(w), *[1] * means.dim(), w.shape[-1])
+        noise = (scale.square() / w).flatten(0, 1)
+        together = (log_weights[:, None] + scale_log_weights).flatten()
+        super().__init__(means.expand_as(noise), variances + noise, together)
         of_noise = torch.where(df > 2, df / (df - 2).clamp_min(1e-30), torch.inf)
-        self._variance = variances + scale.square() * of_noise
+        self._variance = variances + average(scale.square(), scale_log_weights) * of_noise
 
     @property
     def variance(self) -> Tensor:

@@ -32,8 +32,9 @@ class VariationalGaussianProcess(VariationalProcess):
         kernel: Prior covariance of every function; copied, so the learnt values are in
             `covar_module` and in the model's `repr`.
         likelihood: How outcomes arise from the functions: "gaussian", "student_t", "poisson",
-            "ordinal", "categorical" or "heteroscedastic", a `bayes.Likelihood` with settings, such
-            as `StudentT(df=4)`, or a GPyTorch likelihood, copied.
+            "ordinal", "categorical", "heteroscedastic" or "heteroscedastic_student_t", a
+            `bayes.Likelihood` with settings, such as `StudentT(df=4)`, or a GPyTorch likelihood,
+            copied.
         num_inducing: M, at most; all rows where they are fewer. They are chosen among the rows by
             the variance that they leave.
         inducing_points: Where to put them instead, `[M, d]` in the units of train_X.

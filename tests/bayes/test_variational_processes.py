@@ -8,12 +8,14 @@ import pytest
 import torch
 from gpytorch import likelihoods
 from gpytorch.kernels import RBFKernel, ScaleKernel
+from linear_operator.operators import DiagLinearOperator
 from scipy import integrate, optimize, stats
 from torch import nn
 
 import bayes
 from bayes import GaussianProcess, VariationalGaussianProcess
 from bayes.variational.bound import Bound
+from bayes.variational.latent import Latent
 from bayes.variational.nodes import gamma_nodes, normal_nodes
 from bayes.variational.projection import chosen_rows
 from bayes.variational.whitened_gaussian import WhitenedGaussian
@@ -297,7 +299,70 @@ def test_predictions_of_counts_are_exact():
         assert found == pytest.approx(rate, rel=1e-4)
 
 
-@pytest.mark.parametrize("likelihood", ["student_t", "poisson", "heteroscedastic"])
+@pytest.mark.parametrize("df", [None, 3.0])
+@torch.no_grad()
+def test_heavy_tails_of_a_scale_that_is_a_function_against_quadrature(df):
+    """Expected log densities and predictions, by dense integration over both functions."""
+    X, Y = data()
+    likelihood = bayes.HeteroscedasticStudentT(df=df, log_square_scale=-3.0)
+    model = VariationalGaussianProcess(
+        X, torch.cat([Y, -2 * Y], -1), kernel(), likelihood=likelihood, outcome_transform=None
+    )
+    assert model.law.num_functions == 4
+    if df is None:
+        model.law.log_excess_df.copy_(torch.tensor([1.0, 0.2]))
+    dfs = [1 + math.e, 1 + math.exp(0.2)] if df is None else [df, df]
+    generator = torch.Generator().manual_seed(0)
+    y, mean = (torch.randn(3, k, generator=generator, dtype=torch.float64) for k in (2, 4))
+    std = torch.tensor([[0.1, 0.5, 0.3, 1.0]] * 3, dtype=torch.float64)
+    grid = np.linspace(-9, 9, 1201)
+    weight = stats.norm.pdf(grid) / stats.norm.pdf(grid).sum()
+
+    def log_density(y, row, column):
+        f = mean[row, column].item() + std[row, column].item() * grid[:, None]
+        h = mean[row, 2 + column].item() + std[row, 2 + column].item() * grid
+        scale = np.exp(0.5 * (h - 3.0))
+        return stats.t.logpdf((y - f) / scale, dfs[column]) - np.log(scale)
+
+    found = model.law.expected_log_prob(y, mean, std.square())
+    latent = Latent(mean, std.square(), DiagLinearOperator(std.square().mT))
+    posterior = model.law.outcomes(latent, [0, 1])
+    density = posterior.log_prob(y)
+    for row in range(3):
+        each = [log_density(y[row, k].item(), row, k) for k in range(2)]
+        truth = sum(weight @ log_p @ weight for log_p in each)
+        assert float(found[row]) == pytest.approx(truth, abs=1e-4)
+        for k, log_p in enumerate(each):
+            truth = math.log(weight @ np.exp(log_p) @ weight)
+            assert float(density[row, k]) == pytest.approx(truth, abs=1e-5)
+    square = (mean[:, 2:] - 3.0 + 0.5 * std[:, 2:].square()).exp()
+    df = torch.tensor(dfs).double()
+    variance = std[:, :2].square() + square * df / (df - 2)
+    torch.testing.assert_close(posterior.variance, variance, rtol=1e-5, atol=1e-6)
+
+
+def test_heavy_tails_of_a_scale_that_is_a_function_are_learnt_and_kept(tmp_path):
+    X, Y = data()
+    options = dict(likelihood="heteroscedastic_student_t", num_inducing=6)
+    model = VariationalGaussianProcess(X, Y, kernel(), **options)
+    start = float(model.evidence_lower_bound())
+    assert float(fitted(model, max_iter=5).evidence_lower_bound()) > start
+    model.save(tmp_path / "model.safetensors")
+    loaded = VariationalGaussianProcess.load(tmp_path / "model.safetensors", kernel())
+    for noisy in (False, True):
+        one, other = (m.posterior(X, observation_noise=noisy) for m in (model, loaded))
+        torch.testing.assert_close(one.log_prob(Y), other.log_prob(Y))
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        "student_t",
+        "poisson",
+        "heteroscedastic",
+        pytest.param("heteroscedastic_student_t", marks=pytest.mark.slow),
+    ],
+)
 def test_samples_have_the_marginals_and_the_correlation_of_the_functions(likelihood):
     X, Y = data()
     Y = (Y / 20).round() if likelihood == "poisson" else Y
