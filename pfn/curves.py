@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +47,9 @@ def predict_curve(
     Raises:
         ValueError: lengths differ, epochs are not in (0, maximum], values are not finite, or
             `best` is `worst`.
+
+    Warns:
+        Where values lie beyond one of both by more than a twentieth of the range.
     """
     measured = torch.as_tensor(epochs, dtype=torch.float64).reshape(-1)
     y = torch.as_tensor(values, dtype=torch.float64).reshape(-1)
@@ -64,7 +68,18 @@ def predict_curve(
     if not bool(y.isfinite().all()) or not abs(best - worst) > 0:
         raise ValueError("values must be finite, and best another number than worst.")
     pfn = network if isinstance(network, PFN) else load(network)
-    y = y.clamp(min(best, worst), max(best, worst))
+    low, high = min(best, worst), max(best, worst)
+    slack = 0.05 * (high - low)  # metrics scatter, and may be a little worse than a guess
+    beyond = (y < low - slack) | (y > high + slack)
+    if bool(beyond.any()):
+        warnings.warn(
+            f"predict_curve takes {int(beyond.sum())} of {len(y)} values, {y.min():.4g} to "
+            f"{y.max():.4g}, as the nearest of worst={worst:g} and best={best:g}, beyond which "
+            "they lie. Give the bounds of the metric, such as best=0 of a loss, and as worst its "
+            "value before the training.",
+            stacklevel=2,
+        )
+    y = y.clamp(low, high)
     model = pfn.condition(
         log_time(measured, maximum)[:, None],
         y[:, None],

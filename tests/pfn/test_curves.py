@@ -48,3 +48,11 @@ def test_refusals(network, changes, message):
     options = {"epochs": EPOCHS, "values": VALUES, "at": 100, "maximum": 100, **changes}
     with pytest.raises(ValueError, match=message):
         predict_curve(network=network, **options)
+
+
+def test_values_beyond_the_bounds_are_told(network):
+    options = {"at": 100, "maximum": 100, "network": network}
+    with pytest.warns(UserWarning, match=r"takes 4 of 4 values, 1\.4 to 2\.3, .* best=0 of a loss"):
+        predict_curve([1, 2, 3, 4], [2.3, 1.9, 1.6, 1.4], **options)
+    predict_curve([1, 2, 3, 4], [2.3, 1.9, 1.6, 1.4], best=0.0, worst=2.5, **options)
+    predict_curve([1, 2], [-0.02, 0.1], **options)
