@@ -107,7 +107,11 @@ def check_module(path: Any, what: str, module: torch.nn.Module, saved: dict[str,
     """Refuse a module, a kernel or a network, that is made otherwise than the saved one."""
     differences = _differing_parts(describe_module(module), saved)
     if differences:
-        raise ValueError(f"{path} was saved with a different {what}: {'; '.join(differences)}.")
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        raise ValueError(
+            f"{path} was saved with a different {what}: {differences[0]}{more}; pass one that is "
+            "made as the saved one was."
+        )
 
 
 def check_fingerprint(path: Any, what: str, found: Tensor, saved: Tensor) -> None:

@@ -166,6 +166,10 @@ class _Estimator(TableEstimator, BaseEstimator):
         if isinstance(chosen, str) or callable(chosen) or isinstance(chosen, Engine):
             return self._one(chosen, columns, classes)
         if isinstance(chosen, Sequence):
+            names = [given for given in chosen if isinstance(given, str)]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"model_factory names the engine {twice!r} more than once.")
             return {
                 given if isinstance(given, str) else f"engine {k + 1}": self._one(
                     given, columns, classes

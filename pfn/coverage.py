@@ -189,7 +189,11 @@ def check_data(
         if value is None and name == "train_Yvar":
             continue
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {value!r:.60}.")
+            if isinstance(value, Tensor):
+                got = f"one of {value.dtype}; {name}.float() makes one"
+            else:
+                got = f"a {type(value).__name__}; torch.as_tensor({name}).float() makes one"
+            raise TypeError(f"{name} must be a floating-point tensor, got {got}.")
     coverage.check_inputs(X)
     if not bool(y.isfinite().all()):
         raise ValueError("y has NaN or infinite values; remove those rows first.")

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from pfn.coverage import check_data
 from pfn.network import Network
@@ -30,6 +31,7 @@ _KEPT, _MOST_KEPT = 0.2, 256  # share of the rows that judge, and their largest 
 _TASKS, _QUERIES = 4, 64  # of a step
 _JUDGED = 10  # steps between judgements
 _CLIP = 1.0
+_BAR_AFTER = 10.0  # seconds
 
 
 def finetuned(
@@ -42,6 +44,7 @@ def finetuned(
     seconds: float,
     learning_rate: float,
     seed: int,
+    progress: bool | None,
 ) -> _Network:
     """See `PFN.finetune`."""
     y = y[..., 0] if y.dim() == 2 and y.shape[-1] == 1 else y
@@ -98,6 +101,8 @@ def finetuned(
     trained = [p for p in tuned.network.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
     queries = min(_QUERIES, max(1, len(rest) // 4))
+    delay = 0 if progress else _BAR_AFTER
+    bar = tqdm(total=steps, desc="finetune", disable=progress is False, delay=delay, leave=False)
     for step in range(1, steps + 1):
         share = 0.5 + 0.5 * draws.number()  # of the rows that are context
         context = max(1, min(most, int(share * (len(rest) - queries))))
@@ -111,8 +116,11 @@ def finetuned(
             found.append((step, judged()))
             if found[-1][1] <= min(value for _, value in found):
                 best = {name: value.detach().clone() for name, value in tuned.state_dict().items()}
+            bar.set_postfix_str(f"{found[-1][1]:.4f} nats per row", refresh=False)
+        bar.update()
         if late:
             break
+    bar.close()
     tuned.load_state_dict(best)
     kept_loss = dict(found)
     taken = min(kept_loss, key=lambda step: kept_loss[step])

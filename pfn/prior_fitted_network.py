@@ -133,6 +133,7 @@ class PFN(Network):
         seconds: float = 60.0,
         learning_rate: float = 1e-4,
         seed: int = 0,
+        progress: bool | None = None,
     ) -> PFN:
         """A copy that predicts data like these better; condition it on them as usual.
 
@@ -149,6 +150,7 @@ class PFN(Network):
             seconds: After which it stops earlier.
             learning_rate: Of AdamW.
             seed: Of the splits.
+            progress: Show a bar; None shows it after ten seconds.
 
         Raises:
             ValueError: the data are more than one set, too few, or not what the network takes.
@@ -162,6 +164,7 @@ class PFN(Network):
             seconds=seconds,
             learning_rate=learning_rate,
             seed=seed,
+            progress=progress,
         )
 
     @property

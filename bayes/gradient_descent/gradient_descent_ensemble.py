@@ -35,6 +35,7 @@ import gpytorch
 import torch
 from botorch.sampling.base import MCSampler
 from gpytorch.constraints import Positive
+from gpytorch.kernels import Kernel
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
@@ -146,6 +147,11 @@ class GradientDescentEnsemble(StandardisedModel):
         super().__init__()
         owner = type(self).__name__
         self._check(train_X, train_Y)
+        if isinstance(network, Kernel):
+            raise TypeError(
+                f"{owner} takes the network itself, got the kernel {type(network).__name__}; pass "
+                "its torch module, or kernel.network."
+            )
         if not isinstance(network, nn.Module):
             raise TypeError(
                 f"{owner} needs a torch module, an InfiniteNetwork or a NetworkPrior, got "

@@ -10,7 +10,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from bayes.checks import check_training_data
-from bayes.large_n.weight_space_process import WeightSpaceProcess
+from bayes.large_n.weight_space_process import WeightSpaceProcess, feature_map
 from bayes.processes.gaussian_process import GaussianProcess
 from bayes.variational.variational_gaussian_process import VariationalGaussianProcess
 from priors.posteriors.transforms import DEFAULT
@@ -73,6 +73,16 @@ def gaussian_process_for(
     transforms = {"input_transform": input_transform, "outcome_transform": outcome_transform}
     if method is None:
         method = _chosen(train_X.shape[-2], max_rows, num_inducing)
+    # the process of a subset takes its time, so what comes after it is refused before
+    if method in ("inducing", "features") and train_X.dim() != 2:
+        raise ValueError(
+            f'method="{method}" takes one data set [n, d], got train_X of shape '
+            f"{tuple(train_X.shape)}."
+        )
+    if method == "inducing" and num_inducing < 1:
+        raise ValueError(f"gaussian_process_for needs num_inducing >= 1, got {num_inducing}.")
+    if method == "features":
+        feature_map("WeightSpaceProcess", kernel, num_features, 0)
     if method == "exact":
         return GaussianProcess(train_X, train_Y, kernel, **transforms).fit(**fit_options)
     process = GaussianProcess(train_X, train_Y, kernel, **transforms)

@@ -123,7 +123,8 @@ class WeightSpaceProcess(OneDataSet):
             raise ValueError(
                 f"{owner} takes one data set [n, d], got train_X of shape {tuple(train_X.shape)}."
             )
-        self.features = _feature_map(owner, kernel, num_features, seed).to(train_X.device)
+        self.features = feature_map(owner, kernel, num_features, seed).to(train_X.device)
+        self._num_features = num_features
         self._given = described(input_transform, outcome_transform)
         self._set_transforms(train_X, train_Y, input_transform, outcome_transform)
         ones = torch.ones(train_Y.shape[-1], dtype=torch.float64, device=train_X.device)
@@ -342,6 +343,7 @@ class WeightSpaceProcess(OneDataSet):
             description={
                 "given": self._given,
                 "num_rows": self.num_rows,
+                "num_features": self._num_features,
                 "features": describe_module(self.features),
             },
         )
@@ -352,7 +354,6 @@ class WeightSpaceProcess(OneDataSet):
         path: str | os.PathLike[str],
         kernel: Kernel | FeatureMap,
         *,
-        num_features: int = 1024,
         input_transform: Any = DEFAULT,
         outcome_transform: Any = DEFAULT,
     ) -> Self:
@@ -361,7 +362,6 @@ class WeightSpaceProcess(OneDataSet):
         Args:
             path: The file.
             kernel: The same as at construction.
-            num_features: The same as at construction.
             input_transform: The same as at construction.
             outcome_transform: The same as at construction.
 
@@ -372,19 +372,20 @@ class WeightSpaceProcess(OneDataSet):
         given = {"input_transform": input_transform, "outcome_transform": outcome_transform}
         check_given(path, described(**given), description["given"])
         state = tensors_under("state", tensors)
-        features = _feature_map(cls.__name__, kernel, num_features, 0)
+        width = description["num_features"]
+        features = feature_map(cls.__name__, kernel, width, 0)
         check_module(path, "feature map", features, description["features"])
         like = state["like"]
         Y = like.new_zeros(1, len(state["noise"]))
         if isinstance(input_transform, InputTransform):  # it learnt from all rows, not from this
             given["input_transform"] = copy.deepcopy(input_transform).eval()
-        model = cls(like, Y, features, **given)
+        model = cls(like, Y, features, num_features=width, **given)
         model.load_state_dict(state)
         model.num_rows = description["num_rows"]
         return model
 
 
-def _feature_map(
+def feature_map(
     owner: str, kernel: Kernel | FeatureMap, num_features: int, seed: int
 ) -> FeatureMap:
     """A feature map of its own, without gradients."""

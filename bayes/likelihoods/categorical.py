@@ -45,6 +45,11 @@ class Categorical(Likelihood):
                 f"Categorical needs an output for each of 2 or more classes, got {classes}."
             )
         check_functions(self, num_functions, classes, "one for each class")
+        if self.num_classes is None and bool((Y >= classes).any()):
+            raise ValueError(
+                f"train_Y has the class {Y.max():g}, and Categorical has a class for each of the "
+                f"network's {classes} outputs, 0 to {classes - 1}; give the network more outputs."
+            )
         fitted = replace(self, num_classes=classes)
         fitted.check_outcomes(Y, "train_Y")
         return fitted

@@ -162,6 +162,8 @@ def test_engines_by_name_and_several(small_engines):
         Regressor("nothing").fit(X, y)
     with pytest.raises(ValueError, match="'narrow' does not suit this table: it takes 2 columns"):
         Regressor("narrow").fit(X, y)
+    with pytest.raises(ValueError, match="names the engine 'Matern' more than once"):
+        Regressor(["Matern", "Matern"]).fit(X, y)
     with pytest.raises(TypeError, match="model_factory must be None"):
         Regressor(3.0).fit(X, y)
 

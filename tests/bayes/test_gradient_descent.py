@@ -13,7 +13,7 @@ from torch.distributions.transforms import ExpTransform
 
 from bayes import GaussianProcess, GradientDescentEnsemble, stack
 from bayes.gradient_descent.filters import trained_weights
-from priors import InfiniteNetwork, NetworkPrior, NNGPKernel
+from priors import InfiniteNetwork, NetworkPrior, NNGPKernel, NTKKernel
 from priors.random_state import seeded
 from priors.testing import ModelContract
 
@@ -373,6 +373,8 @@ def test_errors_say_what_to_do():
     X, Y = data()
     with pytest.raises(TypeError, match="needs a torch module"):
         GradientDescentEnsemble(X, Y, "relu")
+    with pytest.raises(TypeError, match=r"got the kernel NTKKernel; pass .*kernel\.network"):
+        GradientDescentEnsemble(X, Y, NTKKernel(network()))
     for options in ({"time": -1.0}, {"ridge": -1.0}, {"ridge": math.inf}, {"time": math.nan}):
         with pytest.raises(ValueError, match=f"needs a {next(iter(options))} >= 0"):
             GradientDescentEnsemble(X, Y, network(), **options)

@@ -82,7 +82,7 @@ ENGINES = {
     "WeightSpaceProcess": (
         lambda X, Y, t: WeightSpaceProcess(X, Y, NNGPKernel(network()), num_features=20, **t),
         lambda: NNGPKernel(network()),
-        {"num_features": 20},
+        {},
     ),
     "GradientDescentEnsemble": (
         lambda X, Y, t: GradientDescentEnsemble(X, Y, network(), **t),

@@ -134,11 +134,11 @@ def test_features_of_network_kernels(make, tmp_path):
         z = model._z(Xs)
         assert torch.allclose(z @ z.mT, kernel((Xs - X.mean(0)) / X.std(0)).to_dense(), atol=0.6)
     model.save(tmp_path / "w.safetensors")
-    again = WeightSpaceProcess.load(tmp_path / "w.safetensors", kernel, num_features=300)
+    again = WeightSpaceProcess.load(tmp_path / "w.safetensors", kernel)
     assert torch.equal(again.posterior(Xs).mean, model.posterior(Xs).mean)
     assert again.num_rows == 30
     with pytest.raises(ValueError, match="different feature map"):
-        WeightSpaceProcess.load(tmp_path / "w.safetensors", kernel, num_features=20)
+        WeightSpaceProcess.load(tmp_path / "w.safetensors", features(20))
     assert isinstance(random_features(kernel.network, 4), FeatureMap)
 
 
@@ -205,6 +205,22 @@ def test_the_method_follows_the_number_of_rows(monkeypatch):
         assert isinstance(found, WeightSpaceProcess)
     with pytest.raises(ValueError, match="'inducing', 'features' or None"):
         gaussian_process_for(X, Y, RBFKernel(), method="sparse")
+
+
+def test_what_a_method_refuses_is_refused_before_anything_is_fitted(monkeypatch):
+    X, Y = data(10)
+
+    def fit(*args, **kwargs):
+        raise AssertionError("fitted")
+
+    monkeypatch.setattr(GaussianProcess, "fit", fit)
+    with pytest.raises(TypeError, match="needs an NNGPKernel, an NTKKernel"):
+        gaussian_process_for(X, Y, RBFKernel(), method="features")
+    with pytest.raises(ValueError, match="num_inducing >= 1, got 0"):
+        gaussian_process_for(X, Y, RBFKernel(), method="inducing", num_inducing=0)
+    for method in ("features", "inducing"):
+        with pytest.raises(ValueError, match="takes one data set"):
+            gaussian_process_for(X[None], Y[None], NNGPKernel(network()), method=method)
 
 
 def test_errors():

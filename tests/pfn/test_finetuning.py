@@ -46,6 +46,15 @@ def test_it_predicts_the_rows_kept_apart_better_and_leaves_the_network_alone():
     assert tuned.condition(X, y[:, None]).posterior(X[:3]).mean.shape == (3, 1)
 
 
+@pytest.mark.parametrize("progress", [True, False, None])
+def test_progress(progress, capsys):
+    X, y = data()
+    untrained().finetune(X, y, steps=10, progress=progress)
+    told = capsys.readouterr().err
+    assert ("finetune" in told) == bool(progress)
+    assert progress or not told
+
+
 def test_the_first_state_stays_where_none_is_better():
     network = untrained()
     X, y = data()

@@ -1143,8 +1143,10 @@ class TestBadInput:
             network.condition(X, y * float("nan"))
         with pytest.raises(ValueError, match="same rows"):
             network.condition(X, y[:3])
-        with pytest.raises(TypeError, match="X must be a floating-point tensor"):
+        with pytest.raises(TypeError, match=r"a ndarray; torch\.as_tensor\(X\)\.float\(\)"):
             network.condition(X.numpy(), y.numpy())
+        with pytest.raises(TypeError, match=r"got one of torch\.int64; X\.float\(\) makes"):
+            network.condition(X.long(), y)
         with pytest.raises(ValueError, match="X has no features; this network takes 1 to 4"):
             network.condition(X[:, :0], y)
         with pytest.raises(TypeError, match="must agree"):
