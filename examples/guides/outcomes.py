@@ -92,6 +92,28 @@ print("expected  ", here.mean[:, 0])
 print("90% of counts in", here.quantile(torch.tensor([0.05, 0.95]).double())[..., 0].T)
 
 # %% [markdown]
+# ## Ordered classes
+#
+# The function of `"ordinal"` is in logits, as those of `"categorical"`: classes that are sure need values far from 0,
+# and a prior under which the function is about 1 to 3 is too flat where they are. Let the variances be learnt, or make
+# that of the readout larger:
+
+# %%
+X = 4 * torch.rand(600, 1, dtype=torch.float64) - 2
+below = torch.sigmoid(torch.tensor([-2.0, 2.0]).double() - 4 * torch.sin(2 * X))
+shares = torch.cat([below[:, :1], below[:, 1:] - below[:, :1], 1 - below[:, 1:]], dim=-1)
+Y = torch.multinomial(shares, 1).double()
+known, asked = slice(0, 100), slice(100, None)
+
+print("NLPD of the truth", -shares[asked].gather(1, Y[asked].long()).log().mean().item())
+flat = NetworkPrior(small, weight_var=4.0, bias_var=1.0)
+wide = NetworkPrior(small, weight_var={"0": 4.0, "2": 40.0}, bias_var=1.0)
+for told, law, learn in (("flat", flat, False), ("wide", wide, False), ("learnt", flat, True)):
+    model = BayesianNetwork(X[known], Y[known], law, likelihood="ordinal", learn_variances=learn)
+    predicted = model.fit(method).posterior(X[asked], observation_noise=True)
+    print(f"NLPD, {told}:", -predicted.log_prob(Y[asked]).mean().item())
+
+# %% [markdown]
 # ## Weights that are not Gaussian
 #
 # `WeightPrior` gives layers other laws: `"laplace"` and `"student_t"` weights are mostly small and rarely
