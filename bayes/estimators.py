@@ -31,6 +31,7 @@ from priors.tables import (
     read_columns,
     refuse_missing,
     refuse_text,
+    warn_of_equal_targets,
 )
 
 try:
@@ -259,10 +260,14 @@ class Regressor(RegressorMixin, _Estimator):
         Raises:
             TypeError: values, engines or arguments of an unusable kind.
             ValueError: unusable data or parameters. The estimator is then as it was.
+
+        Warns:
+            Where all targets are equal, whose scale engines make up.
         """
         with self._all_or_nothing():
             refuse_text("Regressor", y, "bayes.Classifier")
             values, y = self._read_table(X, y, numeric=True)
+            warn_of_equal_targets(y)
             self._condition(values, y.astype(np.float64), 0, fit_params)
         return self
 

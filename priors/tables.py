@@ -31,6 +31,7 @@ __all__ = [
     "read_columns",
     "refuse_missing",
     "refuse_text",
+    "warn_of_equal_targets",
 ]
 
 _FEW = 10  # different values of a category that is numbered
@@ -299,6 +300,21 @@ def refuse_text(owner: str, y: Any, instead: str) -> None:
         raise ValueError(
             f"{owner} needs numbers as y, got the text {str(first)!r}; convert it, or tell "
             f"classes with {instead}."
+        )
+
+
+def warn_of_equal_targets(y: np.ndarray) -> None:
+    """Warn of targets that are standardised and have nothing to do it by.
+
+    Args:
+        y: Finite numbers, `[n]`.
+    """
+    if (y == y[0]).all():
+        warnings.warn(
+            f"All {len(y)} targets are {y[0]:g}: how much y varies is unknown, and intervals mean "
+            "nothing. Give targets that differ, or silence this with "
+            "warnings.filterwarnings('ignore', 'All .* targets').",
+            stacklevel=3,
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +20,12 @@ from pfn.prior_fitted_network import PFN
 from priors.posteriors.linear_pool import MixturePosterior
 from priors.posteriors.protocol import PredictivePosterior
 from priors.posteriors.transformed import TransformedPosterior
-from priors.tables import checked_probabilities, refuse_missing, refuse_text
+from priors.tables import (
+    checked_probabilities,
+    refuse_missing,
+    refuse_text,
+    warn_of_equal_targets,
+)
 
 __all__ = ["PFNRegressor"]
 
@@ -118,27 +122,16 @@ class PFNRegressor(RegressorMixin, PFNEstimator):
             X, y = self._read_table(X, y, numeric=True)
             y = y.astype(np.float64)
             self.network_ = self._load_network(classes=False)
-            self._check_scale(y)
+            if self.network_.targets == "standardised":
+                if len(y) < 2:
+                    raise ValueError(
+                        "PFNRegressor got one row (n_samples=1), which does not say how much y "
+                        "varies; give two or more."
+                    )
+                warn_of_equal_targets(y)
             self._limit_context(len(y))
             self._condition(X, y, ranks(y[:, None]))
         return self
-
-    def _check_scale(self, y: np.ndarray) -> None:
-        """Refuse or warn of targets that a network cannot standardise."""
-        if self.network_.targets != "standardised":
-            return
-        if len(y) < 2:
-            raise ValueError(
-                "PFNRegressor got one row (n_samples=1), which does not say how much y varies; "
-                "give two or more."
-            )
-        if (y == y[0]).all():
-            warnings.warn(
-                f"All {len(y)} targets are {y[0]:g}: how much y varies is unknown, and intervals "
-                "mean nothing. Give targets that differ, or silence this with "
-                "warnings.filterwarnings('ignore', 'All .* targets').",
-                stacklevel=3,
-            )
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Predictive means.

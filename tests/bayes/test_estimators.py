@@ -148,6 +148,12 @@ def test_text_is_no_target_of_regression():
             Regressor(rbf).fit(X, text)
 
 
+def test_equal_targets_have_no_scale():
+    X, _ = data()
+    with pytest.warns(UserWarning, match="All 40 targets are 5: .* intervals mean nothing"):
+        Regressor(rbf).fit(X, np.full(40, 5.0))
+
+
 def test_engines_by_name_and_several(small_engines):
     X, y = data()
     alone = Regressor("special").fit(X, y)
