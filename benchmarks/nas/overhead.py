@@ -29,6 +29,7 @@ import optuna
 import torch
 from botorch.models.model import Model
 from optuna.distributions import CategoricalDistribution
+from threadpoolctl import threadpool_limits
 from torch import Generator, Tensor
 
 import nas
@@ -153,6 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULT, help="file of the result, JSON")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
+    threadpool_limits(1)  # SciPy's optimiser too, whose threads would only wait
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     nas.suggest(_study(BayesianSampler(SPACE, seed=0), 20).ask(), SPACE)  # loads what is slow
     rows: list[dict[str, Any]] = []
