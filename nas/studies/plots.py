@@ -160,9 +160,14 @@ def plot_sizes(study: optuna.Study, *, objective: int = 0) -> Figure | None:
     trials = [values.trials[k] for k in kept]
     figure, ax = _axes((6.2, 3.4))
     sizes = np.array([trial.user_attrs["num_parameters"] for trial in trials])
-    depths = [trial.user_attrs["depth"] for trial in trials]
-    span = {"vmin": min(depths), "vmax": max(*depths, min(depths) + 1)}
-    values.scatter(ax, sizes, kept=kept, c=depths, cmap=_SHADES, s=28, **span)
+    depths = np.array([trial.user_attrs["depth"] for trial in trials])
+    span = {"vmin": int(depths.min()), "vmax": int(max(depths.max(), depths.min() + 1))}
+    for feasible, style in ((True, {}), (False, {"alpha": 0.3, "label": "infeasible"})):
+        rows = np.flatnonzero(values.feasible[kept] == feasible)
+        shown = [kept[row] for row in rows]
+        values.scatter(
+            ax, sizes[rows], kept=shown, c=depths[rows], cmap=_SHADES, s=28, **span, **style
+        )
     best = values.best_of(kept)
     if best is not None:
         ax.scatter(

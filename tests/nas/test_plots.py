@@ -203,6 +203,8 @@ def test_the_best_is_a_feasible_one():
     assert line.get_ydata().tolist() == [3.0, 3.0, 2.0, 2.0]
     ax, _ = plot_sizes(study).axes
     (ring,) = (points for points in ax.collections if points.get_label() == "best")
+    (faint,) = (points for points in ax.collections if points.get_label() == "infeasible")
+    assert faint.get_offsets().tolist() == [[8.0, 1.0], [9.0, 0.5]]
     assert ring.get_offsets().tolist() == [[5.0, 2.0]]
     assert study.best_trial.number == 2
 
