@@ -50,9 +50,11 @@ REQUEUED_FROM = "requeued_from"
 RETRIES = "retries"
 BEGAN = "began"  # when the candidate was there, seconds since 1970
 ERROR = "error"
+TRACEBACK = "traceback"
+UNPROPOSED = "unproposed"  # of a trial whose sampler failed
 KEPT = "kept_predictions"  # name of the file
 # What a trial that runs again does not keep: it is of the attempt, not of the candidate.
-OF_A_RUN = (ERROR, "traceback", "worker", "curve", "unproposed", BEGAN, KEPT)
+OF_A_RUN = (ERROR, TRACEBACK, UNPROPOSED, "worker", "curve", BEGAN, KEPT)
 RELATIVE_ARCHITECTURE = "nas:architecture"
 RELATIVE_FIDELITY = "nas:fidelity"
 SCREENED = "trained in full"  # the constraint that trials at a lower fidelity miss

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 from torch.distributions import StudentT
 
+from nas.checks import check_whole
 from nas.encoding.outcomes import affine_of
 from nas.proposals.fronts import fronts
 from nas.pruning.curve_process import CurveProcess
@@ -65,8 +66,7 @@ class ParetoPruner(BasePruner):
     """
 
     def __init__(self, num_startup_trials: int = 5, num_warmup_steps: int = 0) -> None:
-        if num_startup_trials < 1:
-            raise ValueError(f"num_startup_trials must be at least 1, got {num_startup_trials}.")
+        check_whole(num_startup_trials=num_startup_trials)
         self.num_startup_trials = num_startup_trials
         self.num_warmup_steps = num_warmup_steps
 
@@ -117,8 +117,7 @@ class LearningCurvePruner(BasePruner):
     ) -> None:
         if not 0 < level < 1:
             raise ValueError(f"level must be a probability between 0 and 1, got {level}.")
-        if num_startup_trials < 1:
-            raise ValueError(f"num_startup_trials must be at least 1, got {num_startup_trials}.")
+        check_whole(num_startup_trials=num_startup_trials)
         self.level = level
         self.num_startup_trials = num_startup_trials
         self.num_warmup_steps = num_warmup_steps

@@ -14,7 +14,15 @@ from tqdm import tqdm
 
 from nas.sampler import BayesianSampler
 from nas.studies.presence import WORKER, here
-from nas.trials import BEGAN, ERROR, numbered, requeue, warn_of_ignored
+from nas.trials import (
+    BEGAN,
+    ERROR,
+    TRACEBACK,
+    UNPROPOSED,
+    numbered,
+    requeue,
+    warn_of_ignored,
+)
 
 __all__ = ["Objective", "SearchError", "Watch", "evaluate", "quiet"]
 
@@ -23,8 +31,6 @@ Objective = Callable[[optuna.Trial], float | Sequence[float]]
 
 MAX_EQUAL_FAILURES = 5  # from the start of a call, before it is given up
 NAN = "The objective returned nan."
-TRACEBACK = "traceback"
-UNPROPOSED = "unproposed"
 _KIND_ERRORS = (  # Optuna's, which do not name what they are about
     "Cannot set different distribution kind to the same parameter name.",
     "Cannot set different log configuration to the same parameter name.",

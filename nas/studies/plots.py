@@ -263,11 +263,15 @@ class Values:
         """For each whether it keeps all constraints, `[n]`."""
         return np.array([is_feasible(trial) for trial in self.trials], dtype=bool)
 
+    @property
+    def better(self) -> np.ufunc:
+        """Of two values the better one."""
+        return np.maximum if self.maximise else np.minimum
+
     def best_so_far(self) -> np.ndarray:
         """Of the feasible ones up to each, `[n]`; before the first the worst there can be."""
         worst = -math.inf if self.maximise else math.inf
-        better = np.maximum if self.maximise else np.minimum
-        return better.accumulate(np.where(self.feasible, self.numbers, worst))
+        return self.better.accumulate(np.where(self.feasible, self.numbers, worst))
 
     def best_of(self, rows: Sequence[int]) -> int | None:
         """Place in `rows` of the best feasible finite one, None where there is none."""

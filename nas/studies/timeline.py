@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.studies.plots import Values
@@ -110,8 +109,7 @@ def plot_cost(study: optuna.Study, *, objective: int = 0) -> Figure | None:
     size, unit = _unit(float(spent[-1]))
     rows = [k for k, trial in enumerate(trials) if trial.number in known]
     numbers = np.array([known[trials[k].number] for k in rows])
-    maximise = study.directions[objective] == StudyDirection.MAXIMIZE
-    best = (np.maximum if maximise else np.minimum).accumulate(numbers)
+    best = values.better.accumulate(numbers)
     figure = Figure(figsize=(7.2, 3.0), layout="constrained")
     ax = figure.subplots()
     # From the first value that is not far off; the axis shows the best, not all trials.
