@@ -58,20 +58,17 @@ def output_of(node: Node, shapes: Shapes) -> Shape | None:
             for _ in range(int(dict(node.arguments)["count"])):
                 shape = output_shape(node.body, shape)
             return shape
-        return _output_or_none(
-            operations.OPERATIONS[node.operation], node.operation, shapes, node.arguments
-        )
+        return _output_or_none(operations.OPERATIONS[node.operation], shapes, node.arguments)
     except ValueError:
         return None
 
 
 @lru_cache(maxsize=1 << 16)
-def _output_or_none(
-    operation: Operation, name: str, shapes: Shapes, arguments: Arguments
-) -> Shape | None:
+def _output_or_none(operation: Operation, shapes: Shapes, arguments: Arguments) -> Shape | None:
     try:
-        return _parameters(operation, name, shapes, arguments)[1]
-    except ValueError:
+        with torch.device("meta"):
+            return tuple(operation.build(shapes, **dict(arguments))[1])
+    except (TypeError, ValueError):
         return None
 
 

@@ -24,7 +24,7 @@ from nas.spaces.expressions import Sequence as Chain
 
 __all__ = ["Choice", "Derivation", "Limits", "Lookahead", "Rules", "State"]
 
-MAX_STEPS = 300  # states of one search; an option that needs more counts as not completed
+MAX_STEPS = 100  # states of one search; an option that needs more counts as not completed
 
 Shapes = tuple[Shape, ...]
 
@@ -156,6 +156,10 @@ class Rules:
         self.options = options
         self.limits = limits
         self.heights = _heights(options)
+        self.soonest = {
+            symbol: sorted(range(len(parts)), key=lambda option: self.heights[symbol, option])
+            for symbol, parts in options.items()
+        }
         self.arities = {
             (symbol, index): len(list(symbols_of(part)))
             for symbol, parts in options.items()
@@ -230,10 +234,8 @@ class Lookahead:
 
     def soonest(self, state: State) -> list[int]:
         """The options of the symbol on top that fit the depth, those that end soonest first."""
-        symbol, rules = state.symbol, self.rules
-        able = range(len(rules.options[symbol]))
-        able = [o for o in able if rules.fits_depth(symbol, state.depth, o)]  # type: ignore[assignment]
-        return sorted(able, key=lambda option: rules.heights[symbol, option])
+        symbol, depth, rules = state.symbol, state.depth, self.rules
+        return [o for o in rules.soonest[symbol] if rules.fits_depth(symbol, depth, o)]
 
     def completes(self, state: State, option: int) -> bool:
         """Whether a completion from an option of the symbol on top is found."""
@@ -264,7 +266,7 @@ class Lookahead:
         options = self.rules.options[symbol]
         if not 0 <= option < len(options) or not self.rules.fits_depth(symbol, level.depth, option):
             return None
-        inside = level._replace(depth=level.depth + 1)
+        inside = Level(level.depth + 1, level.copies)
         found = self._settle(self._stack(options[option], inside, rest), state.shapes)
         if found is not None and found.stack is None and not self.rules.ends_well(found.shapes):
             return None
@@ -294,7 +296,7 @@ class Lookahead:
                 if pieces is None:
                     return None
                 branch, count = _counted(gather.of.parts[gather.place])
-                inside = level._replace(copies=level.copies * count)
+                inside = Level(level.depth, level.copies * count)
                 if inside.copies > self.rules.limits.max_copies:
                     return None
                 stack = self._stack(branch, inside, self._stack(gather, level, rest))
@@ -307,7 +309,7 @@ class Lookahead:
         if isinstance(part, Branches):
             return Gather(part, shapes)
         _, count = _counted(part.of.parts[part.place])
-        return part._replace(done=part.done + shapes * count, place=part.place + 1)
+        return Gather(part.of, part.source, part.done + shapes * count, part.place + 1)
 
     def _pieces(self, gather: Gather) -> Shapes | None:
         """What each branch reads, the same shape for all."""
@@ -371,11 +373,9 @@ class _Builder:
         if not 0 <= option < len(options) or not self.rules.fits_depth(symbol, level.depth, option):
             raise _Misfit
         self.cursor += 1
-        is_first = start == len(self.choices)  # not a copy of choices before
-        self.choices += [None] if is_first else []
-        wires = self.part(options[option], wires, level._replace(depth=level.depth + 1))
-        if is_first:
-            self.choices[start] = Choice(symbol, option, self.cursor)
+        self.choices.append(None)
+        wires = self.part(options[option], wires, Level(level.depth + 1, level.copies))
+        self.choices[start] = Choice(symbol, option, self.cursor)
         return wires
 
     def branches(self, part: Branches, wires: tuple[int, ...], level: Level) -> tuple[int, ...]:
@@ -384,16 +384,40 @@ class _Builder:
         index = 0
         for branch in part.parts:
             inner, count = _counted(branch)
-            inside = level._replace(copies=level.copies * count)
+            inside = Level(level.depth, level.copies * count)
             if inside.copies > self.rules.limits.max_copies:
                 raise _Misfit
-            start = self.cursor
-            for _ in range(count):
-                self.cursor = start
-                source = wires if part.split is None else self.node(_chunk(part, index), wires)
-                outputs += self.part(inner, source, inside)
-                index += 1
+            source = self.source(part, index, wires)
+            start = len(self.nodes)
+            made = self.part(inner, source, inside)
+            end = len(self.nodes)
+            outputs += made
+            for copy in range(index + 1, index + count):
+                outputs += self.copied(start, end, made, source, self.source(part, copy, wires))
+            index += count
         return outputs
+
+    def source(self, part: Branches, index: int, wires: tuple[int, ...]) -> tuple[int, ...]:
+        """What a branch reads."""
+        return wires if part.split is None else self.node(_chunk(part, index), wires)
+
+    def copied(
+        self,
+        start: int,
+        end: int,
+        made: tuple[int, ...],
+        source: tuple[int, ...],
+        other: tuple[int, ...],
+    ) -> tuple[int, ...]:
+        """The nodes from `start` to `end` once more, reading another source of the same shape."""
+        offset = len(self.nodes) - start
+        place = dict(zip(source, other, strict=True))
+        place |= {wire: wire + offset for wire in range(start, end)}
+        for node in self.nodes[start:end]:
+            inputs = tuple(place[wire] for wire in node.inputs)
+            self.nodes.append(Node(node.operation, inputs, node.arguments, node.body))
+        self.shapes += self.shapes[start:end]
+        return tuple(place[wire] for wire in made)
 
     def node(self, node: Node, wires: tuple[int, ...]) -> tuple[int, ...]:
         """An operation that reads these nodes."""
