@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from botorch.posteriors import Posterior
+from gpytorch.constraints import GreaterThan
 from gpytorch.likelihoods import (
     BernoulliLikelihood,
     GaussianLikelihood,
@@ -23,8 +24,11 @@ from gpytorch.likelihoods import (
 from gpytorch.likelihoods import Likelihood as GPyTorchLikelihood
 from torch import Tensor, distributions
 
+from bayes.description import describe_module
+from bayes.log_priors import log_priors
+from bayes.noise import NoiseLevel
 from bayes.variational.latent import Latent
-from bayes.variational.laws import Law, check_all_classes
+from bayes.variational.laws import Law, NormalInstead, check_all_classes
 from bayes.variational.nodes import normal_line, normal_nodes
 from bayes.variational.outcome_posterior import (
     DistributionMixture,
@@ -37,6 +41,7 @@ from priors.posteriors.draws import EmpiricalPosterior, log_average
 __all__ = ["gpytorch_law"]
 
 _NODES, _JOINT_NODES, _PREDICTION = 64, 256, 512
+_LEAST_NOISE = 1e-8
 
 
 class _GPyTorchLaw(Law):
@@ -46,10 +51,14 @@ class _GPyTorchLaw(Law):
         likelihood: Copied.
         num_columns: Columns of outcomes.
         like: Whose dtype and device the parameters have.
+
+    Attributes:
+        made_as: What the likelihood was before it was copied, for files.
     """
 
     def __init__(self, likelihood: GPyTorchLikelihood, num_columns: int, like: Tensor) -> None:
         super().__init__()
+        self.made_as = describe_module(likelihood)
         self.likelihood = copy.deepcopy(likelihood).to(like)
         self.num_functions = self.num_outputs = num_columns
 
@@ -80,6 +89,14 @@ class _GPyTorchLaw(Law):
 class _NormalNoise(_GPyTorchLaw):
     """`GaussianLikelihood`: one noise variance for all columns."""
 
+    def __init__(self, likelihood: GPyTorchLikelihood, num_columns: int, like: Tensor) -> None:
+        super().__init__(likelihood, num_columns, like)
+        _learn_in_logs(self.likelihood.noise_covar)
+
+    @property
+    def noise_level(self) -> NoiseLevel | None:
+        return NoiseLevel.of(self.likelihood)
+
     def expected_log_prob(self, Y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         noise = self.likelihood.noise.to(mean)
         square = ((Y - mean).square() + variance) / noise
@@ -90,7 +107,35 @@ class _NormalNoise(_GPyTorchLaw):
         return latent.of_functions(outputs).posterior(noise)
 
 
-class _LaplaceNoise(_GPyTorchLaw):
+class _HeavyTails(_GPyTorchLaw):
+    """Noise with one squared scale for all columns, and with outliers."""
+
+    def __init__(self, likelihood: GPyTorchLikelihood, num_columns: int, like: Tensor) -> None:
+        super().__init__(likelihood, num_columns, like)
+        _learn_in_logs(self.likelihood)
+
+    @property
+    def noise_level(self) -> NoiseLevel | None:
+        own = self.likelihood
+        if not own.raw_noise.requires_grad:
+            return None
+        return NoiseLevel(
+            lambda: own.noise,
+            lambda values: own.initialize(noise=values),
+            lambda: log_priors(own),
+            float(own.raw_noise_constraint.lower_bound),
+        )
+
+    @property
+    def approach(self) -> Law:
+        """Heavy tails take any misfit for outliers, so they drive no function from smoothness."""
+        columns = self.num_functions
+        return NormalInstead(
+            self, lambda like: self.likelihood.noise.to(like).log().expand(columns)
+        )
+
+
+class _LaplaceNoise(_HeavyTails):
     """`LaplaceLikelihood`: E|y - f| is the mean of a folded normal, and has no kink."""
 
     def expected_log_prob(self, Y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -102,7 +147,7 @@ class _LaplaceNoise(_GPyTorchLaw):
         return -(distance / scale + (2 * scale).log()).sum(-1)
 
 
-class _StudentTNoise(_GPyTorchLaw):
+class _StudentTNoise(_HeavyTails):
     """`StudentTLikelihood`: one scale and one number of degrees of freedom for all columns."""
 
     def outcomes(self, latent: Latent, outputs: Sequence[int]) -> Posterior:
@@ -116,6 +161,23 @@ class _StudentTNoise(_GPyTorchLaw):
             return ScaledNoisePosterior(f[0], torch.zeros_like(f[0]), scale, df)
 
         return OutcomePosterior(marginal, latent.posterior(), given)
+
+
+def _learn_in_logs(owner: Any) -> None:
+    """Have fits move a noise by factors, as those of our own models.
+
+    A step in GPyTorch's parameters, which are no logarithms, takes it from hardly any to much.
+
+    Args:
+        owner: Has the parameter `raw_noise`.
+    """
+    constraint = getattr(owner, "raw_noise_constraint", None)
+    if constraint is None or not constraint.enforced or math.isfinite(constraint.upper_bound):
+        return
+    noise = owner.noise.detach().clone()
+    least = max(float(constraint.lower_bound), _LEAST_NOISE)
+    owner.register_constraint("raw_noise", GreaterThan(least, transform=None))
+    owner.raw_noise.data.copy_(noise.clamp_min(least))
 
 
 class _Probit(_GPyTorchLaw):

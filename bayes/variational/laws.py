@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ from priors.posteriors.transformed import TransformedPosterior
 __all__ = [
     "CategoricalLaw",
     "Law",
+    "NormalInstead",
     "Slopes",
     "check_all_classes",
     "class_posterior",
@@ -145,7 +146,12 @@ class Law(gpytorch.Module, ABC):
 
     @property
     def noise_level(self) -> NoiseLevel | None:
-        """Of normal noise that is learnt, None of other laws."""
+        """Of noise that is learnt and falls off on both sides of a function, else None."""
+        return None
+
+    @property
+    def approach(self) -> Law | None:
+        """What shows a fit from little noise its way, see `bayes.noise.LessNoise`."""
         return None
 
     def values(self) -> dict[str, Tensor]:
@@ -286,6 +292,22 @@ class _GaussianLaw(_ColumnLaw):
 class _StudentTLaw(_ColumnLaw):
     """Student t noise: a scale mixture of Gaussians, whose predictions are one too."""
 
+    @property
+    def noise_level(self) -> NoiseLevel | None:
+        log_scale: Tensor = self.log_scale
+        if not log_scale.requires_grad:
+            return None
+        return NoiseLevel(
+            lambda: (2 * log_scale).exp(),
+            lambda noise: log_scale.data.copy_(noise.log() / 2),
+            self.log_prior,
+        )
+
+    @property
+    def approach(self) -> Law:
+        """Heavy tails take any misfit for outliers, so they drive no function from smoothness."""
+        return NormalInstead(self, lambda like: 2 * self.own_parameters(like)["log_scale"])
+
     def noise_free(self, latent: Latent, outputs: Sequence[int]) -> Posterior:
         return latent.of_functions(outputs).posterior()
 
@@ -299,6 +321,27 @@ class _StudentTLaw(_ColumnLaw):
             noise["df"][index],
         )
         return self._joint(marginal, latent, outputs)
+
+
+class NormalInstead(_GaussianLaw):
+    """Normal noise in the place of noise with heavy tails.
+
+    Args:
+        law: With the heavy tails.
+        log_noise_var: Gives log variances for its columns, in the dtype of what it is given.
+    """
+
+    def __init__(self, law: Law, log_noise_var: Callable[[Tensor], Tensor]) -> None:
+        Law.__init__(self)
+        self.num_functions, self.num_outputs = law.num_functions, law.num_outputs
+        self.num_nodes = law.num_nodes
+        self.law, self.log_noise_var = law, log_noise_var
+
+    def own_parameters(self, like: Tensor) -> dict[str, Tensor]:
+        return {"log_noise_var": self.log_noise_var(like)}
+
+    def log_prior(self) -> Tensor | float:
+        return self.law.log_prior()
 
 
 class _PoissonLaw(_ColumnLaw):

@@ -9,7 +9,7 @@ from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import Likelihood as GPyTorchLikelihood
 from torch import Tensor
 
-from bayes.description import check_module, describe_module
+from bayes.description import check_module
 from bayes.likelihoods import Likelihood, from_description, named
 from bayes.variational.gpytorch_laws import gpytorch_law
 from bayes.variational.laws import Law, own_law
@@ -100,7 +100,7 @@ class VariationalGaussianProcess(VariationalProcess):
         own = self.law.likelihood
         if isinstance(own, Likelihood):
             return own.description()
-        return {"class": type(own).__name__, "module": describe_module(own)}
+        return {"class": type(own).__name__, "module": self.law.made_as}
 
     @classmethod
     def load(

@@ -255,7 +255,12 @@ class VariationalProcess(OneDataSet, gpytorch.Module):
             return self
         whole = batch_size >= n
         steps = _STEPS if max_iter is None else max_iter
-        less_noise = LessNoise.beside(self.law.noise_level, n)
+        approach = self.law.approach
+        less_noise = LessNoise.beside(
+            self.law.noise_level,
+            n,
+            None if approach is None else lambda: self._objective(approach),
+        )
         starts = 1 + (less_noise is not None) + num_restarts
         watch = Watch(
             type(self).__name__,
@@ -282,14 +287,19 @@ class VariationalProcess(OneDataSet, gpytorch.Module):
         self.settle()
         return self
 
-    def _objective(self) -> Tensor:
-        """Bound at the best q(v), and log priors, nats per row; the gradient holds q(v) fixed."""
+    def _objective(self, law: Law | None = None) -> Tensor:
+        """Bound at the best q(v), and log priors, nats per row; the gradient holds q(v) fixed.
+
+        Args:
+            law: In place of the model's own.
+        """
+        law = self.law if law is None else law
         X = self.transformed_inputs(self.train_X)
         root = factor(self.covar_module, self.inducing.points)
         rows = project(self.covar_module, self.inducing.points, root, X)
         fixed = rows.detach()
         bound = Bound(
-            self.law,
+            law,
             self.targets(),
             self.num_inducing,
             lambda part: fixed[part],
@@ -298,9 +308,9 @@ class VariationalProcess(OneDataSet, gpytorch.Module):
         with torch.no_grad():
             at = self._improve(bound, _INNER_STEPS, _INNER_TOLERANCE)
         Y = self.targets().double()
-        total = self.weighed(self.law.expected_log_prob(Y, *at.marginals(rows))).sum()
-        total = total - at.divergence(self.law.inverse_scale()) - self.law.divergence()
-        return (total + self._log_priors()) / len(Y)
+        total = self.weighed(law.expected_log_prob(Y, *at.marginals(rows))).sum()
+        total = total - at.divergence(law.inverse_scale()) - law.divergence()
+        return (total + law.log_prior() + log_priors(self)) / len(Y)
 
     def weighed(self, values: Tensor, index: Any = ...) -> Tensor:
         """Values of rows times their weights.

@@ -12,7 +12,7 @@ import torch
 from botorch.exceptions import ModelFittingError
 from gpytorch.constraints import GreaterThan, Positive
 from gpytorch.kernels import Kernel, RBFKernel, ScaleKernel
-from gpytorch.likelihoods import GaussianLikelihood
+from gpytorch.likelihoods import GaussianLikelihood, LaplaceLikelihood
 from gpytorch.priors import LogNormalPrior
 from linear_operator.utils.errors import NanError
 from torch import nn
@@ -481,11 +481,21 @@ def scale_process(noise_too):
     [
         GaussianProcess,
         VariationalGaussianProcess,
+        partial(VariationalGaussianProcess, likelihood="student_t"),
+        partial(VariationalGaussianProcess, likelihood=LaplaceLikelihood()),
         StudentTProcess,
         scale_process(False),
         scale_process(True),
     ],
-    ids=["Gaussian", "variational", "Student t", "mixture", "mixture and noise"],
+    ids=[
+        "Gaussian",
+        "variational",
+        "outliers",
+        "Laplace noise",
+        "Student t",
+        "mixture",
+        "mixture and noise",
+    ],
 )
 def test_oscillations_are_not_taken_for_noise(model):
     """sin 40 x and 10% noise, of which networks' kernels see nothing from where fits start. An
