@@ -156,8 +156,7 @@ class StandardisedModel(TransformedModel, gpytorch.Module):
                 f"fit needs num_restarts >= 0 and max_iter >= 1, got {num_restarts} and {max_iter}."
             )
         if any(parameter.requires_grad for parameter in self.parameters()):
-            level = NoiseLevel.of(self.likelihood)
-            less_noise = LessNoise.beside(level, self.train_X.shape[-2])
+            less_noise = self._less_noise()
             watch = Watch(
                 type(self).__name__,
                 device=self.train_X.device,
@@ -176,6 +175,10 @@ class StandardisedModel(TransformedModel, gpytorch.Module):
                     less_noise=less_noise,
                 )
         return self
+
+    def _less_noise(self) -> LessNoise | None:
+        """The other start of a fit."""
+        return LessNoise.beside(NoiseLevel.of(self.likelihood), self.train_X.shape[-2])
 
     @abstractmethod
     def _objective(self) -> Tensor:

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from bayes.checks import check_query
 from bayes.deep_kernel_machine.gram_kernels import GramKernel, InputGram, layers_of
 from bayes.description import describe_values
+from bayes.noise import LessNoise
 from bayes.processes.marginal_likelihood import exact_solves, relative_jitter
 from bayes.standardised_model import StandardisedModel
 from bayes.variational.inducing_points import InducingPoints
@@ -47,6 +48,8 @@ from priors.posteriors.transforms import DEFAULT
 from priors.representation import as_data, count
 
 __all__ = ["DeepKernelMachine"]
+
+_MOST_POINTS = 200
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,11 @@ class DeepKernelMachine(StandardisedModel):
         layers: A number of ReLU layers, or a list of "relu", "squared exponential", activations
             such as `nn.GELU()`, and `GramKernel`s.
         num_inducing: M, at most; all rows where they are fewer. They are chosen among the rows by
-            the variance that they leave.
+            the variance that they leave. None takes 200, and where Gram matrices are learnt a third
+            of the rows at most: those of all rows hold what noise the rows have, too.
         regularisation: nu, how many outputs' worth of evidence holds a Gram matrix at that of the
             infinitely wide network: one for all, or one for each layer but the last; may be
-            infinite. Few rows of noisy outcomes take more than 1, or their noise is fitted too.
+            infinite. At 1 the noise of a single outcome is fitted too.
         learn_inducing_points: Whether `fit` moves them too, unless all rows are taken.
         ard_num_dims: d, for a length scale of each input.
         input_transform: `DEFAULT` standardises by the training rows, None applies none; or a
@@ -168,8 +172,8 @@ class DeepKernelMachine(StandardisedModel):
         train_Y: Tensor,
         *,
         layers: int | Sequence[str | nn.Module],
-        num_inducing: int = 200,
-        regularisation: float | Sequence[float] = 1.0,
+        num_inducing: int | None = None,
+        regularisation: float | Sequence[float] = 10.0,
         learn_inducing_points: bool = True,
         ard_num_dims: int | None = None,
         input_transform: Any = DEFAULT,
@@ -182,7 +186,7 @@ class DeepKernelMachine(StandardisedModel):
             raise ValueError(
                 f"{owner} takes one data set [n, d], got train_X of shape {tuple(train_X.shape)}."
             )
-        if num_inducing < 1:
+        if num_inducing is not None and num_inducing < 1:
             raise ValueError(f"{owner} needs num_inducing >= 1, got {num_inducing}.")
         if ard_num_dims not in (None, train_X.shape[-1]):
             raise ValueError(
@@ -193,6 +197,8 @@ class DeepKernelMachine(StandardisedModel):
         self.layers = _Layers(InputGram(ard_num_dims), kernels).to(train_X)
         self._hold(train_X, train_Y, input_transform, outcome_transform)
         rows = self.transformed_inputs(self.train_X)
+        if num_inducing is None:
+            num_inducing = _MOST_POINTS if self._is_wide else min(_MOST_POINTS, -(-len(rows) // 3))
         chosen = InducingPoints.among(rows, self._prior, num_inducing, learn_inducing_points)
         self.inducing = chosen.to(train_X)
         self.factors = nn.ModuleList(
@@ -228,6 +234,19 @@ class DeepKernelMachine(StandardisedModel):
     def inducing_points(self) -> Tensor:
         """The inducing points `[M, d]` in the units of train_X."""
         return self.inducing.untransformed(self.input_transform)
+
+    def _less_noise(self) -> LessNoise | None:
+        """None where Gram matrices are learnt.
+
+        The evidence of what was fitted to the outcomes is no judge of their noise: it is largest
+        where the function goes through them all.
+        """
+        return super()._less_noise() if self._is_wide else None
+
+    @property
+    def _is_wide(self) -> bool:
+        """Whether all is as in the infinitely wide network."""
+        return all(nu == math.inf for nu in self.regularisation)
 
     def _objective(self) -> Tensor:
         total = self._solved()[1]

@@ -139,7 +139,7 @@ def outcomes(model):
 
 @torch.no_grad()
 def test_the_objective_is_the_formula():
-    model = perturbed(machine(*data(m=2), regularisation=0.7))
+    model = perturbed(machine(*data(m=2), num_inducing=9, regularisation=0.7))
     G = model._present().grams[1].numpy()
     found = float(model._objective())
     assert found == pytest.approx(formula(model, G, outcomes(model), 0.7), rel=1e-6)
@@ -154,7 +154,9 @@ def held(model):
 
 def test_fit_finds_the_maximum_that_brute_force_finds():
     X, Y = data(5)
-    model = held(machine(X, Y, regularisation=0.5)).fit(max_iter=500, progress=False)
+    model = held(machine(X, Y, num_inducing=5, regularisation=0.5)).fit(
+        max_iter=500, progress=False
+    )
     y, n = outcomes(model), len(X)
     rows, columns = np.tril_indices(n)
 
@@ -285,6 +287,19 @@ def test_models_are_stored(tmp_path, outcome_transform):
         DeepKernelMachine.load(path, 3, **given)
 
 
+@pytest.mark.filterwarnings("ignore:The fit of")
+def test_noise_is_not_learnt_as_features():
+    """Gram matrices of all rows that cost little hold the noise of a single outcome."""
+    generator = torch.Generator().manual_seed(1)
+    X = torch.randn(40, 4, generator=generator, dtype=torch.float64)
+    noise = torch.randn(40, 1, generator=generator, dtype=torch.float64)
+    model = DeepKernelMachine(X, torch.sin(X[:, :1]) + 0.3 * noise, layers=2)
+    assert model.num_inducing == 14
+    model.fit(max_iter=60, progress=False)
+    share = 0.09 / model.train_Y.var().item()
+    assert 0.4 * share < model.noise.item() < 2.5 * share
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The fit of")
 def test_features_are_learnt_where_the_wide_network_has_none():
@@ -295,15 +310,15 @@ def test_features_are_learnt_where_the_wide_network_has_none():
     f = torch.sin(3 * X @ direction)
     Y = f + 0.1 * torch.randn(f.shape, generator=generator, dtype=torch.float64)
     scores = {}
-    for nu in (1.0, math.inf):
-        model = DeepKernelMachine(X[:150], Y[:150], layers=2, num_inducing=150, regularisation=nu)
+    for nu in (10.0, math.inf):
+        model = DeepKernelMachine(X[:150], Y[:150], layers=2, regularisation=nu)
         model.fit(progress=False)
         with torch.no_grad():
             posterior = model.posterior(X[150:], observation_noise=True)
         rmse = (posterior.mean - Y[150:]).square().mean().sqrt()
         scores[nu] = float(rmse), float(-posterior.log_prob(Y[150:]).mean())
-    assert scores[1.0][0] < 0.8 * scores[math.inf][0]
-    assert scores[1.0][1] < scores[math.inf][1] - 0.1
+    assert scores[10.0][0] < 0.8 * scores[math.inf][0]
+    assert scores[10.0][1] < scores[math.inf][1] - 0.1
 
 
 class Shifted(GramKernel):

@@ -448,6 +448,7 @@ def test_pyro_draws_outcomes_where_they_are_not_observed():
 ONE_WEIGHT = {
     "gaussian": "gaussian",
     "heteroscedastic": "heteroscedastic",
+    "heteroscedastic_student_t": HeteroscedasticStudentT(df=3.0),
     "student_t": StudentT(df=3.0),
     "categorical": "categorical",
     "ordinal": Ordinal(num_classes=2),
@@ -466,7 +467,7 @@ def test_one_weight_for_each_output_against_quadrature(name):
         "ordinal": (X + 0.3 * normals(12, 1, seed=7) > 0).double(),
         "poisson": torch.exp(1 + X).round(),
     }.get(name, X + 0.4 * normals(12, 1, seed=7))
-    k = 2 if name in ("categorical", "heteroscedastic") else 1
+    k = 2 if name == "categorical" or name.startswith("heteroscedastic") else 1
     prior = NetworkPrior(nn.Linear(1, k, bias=False), weight_var=1.5)
     model = BayesianNetwork(
         X, Y, prior, likelihood=ONE_WEIGHT[name], input_transform=None, outcome_transform=None
@@ -479,6 +480,9 @@ def test_one_weight_for_each_output_against_quadrature(name):
     if name == "student_t":
         scale = parameters["log_scale"].exp()[:, None]
         each = torch.as_tensor(stats.t.logpdf(Y, 3.0, f, scale))
+    elif name == "heteroscedastic_student_t":
+        scale = (0.5 * (f[..., 1:] - 2)).exp()
+        each = torch.as_tensor(stats.t.logpdf(Y, 3.0, f[..., :1], scale))
     elif name == "ordinal":
         p = torch.sigmoid(parameters["raw_cuts"][:, None] - f)
         each = torch.where(Y == 0, p, 1 - p).log()

@@ -193,7 +193,12 @@ def test_kill_and_resume_across_processes(tmp_path):
         *("--space", "mlp", "--in-features", "64", "--out-features", "10"),
         *("--storage", str(path), "--seed", "0", "--no-progress"),
     ]
-    hanging = subprocess.Popen([*command, "--trials", "5"], env={**os.environ, "HANG": "1"})
+    hanging = subprocess.Popen(
+        [*command, "--trials", "5"],
+        env={**os.environ, "HANG": "1"},
+        # Shells without job control have what they start in the background ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     states: list[str] = []
     while states.count("RUNNING") != 1 or len(states) < 3:
