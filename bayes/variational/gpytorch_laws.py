@@ -174,10 +174,10 @@ def _learn_in_logs(owner: Any) -> None:
     constraint = getattr(owner, "raw_noise_constraint", None)
     if constraint is None or not constraint.enforced or math.isfinite(constraint.upper_bound):
         return
-    noise = owner.noise.detach().clone()
-    least = max(float(constraint.lower_bound), _LEAST_NOISE)
-    owner.register_constraint("raw_noise", GreaterThan(least, transform=None))
-    owner.raw_noise.data.copy_(noise.clamp_min(least))
+    noise, least = owner.noise.detach().clone(), float(constraint.lower_bound)
+    logarithm = GreaterThan(least, transform=torch.exp, inv_transform=torch.log)
+    owner.register_constraint("raw_noise", logarithm)
+    owner.initialize(noise=noise.clamp_min(least + _LEAST_NOISE))
 
 
 class _Probit(_GPyTorchLaw):

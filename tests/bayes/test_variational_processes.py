@@ -409,6 +409,20 @@ def test_likelihoods_of_gpytorch_agree_with_our_own():
     assert torch.allclose(*probabilities, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [likelihoods.GaussianLikelihood, likelihoods.StudentTLikelihood])
+def test_noise_of_gpytorch_is_learnt_by_factors(kind):
+    """There is none here; steps of minibatches on what is no logarithm take it to 0.1."""
+    X = torch.linspace(0, 1, 80, dtype=torch.float64)[:, None]
+    likelihood = kind()
+    likelihood.noise = 1e-3
+    model = VariationalGaussianProcess(
+        X, torch.sin(6 * X), ScaleKernel(RBFKernel()), likelihood=likelihood, num_inducing=8
+    )
+    model.fit(batch_size=40, max_iter=60, progress=False)
+    assert 0 < model.law.likelihood.noise.item() < 0.01
+    assert likelihood.noise.item() == pytest.approx(1e-3), "the user's is copied"
+
+
 @pytest.mark.parametrize(
     "likelihood", [likelihoods.BetaLikelihood(), likelihoods.LaplaceLikelihood()]
 )

@@ -107,11 +107,11 @@ def _slot(name: str, parameter: Tensor, constraint: gpytorch.constraints.Interva
 
 
 def _is_exponential(constraint: gpytorch.constraints.Interval, parameter: Tensor) -> bool:
-    """Whether the value is proportional to the exponential of the parameter."""
+    """Whether the value is an exponential of the parameter, above a lower bound."""
     with torch.no_grad():
         zero = torch.zeros_like(parameter)
-        ratio = constraint.transform(zero + 1) / constraint.transform(zero)
-    return bool((ratio - math.e).abs().max() < 1e-5)
+        low, middle, high = (constraint.transform(zero + x) for x in (-1, 0, 1))
+    return bool(((high - middle) / (middle - low) - math.e).abs().max() < 1e-5)
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
