@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from gpytorch.constraints import GreaterThan
-from gpytorch.likelihoods import GaussianLikelihood, Likelihood
+from gpytorch.likelihoods import (
+    GaussianLikelihood,
+    LaplaceLikelihood,
+    Likelihood,
+    StudentTLikelihood,
+)
 from gpytorch.likelihoods.noise_models import HomoskedasticNoise
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
@@ -64,8 +69,8 @@ class NoiseLevel:
     @staticmethod
     def of(likelihood: Likelihood) -> NoiseLevel | None:
         """That of a likelihood, None where it learns none that is known."""
-        noise = getattr(likelihood, "noise_covar", None)
-        if isinstance(noise, HomoskedasticNoise):
+        noise = getattr(likelihood, "noise_covar", likelihood)
+        if isinstance(noise, HomoskedasticNoise | StudentTLikelihood | LaplaceLikelihood):
             if not noise.raw_noise.requires_grad:
                 return None
             return NoiseLevel(

@@ -25,7 +25,6 @@ from gpytorch.likelihoods import Likelihood as GPyTorchLikelihood
 from torch import Tensor, distributions
 
 from bayes.description import describe_module
-from bayes.log_priors import log_priors
 from bayes.noise import NoiseLevel
 from bayes.variational.latent import Latent
 from bayes.variational.laws import Law, NormalInstead, check_all_classes
@@ -86,16 +85,20 @@ class _GPyTorchLaw(Law):
         return OutcomePosterior(marginal, latent.posterior(), given)
 
 
-class _NormalNoise(_GPyTorchLaw):
-    """`GaussianLikelihood`: one noise variance for all columns."""
+class _Noise(_GPyTorchLaw):
+    """One noise variance, or squared scale, for all columns."""
 
     def __init__(self, likelihood: GPyTorchLikelihood, num_columns: int, like: Tensor) -> None:
         super().__init__(likelihood, num_columns, like)
-        _learn_in_logs(self.likelihood.noise_covar)
+        _learn_in_logs(getattr(self.likelihood, "noise_covar", self.likelihood))
 
     @property
     def noise_level(self) -> NoiseLevel | None:
         return NoiseLevel.of(self.likelihood)
+
+
+class _NormalNoise(_Noise):
+    """`GaussianLikelihood`."""
 
     def expected_log_prob(self, Y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         noise = self.likelihood.noise.to(mean)
@@ -107,24 +110,8 @@ class _NormalNoise(_GPyTorchLaw):
         return latent.of_functions(outputs).posterior(noise)
 
 
-class _HeavyTails(_GPyTorchLaw):
-    """Noise with one squared scale for all columns, and with outliers."""
-
-    def __init__(self, likelihood: GPyTorchLikelihood, num_columns: int, like: Tensor) -> None:
-        super().__init__(likelihood, num_columns, like)
-        _learn_in_logs(self.likelihood)
-
-    @property
-    def noise_level(self) -> NoiseLevel | None:
-        own = self.likelihood
-        if not own.raw_noise.requires_grad:
-            return None
-        return NoiseLevel(
-            lambda: own.noise,
-            lambda values: own.initialize(noise=values),
-            lambda: log_priors(own),
-            float(own.raw_noise_constraint.lower_bound),
-        )
+class _HeavyTails(_Noise):
+    """Noise with outliers."""
 
     @property
     def approach(self) -> Law:
