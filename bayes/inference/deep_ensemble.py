@@ -72,7 +72,7 @@ class DeepEnsemble:
             generator.manual_seed(self.seed)
             position, history = trained(
                 self._objective(density, generator),
-                density.start(generator, self.num_members, like),
+                density.start(generator, self.num_members, like, of_ascent=True),
                 self.num_training_steps,
                 self.learning_rate,
                 name="deep ensemble",

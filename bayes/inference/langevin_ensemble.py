@@ -92,7 +92,7 @@ class LangevinEnsemble(ChainMethod):
     def _initial(self, density: LogDensity, generator: torch.Generator, like: Tensor) -> Tensor:
         position, _ = trained(
             Evaluation(density, compile=False),
-            super()._initial(density, generator, like),
+            density.start(generator, self.num_chains, like, of_ascent=True),
             self.num_training_steps,
             self.learning_rate,
             name="training",

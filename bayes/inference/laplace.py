@@ -179,7 +179,7 @@ class Laplace:
         like: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The highest mode `[d]`, and the log density at every step of the training."""
-        start = density.start(generator, self.num_starts, like)
+        start = density.start(generator, self.num_starts, like, of_ascent=True)
         evaluation = Evaluation(density, compile=False)
         found, history = trained(
             evaluation,

@@ -42,6 +42,8 @@ class LogDensity:
             and `torch.func.vmap` does the rest.
         initial: A generator and a number to so many positions `[number, d]` where chains may
             start; uniform on [-2, 2] without it.
+        flattened: Such positions `[number, d]` to ones from which an ascent sets out, where those
+            are far from any mode, as networks are whose prior is wide; unchanged without it.
         constrain: Positions `[..., d]` to what they stand for, by name, `[..., *event]`; the
             position itself as "x" without it.
         rows: For methods that look at some rows at a time.
@@ -59,6 +61,7 @@ class LogDensity:
         *,
         batched: bool = True,
         initial: Callable[[torch.Generator, int], Tensor] | None = None,
+        flattened: Callable[[Tensor], Tensor] | None = None,
         constrain: Callable[[Tensor], dict[str, Tensor]] | None = None,
         rows: Rows | None = None,
         identified: bool = True,
@@ -68,23 +71,32 @@ class LogDensity:
         self.function = function if batched else torch.func.vmap(function)
         self.dimension = dimension
         self.initial = initial
+        self.flattened = flattened
         self.constrain = constrain or (lambda position: {"x": position})
         self.rows = rows
         self.identified = identified
 
-    def start(self, generator: torch.Generator, num_chains: int, like: Tensor) -> Tensor:
+    def start(
+        self,
+        generator: torch.Generator,
+        num_chains: int,
+        like: Tensor,
+        *,
+        of_ascent: bool = False,
+    ) -> Tensor:
         """Where chains start, positions of finite density and gradient, `[chains, d]`.
 
         Args:
             generator: On the device of `like`.
             num_chains: How many.
             like: Gives dtype and device.
+            of_ascent: Whether they climb to a mode first.
 
         Raises:
             ValueError: the function does not give one number for each position, or a hundred tries
                 found no such start for some chain.
         """
-        position = self._propose(generator, num_chains, like)
+        position = self._propose(generator, num_chains, like, of_ascent)
         for _ in range(100):
             value, gradient = value_and_gradient(self.function, position)
             if value.shape != (num_chains,):
@@ -97,7 +109,7 @@ class LogDensity:
             bad = ~(value.isfinite() & gradient.isfinite().all(-1))
             if not bool(bad.any()):
                 return position
-            fresh = self._propose(generator, num_chains, like)
+            fresh = self._propose(generator, num_chains, like, of_ascent)
             position = torch.where(bad.unsqueeze(-1), fresh, position)
         raise ValueError(
             f"No start with a finite log density and gradient was found for {int(bad.sum())} of "
@@ -105,9 +117,12 @@ class LogDensity:
             "likelihood, and that its parameters are finite."
         )
 
-    def _propose(self, generator: torch.Generator, number: int, like: Tensor) -> Tensor:
+    def _propose(
+        self, generator: torch.Generator, number: int, like: Tensor, of_ascent: bool
+    ) -> Tensor:
         if self.initial is not None:
-            return self.initial(generator, number)
+            position = self.initial(generator, number)
+            return self.flattened(position) if of_ascent and self.flattened else position
         uniform = torch.rand(
             number, self.dimension, generator=generator, dtype=like.dtype, device=like.device
         )

@@ -128,7 +128,7 @@ class Variational(ABC):
             generator = torch.Generator(like.device)
             generator.manual_seed(self.seed)
             with torch.no_grad():
-                guide = self._guide(density.start(generator, 1, like)[0], generator)
+                guide = self._guide(density.start(generator, 1, like, of_ascent=True)[0], generator)
                 history = self._fit(guide, evaluation, generator)
                 position, _ = guide.sample(self.num_draws, generator)
                 samples = density.constrain(position.unsqueeze(0))

