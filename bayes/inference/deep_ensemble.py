@@ -25,7 +25,10 @@ __all__ = ["DeepEnsemble"]
 
 @dataclass(frozen=True)
 class DeepEnsemble:
-    """Members trained from draws of the prior to maxima of the posterior, all at once.
+    """Members trained to maxima of the posterior, all at once.
+
+    They begin as draws of the prior whose readout is set to zero: of functions as far from the data
+    as those of a wide prior, a head for the noise makes densities that no training recovers from.
 
     Attributes:
         num_members: Networks.

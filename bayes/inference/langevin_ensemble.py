@@ -1,14 +1,14 @@
 """An ensemble whose members are trained first and then move: MILE (Sommer et al. 2025, 2502.06335).
 
 Posteriors of networks have many modes, and no chain passes from one to the next. Members begin in
-different ones: each is trained from a draw of its own, with the whole data, to a mode of its
-posterior, and then drawn from the surroundings by microcanonical Langevin steps. Every member has
-a step size and a length of its own, tuned in the paper's three phases of 80%, 10% and 10% of the
-warm-up: the step size, for a variance of the energy error; L from the spread of the positions; L
-from their autocorrelation. The paper's aim for that variance falls from 0.5 per dimension to 0.1.
-Here it is a hundredth of that throughout, which makes steps half as long: with theirs, where noise
-is small, members leave the mode to which they were trained and stay hundreds of nats below what is
-typical of it.
+different ones: each is trained from a draw of its own, whose readout is set to zero, with the whole
+data, to a mode of its posterior, and then drawn from the surroundings by microcanonical Langevin
+steps. Every member has a step size and a length of its own, tuned in the paper's three phases of
+80%, 10% and 10% of the warm-up: the step size, for a variance of the energy error; L from the
+spread of the positions; L from their autocorrelation. The paper's aim for that variance falls from
+0.5 per dimension to 0.1. Here it is a hundredth of that throughout, which makes steps half as long:
+with theirs, where noise is small, members leave the mode to which they were trained and stay
+hundreds of nats below what is typical of it.
 """
 
 from __future__ import annotations

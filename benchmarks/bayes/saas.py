@@ -11,6 +11,9 @@ inputs, as both models predict them, in Monte Carlo standard errors of both. Cha
 the worst of 30; beyond 4 they are not the same. Effective draws are the smallest, bulk or tail,
 over all these quantities; seconds are the processor's, of one thread, compilation included.
 
+"ChEES, short" has 200 iterations of warm-up and 60 draws in place of 512 and 500: about as many
+effective draws as BoTorch's fits have.
+
 BoTorch's are `--seeds` fits of one chain each, as its `fit_fully_bayesian_model_nuts` makes them
 (dense metric, trees of at most 6 doublings), with 512 iterations of warm-up, which is its default,
 and 500 draws, all kept, where the default keeps 16 of 256. JAX compiles in the first of them.
@@ -48,9 +51,11 @@ from benchmarks.bayes import side
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "saas.jsonl"
 PYTHON = ROOT / ".venv-saas" / "bin" / "python"
-BOTORCH, OURS = "BoTorch", "ChEES"
+BOTORCH, OURS, SHORT = "BoTorch", "ChEES", "ChEES, short"
 LEAST_NOISE = 1e-4
 _WARMUP, _DRAWS = 512, 500
+# Iterations of warm-up and draws of ours
+_LENGTHS = {OURS: (_WARMUP, _DRAWS), SHORT: (200, 60)}
 
 
 class ShiftedGammaPrior(GammaPrior):
@@ -142,12 +147,14 @@ def main(argv: list[str]) -> int:
 def _run(options: argparse.Namespace) -> None:
     done = {record["method"] for record in records.read(options.out)}
     X, Y, test_X = problem()
-    if OURS not in done:
-        method = ChEES(num_chains=16, num_warmup=_WARMUP, num_samples=_DRAWS, progress=False)
+    for name, (warmup, draws) in _LENGTHS.items():
+        if name in done:
+            continue
+        method = ChEES(num_chains=16, num_warmup=warmup, num_samples=draws, progress=False)
         before = time.process_time()
         values = quantities(ours(X, Y), method, test_X)
         seconds = time.process_time() - before
-        _keep(options.out, OURS, values, [seconds], version("torch"))
+        _keep(options.out, name, values, [seconds], version("torch"))
     if BOTORCH not in done and not PYTHON.exists():
         print(f"{BOTORCH} is left out: `make saas` makes its environment", file=sys.stderr)
     elif BOTORCH not in done:
@@ -169,9 +176,9 @@ def _keep(out: Path, method: str, values: Tensor, seconds: list[float], versions
     records.append(out, {**record, "machine": platform.machine()})
 
 
-def distances(found: list[dict[str, Any]]) -> Tensor | None:
+def distances(found: list[dict[str, Any]], name: str) -> Tensor | None:
     """Of our means to BoTorch's in standard errors of both, `[k]`; None without both."""
-    one, other = (next((r for r in found if r["method"] == m), None) for m in (OURS, BOTORCH))
+    one, other = (next((r for r in found if r["method"] == m), None) for m in (name, BOTORCH))
     if one is None or other is None:
         return None
     means, errors = (torch.tensor([r[key] for r in (one, other)]) for key in ("means", "errors"))
@@ -180,16 +187,17 @@ def distances(found: list[dict[str, Any]]) -> Tensor | None:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Costs, and how far means are from each other."""
-    lines = [f"{'':10}{'draws':>8}{'effective':>11}{'a second':>10}  seconds of each fit"]
+    lines = [f"{'':13}{'draws':>8}{'effective':>11}{'a second':>10}  seconds of each fit"]
     for record in found:
         each = ", ".join(f"{seconds:.1f}" for seconds in record["seconds"])
         lines.append(
-            f"{record['method']:10}{record['draws']:8d}{record['effective']:11.0f}"
+            f"{record['method']:13}{record['draws']:8d}{record['effective']:11.0f}"
             f"{record['effective'] / sum(record['seconds']):10.1f}  {each}"
         )
-    far = distances(found)
-    if far is not None:
-        lines.append(
-            f"means differ by at most {float(far.max()):.1f} standard errors, {len(far)} of them"
-        )
+    for name in _LENGTHS:
+        if (far := distances(found, name)) is not None:
+            lines.append(
+                f"{name}: means differ by at most {float(far.max()):.1f} standard errors, "
+                f"{len(far)} of them"
+            )
     return "\n".join(lines)

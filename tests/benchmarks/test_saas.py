@@ -49,7 +49,7 @@ def record(method, means, **other):
 
 def test_the_table_says_how_far_means_are_apart():
     found = [record(saas.OURS, [1.0, 2.0])]
-    assert saas.distances(found) is None
+    assert saas.distances(found, saas.OURS) is None
     found += [record(saas.BOTORCH, [1.0, 4.0])]
     text = saas.table(found)
     assert f"at most {2 / (0.4 * 2**0.5):.1f} standard errors, 2 of them" in text
@@ -71,5 +71,5 @@ def test_the_posterior_is_that_of_botorchs_model():
     X, Y, test_X = saas.problem()
     method = ChEES(num_chains=16, num_warmup=300, num_samples=200, seed=1, progress=False)
     values = saas.quantities(saas.ours(X, Y), method, test_X)
-    far = saas.distances([*found, {"method": saas.OURS, **saas.summary(values)}])
+    far = saas.distances([*found, {"method": saas.OURS, **saas.summary(values)}], saas.OURS)
     assert float(far.max()) < 4
