@@ -69,7 +69,8 @@ class Variational(ABC):
         learning_rate: Of Adam at the start; it falls to a hundredth of it.
         num_particles: Monte Carlo samples per step.
         num_draws: Draws from the fitted guide that make the posterior.
-        init_std: Initial deviation of the guide, of every unconstrained number.
+        init_std: Initial deviation of the guide, of every unconstrained number. From wide ones
+            fits end at lower bounds: the gradients of their samples tell little.
         likelihood_weight: kappa, by which the log likelihood counts more than it should; "data"
             is d / n, the data-emphasised bound, or 1 where rows outnumber weights. Only for models
             that tell prior and likelihood apart, such as `BayesianNetwork`; what is fitted is then
@@ -82,7 +83,7 @@ class Variational(ABC):
     learning_rate: float = 0.03
     num_particles: int = 8
     num_draws: int = 256
-    init_std: float = 0.1
+    init_std: float = 0.03
     likelihood_weight: float | str = 1.0
     seed: int = 0
     progress: bool = True

@@ -142,7 +142,7 @@ def test_mean_field_is_too_wide_where_weights_share_a_task():
         input_transform=None,
         outcome_transform=None,
     )
-    model.fit(MeanField(num_steps=500, num_draws=4000, progress=False))
+    model.fit(MeanField(num_steps=1000, num_draws=4000, progress=False))
     f = model.posterior(torch.ones(1, k, dtype=torch.float64))
     wide, right = 1 / (1 + S / k), 1 / (1 + S)
     assert abs(f.mean.item() - float((x * Y).sum() / 0.25) * right) < 0.15 * wide**0.5
