@@ -44,7 +44,7 @@ def network():
     module = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
     prior = NetworkPrior(module, weight_var={"0": 4.0, "2": 1.0}, bias_var=1.0)
     model = BayesianNetwork(*data(), prior)
-    return model.fit(MeanField(num_steps=300, num_draws=64, learning_rate=0.05, progress=False))
+    return model.fit(MeanField(num_steps=800, num_draws=64, learning_rate=0.05, progress=False))
 
 
 MODELS = {
