@@ -204,8 +204,9 @@ class NetworkPosterior(HasParts):
             # Functions of a wide prior miss the data by far, and a head for the noise turns that
             # into log densities that no training recovers from. Zero functions, of hidden units
             # as drawn, are near in any prior.
-            eps, others = position.split([self.num_weights, sum(self.sites().values())], dim=-1)
-            return torch.cat([eps.masked_fill(self.last_layer(), 0.0), others], dim=-1)
+            eps, parameters = self.split(position)
+            eps = eps.masked_fill(self.last_layer(), 0.0)
+            return torch.cat([eps, *parameters.values()], dim=-1)
 
         def constrain(position: Tensor) -> dict[str, Tensor]:
             eps, parameters = self.split(position)
