@@ -26,6 +26,10 @@ prior = NetworkPrior(network, weight_var=4.0, bias_var=1.0)
 print(prior.sample(torch.linspace(-3, 3, 5, dtype=torch.float64)[:, None], torch.Size([3])).shape)
 
 # %% [markdown]
+# Other packages give every weight N(0, 1), whatever the width. That is a variance of a layer's inputs here,
+# `weight_var={"0": 1.0, "2": 20.0}` of this network: a much wider prior, which suits small tables with hardly any noise
+# better than variances of 1. `BayesianNetwork(..., learn_variances=True)` draws them with the weights.
+#
 # ## Sampling
 
 # %%
