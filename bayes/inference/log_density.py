@@ -42,7 +42,7 @@ class LogDensity:
             and `torch.func.vmap` does the rest.
         initial: A generator and a number to so many positions `[number, d]` where chains may
             start; uniform on [-2, 2] without it.
-        flattened: Such positions `[number, d]` to ones from which an ascent sets out, where those
+        flattened: Starts `[number, d]` to ones from which an ascent sets out, where those
             are far from any mode, as networks are whose prior is wide; unchanged without it.
         constrain: Positions `[..., d]` to what they stand for, by name, `[..., *event]`; the
             position itself as "x" without it.
@@ -120,13 +120,14 @@ class LogDensity:
     def _propose(
         self, generator: torch.Generator, number: int, like: Tensor, of_ascent: bool
     ) -> Tensor:
-        if self.initial is not None:
+        if self.initial is None:
+            uniform = torch.rand(
+                number, self.dimension, generator=generator, dtype=like.dtype, device=like.device
+            )
+            position = 4 * uniform - 2
+        else:
             position = self.initial(generator, number)
-            return self.flattened(position) if of_ascent and self.flattened else position
-        uniform = torch.rand(
-            number, self.dimension, generator=generator, dtype=like.dtype, device=like.device
-        )
-        return 4 * uniform - 2
+        return self.flattened(position) if of_ascent and self.flattened else position
 
 
 class HasLogDensity:

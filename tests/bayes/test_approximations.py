@@ -153,15 +153,14 @@ def test_variances_are_learnt_in_single_precision():
 
 def test_a_guide_of_full_rank_is_exact_for_linear_regression():
     model, Z, mean, var, evidence = linear()
-    settings = {"num_draws": 8000, "num_particles": 64, "num_steps": 500, "learning_rate": 0.2}
+    # of log densities, whose variance is 2, the mean of so many has an error of 0.0045
+    settings = {"num_draws": 8000, "num_particles": 1000, "num_steps": 500, "learning_rate": 0.2}
     model.fit(LowRank(rank=4, **settings, **QUIET))
     posterior = model.posterior(Z)
     assert ((posterior.mean - mean).abs() < 5 * (var / 8000).sqrt() + 0.01 * var.sqrt()).all()
     torch.testing.assert_close(posterior.variance, var, atol=0, rtol=0.1)
-    # log densities of four normal weights have a variance of 2
-    error = (2 / (64 * 100)) ** 0.5
     bound = model.draws.history[-100:].mean().item()
-    assert bound == pytest.approx(evidence, abs=4 * error)
+    assert bound == pytest.approx(evidence, abs=0.02)
 
 
 def test_columns_stay_narrow_where_the_posterior_is():
